@@ -1,0 +1,1 @@
+//! Quantised formats, the [`Backend`] trait and its kernels.
