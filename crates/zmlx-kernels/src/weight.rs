@@ -1,0 +1,195 @@
+//! Weights as they lie in host memory, before a backend takes them over.
+
+use bytes::Bytes;
+
+use crate::error::ensure;
+use crate::quant::check_scale_dtype;
+use crate::{DType, Error, QuantSpec, Result};
+
+/// How the elements of a weight are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum WeightFormat {
+    /// Plain floats of this type.
+    Dense(DType),
+    /// Packed words with scales of the given type, and biases of the same type where the mode has them.
+    Quantized {
+        /// The format of the words.
+        spec: QuantSpec,
+        /// The type of scales and biases.
+        scale_dtype: DType,
+    },
+}
+
+impl WeightFormat {
+    /// Bytes of one row of `n_in` weights: words, scales and biases.
+    pub const fn row_bytes(self, n_in: usize) -> usize {
+        match self {
+            Self::Dense(dtype) => n_in * dtype.size_bytes(),
+            Self::Quantized { spec, scale_dtype } => {
+                let per_group = scale_dtype.size_bytes() * if spec.has_biases() { 2 } else { 1 };
+                spec.packed_bytes(n_in) + n_in / spec.group_size() * per_group
+            }
+        }
+    }
+}
+
+impl std::fmt::Display for WeightFormat {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Dense(dtype) => write!(f, "{dtype:?}"),
+            Self::Quantized { spec, .. } => write!(f, "{spec}"),
+        }
+    }
+}
+
+/// The buffers of one matrix `[n_out, n_in]`, or of a stack `[n_mats, n_out, n_in]` of them.
+///
+/// The bytes may lie at any address: files in the safetensors format do not align their tensors, and mapped
+/// files are used in place.
+#[derive(Clone, Debug)]
+pub struct WeightBytes {
+    /// Dense elements, or packed words.
+    pub data: Bytes,
+    /// One scale per group; empty for dense weights.
+    pub scales: Bytes,
+    /// One bias per group; empty for dense weights and modes without biases.
+    pub biases: Bytes,
+}
+
+/// A matrix, or a bank of equally shaped matrices (one per expert or per head), in host memory.
+///
+/// **Shapes** `n_mats × [n_out, n_in]`, row-major; the output of a product with `x [.., n_in]` is `[.., n_out]`.
+/// Cloning shares the bytes.
+#[derive(Clone, Debug)]
+pub struct HostWeight {
+    format: WeightFormat,
+    n_out: usize,
+    n_in: usize,
+    mats: Vec<WeightBytes>,
+}
+
+impl HostWeight {
+    /// A stack of `n_mats` matrices of `n_out` rows of `n_in` weights, stored one after the other.
+    ///
+    /// # Errors
+    /// If `n_in` is not a multiple of the group size, or a buffer's length does not fit the shape.
+    pub fn new(format: WeightFormat, [n_mats, n_out, n_in]: [usize; 3], bytes: WeightBytes) -> Result<Self> {
+        const OP: &str = "host weight";
+        ensure(n_mats > 0 && n_out > 0 && n_in > 0, OP, "shape", "no zero dimension", [n_mats, n_out, n_in])?;
+        let n_elements = n_mats.checked_mul(n_out).and_then(|n| n.checked_mul(n_in));
+        let n_elements = n_elements.filter(|n| n.checked_mul(8).is_some());
+        ensure(n_elements.is_some(), OP, "shape", "an addressable size", [n_mats, n_out, n_in])?;
+        let n_rows = n_mats * n_out;
+        let (data, per_group, dtype) = match format {
+            WeightFormat::Dense(dtype) => {
+                ensure(dtype.is_float(), OP, "dtype", "f32, f16 or bf16", dtype)?;
+                ((dtype, n_rows * n_in * dtype.size_bytes()), 0, dtype)
+            }
+            WeightFormat::Quantized { spec, scale_dtype } => {
+                check_scale_dtype(spec, scale_dtype)?;
+                let g = spec.group_size();
+                ensure(n_in.is_multiple_of(g), OP, "n_in", format!("a multiple of the group size {g}"), n_in)?;
+                let groups = n_rows * (n_in / g) * scale_dtype.size_bytes();
+                ((DType::U32, n_rows * spec.packed_bytes(n_in)), groups, scale_dtype)
+            }
+        };
+        let has_biases = matches!(format, WeightFormat::Quantized { spec, .. } if spec.has_biases());
+        check_length("weight", data.0, &bytes.data, data.1)?;
+        check_length("scales", dtype, &bytes.scales, per_group)?;
+        check_length("biases", dtype, &bytes.biases, if has_biases { per_group } else { 0 })?;
+        let part = |b: &Bytes, i: usize| {
+            let n = b.len() / n_mats;
+            b.slice(i * n..(i + 1) * n)
+        };
+        let mats = (0..n_mats)
+            .map(|i| WeightBytes {
+                data: part(&bytes.data, i),
+                scales: part(&bytes.scales, i),
+                biases: part(&bytes.biases, i),
+            })
+            .collect();
+        Ok(Self { format, n_out, n_in, mats })
+    }
+
+    /// A dense vector or matrix of 32-bit floats, copied.
+    ///
+    /// # Errors
+    /// As [`HostWeight::new`].
+    pub fn from_f32(values: &[f32], n_out: usize, n_in: usize) -> Result<Self> {
+        let data = Bytes::from(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+        let bytes = WeightBytes { data, scales: Bytes::new(), biases: Bytes::new() };
+        Self::new(WeightFormat::Dense(DType::F32), [1, n_out, n_in], bytes)
+    }
+
+    /// One bank from several weights of the same format and shape, in order; shares their bytes.
+    ///
+    /// # Errors
+    /// If the list is empty or the formats or shapes differ.
+    pub fn stack(parts: Vec<Self>) -> Result<Self> {
+        const OP: &str = "stack of weights";
+        ensure(!parts.is_empty(), OP, "parts", "at least one", 0)?;
+        let (format, n_out, n_in) = (parts[0].format, parts[0].n_out, parts[0].n_in);
+        for p in &parts {
+            ensure(
+                (p.format, p.n_out, p.n_in) == (format, n_out, n_in),
+                OP,
+                "parts",
+                format!("all {format} [{n_out}, {n_in}]"),
+                (p.format, p.n_out, p.n_in),
+            )?;
+        }
+        Ok(Self { format, n_out, n_in, mats: parts.into_iter().flat_map(|p| p.mats).collect() })
+    }
+
+    /// How the elements are stored.
+    pub fn format(&self) -> WeightFormat {
+        self.format
+    }
+
+    /// Number of matrices: 1, or the number of experts or heads.
+    pub fn n_mats(&self) -> usize {
+        self.mats.len()
+    }
+
+    /// Rows of each matrix: the width of the product.
+    pub fn n_out(&self) -> usize {
+        self.n_out
+    }
+
+    /// Columns of each matrix: the width of the input.
+    pub fn n_in(&self) -> usize {
+        self.n_in
+    }
+
+    /// The buffers of matrix `i`.
+    pub fn mat(&self, i: usize) -> &WeightBytes {
+        &self.mats[i]
+    }
+
+    /// Bytes of one matrix: words, scales and biases.
+    pub fn mat_bytes(&self) -> usize {
+        self.n_out * self.format.row_bytes(self.n_in)
+    }
+
+    /// All weights as floats, `n_mats · n_out · n_in` of them: `scale · q + bias` rounded once to f32.
+    pub fn to_f32_vec(&self) -> Vec<f32> {
+        let mut out = Vec::with_capacity(self.mats.len() * self.n_out * self.n_in);
+        for m in &self.mats {
+            match self.format {
+                WeightFormat::Dense(dtype) => out.extend(dtype.to_f32_vec(&m.data)),
+                WeightFormat::Quantized { spec, scale_dtype } => {
+                    out.extend(crate::quant::dequantize(spec, scale_dtype, &m.data, &m.scales, &m.biases));
+                }
+            }
+        }
+        out
+    }
+}
+
+fn check_length(what: &'static str, dtype: DType, bytes: &Bytes, want_bytes: usize) -> Result<()> {
+    if bytes.len() == want_bytes {
+        Ok(())
+    } else {
+        Err(Error::BufferLength { what, dtype, n_bytes: bytes.len(), want_bytes })
+    }
+}
