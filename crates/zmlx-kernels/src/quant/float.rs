@@ -37,10 +37,10 @@ pub(crate) fn e8m0_to_f32(code: u8) -> f32 {
     }
 }
 
-/// The nearest e2m1 code, ties to the even code, saturating at ±6. What rounds to zero gives code 0, never -0.
+/// The nearest e2m1 code, ties towards zero, saturating at ±6. What rounds to zero gives code 0, never -0.
 pub(crate) fn f32_to_e2m1(value: f32) -> u8 {
     let magnitude = 2.0 * value.abs();
-    let code = nearest(magnitude, 7, |c| f32::from(E2M1_TIMES_2[usize::from(c)]));
+    let code = nearest(magnitude, 7, Ties::Down, |c| f32::from(E2M1_TIMES_2[usize::from(c)]));
     code | if value.is_sign_negative() && code > 0 { 8 } else { 0 }
 }
 
@@ -50,11 +50,18 @@ pub(crate) fn f32_to_e4m3(value: f32) -> u8 {
     if value.is_nan() {
         return sign | 0x7f;
     }
-    sign | nearest(value.abs().min(E4M3_MAX), 0x7e, e4m3_to_f32)
+    sign | nearest(value.abs().min(E4M3_MAX), 0x7e, Ties::Even, e4m3_to_f32)
 }
 
-/// The code in `0..=last`, whose values ascend, that is nearest to `magnitude`; the even one of two equally near.
-fn nearest(magnitude: f32, last: u8, value: impl Fn(u8) -> f32) -> u8 {
+/// Which of two equally near codes is taken.
+#[derive(Clone, Copy, PartialEq)]
+enum Ties {
+    Even,
+    Down,
+}
+
+/// The code in `0..=last`, whose values ascend, that is nearest to `magnitude`.
+fn nearest(magnitude: f32, last: u8, ties: Ties, value: impl Fn(u8) -> f32) -> u8 {
     let (mut low, mut high) = (0, last);
     while low < high {
         let mid = low + (high - low).div_ceil(2);
@@ -64,7 +71,7 @@ fn nearest(magnitude: f32, last: u8, value: impl Fn(u8) -> f32) -> u8 {
         return last;
     }
     let (below, above) = (magnitude - value(low), value(low + 1) - magnitude);
-    if below < above || (below == above && low.is_multiple_of(2)) { low } else { low + 1 }
+    if below < above || (below == above && (ties == Ties::Down || low.is_multiple_of(2))) { low } else { low + 1 }
 }
 
 #[cfg(test)]
@@ -85,9 +92,9 @@ mod tests {
     }
 
     #[test]
-    fn ties_go_to_the_even_code() {
+    fn ties_and_saturation() {
         assert_eq!(f32_to_e2m1(0.25), 0);
-        assert_eq!(f32_to_e2m1(0.75), 2);
+        assert_eq!(f32_to_e2m1(0.75), 1);
         assert_eq!(f32_to_e2m1(2.5), 4);
         assert_eq!(f32_to_e2m1(5.0), 6);
         assert_eq!(f32_to_e2m1(100.0), 7);

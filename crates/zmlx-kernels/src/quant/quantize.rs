@@ -24,7 +24,8 @@ pub struct Quantized {
 /// unless it is 0, `scale = edge / q0` and `bias = edge`; `q = clip(round((w - bias) / scale))`. Codes come from the
 /// unrounded scale and bias, which are rounded to `scale_dtype` only when stored.
 /// The float modes: `scale` = the group's largest magnitude over the largest code's, rounded up to a power of
-/// two (mxfp4, mxfp8) or to the nearest e4m3 (nvfp4); the code nearest to `w / scale`, ties to even.
+/// two (mxfp4, mxfp8) or to the nearest e4m3 (nvfp4); the code nearest to `w / scale`, ties
+/// towards zero in e2m1 and to the even code in e4m3.
 ///
 /// **Source** `mx.quantize` of MLX 0.32.2.
 ///
