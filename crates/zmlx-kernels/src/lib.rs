@@ -1,14 +1,27 @@
 //! Quantised formats, the [`Backend`] trait, and its kernels.
-#![warn(missing_docs)]
+//!
+//! # Numerics
+//!
+//! Two modes are declared. *Accurate*: activations are f32, weights are used as `scale · q + bias` in f32, every
+//! product accumulates in f32 and rounds once. *Exact*: reproduces the rounding and the order of a stock engine's ops
+//! bit for bit. The CPU backend is accurate.
 
+mod backend;
+pub mod cpu;
 mod dtype;
 mod error;
+mod fusion;
 mod mapped;
 pub mod quant;
 mod weight;
 
+pub use backend::{
+    Backend, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, Renormalize, Rope, RopePairing, SoftmaxTopK,
+    Span,
+};
 pub use dtype::DType;
 pub use error::{Error, Result};
+pub use fusion::{ExpertFusion, Fusion, ParseFusionError, Switch};
 pub use mapped::map_file;
 pub use quant::{QuantMode, QuantSpec};
 pub use weight::{HostWeight, WeightBytes, WeightFormat};

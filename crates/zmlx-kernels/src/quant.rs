@@ -83,7 +83,8 @@ impl QuantSpec {
 
     /// Every format, affine first.
     pub fn all() -> Vec<Self> {
-        let affine = [2, 3, 4, 5, 6, 8].into_iter().flat_map(|b| [32, 64, 128].map(|g| (QuantMode::Affine, b, g)));
+        let affine =
+            [2, 3, 4, 5, 6, 8].into_iter().flat_map(|b| [32, 64, 128].map(|g| (QuantMode::Affine, b, g)));
         affine
             .chain([(QuantMode::Mxfp4, 4, 32), (QuantMode::Mxfp8, 8, 32), (QuantMode::Nvfp4, 4, 16)])
             .map(|(mode, bits, group_size)| Self { mode, bits, group_size })

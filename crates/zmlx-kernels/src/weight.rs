@@ -88,7 +88,13 @@ impl HostWeight {
             WeightFormat::Quantized { spec, scale_dtype } => {
                 check_scale_dtype(spec, scale_dtype)?;
                 let g = spec.group_size();
-                ensure(n_in.is_multiple_of(g), OP, "n_in", format!("a multiple of the group size {g}"), n_in)?;
+                ensure(
+                    n_in.is_multiple_of(g),
+                    OP,
+                    "n_in",
+                    format!("a multiple of the group size {g}"),
+                    n_in,
+                )?;
                 let groups = n_rows * (n_in / g) * scale_dtype.size_bytes();
                 ((DType::U32, n_rows * spec.packed_bytes(n_in)), groups, scale_dtype)
             }

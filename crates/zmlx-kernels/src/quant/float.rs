@@ -71,7 +71,11 @@ fn nearest(magnitude: f32, last: u8, ties: Ties, value: impl Fn(u8) -> f32) -> u
         return last;
     }
     let (below, above) = (magnitude - value(low), value(low + 1) - magnitude);
-    if below < above || (below == above && (ties == Ties::Down || low.is_multiple_of(2))) { low } else { low + 1 }
+    if below < above || (below == above && (ties == Ties::Down || low.is_multiple_of(2))) {
+        low
+    } else {
+        low + 1
+    }
 }
 
 #[cfg(test)]

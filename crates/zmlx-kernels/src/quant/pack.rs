@@ -53,7 +53,13 @@ pub(crate) fn unpack_each(bits: usize, packed: &[u8], mut f: impl FnMut(usize, u
 ///
 /// **Shapes** `packed` holds n weights, `scales` (and `biases` for affine, else empty) `n / group_size` values of
 /// `scale_dtype`; a shorter `scales` ends the output early.
-pub fn dequantize(spec: QuantSpec, scale_dtype: DType, packed: &[u8], scales: &[u8], biases: &[u8]) -> Vec<f32> {
+pub fn dequantize(
+    spec: QuantSpec,
+    scale_dtype: DType,
+    packed: &[u8],
+    scales: &[u8],
+    biases: &[u8],
+) -> Vec<f32> {
     let group = spec.group_size();
     let size = scale_dtype.size_bytes();
     let mut out = Vec::with_capacity(packed.len() * 8 / spec.bits());

@@ -35,7 +35,13 @@ pub fn quantize(spec: QuantSpec, scale_dtype: DType, w: &[f32], n_in: usize) -> 
     check_scale_dtype(spec, scale_dtype)?;
     let group = spec.group_size();
     let whole = n_in > 0 && n_in.is_multiple_of(group) && w.len().is_multiple_of(n_in);
-    ensure(whole, "quantize", "w", format!("rows of n_in weights, n_in a multiple of {group}"), (w.len(), n_in))?;
+    ensure(
+        whole,
+        "quantize",
+        "w",
+        format!("rows of n_in weights, n_in a multiple of {group}"),
+        (w.len(), n_in),
+    )?;
     let mut codes = Vec::with_capacity(w.len());
     let mut out = Quantized { data: Vec::new(), scales: Vec::new(), biases: Vec::new() };
     for w in w.chunks_exact(group) {

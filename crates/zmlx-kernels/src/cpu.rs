@@ -1,0 +1,671 @@
+//! The CPU backend: SIMD kernels on a persistent team of threads.
+//!
+//! Activations are f32 throughout (the *accurate* mode). Weights are used where they lie, quantised, at any
+//! alignment. Buffers are recycled: once warm, a step allocates nothing.
+
+mod attention;
+mod level;
+mod math;
+mod matmul;
+mod pool;
+mod route;
+mod simd;
+mod team;
+
+use std::ops::Range;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use attention::CpuKvCache;
+pub use level::Level;
+pub use matmul::CpuWeight;
+use matmul::{Groups, Product, Scratch, SyncPtr};
+use pool::{Buffers, Shape};
+pub use pool::{CpuIndices, CpuTensor};
+use team::Team;
+
+use crate::backend::{
+    Backend, GateUp, KvLayout, MlaInputs, NoauxTc, Rope, RopePairing, SoftmaxTopK, Span, check_spans,
+};
+use crate::error::ensure;
+use crate::{Error, HostWeight, Result};
+
+const NAME: &str = "cpu";
+
+/// Elementwise work of fewer values than this stays on the calling thread: waking the team costs more.
+const PARALLEL_MIN: usize = 32 * 1024;
+
+/// The CPU as a [`Backend`].
+pub struct CpuBackend {
+    level: Level,
+    team: Mutex<Team>,
+    floats: Buffers<f32>,
+    words: Buffers<u32>,
+    scratch: Vec<Mutex<Scratch>>,
+    groups: Mutex<Groups>,
+}
+
+/// Locks; a panic in another holder does not matter, as every holder overwrites what it uses.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl CpuBackend {
+    /// A backend with `n_threads` threads, the caller's included; by default one per physical core that this process
+    /// may use. The level is the best supported, or what `ZMLX_CPU_LEVEL` names.
+    ///
+    /// # Errors
+    /// If the variable names a level that this machine cannot run.
+    pub fn new(n_threads: Option<usize>) -> Result<Self> {
+        Self::with_level(Level::from_env()?, n_threads)
+    }
+
+    /// As [`CpuBackend::new`] with a given level.
+    ///
+    /// # Errors
+    /// If this machine cannot run the level.
+    pub fn with_level(level: Level, n_threads: Option<usize>) -> Result<Self> {
+        if !level.is_supported() {
+            let why = format!("this processor cannot run the level {}", level.name());
+            return Err(Error::Unavailable { backend: NAME, why });
+        }
+        let team = Team::new(n_threads.unwrap_or_else(default_threads));
+        Ok(Self {
+            level,
+            scratch: (0..team.n_members()).map(|_| Mutex::default()).collect(),
+            team: Mutex::new(team),
+            floats: Buffers::new(),
+            words: Buffers::new(),
+            groups: Mutex::default(),
+        })
+    }
+
+    /// The instruction-set level in use.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Number of threads in use.
+    pub fn n_threads(&self) -> usize {
+        self.scratch.len()
+    }
+
+    /// Calls `f` for shares of `n_rows` rows of `width` values: on the team if there is enough work.
+    fn for_rows(&self, n_rows: usize, width: usize, f: impl Fn(Range<usize>) + Sync) {
+        if n_rows * width < PARALLEL_MIN {
+            f(0..n_rows);
+        } else {
+            lock(&self.team).run(&|m| f(m.share(n_rows, 1)));
+        }
+    }
+
+    /// A tensor as wide as `width` with the other dimensions of `x`, filled row by row: `f(row, x[row], y[row])`.
+    fn map_rows(
+        &self,
+        op: &'static str,
+        x: &CpuTensor,
+        width: usize,
+        f: impl Fn(usize, &[f32], &mut [f32]) + Sync,
+    ) -> Result<CpuTensor> {
+        let last = x.shape.last();
+        ensure(last > 0 && width > 0, op, "x", "no zero dimension", x)?;
+        let shape = x.shape.with_last(width);
+        let mut y = self.floats.take(shape.len());
+        let out = SyncPtr::new(&mut y);
+        self.for_rows(x.shape.n_rows(), last.max(width), |rows| {
+            for r in rows {
+                // SAFETY: row r of the output, in one share only.
+                f(r, &x.values()[r * last..][..last], unsafe { out.slice(r * width, width) });
+            }
+        });
+        Ok(CpuTensor::new(shape, y))
+    }
+
+    /// The shape that `experts` chooses for: its tokens and slots, with every index checked against `n_mats`.
+    fn check_experts(
+        op: &'static str,
+        x: &CpuTensor,
+        weight: &CpuWeight,
+        experts: &CpuIndices,
+    ) -> Result<(usize, usize)> {
+        let &[n_tokens, top_k] = experts.dims() else {
+            return ensure(false, op, "experts", "[n, top_k]", experts).map(|()| unreachable!());
+        };
+        let n_in = weight.n_in();
+        let per_token = x.dims() == [n_tokens, n_in];
+        let per_slot = x.dims() == [n_tokens, top_k, n_in];
+        ensure(
+            per_token || per_slot,
+            op,
+            "x",
+            format!("[{n_tokens}, {n_in}] or [{n_tokens}, {top_k}, {n_in}]"),
+            x,
+        )?;
+        let len = weight.n_mats();
+        match experts.values().iter().find(|e| **e as usize >= len) {
+            Some(e) => Err(Error::IndexOutOfRange { op, what: "expert", index: *e as usize, len }),
+            None => Ok((n_tokens, top_k)),
+        }
+    }
+
+    /// `out[pair][row] = f(values)` for all pairs of a product, into a new tensor of that shape.
+    fn product_into<const W: usize>(
+        &self,
+        shape: Shape,
+        product: &Product<'_, W>,
+        groups: &Groups,
+        f: impl Fn([f32; W]) -> f32 + Sync,
+    ) -> CpuTensor {
+        let n_out = shape.last();
+        let mut y = self.floats.take(shape.len());
+        let out = SyncPtr::new(&mut y);
+        self.product(
+            product,
+            groups,
+            |_| (),
+            |row, pair, values| {
+                // SAFETY: each element is computed by one member.
+                unsafe { *out.at(pair * n_out + row) = f(values) };
+            },
+        );
+        CpuTensor::new(shape, y)
+    }
+
+    /// Products of all rows of x with weights that are single matrices.
+    fn product_all<const W: usize>(
+        &self,
+        op: &'static str,
+        x: &CpuTensor,
+        weights: [&CpuWeight; W],
+        f: impl Fn([f32; W]) -> f32 + Sync,
+    ) -> Result<CpuTensor> {
+        let w = weights[0];
+        ensure(w.n_mats() == 1, op, "weight", "one matrix", w)?;
+        ensure(x.shape.last() == w.n_in(), op, "x", format!("[.., {}]", w.n_in()), x)?;
+        let mut groups = lock(&self.groups);
+        groups.all(x.shape.n_rows());
+        let product = Product { weights, x: x.values(), pairs_per_x: 1 };
+        Ok(self.product_into(x.shape.with_last(w.n_out()), &product, &groups, f))
+    }
+
+    /// Products of each token's (or slot's) row with its experts' matrices.
+    fn product_gathered<const W: usize>(
+        &self,
+        op: &'static str,
+        x: &CpuTensor,
+        weights: [&CpuWeight; W],
+        experts: &CpuIndices,
+        f: impl Fn([f32; W]) -> f32 + Sync,
+    ) -> Result<CpuTensor> {
+        let w = weights[0];
+        let (n_tokens, top_k) = Self::check_experts(op, x, w, experts)?;
+        let mut groups = lock(&self.groups);
+        groups.by_mat(n_tokens * top_k, w.n_mats(), |p| experts.values()[p] as usize);
+        let product =
+            Product { weights, x: x.values(), pairs_per_x: if x.dims().len() == 2 { top_k } else { 1 } };
+        Ok(self.product_into(Shape::new(op, &[n_tokens, top_k, w.n_out()])?, &product, &groups, f))
+    }
+}
+
+fn default_threads() -> usize {
+    let usable = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    num_cpus::get_physical().clamp(1, usable)
+}
+
+fn check_gate_up(op: &'static str, weights: GateUp<'_, CpuWeight>) -> Result<()> {
+    let shape = |w: &CpuWeight| [w.n_mats(), w.n_out(), w.n_in()];
+    let (gate, up) = (shape(weights.gate), shape(weights.up));
+    ensure(gate == up, op, "up", format!("{gate:?}"), up)
+}
+
+impl Backend for CpuBackend {
+    type Tensor = CpuTensor;
+    type Indices = CpuIndices;
+    type Weight = CpuWeight;
+    type KvCache = CpuKvCache;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn upload(&self, weight: HostWeight) -> Result<CpuWeight> {
+        Ok(CpuWeight::new(self.level, weight))
+    }
+
+    fn concat_rows(&self, parts: &[&CpuWeight]) -> Result<CpuWeight> {
+        CpuWeight::concat_rows(parts)
+    }
+
+    fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<CpuTensor> {
+        let shape = Shape::new("tensor", shape)?;
+        ensure(
+            shape.len() == values.len(),
+            "tensor",
+            "values",
+            format!("{} for {shape:?}", shape.len()),
+            values.len(),
+        )?;
+        let mut data = self.floats.take(values.len());
+        data.copy_from_slice(values);
+        Ok(CpuTensor::new(shape, data))
+    }
+
+    fn read(&self, x: &CpuTensor, out: &mut Vec<f32>) -> Result<()> {
+        out.clear();
+        out.extend_from_slice(x.values());
+        Ok(())
+    }
+
+    fn shape(&self, x: &CpuTensor) -> Vec<usize> {
+        x.dims().to_vec()
+    }
+
+    fn indices(&self, values: &[u32], shape: &[usize]) -> Result<CpuIndices> {
+        let shape = Shape::new("indices", shape)?;
+        ensure(
+            shape.len() == values.len(),
+            "indices",
+            "values",
+            format!("{} for {shape:?}", shape.len()),
+            values.len(),
+        )?;
+        let mut data = self.words.take(values.len());
+        data.copy_from_slice(values);
+        Ok(CpuIndices { shape, data: data.freeze() })
+    }
+
+    fn read_indices(&self, indices: &CpuIndices, out: &mut Vec<u32>) -> Result<()> {
+        out.clear();
+        out.extend_from_slice(indices.values());
+        Ok(())
+    }
+
+    fn kv_cache(&self, layout: KvLayout, n_slots: usize) -> Result<CpuKvCache> {
+        CpuKvCache::new(layout, n_slots)
+    }
+
+    fn truncate(&self, cache: &mut CpuKvCache, slot: usize, n_tokens: usize) -> Result<()> {
+        cache.truncate(slot, n_tokens)
+    }
+
+    fn embed(&self, table: &CpuWeight, ids: &CpuIndices) -> Result<CpuTensor> {
+        const OP: &str = "embed";
+        ensure(table.n_mats() == 1, OP, "table", "one matrix", table)?;
+        let (vocab, hidden) = (table.n_out(), table.n_in());
+        if let Some(id) = ids.values().iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::IndexOutOfRange { op: OP, what: "token", index: *id as usize, len: vocab });
+        }
+        let mut y = self.floats.take(ids.values().len() * hidden);
+        for (id, row) in ids.values().iter().zip(y.chunks_exact_mut(hidden)) {
+            table.read_row(*id as usize, row);
+        }
+        Ok(CpuTensor::new(Shape::new(OP, &[ids.values().len(), hidden])?, y))
+    }
+
+    fn rms_norm(&self, x: &CpuTensor, weight: &CpuWeight, eps: f32) -> Result<CpuTensor> {
+        const OP: &str = "rms_norm";
+        let width = x.shape.last();
+        let weight = weight.vector(OP, width)?;
+        self.map_rows(OP, x, width, |_, x, y| rms_norm(x, weight, eps, y))
+    }
+
+    fn linear(&self, x: &CpuTensor, weight: &CpuWeight) -> Result<CpuTensor> {
+        self.product_all("linear", x, [weight], |[v]| v)
+    }
+
+    fn gather_linear(&self, x: &CpuTensor, weight: &CpuWeight, experts: &CpuIndices) -> Result<CpuTensor> {
+        self.product_gathered("gather_linear", x, [weight], experts, |[v]| v)
+    }
+
+    fn head_linear(&self, x: &CpuTensor, weight: &CpuWeight) -> Result<CpuTensor> {
+        const OP: &str = "head_linear";
+        let (n_heads, n_in) = (weight.n_mats(), weight.n_in());
+        let n_tokens = x.dims()[0];
+        ensure(x.dims() == [n_tokens, n_heads, n_in], OP, "x", format!("[n, {n_heads}, {n_in}]"), x)?;
+        let mut groups = lock(&self.groups);
+        groups.by_mat(n_tokens * n_heads, n_heads, |p| p % n_heads);
+        let product = Product { weights: [weight], x: x.values(), pairs_per_x: 1 };
+        Ok(self.product_into(x.shape.with_last(weight.n_out()), &product, &groups, |[v]| v))
+    }
+
+    fn rope(&self, x: &CpuTensor, spans: &[Span], rope: &Rope) -> Result<CpuTensor> {
+        const OP: &str = "rope";
+        let &[n_tokens, n_heads, width] = x.dims() else {
+            return ensure(false, OP, "x", "[n, n_heads, d]", x).map(|()| unreachable!());
+        };
+        let dims_ok = rope.dims > 0 && rope.dims.is_multiple_of(2) && rope.dims <= width;
+        ensure(dims_ok, OP, "dims", format!("even, at most {width}"), rope.dims)?;
+        check_spans(OP, spans, n_tokens)?;
+        let half = rope.dims / 2;
+        let mut y = self.floats.take(x.values().len());
+        let mut turns = self.floats.take(rope.dims);
+        let (cos, sin) = turns.split_at_mut(half);
+        let mut tokens = x.values().chunks_exact(n_heads * width).zip(y.chunks_exact_mut(n_heads * width));
+        for span in spans {
+            for (position, (x, y)) in (span.start..span.start + span.n_tokens).zip(&mut tokens) {
+                for i in 0..half {
+                    let frequency = f64::from(rope.theta).powf(-((2 * i) as f64) / rope.dims as f64);
+                    let angle = position as f64 * frequency;
+                    (sin[i], cos[i]) = (angle.sin() as f32, angle.cos() as f32);
+                }
+                for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
+                    y[rope.dims..].copy_from_slice(&x[rope.dims..]);
+                    for i in 0..half {
+                        let (a, b) = match rope.pairing {
+                            RopePairing::Interleaved => (2 * i, 2 * i + 1),
+                            RopePairing::HalfSplit => (i, i + half),
+                        };
+                        y[a] = x[a] * cos[i] - x[b] * sin[i];
+                        y[b] = x[a] * sin[i] + x[b] * cos[i];
+                    }
+                }
+            }
+        }
+        Ok(CpuTensor::new(x.shape, y))
+    }
+
+    fn attention(
+        &self,
+        q: &CpuTensor,
+        k: &CpuTensor,
+        v: &CpuTensor,
+        cache: &mut CpuKvCache,
+        spans: &[Span],
+        scale: f32,
+    ) -> Result<CpuTensor> {
+        self.attention_heads([q, k, v], cache, spans, scale)
+    }
+
+    fn latent_attention(
+        &self,
+        inputs: MlaInputs<'_, CpuTensor>,
+        cache: &mut CpuKvCache,
+        spans: &[Span],
+        scale: f32,
+    ) -> Result<CpuTensor> {
+        self.attention_latent(inputs, cache, spans, scale)
+    }
+
+    fn add(&self, a: &CpuTensor, b: &CpuTensor) -> Result<CpuTensor> {
+        ensure(a.dims() == b.dims(), "add", "b", format!("{:?}", a.dims()), b)?;
+        let width = a.shape.last();
+        self.map_rows("add", a, width, |r, a, y| {
+            for ((y, a), b) in y.iter_mut().zip(a).zip(&b.values()[r * width..]) {
+                *y = a + b;
+            }
+        })
+    }
+
+    fn swiglu(&self, gate: &CpuTensor, up: &CpuTensor) -> Result<CpuTensor> {
+        ensure(gate.dims() == up.dims(), "swiglu", "up", format!("{:?}", gate.dims()), up)?;
+        let width = gate.shape.last();
+        self.map_rows("swiglu", gate, width, |r, gate, y| {
+            for ((y, gate), up) in y.iter_mut().zip(gate).zip(&up.values()[r * width..]) {
+                *y = math::silu(*gate) * up;
+            }
+        })
+    }
+
+    fn softmax(&self, x: &CpuTensor) -> Result<CpuTensor> {
+        self.map_rows("softmax", x, x.shape.last(), |_, x, y| {
+            y.copy_from_slice(x);
+            math::softmax(y);
+        })
+    }
+
+    fn sigmoid(&self, x: &CpuTensor) -> Result<CpuTensor> {
+        self.map_rows("sigmoid", x, x.shape.last(), |_, x, y| {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = math::sigmoid(*x));
+        })
+    }
+
+    fn add_vector(&self, x: &CpuTensor, vector: &CpuWeight) -> Result<CpuTensor> {
+        const OP: &str = "add_vector";
+        let vector = vector.vector(OP, x.shape.last())?;
+        self.map_rows(OP, x, x.shape.last(), |_, x, y| {
+            y.iter_mut().zip(x).zip(vector).for_each(|((y, x), v)| *y = x + v);
+        })
+    }
+
+    fn keep_top_groups(&self, x: &CpuTensor, n_group: usize, topk_group: usize) -> Result<CpuTensor> {
+        const OP: &str = "keep_top_groups";
+        route::check_groups(OP, x.shape.last(), n_group, topk_group)?;
+        self.map_rows(OP, x, x.shape.last(), |_, x, y| {
+            y.copy_from_slice(x);
+            route::keep_top_groups(y, n_group, topk_group);
+        })
+    }
+
+    fn top_k(&self, x: &CpuTensor, k: usize) -> Result<CpuIndices> {
+        let width = route::check_rows("top_k", x)?;
+        route::check_top_k("top_k", k, width)?;
+        let mut out = self.words.take(x.shape.n_rows() * k);
+        for (x, out) in x.values().chunks_exact(width).zip(out.chunks_exact_mut(k)) {
+            route::top_k(x, out);
+        }
+        Ok(CpuIndices { shape: x.shape.with_last(k), data: out.freeze() })
+    }
+
+    fn take_last(&self, x: &CpuTensor, indices: &CpuIndices) -> Result<CpuTensor> {
+        const OP: &str = "take_last";
+        let (width, k) = (x.shape.last(), indices.shape.last());
+        ensure(indices.dims() == x.shape.with_last(k).dims(), OP, "indices", "the rows of x", indices)?;
+        if let Some(i) = indices.values().iter().find(|i| **i as usize >= width) {
+            return Err(Error::IndexOutOfRange { op: OP, what: "column", index: *i as usize, len: width });
+        }
+        self.map_rows(OP, x, k, |r, x, y| {
+            y.iter_mut().zip(&indices.values()[r * k..]).for_each(|(y, i)| *y = x[*i as usize]);
+        })
+    }
+
+    fn div_by_sum(&self, x: &CpuTensor, eps: f32) -> Result<CpuTensor> {
+        self.map_rows("div_by_sum", x, x.shape.last(), |_, x, y| {
+            let sum = math::sum(x) + eps;
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = x / sum);
+        })
+    }
+
+    fn scale(&self, x: &CpuTensor, factor: f32) -> Result<CpuTensor> {
+        self.map_rows("scale", x, x.shape.last(), |_, x, y| {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = x * factor);
+        })
+    }
+
+    fn weighted_sum(&self, x: &CpuTensor, weights: &CpuTensor) -> Result<CpuTensor> {
+        const OP: &str = "weighted_sum";
+        let &[n_tokens, top_k, width] = x.dims() else {
+            return ensure(false, OP, "x", "[n, top_k, d]", x).map(|()| unreachable!());
+        };
+        ensure(
+            weights.dims() == [n_tokens, top_k],
+            OP,
+            "weights",
+            format!("[{n_tokens}, {top_k}]"),
+            weights,
+        )?;
+        self.map_rows(OP, weights, width, |t, weights, y| {
+            y.fill(0.0);
+            for (w, x) in weights.iter().zip(x.values()[t * top_k * width..].chunks_exact(width)) {
+                y.iter_mut().zip(x).for_each(|(y, x)| *y += w * x);
+            }
+        })
+    }
+
+    fn reshape(&self, x: &CpuTensor, shape: &[usize]) -> Result<CpuTensor> {
+        let shape = Shape::new("reshape", shape)?;
+        ensure(shape.len() == x.shape.len(), "reshape", "shape", format!("{} values", x.shape.len()), shape)?;
+        Ok(CpuTensor { shape, data: x.data.clone() })
+    }
+
+    fn slice_last(&self, x: &CpuTensor, range: Range<usize>) -> Result<CpuTensor> {
+        const OP: &str = "slice_last";
+        let width = x.shape.last();
+        ensure(!range.is_empty() && range.end <= width, OP, "range", format!("within 0..{width}"), &range)?;
+        self.map_rows(OP, x, range.len(), |_, x, y| y.copy_from_slice(&x[range.clone()]))
+    }
+
+    fn take_rows(&self, x: &CpuTensor, rows: &[usize]) -> Result<CpuTensor> {
+        const OP: &str = "take_rows";
+        let n_rows = x.dims()[0];
+        if let Some(r) = rows.iter().find(|r| **r >= n_rows) {
+            return Err(Error::IndexOutOfRange { op: OP, what: "row", index: *r, len: n_rows });
+        }
+        let mut dims = x.dims().to_vec();
+        let width = x.shape.len() / n_rows.max(1);
+        dims[0] = rows.len();
+        let mut y = self.floats.take(rows.len() * width);
+        for (y, r) in y.chunks_exact_mut(width.max(1)).zip(rows) {
+            y.copy_from_slice(&x.values()[r * width..][..width]);
+        }
+        Ok(CpuTensor::new(Shape::new(OP, &dims)?, y))
+    }
+
+    fn gather_qmm_swiglu(
+        &self,
+        x: &CpuTensor,
+        weights: GateUp<'_, CpuWeight>,
+        experts: &CpuIndices,
+    ) -> Result<CpuTensor> {
+        const OP: &str = "gather_qmm_swiglu";
+        check_gate_up(OP, weights)?;
+        if !Self::in_lockstep(weights.gate, weights.up) {
+            let gate = self.gather_linear(x, weights.gate, experts)?;
+            return self.swiglu(&gate, &self.gather_linear(x, weights.up, experts)?);
+        }
+        self.product_gathered(OP, x, [weights.gate, weights.up], experts, |[g, u]| math::silu(g) * u)
+    }
+
+    /// The sum over the slots goes by ascending expert, so that it does not depend on the batch.
+    fn gather_qmm_combine(
+        &self,
+        x: &CpuTensor,
+        down: &CpuWeight,
+        experts: &CpuIndices,
+        weights: &CpuTensor,
+    ) -> Result<CpuTensor> {
+        const OP: &str = "gather_qmm_combine";
+        let (n_tokens, top_k) = Self::check_experts(OP, x, down, experts)?;
+        ensure(x.dims().len() == 3, OP, "x", "[n, top_k, n_in]", x)?;
+        ensure(
+            weights.dims() == [n_tokens, top_k],
+            OP,
+            "weights",
+            format!("[{n_tokens}, {top_k}]"),
+            weights,
+        )?;
+        let n_out = down.n_out();
+        let mut groups = lock(&self.groups);
+        groups.by_mat(n_tokens * top_k, down.n_mats(), |p| experts.values()[p] as usize);
+        let mut y = self.floats.take(n_tokens * n_out);
+        let out = SyncPtr::new(&mut y);
+        let product = Product { weights: [down], x: x.values(), pairs_per_x: 1 };
+        let clear = |rows: Range<usize>| {
+            for t in 0..n_tokens {
+                // SAFETY: these rows are this member's.
+                unsafe { out.slice(t * n_out + rows.start, rows.len()) }.fill(0.0);
+            }
+        };
+        self.product(&product, &groups, clear, |row, pair, [v]| {
+            // SAFETY: all slots of a row are summed by one member.
+            unsafe { *out.at(pair / top_k * n_out + row) += weights.values()[pair] * v };
+        });
+        Ok(CpuTensor::new(Shape::new(OP, &[n_tokens, n_out])?, y))
+    }
+
+    fn qmm_swiglu(&self, x: &CpuTensor, weights: GateUp<'_, CpuWeight>) -> Result<CpuTensor> {
+        const OP: &str = "qmm_swiglu";
+        check_gate_up(OP, weights)?;
+        if !Self::in_lockstep(weights.gate, weights.up) {
+            let gate = self.linear(x, weights.gate)?;
+            return self.swiglu(&gate, &self.linear(x, weights.up)?);
+        }
+        self.product_all(OP, x, [weights.gate, weights.up], |[g, u]| math::silu(g) * u)
+    }
+
+    fn add_rms_norm(
+        &self,
+        x: &CpuTensor,
+        residual: &CpuTensor,
+        weight: &CpuWeight,
+        eps: f32,
+    ) -> Result<(CpuTensor, CpuTensor)> {
+        const OP: &str = "add_rms_norm";
+        ensure(x.dims() == residual.dims(), OP, "residual", format!("{:?}", x.dims()), residual)?;
+        let width = x.shape.last();
+        let weight = weight.vector(OP, width)?;
+        let mut sum = self.floats.take(x.shape.len());
+        let sums = SyncPtr::new(&mut sum);
+        let normed = self.map_rows(OP, x, width, |r, x, y| {
+            // SAFETY: row r of the sums, in one share only.
+            let sum = unsafe { sums.slice(r * width, width) };
+            for ((s, x), b) in sum.iter_mut().zip(x).zip(&residual.values()[r * width..]) {
+                *s = x + b;
+            }
+            rms_norm(sum, weight, eps, y);
+        })?;
+        Ok((CpuTensor::new(x.shape, sum), normed))
+    }
+
+    fn route_softmax_top_k(
+        &self,
+        logits: &CpuTensor,
+        settings: &SoftmaxTopK,
+    ) -> Result<(CpuIndices, CpuTensor)> {
+        self.route("route_softmax_top_k", logits, settings.top_k, |scores, experts, weights| {
+            route::softmax_top_k(scores, settings, experts, weights);
+        })
+    }
+
+    fn route_noaux_tc(
+        &self,
+        logits: &CpuTensor,
+        bias: &CpuWeight,
+        settings: &NoauxTc,
+    ) -> Result<(CpuIndices, CpuTensor)> {
+        const OP: &str = "route_noaux_tc";
+        let width = route::check_rows(OP, logits)?;
+        if settings.n_group > 1 {
+            route::check_groups(OP, width, settings.n_group, settings.topk_group)?;
+        }
+        let bias = bias.vector(OP, width)?;
+        let mut chosen_by = self.floats.take(width);
+        self.route(OP, logits, settings.top_k, |scores, experts, weights| {
+            route::noaux_tc(scores, &mut chosen_by, bias, settings, experts, weights);
+        })
+    }
+}
+
+impl CpuBackend {
+    /// Calls `f(scores, experts, weights)` for each token, `scores` a copy of its logits to work in.
+    fn route(
+        &self,
+        op: &'static str,
+        logits: &CpuTensor,
+        top_k: usize,
+        mut f: impl FnMut(&mut [f32], &mut [u32], &mut [f32]),
+    ) -> Result<(CpuIndices, CpuTensor)> {
+        let width = route::check_rows(op, logits)?;
+        route::check_top_k(op, top_k, width)?;
+        let shape = logits.shape.with_last(top_k);
+        let (mut experts, mut weights) = (self.words.take(shape.len()), self.floats.take(shape.len()));
+        let mut scores = self.floats.take(width);
+        for ((logits, experts), weights) in logits
+            .values()
+            .chunks_exact(width)
+            .zip(experts.chunks_exact_mut(top_k))
+            .zip(weights.chunks_exact_mut(top_k))
+        {
+            scores.copy_from_slice(logits);
+            f(&mut scores, experts, weights);
+        }
+        Ok((CpuIndices { shape, data: experts.freeze() }, CpuTensor::new(shape, weights)))
+    }
+}
+
+#[inline(always)]
+fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let mean = math::sum_by(x, |v| v * v) / x.len() as f32;
+    let scale = 1.0 / (mean + eps).sqrt();
+    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+        *y = x * scale * w;
+    }
+}

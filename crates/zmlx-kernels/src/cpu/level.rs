@@ -1,0 +1,85 @@
+//! Instruction-set levels: detected once, chosen when the backend is made.
+
+use crate::{Error, Result};
+
+/// The instructions that the CPU kernels use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Portable code that the compiler may vectorise with the target's baseline.
+    Scalar,
+    /// 128-bit Arm vectors.
+    Neon,
+    /// 256-bit x86 vectors with FMA and half-precision conversion.
+    Avx2,
+    /// 512-bit x86 vectors (F, BW, DQ, VL).
+    Avx512,
+}
+
+impl Level {
+    /// All levels, on whatever machine.
+    pub const ALL: [Self; 4] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512];
+
+    /// The name in `ZMLX_CPU_LEVEL`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Neon => "neon",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// The level of that name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|l| l.name() == name)
+    }
+
+    /// True if this processor and operating system can run the level.
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::Scalar => true,
+            Self::Neon => cfg!(target_arch = "aarch64"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => {
+                is_x86_feature_detected!("avx2")
+                    && is_x86_feature_detected!("fma")
+                    && is_x86_feature_detected!("f16c")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_supported()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// The levels that this machine can run, slowest first.
+    pub fn supported() -> Vec<Self> {
+        Self::ALL.into_iter().filter(|l| l.is_supported()).collect()
+    }
+
+    /// The level to use: the one named by the environment variable `ZMLX_CPU_LEVEL`, else the best supported.
+    ///
+    /// # Errors
+    /// If the variable names no level or one that this machine cannot run.
+    pub fn from_env() -> Result<Self> {
+        let best = || Self::supported().pop().unwrap_or(Self::Scalar);
+        let Some(name) = std::env::var_os("ZMLX_CPU_LEVEL") else { return Ok(best()) };
+        let names = || Self::supported().iter().map(|l| l.name()).collect::<Vec<_>>().join(", ");
+        name.to_str().and_then(Self::from_name).filter(|l| l.is_supported()).ok_or_else(|| {
+            Error::Unavailable {
+                backend: "cpu",
+                why: format!(
+                    "ZMLX_CPU_LEVEL={} is not one of this machine's levels: {}",
+                    name.display(),
+                    names()
+                ),
+            }
+        })
+    }
+}

@@ -1,0 +1,125 @@
+//! Elementary functions, the same on every level and platform.
+
+/// `e^x` to 2 units in the last place; 0 below -87.3, infinite above 88.7, NaN stays NaN.
+///
+/// Written without branches and library calls, so that loops over it vectorise.
+#[inline(always)]
+pub(crate) fn exp(x: f32) -> f32 {
+    const LOG2_E: f32 = std::f32::consts::LOG2_E;
+    // ln 2 in two parts; the first has trailing zeros, so that its product with n is exact.
+    const LN_2_HIGH: f32 = 0.693_359_4;
+    const LN_2_LOW: f32 = -2.121_944_4e-4;
+    // Adding this rounds to a whole number and leaves it in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let clamped = if x < -87.3 { -87.3 } else { x };
+    let clamped = if clamped > 88.7 { 88.7 } else { clamped };
+    let shifted = clamped * LOG2_E + ROUND;
+    let n = shifted - ROUND;
+    let r = (clamped - n * LN_2_HIGH) - n * LN_2_LOW;
+    let p = 1.987_569_1e-4;
+    let p = p * r + 1.398_199_9e-3;
+    let p = p * r + 8.333_452e-3;
+    let p = p * r + 4.166_579_6e-2;
+    let p = p * r + 1.666_666_5e-1;
+    let p = p * r + 5e-1;
+    let e = (p * r) * r + r + 1.0;
+    // 2^n in two factors: n = 128 alone has no float.
+    let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
+    let half = n >> 1;
+    let power = |n: i32| f32::from_bits((n.wrapping_add(127) << 23).cast_unsigned());
+    let e = e * power(half) * power(n.wrapping_sub(half));
+    let e = if x < -87.3 { 0.0 } else { e };
+    if x > 88.7 { f32::INFINITY } else { e }
+}
+
+/// `1 / (1 + e^-x)`.
+#[inline(always)]
+pub(crate) fn sigmoid(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
+}
+
+/// `x · sigmoid(x)`.
+#[inline(always)]
+pub(crate) fn silu(x: f32) -> f32 {
+    x / (1.0 + exp(-x))
+}
+
+/// The sum in eight partial sums: short chains, one order on every level.
+#[inline(always)]
+pub(crate) fn sum(values: &[f32]) -> f32 {
+    sum_by(values, |v| v)
+}
+
+/// The sum of `f` of each value, in the order of [`sum`].
+#[inline(always)]
+pub(crate) fn sum_by(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
+    let mut part = [0f32; 8];
+    let chunks = values.chunks_exact(8);
+    let rest = chunks.remainder();
+    for v in chunks {
+        for (p, v) in part.iter_mut().zip(v) {
+            *p += f(*v);
+        }
+    }
+    for (p, v) in part.iter_mut().zip(rest) {
+        *p += f(*v);
+    }
+    ((part[0] + part[4]) + (part[2] + part[6])) + ((part[1] + part[5]) + (part[3] + part[7]))
+}
+
+/// Softmax in place. An empty slice stays empty.
+#[inline(always)]
+pub(crate) fn softmax(values: &mut [f32]) {
+    let mut part = [f32::NEG_INFINITY; 8];
+    for v in values.chunks(8) {
+        for (p, v) in part.iter_mut().zip(v) {
+            *p = if *v > *p { *v } else { *p };
+        }
+    }
+    let max = part.into_iter().fold(f32::NEG_INFINITY, f32::max);
+    for v in values.iter_mut() {
+        *v = exp(*v - max);
+    }
+    let inverse = 1.0 / sum(values);
+    for v in values.iter_mut() {
+        *v *= inverse;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exp_is_within_two_ulp() {
+        let mut worst = 0f64;
+        for i in -870_000..887_000 {
+            let x = i as f32 * 1e-4;
+            let want = f64::from(x).exp();
+            let ulp = f64::from(f32::EPSILON) * want.max(f64::from(f32::MIN_POSITIVE));
+            worst = worst.max(((f64::from(exp(x)) - want) / ulp).abs());
+        }
+        assert!(worst <= 2.0, "{worst} units in the last place");
+    }
+
+    #[test]
+    fn extremes() {
+        assert_eq!(exp(0.0), 1.0);
+        assert_eq!(exp(-1e9), 0.0);
+        assert_eq!(exp(f32::NEG_INFINITY), 0.0);
+        assert_eq!(exp(1e9), f32::INFINITY);
+        assert!(exp(f32::NAN).is_nan());
+        assert_eq!(silu(-1e9), 0.0);
+        assert_eq!(silu(1e9), 1e9);
+        assert_eq!(sigmoid(-1e9), 0.0);
+    }
+
+    #[test]
+    fn softmax_sums_to_one() {
+        for n in [1, 2, 7, 8, 9, 1000] {
+            let mut v: Vec<f32> = (0..n).map(|i| (i % 13) as f32 * 9.0 - 40.0).collect();
+            softmax(&mut v);
+            assert!((sum(&v) - 1.0).abs() < 1e-6, "{n}");
+        }
+    }
+}

@@ -1,0 +1,406 @@
+//! Products of activations with quantised or dense weights: `linear`, the gathers and their fused forms.
+//!
+//! All of them are one phase structure: every member of the team puts its share of the activations into the
+//! weight's order; a barrier; every member computes its share of the rows of every matrix that occurs. Rows are
+//! split the same way for every expert, so there is no barrier between experts, and each weight is read once.
+
+pub(crate) mod decode;
+mod gemm;
+mod kernels;
+
+use gemm::{GemmFn, TILE_ROWS};
+use kernels::{DotFn, Kernels, MAX_X, ROWS, Row, RowLayout, kernels};
+
+use super::level::Level;
+use super::team::Member;
+use super::{CpuBackend, lock};
+use crate::error::ensure;
+use crate::{Error, HostWeight, Result};
+
+/// From this many rows of activations on, rows of the weight are dequantised once and used from the cache.
+const GEMM_MIN_X: usize = 8;
+
+/// A weight of the CPU backend: the host's bytes in place, with the kernels for their format.
+#[derive(Clone)]
+pub struct CpuWeight(std::sync::Arc<Inner>);
+
+struct Inner {
+    n_mats: usize,
+    n_out: usize,
+    n_in: usize,
+    parts: Vec<Part>,
+    /// The values of a single dense row (norm weights, biases).
+    vector: Option<Vec<f32>>,
+}
+
+/// Rows `first_row..` of every matrix.
+#[derive(Clone)]
+struct Part {
+    host: HostWeight,
+    first_row: usize,
+    kernels: Kernels,
+    layout: RowLayout,
+}
+
+impl Part {
+    /// The buffers of a row.
+    fn row(&self, mat: usize, row: usize) -> Row {
+        let bytes = self.host.mat(mat);
+        let n_out = self.host.n_out();
+        let at = |b: &[u8]| b[b.len() / n_out * row..].as_ptr();
+        Row { data: at(&bytes.data), scales: at(&bytes.scales), biases: at(&bytes.biases) }
+    }
+}
+
+impl CpuWeight {
+    pub(super) fn new(level: Level, host: HostWeight) -> Self {
+        let (kernels, layout) = kernels(level, host.format(), host.n_in());
+        let is_vector = host.n_mats() == 1 && host.n_out() == 1;
+        Self(std::sync::Arc::new(Inner {
+            n_mats: host.n_mats(),
+            n_out: host.n_out(),
+            n_in: host.n_in(),
+            vector: is_vector.then(|| host.to_f32_vec()),
+            parts: vec![Part { host, first_row: 0, kernels, layout }],
+        }))
+    }
+
+    pub(super) fn concat_rows(weights: &[&Self]) -> Result<Self> {
+        const OP: &str = "concat_rows";
+        ensure(!weights.is_empty(), OP, "parts", "at least one", 0)?;
+        let (n_mats, n_in) = (weights[0].n_mats(), weights[0].n_in());
+        let (mut parts, mut n_out) = (Vec::new(), 0);
+        for w in weights {
+            let got = (w.n_mats(), w.n_in());
+            ensure(got == (n_mats, n_in), OP, "parts", format!("{n_mats} matrices {n_in} wide"), got)?;
+            parts.extend(w.0.parts.iter().map(|p| Part { first_row: p.first_row + n_out, ..p.clone() }));
+            n_out += w.n_out();
+        }
+        Ok(Self(std::sync::Arc::new(Inner { n_mats, n_out, n_in, parts, vector: None })))
+    }
+
+    /// Number of matrices.
+    pub fn n_mats(&self) -> usize {
+        self.0.n_mats
+    }
+
+    /// Rows of each matrix.
+    pub fn n_out(&self) -> usize {
+        self.0.n_out
+    }
+
+    /// Columns of each matrix.
+    pub fn n_in(&self) -> usize {
+        self.0.n_in
+    }
+
+    pub(super) fn vector(&self, op: &'static str, len: usize) -> Result<&[f32]> {
+        let shape = [self.n_mats(), self.n_out(), self.n_in()];
+        ensure(shape == [1, 1, len], op, "weight", format!("[1, 1, {len}]"), shape)?;
+        self.0.vector.as_deref().ok_or_else(|| Error::Unsupported {
+            op,
+            backend: super::NAME,
+            why: "the vector is a concatenation".into(),
+        })
+    }
+
+    /// Writes row `row` of the first matrix, dequantised.
+    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
+        let part = self.0.parts.iter().rfind(|p| p.first_row <= row).expect("the first part begins at row 0");
+        let (bytes, row) = (part.host.mat(0), row - part.first_row);
+        let cut = |b: &bytes::Bytes| {
+            let n = b.len() / part.host.n_out();
+            b.slice(row * n..(row + 1) * n)
+        };
+        match part.host.format() {
+            crate::WeightFormat::Dense(dtype) => {
+                let size = dtype.size_bytes();
+                for (o, b) in out.iter_mut().zip(cut(&bytes.data).chunks_exact(size)) {
+                    *o = dtype.read_f32(b);
+                }
+            }
+            crate::WeightFormat::Quantized { spec, scale_dtype } => {
+                let (data, scales, biases) = (cut(&bytes.data), cut(&bytes.scales), cut(&bytes.biases));
+                out.copy_from_slice(&crate::quant::dequantize(spec, scale_dtype, &data, &scales, &biases));
+            }
+        }
+    }
+}
+
+impl std::fmt::Debug for CpuWeight {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "CpuWeight({} × [{}, {}])", self.n_mats(), self.n_out(), self.n_in())
+    }
+}
+
+/// Which rows of activations meet which matrix: `pairs[range]` for each matrix that occurs, ascending.
+#[derive(Default)]
+pub(super) struct Groups {
+    mats: Vec<(usize, std::ops::Range<usize>)>,
+    pairs: Vec<u32>,
+    counts: Vec<u32>,
+}
+
+impl Groups {
+    /// Every pair with matrix 0.
+    pub(super) fn all(&mut self, n_pairs: usize) {
+        self.mats.clear();
+        self.mats.push((0, 0..n_pairs));
+        self.pairs.clear();
+        self.pairs.extend(0..n_pairs as u32);
+    }
+
+    /// Pair `p` with matrix `mat_of(p)`, below `n_mats`: a counting sort, stable.
+    pub(super) fn by_mat(&mut self, n_pairs: usize, n_mats: usize, mat_of: impl Fn(usize) -> usize) {
+        self.counts.clear();
+        self.counts.resize(n_mats + 1, 0);
+        for p in 0..n_pairs {
+            self.counts[mat_of(p) + 1] += 1;
+        }
+        self.mats.clear();
+        for mat in 0..n_mats {
+            let (from, n) = (self.counts[mat], self.counts[mat + 1]);
+            if n > 0 {
+                self.mats.push((mat, from as usize..(from + n) as usize));
+            }
+            self.counts[mat + 1] += from;
+        }
+        self.pairs.clear();
+        self.pairs.resize(n_pairs, 0);
+        for p in 0..n_pairs {
+            let at = &mut self.counts[mat_of(p)];
+            self.pairs[*at as usize] = p as u32;
+            *at += 1;
+        }
+    }
+}
+
+/// A member's working memory.
+#[derive(Default)]
+pub(super) struct Scratch {
+    scales: Vec<f32>,
+    tiles: Vec<f32>,
+    sums: [Vec<[f32; TILE_ROWS]>; 2],
+    xs: Vec<*const f32>,
+    /// Scores and sums of attention.
+    pub(super) attention: Vec<f32>,
+}
+
+// SAFETY: `xs` holds pointers only while one product is computed; between uses they are never read.
+unsafe impl Send for Scratch {}
+
+impl Scratch {
+    fn fit(&mut self, layout: &RowLayout, n_weights: usize, n_x: usize) {
+        let grow = |v: &mut Vec<f32>, n: usize| {
+            if v.len() < n {
+                v.resize(n, 0.0);
+            }
+        };
+        grow(&mut self.scales, layout.scratch_len());
+        if n_x >= GEMM_MIN_X {
+            grow(&mut self.tiles, n_weights * TILE_ROWS * layout.stride());
+            for sums in &mut self.sums[..n_weights] {
+                sums.resize(n_x, [0.0; TILE_ROWS]);
+            }
+        }
+    }
+}
+
+/// A pointer that members write disjoint elements of.
+#[derive(Clone, Copy)]
+pub(super) struct SyncPtr(*mut f32);
+
+// SAFETY: the users promise that no element is written by two members, or read by one while another writes it.
+unsafe impl Send for SyncPtr {}
+// SAFETY: as above.
+unsafe impl Sync for SyncPtr {}
+
+impl SyncPtr {
+    pub(super) fn new(values: &mut [f32]) -> Self {
+        Self(values.as_mut_ptr())
+    }
+
+    /// # Safety
+    /// Element `i` exists and no other member touches it in this phase.
+    pub(super) unsafe fn at<'a>(self, i: usize) -> &'a mut f32 {
+        // SAFETY: the caller's promise.
+        unsafe { &mut *self.0.add(i) }
+    }
+
+    /// # Safety
+    /// The elements `from..from + len` exist and no other member touches them in this phase.
+    pub(super) unsafe fn slice<'a>(self, from: usize, len: usize) -> &'a mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.0.add(from), len) }
+    }
+}
+
+/// What [`CpuBackend::product`] computes.
+pub(super) struct Product<'a, const W: usize> {
+    /// Weights of one shape, multiplied with the same activations.
+    pub(super) weights: [&'a CpuWeight; W],
+    /// The rows of activations.
+    pub(super) x: &'a [f32],
+    /// Pair `p` uses row `p / pairs_per_x`.
+    pub(super) pairs_per_x: usize,
+}
+
+impl CpuBackend {
+    /// Calls `out(row, pair, values)` once for every row of the weights and every pair of `groups`, `values[i]` being
+    /// weight `i`'s result. All calls for a row come from one member, matrices in ascending order; `start(rows)` is
+    /// called before the first of them, once per member and range of rows.
+    pub(super) fn product<const W: usize>(
+        &self,
+        product: &Product<'_, W>,
+        groups: &Groups,
+        start: impl Fn(std::ops::Range<usize>) + Sync,
+        out: impl Fn(usize, usize, [f32; W]) + Sync,
+    ) {
+        let parts = &product.weights[0].0.parts;
+        let n_in = product.weights[0].n_in();
+        let n_x = product.x.len() / n_in;
+        let stride = parts.iter().map(|p| p.layout.stride()).max().unwrap_or(0);
+        let mut prepared = self.floats.take(n_x * stride);
+        let prepared_ptr = SyncPtr::new(&mut prepared);
+        let gemm = gemm::gemm(self.level);
+        lock(&self.team).run(&|m: &Member<'_>| {
+            let mut scratch = lock(&self.scratch[m.idx()]);
+            for (i, part) in parts.iter().enumerate() {
+                if i == 0 || part.layout != parts[i - 1].layout {
+                    if i > 0 {
+                        m.barrier();
+                    }
+                    for r in m.share(n_x, 1) {
+                        // SAFETY: row r of x and of the prepared rows, which only this member writes; the level's
+                        // instructions were detected when the backend was made.
+                        unsafe {
+                            let row = prepared_ptr.slice(r * stride, stride);
+                            (part.kernels.prepare)(
+                                &part.layout,
+                                product.x[r * n_in..].as_ptr(),
+                                row.as_mut_ptr(),
+                            );
+                        }
+                    }
+                    m.barrier();
+                }
+                let rows = m.share(part.host.n_out(), ROWS);
+                start(part.first_row + rows.start..part.first_row + rows.end);
+                for (mat, pairs) in &groups.mats {
+                    let pairs = &groups.pairs[pairs.clone()];
+                    let mut xs = std::mem::take(&mut scratch.xs);
+                    xs.clear();
+                    xs.extend(pairs.iter().map(|p| {
+                        // SAFETY: the prepared row exists and is no longer written.
+                        unsafe { &raw const *prepared_ptr.at(*p as usize / product.pairs_per_x * stride) }
+                    }));
+                    let rows_of = RowsOf {
+                        parts: std::array::from_fn(|w| &product.weights[w].0.parts[i]),
+                        mat: *mat,
+                        xs: &xs,
+                        gemm,
+                    };
+                    rows_of.compute(rows.clone(), &mut scratch, |row, x, values| {
+                        out(part.first_row + row, pairs[x] as usize, values);
+                    });
+                    scratch.xs = xs;
+                }
+            }
+        });
+    }
+
+    /// True if the weights can be computed in lockstep: alike in every part.
+    pub(super) fn in_lockstep(a: &CpuWeight, b: &CpuWeight) -> bool {
+        let (a, b) = (&a.0.parts, &b.0.parts);
+        a.len() == b.len()
+            && a.iter().zip(b).all(|(a, b)| {
+                (a.layout, a.host.format(), a.host.n_out()) == (b.layout, b.host.format(), b.host.n_out())
+            })
+    }
+}
+
+/// One matrix of each of `W` weights against some prepared rows.
+struct RowsOf<'a, const W: usize> {
+    parts: [&'a Part; W],
+    mat: usize,
+    xs: &'a [*const f32],
+    gemm: GemmFn,
+}
+
+impl<const W: usize> RowsOf<'_, W> {
+    fn compute(
+        &self,
+        rows: std::ops::Range<usize>,
+        scratch: &mut Scratch,
+        out: impl FnMut(usize, usize, [f32; W]),
+    ) {
+        scratch.fit(&self.parts[0].layout, W, self.xs.len());
+        if self.xs.len() >= GEMM_MIN_X {
+            self.by_tiles(rows, scratch, out)
+        } else {
+            self.by_dots(rows, scratch, out)
+        }
+    }
+
+    /// `ROWS / W` rows of each weight per kernel call, so that they share the loads of the activations.
+    fn by_dots(
+        &self,
+        rows: std::ops::Range<usize>,
+        scratch: &mut Scratch,
+        mut out: impl FnMut(usize, usize, [f32; W]),
+    ) {
+        let step = ROWS / W;
+        let part = self.parts[0];
+        for first in rows.clone().step_by(step) {
+            // Past the end, the last row is repeated and its results are dropped.
+            let at = |i: usize| self.parts[i / step].row(self.mat, (first + i % step).min(rows.end - 1));
+            let four: [Row; ROWS] = std::array::from_fn(at);
+            for (block, xs) in self.xs.chunks(MAX_X).enumerate() {
+                let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
+                let dot: DotFn = part.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
+                let mut sums = [[0f32; ROWS]; MAX_X];
+                // SAFETY: rows and activations are as the layout says; the level was detected.
+                unsafe { dot(&part.layout, &four, &x, scratch.scales.as_mut_ptr(), &mut sums) };
+                for (i, sums) in sums[..xs.len()].iter().enumerate() {
+                    for r in 0..step.min(rows.end - first) {
+                        out(first + r, block * MAX_X + i, std::array::from_fn(|w| sums[w * step + r]));
+                    }
+                }
+            }
+        }
+    }
+
+    fn by_tiles(
+        &self,
+        rows: std::ops::Range<usize>,
+        scratch: &mut Scratch,
+        mut out: impl FnMut(usize, usize, [f32; W]),
+    ) {
+        let layout = &self.parts[0].layout;
+        let stride = layout.stride();
+        for first in rows.clone().step_by(TILE_ROWS) {
+            for (w, part) in self.parts.iter().enumerate() {
+                let tile = &mut scratch.tiles[w * TILE_ROWS * stride..(w + 1) * TILE_ROWS * stride];
+                for (r, tile) in tile.chunks_exact_mut(stride).enumerate() {
+                    let row = part.row(self.mat, (first + r).min(rows.end - 1));
+                    // SAFETY: the row is as the layout says, the tile row has the stride; the level was detected.
+                    unsafe {
+                        (part.kernels.dequantize)(
+                            layout,
+                            &row,
+                            scratch.scales.as_mut_ptr(),
+                            tile.as_mut_ptr(),
+                        );
+                    }
+                }
+                // SAFETY: as above, and every prepared row has the stride.
+                unsafe { (self.gemm)(tile.as_ptr(), stride, self.xs, &mut scratch.sums[w]) };
+            }
+            for x in 0..self.xs.len() {
+                for r in 0..TILE_ROWS.min(rows.end - first) {
+                    out(first + r, x, std::array::from_fn(|w| scratch.sums[w][x][r]));
+                }
+            }
+        }
+    }
+}

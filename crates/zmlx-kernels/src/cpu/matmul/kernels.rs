@@ -1,0 +1,444 @@
+//! The inner kernels: four rows of a weight times one to four rows of activations, and a row turned into floats.
+//!
+//! Each is generic over instruction set and format; [`kernels`] gives the instances for a weight, as function
+//! pointers that are called once per four rows (some kilobytes of weights), never per element.
+
+use std::sync::LazyLock;
+
+use super::decode::{
+    Decode, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, MAX_OVERREAD, OddBits, PowerOfTwoBits,
+};
+use crate::cpu::level::Level;
+use crate::cpu::simd::Simd;
+use crate::cpu::simd::scalar::Scalar;
+use crate::quant::float::{e4m3_to_f32, e8m0_to_f32};
+use crate::weight::WeightFormat;
+use crate::{DType, QuantMode};
+
+/// Rows of a weight that a dot kernel takes at once.
+pub(crate) const ROWS: usize = 4;
+/// Most rows of activations that a dot kernel takes at once.
+pub(crate) const MAX_X: usize = 4;
+/// Largest chunk of any format and level, in bytes.
+const MAX_CHUNK_BYTES: usize = 256;
+/// Weight bytes fetched ahead of use in each row.
+const PREFETCH_BYTES: usize = 1024;
+
+/// The buffers of one row.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Row {
+    pub(crate) data: *const u8,
+    pub(crate) scales: *const u8,
+    pub(crate) biases: *const u8,
+}
+
+/// How scales (and biases) are stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum ScaleKind {
+    None,
+    Float(DType),
+    E8m0,
+    E4m3,
+}
+
+/// What a kernel must know of a weight's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RowLayout {
+    /// Weights of a row.
+    n_in: usize,
+    /// Weights of a row or activations: whole chunks.
+    n_chunks: usize,
+    /// Chunks that can be read in place; the others go through a padded copy.
+    n_direct: usize,
+    /// Bytes of a row's data.
+    row_bytes: usize,
+    n_groups: usize,
+    group_size: usize,
+    /// Lanes of a vector that share a scale.
+    lanes_per_group: usize,
+    scales: ScaleKind,
+    /// Floats of a prepared row of activations: the values in chunk order, then the sum of each group.
+    stride: usize,
+    /// Of these, the values.
+    n_values: usize,
+}
+
+impl RowLayout {
+    /// Floats of a prepared row, and of a dequantised row.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
+    /// Floats of scratch that the kernels need.
+    pub(crate) fn scratch_len(&self) -> usize {
+        ROWS * (self.stride - self.n_values)
+    }
+}
+
+/// `out[x][row] = Σ_k weight[row][k] · x[k]` for four rows and as many prepared rows of activations as the instance
+/// takes. `scratch` has room for [`RowLayout::scratch_len`] floats.
+///
+/// # Safety
+/// Rows and activations are as the layout says; the processor has the instance's instructions.
+pub(crate) type DotFn = unsafe fn(
+    layout: &RowLayout,
+    rows: &[Row; ROWS],
+    x: &[*const f32; MAX_X],
+    scratch: *mut f32,
+    out: &mut [[f32; ROWS]; MAX_X],
+);
+
+/// Puts a row of activations into the weight's order and appends the sums of its groups.
+///
+/// # Safety
+/// `x` has the layout's number of inputs, `out` room for its stride.
+pub(crate) type PrepareFn = unsafe fn(layout: &RowLayout, x: *const f32, out: *mut f32);
+
+/// Turns a row into floats in the weight's order, followed by the biases: its dot product with a prepared row of
+/// activations is the row's output.
+///
+/// # Safety
+/// As [`DotFn`]; `out` has room for the layout's stride.
+pub(crate) type DequantizeFn = unsafe fn(layout: &RowLayout, row: &Row, scratch: *mut f32, out: *mut f32);
+
+/// The kernels of one format at one level.
+#[derive(Clone, Copy)]
+pub(crate) struct Kernels {
+    /// For one, two and four rows of activations.
+    pub(crate) dot: [DotFn; 3],
+    pub(crate) prepare: PrepareFn,
+    pub(crate) dequantize: DequantizeFn,
+}
+
+/// The kernels and row layout for a format on a level.
+pub(crate) fn kernels(level: Level, format: WeightFormat, n_in: usize) -> (Kernels, RowLayout) {
+    match level {
+        Level::Scalar => for_format::<Scalar>(format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => for_format::<crate::cpu::simd::avx2::Avx2>(format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => for_format::<crate::cpu::simd::avx512::Avx512>(format, n_in),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => for_format::<crate::cpu::simd::neon::Neon>(format, n_in),
+        #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
+        _ => unreachable!("level {level:?} does not exist on this architecture"),
+    }
+}
+
+fn for_format<S: Simd>(format: WeightFormat, n_in: usize) -> (Kernels, RowLayout) {
+    match format {
+        WeightFormat::Dense(DType::F32) => instance::<S, DenseF32>(format, n_in),
+        WeightFormat::Dense(DType::F16) => instance::<S, DenseF16>(format, n_in),
+        WeightFormat::Dense(_) => instance::<S, DenseBf16>(format, n_in),
+        WeightFormat::Quantized { spec, .. } => match (spec.mode(), spec.bits()) {
+            (QuantMode::Affine, 2) => instance::<S, PowerOfTwoBits<2>>(format, n_in),
+            (QuantMode::Affine, 3) => instance::<S, OddBits<3>>(format, n_in),
+            (QuantMode::Affine, 4) => instance::<S, PowerOfTwoBits<4>>(format, n_in),
+            (QuantMode::Affine, 5) => instance::<S, OddBits<5>>(format, n_in),
+            (QuantMode::Affine, 6) => instance::<S, OddBits<6>>(format, n_in),
+            (QuantMode::Affine, _) => instance::<S, PowerOfTwoBits<8>>(format, n_in),
+            (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => instance::<S, E2m1>(format, n_in),
+            (QuantMode::Mxfp8, _) => instance::<S, E4m3>(format, n_in),
+        },
+    }
+}
+
+fn instance<S: Simd, D: Decode<S>>(format: WeightFormat, n_in: usize) -> (Kernels, RowLayout) {
+    const { assert!(D::CHUNK_BYTES <= MAX_CHUNK_BYTES) };
+    let chunk = D::VECS * S::LANES;
+    let (group_size, scales, row_bytes) = match format {
+        WeightFormat::Dense(dtype) => (0, ScaleKind::None, n_in * dtype.size_bytes()),
+        WeightFormat::Quantized { spec, scale_dtype } => {
+            let kind = match spec.mode() {
+                QuantMode::Affine => ScaleKind::Float(scale_dtype),
+                QuantMode::Nvfp4 => ScaleKind::E4m3,
+                QuantMode::Mxfp4 | QuantMode::Mxfp8 => ScaleKind::E8m0,
+            };
+            (spec.group_size(), kind, spec.packed_bytes(n_in))
+        }
+    };
+    let n_groups = n_in.checked_div(group_size).unwrap_or(0);
+    let n_chunks = n_in.div_ceil(chunk);
+    let n_whole = n_in / chunk;
+    let n_values = n_chunks * chunk;
+    // One vector of zeros more than needed, so that scales may be loaded as a vector from any group.
+    let padded_groups = if D::SCALED { n_groups.next_multiple_of(S::LANES) + S::LANES } else { 0 };
+    let layout = RowLayout {
+        n_in,
+        n_chunks,
+        n_direct: if D::OVERREAD { n_chunks - 1 } else { n_whole },
+        row_bytes,
+        n_groups,
+        group_size,
+        lanes_per_group: group_size / D::VECS,
+        scales,
+        stride: n_values + padded_groups,
+        n_values,
+    };
+    let kernels = Kernels {
+        dot: [dot::<S, D, 1>, dot::<S, D, 2>, dot::<S, D, 4>],
+        prepare: prepare::<S, D>,
+        dequantize: dequantize::<S, D>,
+    };
+    (kernels, layout)
+}
+
+/// The [`DotFn`] for `X` rows of activations.
+unsafe fn dot<S: Simd, D: Decode<S>, const X: usize>(
+    layout: &RowLayout,
+    rows: &[Row; ROWS],
+    x: &[*const f32; MAX_X],
+    scratch: *mut f32,
+    out: &mut [[f32; ROWS]; MAX_X],
+) {
+    // SAFETY: the caller vouches for the instructions.
+    let s = unsafe { S::assume() };
+    s.vectorize(
+        #[inline(always)]
+        || {
+            let padded_groups = layout.stride - layout.n_values;
+            let mut total = [[s.splat(0.0); ROWS]; X];
+            // SAFETY: the buffers are as the layout says (the caller's promise); see `scales` and `chunk_sums`.
+            unsafe {
+                if D::SCALED {
+                    for r in 0..ROWS {
+                        let dst = scratch.add(r * padded_groups);
+                        scales(s, layout, &rows[r], dst, |g, biases| {
+                            for m in 0..X {
+                                total[m][r] =
+                                    s.fma(biases, s.load(x[m].add(layout.n_values + g)), total[m][r]);
+                            }
+                        });
+                    }
+                }
+                let scale_idx = scale_lanes(s, layout);
+                let mut padded = [[0u8; MAX_CHUNK_BYTES + MAX_OVERREAD]; ROWS];
+                for c in 0..layout.n_chunks {
+                    let mut at = [std::ptr::null(); ROWS];
+                    for r in 0..ROWS {
+                        at[r] = rows[r].data.add(c * D::CHUNK_BYTES);
+                        if c >= layout.n_direct {
+                            let n = layout.row_bytes - c * D::CHUNK_BYTES;
+                            std::ptr::copy_nonoverlapping(at[r], padded[r].as_mut_ptr(), n);
+                            at[r] = padded[r].as_ptr();
+                        } else if c % (64 / D::CHUNK_BYTES).max(1) == 0 {
+                            s.prefetch(at[r].wrapping_add(PREFETCH_BYTES));
+                        }
+                    }
+                    let mut sums = [[s.splat(0.0); ROWS]; X];
+                    for i in 0..D::VECS {
+                        let x_at = (c * D::VECS + i) * S::LANES;
+                        let xs: [S::F; X] = std::array::from_fn(
+                            #[inline(always)]
+                            |m| s.load(x[m].add(x_at)),
+                        );
+                        for r in 0..ROWS {
+                            let w = D::decode(s, at[r], i);
+                            for m in 0..X {
+                                sums[m][r] = s.fma(w, xs[m], sums[m][r]);
+                            }
+                        }
+                    }
+                    for r in 0..ROWS {
+                        if D::SCALED {
+                            let scale = chunk_scale(s, layout, scratch.add(r * padded_groups), c, scale_idx);
+                            for m in 0..X {
+                                total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
+                            }
+                        } else {
+                            for m in 0..X {
+                                total[m][r] = s.add(sums[m][r], total[m][r]);
+                            }
+                        }
+                    }
+                }
+            }
+            for m in 0..X {
+                for r in 0..ROWS {
+                    out[m][r] = s.sum(total[m][r]);
+                }
+            }
+        },
+    );
+}
+
+/// The [`DequantizeFn`].
+unsafe fn dequantize<S: Simd, D: Decode<S>>(layout: &RowLayout, row: &Row, scratch: *mut f32, out: *mut f32) {
+    // SAFETY: the caller vouches for the instructions.
+    let s = unsafe { S::assume() };
+    s.vectorize(
+        #[inline(always)]
+        || {
+            // SAFETY: the buffers are as the layout says (the caller's promise).
+            unsafe {
+                if D::SCALED {
+                    let biases = out.add(layout.n_values);
+                    std::ptr::write_bytes(biases, 0, layout.stride - layout.n_values);
+                    scales(s, layout, row, scratch, |g, b| s.store(biases.add(g), b));
+                }
+                let scale_idx = scale_lanes(s, layout);
+                let mut padded = [0u8; MAX_CHUNK_BYTES + MAX_OVERREAD];
+                for c in 0..layout.n_chunks {
+                    let mut at = row.data.add(c * D::CHUNK_BYTES);
+                    if c >= layout.n_direct {
+                        let n = layout.row_bytes - c * D::CHUNK_BYTES;
+                        std::ptr::copy_nonoverlapping(at, padded.as_mut_ptr(), n);
+                        at = padded.as_ptr();
+                    }
+                    let scale =
+                        if D::SCALED { chunk_scale(s, layout, scratch, c, scale_idx) } else { s.splat(1.0) };
+                    for i in 0..D::VECS {
+                        let w = D::decode(s, at, i);
+                        s.store(
+                            out.add((c * D::VECS + i) * S::LANES),
+                            if D::SCALED { s.mul(w, scale) } else { w },
+                        );
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// The [`PrepareFn`].
+unsafe fn prepare<S: Simd, D: Decode<S>>(layout: &RowLayout, x: *const f32, out: *mut f32) {
+    // SAFETY: the caller vouches for the instructions.
+    let s = unsafe { S::assume() };
+    s.vectorize(
+        #[inline(always)]
+        || {
+            // SAFETY: x has n_in values and out room for the stride (the caller's promise).
+            let (x, out) = unsafe {
+                (
+                    std::slice::from_raw_parts(x, layout.n_in),
+                    std::slice::from_raw_parts_mut(out, layout.stride),
+                )
+            };
+            let (values, sums) = out.split_at_mut(layout.n_values);
+            let chunk = D::VECS * S::LANES;
+            let mut padded = [0f32; 512];
+            for (c, out) in values.chunks_exact_mut(chunk).enumerate() {
+                let n = (layout.n_in - c * chunk).min(chunk);
+                let mut src = &x[c * chunk..c * chunk + n];
+                if n < chunk {
+                    padded[..n].copy_from_slice(src);
+                    src = &padded[..chunk];
+                }
+                if D::WORD_ORDER {
+                    for i in 0..D::VECS {
+                        let factor = D::x_factor(i);
+                        for j in 0..S::LANES {
+                            out[i * S::LANES + j] = src[j * D::VECS + i] * factor;
+                        }
+                    }
+                } else {
+                    out.copy_from_slice(src);
+                }
+            }
+            if D::SCALED {
+                sums.fill(0.0);
+                for (sum, group) in sums.iter_mut().zip(x.chunks_exact(layout.group_size)) {
+                    // Four partial sums: short chains, and an order that does not depend on the level.
+                    let mut part = [0f32; 4];
+                    for v in group.chunks_exact(4) {
+                        for (p, v) in part.iter_mut().zip(v) {
+                            *p += v;
+                        }
+                    }
+                    *sum = (part[0] + part[2]) + (part[1] + part[3]);
+                }
+            }
+        },
+    );
+}
+
+/// Which of the scales loaded from a chunk's first group each lane takes.
+#[inline(always)]
+fn scale_lanes<S: Simd>(s: S, layout: &RowLayout) -> S::I {
+    let idx: [u32; 16] = std::array::from_fn(|j| j.checked_div(layout.lanes_per_group).unwrap_or(0) as u32);
+    // SAFETY: 16 words are readable, and no vector has more lanes.
+    unsafe { s.load_words(idx.as_ptr().cast()) }
+}
+
+/// The scale of each lane of chunk `c`.
+///
+/// # Safety
+/// `scales` holds the row's scales, padded as the layout says.
+#[inline(always)]
+unsafe fn chunk_scale<S: Simd>(s: S, layout: &RowLayout, scales: *const f32, c: usize, idx: S::I) -> S::F {
+    // SAFETY: the first group of a chunk exists, and a whole vector behind it is readable.
+    unsafe {
+        let first = scales.add(c * S::LANES / layout.lanes_per_group);
+        if layout.lanes_per_group >= S::LANES { s.splat(first.read()) } else { s.permute(s.load(first), idx) }
+    }
+}
+
+/// Writes a row's scales as floats, padded with zeros, and hands its biases, if any, to `f` by vectors of groups.
+///
+/// # Safety
+/// The row is as the layout says; `out` has room for the padded groups.
+#[inline(always)]
+unsafe fn scales<S: Simd>(
+    s: S,
+    layout: &RowLayout,
+    row: &Row,
+    out: *mut f32,
+    mut f: impl FnMut(usize, S::F),
+) {
+    let n = layout.n_groups;
+    let padded_groups = layout.stride - layout.n_values;
+    // SAFETY: reads stay below n groups, writes below the padded groups (which are at least n).
+    unsafe {
+        match layout.scales {
+            ScaleKind::None => {}
+            ScaleKind::E8m0 | ScaleKind::E4m3 => {
+                let table = if layout.scales == ScaleKind::E8m0 { &E8M0 } else { &E4M3 };
+                for g in 0..padded_groups {
+                    out.add(g).write(if g < n { table[usize::from(row.scales.add(g).read())] } else { 0.0 });
+                }
+            }
+            ScaleKind::Float(dtype) => {
+                let size = dtype.size_bytes();
+                let n_whole = n / S::LANES * S::LANES;
+                for g in (0..n_whole).step_by(S::LANES) {
+                    s.store(out.add(g), load_scales(s, dtype, row.scales.add(g * size)));
+                    f(g, load_scales(s, dtype, row.biases.add(g * size)));
+                }
+                if n_whole < n {
+                    let mut rest = [[0u8; 64]; 2];
+                    let n_bytes = (n - n_whole) * size;
+                    std::ptr::copy_nonoverlapping(
+                        row.scales.add(n_whole * size),
+                        rest[0].as_mut_ptr(),
+                        n_bytes,
+                    );
+                    std::ptr::copy_nonoverlapping(
+                        row.biases.add(n_whole * size),
+                        rest[1].as_mut_ptr(),
+                        n_bytes,
+                    );
+                    s.store(out.add(n_whole), load_scales(s, dtype, rest[0].as_ptr()));
+                    f(n_whole, load_scales(s, dtype, rest[1].as_ptr()));
+                }
+                s.store(out.add(padded_groups - S::LANES), s.splat(0.0));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// A vector of `dtype` is readable at `p`.
+#[inline(always)]
+unsafe fn load_scales<S: Simd>(s: S, dtype: DType, p: *const u8) -> S::F {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match dtype {
+            DType::F32 => s.load(p.cast()),
+            DType::F16 => s.load_f16(p),
+            _ => s.load_bf16(p),
+        }
+    }
+}
+
+static E8M0: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| e8m0_to_f32(code as u8)));
+static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| e4m3_to_f32(code as u8)));

@@ -1,0 +1,73 @@
+//! The vector operations that the kernels are written with, one implementation per instruction-set level.
+//!
+//! A value of an implementing type is a proof that the processor has the level's instructions: it is made only after
+//! detection. Kernels are `#[inline(always)]` functions generic over [`Simd`], instantiated inside a function that
+//! enables the level's target features.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
+pub(crate) mod scalar;
+
+/// Vectors of `LANES` 32-bit lanes.
+///
+/// # Safety of the loads and stores
+/// Each reads or writes the stated number of bytes at a pointer of any alignment, which must be valid for that.
+pub(crate) trait Simd: Copy {
+    /// Lanes of a vector: 8 or 16.
+    const LANES: usize;
+    /// Float lanes.
+    type F: Copy;
+    /// Integer lanes.
+    type I: Copy;
+
+    /// A proof without detection.
+    ///
+    /// # Safety
+    /// The processor has the level's instructions.
+    unsafe fn assume() -> Self;
+
+    /// Runs `f` with the level's instructions enabled.
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R;
+
+    fn splat(self, v: f32) -> Self::F;
+    fn splat_i(self, v: u32) -> Self::I;
+    /// Reads `LANES` floats.
+    unsafe fn load(self, p: *const f32) -> Self::F;
+    /// Reads `LANES` little-endian words from `4 · LANES` bytes.
+    unsafe fn load_words(self, p: *const u8) -> Self::I;
+    /// Reads `LANES` bf16 values from `2 · LANES` bytes.
+    unsafe fn load_bf16(self, p: *const u8) -> Self::F;
+    /// Reads `LANES` f16 values from `2 · LANES` bytes.
+    unsafe fn load_f16(self, p: *const u8) -> Self::F;
+    /// Reads `LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 8` bytes; may read up to 16 bytes.
+    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I;
+    /// Writes `LANES` floats.
+    unsafe fn store(self, p: *mut f32, v: Self::F);
+
+    fn add(self, a: Self::F, b: Self::F) -> Self::F;
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · b + c`, rounded once where the hardware can.
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    fn and(self, a: Self::I, b: Self::I) -> Self::I;
+    fn or(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Shift left by `n` < 32; a constant after unrolling.
+    fn shl(self, a: Self::I, n: u32) -> Self::I;
+    /// Logical shift right by `n` < 32; a constant after unrolling.
+    fn shr(self, a: Self::I, n: u32) -> Self::I;
+    /// The floats nearest to the lanes as signed integers.
+    fn to_f32(self, a: Self::I) -> Self::F;
+    /// The lanes' bits as floats.
+    fn bits_to_f32(self, a: Self::I) -> Self::F;
+    /// The e2m1 values of the codes in the low four bits of each lane; higher bits are ignored.
+    fn e2m1(self, codes: Self::I) -> Self::F;
+    /// Lane `j` of the result is lane `idx[j]` of `v`.
+    fn permute(self, v: Self::F, idx: Self::I) -> Self::F;
+    /// The sum of the lanes.
+    fn sum(self, v: Self::F) -> f32;
+    /// Fetches the cache line at `p`, which need not be valid.
+    fn prefetch(self, p: *const u8);
+}

@@ -1,0 +1,168 @@
+//! 256-bit x86 vectors: AVX2, FMA, F16C.
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+
+/// Proof that AVX2, FMA and F16C are there.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Lane `j`'s code begins at bit `j · bits` of the low 64: its two bytes, and the shift within them.
+const fn code_tables(bits: usize) -> ([u8; 32], [u32; 8]) {
+    let (mut bytes, mut shifts) = ([0x80; 32], [0; 8]);
+    let mut j = 0;
+    while j < 8 {
+        bytes[4 * j] = (j * bits / 8) as u8;
+        bytes[4 * j + 1] = (j * bits / 8 + 1) as u8;
+        shifts[j] = (j * bits % 8) as u32;
+        j += 1;
+    }
+    (bytes, shifts)
+}
+
+const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+
+// SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
+impl Simd for Avx2 {
+    const LANES: usize = 8;
+    type F = __m256;
+    type I = __m256i;
+
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        Self(())
+    }
+
+    #[inline(always)]
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        unsafe fn enabled<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        unsafe { enabled(f) }
+    }
+
+    #[inline(always)]
+    fn splat(self, v: f32) -> Self::F {
+        unsafe { _mm256_set1_ps(v) }
+    }
+
+    #[inline(always)]
+    fn splat_i(self, v: u32) -> Self::I {
+        unsafe { _mm256_set1_epi32(v.cast_signed()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::F {
+        unsafe { _mm256_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> Self::I {
+        unsafe { _mm256_loadu_si256(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u8) -> Self::F {
+        unsafe {
+            let halves = _mm256_cvtepu16_epi32(_mm_loadu_si128(p.cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(halves))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u8) -> Self::F {
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, shifts) = const { code_tables(BITS) };
+        unsafe {
+            let row = _mm256_set1_epi64x(p.cast::<i64>().read_unaligned());
+            let windows = _mm256_shuffle_epi8(row, _mm256_loadu_si256(bytes.as_ptr().cast()));
+            let codes = _mm256_srlv_epi32(windows, _mm256_loadu_si256(shifts.as_ptr().cast()));
+            _mm256_and_si256(codes, _mm256_set1_epi32((1 << BITS) - 1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::F) {
+        unsafe { _mm256_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm256_and_si256(a, b) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm256_or_si256(a, b) }
+    }
+
+    #[inline(always)]
+    fn shl(self, a: Self::I, n: u32) -> Self::I {
+        unsafe { _mm256_sll_epi32(a, _mm_cvtsi32_si128(n.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn shr(self, a: Self::I, n: u32) -> Self::I {
+        unsafe { _mm256_srl_epi32(a, _mm_cvtsi32_si128(n.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Self::I) -> Self::F {
+        unsafe { _mm256_cvtepi32_ps(a) }
+    }
+
+    #[inline(always)]
+    fn bits_to_f32(self, a: Self::I) -> Self::F {
+        unsafe { _mm256_castsi256_ps(a) }
+    }
+
+    #[inline(always)]
+    fn e2m1(self, codes: Self::I) -> Self::F {
+        unsafe {
+            let magnitude = _mm256_permutevar8x32_ps(_mm256_loadu_ps(E2M1.as_ptr()), codes);
+            let sign = _mm256_slli_epi32::<28>(_mm256_and_si256(codes, _mm256_set1_epi32(8)));
+            _mm256_xor_ps(magnitude, _mm256_castsi256_ps(sign))
+        }
+    }
+
+    #[inline(always)]
+    fn permute(self, v: Self::F, idx: Self::I) -> Self::F {
+        unsafe { _mm256_permutevar8x32_ps(v, idx) }
+    }
+
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        unsafe {
+            let q = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let d = _mm_add_ps(q, _mm_movehl_ps(q, q));
+            _mm_cvtss_f32(_mm_add_ss(d, _mm_shuffle_ps::<1>(d, d)))
+        }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}

@@ -1,0 +1,168 @@
+//! 512-bit x86 vectors: AVX-512 F, BW, DQ, VL.
+
+use std::arch::x86_64::*;
+
+use super::Simd;
+use crate::quant::float::E2M1_TIMES_2;
+
+/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there.
+#[derive(Clone, Copy)]
+pub(crate) struct Avx512(());
+
+/// Lane `j`'s code begins at bit `j · bits` of the low 128: its two bytes, and the shift within them.
+const fn code_tables(bits: usize) -> ([u8; 64], [u32; 16]) {
+    let (mut bytes, mut shifts) = ([0x80; 64], [0; 16]);
+    let mut j = 0;
+    while j < 16 {
+        bytes[4 * j] = (j * bits / 8) as u8;
+        bytes[4 * j + 1] = (j * bits / 8 + 1) as u8;
+        shifts[j] = (j * bits % 8) as u32;
+        j += 1;
+    }
+    (bytes, shifts)
+}
+
+const E2M1: [f32; 16] = {
+    let (mut table, mut i) = ([0.0; 16], 0);
+    while i < 16 {
+        table[i] = 0.5 * E2M1_TIMES_2[i] as f32;
+        i += 1;
+    }
+    table
+};
+
+// SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    type F = __m512;
+    type I = __m512i;
+
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        Self(())
+    }
+
+    #[inline(always)]
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        unsafe fn enabled<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        unsafe { enabled(f) }
+    }
+
+    #[inline(always)]
+    fn splat(self, v: f32) -> Self::F {
+        unsafe { _mm512_set1_ps(v) }
+    }
+
+    #[inline(always)]
+    fn splat_i(self, v: u32) -> Self::I {
+        unsafe { _mm512_set1_epi32(v.cast_signed()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::F {
+        unsafe { _mm512_loadu_ps(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> Self::I {
+        unsafe { _mm512_loadu_si512(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u8) -> Self::F {
+        unsafe {
+            let halves = _mm512_cvtepu16_epi32(_mm256_loadu_si256(p.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(halves))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u8) -> Self::F {
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, shifts) = const { code_tables(BITS) };
+        unsafe {
+            let row = _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast()));
+            let windows = _mm512_shuffle_epi8(row, _mm512_loadu_si512(bytes.as_ptr().cast()));
+            let codes = _mm512_srlv_epi32(windows, _mm512_loadu_si512(shifts.as_ptr().cast()));
+            _mm512_and_si512(codes, _mm512_set1_epi32((1 << BITS) - 1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::F) {
+        unsafe { _mm512_storeu_ps(p, v) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_and_si512(a, b) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { _mm512_or_si512(a, b) }
+    }
+
+    #[inline(always)]
+    fn shl(self, a: Self::I, n: u32) -> Self::I {
+        unsafe { _mm512_sll_epi32(a, _mm_cvtsi32_si128(n.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn shr(self, a: Self::I, n: u32) -> Self::I {
+        unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(n.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Self::I) -> Self::F {
+        unsafe { _mm512_cvtepi32_ps(a) }
+    }
+
+    #[inline(always)]
+    fn bits_to_f32(self, a: Self::I) -> Self::F {
+        unsafe { _mm512_castsi512_ps(a) }
+    }
+
+    #[inline(always)]
+    fn e2m1(self, codes: Self::I) -> Self::F {
+        unsafe { _mm512_permutexvar_ps(codes, _mm512_loadu_ps(E2M1.as_ptr())) }
+    }
+
+    #[inline(always)]
+    fn permute(self, v: Self::F, idx: Self::I) -> Self::F {
+        unsafe { _mm512_permutexvar_ps(idx, v) }
+    }
+
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        unsafe { _mm512_reduce_add_ps(v) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}

@@ -1,0 +1,188 @@
+//! 128-bit Arm vectors, used in pairs so that a vector has eight lanes.
+
+use std::arch::aarch64::*;
+
+use super::Simd;
+use crate::quant::float::E2M1_TIMES_2;
+
+/// Proof that NEON is there: it is on every 64-bit Arm processor that Rust supports.
+#[derive(Clone, Copy)]
+pub(crate) struct Neon;
+
+type Pair<T> = (T, T);
+
+/// Lane `j`'s code begins at bit `j · bits` of the low 64: its two bytes (255 gives 0), and minus the shift within.
+const fn code_tables(bits: usize) -> ([u8; 32], [i32; 8]) {
+    let (mut bytes, mut shifts) = ([255; 32], [0; 8]);
+    let mut j = 0;
+    while j < 8 {
+        bytes[4 * j] = (j * bits / 8) as u8;
+        bytes[4 * j + 1] = (j * bits / 8 + 1) as u8;
+        shifts[j] = -((j * bits % 8) as i32);
+        j += 1;
+    }
+    (bytes, shifts)
+}
+
+// SAFETY of every block below: NEON is part of the target's baseline; pointers are as the trait's callers promise.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
+impl Simd for Neon {
+    const LANES: usize = 8;
+    type F = Pair<float32x4_t>;
+    type I = Pair<uint32x4_t>;
+
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        Self
+    }
+
+    #[inline(always)]
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
+    #[inline(always)]
+    fn splat(self, v: f32) -> Self::F {
+        unsafe { (vdupq_n_f32(v), vdupq_n_f32(v)) }
+    }
+
+    #[inline(always)]
+    fn splat_i(self, v: u32) -> Self::I {
+        unsafe { (vdupq_n_u32(v), vdupq_n_u32(v)) }
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::F {
+        unsafe { (vld1q_f32(p), vld1q_f32(p.add(4))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> Self::I {
+        unsafe { (vreinterpretq_u32_u8(vld1q_u8(p)), vreinterpretq_u32_u8(vld1q_u8(p.add(16)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u8) -> Self::F {
+        unsafe {
+            let halves = vreinterpretq_u16_u8(vld1q_u8(p));
+            let low = vshll_n_u16::<16>(vget_low_u16(halves));
+            let high = vshll_n_u16::<16>(vget_high_u16(halves));
+            (vreinterpretq_f32_u32(low), vreinterpretq_f32_u32(high))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u8) -> Self::F {
+        let values: [f32; 8] = std::array::from_fn(|i| unsafe {
+            half::f16::from_le_bytes([p.add(2 * i).read(), p.add(2 * i + 1).read()]).to_f32()
+        });
+        unsafe { self.load(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, shifts) = const { code_tables(BITS) };
+        let mask = self.splat_i((1 << BITS) - 1);
+        unsafe {
+            let row = vcombine_u8(vld1_u8(p), vdup_n_u8(0));
+            let half = |i: usize| {
+                let window = vreinterpretq_u32_u8(vqtbl1q_u8(row, vld1q_u8(bytes.as_ptr().add(16 * i))));
+                vshlq_u32(window, vld1q_s32(shifts.as_ptr().add(4 * i)))
+            };
+            self.and((half(0), half(1)), mask)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::F) {
+        unsafe {
+            vst1q_f32(p, v.0);
+            vst1q_f32(p.add(4), v.1);
+        }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { (vaddq_f32(a.0, b.0), vaddq_f32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { (vmulq_f32(a.0, b.0), vmulq_f32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        unsafe { (vfmaq_f32(c.0, a.0, b.0), vfmaq_f32(c.1, a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { (vandq_u32(a.0, b.0), vandq_u32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        unsafe { (vorrq_u32(a.0, b.0), vorrq_u32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn shl(self, a: Self::I, n: u32) -> Self::I {
+        unsafe {
+            let by = vdupq_n_s32(n.cast_signed());
+            (vshlq_u32(a.0, by), vshlq_u32(a.1, by))
+        }
+    }
+
+    #[inline(always)]
+    fn shr(self, a: Self::I, n: u32) -> Self::I {
+        unsafe {
+            let by = vdupq_n_s32(-n.cast_signed());
+            (vshlq_u32(a.0, by), vshlq_u32(a.1, by))
+        }
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Self::I) -> Self::F {
+        unsafe { (vcvtq_f32_s32(vreinterpretq_s32_u32(a.0)), vcvtq_f32_s32(vreinterpretq_s32_u32(a.1))) }
+    }
+
+    #[inline(always)]
+    fn bits_to_f32(self, a: Self::I) -> Self::F {
+        unsafe { (vreinterpretq_f32_u32(a.0), vreinterpretq_f32_u32(a.1)) }
+    }
+
+    #[inline(always)]
+    fn e2m1(self, codes: Self::I) -> Self::F {
+        unsafe {
+            let table = vld1q_s8(E2M1_TIMES_2.as_ptr());
+            // The low byte of each lane picks a signed table byte; shifting it to the top and back extends its sign.
+            let lanes = |c: uint32x4_t| {
+                let picked = vqtbl1q_s8(table, vreinterpretq_u8_u32(vandq_u32(c, vdupq_n_u32(15))));
+                let wide = vshrq_n_s32::<24>(vshlq_n_s32::<24>(vreinterpretq_s32_s8(picked)));
+                vmulq_n_f32(vcvtq_f32_s32(wide), 0.5)
+            };
+            (lanes(codes.0), lanes(codes.1))
+        }
+    }
+
+    #[inline(always)]
+    fn permute(self, v: Self::F, idx: Self::I) -> Self::F {
+        let (mut values, mut picks) = ([0f32; 8], [0u32; 8]);
+        unsafe {
+            self.store(values.as_mut_ptr(), v);
+            vst1q_u32(picks.as_mut_ptr(), idx.0);
+            vst1q_u32(picks.as_mut_ptr().add(4), idx.1);
+            let out = picks.map(|i| values[i as usize % 8]);
+            self.load(out.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        unsafe { vaddvq_f32(vaddq_f32(v.0, v.1)) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+}

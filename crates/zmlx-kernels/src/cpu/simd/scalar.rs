@@ -1,0 +1,138 @@
+//! Portable lanes: arrays of eight.
+
+use super::Simd;
+use crate::quant::float::e2m1_to_f32;
+
+/// Needs no instructions beyond the target's baseline.
+#[derive(Clone, Copy)]
+pub(crate) struct Scalar;
+
+const N: usize = 8;
+
+impl Simd for Scalar {
+    const LANES: usize = N;
+    type F = [f32; N];
+    type I = [u32; N];
+
+    #[inline(always)]
+    unsafe fn assume() -> Self {
+        Self
+    }
+
+    #[inline(always)]
+    fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        f()
+    }
+
+    #[inline(always)]
+    fn splat(self, v: f32) -> Self::F {
+        [v; N]
+    }
+
+    #[inline(always)]
+    fn splat_i(self, v: u32) -> Self::I {
+        [v; N]
+    }
+
+    #[inline(always)]
+    unsafe fn load(self, p: *const f32) -> Self::F {
+        // SAFETY: the caller passes N readable floats.
+        unsafe { p.cast::<[f32; N]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_words(self, p: *const u8) -> Self::I {
+        // SAFETY: the caller passes 4 N readable bytes.
+        unsafe { p.cast::<[u32; N]>().read_unaligned() }.map(u32::from_le)
+    }
+
+    #[inline(always)]
+    unsafe fn load_bf16(self, p: *const u8) -> Self::F {
+        // SAFETY: the caller passes 2 N readable bytes.
+        unsafe { p.cast::<[u16; N]>().read_unaligned() }
+            .map(|b| f32::from_bits(u32::from(u16::from_le(b)) << 16))
+    }
+
+    #[inline(always)]
+    unsafe fn load_f16(self, p: *const u8) -> Self::F {
+        // SAFETY: the caller passes 2 N readable bytes.
+        unsafe { p.cast::<[u16; N]>().read_unaligned() }
+            .map(|b| half::f16::from_bits(u16::from_le(b)).to_f32())
+    }
+
+    #[inline(always)]
+    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
+        // SAFETY: eight codes take BITS bytes; the caller passes 16 readable ones.
+        let bits = u64::from_le(unsafe { p.cast::<u64>().read_unaligned() });
+        std::array::from_fn(|i| (bits >> (i * BITS)) as u32 & ((1 << BITS) - 1))
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32, v: Self::F) {
+        // SAFETY: the caller passes room for N floats.
+        unsafe { p.cast::<[f32; N]>().write_unaligned(v) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * b[i] + c[i]) // two roundings: without hardware, one is a library call
+    }
+
+    #[inline(always)]
+    fn and(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] & b[i])
+    }
+
+    #[inline(always)]
+    fn or(self, a: Self::I, b: Self::I) -> Self::I {
+        std::array::from_fn(|i| a[i] | b[i])
+    }
+
+    #[inline(always)]
+    fn shl(self, a: Self::I, n: u32) -> Self::I {
+        a.map(|v| v << n)
+    }
+
+    #[inline(always)]
+    fn shr(self, a: Self::I, n: u32) -> Self::I {
+        a.map(|v| v >> n)
+    }
+
+    #[inline(always)]
+    fn to_f32(self, a: Self::I) -> Self::F {
+        a.map(|v| v.cast_signed() as f32)
+    }
+
+    #[inline(always)]
+    fn bits_to_f32(self, a: Self::I) -> Self::F {
+        a.map(f32::from_bits)
+    }
+
+    #[inline(always)]
+    fn e2m1(self, codes: Self::I) -> Self::F {
+        codes.map(|c| e2m1_to_f32((c & 15) as u8))
+    }
+
+    #[inline(always)]
+    fn permute(self, v: Self::F, idx: Self::I) -> Self::F {
+        idx.map(|i| v[i as usize % N])
+    }
+
+    #[inline(always)]
+    fn sum(self, v: Self::F) -> f32 {
+        ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
+    }
+
+    #[inline(always)]
+    fn prefetch(self, _: *const u8) {}
+}
