@@ -1,0 +1,36 @@
+//! Operations on slices, computed in `f64`: the truth that kernels are compared with.
+//!
+//! Inputs are slices of any type that widens to `f64` (`f32`, `f64`, `half::f16`, `half::bf16`), row-major;
+//! results are `f64`, so that one result can be the next one's input without rounding in between. Nothing is
+//! rounded to the inputs' dtype and no intermediate value is.
+//!
+//! Sizes stand in small structs. All functions panic, naming the argument, if a slice's length does not fit them.
+
+mod activation;
+mod attention;
+mod matmul;
+mod norm;
+mod rope;
+mod router;
+
+pub use activation::{add, sigmoid, silu, softmax, swiglu};
+pub use attention::{Attention, MlaAttention, attention, mla_attention};
+pub use matmul::{Combine, GatherInput, GatherMatmul, combine, gather_matmul, matmul};
+pub use norm::rms_norm;
+pub use rope::{Rope, RopeLayout, rope};
+pub use router::{NoauxTc, Routing, SoftmaxTopK, noaux_tc, softmax_top_k, top_k};
+
+/// A number that widens to `f64` without loss.
+pub trait Real: Into<f64> + Copy {}
+impl<T: Into<f64> + Copy> Real for T {}
+
+#[track_caller]
+fn check_len<T>(op: &str, name: &str, slice: &[T], dims: &[usize]) {
+    let want: usize = dims.iter().product();
+    assert!(slice.len() == want, "{op}: {name} has {} elements, want {want} = {dims:?}", slice.len());
+}
+
+/// `Σ a_i·b_i`, added in order.
+fn dot<A: Real, B: Real>(a: &[A], b: &[B]) -> f64 {
+    a.iter().zip(b).map(|(&a, &b)| a.into() * b.into()).sum()
+}
