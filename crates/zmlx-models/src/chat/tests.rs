@@ -1,0 +1,216 @@
+use rstest::rstest;
+use serde_json::json;
+
+use super::*;
+
+fn messages(list: &[(&str, &str)]) -> Vec<ChatMessage> {
+    list.iter()
+        .map(|(role, content)| ChatMessage { role: (*role).into(), content: (*content).into() })
+        .collect()
+}
+
+fn template(source: &str) -> ChatTemplate {
+    let config = r#"{"bos_token": {"content": "<s>"}, "eos_token": "</s>"}"#;
+    ChatTemplate::from_parts("test", Some(config), Some(source.into())).unwrap()
+}
+
+fn render_with(source: &str, chat: &[(&str, &str)], kwargs: Value) -> Result<String> {
+    let kwargs = kwargs.as_object().cloned().unwrap();
+    let request = ChatRequest { messages: &messages(chat), add_generation_prompt: true, kwargs: &kwargs };
+    template(source).render(&request)
+}
+
+fn render(source: &str, chat: &[(&str, &str)]) -> String {
+    render_with(source, chat, json!({})).unwrap()
+}
+
+/// A template with the constructs that Qwen3's uses: a namespace found by walking the messages backwards,
+/// reasoning split off older answers, a switch that may be absent.
+const REASONING: &str = r#"
+{%- if messages[0].role == 'system' %}
+    {{- '[sys]' + messages[0].content + '[end]\n' }}
+{%- endif %}
+{%- set ns = namespace(searching=true, last_user=messages|length - 1) %}
+{%- for message in messages[::-1] %}
+    {%- set idx = (messages|length - 1) - loop.index0 %}
+    {%- if ns.searching and message.role == "user" and message.content is string and not(message.content.startswith('<tool>') and message.content.endswith('</tool>')) %}
+        {%- set ns.searching = false %}
+        {%- set ns.last_user = idx %}
+    {%- endif %}
+{%- endfor %}
+{%- for message in messages %}
+    {%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
+        {{- '[' + message.role + ']' + message.content + '[end]' + '\n' }}
+    {%- elif message.role == 'assistant' %}
+        {%- set answer, thought = message.content, '' %}
+        {%- if message.reasoning_content is defined and message.reasoning_content is not none %}
+            {%- set thought = message.reasoning_content %}
+        {%- elif '</t>' in message.content %}
+            {%- set answer = message.content.split('</t>')[-1].lstrip('\n') %}
+            {%- set thought = message.content.split('</t>')[0].rstrip('\n').split('<t>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {%- if loop.index0 > ns.last_user and (loop.last or (not loop.last and thought)) %}
+            {{- '[a]<t>\n' + thought.strip('\n') + '\n</t>\n\n' + answer.lstrip('\n') }}
+        {%- else %}
+            {{- '[a]' + answer }}
+        {%- endif %}
+        {{- '[end]\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- '[a]' }}
+    {%- if enable_thinking is defined and enable_thinking is false %}
+        {{- '<t>\n\n</t>\n\n' }}
+    {%- endif %}
+{%- endif %}
+"#;
+
+#[test]
+fn reasoning_template() {
+    let old = "<t>\nhm\n</t>\n\nYes.";
+    let chat = [("system", "Be brief."), ("user", "Is it?"), ("assistant", old), ("user", "Sure?")];
+    let want = "[sys]Be brief.[end]\n[user]Is it?[end]\n[a]Yes.[end]\n[user]Sure?[end]\n[a]";
+    assert_eq!(render(REASONING, &chat), want);
+    let off = render_with(REASONING, &chat, json!({"enable_thinking": false})).unwrap();
+    assert_eq!(off, format!("{want}<t>\n\n</t>\n\n"));
+    let on = render_with(REASONING, &chat, json!({"enable_thinking": true})).unwrap();
+    assert_eq!(on, want);
+
+    let chat = [("user", "Is it?"), ("user", "<tool>no</tool>"), ("assistant", old)];
+    let want = "[user]Is it?[end]\n[user]<tool>no</tool>[end]\n[a]<t>\nhm\n</t>\n\nYes.[end]\n[a]";
+    assert_eq!(render(REASONING, &chat), want);
+}
+
+/// A template with the constructs that the GLM-4 family's uses: macros, tests on types, tojson with arguments.
+const MACROS: &str = r#"[pre]<x>
+{%- if tools -%}
+[sys]{% for tool in tools %}{{ tool | tojson(ensure_ascii=False) }}{% endfor %}
+{%- endif -%}
+{%- macro plain(content) -%}
+    {%- if content is string -%}
+        {{- content }}
+    {%- elif content is iterable and content is not mapping -%}
+        {%- for item in content -%}
+            {%- if item is mapping and item.type == 'text' -%}
+                {{- item.text }}
+            {%- elif item is string -%}
+                {{- item }}
+            {%- endif -%}
+        {%- endfor -%}
+    {%- else -%}
+        {{- content }}
+    {%- endif -%}
+{%- endmacro -%}
+{%- set ns = namespace(last_user_index=-1) %}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}
+        {% set ns.last_user_index = loop.index0 -%}
+    {%- endif %}
+{%- endfor %}
+{% for m in messages %}
+{%- if m['role'] == 'user' -%}<|user|>
+{{ plain(m.content) }}
+{{- '/off' if (enable_thinking is defined and not enable_thinking and not plain(m.content).endswith("/off")) else '' -}}
+{%- elif m.role == 'assistant' -%}
+<|assistant|>
+{%- if loop.index0 > ns.last_user_index %}{{ '<t>' + plain(m.content).split('</t>')[0].split('<t>')[-1].strip() + '</t>' }}{% else %}<t></t>{% endif %}
+{{- '\n' + plain(m.content).split('</t>')[-1].strip() }}
+{%- elif m.role == 'system' -%}
+<|system|>
+{{ plain(m.content) }}
+{%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}
+    <|assistant|>{{- '\n<t></t>' if (enable_thinking is defined and not enable_thinking) else '' -}}
+{%- endif -%}"#;
+
+#[test]
+fn macro_template() {
+    let chat = [("system", "S"), ("user", "A"), ("assistant", "<t>x</t> one"), ("user", "B/off")];
+    let want = "[pre]<x><|system|>\nS<|user|>\nA<|assistant|><t></t>\none<|user|>\nB/off<|assistant|>";
+    assert_eq!(render(MACROS, &chat), want);
+    let want =
+        "[pre]<x><|system|>\nS<|user|>\nA/off<|assistant|><t></t>\none<|user|>\nB/off<|assistant|>\n<t></t>";
+    assert_eq!(render_with(MACROS, &chat, json!({"enable_thinking": false})).unwrap(), want);
+    let tools = json!({"tools": [{"name": "é", "args": [1, {}]}]});
+    assert!(
+        render_with(MACROS, &chat, tools)
+            .unwrap()
+            .starts_with("[pre]<x>[sys]{\"name\": \"é\", \"args\": [1, {}]}")
+    );
+}
+
+#[rstest]
+#[case("{{ bos_token }}|{{ eos_token }}|{{ pad_token }}", "<s>|</s>|")]
+#[case("{{ tools is none }}{{ none }}{{ 1 == 2 }}", "TrueNoneFalse")]
+#[case("  {% if true %}\n  a\n  {% endif %}\nb\n", "  a\nb")]
+#[case("{{ '<&\\'>é' | tojson }}", "\"<&'>é\"")]
+#[case("{{ 'é🦀' | tojson(ensure_ascii=true) }}", "\"\\u00e9\\ud83e\\udd80\"")]
+#[case("{{ {'b': [1, 2], 'a': none} | tojson }}", "{\"b\": [1, 2], \"a\": null}")]
+#[case("{{ {'b': [1], 'a': {}} | tojson(indent=2) }}", "{\n  \"b\": [\n    1\n  ],\n  \"a\": {}\n}")]
+#[case(
+    "{% for i in range(9) %}{% if i == 1 %}{% continue %}{% elif i == 3 %}{% break %}{% endif %}{{ i }}{% endfor %}",
+    "02"
+)]
+#[case("{% for k, v in {'z': 1, 'a': 2}.items() %}{{ k }}{{ v }}{% endfor %}", "z1a2")]
+#[case("{{ messages | length }}{{ messages[-1]['content'] | trim }}{{ messages[1:] | length }}", "1hi0")]
+#[case("{{ ' A b '.strip().lower().replace('b', 'c').upper().title() }}", "A C")]
+#[case("{{ messages[0].get('tool_calls') is none }}{{ 'x' if messages[0].tool_calls else 'y' }}", "Truey")]
+fn constructs(#[case] source: &str, #[case] want: &str) {
+    assert_eq!(render(source, &[("user", " hi ")]), want);
+}
+
+#[test]
+fn the_date() {
+    let year: i32 = render("{{ strftime_now('%Y') }}", &[]).parse().unwrap();
+    assert!((2024..2200).contains(&year));
+    assert!(matches!(
+        render_with("{{ strftime_now('%') }}", &[], json!({})),
+        Err(Error::ChatTemplate { .. })
+    ));
+}
+
+#[test]
+fn a_refusal_keeps_the_templates_words() {
+    let source = "{% for m in messages %}{{ raise_exception('no ' + m.role + ' here') }}{% endfor %}";
+    match render_with(source, &[("cat", "")], json!({})) {
+        Err(Error::ChatRefused { message }) => assert_eq!(message, "no cat here"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn failures_are_typed() {
+    let endless = "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}";
+    for source in [endless, "{{ messages.first.second.third }}", "{{ 'a'.nonsense() }}", "{{ nothing() }}"] {
+        assert!(matches!(render_with(source, &[], json!({})), Err(Error::ChatTemplate { .. })), "{source}");
+    }
+    assert!(matches!(render_with("", &[], json!({"messages": []})), Err(Error::Parameter { .. })));
+    let parse = |s: &str| ChatTemplate::from_parts("test", None, Some(s.into()));
+    assert!(matches!(parse("{% if %}"), Err(Error::ChatTemplate { .. })));
+    assert!(matches!(ChatTemplate::from_parts("test", Some("{}"), None), Err(Error::NoChatTemplate { .. })));
+    assert!(matches!(ChatTemplate::from_parts("test", None, None), Err(Error::NoChatTemplate { .. })));
+    assert!(matches!(ChatTemplate::from_parts("test", Some("{"), None), Err(Error::Json { .. })));
+    for config in [r#"{"chat_template": 1}"#, r#"{"chat_template": [{"name": "rag", "template": ""}]}"#] {
+        assert!(matches!(ChatTemplate::from_parts("test", Some(config), None), Err(Error::Field { .. })));
+    }
+    let config = r#"{"chat_template": "", "bos_token": 1}"#;
+    assert!(matches!(ChatTemplate::from_parts("test", Some(config), None), Err(Error::Field { .. })));
+}
+
+#[test]
+fn where_the_template_comes_from() {
+    let dir = tempfile::tempdir().unwrap();
+    let request = ChatRequest { messages: &[], add_generation_prompt: false, kwargs: &Map::new() };
+    let rendered = || ChatTemplate::open(dir.path()).unwrap().render(&request).unwrap();
+    let write = |file: &str, text: &str| std::fs::write(dir.path().join(file), text).unwrap();
+    assert!(matches!(ChatTemplate::open(dir.path()), Err(Error::NoChatTemplate { .. })));
+    write("tokenizer_config.json", r#"{"chat_template": "text"}"#);
+    assert_eq!(rendered(), "text");
+    let list =
+        r#"{"chat_template": [{"name": "rag", "template": "r"}, {"name": "default", "template": "d"}]}"#;
+    write("tokenizer_config.json", list);
+    assert_eq!(rendered(), "d");
+    write("chat_template.jinja", "file");
+    assert_eq!(rendered(), "file");
+}

@@ -1,0 +1,196 @@
+//! A model folder: its config and the headers of its shards, whose tensors are used where they lie.
+
+mod kv_b_proj;
+mod reader;
+mod shard;
+
+pub use kv_b_proj::KvBDims;
+pub use reader::TensorReader;
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use safetensors::Dtype;
+
+use crate::config::{ConfigFile, ModelConfig, QuantConfig, parse_json};
+use crate::{Error, Result};
+use shard::Entry;
+
+/// An opened checkpoint: everything but the weights has been read, and every tensor located.
+#[derive(Debug)]
+pub struct Checkpoint {
+    name: String,
+    dir: Option<PathBuf>,
+    config: ConfigFile,
+    shards: Vec<String>,
+    tensors: BTreeMap<String, Entry>,
+}
+
+/// What a shard's header says of a tensor.
+#[derive(Clone, Copy, Debug)]
+pub struct TensorInfo<'a> {
+    /// Its name, as `model.norm.weight`.
+    pub name: &'a str,
+    /// Its element type.
+    pub dtype: Dtype,
+    /// Its shape.
+    pub shape: &'a [usize],
+    /// Its size.
+    pub n_bytes: usize,
+    /// The file that holds it.
+    pub shard: &'a str,
+}
+
+impl Checkpoint {
+    /// Opens the folder `dir`: reads `config.json` and maps every `model*.safetensors`.
+    ///
+    /// The shards' own headers say what they hold; `model.safetensors.index.json` is often stale in converted
+    /// checkpoints and only serves to warn of a shard that was not downloaded.
+    ///
+    /// # Errors
+    /// If a file is missing or unsound, or the config names something that is not implemented.
+    pub fn open(dir: &Path) -> Result<Self> {
+        let config_path = dir.join("config.json");
+        let Some(config_json) = read_optional(&config_path)? else {
+            return Err(Error::MissingFile { dir: dir.display().to_string(), file: "config.json" });
+        };
+        let generation = read_optional(&dir.join("generation_config.json"))?;
+        let config =
+            ConfigFile::parse(&config_path.display().to_string(), &config_json, generation.as_deref())?;
+        let mut shards = Vec::new();
+        for name in shard_names(dir)? {
+            let path = dir.join(&name);
+            let bytes = zmlx_kernels::map_file(&path)
+                .map_err(|source| Error::Io { file: path.display().to_string(), source })?;
+            shards.push((name, bytes));
+        }
+        warn_of_absent_shards(dir);
+        // The folder's own name also where the path is `.` or ends in `..`.
+        let full = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
+        let name =
+            full.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+        Self::build(name, Some(dir.to_owned()), config, shards)
+    }
+
+    /// A checkpoint whose files are in memory: `shards` are names and contents of safetensors files.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::open`].
+    pub fn from_parts(
+        name: &str,
+        config_json: &str,
+        generation_config: Option<&str>,
+        shards: Vec<(String, Bytes)>,
+    ) -> Result<Self> {
+        let config = ConfigFile::parse(&format!("{name}/config.json"), config_json, generation_config)?;
+        Self::build(name.to_owned(), None, config, shards)
+    }
+
+    /// The hyperparameters.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config.model
+    }
+
+    /// How the config says that the weights are quantised.
+    pub fn quantization(&self) -> &QuantConfig {
+        &self.config.quantization
+    }
+
+    /// The tokens that end a text, ascending.
+    pub fn eos_token_ids(&self) -> &[u32] {
+        &self.config.eos_token_ids
+    }
+
+    /// The type that the config says the model was trained in; the tensors' own types decide.
+    pub fn declared_dtype(&self) -> Option<&str> {
+        self.config.dtype.as_deref()
+    }
+
+    /// The folder's name, or the name that the embedded checkpoint was given.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The folder; none for an embedded checkpoint.
+    pub fn dir(&self) -> Option<&Path> {
+        self.dir.as_deref()
+    }
+
+    /// All tensors, by name.
+    pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorInfo<'_>> {
+        self.tensors.iter().map(|(name, e)| TensorInfo {
+            name,
+            dtype: e.dtype,
+            shape: &e.shape,
+            n_bytes: e.bytes.len(),
+            shard: &self.shards[e.shard_idx],
+        })
+    }
+
+    /// Bytes of all tensors.
+    pub fn total_bytes(&self) -> u64 {
+        self.tensors.values().map(|e| e.bytes.len() as u64).sum()
+    }
+
+    /// A reader that takes the model's tensors and at the end tells all that did not fit.
+    pub fn reader(&self) -> TensorReader<'_> {
+        TensorReader::new(self)
+    }
+
+    fn build(
+        name: String,
+        dir: Option<PathBuf>,
+        config: ConfigFile,
+        shards: Vec<(String, Bytes)>,
+    ) -> Result<Self> {
+        if shards.is_empty() {
+            let dir = dir.map_or_else(|| name.clone(), |d| d.display().to_string());
+            return Err(Error::MissingFile { dir, file: "model*.safetensors" });
+        }
+        let mut tensors = BTreeMap::new();
+        let mut names = Vec::with_capacity(shards.len());
+        for (shard, bytes) in shards {
+            shard::read(&shard, names.len(), &bytes, &names, &mut tensors)?;
+            names.push(shard);
+        }
+        Ok(Self { name, dir, config, shards: names, tensors })
+    }
+}
+
+/// The text of a file; none if it does not exist.
+pub(crate) fn read_optional(path: &Path) -> Result<Option<String>> {
+    match std::fs::read_to_string(path) {
+        Ok(text) => Ok(Some(text)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(Error::Io { file: path.display().to_string(), source }),
+    }
+}
+
+/// The names of the weight files in `dir`, sorted: an order that does not depend on the file system.
+fn shard_names(dir: &Path) -> Result<Vec<String>> {
+    let io = |source| Error::Io { file: dir.display().to_string(), source };
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
+        if name.starts_with("model") && name.ends_with(".safetensors") {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+fn warn_of_absent_shards(dir: &Path) {
+    const INDEX: &str = "model.safetensors.index.json";
+    let Ok(Some(text)) = read_optional(&dir.join(INDEX)) else { return };
+    let Ok(index) = parse_json(INDEX, &text) else {
+        tracing::warn!(file = INDEX, "not valid JSON; ignored");
+        return;
+    };
+    let files = index.get("weight_map").and_then(|m| m.as_object()).into_iter().flat_map(|m| m.values());
+    let files: std::collections::BTreeSet<&str> = files.filter_map(|v| v.as_str()).collect();
+    for file in files.into_iter().filter(|f| !dir.join(f).exists()) {
+        tracing::warn!(file, "listed in {INDEX}, but not in the folder");
+    }
+}

@@ -1,0 +1,94 @@
+//! The older layout of latent attention: one `kv_b_proj` instead of `embed_q` and `unembed_out`.
+
+use bytes::Bytes;
+use half::{bf16, f16};
+use zmlx_kernels::quant::quantize;
+use zmlx_kernels::{DType, HostWeight, QuantMode, WeightBytes, WeightFormat};
+
+use super::reader::{TensorReader, placeholder};
+use crate::{Result, WeightProblem};
+
+/// The dimensions of a `kv_b_proj` `[n_heads · (qk_nope_head_dim + v_head_dim), kv_lora_rank]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct KvBDims {
+    /// Number of heads.
+    pub n_heads: usize,
+    /// Width of a head's key without its rope part.
+    pub qk_nope_head_dim: usize,
+    /// Width of a head's value.
+    pub v_head_dim: usize,
+    /// Width of the latent.
+    pub kv_lora_rank: usize,
+}
+
+impl TensorReader<'_> {
+    /// Splits the `kv_b_proj` at `path` into `embed_q` `n_heads × [kv_lora_rank, qk_nope_head_dim]` (each head's key
+    /// rows, transposed) and `unembed_out` `n_heads × [v_head_dim, kv_lora_rank]` (its value rows).
+    ///
+    /// A quantised weight is dequantised and quantised again in the same format, as the reference does; where that
+    /// format's groups do not divide the rows, the part stays dense. A dense weight stays dense in its own type.
+    pub fn kv_b_proj(&mut self, path: &str, dims: KvBDims) -> (HostWeight, HostWeight) {
+        let n_problems = self.n_problems();
+        let n_out = dims.n_heads.saturating_mul(dims.qk_nope_head_dim.saturating_add(dims.v_head_dim));
+        let weight = self.matrix(path, n_out, dims.kv_lora_rank);
+        if self.n_problems() > n_problems {
+            return (placeholder(), placeholder());
+        }
+        split(&weight, dims).unwrap_or_else(|e| {
+            let want = "a weight that can be split into embed_q and unembed_out".into();
+            let problem = WeightProblem::Format { name: path.into(), got: e.to_string(), want };
+            (self.problem(problem), placeholder())
+        })
+    }
+}
+
+fn split(weight: &HostWeight, dims: KvBDims) -> Result<(HostWeight, HostWeight)> {
+    let KvBDims { n_heads, qk_nope_head_dim: nope, v_head_dim: v, kv_lora_rank: rank } = dims;
+    let all = weight.to_f32_vec();
+    let mut keys = Vec::with_capacity(n_heads * nope * rank);
+    let mut values = Vec::with_capacity(n_heads * v * rank);
+    for head in all.chunks_exact((nope + v) * rank) {
+        let (key_rows, value_rows) = head.split_at(nope * rank);
+        keys.extend((0..rank).flat_map(|r| (0..nope).map(move |n| key_rows[n * rank + r])));
+        values.extend_from_slice(value_rows);
+    }
+    let format = weight.format();
+    Ok((store(format, [n_heads, rank, nope], keys)?, store(format, [n_heads, v, rank], values)?))
+}
+
+/// Weights in `format`, or dense in the type of its values if its groups do not divide `n_in`.
+fn store(format: WeightFormat, shape: [usize; 3], mut w: Vec<f32>) -> Result<HostWeight> {
+    let n_in = shape[2];
+    let dense = match format {
+        WeightFormat::Dense(dtype) => dtype,
+        WeightFormat::Quantized { spec, scale_dtype } => {
+            // Every product of a code and a scale of the float modes is a bf16.
+            let dtype = if spec.mode() == QuantMode::Affine { scale_dtype } else { DType::BF16 };
+            if n_in.is_multiple_of(spec.group_size()) {
+                w.iter_mut().for_each(|w| *w = round(dtype, *w));
+                let q = quantize(spec, scale_dtype, &w, n_in)?;
+                let bytes =
+                    WeightBytes { data: q.data.into(), scales: q.scales.into(), biases: q.biases.into() };
+                return Ok(HostWeight::new(format, shape, bytes)?);
+            }
+            dtype
+        }
+    };
+    let data: Vec<u8> = match dense {
+        DType::F16 => w.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()).collect(),
+        DType::BF16 => w.iter().flat_map(|&w| bf16::from_f32(w).to_le_bytes()).collect(),
+        DType::F32 | DType::U8 | DType::U32 => w.iter().flat_map(|w| w.to_le_bytes()).collect(),
+    };
+    let dense = if matches!(dense, DType::F16 | DType::BF16) { dense } else { DType::F32 };
+    let bytes = WeightBytes { data: data.into(), scales: Bytes::new(), biases: Bytes::new() };
+    Ok(HostWeight::new(WeightFormat::Dense(dense), shape, bytes)?)
+}
+
+/// The reference dequantises in the type of the scales before it quantises again.
+fn round(dtype: DType, w: f32) -> f32 {
+    match dtype {
+        DType::F16 => f16::from_f32(w).to_f32(),
+        DType::BF16 => bf16::from_f32(w).to_f32(),
+        DType::F32 | DType::U8 | DType::U32 => w,
+    }
+}

@@ -1,0 +1,301 @@
+//! Taking the model's tensors out of a checkpoint, with one report of everything that does not fit.
+
+use std::collections::HashSet;
+
+use bytes::Bytes;
+use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightFormat};
+
+use super::Checkpoint;
+use super::shard::Entry;
+use crate::config::QuantOverride;
+use crate::{Error, Result, WeightProblem};
+
+/// Hands out a checkpoint's tensors.
+///
+/// The getters never fail: they note what is missing or does not fit and return a placeholder, so that
+/// [`finish`](Self::finish) can report everything at once. Use nothing that was read unless it succeeds.
+#[derive(Debug)]
+pub struct TensorReader<'a> {
+    checkpoint: &'a Checkpoint,
+    used: HashSet<&'a str>,
+    problems: Vec<WeightProblem>,
+}
+
+/// The shape of a weight: the name's leading dimension exists only for stacks.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WeightShape {
+    pub(super) n_mats: Option<usize>,
+    pub(super) n_out: usize,
+    pub(super) n_in: usize,
+}
+
+impl WeightShape {
+    fn with_last(self, last: usize) -> Vec<usize> {
+        self.n_mats.into_iter().chain([self.n_out, last]).collect()
+    }
+}
+
+impl<'a> TensorReader<'a> {
+    pub(super) fn new(checkpoint: &'a Checkpoint) -> Self {
+        Self { checkpoint, used: HashSet::new(), problems: Vec::new() }
+    }
+
+    /// True if the checkpoint has a tensor of that full name.
+    pub fn contains(&self, name: &str) -> bool {
+        self.checkpoint.tensors.contains_key(name)
+    }
+
+    /// The matrix `[n_out, n_in]` at `path` (the name without `.weight`): quantised if `path.scales` exists, dense
+    /// in its own type otherwise.
+    pub fn matrix(&mut self, path: &str, n_out: usize, n_in: usize) -> HostWeight {
+        self.weight(path, path, WeightShape { n_mats: None, n_out, n_in })
+    }
+
+    /// A bank of `n_mats` matrices: the stack at `stacked_path`, or else the matrices at `per_expert(i)`.
+    pub fn bank(
+        &mut self,
+        stacked_path: &str,
+        per_expert: impl Fn(usize) -> String,
+        [n_mats, n_out, n_in]: [usize; 3],
+    ) -> HostWeight {
+        let stacked = self.contains(&format!("{stacked_path}.weight"));
+        if stacked || n_mats == 0 || !self.contains(&format!("{}.weight", per_expert(0))) {
+            return self.weight(
+                stacked_path,
+                stacked_path,
+                WeightShape { n_mats: Some(n_mats), n_out, n_in },
+            );
+        }
+        let n_problems = self.problems.len();
+        let shape = WeightShape { n_mats: None, n_out, n_in };
+        let parts = (0..n_mats).map(|i| self.weight(&per_expert(i), stacked_path, shape)).collect();
+        if self.problems.len() > n_problems {
+            return placeholder();
+        }
+        HostWeight::stack(parts).unwrap_or_else(|e| {
+            let want = "experts of one format".to_owned();
+            self.problem(WeightProblem::Format { name: stacked_path.into(), got: e.to_string(), want })
+        })
+    }
+
+    /// One matrix `[n_out, n_in]` per head, stacked at `path`.
+    pub fn heads(&mut self, path: &str, n_heads: usize, n_out: usize, n_in: usize) -> HostWeight {
+        self.weight(path, path, WeightShape { n_mats: Some(n_heads), n_out, n_in })
+    }
+
+    /// The float vector called `name`, widened.
+    pub fn vector(&mut self, name: &str, len: usize) -> Vec<f32> {
+        let Some(entry) = self.take(name) else { return vec![0.0; 1] };
+        if !self.has_shape(name, entry, &[len]) {
+            return vec![0.0; 1];
+        }
+        match entry.kernel_dtype().filter(|d| d.is_float()) {
+            Some(dtype) => dtype.to_f32_vec(&entry.bytes),
+            None => {
+                self.wrong_dtype(name, entry, "F32, F16 or BF16");
+                vec![0.0; 1]
+            }
+        }
+    }
+
+    /// Lets the tensor of that name, and all those below it as a path, be left over.
+    pub fn ignore(&mut self, name_or_path: &str) {
+        let below =
+            |n: &str| n.strip_prefix(name_or_path).is_some_and(|r| r.is_empty() || r.starts_with('.'));
+        self.used.extend(self.checkpoint.tensors.keys().map(String::as_str).filter(|n| below(n)));
+    }
+
+    /// Lets the layers `path.I` with `I >= first` be left over: heads for multi-token prediction are stored as
+    /// layers beyond the last.
+    pub fn ignore_layers_from(&mut self, path: &str, first: usize) {
+        let beyond = |n: &str| {
+            let rest = n.strip_prefix(path).and_then(|r| r.strip_prefix('.'));
+            let layer = rest.and_then(|r| r.split('.').next()).and_then(|l| l.parse::<usize>().ok());
+            layer.is_some_and(|l| l >= first)
+        };
+        self.used.extend(self.checkpoint.tensors.keys().map(String::as_str).filter(|n| beyond(n)));
+    }
+
+    /// True if something was missing or did not fit so far.
+    pub fn has_problems(&self) -> bool {
+        !self.problems.is_empty()
+    }
+
+    /// Ends the reading.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with everything that was missing or did not fit, and every tensor that nobody took.
+    pub fn finish(mut self) -> Result<()> {
+        let names = self.checkpoint.tensors.keys();
+        let extra = names.filter(|n| !self.used.contains(n.as_str()));
+        let extra: Vec<_> = extra.map(|name| WeightProblem::Extra { name: name.clone() }).collect();
+        self.problems.extend(extra);
+        if self.problems.is_empty() {
+            return Ok(());
+        }
+        Err(Error::Weights { model: self.checkpoint.name.clone(), problems: self.problems })
+    }
+
+    /// The weight at `path`; `module` is the path under which the config may give its format.
+    pub(super) fn weight(&mut self, path: &str, module: &str, shape: WeightShape) -> HostWeight {
+        let Some(words) = self.take(&format!("{path}.weight")) else { return placeholder() };
+        if self.contains(&format!("{path}.scales")) {
+            return self.quantized(path, module, words, shape);
+        }
+        let name = format!("{path}.weight");
+        let Some(dtype) = words.kernel_dtype().filter(|d| d.is_float()) else {
+            return if words.kernel_dtype() == Some(DType::U32) {
+                self.problem(WeightProblem::Missing { name: format!("{path}.scales") })
+            } else {
+                self.wrong_dtype(&name, words, "F32, F16, BF16, or U32 with scales")
+            };
+        };
+        if !self.has_shape(&name, words, &shape.with_last(shape.n_in)) {
+            return placeholder();
+        }
+        let bytes = WeightBytes { data: words.bytes.clone(), scales: Bytes::new(), biases: Bytes::new() };
+        self.host_weight(path, WeightFormat::Dense(dtype), shape, bytes)
+    }
+
+    fn quantized(&mut self, path: &str, module: &str, words: &'a Entry, shape: WeightShape) -> HostWeight {
+        let [w_name, s_name, b_name] = ["weight", "scales", "biases"].map(|part| format!("{path}.{part}"));
+        let Some(scales) = self.take(&s_name) else { return placeholder() };
+        let biases = if self.contains(&b_name) { self.take(&b_name) } else { None };
+        if words.kernel_dtype() != Some(DType::U32) {
+            return self.wrong_dtype(&w_name, words, "U32 beside scales");
+        }
+        let Some(scale_dtype) = scales.kernel_dtype().filter(|&d| d != DType::U32) else {
+            return self.wrong_dtype(&s_name, scales, "F32, F16, BF16 or U8");
+        };
+        let spec = match self.spec(path, module, scale_dtype, [words, scales], shape.n_in) {
+            Ok(spec) => spec,
+            Err(want) => {
+                let got = format!("weight {:?}, scales {} {:?}", words.shape, scales.dtype, scales.shape);
+                return self.problem(WeightProblem::Format { name: path.into(), got, want });
+            }
+        };
+        let per_row = shape.with_last(shape.n_in / spec.group_size());
+        let words_fit = self.has_shape(&w_name, words, &shape.with_last(spec.packed_bytes(shape.n_in) / 4));
+        if !(words_fit & self.has_shape(&s_name, scales, &per_row)) {
+            return placeholder();
+        }
+        let bias_bytes = match (biases, spec.has_biases()) {
+            (Some(biases), true) => {
+                if !self.has_shape(&b_name, biases, &per_row) {
+                    return placeholder();
+                }
+                if biases.dtype != scales.dtype {
+                    return self.wrong_dtype(&b_name, biases, "the type of the scales");
+                }
+                biases.bytes.clone()
+            }
+            (None, true) => return self.problem(WeightProblem::Missing { name: b_name }),
+            (Some(_), false) => return self.problem(WeightProblem::Extra { name: b_name }),
+            (None, false) => Bytes::new(),
+        };
+        let bytes =
+            WeightBytes { data: words.bytes.clone(), scales: scales.bytes.clone(), biases: bias_bytes };
+        self.host_weight(path, WeightFormat::Quantized { spec, scale_dtype }, shape, bytes)
+    }
+
+    /// The format of a quantised weight: the config's exception for its module, which the tensors must then fit;
+    /// otherwise what the tensors' shapes and the scales' type imply, as the config's global format is wrong for
+    /// some modules of some checkpoints. The error says what would have been right.
+    fn spec(
+        &self,
+        path: &str,
+        module: &str,
+        scale_dtype: DType,
+        [words, scales]: [&Entry; 2],
+        n_in: usize,
+    ) -> std::result::Result<QuantSpec, String> {
+        let config = self.checkpoint.quantization();
+        let exception = config.get(path).or_else(|| config.get(module));
+        let (n_words, n_groups) = (words.shape.last().copied(), scales.shape.last().copied());
+        let inferred = infer(n_words.unwrap_or(0), n_groups.unwrap_or(0), n_in, scale_dtype);
+        match (exception, inferred) {
+            (None, Some(spec)) => Ok(spec),
+            (Some(QuantOverride::Spec(spec)), Some(inferred)) if spec == inferred => Ok(spec),
+            (Some(QuantOverride::Spec(spec)), _) => {
+                Err(format!("{spec} of rows of {n_in}, as config.json says"))
+            }
+            (Some(QuantOverride::Dense), _) => Err("a dense weight, as config.json says".into()),
+            (None, None) => Err(match config.global() {
+                Some(spec) => format!("a quantised weight with rows of {n_in}, such as {spec}"),
+                None => format!("a quantised weight with rows of {n_in}"),
+            }),
+        }
+    }
+
+    fn host_weight(
+        &mut self,
+        path: &str,
+        format: WeightFormat,
+        shape: WeightShape,
+        bytes: WeightBytes,
+    ) -> HostWeight {
+        let dims = [shape.n_mats.unwrap_or(1), shape.n_out, shape.n_in];
+        HostWeight::new(format, dims, bytes).unwrap_or_else(|e| {
+            let want = format!("{format} {dims:?}");
+            self.problem(WeightProblem::Format { name: path.into(), got: e.to_string(), want })
+        })
+    }
+
+    /// Marks a tensor as wanted; a missing one is noted.
+    fn take(&mut self, name: &str) -> Option<&'a Entry> {
+        let checkpoint = self.checkpoint;
+        match checkpoint.tensors.get_key_value(name) {
+            Some((name, entry)) => {
+                self.used.insert(name);
+                Some(entry)
+            }
+            None => {
+                self.problems.push(WeightProblem::Missing { name: name.into() });
+                None
+            }
+        }
+    }
+
+    fn has_shape(&mut self, name: &str, entry: &Entry, want: &[usize]) -> bool {
+        if entry.shape != want {
+            let (got, want) = (entry.shape.clone(), want.to_vec());
+            self.problems.push(WeightProblem::Shape { name: name.into(), got, want });
+        }
+        entry.shape == want
+    }
+
+    fn wrong_dtype(&mut self, name: &str, entry: &Entry, want: &'static str) -> HostWeight {
+        self.problem(WeightProblem::DType { name: name.into(), got: entry.dtype.to_string(), want })
+    }
+
+    pub(super) fn problem(&mut self, problem: WeightProblem) -> HostWeight {
+        self.problems.push(problem);
+        placeholder()
+    }
+
+    /// How many problems were noted so far.
+    pub(super) fn n_problems(&self) -> usize {
+        self.problems.len()
+    }
+}
+
+/// Stands in for a weight that could not be read; never seen, as `finish` fails.
+pub(super) fn placeholder() -> HostWeight {
+    HostWeight::from_f32(&[0.0], 1, 1).expect("one float is a 1 by 1 matrix")
+}
+
+/// The one format in which a row of `n_in` weights has so many words and groups.
+fn infer(n_words: usize, n_groups: usize, n_in: usize, scale_dtype: DType) -> Option<QuantSpec> {
+    let n_bits = n_words.checked_mul(32)?;
+    if n_in == 0 || n_groups == 0 || !n_bits.is_multiple_of(n_in) || !n_in.is_multiple_of(n_groups) {
+        return None;
+    }
+    let (bits, group_size) = (n_bits / n_in, n_in / n_groups);
+    let mode = match (scale_dtype, bits, group_size) {
+        (DType::U8, 4, 16) => QuantMode::Nvfp4,
+        (DType::U8, 4, _) => QuantMode::Mxfp4,
+        (DType::U8, _, _) => QuantMode::Mxfp8,
+        _ => QuantMode::Affine,
+    };
+    QuantSpec::new(mode, bits, group_size).ok()
+}

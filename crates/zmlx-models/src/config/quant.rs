@@ -1,0 +1,97 @@
+//! The `quantization` table of `config.json`: one global format, and exceptions by module path.
+
+use std::collections::BTreeMap;
+
+use serde_json::Value;
+use zmlx_kernels::{QuantMode, QuantSpec};
+
+use super::fields::{Fields, short};
+use crate::Result;
+
+/// An exception for one module.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QuantOverride {
+    /// `false`: the module is not quantised.
+    Dense,
+    /// The module has a format of its own.
+    Spec(QuantSpec),
+}
+
+/// How the weights of a checkpoint are quantised.
+///
+/// Which tensors are quantised, and how, shows in the tensors themselves; the table is what they must agree with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QuantConfig {
+    global: Option<QuantSpec>,
+    overrides: BTreeMap<String, QuantOverride>,
+}
+
+impl QuantConfig {
+    /// The format of every module without an exception; none if the checkpoint is not quantised.
+    pub fn global(&self) -> Option<QuantSpec> {
+        self.global
+    }
+
+    /// The exception for the module at `path`, as `model.layers.0.mlp.gate`.
+    pub fn get(&self, path: &str) -> Option<QuantOverride> {
+        self.overrides.get(path).copied()
+    }
+
+    /// All exceptions, by path.
+    pub fn overrides(&self) -> impl Iterator<Item = (&str, QuantOverride)> {
+        self.overrides.iter().map(|(path, o)| (path.as_str(), *o))
+    }
+
+    /// Reads `quantization` or, where only that is present, its twin `quantization_config`.
+    pub(super) fn parse(config: &Fields<'_>) -> Result<Self> {
+        let table = match config.object("quantization")? {
+            Some(table) => table,
+            None => match config.object("quantization_config")? {
+                Some(table) => table,
+                None => return Ok(Self::default()),
+            },
+        };
+        // Other tools' formats (AWQ, GPTQ, FP8 blocks) name themselves here; MLX's own writes no such key.
+        if let Some(method) = table.get("quant_method") {
+            return Err(table.unsupported("quant_method", "MLX's own quantisation", short(method)));
+        }
+        let mut overrides = BTreeMap::new();
+        for (key, value) in table.iter() {
+            match value {
+                Value::Bool(false) => {
+                    overrides.insert(key.clone(), QuantOverride::Dense);
+                }
+                Value::Object(_) => {
+                    let Some(entry) = table.object(key)? else { continue };
+                    overrides.insert(key.clone(), QuantOverride::Spec(spec(&entry)?));
+                }
+                // `true` says nothing beyond the global format; numbers and strings are the format itself.
+                _ => {}
+            }
+        }
+        Ok(Self { global: Some(spec(&table)?), overrides })
+    }
+}
+
+/// The format in an object; files from before the other modes have no `mode`, and neither have exceptions that
+/// are affine.
+fn spec(fields: &Fields<'_>) -> Result<QuantSpec> {
+    let mode = match fields.get("mode") {
+        None => QuantMode::Affine,
+        Some(v) => v.as_str().and_then(QuantMode::from_name).ok_or_else(|| {
+            let known = QuantMode::ALL.map(QuantMode::name).join(", ");
+            fields.unsupported("mode", known, short(v))
+        })?,
+    };
+    let (bits, group_size) = (fields.dim("bits")?, fields.dim("group_size")?);
+    QuantSpec::new(mode, bits, group_size).map_err(|_| {
+        let want = match mode {
+            QuantMode::Affine => "2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128",
+            QuantMode::Mxfp4 => "4 bits in groups of 32",
+            QuantMode::Mxfp8 => "8 bits in groups of 32",
+            QuantMode::Nvfp4 => "4 bits in groups of 16",
+        };
+        let got = format!("{bits} bits in groups of {group_size}");
+        fields.unsupported("bits and group_size", format!("{} of {want}", mode.name()), got)
+    })
+}

@@ -1,0 +1,251 @@
+//! The crate's error type.
+
+use std::fmt;
+
+/// Why a checkpoint, a request or a step was refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A file could not be read.
+    #[error("{file}: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The folder lacks a file without which it is no checkpoint.
+    #[error("{dir}: there is no {file}")]
+    MissingFile {
+        /// The folder.
+        dir: String,
+        /// The file, or the pattern of files.
+        file: &'static str,
+    },
+    /// A file is not JSON.
+    #[error("{file}: not valid JSON: {source}")]
+    Json {
+        /// The file.
+        file: String,
+        /// Where and why.
+        source: serde_json::Error,
+    },
+    /// A key of a JSON file is missing, has another type, or a value that makes no sense.
+    #[error("{file}: {key}: expected {want}, got {got}")]
+    Field {
+        /// The file.
+        file: String,
+        /// The key.
+        key: String,
+        /// What it must be.
+        want: String,
+        /// What the file holds.
+        got: String,
+    },
+    /// A setting that is sound, but that this engine does not implement.
+    #[error("{file}: {key} = {got} is not supported, only {want}")]
+    UnsupportedSetting {
+        /// The file.
+        file: String,
+        /// The key.
+        key: String,
+        /// What is supported.
+        want: String,
+        /// What the file holds.
+        got: String,
+    },
+    /// No decoder for this `model_type`.
+    #[error("{file}: unknown model_type {got:?}; known: {}", known.join(", "))]
+    UnknownModelType {
+        /// The file.
+        file: String,
+        /// The type it names.
+        got: String,
+        /// The types that are implemented.
+        known: &'static [&'static str],
+    },
+    /// A shard that is not a sound safetensors file.
+    #[error("{file}: not a sound safetensors file: {source}")]
+    Shard {
+        /// The shard.
+        file: String,
+        /// What is wrong with its header.
+        source: safetensors::SafeTensorError,
+    },
+    /// Two shards hold a tensor of the same name.
+    #[error("tensor {name} is in {first} and again in {second}")]
+    DuplicateTensor {
+        /// The tensor.
+        name: String,
+        /// The shard that was read first.
+        first: String,
+        /// The other shard.
+        second: String,
+    },
+    /// The tensors of the checkpoint are not those that the config promises; all differences at once.
+    #[error("{model}: {}", WeightProblem::list(problems))]
+    Weights {
+        /// The checkpoint.
+        model: String,
+        /// Every tensor that is missing, mis-shaped or left over.
+        problems: Vec<WeightProblem>,
+    },
+    /// The tokenizer could not be loaded, or refused a text or tokens.
+    #[error("{file}: {source}")]
+    Tokenizer {
+        /// The tokenizer's file.
+        file: String,
+        /// What it said.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The checkpoint has no chat template.
+    #[error(
+        "{name} has no chat template: neither chat_template.jinja nor chat_template in tokenizer_config.json"
+    )]
+    NoChatTemplate {
+        /// The checkpoint.
+        name: String,
+    },
+    /// The chat template does not parse or does not render.
+    #[error("chat template: {}", template_message(source))]
+    ChatTemplate {
+        /// Where and why.
+        source: Box<minijinja::Error>,
+    },
+    /// The chat template itself refused the conversation (`raise_exception`).
+    #[error("the chat template refuses this conversation: {message}")]
+    ChatRefused {
+        /// The template's words.
+        message: String,
+    },
+    /// A parameter of a request is out of its range.
+    #[error("{field}: expected {want}, got {got}")]
+    Parameter {
+        /// The parameter.
+        field: &'static str,
+        /// Its range.
+        want: &'static str,
+        /// The request's value.
+        got: String,
+    },
+    /// The model gave logits from which nothing can be chosen.
+    #[error("logits: expected {want}, got {got} at token {token}")]
+    Logits {
+        /// What they must be.
+        want: &'static str,
+        /// The value.
+        got: f32,
+        /// The first token with such a value.
+        token: usize,
+    },
+    /// There is nothing to continue.
+    #[error("the prompt is empty: expected at least one token")]
+    EmptyPrompt,
+    /// A token id that the model does not have.
+    #[error("token {token} is out of range: the vocabulary has {vocab}")]
+    TokenOutOfRange {
+        /// The id.
+        token: u32,
+        /// Number of ids.
+        vocab: usize,
+    },
+    /// A sequence would not fit the model's context.
+    #[error(
+        "the sequence has {n_tokens} tokens, but the model's context (max_position_embeddings) is {limit}"
+    )]
+    ContextLength {
+        /// The sequence's length.
+        n_tokens: usize,
+        /// The model's.
+        limit: usize,
+    },
+    /// A sequence slot that does not exist, or that two inputs of a batch name.
+    #[error("slot {slot} is given twice or is not one of the {n_slots} slots")]
+    Slot {
+        /// The slot.
+        slot: usize,
+        /// Number of slots.
+        n_slots: usize,
+    },
+    /// The kernels refused a weight or an operation.
+    #[error(transparent)]
+    Kernels(#[from] zmlx_kernels::Error),
+}
+
+/// A result whose error is [`Error`].
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// One tensor that is not as the model needs it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WeightProblem {
+    /// The model needs it and no shard has it.
+    Missing {
+        /// The tensor.
+        name: String,
+    },
+    /// Its shape is not the one that the config implies.
+    Shape {
+        /// The tensor.
+        name: String,
+        /// The shape in the file.
+        got: Vec<usize>,
+        /// The shape that the model needs.
+        want: Vec<usize>,
+    },
+    /// Its element type cannot hold what it should.
+    DType {
+        /// The tensor.
+        name: String,
+        /// The type in the file.
+        got: String,
+        /// The types that would do.
+        want: &'static str,
+    },
+    /// Weight and scales fit no quantised format, or not the one that the config gives.
+    Format {
+        /// The weight's path, without `.weight`.
+        name: String,
+        /// What the files hold.
+        got: String,
+        /// What the model needs.
+        want: String,
+    },
+    /// The model has no use for it.
+    Extra {
+        /// The tensor.
+        name: String,
+    },
+}
+
+impl WeightProblem {
+    /// The lines of an error message; a wrong config would otherwise print thousands.
+    fn list(problems: &[Self]) -> String {
+        const SHOWN: usize = 20;
+        let mut text = format!("{} of its tensors are not as config.json needs them", problems.len());
+        for p in problems.iter().take(SHOWN) {
+            text += &format!("\n  {p}");
+        }
+        if problems.len() > SHOWN {
+            text += &format!("\n  and {} more", problems.len() - SHOWN);
+        }
+        text
+    }
+}
+
+impl fmt::Display for WeightProblem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Missing { name } => write!(f, "{name}: missing"),
+            Self::Shape { name, got, want } => write!(f, "{name}: expected shape {want:?}, got {got:?}"),
+            Self::DType { name, got, want } => write!(f, "{name}: expected {want}, got {got}"),
+            Self::Format { name, got, want } => write!(f, "{name}: expected {want}, got {got}"),
+            Self::Extra { name } => write!(f, "{name}: the model has no such tensor"),
+        }
+    }
+}
+
+fn template_message(error: &minijinja::Error) -> String {
+    // The alternate form carries the source line, without which a template error cannot be found.
+    format!("{error:#}").trim_end().to_owned()
+}
