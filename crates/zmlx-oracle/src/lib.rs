@@ -19,9 +19,11 @@
 //! computes in higher precision should come close to this one, an engine in bfloat16 only roughly.
 #![forbid(unsafe_code)]
 
+pub mod checkpoint;
 pub mod compare;
 mod error;
 pub mod golden;
+pub mod model;
 pub mod ops;
 
 pub mod quant;

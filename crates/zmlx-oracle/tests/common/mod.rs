@@ -5,24 +5,24 @@ use std::path::PathBuf;
 
 use zmlx_oracle::golden::{Golden, TensorFile};
 
-pub const MODELS: [&str; 2] = ["austen-qwen3-moe-4bit", "austen-glm4-moe-lite-4bit"];
+pub(crate) const MODELS: [&str; 2] = ["austen-qwen3-moe-4bit", "austen-glm4-moe-lite-4bit"];
 
-pub fn fixtures() -> PathBuf {
+pub(crate) fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
 }
 
-pub fn ops(name: &str) -> TensorFile {
+pub(crate) fn ops(name: &str) -> TensorFile {
     TensorFile::open(fixtures().join(format!("golden/ops/{name}.safetensors"))).unwrap()
 }
 
-pub fn model_dir(model: &str) -> PathBuf {
+pub(crate) fn model_dir(model: &str) -> PathBuf {
     fixtures().join("models").join(model)
 }
 
-pub fn golden(model: &str) -> Golden {
+pub(crate) fn golden(model: &str) -> Golden {
     Golden::open(fixtures().join(format!("golden/{model}.json"))).unwrap()
 }
 
-pub fn taps(model: &str) -> TensorFile {
+pub(crate) fn taps(model: &str) -> TensorFile {
     TensorFile::open(fixtures().join(format!("golden/{model}-taps.safetensors"))).unwrap()
 }

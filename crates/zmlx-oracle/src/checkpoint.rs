@@ -1,0 +1,267 @@
+//! Checkpoints: `config.json` and safetensors shards, everything dequantised to `f32`.
+//!
+//! Tensors are asked for by module path and wanted shape. A path `P` is quantised if and only if the file holds
+//! `P.scales`; then its format is the override for `P` in config.json, else the general one there, else what the
+//! shapes say. A format from config.json that does not fit the shapes is an error.
+
+mod config;
+mod mla;
+mod quantization;
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use candle_core::{Device, Tensor};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::quant::{Format, Mode, QuantizedMatrix, Scales};
+use crate::{Error, Result};
+
+pub use config::{Glm4MoeLiteConfig, ModelConfig, Qwen3MoeConfig};
+pub use mla::{KvBSplit, MlaProjections};
+pub use quantization::QuantizationConfig;
+
+#[derive(Debug, Clone)]
+struct RawTensor {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    bytes: Vec<u8>,
+}
+
+/// A checkpoint in memory. Tensors of layers from `num_hidden_layers` on are left out.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    config: ModelConfig,
+    quantization: QuantizationConfig,
+    tensors: BTreeMap<String, RawTensor>,
+}
+
+impl Checkpoint {
+    /// Reads `config.json` and every `*.safetensors` of a folder. An index file is not looked at.
+    ///
+    /// # Errors
+    /// Unreadable or broken files, a folder without shards, an unknown `model_type`, senseless configurations.
+    pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
+        let dir = dir.as_ref();
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { path, source }
+        };
+        let config_path = dir.join("config.json");
+        let config = std::fs::read_to_string(&config_path).map_err(io(&config_path))?;
+        let mut shards = Vec::new();
+        for entry in std::fs::read_dir(dir).map_err(io(dir))? {
+            let path = entry.map_err(io(dir))?.path();
+            if path.extension().is_some_and(|ext| ext == "safetensors") {
+                shards.push(path);
+            }
+        }
+        if shards.is_empty() {
+            return Err(Error::NoShards { path: dir.to_owned() });
+        }
+        shards.sort();
+        let mut checkpoint = Self::parse(&config)?;
+        for path in shards {
+            let bytes = std::fs::read(&path).map_err(io(&path))?;
+            checkpoint.add_shard(&path.display().to_string(), &bytes)?;
+        }
+        Ok(checkpoint)
+    }
+
+    /// As [`Self::open`], from the text of `config.json` and the bytes of the shards.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn from_bytes(config_json: &str, shards: &[&[u8]]) -> Result<Self> {
+        let mut checkpoint = Self::parse(config_json)?;
+        for (shard_idx, bytes) in shards.iter().enumerate() {
+            checkpoint.add_shard(&format!("shard {shard_idx}"), bytes)?;
+        }
+        Ok(checkpoint)
+    }
+
+    fn parse(config_json: &str) -> Result<Self> {
+        let value: serde_json::Value = serde_json::from_str(config_json)
+            .map_err(|source| Error::Json { what: "config.json".into(), source })?;
+        let config = ModelConfig::from_json(&value)?;
+        let quantization = QuantizationConfig::from_json(&value)?;
+        Ok(Self { config, quantization, tensors: BTreeMap::new() })
+    }
+
+    fn add_shard(&mut self, what: &str, bytes: &[u8]) -> Result<()> {
+        let file = SafeTensors::deserialize(bytes)
+            .map_err(|source| Error::SafeTensors { what: what.to_owned(), source })?;
+        for (name, view) in file.iter() {
+            let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+            if layer.and_then(|n| n.parse().ok()).is_some_and(|n: usize| n >= self.config.n_layers()) {
+                continue;
+            }
+            let tensor =
+                RawTensor { dtype: view.dtype(), shape: view.shape().to_vec(), bytes: view.data().to_vec() };
+            self.tensors.insert(name.to_owned(), tensor);
+        }
+        Ok(())
+    }
+
+    /// The model's configuration.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// The names of the tensors in the file, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether the file holds a tensor of exactly this name.
+    #[must_use]
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// Whether `path.weight` is quantised.
+    #[must_use]
+    pub fn is_quantized(&self, path: &str) -> bool {
+        self.contains(&format!("{path}.scales"))
+    }
+
+    /// The module `path` with a weight of `shape` (`[.., out, in]`), as `f32`, dequantised if need be.
+    ///
+    /// # Errors
+    /// A missing tensor, another shape, or parts that do not belong together.
+    pub fn weight(&self, path: &str, shape: &[usize]) -> Result<Tensor> {
+        let values = if self.is_quantized(path) {
+            self.quantized(path, shape)?.dequantize()
+        } else {
+            self.floats(&format!("{path}.weight"), shape)?
+        };
+        Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+
+    /// A tensor of floats of exactly this name and shape.
+    ///
+    /// # Errors
+    /// A missing tensor, another shape or dtype.
+    pub fn floats(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let raw = self.raw(name)?;
+        check_shape(name, &raw.shape, shape)?;
+        raw.floats(name)
+    }
+
+    /// The parts of the quantised module `path` with a weight of logical `shape` (`[.., out, in]`).
+    ///
+    /// # Errors
+    /// Missing tensors, other shapes, or parts that do not belong together.
+    pub fn quantized(&self, path: &str, shape: &[usize]) -> Result<QuantizedMatrix> {
+        let name = |part: &str| format!("{path}.{part}");
+        let (weight, scales) = (self.raw(&name("weight"))?, self.raw(&name("scales"))?);
+        let biases = self.tensors.get(&name("biases"));
+        let format = self.format(path, shape)?;
+        let with_last = |last: usize| -> Vec<usize> {
+            let mut dims = shape.to_vec();
+            if let Some(dim) = dims.last_mut() {
+                *dim = last;
+            }
+            dims
+        };
+        let cols = shape.last().copied().unwrap_or(0);
+        check_shape(&name("weight"), &weight.shape, &with_last(format.row_words(cols)))?;
+        check_shape(&name("scales"), &scales.shape, &with_last(format.row_groups(cols)))?;
+        if let Some(biases) = biases {
+            check_shape(&name("biases"), &biases.shape, &scales.shape)?;
+        }
+        if weight.dtype != Dtype::U32 {
+            return Err(weight.wrong_dtype(&name("weight"), "U32"));
+        }
+        let matrix = QuantizedMatrix {
+            format,
+            rows: shape.iter().take(shape.len().saturating_sub(1)).product(),
+            cols,
+            packed: weight.bytes.clone(),
+            scales: match scales.dtype {
+                Dtype::U8 => Scales::Codes(scales.bytes.clone()),
+                _ => Scales::Float(scales.floats(&name("scales"))?),
+            },
+            biases: biases.map(|raw| raw.floats(&name("biases"))).transpose()?,
+        };
+        matrix.check().map_err(|error| match error {
+            Error::Quantized { why, .. } => Error::Quantized { name: path.to_owned(), why },
+            other => other,
+        })?;
+        Ok(matrix)
+    }
+
+    /// The format of the quantised module `path` with a weight of logical `shape`.
+    ///
+    /// # Errors
+    /// Missing tensors, or no known format that fits the shapes.
+    pub fn format(&self, path: &str, shape: &[usize]) -> Result<Format> {
+        let (weight, scales) = (self.raw(&format!("{path}.weight"))?, self.raw(&format!("{path}.scales"))?);
+        let last = |dims: &[usize]| dims.last().copied().unwrap_or(0);
+        let (words, n_groups, cols) = (last(&weight.shape), last(&scales.shape), last(shape));
+        let codes = scales.dtype == Dtype::U8;
+        let format = match self.quantization.format(path) {
+            // A file without a mode may still hold a floating-point one: u8 scales decide.
+            Some(format) if codes == (format.mode != Mode::Affine) => format,
+            _ => {
+                let bits = (words * 32).checked_div(cols).unwrap_or(0);
+                let group_size = cols.checked_div(n_groups).unwrap_or(0);
+                let mode = match (codes, bits, group_size) {
+                    (false, ..) => Mode::Affine,
+                    (true, 8, _) => Mode::Mxfp8,
+                    (true, _, 16) => Mode::Nvfp4,
+                    (true, ..) => Mode::Mxfp4,
+                };
+                Format { mode, bits, group_size }
+            }
+        };
+        format.check()?;
+        Ok(format)
+    }
+
+    /// The experts' weights of `prefix.{switch_mlp,experts.E}.proj`, stacked `[n_experts, out, in]`.
+    ///
+    /// # Errors
+    /// As [`Self::weight`], for any expert.
+    pub fn experts(&self, prefix: &str, proj: &str, shape: [usize; 3]) -> Result<Tensor> {
+        let stacked = format!("{prefix}.switch_mlp.{proj}");
+        if self.contains(&format!("{prefix}.experts.0.{proj}.weight")) {
+            let experts = (0..shape[0])
+                .map(|e| self.weight(&format!("{prefix}.experts.{e}.{proj}"), &shape[1..]))
+                .collect::<Result<Vec<_>>>()?;
+            return Ok(Tensor::stack(&experts, 0)?);
+        }
+        self.weight(&stacked, &shape)
+    }
+
+    fn raw(&self, name: &str) -> Result<&RawTensor> {
+        self.tensors.get(name).ok_or_else(|| Error::Missing { name: name.to_owned() })
+    }
+}
+
+impl RawTensor {
+    fn floats(&self, name: &str) -> Result<Vec<f32>> {
+        Ok(match self.dtype {
+            Dtype::F32 => self.bytes.as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect(),
+            Dtype::F16 => {
+                self.bytes.as_chunks().0.iter().map(|&b| half::f16::from_le_bytes(b).to_f32()).collect()
+            }
+            Dtype::BF16 => {
+                self.bytes.as_chunks().0.iter().map(|&b| half::bf16::from_le_bytes(b).to_f32()).collect()
+            }
+            _ => return Err(self.wrong_dtype(name, "F32, F16 or BF16")),
+        })
+    }
+
+    fn wrong_dtype(&self, name: &str, want: &'static str) -> Error {
+        Error::Dtype { name: name.to_owned(), got: self.dtype.to_string(), want }
+    }
+}
+
+fn check_shape(name: &str, got: &[usize], want: &[usize]) -> Result<()> {
+    if got == want {
+        return Ok(());
+    }
+    Err(Error::Shape { name: name.to_owned(), got: got.to_vec(), want: want.to_vec() })
+}

@@ -1,0 +1,111 @@
+//! The `quantization` entry of config.json.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value};
+
+use crate::quant::{Format, Mode};
+use crate::{Error, Result};
+
+/// General format and overrides by module path.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct QuantizationConfig {
+    general: Option<Format>,
+    overrides: BTreeMap<String, Option<Format>>,
+}
+
+impl QuantizationConfig {
+    /// Reads `quantization`, or its twin `quantization_config` if that is of MLX's kind (it has `bits`).
+    ///
+    /// # Errors
+    /// Fields of the wrong type or an unknown mode.
+    pub fn from_json(config: &Value) -> Result<Self> {
+        let entry = ["quantization", "quantization_config"]
+            .into_iter()
+            .filter_map(|key| config.get(key)?.as_object())
+            .find(|entry| entry.contains_key("bits") || entry.contains_key("mode"));
+        let Some(entry) = entry else { return Ok(Self::default()) };
+        let general = format_of(entry, "quantization", None)?;
+        let mut overrides = BTreeMap::new();
+        for (path, value) in entry {
+            let format = match value {
+                Value::Object(fields) => Some(format_of(fields, path, Some(general))?),
+                Value::Bool(false) => None,
+                // `true` asks for the general format; all else are the general format's own fields.
+                _ => continue,
+            };
+            overrides.insert(path.clone(), format);
+        }
+        Ok(Self { general: Some(general), overrides })
+    }
+
+    /// What config.json says of a module: its override, else the general format; `None` if it says nothing, or that
+    /// the module is not quantised.
+    #[must_use]
+    pub fn format(&self, path: &str) -> Option<Format> {
+        self.overrides.get(path).copied().unwrap_or(self.general)
+    }
+}
+
+/// A missing mode is affine, also in an override of a general format that is not.
+fn format_of(fields: &Map<String, Value>, path: &str, general: Option<Format>) -> Result<Format> {
+    let fail = |field: &str, why: String| Error::Config { field: format!("{path}.{field}"), why };
+    let mode = match fields.get("mode") {
+        None | Some(Value::Null) => Mode::Affine,
+        Some(Value::String(name)) => {
+            Mode::from_name(name).ok_or_else(|| fail("mode", format!("{name:?} is no known mode")))?
+        }
+        Some(other) => return Err(fail("mode", format!("{other} is no string"))),
+    };
+    let default = general.filter(|general| general.mode == mode).unwrap_or(Format::of_mode(mode));
+    let number = |field: &str, default: usize| match fields.get(field) {
+        None | Some(Value::Null) => Ok(default),
+        Some(value) => value
+            .as_u64()
+            .and_then(|n| usize::try_from(n).ok())
+            .ok_or_else(|| fail(field, format!("{value} is no size"))),
+    };
+    Ok(Format {
+        mode,
+        bits: number("bits", default.bits)?,
+        group_size: number("group_size", default.group_size)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(json: &str) -> QuantizationConfig {
+        QuantizationConfig::from_json(&serde_json::from_str(json).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn overrides_and_defaults() {
+        let q = parse(
+            r#"{"quantization": {"group_size": 32, "bits": 4, "mode": "mxfp4",
+                "a": {"group_size": 64, "bits": 8}, "b": false, "c": {"mode": "nvfp4"}, "d": true}}"#,
+        );
+        assert_eq!(q.format("a"), Some(Format::affine(8, 64)), "no mode means affine");
+        assert_eq!(q.format("b"), None);
+        assert_eq!(q.format("c"), Some(Format::of_mode(Mode::Nvfp4)));
+        assert_eq!(q.format("d"), Some(Format::of_mode(Mode::Mxfp4)));
+        assert_eq!(q.format("elsewhere"), Some(Format::of_mode(Mode::Mxfp4)));
+    }
+
+    #[test]
+    fn legacy_foreign_and_absent_entries() {
+        assert_eq!(
+            parse(r#"{"quantization": {"group_size": 128, "bits": 3}}"#).format("x"),
+            Some(Format::affine(3, 128))
+        );
+        assert_eq!(parse(r#"{"quantization_config": {"quant_method": "fp8"}}"#).format("x"), None);
+        assert_eq!(parse("{}").format("x"), None);
+    }
+
+    #[test]
+    fn an_unknown_mode_is_an_error() {
+        let value = serde_json::from_str(r#"{"quantization": {"bits": 4, "mode": "q4_k"}}"#).unwrap();
+        assert!(matches!(QuantizationConfig::from_json(&value), Err(Error::Config { .. })));
+    }
+}

@@ -1,0 +1,135 @@
+//! Whole models: `qwen3_moe` and `glm4_moe_lite` in `f32`.
+//!
+//! A block is `h = x + attention(rms_norm(x)); out = h + mlp(rms_norm(h))`; before the first stands the embedding,
+//! after the last a norm and the output projection. Matrix products run on [`candle_core`] in `f32`; all else is
+//! [`crate::ops`] in `f64`, rounded to `f32` where it meets a matrix product or the residual stream.
+
+mod attention;
+mod layers;
+mod mlp;
+mod session;
+mod trace;
+
+use std::path::Path;
+
+use candle_core::Tensor;
+
+use crate::checkpoint::{Checkpoint, KvBSplit, ModelConfig};
+use crate::{Error, Result};
+
+use attention::AttentionLayer;
+use layers::{Linear, Norm};
+use mlp::Mlp;
+
+pub use session::Session;
+pub use trace::{Matrix, Trace};
+
+/// A model with all its weights in `f32`.
+#[derive(Debug)]
+pub struct Model {
+    config: ModelConfig,
+    /// `[vocab_size, hidden]`
+    embed_tokens: Tensor,
+    layers: Vec<Layer>,
+    norm: Norm,
+    lm_head: Linear,
+}
+
+#[derive(Debug)]
+struct Layer {
+    input_layernorm: Norm,
+    self_attn: AttentionLayer,
+    post_attention_layernorm: Norm,
+    mlp: Mlp,
+}
+
+impl Model {
+    /// Loads a checkpoint folder; a `kv_b_proj` is split without requantisation.
+    ///
+    /// # Errors
+    /// Whatever is wrong with the files.
+    pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
+        Self::from_checkpoint(&Checkpoint::open(dir)?, KvBSplit::Plain)
+    }
+
+    /// Loads from the text of `config.json` and the bytes of the shards.
+    ///
+    /// # Errors
+    /// Whatever is wrong with them.
+    pub fn from_bytes(config_json: &str, shards: &[&[u8]]) -> Result<Self> {
+        Self::from_checkpoint(&Checkpoint::from_bytes(config_json, shards)?, KvBSplit::Plain)
+    }
+
+    /// Takes the weights of a checkpoint; `split` says what becomes of a quantised `kv_b_proj`.
+    ///
+    /// # Errors
+    /// Missing tensors, tensors of the wrong shape, unknown kinds of rope scaling.
+    pub fn from_checkpoint(checkpoint: &Checkpoint, split: KvBSplit) -> Result<Self> {
+        let config = checkpoint.config().clone();
+        let (vocab_size, hidden) = (config.vocab_size(), config.hidden_size());
+        let eps = config.rms_norm_eps();
+        let embed_tokens = checkpoint.weight("model.embed_tokens", &[vocab_size, hidden])?;
+        let lm_head = if config.tie_word_embeddings() {
+            Linear::from_weight(embed_tokens.clone())
+        } else {
+            Linear::load(checkpoint, "lm_head", vocab_size, hidden)?
+        };
+        let layers = (0..config.n_layers())
+            .map(|layer_idx| {
+                let path = |part: &str| format!("model.layers.{layer_idx}.{part}");
+                Ok(Layer {
+                    input_layernorm: Norm::load(checkpoint, &path("input_layernorm"), hidden, eps)?,
+                    self_attn: AttentionLayer::load(checkpoint, &path("self_attn"), split)?,
+                    post_attention_layernorm: Norm::load(
+                        checkpoint,
+                        &path("post_attention_layernorm"),
+                        hidden,
+                        eps,
+                    )?,
+                    mlp: Mlp::load(checkpoint, &path("mlp"), layer_idx)?,
+                })
+            })
+            .collect::<Result<_>>()?;
+        let norm = Norm::load(checkpoint, "model.norm", hidden, eps)?;
+        Ok(Self { config, embed_tokens, layers, norm, lm_head })
+    }
+
+    /// The model's configuration.
+    #[must_use]
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// One pass over a sequence from position 0, with all intermediate results.
+    ///
+    /// # Errors
+    /// No tokens, or a token outside the vocabulary.
+    pub fn forward(&self, tokens: &[u32]) -> Result<Trace> {
+        self.session().step_traced(tokens)
+    }
+
+    /// One pass over a sequence from position 0: the logits `[n_tokens, vocab_size]`.
+    ///
+    /// # Errors
+    /// As [`Self::forward`].
+    pub fn logits(&self, tokens: &[u32]) -> Result<Matrix> {
+        self.session().step(tokens)
+    }
+
+    /// An empty sequence, to be fed step by step.
+    #[must_use]
+    pub fn session(&self) -> Session<'_> {
+        Session::new(self)
+    }
+
+    fn check_tokens(&self, tokens: &[u32]) -> Result<()> {
+        if tokens.is_empty() {
+            return Err(Error::Unsupported { what: "a pass over no tokens".into() });
+        }
+        let vocab_size = self.config.vocab_size();
+        match tokens.iter().position(|&token| token as usize >= vocab_size) {
+            Some(position) => Err(Error::Token { token: tokens[position], position, vocab_size }),
+            None => Ok(()),
+        }
+    }
+}
