@@ -1,7 +1,7 @@
 //! The [`Backend`] trait: every op of a decoder, plain and fused.
 
 use crate::error::ensure;
-use crate::{HostWeight, Result};
+use crate::{HostWeight, Result, stock};
 
 /// Consecutive tokens of one sequence within a batch.
 ///
@@ -416,8 +416,7 @@ pub trait Backend {
         weights: GateUp<'_, Self::Weight>,
         experts: &Self::Indices,
     ) -> Result<Self::Tensor> {
-        let gate = self.gather_linear(x, weights.gate, experts)?;
-        self.swiglu(&gate, &self.gather_linear(x, weights.up, experts)?)
+        stock::gather_qmm_swiglu(self, x, weights, experts)
     }
 
     /// `y[t] = Σ_s weights[t, s] · (x[t, s] · down[experts[t, s]]ᵀ)`.
@@ -436,7 +435,7 @@ pub trait Backend {
         experts: &Self::Indices,
         weights: &Self::Tensor,
     ) -> Result<Self::Tensor> {
-        self.weighted_sum(&self.gather_linear(x, down, experts)?, weights)
+        stock::gather_qmm_combine(self, x, down, experts, weights)
     }
 
     /// `silu(x · gateᵀ) · (x · upᵀ)` of a dense MLP or shared expert.
@@ -447,8 +446,7 @@ pub trait Backend {
     /// # Errors
     /// As [`Backend::linear`]; also if gate and up differ in shape.
     fn qmm_swiglu(&self, x: &Self::Tensor, weights: GateUp<'_, Self::Weight>) -> Result<Self::Tensor> {
-        let gate = self.linear(x, weights.gate)?;
-        self.swiglu(&gate, &self.linear(x, weights.up)?)
+        stock::qmm_swiglu(self, x, weights)
     }
 
     /// The sum `x + residual` and its norm, `(sum, rms_norm(sum))`: one pass over both.
@@ -464,9 +462,7 @@ pub trait Backend {
         weight: &Self::Weight,
         eps: f32,
     ) -> Result<(Self::Tensor, Self::Tensor)> {
-        let sum = self.add(x, residual)?;
-        let normed = self.rms_norm(&sum, weight, eps)?;
-        Ok((sum, normed))
+        stock::add_rms_norm(self, x, residual, weight, eps)
     }
 
     /// Chooses experts by softmax probability: `p = softmax(logits)`, the `top_k` largest, renormalised if asked.
@@ -481,13 +477,7 @@ pub trait Backend {
         logits: &Self::Tensor,
         settings: &SoftmaxTopK,
     ) -> Result<(Self::Indices, Self::Tensor)> {
-        let p = self.softmax(logits)?;
-        let experts = self.top_k(&p, settings.top_k)?;
-        let weights = self.take_last(&p, &experts)?;
-        match settings.renormalize {
-            Renormalize::Yes => Ok((experts, self.div_by_sum(&weights, 0.0)?)),
-            Renormalize::No => Ok((experts, weights)),
-        }
+        stock::route_softmax_top_k(self, logits, settings)
     }
 
     /// Chooses experts without an auxiliary loss: `s = sigmoid(logits)`; the bias takes part in the choice only.
@@ -506,17 +496,7 @@ pub trait Backend {
         bias: &Self::Weight,
         settings: &NoauxTc,
     ) -> Result<(Self::Indices, Self::Tensor)> {
-        let scores = self.sigmoid(logits)?;
-        let mut sel = self.add_vector(&scores, bias)?;
-        if settings.n_group > 1 {
-            sel = self.keep_top_groups(&sel, settings.n_group, settings.topk_group)?;
-        }
-        let experts = self.top_k(&sel, settings.top_k)?;
-        let mut weights = self.take_last(&scores, &experts)?;
-        if settings.top_k > 1 && settings.renormalize == Renormalize::Yes {
-            weights = self.div_by_sum(&weights, 1e-20)?;
-        }
-        Ok((experts, self.scale(&weights, settings.routed_scaling_factor)?))
+        stock::route_noaux_tc(self, logits, bias, settings)
     }
 
     /// Multi-head latent attention in its absorbed form: queries into latent space, attention there, results out.

@@ -27,7 +27,7 @@ use crate::backend::{
     Backend, GateUp, KvLayout, MlaInputs, NoauxTc, Rope, RopePairing, SoftmaxTopK, Span, check_spans,
 };
 use crate::error::ensure;
-use crate::{Error, HostWeight, Result};
+use crate::{Error, HostWeight, Result, stock};
 
 const NAME: &str = "cpu";
 
@@ -528,8 +528,7 @@ impl Backend for CpuBackend {
         const OP: &str = "gather_qmm_swiglu";
         check_gate_up(OP, weights)?;
         if !Self::in_lockstep(weights.gate, weights.up) {
-            let gate = self.gather_linear(x, weights.gate, experts)?;
-            return self.swiglu(&gate, &self.gather_linear(x, weights.up, experts)?);
+            return stock::gather_qmm_swiglu(self, x, weights, experts);
         }
         self.product_gathered(OP, x, [weights.gate, weights.up], experts, |[g, u]| math::silu(g) * u)
     }
@@ -575,8 +574,7 @@ impl Backend for CpuBackend {
         const OP: &str = "qmm_swiglu";
         check_gate_up(OP, weights)?;
         if !Self::in_lockstep(weights.gate, weights.up) {
-            let gate = self.linear(x, weights.gate)?;
-            return self.swiglu(&gate, &self.linear(x, weights.up)?);
+            return stock::qmm_swiglu(self, x, weights);
         }
         self.product_all(OP, x, [weights.gate, weights.up], |[g, u]| math::silu(g) * u)
     }

@@ -13,6 +13,7 @@ mod error;
 mod fusion;
 mod mapped;
 pub mod quant;
+pub mod stock;
 mod weight;
 
 pub use backend::{

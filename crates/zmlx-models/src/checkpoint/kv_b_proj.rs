@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use half::{bf16, f16};
-use zmlx_kernels::quant::quantize;
+use zmlx_kernels::quant::{dequantize, quantize};
 use zmlx_kernels::{DType, HostWeight, QuantMode, WeightBytes, WeightFormat};
 
 use super::reader::{TensorReader, placeholder};
@@ -44,7 +44,7 @@ impl TensorReader<'_> {
 
 fn split(weight: &HostWeight, dims: KvBDims) -> Result<(HostWeight, HostWeight)> {
     let KvBDims { n_heads, qk_nope_head_dim: nope, v_head_dim: v, kv_lora_rank: rank } = dims;
-    let all = weight.to_f32_vec();
+    let all = dequantized(weight);
     let mut keys = Vec::with_capacity(n_heads * nope * rank);
     let mut values = Vec::with_capacity(n_heads * v * rank);
     for head in all.chunks_exact((nope + v) * rank) {
@@ -57,7 +57,7 @@ fn split(weight: &HostWeight, dims: KvBDims) -> Result<(HostWeight, HostWeight)>
 }
 
 /// Weights in `format`, or dense in the type of its values if its groups do not divide `n_in`.
-fn store(format: WeightFormat, shape: [usize; 3], mut w: Vec<f32>) -> Result<HostWeight> {
+fn store(format: WeightFormat, shape: [usize; 3], w: Vec<f32>) -> Result<HostWeight> {
     let n_in = shape[2];
     let dense = match format {
         WeightFormat::Dense(dtype) => dtype,
@@ -65,7 +65,6 @@ fn store(format: WeightFormat, shape: [usize; 3], mut w: Vec<f32>) -> Result<Hos
             // Every product of a code and a scale of the float modes is a bf16.
             let dtype = if spec.mode() == QuantMode::Affine { scale_dtype } else { DType::BF16 };
             if n_in.is_multiple_of(spec.group_size()) {
-                w.iter_mut().for_each(|w| *w = round(dtype, *w));
                 let q = quantize(spec, scale_dtype, &w, n_in)?;
                 let bytes =
                     WeightBytes { data: q.data.into(), scales: q.scales.into(), biases: q.biases.into() };
@@ -84,7 +83,22 @@ fn store(format: WeightFormat, shape: [usize; 3], mut w: Vec<f32>) -> Result<Hos
     Ok(HostWeight::new(WeightFormat::Dense(dense), shape, bytes)?)
 }
 
-/// The reference dequantises in the type of the scales before it quantises again.
+/// The weights as the reference dequantises them: in the type of the scales, so that affine ones are rounded after
+/// the product and again after the sum.
+fn dequantized(weight: &HostWeight) -> Vec<f32> {
+    let WeightFormat::Quantized { spec, scale_dtype } = weight.format() else { return weight.to_f32_vec() };
+    if spec.mode() != QuantMode::Affine || scale_dtype == DType::F32 {
+        return weight.to_f32_vec();
+    }
+    let WeightBytes { data, scales, biases } = weight.mat(0);
+    let no_biases = vec![0; biases.len()];
+    let mut w = dequantize(spec, scale_dtype, data, scales, &no_biases);
+    for (group, bias) in w.chunks_exact_mut(spec.group_size()).zip(scale_dtype.to_f32_vec(biases)) {
+        group.iter_mut().for_each(|w| *w = round(scale_dtype, round(scale_dtype, *w) + bias));
+    }
+    w
+}
+
 fn round(dtype: DType, w: f32) -> f32 {
     match dtype {
         DType::F16 => f16::from_f32(w).to_f32(),

@@ -1,0 +1,121 @@
+//! The fused ops as compositions of plain ops: the default bodies of [`Backend`], and the baseline that a model runs
+//! when a fusion is switched off. Same shapes, errors and meaning as the ops of these names.
+
+use crate::Result;
+use crate::backend::{Backend, GateUp, NoauxTc, Renormalize, SoftmaxTopK};
+use crate::error::ensure;
+
+/// [`Backend::gather_qmm_swiglu`] as two gathers and [`Backend::swiglu`].
+///
+/// # Errors
+/// As its parts.
+pub fn gather_qmm_swiglu<B: Backend + ?Sized>(
+    b: &B,
+    x: &B::Tensor,
+    weights: GateUp<'_, B::Weight>,
+    experts: &B::Indices,
+) -> Result<B::Tensor> {
+    let gate = b.gather_linear(x, weights.gate, experts)?;
+    b.swiglu(&gate, &b.gather_linear(x, weights.up, experts)?)
+}
+
+/// [`Backend::gather_qmm_swiglu`] as one gather over `gate_up`, the concatenation of gate and up
+/// ([`Backend::concat_rows`]), and [`Backend::swiglu`].
+///
+/// # Errors
+/// As its parts.
+pub fn gather_concat_swiglu<B: Backend + ?Sized>(
+    b: &B,
+    x: &B::Tensor,
+    gate_up: &B::Weight,
+    experts: &B::Indices,
+) -> Result<B::Tensor> {
+    let y = b.gather_linear(x, gate_up, experts)?;
+    let width = b.shape(&y).last().copied().unwrap_or(0);
+    ensure(width.is_multiple_of(2), "gather_concat_swiglu", "gate_up", "an even number of rows", width)?;
+    b.swiglu(&b.slice_last(&y, 0..width / 2)?, &b.slice_last(&y, width / 2..width)?)
+}
+
+/// [`Backend::gather_qmm_combine`] as a gather and [`Backend::weighted_sum`].
+///
+/// # Errors
+/// As its parts.
+pub fn gather_qmm_combine<B: Backend + ?Sized>(
+    b: &B,
+    x: &B::Tensor,
+    down: &B::Weight,
+    experts: &B::Indices,
+    weights: &B::Tensor,
+) -> Result<B::Tensor> {
+    b.weighted_sum(&b.gather_linear(x, down, experts)?, weights)
+}
+
+/// [`Backend::qmm_swiglu`] as two products and [`Backend::swiglu`].
+///
+/// # Errors
+/// As its parts.
+pub fn qmm_swiglu<B: Backend + ?Sized>(
+    b: &B,
+    x: &B::Tensor,
+    weights: GateUp<'_, B::Weight>,
+) -> Result<B::Tensor> {
+    let gate = b.linear(x, weights.gate)?;
+    b.swiglu(&gate, &b.linear(x, weights.up)?)
+}
+
+/// [`Backend::add_rms_norm`] as [`Backend::add`] and [`Backend::rms_norm`].
+///
+/// # Errors
+/// As its parts.
+pub fn add_rms_norm<B: Backend + ?Sized>(
+    b: &B,
+    x: &B::Tensor,
+    residual: &B::Tensor,
+    weight: &B::Weight,
+    eps: f32,
+) -> Result<(B::Tensor, B::Tensor)> {
+    let sum = b.add(x, residual)?;
+    let normed = b.rms_norm(&sum, weight, eps)?;
+    Ok((sum, normed))
+}
+
+/// [`Backend::route_softmax_top_k`] as softmax, top-k, take and division.
+///
+/// # Errors
+/// As its parts.
+pub fn route_softmax_top_k<B: Backend + ?Sized>(
+    b: &B,
+    logits: &B::Tensor,
+    settings: &SoftmaxTopK,
+) -> Result<(B::Indices, B::Tensor)> {
+    let p = b.softmax(logits)?;
+    let experts = b.top_k(&p, settings.top_k)?;
+    let weights = b.take_last(&p, &experts)?;
+    match settings.renormalize {
+        Renormalize::Yes => Ok((experts, b.div_by_sum(&weights, 0.0)?)),
+        Renormalize::No => Ok((experts, weights)),
+    }
+}
+
+/// [`Backend::route_noaux_tc`] as sigmoid, sum, group choice, top-k, take, division and scale.
+///
+/// # Errors
+/// As its parts.
+pub fn route_noaux_tc<B: Backend + ?Sized>(
+    b: &B,
+    logits: &B::Tensor,
+    bias: &B::Weight,
+    settings: &NoauxTc,
+) -> Result<(B::Indices, B::Tensor)> {
+    let scores = b.sigmoid(logits)?;
+    let mut sel = b.add_vector(&scores, bias)?;
+    if settings.n_group > 1 {
+        sel = b.keep_top_groups(&sel, settings.n_group, settings.topk_group)?;
+    }
+    let experts = b.top_k(&sel, settings.top_k)?;
+    let mut weights = b.take_last(&scores, &experts)?;
+    if settings.top_k > 1 && settings.renormalize == Renormalize::Yes {
+        weights = b.div_by_sum(&weights, 1e-20)?;
+    }
+    Ok((experts, b.scale(&weights, settings.routed_scaling_factor)?))
+}

@@ -1,0 +1,81 @@
+//! Multi-head latent attention: the cache holds one latent and one rotated key per token for all heads.
+
+use zmlx_kernels::{Backend, Fusion, KvLayout, MlaInputs, MlaWeights, Result, Rope, Span};
+
+/// How queries come from the hidden state.
+#[derive(Debug)]
+pub(crate) enum QueryProjection<W> {
+    /// One matrix `[n_heads · (nope + rope), hidden]`.
+    Direct(W),
+    /// Through a normed bottleneck: `b(norm(a(x)))`.
+    LowRank {
+        /// `[q_lora_rank, hidden]`.
+        a: W,
+        /// `[q_lora_rank]`.
+        norm: W,
+        /// `[n_heads · (nope + rope), q_lora_rank]`.
+        b: W,
+    },
+}
+
+/// The projections and sizes of a layer.
+#[derive(Debug)]
+pub(crate) struct Mla<W> {
+    pub(crate) n_heads: usize,
+    pub(crate) nope_dim: usize,
+    pub(crate) rope_dim: usize,
+    pub(crate) v_dim: usize,
+    pub(crate) rank: usize,
+    pub(crate) rope: Rope,
+    pub(crate) eps: f32,
+    pub(crate) scale: f32,
+    pub(crate) q: QueryProjection<W>,
+    /// `[rank + rope_dim, hidden]`: the latent, then the shared key.
+    pub(crate) kv_a: W,
+    /// `[rank]`.
+    pub(crate) kv_norm: W,
+    /// `n_heads × [rank, nope_dim]`.
+    pub(crate) embed_q: W,
+    /// `n_heads × [v_dim, rank]`.
+    pub(crate) unembed_out: W,
+    /// `[hidden, n_heads · v_dim]`.
+    pub(crate) o: W,
+}
+
+impl<W> Mla<W> {
+    pub(super) fn kv_layout(&self) -> KvLayout {
+        KvLayout::Latent { rank: self.rank, rope_dim: self.rope_dim }
+    }
+
+    pub(super) fn forward<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        (cache, spans): (&mut B::KvCache, &[Span]),
+        _: &Fusion,
+    ) -> Result<B::Tensor> {
+        let n_tokens = b.shape(x)[0];
+        let q = match &self.q {
+            QueryProjection::Direct(w) => b.linear(x, w)?,
+            QueryProjection::LowRank { a, norm, b: up } => {
+                b.linear(&b.rms_norm(&b.linear(x, a)?, norm, self.eps)?, up)?
+            }
+        };
+        let q = b.reshape(&q, &[n_tokens, self.n_heads, self.nope_dim + self.rope_dim])?;
+        let q_nope = b.slice_last(&q, 0..self.nope_dim)?;
+        let q_pe = b.slice_last(&q, self.nope_dim..self.nope_dim + self.rope_dim)?;
+        let kv_a = b.linear(x, &self.kv_a)?;
+        let kv = b.rms_norm(&b.slice_last(&kv_a, 0..self.rank)?, &self.kv_norm, self.eps)?;
+        let k_pe = b.slice_last(&kv_a, self.rank..self.rank + self.rope_dim)?;
+        let k_pe = b.rope(&b.reshape(&k_pe, &[n_tokens, 1, self.rope_dim])?, spans, &self.rope)?;
+        let inputs = MlaInputs {
+            q_nope: &q_nope,
+            q_pe: &b.rope(&q_pe, spans, &self.rope)?,
+            kv: &kv,
+            k_pe: &b.reshape(&k_pe, &[n_tokens, self.rope_dim])?,
+        };
+        let weights = MlaWeights { embed_q: &self.embed_q, unembed_out: &self.unembed_out };
+        let y = b.mla_attention(inputs, weights, cache, spans, self.scale)?;
+        b.linear(&b.reshape(&y, &[n_tokens, self.n_heads * self.v_dim])?, &self.o)
+    }
+}

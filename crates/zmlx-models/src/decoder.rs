@@ -1,0 +1,340 @@
+//! The decoder: embedding, layers, final norm and head, for every model type.
+
+use zmlx_kernels::{Backend, Fusion, Span, stock};
+use zmlx_moe::{Mlp, MoeBlock};
+
+use crate::attention::Attention;
+use crate::loader::{Loader, Progress};
+use crate::{Checkpoint, Error, ModelConfig, Result, glm4_moe_lite, qwen3_moe};
+
+/// Tokens of a prompt that are computed at once: bounds the memory that a long prompt needs.
+pub const PREFILL_CHUNK: usize = 512;
+
+/// What follows attention in a layer.
+#[derive(Debug)]
+pub(crate) enum FeedForward<W> {
+    /// One MLP for every token.
+    Dense(Mlp<W>),
+    /// A mixture of experts.
+    Moe(MoeBlock<W>),
+}
+
+/// `h = x + attention(norm(x)); y = h + feed_forward(norm(h))`.
+#[derive(Debug)]
+pub(crate) struct Layer<W> {
+    pub(crate) input_norm: W,
+    pub(crate) attention: Attention<W>,
+    pub(crate) post_norm: W,
+    pub(crate) feed_forward: FeedForward<W>,
+}
+
+/// A loaded model on a backend.
+#[derive(Debug)]
+pub struct Model<B: Backend> {
+    backend: B,
+    config: ModelConfig,
+    eps: f32,
+    embed: B::Weight,
+    layers: Vec<Layer<B::Weight>>,
+    norm: B::Weight,
+    /// The embedding again, if the checkpoint ties them.
+    head: B::Weight,
+}
+
+/// The caches of some sequences. Made by [`Model::state`].
+#[derive(Debug)]
+pub struct State<B: Backend> {
+    caches: Vec<B::KvCache>,
+    n_tokens: Vec<usize>,
+}
+
+impl<B: Backend> State<B> {
+    /// Number of tokens of the sequence in `slot`; 0 for a slot that does not exist.
+    pub fn n_tokens(&self, slot: usize) -> usize {
+        self.n_tokens.get(slot).copied().unwrap_or(0)
+    }
+
+    /// Number of sequences.
+    pub fn n_slots(&self) -> usize {
+        self.n_tokens.len()
+    }
+}
+
+/// New tokens of one sequence.
+#[derive(Clone, Copy, Debug)]
+pub struct Input<'a> {
+    /// The sequence.
+    pub slot: usize,
+    /// Its next tokens, at least one.
+    pub tokens: &'a [u32],
+}
+
+/// Which positions' logits a step returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogitsOf {
+    /// The last token of each input.
+    Last,
+    /// Every token.
+    All,
+}
+
+/// A tensor inside the model, shown to a [`Tap`].
+#[derive(Debug)]
+pub enum TapValue<'a, B: Backend> {
+    /// Activations.
+    Tensor(&'a B::Tensor),
+    /// Expert choices.
+    Indices(&'a B::Indices),
+}
+
+/// Called with the name of each intermediate result: `embed`, `layers.I.attn`, `layers.I.router_logits`,
+/// `layers.I.expert_indices`, `layers.I.expert_weights`, `layers.I.out`, `norm`, `logits`.
+pub type Tap<'a, B> = &'a mut dyn FnMut(&str, TapValue<'_, B>);
+
+impl<B: Backend> Model<B> {
+    /// Loads the model of a checkpoint onto a backend.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] with every tensor that is missing, left over or does not fit; whatever the backend refuses.
+    pub fn load(backend: B, checkpoint: &Checkpoint, progress: Progress<'_>) -> Result<Self> {
+        let config = checkpoint.config();
+        let (hidden, vocab) = (config.hidden_size(), config.vocab_size());
+        let n_layers = config.num_hidden_layers();
+        let mut loader = Loader::new(&backend, checkpoint);
+        let embed = loader.matrix("model.embed_tokens", vocab, hidden)?;
+        let mut layers = Vec::new();
+        for layer_idx in 0..n_layers {
+            layers.push(match config {
+                ModelConfig::Glm4MoeLite(c) => glm4_moe_lite::layer(&mut loader, c, layer_idx)?,
+                ModelConfig::Qwen3Moe(c) => qwen3_moe::layer(&mut loader, c, layer_idx)?,
+            });
+            progress(layer_idx + 1, n_layers);
+        }
+        let norm = loader.vector("model.norm.weight", hidden)?;
+        let head = if config.tie_word_embeddings() {
+            // Some files hold the tied head all the same.
+            loader.reader.ignore("lm_head");
+            embed.clone()
+        } else {
+            loader.matrix("lm_head", vocab, hidden)?
+        };
+        loader.reader.ignore_layers_from("model.layers", n_layers);
+        for layer_idx in 0..n_layers {
+            loader.reader.ignore(&format!("model.layers.{layer_idx}.self_attn.rotary_emb.inv_freq"));
+        }
+        loader.reader.finish()?;
+        Ok(Self {
+            eps: config.rms_norm_eps() as f32,
+            config: config.clone(),
+            embed,
+            layers,
+            norm,
+            head,
+            backend,
+        })
+    }
+
+    /// The backend that the model lives on.
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// Empty caches for `n_slots` sequences.
+    ///
+    /// # Errors
+    /// If `n_slots` is 0.
+    pub fn state(&self, n_slots: usize) -> Result<State<B>> {
+        let caches = self.layers.iter().map(|l| self.backend.kv_cache(l.attention.kv_layout(), n_slots));
+        Ok(State { caches: caches.collect::<zmlx_kernels::Result<_>>()?, n_tokens: vec![0; n_slots] })
+    }
+
+    /// Shortens the sequence in `slot` to its first `n_tokens` tokens; 0 empties it.
+    ///
+    /// # Errors
+    /// If the slot does not exist or holds fewer tokens.
+    pub fn truncate(&self, state: &mut State<B>, slot: usize, n_tokens: usize) -> Result<()> {
+        for cache in &mut state.caches {
+            self.backend.truncate(cache, slot, n_tokens)?;
+        }
+        state.n_tokens[slot] = n_tokens;
+        Ok(())
+    }
+
+    /// Computes the new tokens of some sequences and appends them to their caches.
+    ///
+    /// **Returns** logits, f32 `[n_inputs, vocab]` or `[n_tokens, vocab]`.
+    ///
+    /// # Errors
+    /// If an input is empty, a slot is unknown or given twice, a token is not below the vocabulary's size, or a
+    /// sequence would grow past `max_position_embeddings`. The state is then as before.
+    pub fn forward(
+        &self,
+        state: &mut State<B>,
+        inputs: &[Input<'_>],
+        logits: LogitsOf,
+        fusion: &Fusion,
+    ) -> Result<B::Tensor> {
+        self.forward_tapped(state, inputs, logits, fusion, None)
+    }
+
+    /// As [`Model::forward`], showing every intermediate result to `tap`.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_tapped(
+        &self,
+        state: &mut State<B>,
+        inputs: &[Input<'_>],
+        logits: LogitsOf,
+        fusion: &Fusion,
+        tap: Option<Tap<'_, B>>,
+    ) -> Result<B::Tensor> {
+        let spans = self.spans(state, inputs)?;
+        let result = self.step(state, (inputs, &spans), logits, fusion, tap);
+        for span in &spans {
+            match &result {
+                Ok(_) => state.n_tokens[span.slot] += span.n_tokens,
+                // Layers before the one that failed have appended already.
+                Err(_) => {
+                    for cache in &mut state.caches {
+                        let _ = self.backend.truncate(cache, span.slot, span.start);
+                    }
+                }
+            }
+        }
+        result
+    }
+
+    /// Appends a prompt to a sequence in chunks and returns the logits of its last token, `[1, vocab]`.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn prefill(
+        &self,
+        state: &mut State<B>,
+        input: Input<'_>,
+        fusion: &Fusion,
+        progress: Progress<'_>,
+    ) -> Result<B::Tensor> {
+        self.spans(state, &[input])?; // the whole prompt is checked before its first chunk
+        let n_tokens = input.tokens.len();
+        let mut n_done = 0;
+        loop {
+            let tokens = &input.tokens[n_done..(n_done + PREFILL_CHUNK).min(n_tokens)];
+            let logits = self.forward(state, &[Input { tokens, ..input }], LogitsOf::Last, fusion)?;
+            n_done += tokens.len();
+            progress(n_done, n_tokens);
+            if n_done == n_tokens {
+                return Ok(logits);
+            }
+        }
+    }
+
+    fn spans(&self, state: &State<B>, inputs: &[Input<'_>]) -> Result<Vec<Span>> {
+        let (vocab, limit) = (self.config.vocab_size(), self.config.max_position_embeddings());
+        let mut spans: Vec<Span> = Vec::with_capacity(inputs.len());
+        for input in inputs {
+            if input.slot >= state.n_slots() || spans.iter().any(|s| s.slot == input.slot) {
+                return Err(Error::Slot { slot: input.slot, n_slots: state.n_slots() });
+            }
+            if input.tokens.is_empty() {
+                return Err(Error::EmptyPrompt);
+            }
+            if let Some(token) = input.tokens.iter().find(|t| **t as usize >= vocab) {
+                return Err(Error::TokenOutOfRange { token: *token, vocab });
+            }
+            let span =
+                Span { slot: input.slot, start: state.n_tokens[input.slot], n_tokens: input.tokens.len() };
+            if span.start + span.n_tokens > limit {
+                return Err(Error::ContextLength { n_tokens: span.start + span.n_tokens, limit });
+            }
+            spans.push(span);
+        }
+        if spans.is_empty() { Err(Error::EmptyPrompt) } else { Ok(spans) }
+    }
+
+    fn step(
+        &self,
+        state: &mut State<B>,
+        (inputs, spans): (&[Input<'_>], &[Span]),
+        logits: LogitsOf,
+        fusion: &Fusion,
+        mut tap: Option<Tap<'_, B>>,
+    ) -> Result<B::Tensor> {
+        let b = &self.backend;
+        let mut show = |name: std::fmt::Arguments<'_>, value: TapValue<'_, B>| {
+            if let Some(tap) = &mut tap {
+                tap(&name.to_string(), value);
+            }
+        };
+        let ids = match inputs {
+            [one] => b.indices(one.tokens, &[one.tokens.len()])?,
+            _ => {
+                let ids: Vec<u32> = inputs.iter().flat_map(|i| i.tokens).copied().collect();
+                b.indices(&ids, &[ids.len()])?
+            }
+        };
+        let mut h = b.embed(&self.embed, &ids)?;
+        show(format_args!("embed"), TapValue::Tensor(&h));
+        let Some(first) = self.layers.first() else { return self.logits(&h, spans, logits) };
+        let mut x = b.rms_norm(&h, &first.input_norm, self.eps)?;
+        for (i, (layer, cache)) in self.layers.iter().zip(&mut state.caches).enumerate() {
+            let y = layer.attention.forward(b, &x, (cache, spans), fusion)?;
+            (h, x) = self.add_norm(&h, &y, &layer.post_norm, fusion)?;
+            show(format_args!("layers.{i}.attn"), TapValue::Tensor(&h));
+            let y = match &layer.feed_forward {
+                FeedForward::Dense(mlp) => mlp.forward(b, &x, fusion)?,
+                FeedForward::Moe(moe) => {
+                    let (y, routing) = moe.forward_routed(b, &x, fusion)?;
+                    show(format_args!("layers.{i}.router_logits"), TapValue::Tensor(&routing.logits));
+                    show(format_args!("layers.{i}.expert_indices"), TapValue::Indices(&routing.experts));
+                    show(format_args!("layers.{i}.expert_weights"), TapValue::Tensor(&routing.weights));
+                    y
+                }
+            };
+            let next_norm = self.layers.get(i + 1).map_or(&self.norm, |next| &next.input_norm);
+            (h, x) = self.add_norm(&h, &y, next_norm, fusion)?;
+            show(format_args!("layers.{i}.out"), TapValue::Tensor(&h));
+        }
+        show(format_args!("norm"), TapValue::Tensor(&x));
+        let y = self.logits(&x, spans, logits)?;
+        show(format_args!("logits"), TapValue::Tensor(&y));
+        Ok(y)
+    }
+
+    fn add_norm(
+        &self,
+        h: &B::Tensor,
+        y: &B::Tensor,
+        weight: &B::Weight,
+        fusion: &Fusion,
+    ) -> Result<(B::Tensor, B::Tensor)> {
+        Ok(if fusion.add_rms_norm.is_on() {
+            self.backend.add_rms_norm(h, y, weight, self.eps)?
+        } else {
+            stock::add_rms_norm(&self.backend, h, y, weight, self.eps)?
+        })
+    }
+
+    /// The head on the positions asked for.
+    fn logits(&self, x: &B::Tensor, spans: &[Span], logits: LogitsOf) -> Result<B::Tensor> {
+        let b = &self.backend;
+        if logits == LogitsOf::All || spans.iter().all(|s| s.n_tokens == 1) {
+            return Ok(b.linear(x, &self.head)?);
+        }
+        let mut end = 0;
+        let last: Vec<usize> = spans
+            .iter()
+            .map(|s| {
+                end += s.n_tokens;
+                end - 1
+            })
+            .collect();
+        Ok(b.linear(&b.take_rows(x, &last)?, &self.head)?)
+    }
+}

@@ -1,0 +1,49 @@
+//! The whole block.
+
+use zmlx_kernels::{Backend, Fusion, Result};
+
+use crate::{ExpertBank, Mlp, Router, Routing};
+
+/// Router, routed experts, and the shared experts if the model has any.
+#[derive(Debug)]
+pub struct MoeBlock<W> {
+    /// Chooses the experts.
+    pub router: Router<W>,
+    /// The routed experts.
+    pub experts: ExpertBank<W>,
+    /// Added for every token, unweighted.
+    pub shared: Option<Mlp<W>>,
+}
+
+impl<W: Clone> MoeBlock<W> {
+    /// **Shapes** x `[n, hidden]` → `[n, hidden]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        fusion: &Fusion,
+    ) -> Result<B::Tensor> {
+        self.forward_routed(b, x, fusion).map(|(y, _)| y)
+    }
+
+    /// As [`MoeBlock::forward`], with the routing that led to the result.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_routed<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        fusion: &Fusion,
+    ) -> Result<(B::Tensor, Routing<B>)> {
+        let routing = self.router.route(b, x, fusion)?;
+        let mut y = self.experts.forward(b, x, (&routing.experts, &routing.weights), fusion)?;
+        if let Some(shared) = &self.shared {
+            y = b.add(&y, &shared.forward(b, x, fusion)?)?;
+        }
+        Ok((y, routing))
+    }
+}

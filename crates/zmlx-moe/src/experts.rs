@@ -1,0 +1,58 @@
+//! The bank of routed experts.
+
+use std::sync::OnceLock;
+
+use zmlx_kernels::{Backend, ExpertFusion, Fusion, GateUp, Result, stock};
+
+/// The projections of all experts, one bank of matrices each.
+///
+/// **Shapes** gate, up `n_experts × [inter, hidden]`, down `n_experts × [hidden, inter]`.
+#[derive(Debug)]
+pub struct ExpertBank<W> {
+    gate: W,
+    up: W,
+    down: W,
+    /// Gate and up concatenated, made when first asked for: some backends copy.
+    gate_up: OnceLock<W>,
+}
+
+impl<W: Clone> ExpertBank<W> {
+    /// A bank of these projections.
+    pub fn new(gate: W, up: W, down: W) -> Self {
+        Self { gate, up, down, gate_up: OnceLock::new() }
+    }
+
+    /// The weighted sum of the chosen experts' outputs.
+    ///
+    /// **Shapes** x `[n, hidden]`, experts, weights `[n, top_k]` → `[n, hidden]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit or an index names no expert.
+    pub fn forward<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        (experts, weights): (&B::Indices, &B::Tensor),
+        fusion: &Fusion,
+    ) -> Result<B::Tensor> {
+        let gate_up = GateUp { gate: &self.gate, up: &self.up };
+        let h = match fusion.experts {
+            ExpertFusion::Stock => stock::gather_qmm_swiglu(b, x, gate_up, experts)?,
+            ExpertFusion::Concat => stock::gather_concat_swiglu(b, x, self.concatenated(b)?, experts)?,
+            ExpertFusion::Fused => b.gather_qmm_swiglu(x, gate_up, experts)?,
+        };
+        if fusion.combine.is_on() {
+            b.gather_qmm_combine(&h, &self.down, experts, weights)
+        } else {
+            stock::gather_qmm_combine(b, &h, &self.down, experts, weights)
+        }
+    }
+
+    fn concatenated<B: Backend<Weight = W>>(&self, b: &B) -> Result<&W> {
+        if let Some(w) = self.gate_up.get() {
+            return Ok(w);
+        }
+        let w = b.concat_rows(&[&self.gate, &self.up])?;
+        Ok(self.gate_up.get_or_init(|| w))
+    }
+}

@@ -1,0 +1,37 @@
+//! A gated MLP: a dense layer, or the shared experts of a mixture.
+
+use zmlx_kernels::{Backend, Fusion, GateUp, Result, stock};
+
+/// `down( silu(gate(x)) · up(x) )`.
+///
+/// **Shapes** gate, up `[inter, hidden]`, down `[hidden, inter]`. Several shared experts are one MLP as wide as all.
+#[derive(Clone, Debug)]
+pub struct Mlp<W> {
+    /// The projection that goes through SiLU.
+    pub gate: W,
+    /// The projection that multiplies it.
+    pub up: W,
+    /// The projection back to the hidden width.
+    pub down: W,
+}
+
+impl<W> Mlp<W> {
+    /// **Shapes** x `[n, hidden]` → `[n, hidden]`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        fusion: &Fusion,
+    ) -> Result<B::Tensor> {
+        let weights = GateUp { gate: &self.gate, up: &self.up };
+        let h = if fusion.dense_swiglu.is_on() {
+            b.qmm_swiglu(x, weights)?
+        } else {
+            stock::qmm_swiglu(b, x, weights)?
+        };
+        b.linear(&h, &self.down)
+    }
+}
