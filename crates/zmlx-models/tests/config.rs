@@ -1,4 +1,5 @@
 //! config.json: what is read, and that every senseless or unsupported value is refused by name.
+#![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use rstest::rstest;
 use serde_json::{Value, json};

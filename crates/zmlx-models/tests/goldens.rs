@@ -1,4 +1,5 @@
 //! The recorded prompts and texts of the tiny checkpoints, through every step between text and tokens.
+#![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use std::path::PathBuf;
 
