@@ -18,6 +18,7 @@
 //! run in `f64` on slices and are rounded to `f32` once. No kernel's rounding is imitated: an engine that
 //! computes in higher precision should come close to this one, an engine in bfloat16 only roughly.
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::unwrap_used, reason = "a failing test may panic"))]
 
 pub mod checkpoint;
 pub mod compare;

@@ -1,5 +1,7 @@
 //! Both tiny models against the recorded engine, whose `f32` version is the truth that this crate reproduces.
 
+#![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+
 mod common;
 
 use common::{MODELS, golden, model_dir, taps};
@@ -102,7 +104,8 @@ fn forced_passes_agree_with_the_truth(#[values(MODELS[0], MODELS[1])] name: &str
 #[rstest]
 fn sessions_equal_full_passes(#[values(MODELS[0], MODELS[1])] name: &str) {
     let model = Model::load(model_dir(name)).unwrap();
-    let tokens = &golden(name).prompt("novel").unwrap().prompt_tokens[..40];
+    let golden = golden(name);
+    let tokens = &golden.prompt("novel").unwrap().prompt_tokens[..40];
     let full = model.logits(tokens).unwrap();
     for pieces in [vec![1; 40], vec![17, 1, 1, 20, 1], vec![39, 1]] {
         let mut session = model.session();

@@ -66,8 +66,11 @@ enum Ties {
 }
 
 /// The code in `0..=last` whose value is nearest to `x`. The values must rise with the code. Differences are
-/// taken in `f64`, where they are exact for the values in question.
+/// taken in `f64`, where they are exact below the largest value.
 fn nearest(x: f32, last: u8, decode: fn(u8) -> f32, ties: Ties) -> u8 {
+    if x >= decode(last) {
+        return last;
+    }
     let distance = |code: u8| (f64::from(decode(code)) - f64::from(x)).abs();
     let mut best = 0;
     for code in 1..=last {
@@ -76,7 +79,7 @@ fn nearest(x: f32, last: u8, decode: fn(u8) -> f32, ties: Ties) -> u8 {
             best = code;
         }
     }
-    if x.is_infinite() { last } else { best }
+    best
 }
 
 #[cfg(test)]

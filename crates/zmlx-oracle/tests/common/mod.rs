@@ -1,5 +1,6 @@
 //! Paths of the fixtures.
 #![allow(dead_code, reason = "each test uses a part")]
+#![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use std::path::PathBuf;
 
