@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
+#[path = "common/fixtures.rs"]
 mod common;
 
 use candle_core::{DType, Device, Tensor};

@@ -23,7 +23,7 @@ pub struct Qwen3MoeConfig {
     pub num_hidden_layers: usize,
     pub num_attention_heads: usize,
     pub num_key_value_heads: usize,
-    /// hidden_size / num_attention_heads if absent; see [`Self::head_dim`].
+    /// `hidden_size / num_attention_heads` if absent; the method of this name fills it in.
     pub head_dim: Option<usize>,
     pub intermediate_size: usize,
     pub moe_intermediate_size: usize,
@@ -160,8 +160,11 @@ impl RopeConfig {
         }
     }
 
+    /// A field of `rope_scaling`, or of `rope_parameters` if there is no such entry.
     fn scaling_field(&self, name: &str) -> Option<&Value> {
-        [&self.rope_scaling, &self.rope_parameters].into_iter().find_map(|v| v.as_ref()?.get(name))
+        let given = |entry: &&Value| entry.is_object();
+        let entry = self.rope_scaling.as_ref().filter(given).or(self.rope_parameters.as_ref());
+        entry?.get(name)
     }
 }
 

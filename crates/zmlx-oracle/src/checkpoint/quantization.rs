@@ -40,11 +40,20 @@ impl QuantizationConfig {
     }
 
     /// What config.json says of a module: its override, else the general format; `None` if it says nothing, or that
-    /// the module is not quantised.
+    /// the module is not quantised. For an expert of its own, `..experts.E.proj`, the entry may also stand at the
+    /// stacked module's path, `..switch_mlp.proj`.
     #[must_use]
     pub fn format(&self, path: &str) -> Option<Format> {
-        self.overrides.get(path).copied().unwrap_or(self.general)
+        let entry = |path: &str| self.overrides.get(path).copied();
+        entry(path).or_else(|| entry(&stacked_path(path)?)).unwrap_or(self.general)
     }
+}
+
+/// `a.mlp.switch_mlp.proj` for `a.mlp.experts.3.proj`.
+fn stacked_path(path: &str) -> Option<String> {
+    let (module, expert) = path.split_once(".experts.")?;
+    let (_, proj) = expert.split_once('.')?;
+    Some(format!("{module}.switch_mlp.{proj}"))
 }
 
 /// A missing mode is affine, also in an override of a general format that is not.
@@ -91,6 +100,18 @@ mod tests {
         assert_eq!(q.format("c"), Some(Format::of_mode(Mode::Nvfp4)));
         assert_eq!(q.format("d"), Some(Format::of_mode(Mode::Mxfp4)));
         assert_eq!(q.format("elsewhere"), Some(Format::of_mode(Mode::Mxfp4)));
+    }
+
+    #[test]
+    fn experts_of_their_own_take_the_stacked_entry() {
+        let q = parse(
+            r#"{"quantization": {"bits": 4, "group_size": 64, "m.mlp.experts.1.up_proj": {"bits": 3},
+                "m.mlp.switch_mlp.up_proj": {"bits": 8}}}"#,
+        );
+        assert_eq!(q.format("m.mlp.experts.0.up_proj"), Some(Format::affine(8, 64)));
+        assert_eq!(q.format("m.mlp.experts.1.up_proj"), Some(Format::affine(3, 64)));
+        assert_eq!(q.format("m.mlp.experts.0.gate_proj"), Some(Format::affine(4, 64)));
+        assert_eq!(q.format("m.mlp.shared_experts.up_proj"), Some(Format::affine(4, 64)));
     }
 
     #[test]
