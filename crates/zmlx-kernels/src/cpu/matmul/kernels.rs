@@ -22,7 +22,7 @@ pub(crate) const MAX_X: usize = 4;
 /// Largest chunk of any format and level, in bytes.
 const MAX_CHUNK_BYTES: usize = 256;
 /// Weight bytes fetched ahead of use in each row.
-const PREFETCH_BYTES: usize = 1024;
+const PREFETCH_BYTES: usize = 4096;
 
 /// The buffers of one row.
 #[derive(Clone, Copy, Debug)]
@@ -54,8 +54,8 @@ pub(crate) struct RowLayout {
     row_bytes: usize,
     n_groups: usize,
     group_size: usize,
-    /// Lanes of a vector that share a scale.
-    lanes_per_group: usize,
+    /// Lanes that share a scale, in successive vectors of one lane per chunk: a power of two, its logarithm.
+    log2_lanes_per_group: u32,
     scales: ScaleKind,
     /// Floats of a prepared row of activations: the values in chunk order, then the sum of each group.
     stride: usize,
@@ -69,9 +69,14 @@ impl RowLayout {
         self.stride
     }
 
+    /// Groups of a row, rounded up to whole vectors and one more.
+    fn padded_groups(&self) -> usize {
+        self.stride - self.n_values
+    }
+
     /// Floats of scratch that the kernels need.
     pub(crate) fn scratch_len(&self) -> usize {
-        ROWS * (self.stride - self.n_values)
+        ROWS * self.padded_groups()
     }
 }
 
@@ -170,21 +175,21 @@ fn instance<S: Simd, D: Decode<S>>(format: WeightFormat, n_in: usize) -> (Kernel
         row_bytes,
         n_groups,
         group_size,
-        lanes_per_group: group_size / D::VECS,
+        log2_lanes_per_group: (group_size / D::VECS).checked_ilog2().unwrap_or(0),
         scales,
         stride: n_values + padded_groups,
         n_values,
     };
     let kernels = Kernels {
-        dot: [dot::<S, D, 1>, dot::<S, D, 2>, dot::<S, D, 4>],
+        dot: [dot::<S, D, 1, 4>, dot::<S, D, 2, 4>, dot::<S, D, 4, 2>],
         prepare: prepare::<S, D>,
         dequantize: dequantize::<S, D>,
     };
     (kernels, layout)
 }
 
-/// The [`DotFn`] for `X` rows of activations.
-unsafe fn dot<S: Simd, D: Decode<S>, const X: usize>(
+/// The [`DotFn`] for `X` rows of activations, `R` rows of the weight at a time: `X · R` sums stay in registers.
+unsafe fn dot<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
     layout: &RowLayout,
     rows: &[Row; ROWS],
     x: &[*const f32; MAX_X],
@@ -196,70 +201,123 @@ unsafe fn dot<S: Simd, D: Decode<S>, const X: usize>(
     s.vectorize(
         #[inline(always)]
         || {
-            let padded_groups = layout.stride - layout.n_values;
-            let mut total = [[s.splat(0.0); ROWS]; X];
-            // SAFETY: the buffers are as the layout says (the caller's promise); see `scales` and `chunk_sums`.
-            unsafe {
-                if D::SCALED {
-                    for r in 0..ROWS {
-                        let dst = scratch.add(r * padded_groups);
-                        scales(s, layout, &rows[r], dst, |g, biases| {
-                            for m in 0..X {
-                                total[m][r] =
-                                    s.fma(biases, s.load(x[m].add(layout.n_values + g)), total[m][r]);
-                            }
-                        });
+            let x: [*const f32; X] = std::array::from_fn(|m| x[m]);
+            for first in (0..ROWS).step_by(R) {
+                let rows: [Row; R] = std::array::from_fn(|r| rows[first + r]);
+                // SAFETY: the buffers are as the layout says (the caller's promise).
+                let total = unsafe { dot_rows::<S, D, X, R>(s, layout, &rows, &x, scratch) };
+                for m in 0..X {
+                    for r in 0..R {
+                        out[m][first + r] = s.sum(total[m][r]);
                     }
-                }
-                let scale_idx = scale_lanes(s, layout);
-                let mut padded = [[0u8; MAX_CHUNK_BYTES + MAX_OVERREAD]; ROWS];
-                for c in 0..layout.n_chunks {
-                    let mut at = [std::ptr::null(); ROWS];
-                    for r in 0..ROWS {
-                        at[r] = rows[r].data.add(c * D::CHUNK_BYTES);
-                        if c >= layout.n_direct {
-                            let n = layout.row_bytes - c * D::CHUNK_BYTES;
-                            std::ptr::copy_nonoverlapping(at[r], padded[r].as_mut_ptr(), n);
-                            at[r] = padded[r].as_ptr();
-                        } else if c % (64 / D::CHUNK_BYTES).max(1) == 0 {
-                            s.prefetch(at[r].wrapping_add(PREFETCH_BYTES));
-                        }
-                    }
-                    let mut sums = [[s.splat(0.0); ROWS]; X];
-                    for i in 0..D::VECS {
-                        let x_at = (c * D::VECS + i) * S::LANES;
-                        let xs: [S::F; X] = std::array::from_fn(
-                            #[inline(always)]
-                            |m| s.load(x[m].add(x_at)),
-                        );
-                        for r in 0..ROWS {
-                            let w = D::decode(s, at[r], i);
-                            for m in 0..X {
-                                sums[m][r] = s.fma(w, xs[m], sums[m][r]);
-                            }
-                        }
-                    }
-                    for r in 0..ROWS {
-                        if D::SCALED {
-                            let scale = chunk_scale(s, layout, scratch.add(r * padded_groups), c, scale_idx);
-                            for m in 0..X {
-                                total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
-                            }
-                        } else {
-                            for m in 0..X {
-                                total[m][r] = s.add(sums[m][r], total[m][r]);
-                            }
-                        }
-                    }
-                }
-            }
-            for m in 0..X {
-                for r in 0..ROWS {
-                    out[m][r] = s.sum(total[m][r]);
                 }
             }
         },
     );
+}
+
+/// The lanes' sums of `R` rows with `X` rows of activations.
+///
+/// # Safety
+/// As [`DotFn`].
+#[inline(always)]
+unsafe fn dot_rows<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
+    s: S,
+    layout: &RowLayout,
+    rows: &[Row; R],
+    x: &[*const f32; X],
+    scratch: *mut f32,
+) -> [[S::F; R]; X] {
+    let padded_groups = layout.padded_groups();
+    let mut total = [[s.splat(0.0); R]; X];
+    // SAFETY: the buffers are as the layout says (the caller's promise); the padded copies hold a chunk and the
+    // overread.
+    unsafe {
+        if D::SCALED {
+            for r in 0..R {
+                scales(s, layout, &rows[r], scratch.add(r * padded_groups), |g, biases| {
+                    for m in 0..X {
+                        total[m][r] = s.fma(biases, s.load(x[m].add(layout.n_values + g)), total[m][r]);
+                    }
+                });
+            }
+        }
+        let scale_rows = ScaleRows {
+            rows: std::array::from_fn(|r| scratch.add(r * padded_groups).cast_const()),
+            idx: scale_lanes(s, layout),
+        };
+        let mut at: [*const u8; R] = std::array::from_fn(|r| rows[r].data);
+        for c in 0..layout.n_direct {
+            for at in &at {
+                s.prefetch(at.wrapping_add(PREFETCH_BYTES));
+            }
+            add_chunk::<S, D, X, R>(s, (layout, c), &at, x, &scale_rows, &mut total);
+            for at in &mut at {
+                *at = at.add(D::CHUNK_BYTES);
+            }
+        }
+        for c in layout.n_direct..layout.n_chunks {
+            let mut padded = [[0u8; MAX_CHUNK_BYTES + MAX_OVERREAD]; R];
+            let from = c * D::CHUNK_BYTES;
+            for r in 0..R {
+                let n = layout.row_bytes - from;
+                std::ptr::copy_nonoverlapping(rows[r].data.add(from), padded[r].as_mut_ptr(), n);
+                at[r] = padded[r].as_ptr();
+            }
+            add_chunk::<S, D, X, R>(s, (layout, c), &at, x, &scale_rows, &mut total);
+        }
+    }
+    total
+}
+
+/// The rows' scales as floats, and which of a vector of them each lane takes.
+struct ScaleRows<S: Simd, const R: usize> {
+    rows: [*const f32; R],
+    idx: S::I,
+}
+
+/// Adds chunk `c`'s products to the sums.
+///
+/// # Safety
+/// `at` holds the chunk of each row, `x` the activations and `scale_rows` the scales, as the layout says.
+#[inline(always)]
+unsafe fn add_chunk<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
+    s: S,
+    (layout, c): (&RowLayout, usize),
+    at: &[*const u8; R],
+    x: &[*const f32; X],
+    scale_rows: &ScaleRows<S, R>,
+    total: &mut [[S::F; R]; X],
+) {
+    let mut sums = [[s.splat(0.0); R]; X];
+    // SAFETY: the caller's promise.
+    unsafe {
+        for i in 0..D::VECS {
+            let x_at = (c * D::VECS + i) * S::LANES;
+            let xs: [S::F; X] = std::array::from_fn(
+                #[inline(always)]
+                |m| s.load(x[m].add(x_at)),
+            );
+            for r in 0..R {
+                let w = D::decode(s, at[r], i);
+                for m in 0..X {
+                    sums[m][r] = s.fma(w, xs[m], sums[m][r]);
+                }
+            }
+        }
+        for r in 0..R {
+            if D::SCALED {
+                let scale = chunk_scale(s, layout, scale_rows.rows[r], c, scale_rows.idx);
+                for m in 0..X {
+                    total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
+                }
+            } else {
+                for m in 0..X {
+                    total[m][r] = s.add(sums[m][r], total[m][r]);
+                }
+            }
+        }
+    }
 }
 
 /// The [`DequantizeFn`].
@@ -273,15 +331,16 @@ unsafe fn dequantize<S: Simd, D: Decode<S>>(layout: &RowLayout, row: &Row, scrat
             unsafe {
                 if D::SCALED {
                     let biases = out.add(layout.n_values);
-                    std::ptr::write_bytes(biases, 0, layout.stride - layout.n_values);
+                    std::ptr::write_bytes(biases, 0, layout.padded_groups());
                     scales(s, layout, row, scratch, |g, b| s.store(biases.add(g), b));
                 }
                 let scale_idx = scale_lanes(s, layout);
                 let mut padded = [0u8; MAX_CHUNK_BYTES + MAX_OVERREAD];
                 for c in 0..layout.n_chunks {
-                    let mut at = row.data.add(c * D::CHUNK_BYTES);
+                    let from = c * D::CHUNK_BYTES;
+                    let mut at = row.data.add(from);
                     if c >= layout.n_direct {
-                        let n = layout.row_bytes - c * D::CHUNK_BYTES;
+                        let n = layout.row_bytes - from;
                         std::ptr::copy_nonoverlapping(at, padded.as_mut_ptr(), n);
                         at = padded.as_ptr();
                     }
@@ -355,7 +414,7 @@ unsafe fn prepare<S: Simd, D: Decode<S>>(layout: &RowLayout, x: *const f32, out:
 /// Which of the scales loaded from a chunk's first group each lane takes.
 #[inline(always)]
 fn scale_lanes<S: Simd>(s: S, layout: &RowLayout) -> S::I {
-    let idx: [u32; 16] = std::array::from_fn(|j| j.checked_div(layout.lanes_per_group).unwrap_or(0) as u32);
+    let idx: [u32; 16] = std::array::from_fn(|j| (j >> layout.log2_lanes_per_group) as u32);
     // SAFETY: 16 words are readable, and no vector has more lanes.
     unsafe { s.load_words(idx.as_ptr().cast()) }
 }
@@ -368,8 +427,12 @@ fn scale_lanes<S: Simd>(s: S, layout: &RowLayout) -> S::I {
 unsafe fn chunk_scale<S: Simd>(s: S, layout: &RowLayout, scales: *const f32, c: usize, idx: S::I) -> S::F {
     // SAFETY: the first group of a chunk exists, and a whole vector behind it is readable.
     unsafe {
-        let first = scales.add(c * S::LANES / layout.lanes_per_group);
-        if layout.lanes_per_group >= S::LANES { s.splat(first.read()) } else { s.permute(s.load(first), idx) }
+        let first = scales.add((c * S::LANES) >> layout.log2_lanes_per_group);
+        if 1 << layout.log2_lanes_per_group >= S::LANES {
+            s.splat(first.read())
+        } else {
+            s.permute(s.load(first), idx)
+        }
     }
 }
 
@@ -386,7 +449,7 @@ unsafe fn scales<S: Simd>(
     mut f: impl FnMut(usize, S::F),
 ) {
     let n = layout.n_groups;
-    let padded_groups = layout.stride - layout.n_values;
+    let padded_groups = layout.padded_groups();
     // SAFETY: reads stay below n groups, writes below the padded groups (which are at least n).
     unsafe {
         match layout.scales {
