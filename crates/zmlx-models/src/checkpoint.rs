@@ -3,6 +3,7 @@
 mod kv_b_proj;
 mod reader;
 mod shard;
+mod synthetic;
 
 pub use kv_b_proj::KvBDims;
 pub use reader::TensorReader;
@@ -25,6 +26,8 @@ pub struct Checkpoint {
     config: ConfigFile,
     shards: Vec<String>,
     tensors: BTreeMap<String, Entry>,
+    /// The seed of random weights instead of tensors.
+    synthetic: Option<u64>,
 }
 
 /// What a shard's header says of a tensor.
@@ -154,7 +157,7 @@ impl Checkpoint {
             shard::read(&shard, names.len(), &bytes, &names, &mut tensors)?;
             names.push(shard);
         }
-        Ok(Self { name, dir, config, shards: names, tensors })
+        Ok(Self { name, dir, config, shards: names, tensors, synthetic: None })
     }
 }
 

@@ -138,6 +138,14 @@ pub enum Error {
         /// The first token with such a value.
         token: usize,
     },
+    /// A description of random weights that cannot be read.
+    #[error("unknown synthetic model {got:?}: expected {known}, then perhaps ,layers=N or ,vocab=N")]
+    Synthetic {
+        /// The description.
+        got: String,
+        /// The architectures that there are.
+        known: String,
+    },
     /// There is nothing to continue.
     #[error("the prompt is empty: expected at least one token")]
     EmptyPrompt,

@@ -85,6 +85,9 @@ impl<'a> TensorReader<'a> {
 
     /// The float vector called `name`, widened.
     pub fn vector(&mut self, name: &str, len: usize) -> Vec<f32> {
+        if let Some(seed) = self.checkpoint.synthetic {
+            return self.checkpoint.random_vector(seed, name, len);
+        }
         let Some(entry) = self.take(name) else { return vec![0.0; 1] };
         if !self.has_shape(name, entry, &[len]) {
             return vec![0.0; 1];
@@ -138,6 +141,12 @@ impl<'a> TensorReader<'a> {
 
     /// The weight at `path`; `module` is the path under which the config may give its format.
     pub(super) fn weight(&mut self, path: &str, module: &str, shape: WeightShape) -> HostWeight {
+        if let Some(seed) = self.checkpoint.synthetic {
+            return self.checkpoint.random_weight(seed, path, shape).unwrap_or_else(|e| {
+                let (got, want) = (e.to_string(), format!("{shape:?}"));
+                self.problem(WeightProblem::Format { name: path.into(), got, want })
+            });
+        }
         let Some(words) = self.take(&format!("{path}.weight")) else { return placeholder() };
         if self.contains(&format!("{path}.scales")) {
             return self.quantized(path, module, words, shape);
