@@ -1,3 +1,86 @@
-//! placeholder
+//! `zmlx`: generate text with MLX mixture-of-experts checkpoints, look into them, bench and validate them.
+//!
+//! Exit codes: 0 done, 1 a check failed, 2 usage or bad input, 130 ended by Ctrl-C before there was a result.
 #![forbid(unsafe_code)]
-fn main() {}
+// The macros panic where the reader of the output has gone.
+#![warn(clippy::print_stdout, clippy::print_stderr)]
+
+mod args;
+mod commands;
+mod embedded;
+mod engine;
+mod interrupt;
+mod memory;
+mod output;
+mod progress;
+mod prompts;
+mod source;
+mod table;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use output::{Outcome, note};
+
+/// Decodes MLX-quantised mixture-of-experts language models with fused kernels.
+#[derive(Debug, Parser)]
+#[command(name = "zmlx", version, propagate_version = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Tell more on stderr: backend, fusion, times, why the text ended. RUST_LOG chooses more finely.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Continue a prompt.
+    Generate(commands::generate::Args),
+    /// Talk to a model, line by line.
+    Chat(commands::chat::Args),
+    /// Write the logits of a token sequence to a safetensors file.
+    Logits(commands::logits::Args),
+    /// Show a checkpoint's architecture, formats and memory needs, and check every tensor.
+    Inspect(commands::inspect::Args),
+    /// Measure tokens per second of the stock, concatenated and fused paths on the same weights.
+    Bench(commands::bench::Args),
+    /// Compare the tokens of the stock, concatenated and fused paths, and small models with the reference.
+    Validate(commands::validate::Args),
+}
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    start_log(cli.verbose);
+    let done = match cli.command {
+        Command::Generate(args) => commands::generate::run(args, cli.verbose),
+        Command::Chat(args) => commands::chat::run(args, cli.verbose),
+        Command::Logits(args) => commands::logits::run(args),
+        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Bench(args) => commands::bench::run(args),
+        Command::Validate(args) => commands::validate::run(args),
+    };
+    match done {
+        Ok(outcome) => outcome.exit_code(),
+        // Whoever read the output has seen enough.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) if error.is::<interrupt::Interrupted>() => Outcome::Interrupted.exit_code(),
+        Err(error) => {
+            note(format_args!("error: {}", output::message(&error)));
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn start_log(verbose: bool) {
+    use tracing_subscriber::EnvFilter;
+    let default = if verbose { "info" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .without_time()
+        .with_target(false)
+        .init();
+}

@@ -1,0 +1,122 @@
+//! Arguments that several subcommands share.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::builder::RangedU64ValueParser;
+use clap::{Args, ValueEnum};
+use serde_json::{Map, Value};
+use zmlx_kernels::Fusion;
+use zmlx_models::SamplingParams;
+
+/// Which checkpoint.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct ModelArgs {
+    /// A checkpoint folder, or the id (org/name) of one in the local Hugging Face cache. Without it, the tiny model
+    /// that is built in.
+    #[arg(long, value_name = "DIR|ID")]
+    pub(crate) model: Option<PathBuf>,
+}
+
+/// Where and on how many threads.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct BackendArgs {
+    /// What computes.
+    #[arg(long, value_enum, default_value_t = BackendKind::Cpu)]
+    pub(crate) backend: BackendKind,
+    /// Threads of the CPU backend; by default one per physical core.
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    pub(crate) threads: Option<usize>,
+}
+
+/// The backends of this build.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendKind {
+    /// SIMD kernels on the processor.
+    Cpu,
+}
+
+/// Which fused ops.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct FusionArgs {
+    /// Fused ops: stock, concat or fused, then single ones switched as in `fused,-route,-qkv`.
+    #[arg(long, value_name = "PRESET[,±OP]", default_value = "fused")]
+    pub(crate) fusion: Fusion,
+}
+
+/// How tokens are chosen.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct SamplingArgs {
+    /// Temperature; 0 takes the most probable token.
+    #[arg(long, visible_alias = "temperature", default_value_t = 0.0, allow_negative_numbers = true)]
+    temp: f32,
+    /// Choose among the K most probable tokens; 0 for all.
+    #[arg(long, value_name = "K", default_value_t = 0)]
+    top_k: usize,
+    /// Choose among the most probable tokens that together reach this probability.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Choose among tokens at least this fraction as probable as the most probable one.
+    #[arg(long, value_name = "P", allow_negative_numbers = true)]
+    min_p: Option<f32>,
+    /// Make tokens that were just used less likely: above 1.
+    #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
+    /// How many of the last tokens the penalty looks at.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    repetition_context_size: usize,
+    /// The same seed gives the same text.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// End before this text; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Go on after the tokens that end a text.
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+}
+
+impl SamplingArgs {
+    /// The parameters, checked.
+    pub(crate) fn params(&self) -> Result<SamplingParams> {
+        if self.stop.iter().any(String::is_empty) {
+            bail!("--stop: expected a text, got an empty one");
+        }
+        let params = SamplingParams {
+            temperature: self.temp,
+            top_k: (self.top_k > 0).then_some(self.top_k),
+            top_p: self.top_p,
+            min_p: self.min_p,
+            repetition_penalty: self.repetition_penalty,
+            repetition_context_size: self.repetition_context_size,
+            seed: self.seed,
+        };
+        params.validate()?;
+        Ok(params)
+    }
+}
+
+/// What a conversation begins with.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct TemplateArgs {
+    /// The system message of the conversation.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Variables of the chat template as a JSON object: {"enable_thinking": false}.
+    #[arg(long, value_name = "JSON", value_parser = json_object)]
+    chat_template_config: Option<JsonObject>,
+}
+
+impl TemplateArgs {
+    /// Variables of the chat template.
+    pub(crate) fn kwargs(&self) -> Map<String, Value> {
+        self.chat_template_config.clone().map(|o| o.0).unwrap_or_default()
+    }
+}
+
+#[derive(Clone, Debug)]
+struct JsonObject(Map<String, Value>);
+
+fn json_object(text: &str) -> Result<JsonObject, serde_json::Error> {
+    serde_json::from_str(text).map(JsonObject)
+}

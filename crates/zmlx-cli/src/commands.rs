@@ -1,0 +1,8 @@
+//! One module per subcommand.
+
+pub(crate) mod bench;
+pub(crate) mod chat;
+pub(crate) mod generate;
+pub(crate) mod inspect;
+pub(crate) mod logits;
+pub(crate) mod validate;

@@ -1,0 +1,175 @@
+//! `zmlx generate`: continue a prompt.
+
+mod report;
+
+use std::io::Read;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use zmlx_kernels::Backend;
+use zmlx_models::{ChatMessage, ChatRequest, Checkpoint, GenerateOptions, Generation, StopReason, Tokenizer};
+
+use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs};
+use crate::engine::{self, About, Job};
+use crate::interrupt;
+use crate::output::{Outcome, note};
+use crate::progress::Progress;
+use crate::prompts;
+use crate::source::Source;
+use report::{Stream, print_report};
+
+/// Arguments of `zmlx generate`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The text to continue; - reads it from stdin, to the last byte. Without it, the opening of a novel.
+    #[arg(short, long, value_name = "TEXT|-")]
+    prompt: Option<String>,
+    /// The tokens to continue, instead of a text: needs no tokenizer.
+    #[arg(
+        long,
+        value_name = "ID,…",
+        value_delimiter = ',',
+        conflicts_with_all = ["prompt", "chat", "system", "chat_template_config"]
+    )]
+    prompt_tokens: Option<Vec<u32>>,
+    /// Most tokens to generate.
+    #[arg(short, long, value_name = "N", default_value_t = 100)]
+    max_tokens: usize,
+    /// Make the prompt the user's message of a conversation, as the checkpoint's chat template writes it.
+    #[arg(long)]
+    chat: bool,
+    #[command(flatten)]
+    template: TemplateArgs,
+    #[command(flatten)]
+    sampling: SamplingArgs,
+    #[command(flatten)]
+    fusion: FusionArgs,
+    #[command(flatten)]
+    backend: BackendArgs,
+    /// Print one JSON object instead of text.
+    #[arg(long)]
+    json: bool,
+}
+
+/// Continues the prompt and prints text and statistics.
+pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
+    let sampling = args.sampling.params()?;
+    if args.template.system.is_some() && !args.chat {
+        bail!("--system needs --chat");
+    }
+    let source = Source::resolve(&args.model)?;
+    let checkpoint = source.checkpoint()?;
+    let (prompt, tokenizer) = match &args.prompt_tokens {
+        Some(tokens) => (tokens.clone(), source.tokenizer()?),
+        None => {
+            let tokenizer = source.need_tokenizer()?;
+            let tokens = tokenizer.encode(&prompt_text(&args, &source)?)?;
+            (tokens, Some(tokenizer))
+        }
+    };
+    if prompt.is_empty() {
+        return Err(zmlx_models::Error::EmptyPrompt.into());
+    }
+    let eos_token_ids =
+        if args.sampling.ignore_eos { Vec::new() } else { checkpoint.eos_token_ids().to_vec() };
+    let options = GenerateOptions {
+        max_tokens: args.max_tokens,
+        sampling,
+        eos_token_ids,
+        stop: args.sampling.stop.clone(),
+        fusion: args.fusion.fusion,
+    };
+    interrupt::install()?;
+    let job = Continue { checkpoint, tokenizer, prompt, options, json: args.json, verbose };
+    engine::with_backend(args.backend, job)
+}
+
+/// The text to continue, in the words of the chat template if asked.
+fn prompt_text(args: &Args, source: &Source) -> Result<String> {
+    let text = match args.prompt.as_deref() {
+        None => prompts::NOVEL.to_owned(),
+        Some("-") => {
+            let mut text = String::new();
+            std::io::stdin().lock().read_to_string(&mut text).context("stdin")?;
+            text
+        }
+        Some(text) => text.to_owned(),
+    };
+    if !args.chat {
+        return Ok(text);
+    }
+    let message = |role: &str, content: String| ChatMessage { role: role.into(), content };
+    let system = args.template.system.clone().map(|content| message("system", content));
+    let messages: Vec<_> = system.into_iter().chain([message("user", text)]).collect();
+    let request =
+        ChatRequest { messages: &messages, add_generation_prompt: true, kwargs: &args.template.kwargs() };
+    Ok(source.chat_template()?.render(&request)?)
+}
+
+struct Continue {
+    checkpoint: Checkpoint,
+    tokenizer: Option<Tokenizer>,
+    prompt: Vec<u32>,
+    options: GenerateOptions,
+    json: bool,
+    verbose: bool,
+}
+
+impl Job for Continue {
+    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
+        let (model, load_time) = engine::load(backend, &self.checkpoint)?;
+        let mut state = model.state(1)?;
+        let busy = interrupt::begin();
+        let mut stream = Stream::new(!self.json);
+        let mut progress = Progress::new("Prompt");
+        let has_text = self.tokenizer.is_some();
+        stream.begin()?;
+        let generation = zmlx_models::generate(
+            &model,
+            &mut state,
+            self.tokenizer.as_ref(),
+            &self.prompt,
+            &self.options,
+            &mut |done, of| progress.update(done, of),
+            |step| {
+                let piece = if has_text { step.text.to_owned() } else { format!("{} ", step.token) };
+                // A reader that has gone ends the work as Ctrl-C does; the error is kept.
+                let more = stream.push(&piece) && !busy.is_asked();
+                if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+            },
+        );
+        let generation = match generation {
+            Ok(generation) => generation,
+            Err(e) => {
+                stream.abandon();
+                return Err(e.into());
+            }
+        };
+        stream.end(if has_text { &generation.text } else { "" })?;
+        if self.verbose {
+            self.explain(about, load_time, &generation);
+        }
+        print_report(&self.prompt, &generation, self.json)?;
+        Ok(Outcome::Done)
+    }
+}
+
+impl Continue {
+    fn explain(&self, about: &About, load_time: Duration, generation: &Generation) {
+        note(format_args!("Model: {}", self.checkpoint.name()));
+        note(format_args!("Backend: {}", about.text));
+        note(format_args!("Fusion: {}", self.options.fusion));
+        note(format_args!("Load time: {:.3} s", load_time.as_secs_f64()));
+        let reason = match generation.stop_reason {
+            StopReason::Eos => "the model ended the text",
+            StopReason::StopString => "a stop string",
+            StopReason::MaxTokens => "--max-tokens",
+            StopReason::ContextLength => "the model's context is full",
+            StopReason::Interrupted => "interrupted",
+        };
+        note(format_args!("Stop reason: {} ({reason})", generation.stop_reason.name()));
+    }
+}

@@ -1,0 +1,98 @@
+//! What decoding reads and what a context needs, from the config and the tensors.
+
+use serde::Serialize;
+use zmlx_models::{Checkpoint, ModelConfig};
+
+/// Bytes that a checkpoint costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub(crate) struct Cost {
+    /// Weights of the decoder; layers beyond the last (multi-token prediction) are not loaded.
+    pub(crate) weight_bytes: u64,
+    /// Weights that one decoded token reads: the dense ones, the experts it chooses, one row of the embedding.
+    pub(crate) weight_bytes_per_token: u64,
+    /// What a token leaves in the caches: f32.
+    pub(crate) kv_bytes_per_token: u64,
+}
+
+impl Cost {
+    pub(crate) fn new(checkpoint: &Checkpoint) -> Self {
+        let config = checkpoint.config();
+        let (mut weight_bytes, mut expert_bytes, mut per_token) = (0u64, 0u64, 0u64);
+        for tensor in checkpoint.tensors() {
+            let n_bytes = tensor.n_bytes as u64;
+            match Part::of(tensor.name, config) {
+                Part::Unused => continue,
+                Part::Expert => expert_bytes += n_bytes,
+                Part::Embedding if config.tie_word_embeddings() => per_token += n_bytes,
+                Part::Embedding => per_token += n_bytes / (config.vocab_size() as u64).max(1),
+                Part::Dense => per_token += n_bytes,
+            }
+            weight_bytes += n_bytes;
+        }
+        let (top_k, n_experts) = experts(config);
+        let chosen = u128::from(expert_bytes) * u128::from(top_k) / u128::from(n_experts.max(1));
+        per_token += u64::try_from(chosen).unwrap_or(u64::MAX);
+        Self {
+            weight_bytes,
+            weight_bytes_per_token: per_token,
+            kv_bytes_per_token: kv_bytes_per_token(config),
+        }
+    }
+
+    /// Weights and the caches of one sequence of `n_tokens`.
+    pub(crate) fn memory_bytes(&self, n_tokens: usize) -> u64 {
+        self.weight_bytes.saturating_add(self.kv_bytes_per_token.saturating_mul(n_tokens as u64))
+    }
+
+    /// What decoding one token reads when `n_cached` tokens are in the caches.
+    pub(crate) fn bytes_per_token(&self, n_cached: f64) -> f64 {
+        self.weight_bytes_per_token as f64 + self.kv_bytes_per_token as f64 * n_cached
+    }
+}
+
+/// Which part of the model a tensor belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Part {
+    /// Read for every token.
+    Dense,
+    /// Of a routed expert.
+    Expert,
+    Embedding,
+    Unused,
+}
+
+impl Part {
+    fn of(name: &str, config: &ModelConfig) -> Self {
+        let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
+        let beyond =
+            layer.and_then(|l| l.parse::<usize>().ok()).is_some_and(|l| l >= config.num_hidden_layers());
+        let is_head = name.starts_with("lm_head.");
+        if beyond || name.ends_with(".rotary_emb.inv_freq") || is_head && config.tie_word_embeddings() {
+            Self::Unused
+        } else if name.contains(".mlp.switch_mlp.") || name.contains(".mlp.experts.") {
+            Self::Expert
+        } else if name.starts_with("model.embed_tokens.") {
+            Self::Embedding
+        } else {
+            Self::Dense
+        }
+    }
+}
+
+/// Experts per token, and of a layer.
+fn experts(config: &ModelConfig) -> (u64, u64) {
+    match config {
+        ModelConfig::Glm4MoeLite(c) => (c.num_experts_per_tok as u64, c.n_routed_experts as u64),
+        ModelConfig::Qwen3Moe(c) => (c.num_experts_per_tok as u64, c.num_experts as u64),
+        _ => (1, 1),
+    }
+}
+
+fn kv_bytes_per_token(config: &ModelConfig) -> u64 {
+    let values = match config {
+        ModelConfig::Glm4MoeLite(c) => (c.kv_lora_rank as u64).saturating_add(c.qk_rope_head_dim as u64),
+        ModelConfig::Qwen3Moe(c) => (c.num_key_value_heads as u64).saturating_mul(c.head_dim as u64 * 2),
+        _ => 0,
+    };
+    values.saturating_mul(4).saturating_mul(config.num_hidden_layers() as u64)
+}

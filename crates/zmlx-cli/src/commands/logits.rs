@@ -1,0 +1,98 @@
+//! `zmlx logits`: the logits of every position of a token sequence, as a safetensors file.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anyhow::Result;
+use zmlx_kernels::{Backend, Fusion};
+use zmlx_models::{Checkpoint, Error, Input, LogitsOf, PREFILL_CHUNK};
+
+use crate::args::{BackendArgs, FusionArgs, ModelArgs};
+use crate::engine::{self, About, Job};
+use crate::interrupt::{self, Interrupted};
+use crate::output::{Outcome, write_file};
+use crate::progress::Progress;
+use crate::source::Source;
+
+/// Arguments of `zmlx logits`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+    /// The token ids.
+    #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true)]
+    tokens: Vec<u32>,
+    /// The file to write: one tensor `logits`, f32 [n_tokens, vocab].
+    #[arg(long, value_name = "FILE")]
+    out: PathBuf,
+    #[command(flatten)]
+    fusion: FusionArgs,
+    #[command(flatten)]
+    backend: BackendArgs,
+}
+
+/// Computes the logits and writes the file.
+pub(crate) fn run(args: Args) -> Result<Outcome> {
+    let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
+    // All tokens are checked before the first is computed: a long sequence takes minutes.
+    let (vocab, limit) = (checkpoint.config().vocab_size(), checkpoint.config().max_position_embeddings());
+    if let Some(&token) = args.tokens.iter().find(|&&t| t as usize >= vocab) {
+        return Err(Error::TokenOutOfRange { token, vocab }.into());
+    }
+    if args.tokens.len() > limit {
+        return Err(Error::ContextLength { n_tokens: args.tokens.len(), limit }.into());
+    }
+    interrupt::install()?;
+    let job = Logits { checkpoint, tokens: args.tokens, out: args.out, fusion: args.fusion.fusion };
+    engine::with_backend(args.backend, job)
+}
+
+struct Logits {
+    checkpoint: Checkpoint,
+    tokens: Vec<u32>,
+    out: PathBuf,
+    fusion: Fusion,
+}
+
+impl Job for Logits {
+    fn run<B: Backend>(self, backend: B, _: &About) -> Result<Outcome> {
+        let (model, _) = engine::load(backend, &self.checkpoint)?;
+        let mut state = model.state(1)?;
+        let mut progress = Progress::new("Tokens");
+        let busy = interrupt::begin();
+        let (mut logits, mut bytes, mut n_done) = (Vec::new(), Vec::new(), 0);
+        write_file(&self.out, |out| {
+            out.write_all(&header(self.tokens.len(), model.config().vocab_size())?)?;
+            // Chunk by chunk into the file: a long sequence's logits may not fit memory.
+            for tokens in self.tokens.chunks(PREFILL_CHUNK) {
+                if busy.is_asked() {
+                    return Err(Interrupted.into());
+                }
+                let input = Input { slot: 0, tokens };
+                let y = model.forward(&mut state, &[input], LogitsOf::All, &self.fusion)?;
+                model.backend().read(&y, &mut logits)?;
+                bytes.clear();
+                bytes.extend(logits.iter().flat_map(|x| x.to_le_bytes()));
+                out.write_all(&bytes)?;
+                n_done += tokens.len();
+                progress.update(n_done, self.tokens.len());
+            }
+            Ok(())
+        })?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// What precedes the data of a safetensors file with the one tensor `logits`.
+fn header(n_tokens: usize, vocab: usize) -> Result<Vec<u8>> {
+    let n_bytes = n_tokens as u64 * vocab as u64 * 4;
+    let tensors = serde_json::json!({
+        "logits": { "dtype": "F32", "shape": [n_tokens, vocab], "data_offsets": [0, n_bytes] }
+    });
+    let mut json = serde_json::to_vec(&tensors)?;
+    // The data begins at a multiple of 8 bytes.
+    json.resize(json.len().next_multiple_of(8), b' ');
+    let mut header = (json.len() as u64).to_le_bytes().to_vec();
+    header.append(&mut json);
+    Ok(header)
+}

@@ -1,0 +1,62 @@
+//! The files of the built-in model.
+
+use bytes::Bytes;
+
+use super::{ChatTemplate, Checkpoint, Golden, Result, Tokenizer, oracle};
+
+const NAME: &str = "austen-glm4-moe-lite-4bit";
+
+macro_rules! file {
+    ($include:ident, $name:literal) => {
+        $include!(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../fixtures/models/austen-glm4-moe-lite-4bit/",
+            $name
+        ))
+    };
+}
+
+static CONFIG: &str = file!(include_str, "config.json");
+static GENERATION_CONFIG: &str = file!(include_str, "generation_config.json");
+static WEIGHTS: &[u8] = file!(include_bytes, "model.safetensors");
+static TOKENIZER: &[u8] = file!(include_bytes, "tokenizer.json");
+static TOKENIZER_CONFIG: &str = file!(include_str, "tokenizer_config.json");
+static CHAT_TEMPLATE: &str = file!(include_str, "chat_template.jinja");
+static GOLDEN: &str = include_str!(concat!(
+    env!("CARGO_MANIFEST_DIR"),
+    "/../../fixtures/golden/austen-glm4-moe-lite-4bit.json"
+));
+
+pub(crate) fn checkpoint() -> Result<Checkpoint> {
+    let shards = vec![("model.safetensors".to_owned(), Bytes::from_static(WEIGHTS))];
+    Ok(Checkpoint::from_parts(NAME, CONFIG, Some(GENERATION_CONFIG), shards)?)
+}
+
+pub(crate) fn tokenizer() -> Result<Tokenizer> {
+    Ok(Tokenizer::from_json("tokenizer.json", TOKENIZER)?)
+}
+
+pub(crate) fn chat_template() -> Result<ChatTemplate> {
+    Ok(ChatTemplate::from_parts(NAME, Some(TOKENIZER_CONFIG), Some(CHAT_TEMPLATE.to_owned()))?)
+}
+
+pub(crate) fn oracle_checkpoint() -> Result<oracle::Checkpoint> {
+    Ok(oracle::Checkpoint::from_bytes(CONFIG, &[WEIGHTS])?)
+}
+
+/// What the reference engine made of the model's prompts.
+pub(crate) fn golden() -> Result<Golden> {
+    Ok(serde_json::from_str(GOLDEN)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_prompt_is_the_recorded_one() {
+        let golden = golden().unwrap();
+        assert_eq!(golden.prompt("novel").unwrap().text, crate::prompts::NOVEL);
+        assert_eq!(golden.model.name, NAME);
+    }
+}

@@ -1,0 +1,125 @@
+//! Exit codes, error messages, and files that are never seen half written.
+
+use std::fmt;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+
+/// How a command ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Done; every check passed.
+    Done,
+    /// The command did its work and found that a check fails.
+    CheckFailed,
+    /// The checkpoint was shown, but cannot be used.
+    Unusable,
+    /// Ctrl-C before there was a result.
+    Interrupted,
+}
+
+impl Outcome {
+    pub(crate) fn exit_code(self) -> ExitCode {
+        ExitCode::from(match self {
+            Self::Done => 0,
+            Self::CheckFailed => 1,
+            Self::Unusable => 2,
+            Self::Interrupted => 130,
+        })
+    }
+}
+
+/// Writes a line to stderr; if nobody reads it, so be it.
+pub(crate) fn note(line: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
+
+/// Writes a value as one line of JSON to stdout.
+pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let mut text = serde_json::to_string(value)?;
+    text.push('\n');
+    print(&text)
+}
+
+/// Writes a text to stdout.
+pub(crate) fn print(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())?;
+    out.flush()?;
+    Ok(())
+}
+
+pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let mut io = error.chain().filter_map(|cause| cause.downcast_ref::<std::io::Error>());
+    io.any(|e| e.kind() == ErrorKind::BrokenPipe)
+}
+
+/// The error and its causes, without those that an outer message already contains.
+pub(crate) fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
+}
+
+/// Writes the file `path` by `write`: into a temporary file beside it, which takes its name once it is complete.
+pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    // Through a symbolic link the file is replaced, not the link.
+    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    if path.metadata().is_ok_and(|m| !m.is_file()) {
+        bail!("{}: not a regular file, which the output would have to replace", path.display());
+    }
+    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let what = || format!("{}: cannot be written", path.display());
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".zmlx-");
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt;
+        // What a plain new file has: the umask decides.
+        builder.permissions(std::fs::Permissions::from_mode(0o666));
+    }
+    let file = builder.tempfile_in(dir).with_context(what)?;
+    let mut buffered = std::io::BufWriter::new(file);
+    write(&mut buffered)?;
+    let file = buffered.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(what)?;
+    file.as_file().sync_all().with_context(what)?;
+    file.persist(path).map_err(|e| e.error).with_context(what)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn causes_are_not_told_twice() {
+        let error = anyhow::anyhow!("no such file").context("a.json: no such file").context("loading");
+        assert_eq!(message(&error), "loading: a.json: no such file");
+    }
+
+    #[test]
+    fn a_file_appears_whole_or_not_at_all() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x");
+        let failed = write_file(&path, |out| {
+            out.write_all(b"half")?;
+            bail!("disk on fire")
+        });
+        assert!(failed.is_err());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        for text in ["one", "two"] {
+            write_file(&path, |out| Ok(out.write_all(text.as_bytes())?)).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert!(write_file(dir.path(), |_| Ok(())).is_err());
+    }
+}

@@ -1,0 +1,43 @@
+//! Progress bars that appear only where someone waits for them.
+
+use std::io::IsTerminal;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// Shorter work shows no bar.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// A bar on stderr, if that is a terminal and the work takes longer than a second.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    label: &'static str,
+    started: Instant,
+    is_terminal: bool,
+    bar: Option<ProgressBar>,
+}
+
+impl Progress {
+    pub(crate) fn new(label: &'static str) -> Self {
+        Self { label, started: Instant::now(), is_terminal: std::io::stderr().is_terminal(), bar: None }
+    }
+
+    /// `done` of `of` parts are done; the last takes the bar away.
+    pub(crate) fn update(&mut self, done: usize, of: usize) {
+        if done >= of {
+            if let Some(bar) = self.bar.take() {
+                bar.finish_and_clear();
+            }
+        } else if self.is_terminal && self.started.elapsed() > PATIENCE {
+            let label = self.label;
+            let bar = self.bar.get_or_insert_with(|| {
+                let bar = ProgressBar::new(of as u64).with_message(label);
+                // The default style stands in for a template that does not parse.
+                let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}");
+                bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
+                bar
+            });
+            bar.set_position(done as u64);
+        }
+    }
+}
