@@ -523,6 +523,9 @@ pub trait Backend {
 
 /// Checks that the spans cover exactly `n_tokens` tokens.
 pub(crate) fn check_spans(op: &'static str, spans: &[Span], n_tokens: usize) -> Result<()> {
-    let covered = spans.iter().try_fold(0usize, |n, s| n.checked_add(s.n_tokens));
-    ensure(covered == Some(n_tokens), op, "spans", format!("to cover {n_tokens} tokens"), covered)
+    let covered = spans.iter().try_fold(0usize, |n, s| {
+        // The last position must be a number, too.
+        s.start.checked_add(s.n_tokens).and(n.checked_add(s.n_tokens))
+    });
+    ensure(covered == Some(n_tokens), op, "spans", format_args!("to cover {n_tokens} tokens"), covered)
 }

@@ -137,7 +137,7 @@ impl CpuBackend {
             per_token || per_slot,
             op,
             "x",
-            format!("[{n_tokens}, {n_in}] or [{n_tokens}, {top_k}, {n_in}]"),
+            format_args!("[{n_tokens}, {n_in}] or [{n_tokens}, {top_k}, {n_in}]"),
             x,
         )?;
         let len = weight.n_mats();
@@ -180,7 +180,7 @@ impl CpuBackend {
     ) -> Result<CpuTensor> {
         let w = weights[0];
         ensure(w.n_mats() == 1, op, "weight", "one matrix", w)?;
-        ensure(x.shape.last() == w.n_in(), op, "x", format!("[.., {}]", w.n_in()), x)?;
+        ensure(x.shape.last() == w.n_in(), op, "x", format_args!("[.., {}]", w.n_in()), x)?;
         let mut groups = lock(&self.groups);
         groups.all(x.shape.n_rows());
         let product = Product { weights, x: x.values(), pairs_per_x: 1 };
@@ -214,7 +214,7 @@ fn default_threads() -> usize {
 fn check_gate_up(op: &'static str, weights: GateUp<'_, CpuWeight>) -> Result<()> {
     let shape = |w: &CpuWeight| [w.n_mats(), w.n_out(), w.n_in()];
     let (gate, up) = (shape(weights.gate), shape(weights.up));
-    ensure(gate == up, op, "up", format!("{gate:?}"), up)
+    ensure(gate == up, op, "up", format_args!("{gate:?}"), up)
 }
 
 impl Backend for CpuBackend {
@@ -241,7 +241,7 @@ impl Backend for CpuBackend {
             shape.len() == values.len(),
             "tensor",
             "values",
-            format!("{} for {shape:?}", shape.len()),
+            format_args!("{} for {shape:?}", shape.len()),
             values.len(),
         )?;
         let mut data = self.floats.take(values.len());
@@ -265,7 +265,7 @@ impl Backend for CpuBackend {
             shape.len() == values.len(),
             "indices",
             "values",
-            format!("{} for {shape:?}", shape.len()),
+            format_args!("{} for {shape:?}", shape.len()),
             values.len(),
         )?;
         let mut data = self.words.take(values.len());
@@ -320,7 +320,7 @@ impl Backend for CpuBackend {
         const OP: &str = "head_linear";
         let (n_heads, n_in) = (weight.n_mats(), weight.n_in());
         let n_tokens = x.dims()[0];
-        ensure(x.dims() == [n_tokens, n_heads, n_in], OP, "x", format!("[n, {n_heads}, {n_in}]"), x)?;
+        ensure(x.dims() == [n_tokens, n_heads, n_in], OP, "x", format_args!("[n, {n_heads}, {n_in}]"), x)?;
         let mut groups = lock(&self.groups);
         groups.by_mat(n_tokens * n_heads, n_heads, |p| p % n_heads);
         let product = Product { weights: [weight], x: x.values(), pairs_per_x: 1 };
@@ -333,7 +333,8 @@ impl Backend for CpuBackend {
             return ensure(false, OP, "x", "[n, n_heads, d]", x).map(|()| unreachable!());
         };
         let dims_ok = rope.dims > 0 && rope.dims.is_multiple_of(2) && rope.dims <= width;
-        ensure(dims_ok, OP, "dims", format!("even, at most {width}"), rope.dims)?;
+        ensure(dims_ok, OP, "dims", format_args!("even, at most {width}"), rope.dims)?;
+        ensure(n_heads > 0, OP, "x", "no zero dimension", x)?;
         check_spans(OP, spans, n_tokens)?;
         let half = rope.dims / 2;
         let mut y = self.floats.take(x.values().len());
@@ -386,7 +387,7 @@ impl Backend for CpuBackend {
     }
 
     fn add(&self, a: &CpuTensor, b: &CpuTensor) -> Result<CpuTensor> {
-        ensure(a.dims() == b.dims(), "add", "b", format!("{:?}", a.dims()), b)?;
+        ensure(a.dims() == b.dims(), "add", "b", format_args!("{:?}", a.dims()), b)?;
         let width = a.shape.last();
         self.map_rows("add", a, width, |r, a, y| {
             for ((y, a), b) in y.iter_mut().zip(a).zip(&b.values()[r * width..]) {
@@ -396,7 +397,7 @@ impl Backend for CpuBackend {
     }
 
     fn swiglu(&self, gate: &CpuTensor, up: &CpuTensor) -> Result<CpuTensor> {
-        ensure(gate.dims() == up.dims(), "swiglu", "up", format!("{:?}", gate.dims()), up)?;
+        ensure(gate.dims() == up.dims(), "swiglu", "up", format_args!("{:?}", gate.dims()), up)?;
         let width = gate.shape.last();
         self.map_rows("swiglu", gate, width, |r, gate, y| {
             for ((y, gate), up) in y.iter_mut().zip(gate).zip(&up.values()[r * width..]) {
@@ -479,7 +480,7 @@ impl Backend for CpuBackend {
             weights.dims() == [n_tokens, top_k],
             OP,
             "weights",
-            format!("[{n_tokens}, {top_k}]"),
+            format_args!("[{n_tokens}, {top_k}]"),
             weights,
         )?;
         self.map_rows(OP, weights, width, |t, weights, y| {
@@ -492,14 +493,26 @@ impl Backend for CpuBackend {
 
     fn reshape(&self, x: &CpuTensor, shape: &[usize]) -> Result<CpuTensor> {
         let shape = Shape::new("reshape", shape)?;
-        ensure(shape.len() == x.shape.len(), "reshape", "shape", format!("{} values", x.shape.len()), shape)?;
+        ensure(
+            shape.len() == x.shape.len(),
+            "reshape",
+            "shape",
+            format_args!("{} values", x.shape.len()),
+            shape,
+        )?;
         Ok(CpuTensor { shape, data: x.data.clone() })
     }
 
     fn slice_last(&self, x: &CpuTensor, range: Range<usize>) -> Result<CpuTensor> {
         const OP: &str = "slice_last";
         let width = x.shape.last();
-        ensure(!range.is_empty() && range.end <= width, OP, "range", format!("within 0..{width}"), &range)?;
+        ensure(
+            !range.is_empty() && range.end <= width,
+            OP,
+            "range",
+            format_args!("within 0..{width}"),
+            &range,
+        )?;
         self.map_rows(OP, x, range.len(), |_, x, y| y.copy_from_slice(&x[range.clone()]))
     }
 
@@ -509,14 +522,16 @@ impl Backend for CpuBackend {
         if let Some(r) = rows.iter().find(|r| **r >= n_rows) {
             return Err(Error::IndexOutOfRange { op: OP, what: "row", index: *r, len: n_rows });
         }
-        let mut dims = x.dims().to_vec();
-        let width = x.shape.len() / n_rows.max(1);
+        let mut dims = [0; 4];
+        let dims = &mut dims[..x.dims().len()];
+        dims.copy_from_slice(x.dims());
         dims[0] = rows.len();
+        let width = x.shape.len() / n_rows.max(1);
         let mut y = self.floats.take(rows.len() * width);
         for (y, r) in y.chunks_exact_mut(width.max(1)).zip(rows) {
             y.copy_from_slice(&x.values()[r * width..][..width]);
         }
-        Ok(CpuTensor::new(Shape::new(OP, &dims)?, y))
+        Ok(CpuTensor::new(Shape::new(OP, dims)?, y))
     }
 
     fn gather_qmm_swiglu(
@@ -548,7 +563,7 @@ impl Backend for CpuBackend {
             weights.dims() == [n_tokens, top_k],
             OP,
             "weights",
-            format!("[{n_tokens}, {top_k}]"),
+            format_args!("[{n_tokens}, {top_k}]"),
             weights,
         )?;
         let n_out = down.n_out();
@@ -587,7 +602,7 @@ impl Backend for CpuBackend {
         eps: f32,
     ) -> Result<(CpuTensor, CpuTensor)> {
         const OP: &str = "add_rms_norm";
-        ensure(x.dims() == residual.dims(), OP, "residual", format!("{:?}", x.dims()), residual)?;
+        ensure(x.dims() == residual.dims(), OP, "residual", format_args!("{:?}", x.dims()), residual)?;
         let width = x.shape.last();
         let weight = weight.vector(OP, width)?;
         let mut sum = self.floats.take(x.shape.len());

@@ -75,16 +75,16 @@ pub enum Error {
 /// A result whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Refuses an argument unless `ok`.
+/// Refuses an argument unless `ok`. `want` is a text or `format_args!`, which costs nothing when all is well.
 pub(crate) fn ensure(
     ok: bool,
     op: &'static str,
     what: &'static str,
-    want: impl Into<String>,
+    want: impl std::fmt::Display,
     got: impl std::fmt::Debug,
 ) -> Result<()> {
     if ok {
         return Ok(());
     }
-    Err(Error::Precondition { op, what, want: want.into(), got: format!("{got:?}") })
+    Err(Error::Precondition { op, what, want: want.to_string(), got: format!("{got:?}") })
 }

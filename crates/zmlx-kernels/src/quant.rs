@@ -16,6 +16,7 @@ pub(crate) mod float;
 mod pack;
 mod quantize;
 
+pub(crate) use pack::dequantize_each;
 pub use pack::{dequantize, pack, unpack};
 pub use quantize::{Quantized, quantize};
 

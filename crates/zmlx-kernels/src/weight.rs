@@ -92,7 +92,7 @@ impl HostWeight {
                     n_in.is_multiple_of(g),
                     OP,
                     "n_in",
-                    format!("a multiple of the group size {g}"),
+                    format_args!("a multiple of the group size {g}"),
                     n_in,
                 )?;
                 let groups = n_rows * (n_in / g) * scale_dtype.size_bytes();
@@ -140,7 +140,7 @@ impl HostWeight {
                 (p.format, p.n_out, p.n_in) == (format, n_out, n_in),
                 OP,
                 "parts",
-                format!("all {format} [{n_out}, {n_in}]"),
+                format_args!("all {format} [{n_out}, {n_in}]"),
                 (p.format, p.n_out, p.n_in),
             )?;
         }

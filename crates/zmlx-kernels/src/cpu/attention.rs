@@ -57,7 +57,7 @@ impl CpuKvCache {
             n_tokens <= slot.n_tokens,
             "truncate",
             "n_tokens",
-            format!("at most {}", slot.n_tokens),
+            format_args!("at most {}", slot.n_tokens),
             n_tokens,
         )?;
         slot.n_tokens = n_tokens;
@@ -99,8 +99,13 @@ impl CpuKvCache {
             // Two spans of one slot would have to follow each other; nothing needs that.
             let repeated = spans[..i].iter().any(|s| s.slot == span.slot);
             ensure(!repeated, op, "spans", "each slot once", span.slot)?;
-            let want = format!("to start at the {} tokens cached in slot {}", slot.n_tokens, span.slot);
-            ensure(span.start == slot.n_tokens, op, "span", want, span.start)?;
+            ensure(
+                span.start == slot.n_tokens,
+                op,
+                "span",
+                format_args!("to start at the {} tokens cached in slot {}", slot.n_tokens, span.slot),
+                span.start,
+            )?;
         }
         Ok(())
     }
@@ -159,7 +164,7 @@ fn attend(level: Level) -> AttendFn {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => attend_block::<super::simd::avx2::Avx2>,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => attend_block::<super::simd::avx512::Avx512>,
+        Level::Avx512 | Level::Avx512Bf16 => attend_block::<super::simd::avx512::Avx512<false>>,
         #[cfg(target_arch = "aarch64")]
         Level::Neon => attend_block::<super::simd::neon::Neon>,
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
@@ -232,7 +237,13 @@ impl CpuBackend {
         };
         let n_tokens = q.dims()[0];
         let kv_shape = [n_tokens, n_kv_heads, head_dim];
-        ensure(k.dims() == kv_shape && v.dims() == kv_shape, OP, "k, v", format!("{kv_shape:?}"), (k, v))?;
+        ensure(
+            k.dims() == kv_shape && v.dims() == kv_shape,
+            OP,
+            "k, v",
+            format_args!("{kv_shape:?}"),
+            (k, v),
+        )?;
         self.attend_spans(OP, q, cache, spans, scale, |cache| cache.append(spans, &[k], Some(v)))
     }
 
@@ -253,24 +264,25 @@ impl CpuBackend {
             });
         };
         let MlaInputs { q_nope, q_pe, kv, k_pe } = inputs;
-        let n_tokens = q_nope.dims()[0];
-        let n_heads = q_nope.shape.n_rows() / n_tokens.max(1);
+        let &[n_tokens, n_heads, _] = q_nope.dims() else {
+            return ensure(false, OP, "q_nope", "[n, n_heads, rank]", q_nope).map(|()| unreachable!());
+        };
         ensure(
             q_nope.dims() == [n_tokens, n_heads, rank],
             OP,
             "q_nope",
-            format!("[n, n_heads, {rank}]"),
+            format_args!("[n, n_heads, {rank}]"),
             q_nope,
         )?;
         ensure(
             q_pe.dims() == [n_tokens, n_heads, rope_dim],
             OP,
             "q_pe",
-            format!("[n, n_heads, {rope_dim}]"),
+            format_args!("[n, n_heads, {rope_dim}]"),
             q_pe,
         )?;
-        ensure(kv.dims() == [n_tokens, rank], OP, "kv", format!("[n, {rank}]"), kv)?;
-        ensure(k_pe.dims() == [n_tokens, rope_dim], OP, "k_pe", format!("[n, {rope_dim}]"), k_pe)?;
+        ensure(kv.dims() == [n_tokens, rank], OP, "kv", format_args!("[n, {rank}]"), kv)?;
+        ensure(k_pe.dims() == [n_tokens, rope_dim], OP, "k_pe", format_args!("[n, {rope_dim}]"), k_pe)?;
         let mut q = self.floats.take(n_tokens * n_heads * (rank + rope_dim));
         for ((q, nope), pe) in q
             .chunks_exact_mut(rank + rope_dim)
@@ -305,7 +317,7 @@ impl CpuBackend {
             dim == k_dim && n_heads.is_multiple_of(n_kv_heads),
             op,
             "q",
-            format!("[n, a multiple of {n_kv_heads}, {k_dim}]"),
+            format_args!("[n, a multiple of {n_kv_heads}, {k_dim}]"),
             q,
         )?;
         cache.check(op, spans, n_tokens)?;

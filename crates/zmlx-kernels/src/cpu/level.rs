@@ -13,11 +13,14 @@ pub enum Level {
     Avx2,
     /// 512-bit x86 vectors (F, BW, DQ, VL).
     Avx512,
+    /// As [`Level::Avx512`]; products of up to seven rows with 4-bit weights use the bf16 dot product. Activations
+    /// enter it as the sum of two bf16 numbers, so with 16 bits of mantissa; codes are exact, sums are f32.
+    Avx512Bf16,
 }
 
 impl Level {
     /// All levels, on whatever machine.
-    pub const ALL: [Self; 4] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512];
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
 
     /// The name in `ZMLX_CPU_LEVEL`.
     pub const fn name(self) -> &'static str {
@@ -26,6 +29,7 @@ impl Level {
             Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -53,6 +57,8 @@ impl Level {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16"),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }

@@ -5,11 +5,13 @@
 //! split the same way for every expert, so there is no barrier between experts, and each weight is read once.
 
 pub(crate) mod decode;
+#[cfg(target_arch = "x86_64")]
+mod decode_bf16;
 mod gemm;
 mod kernels;
 
 use gemm::{GemmFn, TILE_ROWS};
-use kernels::{DotFn, Kernels, MAX_X, ROWS, Row, RowLayout, kernels};
+use kernels::{DotFn, Kernels, MAX_X, ROWS, Row, RowLayout, kernels, kernels_for_few};
 
 use super::level::Level;
 use super::team::Member;
@@ -38,11 +40,16 @@ struct Inner {
 struct Part {
     host: HostWeight,
     first_row: usize,
-    kernels: Kernels,
-    layout: RowLayout,
+    /// For fewer than [`GEMM_MIN_X`] rows of activations.
+    few: (Kernels, RowLayout),
+    many: (Kernels, RowLayout),
 }
 
 impl Part {
+    fn kernels(&self, n_x: usize) -> &(Kernels, RowLayout) {
+        if n_x < GEMM_MIN_X { &self.few } else { &self.many }
+    }
+
     /// The buffers of a row.
     fn row(&self, mat: usize, row: usize) -> Row {
         let bytes = self.host.mat(mat);
@@ -54,14 +61,15 @@ impl Part {
 
 impl CpuWeight {
     pub(super) fn new(level: Level, host: HostWeight) -> Self {
-        let (kernels, layout) = kernels(level, host.format(), host.n_in());
+        let (few, many) =
+            (kernels_for_few(level, host.format(), host.n_in()), kernels(level, host.format(), host.n_in()));
         let is_vector = host.n_mats() == 1 && host.n_out() == 1;
         Self(std::sync::Arc::new(Inner {
             n_mats: host.n_mats(),
             n_out: host.n_out(),
             n_in: host.n_in(),
             vector: is_vector.then(|| host.to_f32_vec()),
-            parts: vec![Part { host, first_row: 0, kernels, layout }],
+            parts: vec![Part { host, first_row: 0, few, many }],
         }))
     }
 
@@ -72,7 +80,7 @@ impl CpuWeight {
         let (mut parts, mut n_out) = (Vec::new(), 0);
         for w in weights {
             let got = (w.n_mats(), w.n_in());
-            ensure(got == (n_mats, n_in), OP, "parts", format!("{n_mats} matrices {n_in} wide"), got)?;
+            ensure(got == (n_mats, n_in), OP, "parts", format_args!("{n_mats} matrices {n_in} wide"), got)?;
             parts.extend(w.0.parts.iter().map(|p| Part { first_row: p.first_row + n_out, ..p.clone() }));
             n_out += w.n_out();
         }
@@ -96,7 +104,7 @@ impl CpuWeight {
 
     pub(super) fn vector(&self, op: &'static str, len: usize) -> Result<&[f32]> {
         let shape = [self.n_mats(), self.n_out(), self.n_in()];
-        ensure(shape == [1, 1, len], op, "weight", format!("[1, 1, {len}]"), shape)?;
+        ensure(shape == [1, 1, len], op, "weight", format_args!("[1, 1, {len}]"), shape)?;
         self.0.vector.as_deref().ok_or_else(|| Error::Unsupported {
             op,
             backend: super::NAME,
@@ -121,7 +129,10 @@ impl CpuWeight {
             }
             crate::WeightFormat::Quantized { spec, scale_dtype } => {
                 let (data, scales, biases) = (cut(&bytes.data), cut(&bytes.scales), cut(&bytes.biases));
-                out.copy_from_slice(&crate::quant::dequantize(spec, scale_dtype, &data, &scales, &biases));
+                let mut out = out.iter_mut();
+                crate::quant::dequantize_each(spec, scale_dtype, [&data, &scales, &biases], |weight| {
+                    *out.next().expect("a row has n_in weights") = weight;
+                });
             }
         }
     }
@@ -259,14 +270,15 @@ impl CpuBackend {
         let parts = &product.weights[0].0.parts;
         let n_in = product.weights[0].n_in();
         let n_x = product.x.len() / n_in;
-        let stride = parts.iter().map(|p| p.layout.stride()).max().unwrap_or(0);
+        let stride = parts.iter().map(|p| p.kernels(n_x).1.stride()).max().unwrap_or(0);
         let mut prepared = self.floats.take(n_x * stride);
         let prepared_ptr = SyncPtr::new(&mut prepared);
         let gemm = gemm::gemm(self.level);
         lock(&self.team).run(&|m: &Member<'_>| {
             let mut scratch = lock(&self.scratch[m.idx()]);
             for (i, part) in parts.iter().enumerate() {
-                if i == 0 || part.layout != parts[i - 1].layout {
+                let (kernels, layout) = part.kernels(n_x);
+                if i == 0 || *layout != parts[i - 1].kernels(n_x).1 {
                     if i > 0 {
                         m.barrier();
                     }
@@ -275,11 +287,7 @@ impl CpuBackend {
                         // instructions were detected when the backend was made.
                         unsafe {
                             let row = prepared_ptr.slice(r * stride, stride);
-                            (part.kernels.prepare)(
-                                &part.layout,
-                                product.x[r * n_in..].as_ptr(),
-                                row.as_mut_ptr(),
-                            );
+                            (kernels.prepare)(layout, product.x[r * n_in..].as_ptr(), row.as_mut_ptr());
                         }
                     }
                     m.barrier();
@@ -296,6 +304,8 @@ impl CpuBackend {
                     }));
                     let rows_of = RowsOf {
                         parts: std::array::from_fn(|w| &product.weights[w].0.parts[i]),
+                        kernels,
+                        layout,
                         mat: *mat,
                         xs: &xs,
                         gemm,
@@ -314,7 +324,7 @@ impl CpuBackend {
         let (a, b) = (&a.0.parts, &b.0.parts);
         a.len() == b.len()
             && a.iter().zip(b).all(|(a, b)| {
-                (a.layout, a.host.format(), a.host.n_out()) == (b.layout, b.host.format(), b.host.n_out())
+                (a.many.1, a.host.format(), a.host.n_out()) == (b.many.1, b.host.format(), b.host.n_out())
             })
     }
 }
@@ -322,6 +332,8 @@ impl CpuBackend {
 /// One matrix of each of `W` weights against some prepared rows.
 struct RowsOf<'a, const W: usize> {
     parts: [&'a Part; W],
+    kernels: &'a Kernels,
+    layout: &'a RowLayout,
     mat: usize,
     xs: &'a [*const f32],
     gemm: GemmFn,
@@ -334,7 +346,7 @@ impl<const W: usize> RowsOf<'_, W> {
         scratch: &mut Scratch,
         out: impl FnMut(usize, usize, [f32; W]),
     ) {
-        scratch.fit(&self.parts[0].layout, W, self.xs.len());
+        scratch.fit(self.layout, W, self.xs.len());
         if self.xs.len() >= GEMM_MIN_X {
             self.by_tiles(rows, scratch, out)
         } else {
@@ -350,17 +362,16 @@ impl<const W: usize> RowsOf<'_, W> {
         mut out: impl FnMut(usize, usize, [f32; W]),
     ) {
         let step = ROWS / W;
-        let part = self.parts[0];
         for first in rows.clone().step_by(step) {
             // Past the end, the last row is repeated and its results are dropped.
             let at = |i: usize| self.parts[i / step].row(self.mat, (first + i % step).min(rows.end - 1));
             let four: [Row; ROWS] = std::array::from_fn(at);
             for (block, xs) in self.xs.chunks(MAX_X).enumerate() {
                 let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
-                let dot: DotFn = part.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
+                let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
                 let mut sums = [[0f32; ROWS]; MAX_X];
                 // SAFETY: rows and activations are as the layout says; the level was detected.
-                unsafe { dot(&part.layout, &four, &x, scratch.scales.as_mut_ptr(), &mut sums) };
+                unsafe { dot(self.layout, &four, &x, scratch.scales.as_mut_ptr(), &mut sums) };
                 for (i, sums) in sums[..xs.len()].iter().enumerate() {
                     for r in 0..step.min(rows.end - first) {
                         out(first + r, block * MAX_X + i, std::array::from_fn(|w| sums[w * step + r]));
@@ -376,7 +387,7 @@ impl<const W: usize> RowsOf<'_, W> {
         scratch: &mut Scratch,
         mut out: impl FnMut(usize, usize, [f32; W]),
     ) {
-        let layout = &self.parts[0].layout;
+        let layout = self.layout;
         let stride = layout.stride();
         for first in rows.clone().step_by(TILE_ROWS) {
             for (w, part) in self.parts.iter().enumerate() {
@@ -385,7 +396,7 @@ impl<const W: usize> RowsOf<'_, W> {
                     let row = part.row(self.mat, (first + r).min(rows.end - 1));
                     // SAFETY: the row is as the layout says, the tile row has the stride; the level was detected.
                     unsafe {
-                        (part.kernels.dequantize)(
+                        (self.kernels.dequantize)(
                             layout,
                             &row,
                             scratch.scales.as_mut_ptr(),

@@ -13,13 +13,13 @@ pub(super) fn check_rows(op: &'static str, x: &CpuTensor) -> Result<usize> {
 }
 
 pub(super) fn check_top_k(op: &'static str, k: usize, width: usize) -> Result<()> {
-    ensure((1..=width).contains(&k), op, "top_k", format!("1 to {width}"), k)
+    ensure((1..=width).contains(&k), op, "top_k", format_args!("1 to {width}"), k)
 }
 
 pub(super) fn check_groups(op: &'static str, width: usize, n_group: usize, topk_group: usize) -> Result<()> {
     let size_ok = n_group > 0 && width.is_multiple_of(n_group) && width / n_group >= 2;
-    ensure(size_ok, op, "n_group", format!("a divisor of {width} into groups of two or more"), n_group)?;
-    ensure((1..=n_group).contains(&topk_group), op, "topk_group", format!("1 to {n_group}"), topk_group)
+    ensure(size_ok, op, "n_group", format_args!("a divisor of {width} into groups of two or more"), n_group)?;
+    ensure((1..=n_group).contains(&topk_group), op, "topk_group", format_args!("1 to {n_group}"), topk_group)
 }
 
 /// The indices of the largest scores, descending; of equal ones the lower first; NaN counts as smallest.

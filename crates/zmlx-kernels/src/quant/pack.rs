@@ -60,9 +60,20 @@ pub fn dequantize(
     scales: &[u8],
     biases: &[u8],
 ) -> Vec<f32> {
+    let mut out = Vec::with_capacity(packed.len() * 8 / spec.bits());
+    dequantize_each(spec, scale_dtype, [packed, scales, biases], |weight| out.push(weight));
+    out
+}
+
+/// Calls `f` with each weight that [`dequantize`] gives, in order.
+pub(crate) fn dequantize_each(
+    spec: QuantSpec,
+    scale_dtype: DType,
+    [packed, scales, biases]: [&[u8]; 3],
+    mut f: impl FnMut(f32),
+) {
     let group = spec.group_size();
     let size = scale_dtype.size_bytes();
-    let mut out = Vec::with_capacity(packed.len() * 8 / spec.bits());
     for (g, words) in packed.chunks_exact(spec.packed_bytes(group)).enumerate() {
         let Some(scale) = scales.get(g * size..(g + 1) * size) else { break };
         let (scale, bias) = match spec.mode() {
@@ -73,13 +84,12 @@ pub fn dequantize(
             _ => (scale_to_f32(spec.mode(), scale[0]), 0.0),
         };
         unpack_each(spec.bits(), words, |_, q| {
-            out.push(match spec.mode() {
+            f(match spec.mode() {
                 QuantMode::Affine => scale * f32::from(q) + bias,
                 mode => scale * code_to_f32(mode, q),
             });
         });
     }
-    out
 }
 
 /// The value of a one-byte scale of a float mode.

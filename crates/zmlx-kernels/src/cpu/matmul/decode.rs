@@ -26,6 +26,49 @@ pub(crate) trait Decode<S: Simd> {
     /// `CHUNK_BYTES` bytes, and [`MAX_OVERREAD`] more if `OVERREAD`, are readable at `p`.
     unsafe fn decode(s: S, p: *const u8, i: usize) -> S::F;
 
+    /// Puts a chunk of activations into the order of [`Decode::decode`], `VECS · LANES` floats.
+    #[inline(always)]
+    fn prepare_chunk(x: &[f32], out: &mut [f32]) {
+        if !Self::WORD_ORDER {
+            return out.copy_from_slice(x);
+        }
+        for i in 0..Self::VECS {
+            let factor = Self::x_factor(i);
+            for j in 0..S::LANES {
+                out[i * S::LANES + j] = x[j * Self::VECS + i] * factor;
+            }
+        }
+    }
+
+    /// `sums[m][r] = Σ w[r][k] · x[m][k]` over the chunk of each row, lane by lane, before scale and bias.
+    ///
+    /// # Safety
+    /// The chunks are readable as for [`Decode::decode`], and `VECS · LANES` prepared floats at each of `x`.
+    #[inline(always)]
+    unsafe fn sum_chunk<const X: usize, const R: usize>(
+        s: S,
+        at: &[*const u8; R],
+        x: &[*const f32; X],
+    ) -> [[S::F; R]; X] {
+        let mut sums = [[s.splat(0.0); R]; X];
+        for i in 0..Self::VECS {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let xs: [S::F; X] = std::array::from_fn(
+                    #[inline(always)]
+                    |m| s.load(x[m].add(i * S::LANES)),
+                );
+                for r in 0..R {
+                    let w = Self::decode(s, at[r], i);
+                    for m in 0..X {
+                        sums[m][r] = s.fma(w, xs[m], sums[m][r]);
+                    }
+                }
+            }
+        }
+        sums
+    }
+
     /// What the activations of vector `i` are multiplied by: a power of two, so exact.
     fn x_factor(i: usize) -> f32 {
         let _ = i;

@@ -122,12 +122,31 @@ pub(crate) fn kernels(level: Level, format: WeightFormat, n_in: usize) -> (Kerne
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => for_format::<crate::cpu::simd::avx2::Avx2>(format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => for_format::<crate::cpu::simd::avx512::Avx512>(format, n_in),
+        Level::Avx512 | Level::Avx512Bf16 => {
+            for_format::<crate::cpu::simd::avx512::Avx512<false>>(format, n_in)
+        }
         #[cfg(target_arch = "aarch64")]
         Level::Neon => for_format::<crate::cpu::simd::neon::Neon>(format, n_in),
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
         _ => unreachable!("level {level:?} does not exist on this architecture"),
     }
+}
+
+/// As [`kernels`], for few rows of activations: never for [`Kernels::dequantize`].
+pub(crate) fn kernels_for_few(level: Level, format: WeightFormat, n_in: usize) -> (Kernels, RowLayout) {
+    #[cfg(target_arch = "x86_64")]
+    if let (Level::Avx512Bf16, WeightFormat::Quantized { spec, .. }) = (level, format) {
+        use super::decode_bf16::Nibbles;
+        use crate::cpu::simd::avx512::Avx512;
+        match (spec.mode(), spec.bits()) {
+            (QuantMode::Affine, 4) => return instance::<Avx512<true>, Nibbles<false>>(format, n_in),
+            (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => {
+                return instance::<Avx512<true>, Nibbles<true>>(format, n_in);
+            }
+            _ => {}
+        }
+    }
+    kernels(level, format, n_in)
 }
 
 fn for_format<S: Simd>(format: WeightFormat, n_in: usize) -> (Kernels, RowLayout) {
@@ -289,22 +308,10 @@ unsafe fn add_chunk<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
     scale_rows: &ScaleRows<S, R>,
     total: &mut [[S::F; R]; X],
 ) {
-    let mut sums = [[s.splat(0.0); R]; X];
     // SAFETY: the caller's promise.
     unsafe {
-        for i in 0..D::VECS {
-            let x_at = (c * D::VECS + i) * S::LANES;
-            let xs: [S::F; X] = std::array::from_fn(
-                #[inline(always)]
-                |m| s.load(x[m].add(x_at)),
-            );
-            for r in 0..R {
-                let w = D::decode(s, at[r], i);
-                for m in 0..X {
-                    sums[m][r] = s.fma(w, xs[m], sums[m][r]);
-                }
-            }
-        }
+        let x_at = c * D::VECS * S::LANES;
+        let sums = D::sum_chunk(s, at, &x.map(|x| x.add(x_at)));
         for r in 0..R {
             if D::SCALED {
                 let scale = chunk_scale(s, layout, scale_rows.rows[r], c, scale_rows.idx);
@@ -383,16 +390,7 @@ unsafe fn prepare<S: Simd, D: Decode<S>>(layout: &RowLayout, x: *const f32, out:
                     padded[..n].copy_from_slice(src);
                     src = &padded[..chunk];
                 }
-                if D::WORD_ORDER {
-                    for i in 0..D::VECS {
-                        let factor = D::x_factor(i);
-                        for j in 0..S::LANES {
-                            out[i * S::LANES + j] = src[j * D::VECS + i] * factor;
-                        }
-                    }
-                } else {
-                    out.copy_from_slice(src);
-                }
+                D::prepare_chunk(src, out);
             }
             if D::SCALED {
                 sums.fill(0.0);

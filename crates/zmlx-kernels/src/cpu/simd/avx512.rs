@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use super::Simd;
 use crate::quant::float::E2M1_TIMES_2;
 
-/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there.
+/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `BF16`, also the bf16 dot product.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
 /// Lane `j`'s code begins at bit `j · bits` of the low 128: its two bytes, and the shift within them.
 const fn code_tables(bits: usize) -> ([u8; 64], [u32; 16]) {
@@ -33,7 +33,7 @@ const E2M1: [f32; 16] = {
 
 // SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     type F = __m512;
     type I = __m512i;
@@ -49,7 +49,11 @@ impl Simd for Avx512 {
         unsafe fn enabled<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
-        unsafe { enabled(f) }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
+        unsafe fn enabled_bf16<R>(f: impl FnOnce() -> R) -> R {
+            f()
+        }
+        if BF16 { unsafe { enabled_bf16(f) } } else { unsafe { enabled(f) } }
     }
 
     #[inline(always)]
