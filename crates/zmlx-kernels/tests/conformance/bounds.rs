@@ -1,10 +1,13 @@
 //! Wanted values with a bound for each: what rounding in f32 may change, and no more.
 
+use std::borrow::Cow;
 use std::fmt::Display;
 
+use zmlx_kernels::WeightFormat;
 use zmlx_oracle::ops::{self, Combine, GatherInput, GatherMatmul};
 
 use crate::inputs::TestWeight;
+use crate::suite::Instance;
 
 /// Half the distance of 1 to the next f32: the relative error of one rounding.
 pub const U: f64 = 1.0 / (1 << 24) as f64;
@@ -23,29 +26,44 @@ const SILU_UNDERFLOW: f64 = 1e-35;
 pub struct Bounded {
     pub want: Vec<f64>,
     pub allowed: Vec<f64>,
+    /// Formats of the weights that took part.
+    pub formats: Vec<WeightFormat>,
 }
 
 impl Bounded {
     /// The same bound for all.
     pub fn uniform(want: Vec<f64>, allowed: f64) -> Self {
-        Self { allowed: vec![allowed; want.len()], want }
+        Self { allowed: vec![allowed; want.len()], want, formats: Vec::new() }
     }
 
     /// `abs + rel·|want|` for each.
     pub fn relative(want: Vec<f64>, abs: f64, rel: f64) -> Self {
-        Self { allowed: want.iter().map(|w| abs + rel * w.abs()).collect(), want }
+        let allowed = want.iter().map(|w| abs + rel * w.abs()).collect();
+        Self { allowed, want, formats: Vec::new() }
     }
 
     /// The first `n` values.
     pub fn first(&self, n: usize) -> Self {
-        Self { want: self.want[..n].to_vec(), allowed: self.allowed[..n].to_vec() }
+        let formats = self.formats.clone();
+        Self { want: self.want[..n].to_vec(), allowed: self.allowed[..n].to_vec(), formats }
     }
 
     /// What another result within the same bounds may differ from `other`, itself within them.
     pub fn around(&self, other: &[f32]) -> Self {
         assert_eq!(other.len(), self.want.len());
         let want = other.iter().map(|v| f64::from(*v)).collect();
-        Self { want, allowed: self.allowed.iter().map(|a| 2.0 * a).collect() }
+        let formats = self.formats.clone();
+        Self { want, allowed: self.allowed.iter().map(|a| 2.0 * a).collect(), formats }
+    }
+
+    /// With the bounds of what the instance promises of its products.
+    pub fn on<B>(&self, instance: &Instance<B>) -> Cow<'_, Self> {
+        let factor = self.formats.iter().map(|f| (instance.product_error)(*f)).fold(1.0, f64::max);
+        if factor == 1.0 {
+            return Cow::Borrowed(self);
+        }
+        let allowed = self.allowed.iter().map(|a| factor * a).collect();
+        Cow::Owned(Self { want: self.want.clone(), allowed, formats: Vec::new() })
     }
 
     /// Passes if there are as many values and each is within its bound; NaN is within none.
@@ -102,6 +120,7 @@ pub fn linear(x: &[f32], w: &TestWeight) -> Bounded {
     Bounded {
         want: ops::matmul(x, &w.values, n_rows, w.n_out, w.n_in),
         allowed: allowed(x, w, (0..n_rows).map(|r| (r, 0))),
+        formats: vec![w.host.format()],
     }
 }
 
@@ -112,6 +131,7 @@ pub fn head_linear(x: &[f32], w: &TestWeight) -> Bounded {
     Bounded {
         want: rows.flat_map(|(r, x)| ops::matmul(x, w.mat(r % w.n_mats), 1, w.n_out, w.n_in)).collect(),
         allowed: allowed(x, w, (0..n_rows).map(|r| (r, r % w.n_mats))),
+        formats: vec![w.host.format()],
     }
 }
 
@@ -130,6 +150,7 @@ pub fn gather(x: &[f32], w: &TestWeight, experts: &[u32], top_k: usize) -> Bound
     Bounded {
         want: ops::gather_matmul(x, &w.values, experts, sizes),
         allowed: allowed(x, w, experts.iter().enumerate().map(|(s, e)| (row(s), *e as usize))),
+        formats: vec![w.host.format()],
     }
 }
 
@@ -146,7 +167,7 @@ pub fn swiglu(gate: &Bounded, up: &Bounded) -> Bounded {
                 + SILU_UNDERFLOW * u
         })
         .collect();
-    Bounded { want, allowed }
+    Bounded { want, allowed, formats: [&gate.formats[..], &up.formats].concat() }
 }
 
 /// `Σ_s weights[t, s] · x[t, s]`, in any order of s.
@@ -157,5 +178,9 @@ pub fn combine(x: &Bounded, weights: &[f32], top_k: usize) -> Bounded {
     // Of each term: its own bound, the product's rounding, and one of each sum that it goes through.
     let terms: Vec<f64> =
         x.want.iter().zip(&x.allowed).map(|(x, a)| a + U * (1 + top_k) as f64 * x.abs()).collect();
-    Bounded { want: ops::combine(&x.want, weights, sizes), allowed: ops::combine(&terms, &magnitudes, sizes) }
+    Bounded {
+        want: ops::combine(&x.want, weights, sizes),
+        allowed: ops::combine(&terms, &magnitudes, sizes),
+        formats: x.formats.clone(),
+    }
 }

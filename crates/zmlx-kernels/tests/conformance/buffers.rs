@@ -16,12 +16,12 @@ pub fn ends_at_a_page_end<B: Backend>(instances: &[Instance<B>]) {
             let w = Raw::random(format, shape, f as u64).at(Place::PageEnd);
             let x = random_f32(9 * w.n_in, 1.0, 1);
             let want = bounds::linear(&x, &w);
-            for Instance { name, backend: b, .. } in instances {
+            for i @ Instance { name, backend: b, .. } in instances {
                 let weight = b.load(&w);
                 for n in [1, 2, 4, 9] {
                     let y = b.linear(&b.put(&x[..n * w.n_in], &[n, w.n_in]), &weight).unwrap();
                     let what = format_args!("{name}: {}", cases::name(format));
-                    want.first(n * n_out).check(&b.get(&y), what);
+                    want.first(n * n_out).on(i).check(&b.get(&y), what);
                 }
                 let last = b.put_indices(&[n_out as u32 - 1], &[1]);
                 let row = b.get(&b.embed(&weight, &last).unwrap());
@@ -42,11 +42,11 @@ pub fn experts_end_at_a_page_end<B: Backend>(instances: &[Instance<B>]) {
             let experts = random_experts(n, 3, 3, 2);
             let of = |w| bounds::gather(&x, w, &experts, 3);
             let want = bounds::swiglu(&of(&gate), &of(&up));
-            for Instance { name, backend: b, .. } in instances {
+            for i @ Instance { name, backend: b, .. } in instances {
                 let weights = GateUp { gate: &b.load(&gate), up: &b.load(&up) };
                 let experts = b.put_indices(&experts, &[n, 3]);
                 let y = b.gather_qmm_swiglu(&b.put(&x, &[n, n_in]), weights, &experts).unwrap();
-                want.check(&b.get(&y), format_args!("{name}: {}", cases::name(format)));
+                want.on(i).check(&b.get(&y), format_args!("{name}: {}", cases::name(format)));
             }
         }
     }

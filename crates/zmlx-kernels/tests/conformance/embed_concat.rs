@@ -42,7 +42,8 @@ fn side_by_side(parts: &[Bounded], n_rows: usize) -> Bounded {
         };
         (0..n_rows).flat_map(row).collect()
     };
-    Bounded { want: take(|p| &p.want), allowed: take(|p| &p.allowed) }
+    let formats = parts.iter().flat_map(|p| p.formats.clone()).collect();
+    Bounded { want: take(|p| &p.want), allowed: take(|p| &p.allowed), formats }
 }
 
 fn check_concat<B: Backend>(instances: &[Instance<B>], parts: &[TestWeight]) {
@@ -50,13 +51,13 @@ fn check_concat<B: Backend>(instances: &[Instance<B>], parts: &[TestWeight]) {
     for n in [1, 4, 9] {
         let x = random_f32(n * n_in, 1.0, n_out as u64);
         let want = side_by_side(&parts.iter().map(|p| bounds::linear(&x, p)).collect::<Vec<_>>(), n);
-        for Instance { name, backend: b, .. } in instances {
+        for i @ Instance { name, backend: b, .. } in instances {
             let loaded: Vec<_> = parts.iter().map(|p| b.load(p)).collect();
             let whole = b.concat_rows(&loaded.iter().collect::<Vec<_>>()).unwrap();
             let y = b.linear(&b.put(&x, &[n, n_in]), &whole).unwrap();
             assert_eq!(b.shape(&y), [n, n_out]);
             let formats: Vec<_> = parts.iter().map(|p| cases::name(p.host.format())).collect();
-            want.check(&b.get(&y), format_args!("{name}: {n} × {n_in} to {n_out}, {formats:?}"));
+            want.on(i).check(&b.get(&y), format_args!("{name}: {n} × {n_in} to {n_out}, {formats:?}"));
         }
     }
 }
@@ -96,13 +97,13 @@ pub fn concat_rows_of_banks<B: Backend>(instances: &[Instance<B>]) {
             let experts = random_experts(n, 2, 3, f as u64);
             let want: Vec<_> = parts.iter().map(|p| bounds::gather(&x, p, &experts, 2)).collect();
             let want = side_by_side(&want, 2 * n);
-            for Instance { name, backend: b, .. } in instances {
+            for i @ Instance { name, backend: b, .. } in instances {
                 let [p, q, r] = [0, 1, 2].map(|i| b.load(&parts[i]));
                 let whole = b.concat_rows(&[&b.concat_rows(&[&p, &q]).unwrap(), &r]).unwrap();
                 let (x, experts) = (b.put(&x, &[n, 128]), b.put_indices(&experts, &[n, 2]));
                 let y = b.gather_linear(&x, &whole, &experts).unwrap();
                 assert_eq!(b.shape(&y), [n, 2, 10]);
-                want.check(&b.get(&y), name);
+                want.on(i).check(&b.get(&y), name);
             }
         }
     }
@@ -124,7 +125,7 @@ pub fn concat_rows_in_fused_ops<B: Backend>(instances: &[Instance<B>]) {
             let of = |parts: &[TestWeight; 2]| {
                 side_by_side(&parts.each_ref().map(|p| bounds::gather(&x, p, &experts, 2)), 2 * n)
             };
-            for Instance { name, backend: b, .. } in instances {
+            for i @ Instance { name, backend: b, .. } in instances {
                 let whole = |parts: &[TestWeight; 2]| {
                     b.concat_rows(&[&b.load(&parts[0]), &b.load(&parts[1])]).unwrap()
                 };
@@ -132,13 +133,13 @@ pub fn concat_rows_in_fused_ops<B: Backend>(instances: &[Instance<B>]) {
                 for up in [&alike, &otherwise] {
                     let weights = GateUp { gate: &whole(&gate), up: &whole(up) };
                     let y = b.gather_qmm_swiglu(&x_t, weights, &chosen).unwrap();
-                    bounds::swiglu(&of(&gate), &of(up)).check(&b.get(&y), name);
+                    bounds::swiglu(&of(&gate), &of(up)).on(i).check(&b.get(&y), name);
                 }
                 let twice: Vec<f32> = x.chunks_exact(128).flat_map(|r| [r, r].concat()).collect();
                 let twice = b.put(&twice, &[n, 2, 128]);
                 let y =
                     b.gather_qmm_combine(&twice, &whole(&gate), &chosen, &b.put(&weights, &[n, 2])).unwrap();
-                bounds::combine(&of(&gate), &weights, 2).check(&b.get(&y), name);
+                bounds::combine(&of(&gate), &weights, 2).on(i).check(&b.get(&y), name);
             }
         }
     }

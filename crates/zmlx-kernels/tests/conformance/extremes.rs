@@ -17,10 +17,10 @@ pub fn large_activations<B: Backend>(instances: &[Instance<B>]) {
         x.iter_mut().step_by(37).for_each(|v| *v *= 3000.0);
         (x[3], x[300]) = (1e4, -1e4);
         let want = bounds::linear(&x, &w);
-        for Instance { name, backend: b, .. } in instances {
+        for i @ Instance { name, backend: b, .. } in instances {
             for n in [1, 9] {
                 let y = b.linear(&b.put(&x[..n * 256], &[n, 256]), &b.load(&w)).unwrap();
-                want.first(n * 5).check(&b.get(&y), format_args!("{name}: {}", cases::name(format)));
+                want.first(n * 5).on(i).check(&b.get(&y), format_args!("{name}: {}", cases::name(format)));
             }
         }
     }
@@ -68,10 +68,10 @@ pub fn zero_scales<B: Backend>(instances: &[Instance<B>]) {
         let w = raw.at(Place::Odd);
         let x = random_f32(9 * w.n_in, 1.0, 1);
         let want = bounds::linear(&x, &w);
-        for Instance { name, backend: b, .. } in instances {
+        for i @ Instance { name, backend: b, .. } in instances {
             for n in [1, 9] {
                 let y = b.linear(&b.put(&x[..n * w.n_in], &[n, w.n_in]), &b.load(&w)).unwrap();
-                want.first(n * 6).check(&b.get(&y), format_args!("{name}: {}", cases::name(format)));
+                want.first(n * 6).on(i).check(&b.get(&y), format_args!("{name}: {}", cases::name(format)));
             }
         }
     }

@@ -52,12 +52,12 @@ impl Case {
             &bounds::gather(&self.x, &self.gate, &self.experts, top_k),
             &bounds::gather(&self.x, &self.up, &self.experts, top_k),
         );
-        want.check(&fused, &what);
+        want.on(i).check(&fused, &what);
         let stock = b.get(&stock::gather_qmm_swiglu(b, &x, weights, &experts).unwrap());
-        want.around(&stock).check(&fused, format_args!("{what}: against the composition"));
+        want.around(&stock).on(i).check(&fused, format_args!("{what}: against the composition"));
         let gate_up = b.concat_rows(&[&gate, &up]).unwrap();
         let concat = b.get(&stock::gather_concat_swiglu(b, &x, &gate_up, &experts).unwrap());
-        want.around(&concat).check(&fused, format_args!("{what}: against the concatenation"));
+        want.around(&concat).on(i).check(&fused, format_args!("{what}: against the concatenation"));
     }
 }
 
@@ -97,16 +97,16 @@ pub fn qmm_swiglu<B: Backend>(instances: &[Instance<B>]) {
         for n in [1, 3, 9] {
             let x = random_f32(n * n_in, 1.0, 200 + f as u64);
             let want = bounds::swiglu(&bounds::linear(&x, &gate), &bounds::linear(&x, &up));
-            for Instance { name, backend: b, .. } in instances {
+            for i @ Instance { name, backend: b, .. } in instances {
                 let what = format_args!("{name}: {n} × {n_out}, {}", cases::name(format));
                 let x = b.put(&x, &[n, n_in]);
                 let weights = GateUp { gate: &b.load(&gate), up: &b.load(&up) };
                 let fused = b.qmm_swiglu(&x, weights).unwrap();
                 assert_eq!(b.shape(&fused), [n, n_out]);
                 let fused = b.get(&fused);
-                want.check(&fused, what);
+                want.on(i).check(&fused, what);
                 let stock = b.get(&stock::qmm_swiglu(b, &x, weights).unwrap());
-                want.around(&stock).check(&fused, format_args!("{what}: against the composition"));
+                want.around(&stock).on(i).check(&fused, format_args!("{what}: against the composition"));
             }
         }
     }
@@ -134,9 +134,9 @@ pub fn gather_qmm_combine<B: Backend>(instances: &[Instance<B>]) {
                 let fused = b.gather_qmm_combine(&x, &down, &experts, &weights).unwrap();
                 assert_eq!(b.shape(&fused), [n_tokens, n_out]);
                 let fused = b.get(&fused);
-                want.check(&fused, what);
+                want.on(i).check(&fused, what);
                 let stock = b.get(&stock::gather_qmm_combine(b, &x, &down, &experts, &weights).unwrap());
-                want.around(&stock).check(&fused, format_args!("{what}: against the composition"));
+                want.around(&stock).on(i).check(&fused, format_args!("{what}: against the composition"));
             }
         }
     }

@@ -19,7 +19,7 @@ fn check<B: Backend>(i: &Instance<B>, w: &TestWeight, experts: &[u32], top_k: us
         assert_eq!(b.shape(&y), [n, top_k, w.n_out]);
         let what =
             format_args!("{}: x {x_shape:?}, {} rows, {}", i.name, w.n_out, cases::name(w.host.format()));
-        bounds::gather(&x, w, experts, top_k).check(&b.get(&y), what);
+        bounds::gather(&x, w, experts, top_k).on(i).check(&b.get(&y), what);
     }
 }
 
@@ -74,7 +74,7 @@ pub fn unchosen_experts_are_not_read<B: Backend>(instances: &[Instance<B>]) {
                 let weights = GateUp { gate: &b.load(&gate), up: &b.load(&up) };
                 let chosen = b.put_indices(&experts, &[n, 2]);
                 let y = b.gather_qmm_swiglu(&b.put(&x, &[n, n_in]), weights, &chosen).unwrap();
-                want.check(&b.get(&y), format_args!("{}: swiglu, {}", i.name, cases::name(format)));
+                want.on(i).check(&b.get(&y), format_args!("{}: swiglu, {}", i.name, cases::name(format)));
             }
         }
     }

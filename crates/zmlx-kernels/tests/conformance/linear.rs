@@ -26,7 +26,7 @@ fn check<B: Backend>(instances: &[&Instance<B>], w: &TestWeight, n_tokens: &[usi
                 w.n_out,
                 cases::name(w.host.format())
             );
-            want.first(n * w.n_out).check(&i.backend.get(&y), what);
+            want.first(n * w.n_out).on(i).check(&i.backend.get(&y), what);
         }
     }
 }
@@ -76,14 +76,14 @@ pub fn leading_dimensions<B: Backend>(instances: &[Instance<B>]) {
     let w = TestWeight::random(cases::quantised()[4], [1, 5, 64], 1);
     let x = random_f32(6 * 64, 1.0, 2);
     let want = bounds::linear(&x, &w);
-    for Instance { name, backend: b, .. } in instances {
+    for i @ Instance { name, backend: b, .. } in instances {
         for shape in [vec![2, 3, 64], vec![1, 3, 2, 64], vec![64]] {
             let n_rows: usize = shape[..shape.len() - 1].iter().product();
             let y = b.linear(&b.put(&x[..n_rows * 64], &shape), &b.load(&w)).unwrap();
             let got_shape = b.shape(&y);
             assert_eq!(got_shape[..shape.len() - 1], shape[..shape.len() - 1], "{name}");
             assert_eq!(got_shape.last(), Some(&5), "{name}");
-            want.first(n_rows * 5).check(&b.get(&y), name);
+            want.first(n_rows * 5).on(i).check(&b.get(&y), name);
         }
     }
 }
@@ -97,10 +97,11 @@ pub fn one_matrix_per_head<B: Backend>(instances: &[Instance<B>]) {
         for n in [1, 2, 9] {
             let x = random_f32(n * n_heads * n_in, 1.0, 50 + f as u64);
             let want = bounds::head_linear(&x, &w);
-            for Instance { name, backend: b, .. } in instances {
+            for i @ Instance { name, backend: b, .. } in instances {
                 let y = b.head_linear(&b.put(&x, &[n, n_heads, n_in]), &b.load(&w)).unwrap();
                 assert_eq!(b.shape(&y), [n, n_heads, n_out]);
-                want.check(&b.get(&y), format_args!("{name}: {n_heads} heads in {}", cases::name(format)));
+                want.on(i)
+                    .check(&b.get(&y), format_args!("{name}: {n_heads} heads in {}", cases::name(format)));
             }
         }
     }

@@ -34,6 +34,7 @@ mod session;
 mod weights;
 
 use suite::{Grid, Instance};
+use zmlx_kernels::WeightFormat;
 use zmlx_kernels::cpu::{CpuBackend, Level};
 
 // One line per backend.
@@ -45,9 +46,20 @@ fn cpu_instance(level: Level, n_threads: usize) -> Instance<CpuBackend> {
         backend: CpuBackend::with_level(level, Some(n_threads)).unwrap(),
         // What more threads change is how rows are shared out, which a part of the sizes shows.
         grid: if n_threads == 1 { Grid::Full } else { Grid::Thinned },
-        same_path_below: 8,
+        // From 8 rows on, by tiles. The bf16 level decides by other counts: within rounding is all it promises.
+        same_path_below: if level == Level::Avx512Bf16 { 0 } else { 8 },
+        product_error: if level == Level::Avx512Bf16 { bf16_parts } else { |_| 1.0 },
         // Angles are computed in f64.
         angle_error: 0.0,
+    }
+}
+
+/// Activations of 16 bits of mantissa where codes have four: off by 2^-17 of each product before the bias, which is up
+/// to three times the whole. That is 48 times the bound of f32.
+fn bf16_parts(format: WeightFormat) -> f64 {
+    match format {
+        WeightFormat::Quantized { spec, .. } if spec.bits() == 4 => 48.0,
+        _ => 1.0,
     }
 }
 

@@ -1,6 +1,6 @@
 //! Sequences that are fed to an attention op piece by piece, each piece checked against the oracle's whole.
 
-use zmlx_kernels::{Backend, KvLayout, MlaInputs, MlaWeights, Result, Span};
+use zmlx_kernels::{Backend, KvLayout, MlaInputs, MlaWeights, Result, Span, WeightFormat};
 use zmlx_oracle::ops;
 use zmlx_oracle::testing::random_f32;
 
@@ -20,6 +20,10 @@ pub trait Attend<B: Backend> {
     fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::KvCache, spans: &[Span]) -> Result<B::Tensor>;
     /// The results of a whole sequence.
     fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64>;
+    /// Formats of the weights that take part.
+    fn formats(&self) -> Vec<WeightFormat> {
+        Vec::new()
+    }
 }
 
 /// `attention`.
@@ -104,6 +108,10 @@ impl<B: Backend> Attend<B> for Latent {
                 b.mla_attention(inputs, weights, cache, spans, self.scale())
             }
         }
+    }
+
+    fn formats(&self) -> Vec<WeightFormat> {
+        self.weights.iter().flatten().map(|w| w.host.format()).collect()
     }
 
     /// With weights in the expanded form, whose keys and values the op never makes.
@@ -204,7 +212,8 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
             want.extend_from_slice(&slot.want[s.start * width..][..s.n_tokens * width]);
             slot.n_fed += s.n_tokens;
         }
-        Bounded::uniform(want, TOLERANCE).check(&y, format_args!("{}: {spans:?}", self.instance.name));
+        let want = Bounded { formats: self.op.formats(), ..Bounded::uniform(want, TOLERANCE) };
+        want.on(self.instance).check(&y, format_args!("{}: {spans:?}", self.instance.name));
         y
     }
 

@@ -1,6 +1,6 @@
 //! What a backend declares to be tested, and the list of tests.
 
-use zmlx_kernels::{Backend, Span};
+use zmlx_kernels::{Backend, Span, WeightFormat};
 
 use crate::inputs::TestWeight;
 
@@ -23,6 +23,8 @@ pub struct Instance<B> {
     pub grid: Grid,
     /// Batches of fewer rows than this give each row the same bits as the row alone.
     pub same_path_below: usize,
+    /// Error of a product with weights of that format, as a multiple of what f32 activations with f32 sums have.
+    pub product_error: fn(WeightFormat) -> f64,
     /// Error of a rope angle, in radians per position. The trait allows that of f32 angles, `2^-23`.
     pub angle_error: f64,
 }
