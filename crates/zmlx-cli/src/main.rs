@@ -9,6 +9,7 @@ mod args;
 mod commands;
 mod embedded;
 mod engine;
+mod greedy;
 mod interrupt;
 mod memory;
 mod output;

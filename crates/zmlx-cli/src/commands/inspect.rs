@@ -42,6 +42,11 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     engine::with_backend(args.backend, Inspect { checkpoint, args })
 }
 
+/// Number of weights, once dequantised.
+pub(crate) fn n_parameters(checkpoint: &Checkpoint) -> u64 {
+    formats::entries(checkpoint).iter().map(|e| e.n_elements).sum()
+}
+
 struct Inspect {
     checkpoint: Checkpoint,
     args: Args,

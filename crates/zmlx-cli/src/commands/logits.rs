@@ -1,6 +1,5 @@
 //! `zmlx logits`: the logits of every position of a token sequence, as a safetensors file.
 
-use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::Result;

@@ -1,0 +1,54 @@
+//! How fast this machine reads memory: what decoding could reach at best.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+/// Several times what the largest last-level caches hold.
+const BUFFER_BYTES: usize = 512 << 20;
+const ROUNDS: usize = 5;
+
+/// The best of some rounds in which `n_threads` threads together sum a large buffer; none if that much memory
+/// cannot be had.
+pub(super) fn read_bytes_per_second(n_threads: usize) -> Option<f64> {
+    let n_words = BUFFER_BYTES / size_of::<u64>();
+    let mut words: Vec<u64> = Vec::new();
+    words.try_reserve_exact(n_words).ok()?;
+    // Not zeros, whose pages the system need not back with memory of their own.
+    words.extend(0..n_words as u64);
+    let share = n_words.div_ceil(n_threads.max(1));
+    let round = || {
+        let started = Instant::now();
+        std::thread::scope(|scope| {
+            for part in words.chunks(share) {
+                scope.spawn(move || black_box(sum(part)));
+            }
+        });
+        BUFFER_BYTES as f64 / started.elapsed().as_secs_f64()
+    };
+    // The best: whatever disturbs a round makes it slower.
+    (0..ROUNDS).map(|_| round()).reduce(f64::max)
+}
+
+/// Independent sums, so that loads and not additions are waited for.
+fn sum(words: &[u64]) -> u64 {
+    const LANES: usize = 16;
+    let (chunks, rest) = words.as_chunks::<LANES>();
+    let mut lanes = [0u64; LANES];
+    for chunk in chunks {
+        for (lane, word) in lanes.iter_mut().zip(chunk) {
+            *lane = lane.wrapping_add(*word);
+        }
+    }
+    lanes.iter().chain(rest).fold(0, |total, word| total.wrapping_add(*word))
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn every_word_counts() {
+        for n in [0, 1, 15, 16, 17, 100] {
+            let words: Vec<u64> = (1..=n).collect();
+            assert_eq!(super::sum(&words), n * (n + 1) / 2);
+        }
+    }
+}

@@ -1,0 +1,98 @@
+//! Running a fixed token sequence through the model: as reference, for comparison, and on the clock.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use zmlx_kernels::{Backend, Fusion};
+use zmlx_models::{Input, LogitsOf, Model};
+use zmlx_oracle::compare::rel_rms;
+
+use crate::greedy;
+
+/// A prompt, what follows it, and the logits there.
+#[derive(Debug)]
+pub(super) struct Workload {
+    prompt: Vec<u32>,
+    /// Fed one at a time after the prompt.
+    tokens: Vec<u32>,
+    /// After the prompt and after each token but the last.
+    logits: Vec<Vec<f32>>,
+}
+
+/// Tokens per second, one number per repetition.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Samples {
+    pub(super) prefill: Vec<f64>,
+    pub(super) decode: Vec<f64>,
+}
+
+impl Workload {
+    /// The prompt continued greedily by `fusion`.
+    pub(super) fn greedy<B: Backend>(
+        model: &Model<B>,
+        prompt: Vec<u32>,
+        n_tokens: usize,
+        fusion: &Fusion,
+    ) -> Result<Self> {
+        let mut logits = Vec::new();
+        let tokens = greedy::decode(model, &prompt, n_tokens, fusion, |row| logits.push(row.to_vec()))?;
+        Ok(Self { prompt, tokens: tokens.into_iter().map(|step| step.token).collect(), logits })
+    }
+
+    /// The largest relative root mean square by which the logits of `fusion` differ anywhere; NaN if they hold one.
+    pub(super) fn compare<B: Backend>(&self, model: &Model<B>, fusion: &Fusion) -> Result<f64> {
+        let mut worst = 0.0f64;
+        let mut at = 0;
+        self.pass(model, fusion, |row| {
+            let difference = self.logits.get(at).map_or(0.0, |want| rel_rms(row, want));
+            // f64::max would drop NaN.
+            worst = if worst >= difference || worst.is_nan() { worst } else { difference };
+            at += 1;
+        })?;
+        Ok(worst)
+    }
+
+    /// Times one pass.
+    pub(super) fn measure<B: Backend>(
+        &self,
+        model: &Model<B>,
+        fusion: &Fusion,
+        samples: &mut Samples,
+    ) -> Result<()> {
+        let started = Instant::now();
+        let mut prefilled = started;
+        let mut n_rows = 0;
+        self.pass(model, fusion, |_| {
+            if n_rows == 0 {
+                prefilled = Instant::now();
+            }
+            n_rows += 1;
+        })?;
+        let per_second = |n: usize, seconds: f64| n as f64 / seconds.max(f64::MIN_POSITIVE);
+        samples.prefill.push(per_second(self.prompt.len(), (prefilled - started).as_secs_f64()));
+        samples.decode.push(per_second(self.tokens.len(), prefilled.elapsed().as_secs_f64()));
+        Ok(())
+    }
+
+    /// Prompt and tokens; `on_logits` sees the logits after the prompt and after each token.
+    fn pass<B: Backend>(
+        &self,
+        model: &Model<B>,
+        fusion: &Fusion,
+        mut on_logits: impl FnMut(&[f32]),
+    ) -> Result<()> {
+        let mut state = model.state(1)?;
+        let mut logits = Vec::new();
+        let prompt = Input { slot: 0, tokens: &self.prompt };
+        let y = model.prefill(&mut state, prompt, fusion, &mut |_, _| ())?;
+        model.backend().read(&y, &mut logits)?;
+        on_logits(&logits);
+        for token in self.tokens.chunks(1) {
+            let input = Input { slot: 0, tokens: token };
+            let y = model.forward(&mut state, &[input], LogitsOf::Last, fusion)?;
+            model.backend().read(&y, &mut logits)?;
+            on_logits(&logits);
+        }
+        Ok(())
+    }
+}

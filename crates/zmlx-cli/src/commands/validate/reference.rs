@@ -1,0 +1,72 @@
+//! Logits compared with the independent reference implementation, for models small enough for it.
+
+use anyhow::Result;
+use serde::Serialize;
+use zmlx_kernels::{Backend, Fusion};
+use zmlx_models::{Checkpoint, Input, LogitsOf, Model, PREFILL_CHUNK};
+use zmlx_oracle::checkpoint::KvBSplit;
+use zmlx_oracle::compare::{max_abs, rel_rms};
+
+use super::tokens::Verdict;
+use crate::commands::inspect;
+use crate::source::Source;
+
+/// The reference keeps every weight in f32 and takes its time: larger models are not compared.
+const MAX_PARAMETERS: u64 = 64_000_000;
+
+/// The most by which the logits may differ from the reference's, as relative root mean square over all positions.
+///
+/// The reference computes matrix products in f32 and all else in f64, on the same dequantised weights; what remains
+/// is f32 rounding in another order: 1e-6 on the recorded tiny models. A router whose best experts are that near
+/// chooses another one in single rows, which a longer text may hold a few of: the bound leaves room for them. A wrong
+/// format, scale or position leaves more than 1e-2.
+pub(super) const MAX_REL_RMS: f64 = 1e-3;
+
+/// The reference's version of a model.
+#[derive(Debug)]
+pub(super) struct Reference(zmlx_oracle::model::Model);
+
+/// One sequence compared.
+#[derive(Debug, Serialize)]
+pub(super) struct ReferenceCheck {
+    pub(super) prompt: String,
+    pub(super) n_tokens: usize,
+    pub(super) max_abs: f64,
+    pub(super) rel_rms: f64,
+    pub(super) verdict: Verdict,
+}
+
+impl Reference {
+    /// The reference; none for a model that is too large.
+    pub(super) fn open(source: &Source, checkpoint: &Checkpoint) -> Result<Option<Self>> {
+        if inspect::n_parameters(checkpoint) > MAX_PARAMETERS {
+            return Ok(None);
+        }
+        // An old kv_b_proj is requantised when it is loaded; the reference does the same.
+        let files = source.oracle_checkpoint()?;
+        Ok(Some(Self(zmlx_oracle::model::Model::from_checkpoint(&files, KvBSplit::Requantized)?)))
+    }
+
+    /// Compares the fused path's logits at every position of `tokens`.
+    pub(super) fn check<B: Backend>(
+        &mut self,
+        model: &Model<B>,
+        prompt: &str,
+        tokens: &[u32],
+    ) -> Result<ReferenceCheck> {
+        let want = self.0.logits(tokens)?.data;
+        let mut state = model.state(1)?;
+        let (mut got, mut chunk_logits) = (Vec::with_capacity(want.len()), Vec::new());
+        for chunk in tokens.chunks(PREFILL_CHUNK) {
+            let input = Input { slot: 0, tokens: chunk };
+            let y = model.forward(&mut state, &[input], LogitsOf::All, &Fusion::FUSED)?;
+            model.backend().read(&y, &mut chunk_logits)?;
+            got.append(&mut chunk_logits);
+        }
+        let rel_rms = rel_rms(&got, &want);
+        // Positively: NaN fails.
+        let verdict = if rel_rms <= MAX_REL_RMS { Verdict::Pass } else { Verdict::Fail };
+        let (n_tokens, max_abs) = (tokens.len(), max_abs(&got, &want));
+        Ok(ReferenceCheck { prompt: prompt.to_owned(), n_tokens, max_abs, rel_rms, verdict })
+    }
+}

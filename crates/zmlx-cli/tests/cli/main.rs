@@ -1,0 +1,116 @@
+//! The built binary, as a user runs it.
+#![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
+
+mod bad_input;
+mod chat;
+mod generate;
+mod inspect;
+mod logits;
+mod measure;
+
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use serde_json::Value;
+use zmlx_oracle::golden::Golden;
+
+const GLM: &str = "austen-glm4-moe-lite-4bit";
+const QWEN: &str = "austen-qwen3-moe-4bit";
+
+/// What a run left.
+#[derive(Debug)]
+struct Run {
+    code: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Run {
+    #[track_caller]
+    fn ok(self) -> Self {
+        assert_eq!(self.code, Some(0), "{self:#?}");
+        self
+    }
+
+    /// Exit code 2, nothing on stdout, and every text in the message.
+    #[track_caller]
+    fn refused(self, texts: &[&str]) {
+        assert_eq!(self.code, Some(2), "{self:#?}");
+        assert_eq!(self.stdout, "", "{self:#?}");
+        for text in texts {
+            assert!(self.stderr.contains(text), "{text:?} is not in {}", self.stderr);
+        }
+        assert!(!self.stderr.contains("panicked"), "{}", self.stderr);
+    }
+
+    #[track_caller]
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap()
+    }
+}
+
+fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zmlx"));
+    // One thread: other tests run beside this one.
+    command.args(args).args(["--threads", "1"]);
+    command.env_remove("RUST_LOG").env_remove("ZMLX_CPU_LEVEL");
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command
+}
+
+fn finish(command: &mut Command) -> Run {
+    let output = command.output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn zmlx(args: &[&str]) -> Run {
+    finish(&mut command(args))
+}
+
+fn zmlx_with_stdin(args: &[&str], stdin: &[u8]) -> Run {
+    let mut child = command(args).stdin(Stdio::piped()).spawn().unwrap();
+    // A command that refuses its arguments reads nothing.
+    let _ = child.stdin.take().unwrap().write_all(stdin);
+    let output = child.wait_with_output().unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    Run { code: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+}
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn model(name: &str) -> String {
+    fixtures().join("models").join(name).to_str().unwrap().to_owned()
+}
+
+fn golden(name: &str) -> Golden {
+    Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap()
+}
+
+/// A copy of a model without some of its files.
+fn copy_without(name: &str, left_out: &[&str]) -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(model(name)).unwrap() {
+        let path = entry.unwrap().path();
+        let file = path.file_name().unwrap().to_str().unwrap();
+        if !left_out.contains(&file) {
+            std::fs::copy(&path, dir.path().join(file)).unwrap();
+        }
+    }
+    dir
+}
+
+/// Changes a JSON file of a copied model.
+fn edit_json(dir: &Path, file: &str, edit: impl FnOnce(&mut Value)) {
+    let path = dir.join(file);
+    let mut value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    edit(&mut value);
+    std::fs::write(path, serde_json::to_vec(&value).unwrap()).unwrap();
+}
+
+fn join(tokens: &[u32]) -> String {
+    tokens.iter().map(ToString::to_string).collect::<Vec<_>>().join(",")
+}

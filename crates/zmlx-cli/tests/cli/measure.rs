@@ -1,0 +1,77 @@
+//! `zmlx validate` and `zmlx bench`.
+
+use serde_json::json;
+
+use crate::*;
+
+#[test]
+fn both_fixtures_are_valid() {
+    for name in [GLM, QWEN] {
+        let args = ["validate", "--json", "--model", &model(name), "--max-tokens", "24", "--runs", "2"];
+        let report = zmlx(&args).ok().json();
+        assert_eq!(report["verdict"], "PASS", "{report:#}");
+        assert_eq!(report["tokens"].as_array().unwrap().len(), 2 * 5);
+        for check in report["reference"].as_array().unwrap() {
+            assert!(check["rel_rms"].as_f64().unwrap() <= 1e-4, "{check}");
+        }
+    }
+}
+
+#[test]
+#[cfg(feature = "embedded-model")]
+fn the_built_in_model_agrees_with_its_recording() {
+    let run = zmlx(&["validate", "--max-tokens", "96"]).ok();
+    assert_eq!(run.stdout.matches("stock vs recording").count(), 7, "{}", run.stdout);
+    assert!(run.stdout.ends_with("\nPASS\n"), "{}", run.stdout);
+    assert!(!run.stdout.contains("EXPLAINED") && !run.stdout.contains("FAIL"));
+}
+
+#[test]
+fn validation_needs_no_tokenizer() {
+    let dir = copy_without(QWEN, &["tokenizer.json"]);
+    let run = zmlx(&["validate", "--model", dir.path().to_str().unwrap(), "--max-tokens", "8"]).ok();
+    assert!(run.stdout.contains("17 seeded tokens"), "{}", run.stdout);
+}
+
+#[test]
+fn wrong_weights_fail_validation() {
+    // NaN in a norm: nothing can be compared, and that must not pass.
+    let dir = copy_without(GLM, &[]);
+    let path = dir.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let n = bytes.len();
+    let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let (start, end) = metadata.info("model.norm.weight").unwrap().data_offsets;
+    let data = 8 + header;
+    assert!(data + end <= n);
+    for value in bytes[data + start..data + end].as_chunks_mut().0 {
+        *value = [0xc0, 0x7f];
+    }
+    std::fs::write(&path, bytes).unwrap();
+    let dir = dir.path().to_str().unwrap();
+    zmlx(&["validate", "--json", "--model", dir]).refused(&["logits"]);
+    zmlx(&["bench", "--json", "--model", dir]).refused(&["logits"]);
+}
+
+#[test]
+fn bench_measures_every_fusion() {
+    let dir = model(GLM);
+    let args = ["bench", "--model", &dir, "-p", "8", "-n", "4", "-r", "3"];
+    let report = zmlx(&[&args[..], &["--json"]].concat()).ok().json();
+    assert_eq!((&report["repetitions"], &report["prompt_tokens"]), (&json!(3), &json!(8)));
+    let results = report["results"].as_array().unwrap();
+    let fusions: Vec<_> = results.iter().map(|r| r["fusion"].as_str().unwrap()).collect();
+    assert_eq!(fusions, ["stock", "concat", "fused"]);
+    for result in results {
+        for phase in ["prefill_tps", "decode_tps"] {
+            let of = |key: &str| result[phase][key].as_f64().unwrap();
+            assert!(0.0 < of("min") && of("min") <= of("median") && of("median") <= of("max"), "{result}");
+            assert_eq!(result[phase]["samples"].as_array().unwrap().len(), 3);
+        }
+        assert!(result["share_of_read_bandwidth"].as_f64().unwrap() > 0.0);
+        assert!(result["logits_rel_rms_to_first"].as_f64().unwrap() <= 1e-4);
+    }
+    let text = zmlx(&[&args[..], &["--fusion", "stock", "--fusion", "fused,-route"]].concat()).ok().stdout;
+    assert!(text.contains("fused,-route") && !text.contains("concat"), "{text}");
+    zmlx(&["bench", "--model", &dir, "-p", "2048"]).refused(&["max_position_embeddings"]);
+}

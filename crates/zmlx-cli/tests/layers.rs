@@ -1,0 +1,57 @@
+//! The layers of the workspace: arrows point downwards only.
+#![allow(clippy::unwrap_used, reason = "a test may panic")]
+
+use std::collections::BTreeSet;
+
+use cargo_metadata::{DependencyKind, MetadataCommand, Package};
+
+/// Each crate with the crates of this workspace that it may depend on.
+const LAYERS: &[(&str, &[&str])] = &[
+    ("zmlx-kernels", &[]),
+    ("zmlx-moe", &["zmlx-kernels"]),
+    ("zmlx-models", &["zmlx-kernels", "zmlx-moe"]),
+    ("zmlx-oracle", &[]),
+    ("zmlx-cli", &["zmlx-kernels", "zmlx-moe", "zmlx-models", "zmlx-oracle"]),
+];
+
+/// Dependencies within the workspace, of all kinds or of those that are built for users.
+fn zmlx_dependencies(package: &Package, kinds: &[DependencyKind]) -> BTreeSet<String> {
+    let of_kind = package.dependencies.iter().filter(|d| kinds.contains(&d.kind));
+    of_kind.map(|d| d.name.clone()).filter(|n| n.starts_with("zmlx")).collect()
+}
+
+#[test]
+fn arrows_point_downwards() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml");
+    let metadata = MetadataCommand::new().manifest_path(manifest).no_deps().exec().unwrap();
+    let crates = metadata.packages.iter().filter(|p| p.manifest_path.as_str().contains("/crates/"));
+    let mut seen = BTreeSet::new();
+    for package in crates {
+        let name = package.name.as_str();
+        let (_, allowed) = LAYERS
+            .iter()
+            .find(|(n, _)| *n == name)
+            .unwrap_or_else(|| panic!("{name} has no layer: add it to this test and to the architecture"));
+        seen.insert(name);
+        let built = zmlx_dependencies(package, &[DependencyKind::Normal, DependencyKind::Build]);
+        for dependency in &built {
+            assert!(allowed.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
+        }
+        // Tests may ask the oracle, but nothing else of a higher layer.
+        for dependency in zmlx_dependencies(package, &[DependencyKind::Development]) {
+            let ok = dependency == "zmlx-oracle" || allowed.contains(&dependency.as_str());
+            assert!(ok && dependency != name, "the tests of {name} must not depend on {dependency}");
+        }
+    }
+    assert_eq!(seen.len(), LAYERS.len(), "crates found: {seen:?}");
+}
+
+#[test]
+fn the_folder_is_named_as_the_crate() {
+    let manifest = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.toml");
+    let metadata = MetadataCommand::new().manifest_path(manifest).no_deps().exec().unwrap();
+    for package in metadata.packages.iter().filter(|p| p.manifest_path.as_str().contains("/crates/")) {
+        let folder = package.manifest_path.parent().and_then(|p| p.file_name());
+        assert_eq!(folder, Some(package.name.as_str()));
+    }
+}
