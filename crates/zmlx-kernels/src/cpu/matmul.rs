@@ -270,15 +270,17 @@ impl CpuBackend {
         let parts = &product.weights[0].0.parts;
         let n_in = product.weights[0].n_in();
         let n_x = product.x.len() / n_in;
-        let stride = parts.iter().map(|p| p.kernels(n_x).1.stride()).max().unwrap_or(0);
+        // A token may choose one expert several times: a matrix can meet more pairs than there are rows of x.
+        let n_most = groups.mats.iter().map(|(_, pairs)| pairs.len()).fold(n_x, usize::max);
+        let stride = parts.iter().map(|p| p.kernels(n_most).1.stride()).max().unwrap_or(0);
         let mut prepared = self.floats.take(n_x * stride);
         let prepared_ptr = SyncPtr::new(&mut prepared);
         let gemm = gemm::gemm(self.level);
         lock(&self.team).run(&|m: &Member<'_>| {
             let mut scratch = lock(&self.scratch[m.idx()]);
             for (i, part) in parts.iter().enumerate() {
-                let (kernels, layout) = part.kernels(n_x);
-                if i == 0 || *layout != parts[i - 1].kernels(n_x).1 {
+                let (kernels, layout) = part.kernels(n_most);
+                if i == 0 || *layout != parts[i - 1].kernels(n_most).1 {
                     if i > 0 {
                         m.barrier();
                     }
