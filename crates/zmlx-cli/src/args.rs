@@ -29,6 +29,11 @@ pub(crate) struct BackendArgs {
     pub(crate) threads: Option<usize>,
 }
 
+/// Counts of which there must be at least one.
+pub(crate) fn positive() -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(1..=1 << 24)
+}
+
 /// The backends of this build.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendKind {

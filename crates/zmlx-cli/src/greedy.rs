@@ -1,6 +1,6 @@
 //! Greedy decoding that shows its logits.
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Input, LogitsOf, Model};
 
@@ -15,6 +15,14 @@ pub(crate) struct Step {
     pub(crate) spread: f64,
 }
 
+/// What a greedy decoding gave.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Decoded {
+    pub(crate) steps: Vec<Step>,
+    /// True if the decoding ended because a logit was not a number.
+    pub(crate) is_broken: bool,
+}
+
 /// Continues `prompt` by up to `n_tokens` tokens, fewer if the context ends. `on_logits` sees the logits that each
 /// token was chosen from.
 pub(crate) fn decode<B: Backend>(
@@ -23,7 +31,7 @@ pub(crate) fn decode<B: Backend>(
     n_tokens: usize,
     fusion: &Fusion,
     mut on_logits: impl FnMut(&[f32]),
-) -> Result<Vec<Step>> {
+) -> Result<Decoded> {
     let mut state = model.state(1)?;
     let mut logits = Vec::new();
     let mut steps: Vec<Step> = Vec::new();
@@ -39,11 +47,11 @@ pub(crate) fn decode<B: Backend>(
         model.backend().read(&y, &mut logits)?;
         on_logits(&logits);
         let Some(step) = choose(&logits) else {
-            bail!("{fusion}: the logits after {} tokens are not all numbers", state.n_tokens(0));
+            return Ok(Decoded { steps, is_broken: true });
         };
         steps.push(step);
     }
-    Ok(steps)
+    Ok(Decoded { steps, is_broken: false })
 }
 
 /// The greedy choice; none if a logit is not finite, or there is none.

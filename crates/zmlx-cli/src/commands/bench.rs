@@ -5,13 +5,13 @@ mod measure;
 mod report;
 
 use anyhow::{Result, bail};
-use clap::builder::RangedU64ValueParser;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Error};
 
 use super::inspect::cost::Cost;
-use crate::args::{BackendArgs, ModelArgs};
+use crate::args::{BackendArgs, ModelArgs, positive};
 use crate::engine::{self, About, Job};
+use crate::memory;
 use crate::output::{Outcome, note, print, print_json};
 use crate::progress::Progress;
 use crate::prompts;
@@ -48,10 +48,6 @@ pub(crate) struct Args {
     json: bool,
 }
 
-fn positive() -> RangedU64ValueParser<usize> {
-    RangedU64ValueParser::new().range(1..=1 << 24)
-}
-
 /// Verifies that the paths agree, measures them in turns, and prints a table.
 pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
@@ -81,7 +77,10 @@ impl Job for Bench {
         // The first path's own continuation of a fixed random prompt is what all paths compute.
         let vocab = model.config().vocab_size();
         let prompt = prompts::seeded_tokens(1, n_prompt, vocab);
-        let workload = Workload::greedy(&model, prompt, n_generate, first)?;
+        let Some(workload) = Workload::greedy(&model, prompt, n_generate, first)? else {
+            note(format_args!("error: the logits of {first} are not all numbers: nothing was timed"));
+            return Ok(Outcome::CheckFailed);
+        };
         // This warms caches and memory up, too.
         let mut differences = Vec::new();
         for fusion in fusions {
@@ -96,6 +95,8 @@ impl Job for Bench {
             }
             differences.push(difference);
         }
+        // Every path has run; the bandwidth probe's own buffer is not the model's.
+        let peak_memory_bytes = memory::peak_bytes();
         let bandwidth = bandwidth::read_bytes_per_second(about.n_threads);
         let mut samples = vec![Samples::default(); fusions.len()];
         let mut progress = Progress::new("Measuring");
@@ -118,6 +119,7 @@ impl Job for Bench {
             repetitions,
             bytes_per_token: cost.bytes_per_token(mean_cached),
             read_bytes_per_second: bandwidth,
+            peak_memory_bytes,
         };
         let rows = report.rows(fusions, &samples, &differences);
         if self.args.json {

@@ -4,12 +4,11 @@ mod reference;
 mod tokens;
 
 use anyhow::Result;
-use clap::builder::RangedU64ValueParser;
 use serde::Serialize;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Model, Tokenizer};
 
-use crate::args::{BackendArgs, ModelArgs};
+use crate::args::{BackendArgs, ModelArgs, positive};
 use crate::embedded;
 use crate::engine::{self, About, Job};
 use crate::output::{Outcome, note, print, print_json};
@@ -29,10 +28,10 @@ pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
     /// Tokens to decode after each prompt.
-    #[arg(short, long, value_name = "N", default_value_t = 64, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 20))]
+    #[arg(short, long, value_name = "N", default_value_t = 64, value_parser = positive())]
     max_tokens: usize,
     /// How often each path decodes each prompt: all runs must give the same bits.
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1 << 20))]
+    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = positive())]
     runs: usize,
     #[command(flatten)]
     backend: BackendArgs,

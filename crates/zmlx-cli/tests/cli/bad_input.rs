@@ -30,9 +30,13 @@ fn usage() {
     ] {
         zmlx(&[&["generate", "--json", "--model", &dir], args].concat()).refused(&[text]);
     }
-    for args in [&["--threads", "0"][..], &["no-such-command"], &[]] {
-        let run = finish(Command::new(env!("CARGO_BIN_EXE_zmlx")).arg("generate").args(args).arg("extra"));
-        run.refused(&["Usage"]);
+    for (args, text) in [
+        (&["generate", "--threads", "0"][..], "--threads"),
+        (&["bench", "-r", "0"], "--repetitions"),
+        (&["no-such-command"], "no-such-command"),
+        (&[], "Usage"),
+    ] {
+        finish(Command::new(env!("CARGO_BIN_EXE_zmlx")).args(args)).refused(&[text]);
     }
 }
 

@@ -49,8 +49,15 @@ fn wrong_weights_fail_validation() {
     }
     std::fs::write(&path, bytes).unwrap();
     let dir = dir.path().to_str().unwrap();
-    zmlx(&["validate", "--json", "--model", dir]).refused(&["logits"]);
-    zmlx(&["bench", "--json", "--model", dir]).refused(&["logits"]);
+    let run = zmlx(&["validate", "--json", "--model", dir, "--max-tokens", "4"]);
+    assert_eq!(run.code, Some(1), "{run:#?}");
+    let report = run.json();
+    assert_eq!(report["verdict"], "FAIL");
+    assert!(report["tokens"].as_array().unwrap().iter().all(|t| t["verdict"] == "FAIL"));
+    assert!(report["reference"].as_array().unwrap().iter().all(|r| r["verdict"] == "FAIL"));
+    let run = zmlx(&["bench", "--json", "--model", dir]);
+    assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""));
+    assert!(run.stderr.contains("nothing was timed"), "{}", run.stderr);
 }
 
 #[test]

@@ -27,16 +27,17 @@ pub(super) struct Samples {
 }
 
 impl Workload {
-    /// The prompt continued greedily by `fusion`.
+    /// The prompt continued greedily by `fusion`; none if its logits are not all numbers.
     pub(super) fn greedy<B: Backend>(
         model: &Model<B>,
         prompt: Vec<u32>,
         n_tokens: usize,
         fusion: &Fusion,
-    ) -> Result<Self> {
+    ) -> Result<Option<Self>> {
         let mut logits = Vec::new();
-        let tokens = greedy::decode(model, &prompt, n_tokens, fusion, |row| logits.push(row.to_vec()))?;
-        Ok(Self { prompt, tokens: tokens.into_iter().map(|step| step.token).collect(), logits })
+        let decoded = greedy::decode(model, &prompt, n_tokens, fusion, |row| logits.push(row.to_vec()))?;
+        let tokens = decoded.steps.into_iter().map(|step| step.token).collect();
+        Ok((!decoded.is_broken).then_some(Self { prompt, tokens, logits }))
     }
 
     /// The largest relative root mean square by which the logits of `fusion` differ anywhere; NaN if they hold one.

@@ -4,7 +4,6 @@ use serde_json::{Value, json};
 use zmlx_kernels::Fusion;
 
 use super::measure::Samples;
-use crate::memory;
 use crate::table::{Table, human_bytes};
 
 /// What was measured and on what.
@@ -19,6 +18,7 @@ pub(super) struct Report<'a> {
     /// Weights and caches that decoding one token reads, at the mean length.
     pub(super) bytes_per_token: f64,
     pub(super) read_bytes_per_second: Option<f64>,
+    pub(super) peak_memory_bytes: Option<u64>,
 }
 
 /// The measurements of one fusion.
@@ -134,7 +134,7 @@ impl Report<'_> {
             "repetitions": self.repetitions,
             "bytes_per_token": self.bytes_per_token,
             "read_bytes_per_second": self.read_bytes_per_second,
-            "peak_memory_bytes": memory::peak_bytes(),
+            "peak_memory_bytes": self.peak_memory_bytes,
             "results": results.collect::<Vec<_>>(),
         })
     }

@@ -26,7 +26,7 @@ pub(super) enum Verdict {
     Pass,
     /// Another token where the margin is below the bound: either is right, and what follows cannot be compared.
     Explained,
-    /// Another token where the margin allows no doubt, or two runs of one path that differ.
+    /// Another token where the margin allows no doubt, runs of one path that differ, or logits that are no numbers.
     Fail,
 }
 
@@ -44,8 +44,9 @@ impl Verdict {
 #[derive(Debug)]
 pub(super) struct Decoded {
     steps: Vec<Step>,
-    /// The first step at which a repeated run differed.
-    unstable_at: Option<usize>,
+    /// Where no comparison is possible, and why: the first step at which a repeated run differed, or whose logits
+    /// were not numbers.
+    fault: Option<(usize, &'static str)>,
 }
 
 impl Decoded {
@@ -63,13 +64,15 @@ pub(super) fn decode<B: Backend>(
     fusion: &Fusion,
 ) -> Result<Decoded> {
     let run = || greedy::decode(model, &prompt.tokens, n_tokens, fusion, |_| ());
-    let mut decoded = Decoded { steps: run()?, unstable_at: None };
+    let first = run()?;
+    let mut fault = first.is_broken.then_some((first.steps.len(), "not numbers"));
     for _ in 1..n_runs {
         let again = run()?;
-        let at = (0..decoded.steps.len()).find(|&i| again.get(i) != decoded.steps.get(i));
-        decoded.unstable_at = decoded.unstable_at.or(at);
+        let n_steps = first.steps.len().max(again.steps.len());
+        let at = (0..n_steps).find(|&i| again.steps.get(i) != first.steps.get(i));
+        fault = fault.or(at.map(|i| (i, "unstable")));
     }
-    Ok(decoded)
+    Ok(Decoded { steps: first.steps, fault })
 }
 
 /// One comparison.
@@ -99,11 +102,7 @@ impl TokenCheck {
         let at = divergence.and_then(|i| stock.steps.get(i).filter(|_| i < got.steps.len()));
         let comparison = format!("{path} vs stock");
         let mut check = Self::new(prompt, comparison, n_tokens, divergence, at.map(|s| (s.margin, s.spread)));
-        if let Some(i) = stock.unstable_at.or(got.unstable_at) {
-            check.comparison += ", unstable";
-            check.first_divergence = Some(i);
-            check.verdict = Verdict::Fail;
-        }
+        check.blame(stock.fault.or(got.fault));
         check
     }
 
@@ -116,7 +115,18 @@ impl TokenCheck {
             // The recording tells its margin, our logits the scale.
             Some((*want.top1_top2_margin.get(i)?, got.steps.get(i)?.spread))
         });
-        Self::new(prompt, "stock vs recording".into(), n_tokens, divergence, at)
+        let mut check = Self::new(prompt, "stock vs recording".into(), n_tokens, divergence, at);
+        check.blame(got.fault);
+        check
+    }
+
+    /// A faulty side fails whatever its tokens.
+    fn blame(&mut self, fault: Option<(usize, &'static str)>) {
+        if let Some((step, what)) = fault {
+            self.comparison += &format!(", {what}");
+            self.first_divergence = Some(step);
+            self.verdict = Verdict::Fail;
+        }
     }
 
     /// `at`: margin and spread at the divergence; none if one side simply ended.
@@ -144,7 +154,7 @@ mod tests {
 
     fn decoded(steps: &[(u32, f64)]) -> Decoded {
         let step = |&(token, margin): &(u32, f64)| Step { token, margin, spread: 2.0 };
-        Decoded { steps: steps.iter().map(step).collect(), unstable_at: None }
+        Decoded { steps: steps.iter().map(step).collect(), fault: None }
     }
 
     #[test]
@@ -157,7 +167,8 @@ mod tests {
         assert_eq!(verdict(&[(5, 0.0), (6, 0.0), (7, 0.0), (9, 0.0)]), Verdict::Fail, "NaN excuses nothing");
         assert_eq!(verdict(&[(5, 0.0)]), Verdict::Fail, "ending early is no flip");
         assert_eq!(verdict(&[(5, 0.0), (6, 0.0), (7, 0.0), (8, 0.0), (9, 0.0)]), Verdict::Fail);
-        let unstable = Decoded { unstable_at: Some(1), ..decoded(&[(5, 3.0), (6, 1.0), (7, 1.0), (8, 1.0)]) };
+        let unstable =
+            Decoded { fault: Some((1, "unstable")), ..decoded(&[(5, 3.0), (6, 1.0), (7, 1.0), (8, 1.0)]) };
         assert_eq!(TokenCheck::of("p", "fused", &stock, &unstable).verdict, Verdict::Fail);
         assert!(Verdict::Pass < Verdict::Explained && Verdict::Explained < Verdict::Fail);
     }
