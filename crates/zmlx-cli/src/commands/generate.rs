@@ -57,8 +57,8 @@ pub(crate) struct Args {
 /// Continues the prompt and prints text and statistics.
 pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
     let sampling = args.sampling.params()?;
-    if args.template.system.is_some() && !args.chat {
-        bail!("--system needs --chat");
+    if !args.chat && (args.template.system.is_some() || !args.template.kwargs().is_empty()) {
+        bail!("--system and --chat-template-config need --chat");
     }
     let source = Source::resolve(&args.model)?;
     let checkpoint = source.checkpoint()?;

@@ -25,6 +25,7 @@ fn usage() {
         (&["--repetition-penalty", "0"], "repetition_penalty: expected"),
         (&["--stop", ""], "--stop"),
         (&["--system", "x"], "--chat"),
+        (&["--chat-template-config", "{\"x\": 1}"], "need --chat"),
         (&["-p", ""], "the prompt is empty"),
         (&["--nonsense"], "--nonsense"),
     ] {
