@@ -112,10 +112,15 @@ impl CpuBackend {
         let mut y = self.floats.take(shape.len());
         let out = SyncPtr::new(&mut y);
         self.for_rows(x.shape.n_rows(), last.max(width), |rows| {
-            for r in rows {
-                // SAFETY: row r of the output, in one share only.
-                f(r, &x.values()[r * last..][..last], unsafe { out.slice(r * width, width) });
-            }
+            self.level.vectorize(
+                #[inline(always)]
+                || {
+                    for r in rows.clone() {
+                        // SAFETY: row r of the output, in one share only.
+                        f(r, &x.values()[r * last..][..last], unsafe { out.slice(r * width, width) });
+                    }
+                },
+            );
         });
         Ok(CpuTensor::new(shape, y))
     }
@@ -147,26 +152,26 @@ impl CpuBackend {
         }
     }
 
-    /// `out[pair][row] = f(values)` for all pairs of a product, into a new tensor of that shape.
+    /// `f(values, out[pair][rows])` for all pairs of a product, into a new tensor of that shape.
     fn product_into<const W: usize>(
         &self,
         shape: Shape,
         product: &Product<'_, W>,
         groups: &Groups,
-        f: impl Fn([f32; W]) -> f32 + Sync,
+        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
     ) -> CpuTensor {
         let n_out = shape.last();
         let mut y = self.floats.take(shape.len());
         let out = SyncPtr::new(&mut y);
-        self.product(
-            product,
-            groups,
-            |_| (),
-            |row, pair, values| {
-                // SAFETY: each element is computed by one member.
-                unsafe { *out.at(pair * n_out + row) = f(values) };
-            },
-        );
+        let write = |first: usize, pair: usize, values: [&[f32]; W]| {
+            // SAFETY: each element is computed by one member.
+            let out = unsafe { out.slice(pair * n_out + first, values[0].len()) };
+            self.level.vectorize(
+                #[inline(always)]
+                || f(values, out),
+            );
+        };
+        self.product(product, groups, |_| (), write);
         CpuTensor::new(shape, y)
     }
 
@@ -176,7 +181,7 @@ impl CpuBackend {
         op: &'static str,
         x: &CpuTensor,
         weights: [&CpuWeight; W],
-        f: impl Fn([f32; W]) -> f32 + Sync,
+        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
     ) -> Result<CpuTensor> {
         let w = weights[0];
         ensure(w.n_mats() == 1, op, "weight", "one matrix", w)?;
@@ -194,7 +199,7 @@ impl CpuBackend {
         x: &CpuTensor,
         weights: [&CpuWeight; W],
         experts: &CpuIndices,
-        f: impl Fn([f32; W]) -> f32 + Sync,
+        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
     ) -> Result<CpuTensor> {
         let w = weights[0];
         let (n_tokens, top_k) = Self::check_experts(op, x, w, experts)?;
@@ -309,11 +314,11 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&self, x: &CpuTensor, weight: &CpuWeight) -> Result<CpuTensor> {
-        self.product_all("linear", x, [weight], |[v]| v)
+        self.product_all("linear", x, [weight], copy)
     }
 
     fn gather_linear(&self, x: &CpuTensor, weight: &CpuWeight, experts: &CpuIndices) -> Result<CpuTensor> {
-        self.product_gathered("gather_linear", x, [weight], experts, |[v]| v)
+        self.product_gathered("gather_linear", x, [weight], experts, copy)
     }
 
     fn head_linear(&self, x: &CpuTensor, weight: &CpuWeight) -> Result<CpuTensor> {
@@ -324,7 +329,7 @@ impl Backend for CpuBackend {
         let mut groups = lock(&self.groups);
         groups.by_mat(n_tokens * n_heads, n_heads, |p| p % n_heads);
         let product = Product { weights: [weight], x: x.values(), pairs_per_x: 1 };
-        Ok(self.product_into(x.shape.with_last(weight.n_out()), &product, &groups, |[v]| v))
+        Ok(self.product_into(x.shape.with_last(weight.n_out()), &product, &groups, copy))
     }
 
     fn rope(&self, x: &CpuTensor, spans: &[Span], rope: &Rope) -> Result<CpuTensor> {
@@ -399,11 +404,7 @@ impl Backend for CpuBackend {
     fn swiglu(&self, gate: &CpuTensor, up: &CpuTensor) -> Result<CpuTensor> {
         ensure(gate.dims() == up.dims(), "swiglu", "up", format_args!("{:?}", gate.dims()), up)?;
         let width = gate.shape.last();
-        self.map_rows("swiglu", gate, width, |r, gate, y| {
-            for ((y, gate), up) in y.iter_mut().zip(gate).zip(&up.values()[r * width..]) {
-                *y = math::silu(*gate) * up;
-            }
-        })
+        self.map_rows("swiglu", gate, width, |r, gate, y| swiglu([gate, &up.values()[r * width..]], y))
     }
 
     fn softmax(&self, x: &CpuTensor) -> Result<CpuTensor> {
@@ -545,7 +546,7 @@ impl Backend for CpuBackend {
         if !Self::in_lockstep(weights.gate, weights.up) {
             return stock::gather_qmm_swiglu(self, x, weights, experts);
         }
-        self.product_gathered(OP, x, [weights.gate, weights.up], experts, |[g, u]| math::silu(g) * u)
+        self.product_gathered(OP, x, [weights.gate, weights.up], experts, swiglu)
     }
 
     /// The sum over the slots goes by ascending expert, so that it does not depend on the batch.
@@ -578,10 +579,13 @@ impl Backend for CpuBackend {
                 unsafe { out.slice(t * n_out + rows.start, rows.len()) }.fill(0.0);
             }
         };
-        self.product(&product, &groups, clear, |row, pair, [v]| {
+        let add = |first: usize, pair: usize, [values]: [&[f32]; 1]| {
             // SAFETY: all slots of a row are summed by one member.
-            unsafe { *out.at(pair / top_k * n_out + row) += weights.values()[pair] * v };
-        });
+            let out = unsafe { out.slice(pair / top_k * n_out + first, values.len()) };
+            let weight = weights.values()[pair];
+            out.iter_mut().zip(values).for_each(|(y, v)| *y += weight * v);
+        };
+        self.product(&product, &groups, clear, add);
         Ok(CpuTensor::new(Shape::new(OP, &[n_tokens, n_out])?, y))
     }
 
@@ -591,7 +595,7 @@ impl Backend for CpuBackend {
         if !Self::in_lockstep(weights.gate, weights.up) {
             return stock::qmm_swiglu(self, x, weights);
         }
-        self.product_all(OP, x, [weights.gate, weights.up], |[g, u]| math::silu(g) * u)
+        self.product_all(OP, x, [weights.gate, weights.up], swiglu)
     }
 
     fn add_rms_norm(
@@ -671,6 +675,18 @@ impl CpuBackend {
             f(&mut scores, experts, weights);
         }
         Ok((CpuIndices { shape, data: experts.freeze() }, CpuTensor::new(shape, weights)))
+    }
+}
+
+#[inline(always)]
+fn copy([values]: [&[f32]; 1], out: &mut [f32]) {
+    out.copy_from_slice(values);
+}
+
+#[inline(always)]
+fn swiglu([gate, up]: [&[f32]; 2], out: &mut [f32]) {
+    for ((y, gate), up) in out.iter_mut().zip(gate).zip(up) {
+        *y = math::silu(*gate) * up;
     }
 }
 

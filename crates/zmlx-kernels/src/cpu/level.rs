@@ -1,5 +1,7 @@
 //! Instruction-set levels: detected once, chosen when the backend is made.
 
+#[cfg(target_arch = "x86_64")]
+use super::simd::Simd;
 use crate::{Error, Result};
 
 /// The instructions that the CPU kernels use.
@@ -13,8 +15,9 @@ pub enum Level {
     Avx2,
     /// 512-bit x86 vectors (F, BW, DQ, VL).
     Avx512,
-    /// As [`Level::Avx512`]; products of up to seven rows with 4-bit weights use the bf16 dot product. Activations
-    /// enter it as the sum of two bf16 numbers, so with 16 bits of mantissa; codes are exact, sums are f32.
+    /// As [`Level::Avx512`] with another way for 4-bit weights, never chosen by itself: products of up to seven rows with 4-bit weights use the bf16 dot product. Activations
+    /// enter it as the sum of two bf16 numbers, so with 16 bits of mantissa; codes are exact, sums are f32. On the Intel
+    /// processor where it was measured (2026-11) it is slower than [`Level::Avx512`].
     Avx512Bf16,
 }
 
@@ -64,17 +67,38 @@ impl Level {
         }
     }
 
+    /// Runs `f` with the level's instructions, if it is inlined: for loops that the compiler vectorises.
+    ///
+    /// The level must be supported.
+    #[inline(always)]
+    pub(super) fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
+        match self {
+            // SAFETY: backends are made only with supported levels.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => unsafe { super::simd::avx2::Avx2::assume() }.vectorize(f),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx512Bf16 => {
+                // SAFETY: as above.
+                unsafe { super::simd::avx512::Avx512::<false>::assume() }.vectorize(f)
+            }
+            _ => f(),
+        }
+    }
+
     /// The levels that this machine can run, slowest first.
     pub fn supported() -> Vec<Self> {
         Self::ALL.into_iter().filter(|l| l.is_supported()).collect()
     }
 
-    /// The level to use: the one named by the environment variable `ZMLX_CPU_LEVEL`, else the best supported.
+    /// The level to use: the one named by the environment variable `ZMLX_CPU_LEVEL`, else the fastest supported.
     ///
     /// # Errors
     /// If the variable names no level or one that this machine cannot run.
     pub fn from_env() -> Result<Self> {
-        let best = || Self::supported().pop().unwrap_or(Self::Scalar);
+        let best = || {
+            let fastest_first = [Self::Avx512, Self::Avx2, Self::Neon];
+            fastest_first.into_iter().find(|l| l.is_supported()).unwrap_or(Self::Scalar)
+        };
         let Some(name) = std::env::var_os("ZMLX_CPU_LEVEL") else { return Ok(best()) };
         let names = || Self::supported().iter().map(|l| l.name()).collect::<Vec<_>>().join(", ");
         name.to_str().and_then(Self::from_name).filter(|l| l.is_supported()).ok_or_else(|| {

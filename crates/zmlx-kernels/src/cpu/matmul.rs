@@ -21,6 +21,8 @@ use crate::{Error, HostWeight, Result};
 
 /// From this many rows of activations on, rows of the weight are dequantised once and used from the cache.
 const GEMM_MIN_X: usize = 8;
+/// Rows whose results are kept together until they are written: a multiple of [`ROWS`].
+const BLOCK_ROWS: usize = 64;
 
 /// A weight of the CPU backend: the host's bytes in place, with the kernels for their format.
 #[derive(Clone)]
@@ -43,6 +45,8 @@ struct Part {
     /// For fewer than [`GEMM_MIN_X`] rows of activations.
     few: (Kernels, RowLayout),
     many: (Kernels, RowLayout),
+    /// Bytes of a row's data, scales and biases.
+    row_bytes: [usize; 3],
 }
 
 impl Part {
@@ -53,9 +57,12 @@ impl Part {
     /// The buffers of a row.
     fn row(&self, mat: usize, row: usize) -> Row {
         let bytes = self.host.mat(mat);
-        let n_out = self.host.n_out();
-        let at = |b: &[u8]| b[b.len() / n_out * row..].as_ptr();
-        Row { data: at(&bytes.data), scales: at(&bytes.scales), biases: at(&bytes.biases) }
+        let [data, scales, biases] = self.row_bytes;
+        Row {
+            data: bytes.data[row * data..].as_ptr(),
+            scales: bytes.scales[row * scales..].as_ptr(),
+            biases: bytes.biases[row * biases..].as_ptr(),
+        }
     }
 }
 
@@ -63,13 +70,17 @@ impl CpuWeight {
     pub(super) fn new(level: Level, host: HostWeight) -> Self {
         let (few, many) =
             (kernels_for_few(level, host.format(), host.n_in()), kernels(level, host.format(), host.n_in()));
+        let row_bytes = {
+            let first = host.mat(0);
+            [&first.data, &first.scales, &first.biases].map(|b| b.len() / host.n_out())
+        };
         let is_vector = host.n_mats() == 1 && host.n_out() == 1;
         Self(std::sync::Arc::new(Inner {
             n_mats: host.n_mats(),
             n_out: host.n_out(),
             n_in: host.n_in(),
             vector: is_vector.then(|| host.to_f32_vec()),
-            parts: vec![Part { host, first_row: 0, few, many }],
+            parts: vec![Part { host, first_row: 0, few, many, row_bytes }],
         }))
     }
 
@@ -257,15 +268,15 @@ pub(super) struct Product<'a, const W: usize> {
 }
 
 impl CpuBackend {
-    /// Calls `out(row, pair, values)` once for every row of the weights and every pair of `groups`, `values[i]` being
-    /// weight `i`'s result. All calls for a row come from one member, matrices in ascending order; `start(rows)` is
-    /// called before the first of them, once per member and range of rows.
+    /// Calls `out(first_row, pair, values)` for every pair of `groups` and all rows of the weights, some rows at a time:
+    /// `values[i]` are weight `i`'s results for successive rows. All calls for a row come from one member, matrices in
+    /// ascending order; `start(rows)` is called before the first of them, once per member and range of rows.
     pub(super) fn product<const W: usize>(
         &self,
         product: &Product<'_, W>,
         groups: &Groups,
         start: impl Fn(std::ops::Range<usize>) + Sync,
-        out: impl Fn(usize, usize, [f32; W]) + Sync,
+        out: impl Fn(usize, usize, [&[f32]; W]) + Sync,
     ) {
         let parts = &product.weights[0].0.parts;
         let n_in = product.weights[0].n_in();
@@ -346,7 +357,7 @@ impl<const W: usize> RowsOf<'_, W> {
         &self,
         rows: std::ops::Range<usize>,
         scratch: &mut Scratch,
-        out: impl FnMut(usize, usize, [f32; W]),
+        out: impl FnMut(usize, usize, [&[f32]; W]),
     ) {
         scratch.fit(self.layout, W, self.xs.len());
         if self.xs.len() >= GEMM_MIN_X {
@@ -356,29 +367,37 @@ impl<const W: usize> RowsOf<'_, W> {
         }
     }
 
-    /// `ROWS / W` rows of each weight per kernel call, so that they share the loads of the activations.
+    /// `ROWS / W` rows of each weight per kernel call, so that they share the loads of the activations; results are
+    /// handed on by [`BLOCK_ROWS`], from the first-level cache.
     fn by_dots(
         &self,
         rows: std::ops::Range<usize>,
         scratch: &mut Scratch,
-        mut out: impl FnMut(usize, usize, [f32; W]),
+        mut out: impl FnMut(usize, usize, [&[f32]; W]),
     ) {
         let step = ROWS / W;
-        for first in rows.clone().step_by(step) {
-            // Past the end, the last row is repeated and its results are dropped.
-            let at = |i: usize| self.parts[i / step].row(self.mat, (first + i % step).min(rows.end - 1));
-            let four: [Row; ROWS] = std::array::from_fn(at);
-            for (block, xs) in self.xs.chunks(MAX_X).enumerate() {
-                let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
-                let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
-                let mut sums = [[0f32; ROWS]; MAX_X];
-                // SAFETY: rows and activations are as the layout says; the level was detected.
-                unsafe { dot(self.layout, &four, &x, scratch.scales.as_mut_ptr(), &mut sums) };
-                for (i, sums) in sums[..xs.len()].iter().enumerate() {
-                    for r in 0..step.min(rows.end - first) {
-                        out(first + r, block * MAX_X + i, std::array::from_fn(|w| sums[w * step + r]));
+        let mut results = [[[0f32; BLOCK_ROWS]; GEMM_MIN_X]; W];
+        for block in rows.clone().step_by(BLOCK_ROWS) {
+            let block = block..(block + BLOCK_ROWS).min(rows.end);
+            for first in block.clone().step_by(step) {
+                // Past the end, the last row is repeated and its results are dropped.
+                let at = |i: usize| self.parts[i / step].row(self.mat, (first + i % step).min(rows.end - 1));
+                let four: [Row; ROWS] = std::array::from_fn(at);
+                for (i, xs) in self.xs.chunks(MAX_X).enumerate() {
+                    let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
+                    let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
+                    let mut sums = [[0f32; ROWS]; MAX_X];
+                    // SAFETY: rows and activations are as the layout says; the level was detected.
+                    unsafe { dot(self.layout, &four, &x, scratch.scales.as_mut_ptr(), &mut sums) };
+                    for (x, sums) in sums[..xs.len()].iter().enumerate() {
+                        for (results, sums) in results.iter_mut().zip(sums.chunks_exact(step)) {
+                            results[i * MAX_X + x][first - block.start..][..step].copy_from_slice(sums);
+                        }
                     }
                 }
+            }
+            for x in 0..self.xs.len() {
+                out(block.start, x, results.each_ref().map(|results| &results[x][..block.len()]));
             }
         }
     }
@@ -387,7 +406,7 @@ impl<const W: usize> RowsOf<'_, W> {
         &self,
         rows: std::ops::Range<usize>,
         scratch: &mut Scratch,
-        mut out: impl FnMut(usize, usize, [f32; W]),
+        mut out: impl FnMut(usize, usize, [&[f32]; W]),
     ) {
         let layout = self.layout;
         let stride = layout.stride();
@@ -409,10 +428,9 @@ impl<const W: usize> RowsOf<'_, W> {
                 // SAFETY: as above, and every prepared row has the stride.
                 unsafe { (self.gemm)(tile.as_ptr(), stride, self.xs, &mut scratch.sums[w]) };
             }
+            let n_rows = TILE_ROWS.min(rows.end - first);
             for x in 0..self.xs.len() {
-                for r in 0..TILE_ROWS.min(rows.end - first) {
-                    out(first + r, x, std::array::from_fn(|w| scratch.sums[w][x][r]));
-                }
+                out(first, x, std::array::from_fn(|w| &scratch.sums[w][x][..n_rows]));
             }
         }
     }

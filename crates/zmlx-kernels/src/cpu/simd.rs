@@ -45,6 +45,10 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_f16(self, p: *const u8) -> Self::F;
     /// Reads `LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 8` bytes; may read up to 16 bytes.
     unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I;
+    /// Reads `LANES` e4m3 codes, `2^8` times too small. The NaN codes give ±480 · 2^-8.
+    ///
+    /// The bits are moved to where half precision has them, whose conversion is fast for subnormal numbers too.
+    unsafe fn load_e4m3(self, p: *const u8) -> Self::F;
     /// Writes `LANES` floats.
     unsafe fn store(self, p: *mut f32, v: Self::F);
 
@@ -53,15 +57,10 @@ pub(crate) trait Simd: Copy {
     /// `a · b + c`, rounded once where the hardware can.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
-    fn or(self, a: Self::I, b: Self::I) -> Self::I;
-    /// Shift left by `n` < 32; a constant after unrolling.
-    fn shl(self, a: Self::I, n: u32) -> Self::I;
     /// Logical shift right by `n` < 32; a constant after unrolling.
     fn shr(self, a: Self::I, n: u32) -> Self::I;
     /// The floats nearest to the lanes as signed integers.
     fn to_f32(self, a: Self::I) -> Self::F;
-    /// The lanes' bits as floats.
-    fn bits_to_f32(self, a: Self::I) -> Self::F;
     /// The e2m1 values of the codes in the low four bits of each lane; higher bits are ignored.
     fn e2m1(self, codes: Self::I) -> Self::F;
     /// Lane `j` of the result is lane `idx[j]` of `v`.

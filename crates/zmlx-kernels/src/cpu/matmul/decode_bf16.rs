@@ -67,6 +67,7 @@ impl<const E2M1: bool> Decode<Avx512<true>> for Nibbles<E2M1> {
     #[inline(always)]
     unsafe fn sum_chunk<const X: usize, const R: usize>(
         s: Avx512<true>,
+        _: usize,
         at: &[*const u8; R],
         x: &[*const f32; X],
     ) -> [[__m512; R]; X] {

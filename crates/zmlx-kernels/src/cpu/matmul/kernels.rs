@@ -48,6 +48,8 @@ pub(crate) struct RowLayout {
     n_in: usize,
     /// Weights of a row or activations: whole chunks.
     n_chunks: usize,
+    /// Vectors of a chunk.
+    vecs: usize,
     /// Chunks that can be read in place; the others go through a padded copy.
     n_direct: usize,
     /// Bytes of a row's data.
@@ -190,6 +192,7 @@ fn instance<S: Simd, D: Decode<S>>(format: WeightFormat, n_in: usize) -> (Kernel
     let layout = RowLayout {
         n_in,
         n_chunks,
+        vecs: D::VECS,
         n_direct: if D::OVERREAD { n_chunks - 1 } else { n_whole },
         row_bytes,
         n_groups,
@@ -254,11 +257,18 @@ unsafe fn dot_rows<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
     unsafe {
         if D::SCALED {
             for r in 0..R {
-                scales(s, layout, &rows[r], scratch.add(r * padded_groups), |g, biases| {
-                    for m in 0..X {
-                        total[m][r] = s.fma(biases, s.load(x[m].add(layout.n_values + g)), total[m][r]);
-                    }
-                });
+                scales(
+                    s,
+                    layout,
+                    &rows[r],
+                    scratch.add(r * padded_groups),
+                    #[inline(always)]
+                    |g, biases| {
+                        for m in 0..X {
+                            total[m][r] = s.fma(biases, s.load(x[m].add(layout.n_values + g)), total[m][r]);
+                        }
+                    },
+                );
             }
         }
         let scale_rows = ScaleRows {
@@ -311,7 +321,7 @@ unsafe fn add_chunk<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let x_at = c * D::VECS * S::LANES;
-        let sums = D::sum_chunk(s, at, &x.map(|x| x.add(x_at)));
+        let sums = D::sum_chunk(s, layout.vecs, at, &x.map(|x| x.add(x_at)));
         for r in 0..R {
             if D::SCALED {
                 let scale = chunk_scale(s, layout, scale_rows.rows[r], c, scale_rows.idx);
@@ -339,7 +349,14 @@ unsafe fn dequantize<S: Simd, D: Decode<S>>(layout: &RowLayout, row: &Row, scrat
                 if D::SCALED {
                     let biases = out.add(layout.n_values);
                     std::ptr::write_bytes(biases, 0, layout.padded_groups());
-                    scales(s, layout, row, scratch, |g, b| s.store(biases.add(g), b));
+                    scales(
+                        s,
+                        layout,
+                        row,
+                        scratch,
+                        #[inline(always)]
+                        |g, b| s.store(biases.add(g), b),
+                    );
                 }
                 let scale_idx = scale_lanes(s, layout);
                 let mut padded = [0u8; MAX_CHUNK_BYTES + MAX_OVERREAD];

@@ -89,6 +89,16 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
+        unsafe {
+            let codes = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
+            let sign = _mm_slli_epi16::<8>(_mm_and_si128(codes, _mm_set1_epi16(0x80)));
+            let magnitude = _mm_slli_epi16::<7>(_mm_and_si128(codes, _mm_set1_epi16(0x7f)));
+            _mm256_cvtph_ps(_mm_or_si128(sign, magnitude))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         unsafe { _mm256_storeu_ps(p, v) }
     }
@@ -114,16 +124,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn or(self, a: Self::I, b: Self::I) -> Self::I {
-        unsafe { _mm256_or_si256(a, b) }
-    }
-
-    #[inline(always)]
-    fn shl(self, a: Self::I, n: u32) -> Self::I {
-        unsafe { _mm256_sll_epi32(a, _mm_cvtsi32_si128(n.cast_signed())) }
-    }
-
-    #[inline(always)]
     fn shr(self, a: Self::I, n: u32) -> Self::I {
         unsafe { _mm256_srl_epi32(a, _mm_cvtsi32_si128(n.cast_signed())) }
     }
@@ -131,11 +131,6 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn to_f32(self, a: Self::I) -> Self::F {
         unsafe { _mm256_cvtepi32_ps(a) }
-    }
-
-    #[inline(always)]
-    fn bits_to_f32(self, a: Self::I) -> Self::F {
-        unsafe { _mm256_castsi256_ps(a) }
     }
 
     #[inline(always)]

@@ -101,6 +101,16 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
+        unsafe {
+            let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
+            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)));
+            let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)));
+            _mm512_cvtph_ps(_mm256_or_si256(sign, magnitude))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         unsafe { _mm512_storeu_ps(p, v) }
     }
@@ -126,16 +136,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
-    fn or(self, a: Self::I, b: Self::I) -> Self::I {
-        unsafe { _mm512_or_si512(a, b) }
-    }
-
-    #[inline(always)]
-    fn shl(self, a: Self::I, n: u32) -> Self::I {
-        unsafe { _mm512_sll_epi32(a, _mm_cvtsi32_si128(n.cast_signed())) }
-    }
-
-    #[inline(always)]
     fn shr(self, a: Self::I, n: u32) -> Self::I {
         unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(n.cast_signed())) }
     }
@@ -143,11 +143,6 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn to_f32(self, a: Self::I) -> Self::F {
         unsafe { _mm512_cvtepi32_ps(a) }
-    }
-
-    #[inline(always)]
-    fn bits_to_f32(self, a: Self::I) -> Self::F {
-        unsafe { _mm512_castsi512_ps(a) }
     }
 
     #[inline(always)]

@@ -94,6 +94,15 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
+        let values: [f32; 8] = std::array::from_fn(|i| {
+            let c = u16::from(unsafe { p.add(i).read() });
+            half::f16::from_bits((c & 0x80) << 8 | (c & 0x7f) << 7).to_f32()
+        });
+        unsafe { self.load(values.as_ptr()) }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         unsafe {
             vst1q_f32(p, v.0);
@@ -122,19 +131,6 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn or(self, a: Self::I, b: Self::I) -> Self::I {
-        unsafe { (vorrq_u32(a.0, b.0), vorrq_u32(a.1, b.1)) }
-    }
-
-    #[inline(always)]
-    fn shl(self, a: Self::I, n: u32) -> Self::I {
-        unsafe {
-            let by = vdupq_n_s32(n.cast_signed());
-            (vshlq_u32(a.0, by), vshlq_u32(a.1, by))
-        }
-    }
-
-    #[inline(always)]
     fn shr(self, a: Self::I, n: u32) -> Self::I {
         unsafe {
             let by = vdupq_n_s32(-n.cast_signed());
@@ -145,11 +141,6 @@ impl Simd for Neon {
     #[inline(always)]
     fn to_f32(self, a: Self::I) -> Self::F {
         unsafe { (vcvtq_f32_s32(vreinterpretq_s32_u32(a.0)), vcvtq_f32_s32(vreinterpretq_s32_u32(a.1))) }
-    }
-
-    #[inline(always)]
-    fn bits_to_f32(self, a: Self::I) -> Self::F {
-        unsafe { (vreinterpretq_f32_u32(a.0), vreinterpretq_f32_u32(a.1)) }
     }
 
     #[inline(always)]

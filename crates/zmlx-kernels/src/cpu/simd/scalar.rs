@@ -68,6 +68,15 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
+        // SAFETY: the caller passes N readable bytes.
+        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(|c| {
+            let c = u16::from(c);
+            half::f16::from_bits((c & 0x80) << 8 | (c & 0x7f) << 7).to_f32()
+        })
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         // SAFETY: the caller passes room for N floats.
         unsafe { p.cast::<[f32; N]>().write_unaligned(v) }
@@ -94,16 +103,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn or(self, a: Self::I, b: Self::I) -> Self::I {
-        std::array::from_fn(|i| a[i] | b[i])
-    }
-
-    #[inline(always)]
-    fn shl(self, a: Self::I, n: u32) -> Self::I {
-        a.map(|v| v << n)
-    }
-
-    #[inline(always)]
     fn shr(self, a: Self::I, n: u32) -> Self::I {
         a.map(|v| v >> n)
     }
@@ -111,11 +110,6 @@ impl Simd for Scalar {
     #[inline(always)]
     fn to_f32(self, a: Self::I) -> Self::F {
         a.map(|v| v.cast_signed() as f32)
-    }
-
-    #[inline(always)]
-    fn bits_to_f32(self, a: Self::I) -> Self::F {
-        a.map(f32::from_bits)
     }
 
     #[inline(always)]
