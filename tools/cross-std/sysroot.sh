@@ -1,10 +1,16 @@
 #!/usr/bin/env bash
-# Makes a check-only std for aarch64-apple-darwin for the rustc in use, from Debian's packaged
-# Rust library source (same version). Prints the sysroot folder on stdout; all else on stderr.
-# usage: sysroot.sh [FOLDER]
+# Makes a standard library for a target that rustup did not install, for the rustc in use, from Debian's packaged Rust
+# library source of the same version. Prints the sysroot folder on stdout; all else on stderr.
+# usage: sysroot.sh TARGET check|build FOLDER    (check: metadata only, nothing can be linked)
 set -euo pipefail
-HOME_DIR=$(realpath -m "${1:-target/darwin-sysroot}")
-TARGET=aarch64-apple-darwin
+TARGET=$1
+MODE=$2
+HOME_DIR=$(realpath -m "$3")
+case $MODE in
+  check) STD=std,panic_abort,test PROFILE=dev ;;
+  build) STD=std,panic_unwind,test PROFILE=release ;;
+  *) echo "unknown mode $MODE" >&2; exit 2 ;;
+esac
 VER=$(rustc -vV | sed -n 's/^release: //p')
 HASH=$(rustc -vV | sed -n 's/^commit-hash: //p')
 STAMP=$HOME_DIR/sysroot/.stamp
@@ -46,10 +52,11 @@ EOF
 echo '#![no_std]' > "$HOME_DIR/probe/src/lib.rs"
 ( cd "$HOME_DIR/probe" && env -u RUSTFLAGS -u CARGO_BUILD_TARGET -u RUSTC_WRAPPER \
     RUSTC_BOOTSTRAP=1 __CARGO_TESTS_ONLY_SRC_ROOT="$LIB" CARGO_TARGET_DIR="$HOME_DIR/target" CARGO_INCREMENTAL=0 CARGO_PROFILE_DEV_DEBUG=0 \
-    cargo check -q -Z build-std=std,panic_abort,test --target $TARGET >&2 )
+    cargo "$MODE" -q --profile "$PROFILE" -Z build-std=$STD --target "$TARGET" >&2 )
 D=$HOME_DIR/sysroot/lib/rustlib/$TARGET/lib
 mkdir -p "$D"
-cp "$HOME_DIR/target/$TARGET/debug/deps"/lib*.rlib "$HOME_DIR/target/$TARGET/debug/deps"/lib*.rmeta "$D"/
+OUT=$HOME_DIR/target/$TARGET/$([ "$PROFILE" = dev ] && echo debug || echo release)/deps
+find "$OUT" -name 'lib*.rlib' -o -name 'lib*.rmeta' | xargs cp -t "$D"
 rm -f "$D"/libprobe-*
 rm -rf "$HOME_DIR/target" "$HOME_DIR/probe" "$A"
 echo "$VER $HASH" > "$STAMP"

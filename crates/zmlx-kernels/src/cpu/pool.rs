@@ -203,3 +203,25 @@ impl std::fmt::Debug for CpuIndices {
         f.debug_struct("CpuIndices").field("shape", &self.dims()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_come_poisoned_and_come_back() {
+        let pool = Buffers::<f32>::new();
+        for _ in 0..2 {
+            let mut buffer = pool.take(5);
+            assert!(!cfg!(debug_assertions) || buffer.iter().all(|v| v.is_nan()));
+            buffer.fill(1.0);
+            let shared = buffer.freeze();
+            let other = shared.clone();
+            drop(shared);
+            assert!(pool.0.lock().is_empty(), "still in use");
+            assert_eq!(other.values(), [1.0; 5]);
+            drop(other);
+            assert_eq!(pool.0.lock().len(), 1);
+        }
+    }
+}

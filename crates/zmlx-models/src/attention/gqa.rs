@@ -38,7 +38,7 @@ impl<W> Gqa<W> {
         (cache, spans): (&mut B::KvCache, &[Span]),
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
-        let n_tokens = b.shape(x)[0];
+        let n_tokens = spans.iter().map(|s| s.n_tokens).sum();
         let (q_width, kv_width) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
         let [q, k, v] = if fusion.qkv.is_on() {
             let qkv = b.linear(x, &self.qkv)?;

@@ -54,7 +54,7 @@ impl<W> Mla<W> {
         (cache, spans): (&mut B::KvCache, &[Span]),
         _: &Fusion,
     ) -> Result<B::Tensor> {
-        let n_tokens = b.shape(x)[0];
+        let n_tokens = spans.iter().map(|s| s.n_tokens).sum();
         let q = match &self.q {
             QueryProjection::Direct(w) => b.linear(x, w)?,
             QueryProjection::LowRank { a, norm, b: up } => {
