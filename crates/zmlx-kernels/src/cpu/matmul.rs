@@ -198,14 +198,27 @@ impl Groups {
 }
 
 /// A member's working memory.
-#[derive(Default)]
 pub(super) struct Scratch {
     scales: Vec<f32>,
     tiles: Vec<f32>,
     sums: [Vec<[f32; TILE_ROWS]>; 2],
+    results: Box<[[[f32; BLOCK_ROWS]; GEMM_MIN_X]; 2]>,
     xs: Vec<*const f32>,
     /// Scores and sums of attention.
     pub(super) attention: Vec<f32>,
+}
+
+impl Default for Scratch {
+    fn default() -> Self {
+        Self {
+            scales: Vec::new(),
+            tiles: Vec::new(),
+            sums: Default::default(),
+            results: Box::new([[[0.0; BLOCK_ROWS]; GEMM_MIN_X]; 2]),
+            xs: Vec::new(),
+            attention: Vec::new(),
+        }
+    }
 }
 
 // SAFETY: `xs` holds pointers only while one product is computed; between uses they are never read.
@@ -376,28 +389,36 @@ impl<const W: usize> RowsOf<'_, W> {
         mut out: impl FnMut(usize, usize, [&[f32]; W]),
     ) {
         let step = ROWS / W;
-        let mut results = [[[0f32; BLOCK_ROWS]; GEMM_MIN_X]; W];
+        let Scratch { results, scales, .. } = scratch;
+        let bases = self.parts.map(|part| part.row(self.mat, 0));
         for block in rows.clone().step_by(BLOCK_ROWS) {
             let block = block..(block + BLOCK_ROWS).min(rows.end);
             for first in block.clone().step_by(step) {
                 // Past the end, the last row is repeated and its results are dropped.
-                let at = |i: usize| self.parts[i / step].row(self.mat, (first + i % step).min(rows.end - 1));
+                let at = |i: usize| {
+                    let row = (first + i % step).min(rows.end - 1);
+                    // SAFETY: the row lies within the matrix, which is n_out rows of these many bytes.
+                    unsafe { bases[i / step].add(row, self.parts[i / step].row_bytes) }
+                };
                 let four: [Row; ROWS] = std::array::from_fn(at);
                 for (i, xs) in self.xs.chunks(MAX_X).enumerate() {
                     let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
                     let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
                     let mut sums = [[0f32; ROWS]; MAX_X];
                     // SAFETY: rows and activations are as the layout says; the level was detected.
-                    unsafe { dot(self.layout, &four, &x, scratch.scales.as_mut_ptr(), &mut sums) };
+                    unsafe { dot(self.layout, &four, &x, scales.as_mut_ptr(), &mut sums) };
                     for (x, sums) in sums[..xs.len()].iter().enumerate() {
-                        for (results, sums) in results.iter_mut().zip(sums.chunks_exact(step)) {
-                            results[i * MAX_X + x][first - block.start..][..step].copy_from_slice(sums);
+                        for w in 0..W {
+                            let results = &mut results[w][i * MAX_X + x][first - block.start..][..ROWS / W];
+                            for r in 0..ROWS / W {
+                                results[r] = sums[w * (ROWS / W) + r];
+                            }
                         }
                     }
                 }
             }
             for x in 0..self.xs.len() {
-                out(block.start, x, results.each_ref().map(|results| &results[x][..block.len()]));
+                out(block.start, x, std::array::from_fn(|w| &results[w][x][..block.len()]));
             }
         }
     }

@@ -32,6 +32,23 @@ pub(crate) struct Row {
     pub(crate) biases: *const u8,
 }
 
+impl Row {
+    /// The row `n` rows further on.
+    ///
+    /// # Safety
+    /// It lies within the same matrix, whose rows take `row_bytes` of data, scales and biases.
+    pub(crate) unsafe fn add(self, n: usize, row_bytes: [usize; 3]) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self {
+                data: self.data.add(n * row_bytes[0]),
+                scales: self.scales.add(n * row_bytes[1]),
+                biases: self.biases.add(n * row_bytes[2]),
+            }
+        }
+    }
+}
+
 /// How scales (and biases) are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ScaleKind {
@@ -483,20 +500,13 @@ unsafe fn scales<S: Simd>(
                     f(g, load_scales(s, dtype, row.biases.add(g * size)));
                 }
                 if n_whole < n {
-                    let mut rest = [[0u8; 64]; 2];
-                    let n_bytes = (n - n_whole) * size;
-                    std::ptr::copy_nonoverlapping(
-                        row.scales.add(n_whole * size),
-                        rest[0].as_mut_ptr(),
-                        n_bytes,
-                    );
-                    std::ptr::copy_nonoverlapping(
-                        row.biases.add(n_whole * size),
-                        rest[1].as_mut_ptr(),
-                        n_bytes,
-                    );
-                    s.store(out.add(n_whole), load_scales(s, dtype, rest[0].as_ptr()));
-                    f(n_whole, load_scales(s, dtype, rest[1].as_ptr()));
+                    let mut rest = [[0f32; 16]; 2];
+                    for g in n_whole..n {
+                        rest[0][g - n_whole] = read_scale(dtype, row.scales.add(g * size));
+                        rest[1][g - n_whole] = read_scale(dtype, row.biases.add(g * size));
+                    }
+                    s.store(out.add(n_whole), s.load(rest[0].as_ptr()));
+                    f(n_whole, s.load(rest[1].as_ptr()));
                 }
                 s.store(out.add(padded_groups - S::LANES), s.splat(0.0));
             }
@@ -514,6 +524,20 @@ unsafe fn load_scales<S: Simd>(s: S, dtype: DType, p: *const u8) -> S::F {
             DType::F32 => s.load(p.cast()),
             DType::F16 => s.load_f16(p),
             _ => s.load_bf16(p),
+        }
+    }
+}
+
+/// # Safety
+/// A value of `dtype` is readable at `p`.
+#[inline(always)]
+unsafe fn read_scale(dtype: DType, p: *const u8) -> f32 {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match dtype {
+            DType::F32 => f32::from_bits(u32::from_le(p.cast::<u32>().read_unaligned())),
+            DType::F16 => half::f16::from_bits(u16::from_le(p.cast::<u16>().read_unaligned())).to_f32(),
+            _ => f32::from_bits(u32::from(u16::from_le(p.cast::<u16>().read_unaligned())) << 16),
         }
     }
 }

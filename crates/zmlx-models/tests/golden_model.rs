@@ -1,0 +1,191 @@
+//! Both tiny models against the recordings of the reference engine: greedy tokens, forced arg-maxes, every tap.
+#![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use rstest::rstest;
+use zmlx_kernels::cpu::{CpuBackend, Level};
+use zmlx_kernels::{Backend, Fusion};
+use zmlx_models::{
+    Checkpoint, GenerateOptions, Input, LogitsOf, Model, SamplingParams, State, TapValue, generate,
+};
+use zmlx_oracle::compare::{argmax, differing_expert_sets, log_softmax, rel_rms};
+use zmlx_oracle::golden::{Golden, Outcome, TensorFile, check_greedy};
+
+/// A step whose recorded f32 margin is below this may go either way. Logits differ from the recording by about 1e-5;
+/// nothing in the recordings is that close, so every token is in fact equal.
+const MARGIN_BOUND: f64 = 1e-3;
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn load(name: &str, level: Level, n_threads: usize) -> Model<CpuBackend> {
+    let checkpoint = Checkpoint::open(&fixtures().join("models").join(name)).unwrap();
+    let backend = CpuBackend::with_level(level, Some(n_threads)).unwrap();
+    Model::load(backend, &checkpoint, &mut |_, _| ()).unwrap()
+}
+
+fn read(model: &Model<CpuBackend>, x: &<CpuBackend as Backend>::Tensor) -> Vec<f32> {
+    let mut out = Vec::new();
+    model.backend().read(x, &mut out).unwrap();
+    out
+}
+
+fn greedy(
+    model: &Model<CpuBackend>,
+    state: &mut State<CpuBackend>,
+    prompt: &[u32],
+    n: usize,
+    fusion: Fusion,
+) -> Vec<u32> {
+    model.truncate(state, 0, 0).unwrap();
+    let options = GenerateOptions {
+        max_tokens: n,
+        sampling: SamplingParams::greedy(),
+        eos_token_ids: Vec::new(),
+        stop: Vec::new(),
+        fusion,
+    };
+    let go_on = |_: &zmlx_models::Step<'_>| ControlFlow::Continue(());
+    generate(model, state, None, prompt, &options, &mut |_, _| (), go_on).unwrap().tokens
+}
+
+/// The presets, and each fused op alone.
+fn fusions() -> Vec<Fusion> {
+    let texts = [
+        "stock",
+        "concat",
+        "fused",
+        "stock,+combine",
+        "stock,+dense_swiglu",
+        "stock,+add_rms_norm",
+        "stock,+route",
+        "stock,+qkv",
+        "fused,-combine,-dense_swiglu,-add_rms_norm,-route,-qkv",
+    ];
+    texts.iter().map(|t| t.parse().unwrap()).collect()
+}
+
+#[rstest]
+fn greedy_tokens_are_those_of_the_f32_truth(
+    #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
+    #[values(1, 2)] n_threads: usize,
+) {
+    let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
+    for level in Level::supported() {
+        let model = load(name, level, n_threads);
+        let mut state = model.state(1).unwrap();
+        for (i, fusion) in fusions().into_iter().enumerate() {
+            for p in &golden.prompts {
+                // One op alone, the slow portable level, a second thread (which changes no arithmetic): one text each.
+                if (i > 2 || level == Level::Scalar || n_threads == 2) && p.name != "novel" {
+                    continue;
+                }
+                let got = greedy(&model, &mut state, &p.prompt_tokens, golden.decode.tokens, fusion);
+                let verdict = check_greedy(&p.truth_f32, &got, MARGIN_BOUND);
+                let whole = ["novel", "mid_sentence"].contains(&p.name.as_str());
+                let ok =
+                    verdict.outcome == Outcome::Equal || !whole && verdict.outcome == Outcome::FlipBelowBound;
+                assert!(ok, "{name} {level:?} {fusion} {}: {verdict:?}", p.name);
+            }
+        }
+    }
+}
+
+#[rstest]
+fn forced_arg_maxes_and_log_probabilities(
+    #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
+    #[values("stock", "concat", "fused")] fusion: &str,
+) {
+    let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
+    let model = load(name, *Level::supported().last().unwrap(), 2);
+    let (fusion, vocab) = (fusion.parse().unwrap(), model.config().vocab_size());
+    for p in &golden.prompts {
+        let forced = &p.bf16.tokens;
+        let tokens: Vec<u32> = p.prompt_tokens.iter().chain(&forced[..forced.len() - 1]).copied().collect();
+        let mut state = model.state(1).unwrap();
+        let y =
+            model.forward(&mut state, &[Input { slot: 0, tokens: &tokens }], LogitsOf::All, &fusion).unwrap();
+        let logits = read(&model, &y);
+        let rows = logits.chunks_exact(vocab).skip(p.prompt_tokens.len() - 1);
+        let truth = &p.truth_f32_forced;
+        assert_eq!(rows.len(), truth.argmax.len());
+        for (i, row) in rows.enumerate() {
+            let best = argmax(row).unwrap() as u32;
+            let ok = best == truth.argmax[i] || truth.top1_top2_margin[i] < MARGIN_BOUND;
+            assert!(ok, "{name} {} step {i}: {best}, want {}", p.name, truth.argmax[i]);
+            let logprob = log_softmax(row)[forced[i] as usize];
+            // Recorded from f32 logits that differ in the order of their sums.
+            assert!((logprob - truth.logprobs[i]).abs() <= 1e-3, "{name} {} step {i}: {logprob}", p.name);
+        }
+    }
+}
+
+#[rstest]
+fn taps(
+    #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
+    #[values("stock", "concat", "fused")] fusion: &str,
+) {
+    let file = TensorFile::open(fixtures().join(format!("golden/{name}-taps.safetensors"))).unwrap();
+    let (tokens, decode_tokens) =
+        (file.ints("tokens").unwrap().data, file.ints("decode_tokens").unwrap().data);
+    let fusion: Fusion = fusion.parse().unwrap();
+    for level in Level::supported() {
+        let model = load(name, level, 2);
+        let mut state = model.state(1).unwrap();
+        let (mut floats, mut experts) = (BTreeMap::new(), BTreeMap::new());
+        let backend = model.backend();
+        let mut tap = |name: &str, value: TapValue<'_, CpuBackend>| match value {
+            TapValue::Tensor(x) => {
+                backend.read(x, floats.entry(name.to_owned()).or_insert_with(Vec::new)).unwrap();
+            }
+            TapValue::Indices(x) => {
+                backend.read_indices(x, experts.entry(name.to_owned()).or_insert_with(Vec::new)).unwrap();
+            }
+        };
+        let input = Input { slot: 0, tokens: &tokens };
+        model.forward_tapped(&mut state, &[input], LogitsOf::All, &fusion, Some(&mut tap)).unwrap();
+
+        let mut n_checked = 0;
+        for tap in file.names().filter_map(|n| n.strip_prefix("f32.")).filter(|n| *n != "decode_logits") {
+            let what = format!("{name} {level:?} {fusion} {tap}");
+            n_checked += 1;
+            if tap.ends_with("expert_indices") {
+                let want = file.ints(&format!("f32.{tap}")).unwrap();
+                let top_k = want.shape[1];
+                assert_eq!(differing_expert_sets(&experts[tap], &want.data, top_k), [0usize; 0], "{what}");
+                continue;
+            }
+            let want = file.floats(&format!("f32.{tap}")).unwrap();
+            let mut got = floats[tap].clone();
+            let (mut truth, mut loose) = (want.data, file.floats(&format!("bf16.{tap}")).unwrap().data);
+            if tap.ends_with("expert_weights") {
+                // In the engine's order of experts: compared as sets.
+                let top_k = want.shape[1];
+                for v in [&mut got, &mut truth, &mut loose] {
+                    v.chunks_exact_mut(top_k).for_each(|row| row.sort_by(f32::total_cmp));
+                }
+            }
+            // f32 sums in another order: 3e-6 at the most was measured.
+            assert!(rel_rms(&got, &truth) <= 2e-5, "{what}: {}", rel_rms(&got, &truth));
+            // The reference's own bf16 arithmetic is 2 to 10 % from its f32 one.
+            assert!(rel_rms(&got, &loose) <= 0.2, "{what}: bf16 {}", rel_rms(&got, &loose));
+        }
+        assert_eq!(
+            n_checked,
+            floats.len() + experts.len(),
+            "every tap is recorded and every recording is a tap"
+        );
+
+        let want = file.floats("f32.decode_logits").unwrap();
+        for (i, token) in decode_tokens.iter().enumerate() {
+            let input = Input { slot: 0, tokens: &[*token] };
+            let y = model.forward(&mut state, &[input], LogitsOf::Last, &fusion).unwrap();
+            let error = rel_rms(&read(&model, &y), want.row(i));
+            assert!(error <= 2e-5, "{name} {level:?} {fusion} decode step {i}: {error}");
+        }
+    }
+}
