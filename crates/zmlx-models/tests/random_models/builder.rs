@@ -9,16 +9,16 @@ use zmlx_oracle::quant::{Format, Mode, Scales, StorageDtype, quantize};
 use zmlx_oracle::testing::random_f32;
 
 /// Tensors by name.
-pub struct Builder {
+pub(crate) struct Builder {
     seed: u64,
-    pub tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
+    pub(crate) tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
     /// The format of quantised weights; none for a dense model.
-    pub format: Option<Format>,
-    pub scale_dtype: StorageDtype,
+    pub(crate) format: Option<Format>,
+    pub(crate) scale_dtype: StorageDtype,
 }
 
 impl Builder {
-    pub fn new(seed: u64, format: Option<Format>) -> Self {
+    pub(crate) fn new(seed: u64, format: Option<Format>) -> Self {
         Self { seed, tensors: BTreeMap::new(), format, scale_dtype: StorageDtype::BF16 }
     }
 
@@ -28,11 +28,11 @@ impl Builder {
     }
 
     /// A weight of the model's format: a matrix, or a stack of matrices.
-    pub fn weight(&mut self, path: &str, shape: &[usize]) {
+    pub(crate) fn weight(&mut self, path: &str, shape: &[usize]) {
         self.weight_in(path, shape, self.format);
     }
 
-    pub fn weight_in(&mut self, path: &str, shape: &[usize], format: Option<Format>) {
+    pub(crate) fn weight_in(&mut self, path: &str, shape: &[usize], format: Option<Format>) {
         let n_in = shape[shape.len() - 1];
         let w = self.values(shape.iter().product(), (n_in as f64).sqrt().recip());
         let with_last = |last: usize| [&shape[..shape.len() - 1], &[last]].concat();
@@ -62,34 +62,34 @@ impl Builder {
     }
 
     /// Gate, up and down projections.
-    pub fn mlp(&mut self, path: &str, inter: usize, hidden: usize) {
+    pub(crate) fn mlp(&mut self, path: &str, inter: usize, hidden: usize) {
         self.weight(&format!("{path}.gate_proj"), &[inter, hidden]);
         self.weight(&format!("{path}.up_proj"), &[inter, hidden]);
         self.weight(&format!("{path}.down_proj"), &[hidden, inter]);
     }
 
     /// Stacked experts.
-    pub fn experts(&mut self, path: &str, n: usize, inter: usize, hidden: usize) {
+    pub(crate) fn experts(&mut self, path: &str, n: usize, inter: usize, hidden: usize) {
         self.weight(&format!("{path}.switch_mlp.gate_proj"), &[n, inter, hidden]);
         self.weight(&format!("{path}.switch_mlp.up_proj"), &[n, inter, hidden]);
         self.weight(&format!("{path}.switch_mlp.down_proj"), &[n, hidden, inter]);
     }
 
     /// A bf16 norm weight near 1.
-    pub fn norm(&mut self, name: &str, len: usize) {
+    pub(crate) fn norm(&mut self, name: &str, len: usize) {
         let values = self.values(len, 0.1);
         let bytes = values.iter().flat_map(|v| bf16::from_f32(1.0 + v).to_le_bytes()).collect();
         self.tensors.insert(name.to_owned(), (Dtype::BF16, vec![len], bytes));
     }
 
     /// An f32 vector.
-    pub fn floats(&mut self, name: &str, len: usize, std_dev: f64) {
+    pub(crate) fn floats(&mut self, name: &str, len: usize, std_dev: f64) {
         let bytes = self.values(len, std_dev).iter().flat_map(|v| v.to_le_bytes()).collect();
         self.tensors.insert(name.to_owned(), (Dtype::F32, vec![len], bytes));
     }
 
     /// Writes config and weights, these over `n_shards` files beside an index that names other files.
-    pub fn write(&self, dir: &Path, config: &serde_json::Value, n_shards: usize) {
+    pub(crate) fn write(&self, dir: &Path, config: &serde_json::Value, n_shards: usize) {
         std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
         for shard in 0..n_shards {
             let tensors = self.tensors.iter().enumerate().filter(|(i, _)| i % n_shards == shard);
@@ -112,13 +112,12 @@ impl Builder {
 }
 
 /// The table that `config.json` has for a format.
-pub fn table(format: Format) -> serde_json::Value {
+pub(crate) fn table(format: Format) -> serde_json::Value {
     let mode = match format.mode {
         Mode::Affine => "affine",
         Mode::Mxfp4 => "mxfp4",
         Mode::Mxfp8 => "mxfp8",
         Mode::Nvfp4 => "nvfp4",
-        _ => unreachable!("a mode of MLX"),
     };
     serde_json::json!({ "group_size": format.group_size, "bits": format.bits, "mode": mode })
 }
