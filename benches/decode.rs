@@ -2,11 +2,40 @@
 //!
 //! `qwen3-30b-a3b,layers=2` has the layers' real widths; its vocabulary is cut to 8,192, so that the layers and not
 //! the head are measured. Every step takes another token, so other experts: they come from memory, not from a cache.
+//! Before criterion's own figures come medians of steps taken in turns, as machines drift between two groups.
+
+use std::time::Instant;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use zmlx_benches::{fixture, prepared, step};
 use zmlx_kernels::Fusion;
 use zmlx_models::Checkpoint;
+
+const FUSIONS: [(&str, Fusion); 3] =
+    [("stock", Fusion::STOCK), ("concat", Fusion::CONCAT), ("fused", Fusion::FUSED)];
+
+/// Steps of all fusions in turns, forwards and backwards; the same token for each of a round.
+fn in_turns(name: &str, n_rounds: u32, mut step: impl FnMut(u32, &Fusion)) {
+    let mut times = [const { Vec::new() }; FUSIONS.len()];
+    for round in 0..n_rounds {
+        for turn in 0..FUSIONS.len() {
+            let at = if round % 2 == 0 { turn } else { FUSIONS.len() - 1 - turn };
+            // Another token than the turn before, or its experts would come from a cache.
+            let token = 101 * (round * FUSIONS.len() as u32 + turn as u32);
+            let started = Instant::now();
+            step(token, &FUSIONS[at].1);
+            times[at].push(started.elapsed().as_secs_f64() * 1e3);
+        }
+    }
+    let median = |times: &mut Vec<f64>| {
+        times.sort_by(f64::total_cmp);
+        times[times.len() / 2]
+    };
+    let medians = times.each_mut().map(median);
+    for ((fusion, _), ms) in FUSIONS.iter().zip(medians) {
+        println!("decode in turns/{name}/{fusion}: median {ms:.3} ms, {:.3} of stock", ms / medians[0]);
+    }
+}
 
 fn decode(c: &mut Criterion) {
     let open = |name: &str| Checkpoint::open(&fixture(name)).expect("a fixture");
@@ -21,6 +50,8 @@ fn decode(c: &mut Criterion) {
     for (name, checkpoint) in models {
         let (model, mut state) = prepared(&checkpoint, 1, 64);
         let vocab = model.config().vocab_size() as u32;
+        let n_rounds = if name.contains("layers") { 200 } else { 2000 };
+        in_turns(name, n_rounds, |token, fusion| step(&model, &mut state, token % vocab, fusion));
         let mut group = c.benchmark_group(format!("decode/{name}"));
         for (fusion_name, fusion) in
             [("stock", Fusion::STOCK), ("concat", Fusion::CONCAT), ("fused", Fusion::FUSED)]
