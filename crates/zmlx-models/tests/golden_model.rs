@@ -124,6 +124,11 @@ fn forced_arg_maxes_and_log_probabilities(
     }
 }
 
+/// f32 sums in another order: 2.6e-6 at the most was measured. Where activations have 16 bits of mantissa, 2.5e-5.
+fn tap_bound(level: Level) -> f64 {
+    if level == Level::Avx512Bf16 { 2e-4 } else { 2e-5 }
+}
+
 #[rstest]
 fn taps(
     #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
@@ -169,8 +174,7 @@ fn taps(
                     v.chunks_exact_mut(top_k).for_each(|row| row.sort_by(f32::total_cmp));
                 }
             }
-            // f32 sums in another order: 2.6e-6 at the most was measured.
-            assert!(rel_rms(&got, &truth) <= 2e-5, "{what}: {}", rel_rms(&got, &truth));
+            assert!(rel_rms(&got, &truth) <= tap_bound(level), "{what}: {}", rel_rms(&got, &truth));
             // The reference's own bf16 arithmetic is 2 to 10 % from its f32 one.
             assert!(rel_rms(&got, &loose) <= 0.2, "{what}: bf16 {}", rel_rms(&got, &loose));
         }
@@ -185,7 +189,7 @@ fn taps(
             let input = Input { slot: 0, tokens: &[*token] };
             let y = model.forward(&mut state, &[input], LogitsOf::Last, &fusion).unwrap();
             let error = rel_rms(&read(&model, &y), want.row(i));
-            assert!(error <= 2e-5, "{name} {level:?} {fusion} decode step {i}: {error}");
+            assert!(error <= tap_bound(level), "{name} {level:?} {fusion} decode step {i}: {error}");
         }
     }
 }
