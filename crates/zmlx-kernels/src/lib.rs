@@ -12,6 +12,7 @@ mod dtype;
 mod error;
 mod fusion;
 mod mapped;
+pub mod metal;
 pub mod quant;
 pub mod stock;
 mod weight;

@@ -2,6 +2,7 @@
 
 use mlx_rs::{Array, Dtype};
 
+use super::runtime::fault;
 use crate::error::ensure;
 use crate::{QuantMode, QuantSpec, Result};
 
@@ -81,7 +82,7 @@ impl QuantizedExperts {
         if !matrix {
             return Ok(Self { weight, scales, biases, spec });
         }
-        let stack = |a: Array| a.reshape(&[&[1], a.shape()].concat());
+        let stack = |a: Array| a.reshape(&[&[1], a.shape()].concat()).map_err(fault(WHAT));
         Ok(Self {
             weight: stack(weight)?,
             scales: stack(scales)?,

@@ -1,0 +1,132 @@
+//! The Metal kernels as data: source text, template arguments and launch geometry, computed from shapes and formats.
+//!
+//! Nothing here talks to a device. The MLX backend hands a [`KernelSpec`] to MLX, which compiles it when it first runs;
+//! the tests hand the same value to a simulator. So what is tested is what is launched.
+//!
+//! # Numerics
+//!
+//! [`Numerics::Exact`] gives the bits of the composition of stock MLX 0.32.2 ops on the same device. For that it repeats
+//! the order of sums of the stock kernel that would serve the shape ([`stock`] says which) and rounds where the ops round:
+//! gate and up to the activations' type, each step of the sigmoid, both products. Where a stock kernel of another kind
+//! serves the shape, exact mode is not offered ([`NotFused`]) and the caller composes stock ops; it is never silently
+//! wrong. [`Numerics::Accurate`] sums in f32 throughout and rounds once.
+//!
+//! Bits are equal in a simulator, where both sides use the same sums across lanes. On a device they also need the Metal
+//! compiler to contract the same expressions into fused multiply-adds here and there; only a Mac can show that, and the
+//! self-check of the MLX backend does.
+
+mod combine;
+mod router;
+pub mod stock;
+mod swiglu;
+
+pub use combine::{CombineShape, gather_qmm_combine};
+pub use router::{route_noaux_tc, route_softmax_top_k};
+pub use swiglu::{SwigluShape, gather_qmm_swiglu, qmm_swiglu};
+
+use crate::{DType, QuantMode, QuantSpec};
+
+/// Which rounding a fused kernel has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Numerics {
+    /// The bits of the composition of stock ops.
+    Exact,
+    /// f32 throughout, one rounding at the end.
+    Accurate,
+}
+
+/// A template argument.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Template {
+    /// `typename`.
+    Type(DType),
+    /// `int`.
+    Int(i32),
+    /// `bool`.
+    Bool(bool),
+}
+
+/// An array that a kernel writes; every element is written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Output {
+    /// Its name in the body.
+    pub name: &'static str,
+    /// Its element type.
+    pub dtype: DType,
+    /// Its shape.
+    pub shape: Vec<usize>,
+}
+
+/// One launch of one kernel.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KernelSpec {
+    /// The kernel's name.
+    pub name: &'static str,
+    /// What stands before the kernel.
+    pub header: &'static str,
+    /// The kernel's body. It finds each input `a` as a pointer and its dimensions as `a_shape`.
+    pub body: &'static str,
+    /// The inputs' names, in order; each is row-contiguous.
+    pub inputs: &'static [&'static str],
+    /// The outputs.
+    pub outputs: Vec<Output>,
+    /// The template arguments, in order.
+    pub template: Vec<(&'static str, Template)>,
+    /// Threads in each dimension, whole threadgroups.
+    pub grid: [usize; 3],
+    /// Threads of a threadgroup in each dimension.
+    pub threadgroup: [usize; 3],
+}
+
+/// Why a call has no fused kernel: it is composed of stock ops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct NotFused(pub &'static str);
+
+/// What every kernel may use.
+const HEADER: &str = concat!(
+    include_str!("shaders/metal/quantized.h"),
+    include_str!("shaders/metal/activation.h"),
+    include_str!("shaders/metal/routing.h"),
+);
+
+/// Lanes of a simdgroup.
+const LANES: usize = 32;
+
+/// MLX passes arrays below this length in `constant` memory. Packed weights are read by words and bytes, which needs to
+/// know the address space, so weights this small are left to stock ops.
+const DEVICE_WORDS: usize = 8;
+
+/// `Ok` if `ok`.
+fn need(ok: bool, why: &'static str) -> std::result::Result<(), NotFused> {
+    if ok { Ok(()) } else { Err(NotFused(why)) }
+}
+
+/// Checks what all kernels ask of the types and of a bank's size.
+fn check_bank(
+    dtype: DType,
+    format: QuantSpec,
+    [n_experts, n_out, n_in]: [usize; 3],
+) -> std::result::Result<(), NotFused> {
+    need(dtype.is_float(), "activations must be f32, f16 or bf16")?;
+    need(n_in.is_multiple_of(format.group_size()), "rows are not whole groups")?;
+    let bytes = n_out.saturating_mul(format.packed_bytes(n_in));
+    need(n_experts * bytes / 4 >= DEVICE_WORDS, "the weight has fewer than 8 words")?;
+    need(bytes <= i32::MAX as usize, "an expert is larger than 2 GiB")
+}
+
+/// The template arguments that say how a weight is read.
+fn format_template(format: QuantSpec, values: usize) -> [(&'static str, Template); 4] {
+    let mode = match format.mode() {
+        QuantMode::Affine => 0,
+        QuantMode::Mxfp4 => 1,
+        QuantMode::Mxfp8 => 2,
+        QuantMode::Nvfp4 => 3,
+    };
+    [
+        ("MODE", Template::Int(mode)),
+        ("BITS", Template::Int(format.bits() as i32)),
+        ("GROUP", Template::Int(format.group_size() as i32)),
+        ("VALUES", Template::Int(values as i32)),
+    ]
+}

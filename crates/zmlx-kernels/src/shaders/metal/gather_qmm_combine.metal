@@ -1,0 +1,57 @@
+// out[t, n] = Σ_s weights[t, s] · (x[t, s]·w[rhs[t, s], n])
+//
+// x [tokens, top_k, K], w [E, N, words], scales and biases [E, N, groups], rhs and weights [tokens, top_k] → out
+// [tokens, N]. A format without biases passes its scales in their place: they are not read.
+// Template: T, W (the type of the routing weights), MODE, BITS, GROUP, VALUES, EXACT.
+// One threadgroup: one simdgroup per slot, 4 rows of w. Grid: (1, blocks of 4 rows, tokens).
+
+constexpr int ROWS = 4, MAX_TOP_K = 16, SUMMANDS = 8;
+// Exact: a product has the type that MLX gives T times W, and sums stay in it. Accurate: float.
+using Product = metal::conditional_t<EXACT && !metal::is_same_v<W, float>, T, float>;
+using Sum = metal::conditional_t<EXACT, T, float>;
+const int n_in = x_shape[2], top_k = x_shape[1], n_out = w_shape[1];
+const int row = int(threadgroup_position_in_grid.y) * ROWS;
+const uint lane = thread_index_in_simdgroup, token = threadgroup_position_in_grid.z;
+const int slot = int(simdgroup_index_in_threadgroup);
+const uint choice = token * top_k + slot;
+const uint expert = rhs[choice];
+// A choice outside the bank must not be read; its result is no number.
+const bool known = expert < uint(w_shape[0]);
+
+float acc[1][ROWS] = {};
+if (known) {
+  const size_t matrix = size_t(expert) * n_out;
+  const size_t bytes = matrix * (n_in * BITS / 8), groups = matrix * (n_in / GROUP);
+  const device T* at = x + size_t(choice) * n_in;
+  for (int k = int(lane) * VALUES; k < n_in; k += 32 * VALUES) {
+    float xs[1][VALUES];
+    const float sums[1] = {zmlx::load_activations<T, Sum, MODE, BITS, VALUES>(at + k, xs[0])};
+    zmlx::add_products<MODE, BITS, GROUP, VALUES, 1, ROWS>(
+        (const device uchar*)w + bytes, scales + groups, biases + groups, n_in, n_out - 1, row, k, xs, sums, acc);
+  }
+}
+float mine = 0;
+for (int r = 0; r < ROWS; r++) {
+  const float v = simd_sum(acc[0][r]);
+  mine = int(lane) == r ? v : mine;
+}
+
+// Products go through threadgroup memory, so that none is fused with an addition.
+threadgroup Product products[MAX_TOP_K * ROWS];
+if (lane < ROWS) {
+  const Product v = EXACT ? Product(T(mine)) : Product(mine);
+  products[slot * ROWS + lane] = known ? Product(v * Product(weights[choice])) : Product(NAN);
+}
+threadgroup_barrier(metal::mem_flags::mem_threadgroup);
+if (slot == 0 && lane < ROWS && row + int(lane) < n_out) {
+  // Left to right; from the ninth slot on as MLX's column reduction does it: eight partial sums of every eighth slot.
+  Product total = Product(0);
+  for (int s = 0; s < top_k && s < SUMMANDS; s++) {
+    Product part = Product(0);
+    for (int i = s; i < top_k; i += SUMMANDS) {
+      part = products[i * ROWS + lane] + part;
+    }
+    total = s == 0 ? part : Product(part + total);
+  }
+  out[size_t(token) * n_out + row + lane] = T(total);
+}

@@ -1,0 +1,57 @@
+// out[p, m, n] = silu(x[l, m]·gate[e, n]) · (x[l, m]·up[e, n]) for the pairs p, with e = rhs[p] and l = p / (pairs / x's batch).
+//
+// x [L, M, K], weights [E, N, words], scales and biases [E, N, groups], rhs [P] → out [P, M, N]. Formats without biases
+// pass their scales in their place: they are not read.
+// Template: T, MODE, BITS, GROUP, VALUES, TILE, EXACT.
+// One threadgroup: 2 simdgroups of 4 gate rows and the same 4 up rows each, for TILE rows of x.
+// Grid: (tiles of M, blocks of 8 rows, pairs).
+
+constexpr int ROWS = 4;
+const int n_in = x_shape[2], n_rows = x_shape[1], n_out = gate_w_shape[1];
+const int row = int(threadgroup_position_in_grid.y) * 2 * ROWS + int(simdgroup_index_in_threadgroup) * ROWS;
+if (row >= n_out) {
+  return;
+}
+const uint lane = thread_index_in_simdgroup;
+const uint pair = threadgroup_position_in_grid.z;
+const int tile = int(threadgroup_position_in_grid.x) * TILE;
+const uint expert = rhs[pair];
+// A choice outside the bank must not be read; its result is no number.
+const bool known = expert < uint(gate_w_shape[0]);
+
+float gate[TILE][ROWS] = {}, up[TILE][ROWS] = {};
+if (known) {
+  using Sum = metal::conditional_t<EXACT, T, float>;
+  const size_t matrix = size_t(expert) * n_out;
+  const size_t bytes = matrix * (n_in * BITS / 8), groups = matrix * (n_in / GROUP);
+  const device T* rows = x + size_t(pair / (rhs_shape[0] / x_shape[0])) * n_rows * n_in;
+  for (int k = int(lane) * VALUES; k < n_in; k += 32 * VALUES) {
+    float xs[TILE][VALUES], sums[TILE];
+    for (int m = 0; m < TILE; m++) {
+      const device T* at = rows + metal::min(tile + m, n_rows - 1) * n_in + k;
+      sums[m] = zmlx::load_activations<T, Sum, MODE, BITS, VALUES>(at, xs[m]);
+    }
+    zmlx::add_products<MODE, BITS, GROUP, VALUES, TILE, ROWS>(
+        (const device uchar*)gate_w + bytes, gate_scales + groups, gate_biases + groups, n_in, n_out - 1, row, k, xs,
+        sums, gate);
+    zmlx::add_products<MODE, BITS, GROUP, VALUES, TILE, ROWS>(
+        (const device uchar*)up_w + bytes, up_scales + groups, up_biases + groups, n_in, n_out - 1, row, k, xs, sums,
+        up);
+  }
+}
+
+// Every lane gets all sums; lane m · ROWS + r keeps its own and computes its SwiGLU beside the others.
+float my_gate = 0, my_up = 0;
+for (int m = 0; m < TILE; m++) {
+  for (int r = 0; r < ROWS; r++) {
+    const float g = simd_sum(gate[m][r]), u = simd_sum(up[m][r]);
+    if (int(lane) == m * ROWS + r) {
+      my_gate = g;
+      my_up = u;
+    }
+  }
+}
+const int m = tile + int(lane) / ROWS, n = row + int(lane) % ROWS;
+if (int(lane) < TILE * ROWS && m < n_rows && n < n_out) {
+  out[(size_t(pair) * n_rows + m) * n_out + n] = known ? zmlx::swiglu<T, EXACT>(my_gate, my_up) : T(NAN);
+}
