@@ -70,6 +70,16 @@ pub enum Error {
         /// What the user can do.
         why: String,
     },
+    /// The device or its runtime failed while it computed.
+    #[error("{op}: the {backend} backend failed: {why}")]
+    Fault {
+        /// The op, as its method is named.
+        op: &'static str,
+        /// The backend's name.
+        backend: &'static str,
+        /// What the runtime says.
+        why: String,
+    },
 }
 
 /// A result whose error is [`Error`].

@@ -13,6 +13,8 @@ mod error;
 mod fusion;
 mod mapped;
 pub mod metal;
+#[cfg(feature = "mlx")]
+pub mod mlx;
 pub mod quant;
 pub mod stock;
 mod weight;

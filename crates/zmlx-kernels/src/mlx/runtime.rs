@@ -1,0 +1,101 @@
+//! Starting MLX, and its failures as this crate's errors.
+
+use std::ffi::CStr;
+
+use mlx_rs::Device;
+use mlx_rs::error::Exception;
+
+use crate::{Error, Result};
+
+/// The name of this backend in errors and on the command line.
+pub(crate) const NAME: &str = "mlx";
+
+/// MLX, started: the proof that its functions may be called, and what was found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Runtime {
+    version: String,
+    has_metal: bool,
+}
+
+impl Runtime {
+    /// Starts MLX and asks it for Metal. Cheap, may be called any number of times.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if MLX has no device to run on.
+    pub fn start() -> Result<Self> {
+        // First of all, for its side effect too: mlx-rs installs its error handler here, and without it a failure
+        // within MLX ends the process.
+        Device::try_default().map_err(|e| unavailable(format!("MLX does not start: {}", e.what())))?;
+        let mut has_metal = false;
+        // SAFETY: the call writes one bool through a pointer to a live one.
+        let status = unsafe { mlx_sys::mlx_metal_is_available(&mut has_metal) };
+        if status != 0 {
+            return Err(unavailable("MLX does not tell whether there is Metal".to_owned()));
+        }
+        let version = version().ok_or_else(|| unavailable("MLX does not tell its version".to_owned()))?;
+        Ok(Self { version, has_metal })
+    }
+
+    /// The version of MLX: `0.32.2`.
+    pub fn version(&self) -> &str {
+        &self.version
+    }
+
+    /// Whether MLX can use a GPU through Metal. If not, mlx-rs panics wherever a scope asks for the GPU, and a custom
+    /// Metal kernel fails: everything runs on MLX's CPU device then.
+    pub fn has_metal(&self) -> bool {
+        self.has_metal
+    }
+}
+
+fn unavailable(why: String) -> Error {
+    Error::Unavailable { backend: NAME, why }
+}
+
+fn version() -> Option<String> {
+    // SAFETY: makes an empty handle, which is freed below on every path.
+    let mut text = unsafe { mlx_sys::mlx_string_new() };
+    // SAFETY: `text` is a live handle, which the call fills.
+    let status = unsafe { mlx_sys::mlx_version(&mut text) };
+    // SAFETY: `text` is a live handle; its text is null or ends in zero, and lives until the handle is freed.
+    let data = unsafe { mlx_sys::mlx_string_data(text) };
+    let version = (status == 0 && !data.is_null()).then(|| {
+        // SAFETY: as said above; it is copied before the handle is freed.
+        unsafe { CStr::from_ptr(data) }.to_string_lossy().into_owned()
+    });
+    // SAFETY: the handle was made above and is freed once.
+    unsafe { mlx_sys::mlx_string_free(text) };
+    version
+}
+
+/// Turns MLX's exception within `op` into [`Error::Fault`]: `array.eval().map_err(fault("read"))?`.
+pub(crate) fn fault(op: &'static str) -> impl Fn(Exception) -> Error {
+    move |e| Error::Fault { op, backend: NAME, why: e.what().to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use mlx_rs::Array;
+
+    use super::*;
+
+    #[test]
+    fn it_starts_and_names_its_version() {
+        let runtime = Runtime::start().unwrap();
+        assert_eq!(runtime.version(), "0.32.2", "the version that the goldens were recorded with");
+        assert!(cfg!(target_os = "macos") || !runtime.has_metal());
+        assert_eq!(Runtime::start().unwrap(), runtime);
+    }
+
+    #[test]
+    fn an_exception_becomes_a_fault_that_names_the_op() {
+        Runtime::start().unwrap();
+        let a = Array::from_slice(&[1.0_f32, 2.0], &[2]);
+        let b = Array::from_slice(&[1.0_f32, 2.0, 3.0], &[3]);
+        let error = a.add(&b).map_err(fault("add")).unwrap_err();
+        assert!(
+            matches!(&error, Error::Fault { op: "add", backend: NAME, why } if why.contains("broadcast")),
+            "{error}"
+        );
+    }
+}

@@ -1,0 +1,36 @@
+//! Chores of this repository: `cargo xtask <command>`.
+#![forbid(unsafe_code)]
+
+mod mlx_bindings;
+mod project;
+mod setup_mlx;
+
+use std::process::ExitCode;
+
+const USAGE: &str = "\
+cargo xtask setup-mlx      make the feature `mlx` work on Linux: MLX's CPU build, and mlx-c built against it
+cargo xtask mlx-bindings   make tools/mlx-linux/generated/bindings.rs anew; needs libclang (LIBCLANG_PATH)
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let command = match &arguments[..] {
+        [command] => command.as_str(),
+        _ => "",
+    };
+    let done = match command {
+        "setup-mlx" => setup_mlx::run(),
+        "mlx-bindings" => mlx_bindings::run(),
+        _ => {
+            eprint!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

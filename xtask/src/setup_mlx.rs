@@ -1,0 +1,106 @@
+//! `cargo xtask setup-mlx`: stock mlx-rs on Linux, on MLX's CPU backend.
+//!
+//! mlx-sys builds MLX from source, for Apple's systems only. Here MLX comes as the wheel that its makers publish, mlx-c
+//! is compiled from the sources that mlx-sys brings, and cargo is told to skip mlx-sys's build script (a `links`
+//! override) in a file that `.cargo/config.toml` includes. Everything lands in `.mlx`, which `cargo clean` leaves alone.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::project::{self, MLX_VERSION};
+
+/// Installs, compiles, and writes `.cargo/mlx-linux.toml`.
+pub(crate) fn run() -> Result<()> {
+    let host = project::host()?;
+    if host.contains("apple") {
+        println!("Nothing to set up: on macOS mlx-sys builds MLX itself.");
+        return Ok(());
+    }
+    if !["x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"].contains(&host.as_str()) {
+        bail!("there is no MLX for {host}: only for macOS and for Linux with glibc 2.35 or newer");
+    }
+    let root = project::root()?;
+    let out = root.join(".mlx");
+    let mlx = install_mlx(&root, &out)?;
+    let library = build_mlx_c(&root, &out, &mlx, &host)?;
+    write_override(&root, &library, &host)?;
+    println!("MLX {MLX_VERSION} is ready: cargo test --workspace --features mlx");
+    Ok(())
+}
+
+/// MLX's library and headers, checked against the recorded hash; returns their folder.
+fn install_mlx(root: &Path, out: &Path) -> Result<PathBuf> {
+    let wheel = out.join("wheel");
+    let mlx = wheel.join("mlx");
+    if wheel.join(format!("mlx_cpu-{MLX_VERSION}.dist-info/RECORD")).exists() {
+        return Ok(mlx);
+    }
+    std::fs::create_dir_all(out)?;
+    println!("Installing MLX {MLX_VERSION} into {}", wheel.display());
+    // pip and not a download of our own: it knows the user's proxy, mirror and certificates.
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
+    pip.args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--upgrade", "--target"]).arg(&wheel);
+    pip.arg("--requirement").arg(root.join("tools/mlx-linux/requirements.txt"));
+    project::run(&mut pip).context("python3 with pip is needed")?;
+    ensure!(mlx.join("lib/libmlx.so").exists(), "{}: no lib/libmlx.so", mlx.display());
+    Ok(mlx)
+}
+
+/// Compiles mlx-c into one shared library.
+///
+/// Its name within binaries is its whole path, and it knows where libmlx is. So whatever is linked to it runs from
+/// anywhere, whoever depends on these crates, and with any RUSTFLAGS; an rpath in every binary would need a build
+/// script in every package.
+fn build_mlx_c(root: &Path, out: &Path, mlx: &Path, host: &str) -> Result<PathBuf> {
+    let sources = project::mlx_c_sources(root)?;
+    let tools = root.join("tools/mlx-linux");
+    println!("Compiling mlx-c from {}", sources.display());
+    let objects = out.join("objects");
+    std::fs::create_dir_all(&objects)?;
+    let mut files = vec![tools.join("mach_time.cpp")];
+    for entry in std::fs::read_dir(sources.join("mlx/c"))? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|e| e == "cpp") {
+            files.push(path);
+        }
+    }
+    let mut build = cc::Build::new();
+    build.cpp(true).std("gnu++20").pic(true).opt_level(1).debug(false).warnings(false).cargo_metadata(false);
+    build.target(host).host(host).out_dir(&objects).define("NDEBUG", None).files(files);
+    build.include(&sources).flag("-isystem").flag(mlx.join("include"));
+    build.flag("-include").flag(tools.join("mlxc_compat.h"));
+    let compiled =
+        build.try_compile_intermediates().context("a C++20 compiler is needed: g++ 12 or newer")?;
+
+    let library = out.join("lib/libmlxc.so");
+    std::fs::create_dir_all(out.join("lib"))?;
+    let libmlx_dir = mlx.join("lib");
+    let mut link = build.get_compiler().to_command();
+    link.arg("-shared").args(compiled).arg("-o").arg(&library);
+    link.arg(format!("-Wl,-soname,{}", library.display()));
+    link.arg("-L").arg(&libmlx_dir).arg("-lmlx").arg(format!("-Wl,-rpath,{}", libmlx_dir.display()));
+    project::run(&mut link)?;
+    std::fs::remove_dir_all(&objects)?;
+    Ok(library)
+}
+
+/// Tells cargo to use the library instead of running mlx-sys's build script.
+fn write_override(root: &Path, library: &Path, host: &str) -> Result<()> {
+    let folder = library.parent().context("the library lies in a folder")?;
+    let bindings = root.join("tools/mlx-linux/generated");
+    // `{:?}` of a path without control characters is a TOML string.
+    let text = format!(
+        "# Written by `cargo xtask setup-mlx`.\n\
+         [target.{host}.mlx]\n\
+         rustc-link-search = [{:?}]\n\
+         rustc-link-lib = [\"dylib=mlxc\"]\n\n\
+         [target.{host}.mlx.rustc-env]\n\
+         OUT_DIR = {bindings:?}\n",
+        format!("native={}", folder.display())
+    );
+    let file = root.join(".cargo/mlx-linux.toml");
+    std::fs::write(&file, text).with_context(|| file.display().to_string())
+}
