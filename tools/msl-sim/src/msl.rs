@@ -1,0 +1,247 @@
+//! Metal source, the library built from it, and a dispatch of one of its kernels.
+
+use std::path::{Path, PathBuf};
+
+use bytemuck::{AnyBitPattern, NoUninit};
+
+use crate::Error;
+use crate::compiler::{self, Mode};
+use crate::runner::{self, Access, Buffer, Memory, Plan};
+use crate::shim::{self, Shim};
+use crate::translate::{self, Binding, Kernel, Translation};
+
+/// The order in which threads, simdgroups and threadgroups run. A correct kernel gives the same bits in every order.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Order {
+    /// By index.
+    #[default]
+    Forward,
+    /// By index, from the last to the first.
+    Reverse,
+    /// Shuffled, from a seed.
+    Random(u64),
+}
+
+/// Metal source with the options of its compilation.
+#[derive(Clone, Debug)]
+pub struct Msl {
+    pub(crate) name: String,
+    pub(crate) source: String,
+    include_dirs: Vec<PathBuf>,
+    defines: Vec<(String, String)>,
+    contract: bool,
+}
+
+impl Msl {
+    /// Source text; `name` stands for its file in messages.
+    pub fn source(name: impl Into<String>, source: impl Into<String>) -> Self {
+        let (name, source) = (name.into(), source.into());
+        Self { name, source, include_dirs: Vec::new(), defines: Vec::new(), contract: false }
+    }
+
+    /// A source file. Its folder is searched for includes.
+    pub fn file(path: impl AsRef<Path>) -> Result<Self, Error> {
+        let path = path.as_ref();
+        let source = std::fs::read_to_string(path).map_err(Error::io(path))?;
+        let msl = Self::source(path.display().to_string(), source);
+        Ok(match path.parent() {
+            Some(folder) => msl.include_dir(folder),
+            None => msl,
+        })
+    }
+
+    /// A folder that `#include` searches.
+    pub fn include_dir(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.include_dirs.push(folder.into());
+        self
+    }
+
+    /// Defines a macro.
+    pub fn define(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.defines.push((name.into(), value.into()));
+        self
+    }
+
+    /// Lets the compiler fuse a product and a sum into one rounding wherever it can, as Metal's compiler may.
+    pub fn contract_fma(mut self) -> Self {
+        self.contract = true;
+        self
+    }
+
+    /// Translates and compiles the source, or finds it compiled.
+    pub fn build(&self, mode: Mode) -> Result<Library, Error> {
+        let compiler = compiler::compiler()?;
+        let shim = shim::unpack()?;
+        let Translation { cpp, kernels } = self.translate(compiler, &shim)?;
+        let program = shim.build(compiler, mode, self.contract, &self.name, &cpp)?;
+        Ok(Library { program, kernels, mode })
+    }
+
+    pub(crate) fn translate(&self, compiler: &compiler::Compiler, shim: &Shim) -> Result<Translation, Error> {
+        let preprocessed =
+            shim::preprocess(compiler, shim, &self.name, &self.source, &self.include_dirs, &self.defines)?;
+        translate::translate(&preprocessed).map_err(|failure| Error::Translate {
+            name: self.name.clone(),
+            line: failure.line,
+            message: failure.message,
+        })
+    }
+}
+
+/// A built source.
+#[derive(Debug)]
+pub struct Library {
+    program: PathBuf,
+    kernels: Vec<Kernel>,
+    mode: Mode,
+}
+
+impl Library {
+    /// The kernels by their host names.
+    pub fn kernel_names(&self) -> Vec<&str> {
+        self.kernels.iter().map(|k| k.name.as_str()).collect()
+    }
+
+    /// A call of the kernel `name`, to which arguments are then bound.
+    pub fn kernel(&self, name: &str) -> Result<Call<'_>, Error> {
+        let Some(kernel) = self.kernels.iter().find(|k| k.name == name) else {
+            let known = self.kernels.iter().map(|k| k.name.clone()).collect();
+            return Err(Error::UnknownKernel { name: name.to_owned(), known });
+        };
+        Ok(Call {
+            library: self,
+            kernel,
+            buffers: Vec::new(),
+            threadgroup: Vec::new(),
+            constants: Vec::new(),
+            order: Order::default(),
+            cpu_seconds: DEFAULT_CPU_SECONDS,
+        })
+    }
+}
+
+/// Processor time after which a kernel counts as endless.
+const DEFAULT_CPU_SECONDS: u64 = 60;
+/// Threads per threadgroup that Apple's GPUs allow.
+const MAX_THREADS: u64 = 1024;
+
+/// One dispatch of a kernel in the making.
+#[derive(Debug)]
+pub struct Call<'a> {
+    library: &'a Library,
+    kernel: &'a Kernel,
+    buffers: Vec<Buffer<'a>>,
+    threadgroup: Vec<(u32, usize)>,
+    constants: Vec<(u32, Vec<u8>)>,
+    order: Order,
+    cpu_seconds: u64,
+}
+
+impl<'a> Call<'a> {
+    /// Binds a buffer that the kernel only reads.
+    pub fn buffer<T: NoUninit>(self, index: u32, data: &'a [T]) -> Self {
+        self.bind(index, Memory::Borrowed(bytemuck::cast_slice(data)), Access::Read)
+    }
+
+    /// Binds a buffer that the kernel reads and writes.
+    pub fn buffer_mut<T: NoUninit + AnyBitPattern>(self, index: u32, data: &'a mut [T]) -> Self {
+        self.bind(index, Memory::Mutable(bytemuck::cast_slice_mut(data)), Access::ReadWrite)
+    }
+
+    /// Binds a value, as Metal's `setBytes`.
+    pub fn value<T: NoUninit>(self, index: u32, value: &T) -> Self {
+        self.bind(index, Memory::Owned(bytemuck::bytes_of(value).to_vec()), Access::Read)
+    }
+
+    pub(crate) fn bind(mut self, index: u32, memory: Memory<'a>, access: Access) -> Self {
+        self.buffers.push(Buffer { index, memory, access });
+        self
+    }
+
+    /// Gives a threadgroup pointer parameter its memory.
+    pub fn threadgroup(mut self, index: u32, n_bytes: usize) -> Self {
+        self.threadgroup.push((index, n_bytes));
+        self
+    }
+
+    /// Sets a function constant.
+    pub fn constant<T: NoUninit>(mut self, id: u32, value: &T) -> Self {
+        self.constants.push((id, bytemuck::bytes_of(value).to_vec()));
+        self
+    }
+
+    /// The order in which threads run.
+    pub fn order(mut self, order: Order) -> Self {
+        self.order = order;
+        self
+    }
+
+    /// Processor time after which the kernel counts as endless; a minute unless set.
+    pub fn time_limit(mut self, seconds: u64) -> Self {
+        self.cpu_seconds = seconds.max(1);
+        self
+    }
+
+    /// Runs `threads` threads in groups of `group`; groups at the edge have fewer threads where they do not fit.
+    pub fn dispatch_threads(self, threads: [u32; 3], group: [u32; 3]) -> Result<(), Error> {
+        self.run(threads, group).map(drop)
+    }
+
+    /// Runs `groups` threadgroups of `group` threads.
+    pub fn dispatch_groups(self, groups: [u32; 3], group: [u32; 3]) -> Result<(), Error> {
+        let threads = std::array::from_fn(|i| groups[i].saturating_mul(group[i]));
+        self.run(threads, group).map(drop)
+    }
+
+    /// Runs and returns the owned buffers' contents in the order of their binding.
+    pub(crate) fn run(mut self, grid: [u32; 3], group: [u32; 3]) -> Result<Vec<Vec<u8>>, Error> {
+        self.check(grid, group)?;
+        let plan = Plan {
+            kernel: self.kernel.name.clone(),
+            detect: self.library.mode == Mode::Detect,
+            order: self.order,
+            cpu_seconds: self.cpu_seconds,
+            grid,
+            group,
+            threadgroup: self.threadgroup,
+            constants: self.constants,
+        };
+        runner::run(&self.library.program, &plan, &mut self.buffers)?;
+        let owned = self.buffers.into_iter().filter(|b| b.access != Access::Read);
+        Ok(owned
+            .filter_map(|b| match b.memory {
+                Memory::Owned(bytes) => Some(bytes),
+                _ => None,
+            })
+            .collect())
+    }
+
+    /// What Metal's validation would refuse, before anything runs.
+    fn check(&self, grid: [u32; 3], group: [u32; 3]) -> Result<(), Error> {
+        let refuse = |message: String| Err(Error::Call { kernel: self.kernel.name.clone(), message });
+        let product = |sizes: [u32; 3]| sizes.iter().map(|&s| u64::from(s)).product::<u64>();
+        if product(grid) == 0 || product(group) == 0 {
+            return refuse(format!("an empty grid {grid:?} or threadgroup {group:?}"));
+        }
+        if product(group) > MAX_THREADS {
+            return refuse(format!("threadgroup {group:?} has more than {MAX_THREADS} threads"));
+        }
+        for binding in &self.kernel.bindings {
+            match binding {
+                Binding::Buffer(n) if !self.buffers.iter().any(|b| b.index == *n) => {
+                    return refuse(format!("buffer {n} is not bound"));
+                }
+                Binding::Threadgroup(n) if !self.threadgroup.iter().any(|(index, _)| index == n) => {
+                    return refuse(format!("threadgroup memory {n} has no size"));
+                }
+                _ => {}
+            }
+        }
+        for (i, buffer) in self.buffers.iter().enumerate() {
+            if self.buffers[..i].iter().any(|other| other.index == buffer.index) {
+                return refuse(format!("buffer {} is bound twice", buffer.index));
+            }
+        }
+        Ok(())
+    }
+}
