@@ -9,9 +9,9 @@ use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Error, Input, LogitsOf, Model, PREFILL_CHUNK, State};
 use zmlx_oracle::compare::rel_rms;
 
-/// Few rows are multiplied straight from packed weights, many from dequantised tiles: f32 sums in another order. Routers
-/// may not flip on that in these texts; 2e-6 at the most was measured.
-const BOUND: f64 = 5e-5;
+/// Few rows are multiplied as 16-bit integers, many as floats. Routers may not flip on that in these texts; 1.2e-4 at the
+/// most was measured.
+const BOUND: f64 = 5e-4;
 
 fn load(name: &str) -> Model<CpuBackend> {
     let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);

@@ -14,7 +14,7 @@ use zmlx_models::{
 use zmlx_oracle::compare::{argmax, differing_expert_sets, log_softmax, rel_rms};
 use zmlx_oracle::golden::{Golden, Outcome, TensorFile, check_greedy};
 
-/// A step whose recorded f32 margin is below this may go either way. Logits differ from the recording by about 1e-5;
+/// A step whose recorded f32 margin is below this may go either way. Logits differ from the recording by about 1e-4;
 /// nothing in the recordings is that close, so every token is in fact equal.
 const MARGIN_BOUND: f64 = 1e-3;
 
@@ -124,10 +124,8 @@ fn forced_arg_maxes_and_log_probabilities(
     }
 }
 
-/// f32 sums in another order: 2.6e-6 at the most was measured. Where activations have 16 bits of mantissa, 2.5e-5.
-fn tap_bound(level: Level) -> f64 {
-    if level == Level::Avx512Bf16 { 2e-4 } else { 2e-5 }
-}
+/// Activations of 16 bits in quantised products.
+const TAP_BOUND: f64 = 2e-4;
 
 #[rstest]
 fn taps(
@@ -174,7 +172,7 @@ fn taps(
                     v.chunks_exact_mut(top_k).for_each(|row| row.sort_by(f32::total_cmp));
                 }
             }
-            assert!(rel_rms(&got, &truth) <= tap_bound(level), "{what}: {}", rel_rms(&got, &truth));
+            assert!(rel_rms(&got, &truth) <= TAP_BOUND, "{what}: {}", rel_rms(&got, &truth));
             // The reference's own bf16 arithmetic is 2 to 10 % from its f32 one.
             assert!(rel_rms(&got, &loose) <= 0.2, "{what}: bf16 {}", rel_rms(&got, &loose));
         }
@@ -189,7 +187,7 @@ fn taps(
             let input = Input { slot: 0, tokens: &[*token] };
             let y = model.forward(&mut state, &[input], LogitsOf::Last, &fusion).unwrap();
             let error = rel_rms(&read(&model, &y), want.row(i));
-            assert!(error <= tap_bound(level), "{name} {level:?} {fusion} decode step {i}: {error}");
+            assert!(error <= TAP_BOUND, "{name} {level:?} {fusion} decode step {i}: {error}");
         }
     }
 }

@@ -118,6 +118,6 @@ fn a_block_is_its_formula(
     // f32 against f64: softmax or sigmoid, one division, one product.
     assert!(rel_rms(&got, &want_routing.weights) <= 1e-6, "{}", rel_rms(&got, &want_routing.weights));
     b.read(&y, &mut got).unwrap();
-    // Two f32 products of 128 terms one after the other.
-    assert!(rel_rms(&got, &want) <= 5e-6, "{}", rel_rms(&got, &want));
+    // Two products one after the other, activations of 16 bits in each.
+    assert!(rel_rms(&got, &want) <= 1e-4, "{}", rel_rms(&got, &want));
 }

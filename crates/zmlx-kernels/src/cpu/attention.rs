@@ -164,7 +164,7 @@ fn attend(level: Level) -> AttendFn {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => attend_block::<super::simd::avx2::Avx2>,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Bf16 => attend_block::<super::simd::avx512::Avx512<false>>,
+        Level::Avx512 | Level::Avx512Vnni => attend_block::<super::simd::avx512::Avx512<false>>,
         #[cfg(target_arch = "aarch64")]
         Level::Neon => attend_block::<super::simd::neon::Neon>,
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]

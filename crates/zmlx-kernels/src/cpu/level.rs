@@ -15,15 +15,13 @@ pub enum Level {
     Avx2,
     /// 512-bit x86 vectors (F, BW, DQ, VL).
     Avx512,
-    /// As [`Level::Avx512`] with another way for 4-bit weights, never chosen by itself: products of up to seven rows with 4-bit weights use the bf16 dot product. Activations
-    /// enter it as the sum of two bf16 numbers, so with 16 bits of mantissa; codes are exact, sums are f32. On the Intel
-    /// processor where it was measured (2026-11) it is slower than [`Level::Avx512`].
-    Avx512Bf16,
+    /// As [`Level::Avx512`], with the integer dot product.
+    Avx512Vnni,
 }
 
 impl Level {
     /// All levels, on whatever machine.
-    pub const ALL: [Self; 5] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Bf16];
+    pub const ALL: [Self; 5] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Vnni];
 
     /// The name in `ZMLX_CPU_LEVEL`.
     pub const fn name(self) -> &'static str {
@@ -32,7 +30,7 @@ impl Level {
             Self::Neon => "neon",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
-            Self::Avx512Bf16 => "avx512bf16",
+            Self::Avx512Vnni => "avx512vnni",
         }
     }
 
@@ -61,7 +59,7 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Bf16 => Self::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16"),
+            Self::Avx512Vnni => Self::Avx512.is_supported() && is_x86_feature_detected!("avx512vnni"),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -77,7 +75,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { super::simd::avx2::Avx2::assume() }.vectorize(f),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Bf16 => {
+            Self::Avx512 | Self::Avx512Vnni => {
                 // SAFETY: as above.
                 unsafe { super::simd::avx512::Avx512::<false>::assume() }.vectorize(f)
             }
@@ -96,7 +94,7 @@ impl Level {
     /// If the variable names no level or one that this machine cannot run.
     pub fn from_env() -> Result<Self> {
         let best = || {
-            let fastest_first = [Self::Avx512, Self::Avx2, Self::Neon];
+            let fastest_first = [Self::Avx512Vnni, Self::Avx512, Self::Avx2, Self::Neon];
             fastest_first.into_iter().find(|l| l.is_supported()).unwrap_or(Self::Scalar)
         };
         let Some(name) = std::env::var_os("ZMLX_CPU_LEVEL") else { return Ok(best()) };

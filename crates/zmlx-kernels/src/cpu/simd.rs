@@ -23,6 +23,8 @@ pub(crate) trait Simd: Copy {
     type F: Copy;
     /// Integer lanes.
     type I: Copy;
+    /// Running sums of [`Simd::dot16`].
+    type Acc: Copy;
 
     /// A proof without detection.
     ///
@@ -45,6 +47,9 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_f16(self, p: *const u8) -> Self::F;
     /// Reads `LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 8` bytes; may read up to 16 bytes.
     unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I;
+    /// Reads `2 · LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 4` bytes into 16-bit lanes; may read up
+    /// to `LANES · BITS / 4 + 16` bytes.
+    unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I;
     /// Reads `LANES` e4m3 codes, `2^8` times too small. The NaN codes give ±480 · 2^-8.
     ///
     /// The bits are moved to where half precision has them, whose conversion is fast for subnormal numbers too.
@@ -63,6 +68,19 @@ pub(crate) trait Simd: Copy {
     fn to_f32(self, a: Self::I) -> Self::F;
     /// The e2m1 values of the codes in the low four bits of each lane; higher bits are ignored.
     fn e2m1(self, codes: Self::I) -> Self::F;
+    /// Logical shift right of 16-bit lanes by `n` < 16; a constant after unrolling.
+    fn shr16(self, a: Self::I, n: u32) -> Self::I;
+    /// Logical shift left of 16-bit lanes by `n` < 16; a constant after unrolling.
+    fn shl16(self, a: Self::I, n: u32) -> Self::I;
+    /// 512 times the e2m1 values of the codes in bits 8 to 11 of each 16-bit lane, whose other bits are 0.
+    fn e2m1_times_512(self, codes: Self::I) -> Self::I;
+    /// No sums yet.
+    fn acc(self) -> Self::Acc;
+    /// Adds the products of signed 16-bit lanes, in pairs: [`Simd::acc_lanes`] gives in 32-bit lane `j` the sum over
+    /// lanes `2j` and `2j + 1`. The sums must fit.
+    fn dot16(self, acc: Self::Acc, a: Self::I, b: Self::I) -> Self::Acc;
+    /// The sums so far, as signed 32-bit lanes.
+    fn acc_lanes(self, acc: Self::Acc) -> Self::I;
     /// Lane `j` of the result is lane `idx[j]` of `v`.
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F;
     /// The sum of the lanes.

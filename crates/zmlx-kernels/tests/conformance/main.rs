@@ -34,8 +34,8 @@ mod session;
 mod weights;
 
 use suite::{Grid, Instance};
-use zmlx_kernels::WeightFormat;
 use zmlx_kernels::cpu::{CpuBackend, Level};
+use zmlx_kernels::{QuantMode, WeightFormat};
 
 // One line per backend.
 conformance!(cpu, crate::cpu_instances);
@@ -46,19 +46,19 @@ fn cpu_instance(level: Level, n_threads: usize) -> Instance<CpuBackend> {
         backend: CpuBackend::with_level(level, Some(n_threads)).unwrap(),
         // What more threads change is how rows are shared out, which a part of the sizes shows.
         grid: if n_threads == 1 { Grid::Full } else { Grid::Thinned },
-        // From 8 rows on, by tiles. The bf16 level decides by other counts: within rounding is all it promises.
-        same_path_below: if level == Level::Avx512Bf16 { 0 } else { 8 },
-        product_error: if level == Level::Avx512Bf16 { bf16_parts } else { |_| 1.0 },
+        // From 8 rows on, by tiles and on floats.
+        same_path_below: 8,
+        product_error: activations_of_16_bits,
         // Angles are computed in f64.
         angle_error: 0.0,
     }
 }
 
-/// Activations of 16 bits of mantissa where codes have four: off by 2^-17 of each product before the bias, which is up
-/// to three times the whole. That is 48 times the bound of f32.
-fn bf16_parts(format: WeightFormat) -> f64 {
+/// Activations are integers of 16 bits wherever codes are: each is off by up to 2^-16 of the largest of its group, evenly
+/// spread, so by 2^-16/√3 in the root mean square. Six times that, times the norms, is 111 times the bound of f32.
+fn activations_of_16_bits(format: WeightFormat) -> f64 {
     match format {
-        WeightFormat::Quantized { spec, .. } if spec.bits() == 4 => 48.0,
+        WeightFormat::Quantized { spec, .. } if spec.mode() != QuantMode::Mxfp8 => 112.0,
         _ => 1.0,
     }
 }

@@ -39,8 +39,8 @@ fn check(what: &str, b: &Builder, config: &Value, n_shards: usize) {
             got.extend(rows);
         }
         let error = rel_rms(&got, &want);
-        // f32 sums in another order, in few and narrow layers: 2.6e-6 at the most was measured.
-        assert!(error <= 2e-5, "{what}, {fusion}: relative RMS {error}");
+        // Activations of 16 bits, three layers: 5.4e-5 at the most was measured.
+        assert!(error <= 2e-4, "{what}, {fusion}: relative RMS {error}");
     }
 }
 

@@ -42,39 +42,6 @@ pub(crate) trait Decode<S: Simd> {
         }
     }
 
-    /// `sums[m][r] = Σ w[r][k] · x[m][k]` over the chunk of each row, lane by lane, before scale and bias.
-    ///
-    /// `n_vecs` is `VECS`, but unknown to the compiler: with several rows of activations an unrolled loop would be
-    /// reordered until nothing fits the registers.
-    ///
-    /// # Safety
-    /// The chunks are readable as for [`Decode::decode`], and `VECS · LANES` prepared floats at each of `x`.
-    #[inline(always)]
-    unsafe fn sum_chunk<const X: usize, const R: usize>(
-        s: S,
-        n_vecs: usize,
-        at: &[*const u8; R],
-        x: &[*const f32; X],
-    ) -> [[S::F; R]; X] {
-        let mut sums = [[s.splat(0.0); R]; X];
-        for i in 0..if X == 1 { Self::VECS } else { n_vecs } {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let xs: [S::F; X] = std::array::from_fn(
-                    #[inline(always)]
-                    |m| s.load(x[m].add(i * S::LANES)),
-                );
-                for r in 0..R {
-                    let w = Self::decode(s, at[r], i);
-                    for m in 0..X {
-                        sums[m][r] = s.fma(w, xs[m], sums[m][r]);
-                    }
-                }
-            }
-        }
-        sums
-    }
-
     /// What the activations of vector `i` are multiplied by: a power of two, so exact.
     fn x_factor(i: usize) -> f32 {
         let _ = i;

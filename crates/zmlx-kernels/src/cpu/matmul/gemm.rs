@@ -27,7 +27,7 @@ pub(crate) fn gemm(level: Level) -> GemmFn {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => gemm_tile::<crate::cpu::simd::avx2::Avx2>,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Bf16 => gemm_tile::<crate::cpu::simd::avx512::Avx512<false>>,
+        Level::Avx512 | Level::Avx512Vnni => gemm_tile::<crate::cpu::simd::avx512::Avx512<false>>,
         #[cfg(target_arch = "aarch64")]
         Level::Neon => gemm_tile::<crate::cpu::simd::neon::Neon>,
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]

@@ -1,6 +1,6 @@
 //! The inner kernels: four rows of a weight times one to four rows of activations, and a row turned into floats.
 //!
-//! Each is generic over instruction set and format; [`kernels`] gives the instances for a weight, as function
+//! Each is generic over instruction set and format; [`few`] and [`many`] give the instances for a weight, as function
 //! pointers that are called once per four rows (some kilobytes of weights), never per element.
 
 use std::sync::LazyLock;
@@ -8,6 +8,8 @@ use std::sync::LazyLock;
 use super::decode::{
     Decode, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, MAX_OVERREAD, OddBits, PowerOfTwoBits,
 };
+use super::floats::Floats;
+use super::integers::Integers;
 use crate::cpu::level::Level;
 use crate::cpu::simd::Simd;
 use crate::cpu::simd::scalar::Scalar;
@@ -22,7 +24,43 @@ pub(crate) const MAX_X: usize = 4;
 /// Largest chunk of any format and level, in bytes.
 const MAX_CHUNK_BYTES: usize = 256;
 /// Weight bytes fetched ahead of use in each row.
-const PREFETCH_BYTES: usize = 4096;
+const PREFETCH_BYTES: usize = 1024;
+/// As [`PREFETCH_BYTES`], of scales and of biases: some rows ahead.
+const PREFETCH_SCALES: usize = 256;
+
+/// Chunks of rows times chunks of activations: how a format is multiplied.
+pub(super) trait Sums<S: Simd> {
+    /// Weights of a chunk whose products are added up in one 32-bit lane.
+    const LANE_WEIGHTS: usize;
+    /// Bytes of a chunk.
+    const CHUNK_BYTES: usize;
+    /// Whether weights have scales (and perhaps biases).
+    const SCALED: bool;
+    /// Whether reading a chunk reads past it, up to [`MAX_OVERREAD`] bytes.
+    const OVERREAD: bool;
+    /// Whether activations have a scale for each group of weights, behind the sums of the groups.
+    const X_SCALED: bool;
+    /// Bytes of a prepared activation: 4, or 2.
+    const X_BYTES: usize;
+
+    /// `sums[m][r] = Σ w[r][k] · x[m][k]` over the chunk of each row, lane by lane, before scale and bias.
+    ///
+    /// `n` is a loop bound that the compiler does not know: with several rows of activations an unrolled loop would
+    /// be reordered until nothing fits the registers.
+    ///
+    /// # Safety
+    /// A chunk, and the overread, are readable at each of `at`, and a chunk of prepared activations at each of `x`.
+    unsafe fn sum_chunk<const X: usize, const R: usize>(
+        s: S,
+        n: usize,
+        at: &[*const u8; R],
+        x: &[*const f32; X],
+    ) -> [[S::F; R]; X];
+
+    /// Puts a row of activations, `layout.n_in` of them, into the order of [`Sums::sum_chunk`]: values, then for each
+    /// group their sum, then its scale. `out` has `layout.stride` floats.
+    fn prepare(layout: &RowLayout, x: &[f32], out: &mut [f32]);
+}
 
 /// The buffers of one row.
 #[derive(Clone, Copy, Debug)]
@@ -62,24 +100,26 @@ enum ScaleKind {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RowLayout {
     /// Weights of a row.
-    n_in: usize,
+    pub(super) n_in: usize,
     /// Weights of a row or activations: whole chunks.
     n_chunks: usize,
     /// Vectors of a chunk.
-    vecs: usize,
+    n_vecs: usize,
     /// Chunks that can be read in place; the others go through a padded copy.
     n_direct: usize,
     /// Bytes of a row's data.
     row_bytes: usize,
     n_groups: usize,
-    group_size: usize,
+    pub(super) group_size: usize,
     /// Lanes that share a scale, in successive vectors of one lane per chunk: a power of two, its logarithm.
     log2_lanes_per_group: u32,
     scales: ScaleKind,
-    /// Floats of a prepared row of activations: the values in chunk order, then the sum of each group.
-    stride: usize,
-    /// Of these, the values.
-    n_values: usize,
+    /// Groups of a row, rounded up to whole vectors and one more; 0 without scales.
+    pub(super) padded_groups: usize,
+    /// Floats that a prepared row's values take.
+    pub(super) n_values: usize,
+    /// Floats of a prepared row, and of a dequantised row.
+    pub(super) stride: usize,
 }
 
 impl RowLayout {
@@ -88,14 +128,9 @@ impl RowLayout {
         self.stride
     }
 
-    /// Groups of a row, rounded up to whole vectors and one more.
-    fn padded_groups(&self) -> usize {
-        self.stride - self.n_values
-    }
-
     /// Floats of scratch that the kernels need.
     pub(crate) fn scratch_len(&self) -> usize {
-        ROWS * self.padded_groups()
+        ROWS * self.padded_groups
     }
 }
 
@@ -125,70 +160,87 @@ pub(crate) type PrepareFn = unsafe fn(layout: &RowLayout, x: *const f32, out: *m
 /// As [`DotFn`]; `out` has room for the layout's stride.
 pub(crate) type DequantizeFn = unsafe fn(layout: &RowLayout, row: &Row, scratch: *mut f32, out: *mut f32);
 
-/// The kernels of one format at one level.
+/// The kernels of one format at one level, and what they know of its rows.
 #[derive(Clone, Copy)]
 pub(crate) struct Kernels {
     /// For one, two and four rows of activations.
     pub(crate) dot: [DotFn; 3],
     pub(crate) prepare: PrepareFn,
-    pub(crate) dequantize: DequantizeFn,
+    pub(crate) layout: RowLayout,
 }
 
-/// The kernels and row layout for a format on a level.
-pub(crate) fn kernels(level: Level, format: WeightFormat, n_in: usize) -> (Kernels, RowLayout) {
+/// The kernels for few rows of activations: on integers where the format has them, with activations of 16 bits.
+pub(crate) fn few(level: Level, format: WeightFormat, n_in: usize) -> Kernels {
     match level {
-        Level::Scalar => for_format::<Scalar>(format, n_in),
+        Level::Scalar => few_on::<Scalar>(format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => for_format::<crate::cpu::simd::avx2::Avx2>(format, n_in),
+        Level::Avx2 => few_on::<crate::cpu::simd::avx2::Avx2>(format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Bf16 => {
-            for_format::<crate::cpu::simd::avx512::Avx512<false>>(format, n_in)
-        }
+        Level::Avx512 => few_on::<crate::cpu::simd::avx512::Avx512<false>>(format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni => few_on::<crate::cpu::simd::avx512::Avx512<true>>(format, n_in),
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => for_format::<crate::cpu::simd::neon::Neon>(format, n_in),
+        Level::Neon => few_on::<crate::cpu::simd::neon::Neon>(format, n_in),
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
         _ => unreachable!("level {level:?} does not exist on this architecture"),
     }
 }
 
-/// As [`kernels`], for few rows of activations: never for [`Kernels::dequantize`].
-pub(crate) fn kernels_for_few(level: Level, format: WeightFormat, n_in: usize) -> (Kernels, RowLayout) {
-    #[cfg(target_arch = "x86_64")]
-    if let (Level::Avx512Bf16, WeightFormat::Quantized { spec, .. }) = (level, format) {
-        use super::decode_bf16::Nibbles;
-        use crate::cpu::simd::avx512::Avx512;
-        match (spec.mode(), spec.bits()) {
-            (QuantMode::Affine, 4) => return instance::<Avx512<true>, Nibbles<false>>(format, n_in),
-            (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => {
-                return instance::<Avx512<true>, Nibbles<true>>(format, n_in);
-            }
-            _ => {}
-        }
+/// The kernels for many rows of activations, on floats, and how a row is turned into floats.
+pub(crate) fn many(level: Level, format: WeightFormat, n_in: usize) -> (Kernels, DequantizeFn) {
+    match level {
+        Level::Scalar => many_on::<Scalar>(format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => many_on::<crate::cpu::simd::avx2::Avx2>(format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 | Level::Avx512Vnni => many_on::<crate::cpu::simd::avx512::Avx512<false>>(format, n_in),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => many_on::<crate::cpu::simd::neon::Neon>(format, n_in),
+        #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
+        _ => unreachable!("level {level:?} does not exist on this architecture"),
     }
-    kernels(level, format, n_in)
 }
 
-fn for_format<S: Simd>(format: WeightFormat, n_in: usize) -> (Kernels, RowLayout) {
+fn few_on<S: Simd>(format: WeightFormat, n_in: usize) -> Kernels {
+    let WeightFormat::Quantized { spec, .. } = format else { return many_on::<S>(format, n_in).0 };
+    match (spec.mode(), spec.bits()) {
+        (QuantMode::Affine, 2) => dots::<S, Integers<PowerOfTwoBits<2>>>(format, n_in),
+        (QuantMode::Affine, 3) => dots::<S, Integers<OddBits<3>>>(format, n_in),
+        (QuantMode::Affine, 4) => dots::<S, Integers<PowerOfTwoBits<4>>>(format, n_in),
+        (QuantMode::Affine, 5) => dots::<S, Integers<OddBits<5>>>(format, n_in),
+        (QuantMode::Affine, 6) => dots::<S, Integers<OddBits<6>>>(format, n_in),
+        (QuantMode::Affine, _) => dots::<S, Integers<PowerOfTwoBits<8>>>(format, n_in),
+        (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => dots::<S, Integers<E2m1>>(format, n_in),
+        // Its values span more than 16 bits.
+        (QuantMode::Mxfp8, _) => many_on::<S>(format, n_in).0,
+    }
+}
+
+fn many_on<S: Simd>(format: WeightFormat, n_in: usize) -> (Kernels, DequantizeFn) {
     match format {
-        WeightFormat::Dense(DType::F32) => instance::<S, DenseF32>(format, n_in),
-        WeightFormat::Dense(DType::F16) => instance::<S, DenseF16>(format, n_in),
-        WeightFormat::Dense(_) => instance::<S, DenseBf16>(format, n_in),
+        WeightFormat::Dense(DType::F32) => floats::<S, DenseF32>(format, n_in),
+        WeightFormat::Dense(DType::F16) => floats::<S, DenseF16>(format, n_in),
+        WeightFormat::Dense(_) => floats::<S, DenseBf16>(format, n_in),
         WeightFormat::Quantized { spec, .. } => match (spec.mode(), spec.bits()) {
-            (QuantMode::Affine, 2) => instance::<S, PowerOfTwoBits<2>>(format, n_in),
-            (QuantMode::Affine, 3) => instance::<S, OddBits<3>>(format, n_in),
-            (QuantMode::Affine, 4) => instance::<S, PowerOfTwoBits<4>>(format, n_in),
-            (QuantMode::Affine, 5) => instance::<S, OddBits<5>>(format, n_in),
-            (QuantMode::Affine, 6) => instance::<S, OddBits<6>>(format, n_in),
-            (QuantMode::Affine, _) => instance::<S, PowerOfTwoBits<8>>(format, n_in),
-            (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => instance::<S, E2m1>(format, n_in),
-            (QuantMode::Mxfp8, _) => instance::<S, E4m3>(format, n_in),
+            (QuantMode::Affine, 2) => floats::<S, PowerOfTwoBits<2>>(format, n_in),
+            (QuantMode::Affine, 3) => floats::<S, OddBits<3>>(format, n_in),
+            (QuantMode::Affine, 4) => floats::<S, PowerOfTwoBits<4>>(format, n_in),
+            (QuantMode::Affine, 5) => floats::<S, OddBits<5>>(format, n_in),
+            (QuantMode::Affine, 6) => floats::<S, OddBits<6>>(format, n_in),
+            (QuantMode::Affine, _) => floats::<S, PowerOfTwoBits<8>>(format, n_in),
+            (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => floats::<S, E2m1>(format, n_in),
+            (QuantMode::Mxfp8, _) => floats::<S, E4m3>(format, n_in),
         },
     }
 }
 
-fn instance<S: Simd, D: Decode<S>>(format: WeightFormat, n_in: usize) -> (Kernels, RowLayout) {
-    const { assert!(D::CHUNK_BYTES <= MAX_CHUNK_BYTES) };
-    let chunk = D::VECS * S::LANES;
+fn floats<S: Simd, D: Decode<S>>(format: WeightFormat, n_in: usize) -> (Kernels, DequantizeFn) {
+    (dots::<S, Floats<D>>(format, n_in), dequantize::<S, D>)
+}
+
+fn dots<S: Simd, P: Sums<S>>(format: WeightFormat, n_in: usize) -> Kernels {
+    const { assert!(P::CHUNK_BYTES <= MAX_CHUNK_BYTES) };
+    let chunk = P::LANE_WEIGHTS * S::LANES;
     let (group_size, scales, row_bytes) = match format {
         WeightFormat::Dense(dtype) => (0, ScaleKind::None, n_in * dtype.size_bytes()),
         WeightFormat::Quantized { spec, scale_dtype } => {
@@ -202,33 +254,32 @@ fn instance<S: Simd, D: Decode<S>>(format: WeightFormat, n_in: usize) -> (Kernel
     };
     let n_groups = n_in.checked_div(group_size).unwrap_or(0);
     let n_chunks = n_in.div_ceil(chunk);
-    let n_whole = n_in / chunk;
-    let n_values = n_chunks * chunk;
+    let n_values = n_chunks * chunk * P::X_BYTES / 4;
     // One vector of zeros more than needed, so that scales may be loaded as a vector from any group.
-    let padded_groups = if D::SCALED { n_groups.next_multiple_of(S::LANES) + S::LANES } else { 0 };
+    let padded_groups = if P::SCALED { n_groups.next_multiple_of(S::LANES) + S::LANES } else { 0 };
     let layout = RowLayout {
         n_in,
         n_chunks,
-        vecs: D::VECS,
-        n_direct: if D::OVERREAD { n_chunks - 1 } else { n_whole },
+        n_vecs: P::LANE_WEIGHTS,
+        n_direct: if P::OVERREAD { n_chunks - 1 } else { n_in / chunk },
         row_bytes,
         n_groups,
         group_size,
-        log2_lanes_per_group: (group_size / D::VECS).checked_ilog2().unwrap_or(0),
+        log2_lanes_per_group: (group_size / P::LANE_WEIGHTS).checked_ilog2().unwrap_or(0),
         scales,
-        stride: n_values + padded_groups,
+        padded_groups,
         n_values,
+        stride: n_values + padded_groups * if P::X_SCALED { 2 } else { 1 },
     };
-    let kernels = Kernels {
-        dot: [dot::<S, D, 1, 4>, dot::<S, D, 2, 4>, dot::<S, D, 4, 2>],
-        prepare: prepare::<S, D>,
-        dequantize: dequantize::<S, D>,
-    };
-    (kernels, layout)
+    Kernels {
+        dot: [dot::<S, P, 1, 4>, dot::<S, P, 2, 4>, dot::<S, P, 4, 2>],
+        prepare: prepare::<S, P>,
+        layout,
+    }
 }
 
 /// The [`DotFn`] for `X` rows of activations, `R` rows of the weight at a time: `X · R` sums stay in registers.
-unsafe fn dot<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
+unsafe fn dot<S: Simd, P: Sums<S>, const X: usize, const R: usize>(
     layout: &RowLayout,
     rows: &[Row; ROWS],
     x: &[*const f32; MAX_X],
@@ -244,7 +295,7 @@ unsafe fn dot<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
             for first in (0..ROWS).step_by(R) {
                 let rows: [Row; R] = std::array::from_fn(|r| rows[first + r]);
                 // SAFETY: the buffers are as the layout says (the caller's promise).
-                let total = unsafe { dot_rows::<S, D, X, R>(s, layout, &rows, &x, scratch) };
+                let total = unsafe { dot_rows::<S, P, X, R>(s, layout, &rows, &x, scratch) };
                 for m in 0..X {
                     for r in 0..R {
                         out[m][first + r] = s.sum(total[m][r]);
@@ -260,19 +311,19 @@ unsafe fn dot<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
 /// # Safety
 /// As [`DotFn`].
 #[inline(always)]
-unsafe fn dot_rows<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
+unsafe fn dot_rows<S: Simd, P: Sums<S>, const X: usize, const R: usize>(
     s: S,
     layout: &RowLayout,
     rows: &[Row; R],
     x: &[*const f32; X],
     scratch: *mut f32,
 ) -> [[S::F; R]; X] {
-    let padded_groups = layout.padded_groups();
+    let padded_groups = layout.padded_groups;
     let mut total = [[s.splat(0.0); R]; X];
     // SAFETY: the buffers are as the layout says (the caller's promise); the padded copies hold a chunk and the
     // overread.
     unsafe {
-        if D::SCALED {
+        if P::SCALED {
             for r in 0..R {
                 scales(
                     s,
@@ -286,6 +337,13 @@ unsafe fn dot_rows<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
                         }
                     },
                 );
+                if P::X_SCALED && X == 1 {
+                    // One row of activations: its scales are multiplied in once, not chunk by chunk.
+                    let (w, x) = (scratch.add(r * padded_groups), x[0].add(layout.n_values + padded_groups));
+                    for g in (0..padded_groups).step_by(S::LANES) {
+                        s.store(w.add(g), s.mul(s.load(w.add(g)), s.load(x.add(g))));
+                    }
+                }
             }
         }
         let scale_rows = ScaleRows {
@@ -297,20 +355,20 @@ unsafe fn dot_rows<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
             for at in &at {
                 s.prefetch(at.wrapping_add(PREFETCH_BYTES));
             }
-            add_chunk::<S, D, X, R>(s, (layout, c), &at, x, &scale_rows, &mut total);
+            add_chunk::<S, P, X, R>(s, (layout, c), &at, x, &scale_rows, &mut total);
             for at in &mut at {
-                *at = at.add(D::CHUNK_BYTES);
+                *at = at.add(P::CHUNK_BYTES);
             }
         }
         for c in layout.n_direct..layout.n_chunks {
             let mut padded = [[0u8; MAX_CHUNK_BYTES + MAX_OVERREAD]; R];
-            let from = c * D::CHUNK_BYTES;
+            let from = c * P::CHUNK_BYTES;
             for r in 0..R {
                 let n = layout.row_bytes - from;
                 std::ptr::copy_nonoverlapping(rows[r].data.add(from), padded[r].as_mut_ptr(), n);
                 at[r] = padded[r].as_ptr();
             }
-            add_chunk::<S, D, X, R>(s, (layout, c), &at, x, &scale_rows, &mut total);
+            add_chunk::<S, P, X, R>(s, (layout, c), &at, x, &scale_rows, &mut total);
         }
     }
     total
@@ -327,7 +385,7 @@ struct ScaleRows<S: Simd, const R: usize> {
 /// # Safety
 /// `at` holds the chunk of each row, `x` the activations and `scale_rows` the scales, as the layout says.
 #[inline(always)]
-unsafe fn add_chunk<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
+unsafe fn add_chunk<S: Simd, P: Sums<S>, const X: usize, const R: usize>(
     s: S,
     (layout, c): (&RowLayout, usize),
     at: &[*const u8; R],
@@ -337,12 +395,24 @@ unsafe fn add_chunk<S: Simd, D: Decode<S>, const X: usize, const R: usize>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let x_at = c * D::VECS * S::LANES;
-        let sums = D::sum_chunk(s, layout.vecs, at, &x.map(|x| x.add(x_at)));
+        let x_at = c * P::LANE_WEIGHTS * S::LANES * P::X_BYTES / 4;
+        let sums = P::sum_chunk(s, layout.n_vecs, at, &x.map(|x| x.add(x_at)));
+        let x_scales: [S::F; X] = std::array::from_fn(
+            #[inline(always)]
+            |m| {
+                if P::X_SCALED && X > 1 {
+                    let x_scales = x[m].add(layout.n_values + layout.padded_groups);
+                    chunk_scale(s, layout, x_scales, c, scale_rows.idx)
+                } else {
+                    s.splat(1.0)
+                }
+            },
+        );
         for r in 0..R {
-            if D::SCALED {
+            if P::SCALED {
                 let scale = chunk_scale(s, layout, scale_rows.rows[r], c, scale_rows.idx);
                 for m in 0..X {
+                    let scale = if P::X_SCALED && X > 1 { s.mul(scale, x_scales[m]) } else { scale };
                     total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
                 }
             } else {
@@ -365,7 +435,7 @@ unsafe fn dequantize<S: Simd, D: Decode<S>>(layout: &RowLayout, row: &Row, scrat
             unsafe {
                 if D::SCALED {
                     let biases = out.add(layout.n_values);
-                    std::ptr::write_bytes(biases, 0, layout.padded_groups());
+                    std::ptr::write_bytes(biases, 0, layout.padded_groups);
                     scales(
                         s,
                         layout,
@@ -401,7 +471,7 @@ unsafe fn dequantize<S: Simd, D: Decode<S>>(layout: &RowLayout, row: &Row, scrat
 }
 
 /// The [`PrepareFn`].
-unsafe fn prepare<S: Simd, D: Decode<S>>(layout: &RowLayout, x: *const f32, out: *mut f32) {
+unsafe fn prepare<S: Simd, P: Sums<S>>(layout: &RowLayout, x: *const f32, out: *mut f32) {
     // SAFETY: the caller vouches for the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
@@ -414,31 +484,7 @@ unsafe fn prepare<S: Simd, D: Decode<S>>(layout: &RowLayout, x: *const f32, out:
                     std::slice::from_raw_parts_mut(out, layout.stride),
                 )
             };
-            let (values, sums) = out.split_at_mut(layout.n_values);
-            let chunk = D::VECS * S::LANES;
-            let mut padded = [0f32; 512];
-            for (c, out) in values.chunks_exact_mut(chunk).enumerate() {
-                let n = (layout.n_in - c * chunk).min(chunk);
-                let mut src = &x[c * chunk..c * chunk + n];
-                if n < chunk {
-                    padded[..n].copy_from_slice(src);
-                    src = &padded[..chunk];
-                }
-                D::prepare_chunk(src, out);
-            }
-            if D::SCALED {
-                sums.fill(0.0);
-                for (sum, group) in sums.iter_mut().zip(x.chunks_exact(layout.group_size)) {
-                    // Four partial sums: short chains, and an order that does not depend on the level.
-                    let mut part = [0f32; 4];
-                    for v in group.chunks_exact(4) {
-                        for (p, v) in part.iter_mut().zip(v) {
-                            *p += v;
-                        }
-                    }
-                    *sum = (part[0] + part[2]) + (part[1] + part[3]);
-                }
-            }
+            P::prepare(layout, x, out);
         },
     );
 }
@@ -481,7 +527,7 @@ unsafe fn scales<S: Simd>(
     mut f: impl FnMut(usize, S::F),
 ) {
     let n = layout.n_groups;
-    let padded_groups = layout.padded_groups();
+    let padded_groups = layout.padded_groups;
     // SAFETY: reads stay below n groups, writes below the padded groups (which are at least n).
     unsafe {
         match layout.scales {
@@ -496,6 +542,8 @@ unsafe fn scales<S: Simd>(
                 let size = dtype.size_bytes();
                 let n_whole = n / S::LANES * S::LANES;
                 for g in (0..n_whole).step_by(S::LANES) {
+                    s.prefetch(row.scales.wrapping_add(g * size + PREFETCH_SCALES));
+                    s.prefetch(row.biases.wrapping_add(g * size + PREFETCH_SCALES));
                     s.store(out.add(g), load_scales(s, dtype, row.scales.add(g * size)));
                     f(g, load_scales(s, dtype, row.biases.add(g * size)));
                 }

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Simd;
+use crate::quant::float::E2M1_TIMES_2;
 
 /// Proof that AVX2, FMA and F16C are there.
 #[derive(Clone, Copy)]
@@ -21,6 +22,19 @@ const fn code_tables(bits: usize) -> ([u8; 32], [u32; 8]) {
     (bytes, shifts)
 }
 
+/// Lane `j`'s code begins at bit `j · bits` of 128: its two bytes, and the factor that shifts it to the lane's top.
+const fn code_tables16(bits: usize) -> ([u8; 32], [u16; 16]) {
+    let (mut bytes, mut factors) = ([0x80; 32], [0; 16]);
+    let mut j = 0;
+    while j < 16 {
+        bytes[2 * j] = (j * bits / 8) as u8;
+        bytes[2 * j + 1] = (j * bits / 8 + 1) as u8;
+        factors[j] = 1 << (16 - bits - j * bits % 8);
+        j += 1;
+    }
+    (bytes, factors)
+}
+
 const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
 // SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
@@ -29,6 +43,7 @@ impl Simd for Avx2 {
     const LANES: usize = 8;
     type F = __m256;
     type I = __m256i;
+    type Acc = __m256i;
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -89,6 +104,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, factors) = const { code_tables16(BITS) };
+        unsafe {
+            let row = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
+            let windows = _mm256_shuffle_epi8(row, _mm256_loadu_si256(bytes.as_ptr().cast()));
+            let tops = _mm256_mullo_epi16(windows, _mm256_loadu_si256(factors.as_ptr().cast()));
+            self.shr16(tops, 16 - BITS as u32)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
         unsafe {
             let codes = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
@@ -140,6 +166,39 @@ impl Simd for Avx2 {
             let sign = _mm256_slli_epi32::<28>(_mm256_and_si256(codes, _mm256_set1_epi32(8)));
             _mm256_xor_ps(magnitude, _mm256_castsi256_ps(sign))
         }
+    }
+
+    #[inline(always)]
+    fn shr16(self, a: Self::I, n: u32) -> Self::I {
+        unsafe { _mm256_srl_epi16(a, _mm_cvtsi32_si128(n.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn shl16(self, a: Self::I, n: u32) -> Self::I {
+        unsafe { _mm256_sll_epi16(a, _mm_cvtsi32_si128(n.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn e2m1_times_512(self, codes: Self::I) -> Self::I {
+        unsafe {
+            let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(E2M1_TIMES_2.as_ptr().cast()));
+            _mm256_shuffle_epi8(table, codes)
+        }
+    }
+
+    #[inline(always)]
+    fn acc(self) -> Self::Acc {
+        self.splat_i(0)
+    }
+
+    #[inline(always)]
+    fn dot16(self, acc: Self::Acc, a: Self::I, b: Self::I) -> Self::Acc {
+        unsafe { _mm256_add_epi32(acc, _mm256_madd_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    fn acc_lanes(self, acc: Self::Acc) -> Self::I {
+        acc
     }
 
     #[inline(always)]

@@ -5,9 +5,9 @@ use std::arch::x86_64::*;
 use super::Simd;
 use crate::quant::float::E2M1_TIMES_2;
 
-/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `BF16`, also the bf16 dot product.
+/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot product.
 #[derive(Clone, Copy)]
-pub(crate) struct Avx512<const BF16: bool>(());
+pub(crate) struct Avx512<const VNNI: bool>(());
 
 /// Lane `j`'s code begins at bit `j · bits` of the low 128: its two bytes, and the shift within them.
 const fn code_tables(bits: usize) -> ([u8; 64], [u32; 16]) {
@@ -17,6 +17,21 @@ const fn code_tables(bits: usize) -> ([u8; 64], [u32; 16]) {
         bytes[4 * j] = (j * bits / 8) as u8;
         bytes[4 * j + 1] = (j * bits / 8 + 1) as u8;
         shifts[j] = (j * bits % 8) as u32;
+        j += 1;
+    }
+    (bytes, shifts)
+}
+
+/// Lane `j`'s code begins at bit `j · bits` of 256: its two bytes within the 16 that begin at byte `2 · bits · (j / 16)`,
+/// and the shift to the lane's top.
+const fn code_tables16(bits: usize) -> ([u8; 64], [u16; 32]) {
+    let (mut bytes, mut shifts) = ([0x80; 64], [0; 32]);
+    let mut j = 0;
+    while j < 32 {
+        let bit = j % 16 * bits;
+        bytes[2 * j] = (bit / 8) as u8;
+        bytes[2 * j + 1] = (bit / 8 + 1) as u8;
+        shifts[j] = (16 - bits - bit % 8) as u16;
         j += 1;
     }
     (bytes, shifts)
@@ -33,10 +48,11 @@ const E2M1: [f32; 16] = {
 
 // SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
-impl<const BF16: bool> Simd for Avx512<BF16> {
+impl<const VNNI: bool> Simd for Avx512<VNNI> {
     const LANES: usize = 16;
     type F = __m512;
     type I = __m512i;
+    type Acc = __m512i;
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -49,11 +65,11 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
         unsafe fn enabled<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma,f16c")]
-        unsafe fn enabled_bf16<R>(f: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        unsafe fn enabled_vnni<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
-        if BF16 { unsafe { enabled_bf16(f) } } else { unsafe { enabled(f) } }
+        if VNNI { unsafe { enabled_vnni(f) } } else { unsafe { enabled(f) } }
     }
 
     #[inline(always)]
@@ -97,6 +113,19 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             let windows = _mm512_shuffle_epi8(row, _mm512_loadu_si512(bytes.as_ptr().cast()));
             let codes = _mm512_srlv_epi32(windows, _mm512_loadu_si512(shifts.as_ptr().cast()));
             _mm512_and_si512(codes, _mm512_set1_epi32((1 << BITS) - 1))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, shifts) = const { code_tables16(BITS) };
+        unsafe {
+            let low = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
+            let high = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.add(2 * BITS).cast()));
+            let row = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
+            let windows = _mm512_shuffle_epi8(row, _mm512_loadu_si512(bytes.as_ptr().cast()));
+            let tops = _mm512_sllv_epi16(windows, _mm512_loadu_si512(shifts.as_ptr().cast()));
+            self.shr16(tops, 16 - BITS as u32)
         }
     }
 
@@ -148,6 +177,41 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     #[inline(always)]
     fn e2m1(self, codes: Self::I) -> Self::F {
         unsafe { _mm512_permutexvar_ps(codes, _mm512_loadu_ps(E2M1.as_ptr())) }
+    }
+
+    #[inline(always)]
+    fn shr16(self, a: Self::I, n: u32) -> Self::I {
+        unsafe { _mm512_srl_epi16(a, _mm_cvtsi32_si128(n.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn shl16(self, a: Self::I, n: u32) -> Self::I {
+        unsafe { _mm512_sll_epi16(a, _mm_cvtsi32_si128(n.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn e2m1_times_512(self, codes: Self::I) -> Self::I {
+        unsafe {
+            let table = _mm512_broadcast_i32x4(_mm_loadu_si128(E2M1_TIMES_2.as_ptr().cast()));
+            _mm512_shuffle_epi8(table, codes)
+        }
+    }
+
+    #[inline(always)]
+    fn acc(self) -> Self::Acc {
+        self.splat_i(0)
+    }
+
+    #[inline(always)]
+    fn dot16(self, acc: Self::Acc, a: Self::I, b: Self::I) -> Self::Acc {
+        unsafe {
+            if VNNI { _mm512_dpwssd_epi32(acc, a, b) } else { _mm512_add_epi32(acc, _mm512_madd_epi16(a, b)) }
+        }
+    }
+
+    #[inline(always)]
+    fn acc_lanes(self, acc: Self::Acc) -> Self::I {
+        acc
     }
 
     #[inline(always)]

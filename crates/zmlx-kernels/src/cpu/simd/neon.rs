@@ -24,12 +24,27 @@ const fn code_tables(bits: usize) -> ([u8; 32], [i32; 8]) {
     (bytes, shifts)
 }
 
+/// As [`code_tables`] for 16-bit lanes and 128 bits; the shift takes a code to the lane's top.
+const fn code_tables16(bits: usize) -> ([u8; 32], [i16; 16]) {
+    let (mut bytes, mut shifts) = ([255; 32], [0; 16]);
+    let mut j = 0;
+    while j < 16 {
+        bytes[2 * j] = (j * bits / 8) as u8;
+        bytes[2 * j + 1] = (j * bits / 8 + 1) as u8;
+        shifts[j] = (16 - bits - j * bits % 8) as i16;
+        j += 1;
+    }
+    (bytes, shifts)
+}
+
 // SAFETY of every block below: NEON is part of the target's baseline; pointers are as the trait's callers promise.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 impl Simd for Neon {
     const LANES: usize = 8;
     type F = Pair<float32x4_t>;
     type I = Pair<uint32x4_t>;
+    /// Of each half, the products of the low lanes and of the high lanes: pairs are added at the end.
+    type Acc = Pair<Pair<int32x4_t>>;
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -94,6 +109,19 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, shifts) = const { code_tables16(BITS) };
+        unsafe {
+            let row = vld1q_u8(p);
+            let half = |i: usize| {
+                let window = vreinterpretq_u16_u8(vqtbl1q_u8(row, vld1q_u8(bytes.as_ptr().add(16 * i))));
+                vreinterpretq_u32_u16(vshlq_u16(window, vld1q_s16(shifts.as_ptr().add(8 * i))))
+            };
+            self.shr16((half(0), half(1)), 16 - BITS as u32)
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
         let values: [f32; 8] = std::array::from_fn(|i| {
             let c = u16::from(unsafe { p.add(i).read() });
@@ -154,6 +182,58 @@ impl Simd for Neon {
                 vmulq_n_f32(vcvtq_f32_s32(wide), 0.5)
             };
             (lanes(codes.0), lanes(codes.1))
+        }
+    }
+
+    #[inline(always)]
+    fn shr16(self, a: Self::I, n: u32) -> Self::I {
+        unsafe {
+            let by = vdupq_n_s16(-(n as i16));
+            let half = |a| vreinterpretq_u32_u16(vshlq_u16(vreinterpretq_u16_u32(a), by));
+            (half(a.0), half(a.1))
+        }
+    }
+
+    #[inline(always)]
+    fn shl16(self, a: Self::I, n: u32) -> Self::I {
+        unsafe {
+            let by = vdupq_n_s16(n as i16);
+            let half = |a| vreinterpretq_u32_u16(vshlq_u16(vreinterpretq_u16_u32(a), by));
+            (half(a.0), half(a.1))
+        }
+    }
+
+    #[inline(always)]
+    fn e2m1_times_512(self, codes: Self::I) -> Self::I {
+        unsafe {
+            let table = vld1q_s8(E2M1_TIMES_2.as_ptr());
+            let half = |c| vreinterpretq_u32_s8(vqtbl1q_s8(table, vreinterpretq_u8_u32(c)));
+            (half(codes.0), half(codes.1))
+        }
+    }
+
+    #[inline(always)]
+    fn acc(self) -> Self::Acc {
+        let zero = unsafe { vdupq_n_s32(0) };
+        ((zero, zero), (zero, zero))
+    }
+
+    #[inline(always)]
+    fn dot16(self, acc: Self::Acc, a: Self::I, b: Self::I) -> Self::Acc {
+        unsafe {
+            let half = |acc: Pair<int32x4_t>, a, b| {
+                let (a, b) = (vreinterpretq_s16_u32(a), vreinterpretq_s16_u32(b));
+                (vmlal_s16(acc.0, vget_low_s16(a), vget_low_s16(b)), vmlal_high_s16(acc.1, a, b))
+            };
+            (half(acc.0, a.0, b.0), half(acc.1, a.1, b.1))
+        }
+    }
+
+    #[inline(always)]
+    fn acc_lanes(self, acc: Self::Acc) -> Self::I {
+        unsafe {
+            let half = |a: Pair<int32x4_t>| vreinterpretq_u32_s32(vpaddq_s32(a.0, a.1));
+            (half(acc.0), half(acc.1))
         }
     }
 

@@ -1,7 +1,7 @@
 //! Portable lanes: arrays of eight.
 
 use super::Simd;
-use crate::quant::float::e2m1_to_f32;
+use crate::quant::float::{E2M1_TIMES_2, e2m1_to_f32};
 
 /// Needs no instructions beyond the target's baseline.
 #[derive(Clone, Copy)]
@@ -9,10 +9,16 @@ pub(crate) struct Scalar;
 
 const N: usize = 8;
 
+/// `f` of the 16-bit halves of a word.
+fn halves(word: u32, f: impl Fn(u16) -> u16) -> u32 {
+    u32::from(f(word as u16)) | u32::from(f((word >> 16) as u16)) << 16
+}
+
 impl Simd for Scalar {
     const LANES: usize = N;
     type F = [f32; N];
     type I = [u32; N];
+    type Acc = [i32; N];
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -68,6 +74,14 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
+        // SAFETY: sixteen codes take 2 BITS bytes; the caller passes 16 more readable ones.
+        let bits = u128::from_le(unsafe { p.cast::<u128>().read_unaligned() });
+        let code = |i: usize| (bits >> (i * BITS)) as u32 & ((1 << BITS) - 1);
+        std::array::from_fn(|i| code(2 * i) | code(2 * i + 1) << 16)
+    }
+
+    #[inline(always)]
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
         // SAFETY: the caller passes N readable bytes.
         unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(|c| {
@@ -115,6 +129,40 @@ impl Simd for Scalar {
     #[inline(always)]
     fn e2m1(self, codes: Self::I) -> Self::F {
         codes.map(|c| e2m1_to_f32((c & 15) as u8))
+    }
+
+    #[inline(always)]
+    fn shr16(self, a: Self::I, n: u32) -> Self::I {
+        a.map(|v| halves(v, |h| h >> n))
+    }
+
+    #[inline(always)]
+    fn shl16(self, a: Self::I, n: u32) -> Self::I {
+        a.map(|v| halves(v, |h| h << n))
+    }
+
+    #[inline(always)]
+    fn e2m1_times_512(self, codes: Self::I) -> Self::I {
+        let times_512 =
+            |code: u16| (256 * i16::from(E2M1_TIMES_2[usize::from(code >> 8 & 15)])).cast_unsigned();
+        codes.map(|c| halves(c, times_512))
+    }
+
+    #[inline(always)]
+    fn acc(self) -> Self::Acc {
+        [0; N]
+    }
+
+    #[inline(always)]
+    fn dot16(self, acc: Self::Acc, a: Self::I, b: Self::I) -> Self::Acc {
+        let low = |v: u32| i32::from(v as i16);
+        let high = |v: u32| v.cast_signed() >> 16;
+        std::array::from_fn(|i| acc[i] + low(a[i]) * low(b[i]) + high(a[i]) * high(b[i]))
+    }
+
+    #[inline(always)]
+    fn acc_lanes(self, acc: Self::Acc) -> Self::I {
+        acc.map(i32::cast_unsigned)
     }
 
     #[inline(always)]
