@@ -12,7 +12,7 @@ mod integers;
 mod kernels;
 
 use gemm::{GemmFn, TILE_ROWS};
-use kernels::{DequantizeFn, DotFn, Kernels, MAX_X, ROWS, Row, RowLayout};
+use kernels::{DequantizeFn, DotFn, Kernels, MAX_X, ROWS, Row, RowLayout, SCALES_OVERREAD};
 
 use super::level::Level;
 use super::team::Member;
@@ -64,7 +64,14 @@ impl Part {
             data: bytes.data[row * data..].as_ptr(),
             scales: bytes.scales[row * scales..].as_ptr(),
             biases: bytes.biases[row * biases..].as_ptr(),
+            can_overread: row < self.n_overread(),
         }
+    }
+
+    /// Of each matrix, the rows behind whose scales (and biases, which take as much) there is the overread.
+    fn n_overread(&self) -> usize {
+        let scales = self.row_bytes[1];
+        (self.host.n_out() * scales).saturating_sub(SCALES_OVERREAD).checked_div(scales).unwrap_or(0)
     }
 }
 
@@ -401,14 +408,16 @@ impl<const W: usize> RowsOf<'_, W> {
         let Scratch { results, scales, .. } = scratch;
         let bases = self.parts.map(|part| part.row(self.mat, rows.start));
         let block_len = BLOCK_ROWS / n_runs;
+        let n_overread = self.parts.map(Part::n_overread).into_iter().min().unwrap_or(0);
         for block in (0..run_len).step_by(block_len) {
             let block = block..(block + block_len).min(run_len);
             for at in block.clone() {
                 // Past the end, the last row is repeated and its results are dropped.
                 let four: [Row; ROWS] = std::array::from_fn(|i| {
                     let row = (i % n_runs * run_len + at).min(rows.len() - 1);
+                    let can_overread = rows.start + row < n_overread;
                     // SAFETY: the row lies within the matrix, which is n_out rows of these many bytes.
-                    unsafe { bases[i / n_runs].add(row, self.parts[i / n_runs].row_bytes) }
+                    unsafe { bases[i / n_runs].add(row, self.parts[i / n_runs].row_bytes, can_overread) }
                 });
                 for (i, xs) in self.xs.chunks(MAX_X).enumerate() {
                     let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);

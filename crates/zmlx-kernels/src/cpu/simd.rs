@@ -83,6 +83,8 @@ pub(crate) trait Simd: Copy {
     fn acc_lanes(self, acc: Self::Acc) -> Self::I;
     /// Lane `j` of the result is lane `idx[j]` of `v`.
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F;
+    /// The first `n` lanes of `v`, whatever the others hold, then zeros.
+    fn first(self, v: Self::F, n: usize) -> Self::F;
     /// The sum of the lanes.
     fn sum(self, v: Self::F) -> f32;
     /// Fetches the cache line at `p`, which need not be valid.

@@ -68,20 +68,27 @@ pub(crate) struct Row {
     pub(crate) data: *const u8,
     pub(crate) scales: *const u8,
     pub(crate) biases: *const u8,
+    /// Whether [`SCALES_OVERREAD`] bytes behind the scales and the biases are readable.
+    pub(crate) can_overread: bool,
 }
+
+/// Bytes behind a row's scales that reading whole vectors may take in: the largest vector's.
+pub(crate) const SCALES_OVERREAD: usize = 64;
 
 impl Row {
     /// The row `n` rows further on.
     ///
     /// # Safety
-    /// It lies within the same matrix, whose rows take `row_bytes` of data, scales and biases.
-    pub(crate) unsafe fn add(self, n: usize, row_bytes: [usize; 3]) -> Self {
+    /// It lies within the same matrix, whose rows take `row_bytes` of data, scales and biases, and the overread is as
+    /// said.
+    pub(crate) unsafe fn add(self, n: usize, row_bytes: [usize; 3], can_overread: bool) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
             Self {
                 data: self.data.add(n * row_bytes[0]),
                 scales: self.scales.add(n * row_bytes[1]),
                 biases: self.biases.add(n * row_bytes[2]),
+                can_overread,
             }
         }
     }
@@ -331,19 +338,18 @@ unsafe fn dot_rows<S: Simd, P: Sums<S>, const X: usize, const R: usize>(
                     &rows[r],
                     scratch.add(r * padded_groups),
                     #[inline(always)]
-                    |g, biases| {
+                    |g, scales, biases| {
                         for m in 0..X {
                             total[m][r] = s.fma(biases, s.load(x[m].add(layout.n_values + g)), total[m][r]);
                         }
+                        if P::X_SCALED && X == 1 {
+                            // One row of activations: its scales are multiplied in once, not chunk by chunk.
+                            s.mul(scales, s.load(x[0].add(layout.n_values + padded_groups + g)))
+                        } else {
+                            scales
+                        }
                     },
                 );
-                if P::X_SCALED && X == 1 {
-                    // One row of activations: its scales are multiplied in once, not chunk by chunk.
-                    let (w, x) = (scratch.add(r * padded_groups), x[0].add(layout.n_values + padded_groups));
-                    for g in (0..padded_groups).step_by(S::LANES) {
-                        s.store(w.add(g), s.mul(s.load(w.add(g)), s.load(x.add(g))));
-                    }
-                }
             }
         }
         let scale_rows = ScaleRows {
@@ -434,15 +440,18 @@ unsafe fn dequantize<S: Simd, D: Decode<S>>(layout: &RowLayout, row: &Row, scrat
             // SAFETY: the buffers are as the layout says (the caller's promise).
             unsafe {
                 if D::SCALED {
-                    let biases = out.add(layout.n_values);
-                    std::ptr::write_bytes(biases, 0, layout.padded_groups);
+                    let biases_out = out.add(layout.n_values);
+                    s.store(biases_out.add(layout.padded_groups - S::LANES), s.splat(0.0));
                     scales(
                         s,
                         layout,
                         row,
                         scratch,
                         #[inline(always)]
-                        |g, b| s.store(biases.add(g), b),
+                        |g, scales, biases| {
+                            s.store(biases_out.add(g), biases);
+                            scales
+                        },
                     );
                 }
                 let scale_idx = scale_lanes(s, layout);
@@ -514,7 +523,8 @@ unsafe fn chunk_scale<S: Simd>(s: S, layout: &RowLayout, scales: *const f32, c: 
     }
 }
 
-/// Writes a row's scales as floats, padded with zeros, and hands its biases, if any, to `f` by vectors of groups.
+/// Writes `f(first_group, scales, biases)` for the row's scales and biases as floats, by vectors of groups, padded with
+/// zeros. A format without biases has zeros.
 ///
 /// # Safety
 /// The row is as the layout says; `out` has room for the padded groups.
@@ -524,40 +534,55 @@ unsafe fn scales<S: Simd>(
     layout: &RowLayout,
     row: &Row,
     out: *mut f32,
-    mut f: impl FnMut(usize, S::F),
+    mut f: impl FnMut(usize, S::F, S::F) -> S::F,
 ) {
     let n = layout.n_groups;
-    let padded_groups = layout.padded_groups;
-    // SAFETY: reads stay below n groups, writes below the padded groups (which are at least n).
+    let n_whole = n / S::LANES * S::LANES;
+    // SAFETY: reads stay below n groups and the overread, writes below the padded groups (which are at least n).
     unsafe {
         match layout.scales {
             ScaleKind::None => {}
             ScaleKind::E8m0 | ScaleKind::E4m3 => {
                 let table = if layout.scales == ScaleKind::E8m0 { &E8M0 } else { &E4M3 };
-                for g in 0..padded_groups {
-                    out.add(g).write(if g < n { table[usize::from(row.scales.add(g).read())] } else { 0.0 });
+                for g in (0..n).step_by(S::LANES) {
+                    let mut scales = [0f32; 16];
+                    for (i, scale) in scales[..S::LANES.min(n - g)].iter_mut().enumerate() {
+                        *scale = table[usize::from(row.scales.add(g + i).read())];
+                    }
+                    s.store(out.add(g), f(g, s.load(scales.as_ptr()), s.splat(0.0)));
                 }
             }
             ScaleKind::Float(dtype) => {
                 let size = dtype.size_bytes();
-                let n_whole = n / S::LANES * S::LANES;
                 for g in (0..n_whole).step_by(S::LANES) {
-                    s.prefetch(row.scales.wrapping_add(g * size + PREFETCH_SCALES));
-                    s.prefetch(row.biases.wrapping_add(g * size + PREFETCH_SCALES));
-                    s.store(out.add(g), load_scales(s, dtype, row.scales.add(g * size)));
-                    f(g, load_scales(s, dtype, row.biases.add(g * size)));
+                    let (scales, biases) = (row.scales.add(g * size), row.biases.add(g * size));
+                    s.prefetch(scales.wrapping_add(PREFETCH_SCALES));
+                    s.prefetch(biases.wrapping_add(PREFETCH_SCALES));
+                    s.store(out.add(g), f(g, load_scales(s, dtype, scales), load_scales(s, dtype, biases)));
                 }
                 if n_whole < n {
-                    let mut rest = [[0f32; 16]; 2];
-                    for g in n_whole..n {
-                        rest[0][g - n_whole] = read_scale(dtype, row.scales.add(g * size));
-                        rest[1][g - n_whole] = read_scale(dtype, row.biases.add(g * size));
-                    }
-                    s.store(out.add(n_whole), s.load(rest[0].as_ptr()));
-                    f(n_whole, s.load(rest[1].as_ptr()));
+                    let (scales, biases) = (row.scales.add(n_whole * size), row.biases.add(n_whole * size));
+                    s.prefetch(scales.wrapping_add(PREFETCH_SCALES));
+                    s.prefetch(biases.wrapping_add(PREFETCH_SCALES));
+                    let (scales, biases) = if row.can_overread {
+                        let n = n - n_whole;
+                        let (scales, biases) = (load_scales(s, dtype, scales), load_scales(s, dtype, biases));
+                        (s.first(scales, n), s.first(biases, n))
+                    } else {
+                        let mut rest = [[0f32; 16]; 2];
+                        for (rest, from) in rest.iter_mut().zip([scales, biases]) {
+                            for (g, v) in rest[..n - n_whole].iter_mut().enumerate() {
+                                *v = read_scale(dtype, from.add(g * size));
+                            }
+                        }
+                        (s.load(rest[0].as_ptr()), s.load(rest[1].as_ptr()))
+                    };
+                    s.store(out.add(n_whole), f(n_whole, scales, biases));
                 }
-                s.store(out.add(padded_groups - S::LANES), s.splat(0.0));
             }
+        }
+        if layout.scales != ScaleKind::None {
+            s.store(out.add(layout.padded_groups - S::LANES), s.splat(0.0));
         }
     }
 }

@@ -37,6 +37,16 @@ const fn code_tables16(bits: usize) -> ([u8; 32], [u16; 16]) {
 
 const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
+/// Eight full lanes and eight empty ones: a vector from `8 - n` on covers the first `n` lanes.
+const fn first_lanes() -> [u32; 16] {
+    let (mut masks, mut i) = ([0; 16], 0);
+    while i < 8 {
+        masks[i] = u32::MAX;
+        i += 1;
+    }
+    masks
+}
+
 // SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 impl Simd for Avx2 {
@@ -204,6 +214,13 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F {
         unsafe { _mm256_permutevar8x32_ps(v, idx) }
+    }
+
+    #[inline(always)]
+    fn first(self, v: Self::F, n: usize) -> Self::F {
+        const MASKS: [u32; 16] = first_lanes();
+        debug_assert!(n <= 8);
+        unsafe { _mm256_and_ps(v, _mm256_loadu_ps(MASKS.as_ptr().add(8 - n).cast())) }
     }
 
     #[inline(always)]

@@ -220,6 +220,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    fn first(self, v: Self::F, n: usize) -> Self::F {
+        unsafe { _mm512_maskz_mov_ps(((1u32 << n) - 1) as __mmask16, v) }
+    }
+
+    #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
         unsafe { _mm512_reduce_add_ps(v) }
     }

@@ -37,6 +37,16 @@ const fn code_tables16(bits: usize) -> ([u8; 32], [i16; 16]) {
     (bytes, shifts)
 }
 
+/// Eight full lanes and eight empty ones: a vector from `8 - n` on covers the first `n` lanes.
+const fn first_lanes() -> [u32; 16] {
+    let (mut masks, mut i) = ([0; 16], 0);
+    while i < 8 {
+        masks[i] = u32::MAX;
+        i += 1;
+    }
+    masks
+}
+
 // SAFETY of every block below: NEON is part of the target's baseline; pointers are as the trait's callers promise.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 impl Simd for Neon {
@@ -246,6 +256,17 @@ impl Simd for Neon {
             vst1q_u32(picks.as_mut_ptr().add(4), idx.1);
             let out = picks.map(|i| values[i as usize % 8]);
             self.load(out.as_ptr())
+        }
+    }
+
+    #[inline(always)]
+    fn first(self, v: Self::F, n: usize) -> Self::F {
+        const MASKS: [u32; 16] = first_lanes();
+        debug_assert!(n <= 8);
+        unsafe {
+            let p = MASKS.as_ptr().add(8 - n);
+            let half = |v, mask| vreinterpretq_f32_u32(vandq_u32(vreinterpretq_u32_f32(v), mask));
+            (half(v.0, vld1q_u32(p)), half(v.1, vld1q_u32(p.add(4))))
         }
     }
 

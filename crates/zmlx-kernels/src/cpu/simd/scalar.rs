@@ -171,6 +171,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn first(self, v: Self::F, n: usize) -> Self::F {
+        std::array::from_fn(|i| if i < n { v[i] } else { 0.0 })
+    }
+
+    #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
         ((v[0] + v[4]) + (v[2] + v[6])) + ((v[1] + v[5]) + (v[3] + v[7]))
     }
