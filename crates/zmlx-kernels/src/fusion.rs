@@ -29,6 +29,36 @@ pub struct Fusion {
     pub route: Switch,
     /// Query, key and value projections in one product over concatenated rows.
     pub qkv: Switch,
+    /// From what a softmax router chooses. Other routers do not ask.
+    pub softmax_route: SoftmaxRoute,
+}
+
+/// From what a softmax router chooses its experts. Softmax keeps the order, so the chosen set is the same but for ties:
+/// values that round to equal probabilities may differ as logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum SoftmaxRoute {
+    /// From the probabilities, as the models define it.
+    Probabilities,
+    /// From the logits; the weights are their probabilities. An experiment, always composed of plain ops.
+    Logits,
+    /// From the logits; the weights are the softmax of the chosen logits alone, which equals the renormalised
+    /// probabilities, so only where those are asked for. An experiment, always composed of plain ops.
+    ChosenLogits,
+}
+
+impl SoftmaxRoute {
+    /// The name in a fusion's text, `route=NAME`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Probabilities => "probabilities",
+            Self::Logits => "logits",
+            Self::ChosenLogits => "chosen_logits",
+        }
+    }
+
+    fn from_name(name: &str) -> Option<Self> {
+        [Self::Probabilities, Self::Logits, Self::ChosenLogits].into_iter().find(|r| r.name() == name)
+    }
 }
 
 /// Whether a fused op is used.
@@ -63,6 +93,7 @@ impl Fusion {
             add_rms_norm: switch,
             route: switch,
             qkv: switch,
+            softmax_route: SoftmaxRoute::Probabilities,
         }
     }
 
@@ -102,6 +133,9 @@ impl fmt::Display for Fusion {
                 write!(f, ",{}{op}", if is.is_on() { '+' } else { '-' })?;
             }
         }
+        if self.softmax_route != preset.softmax_route {
+            write!(f, ",route={}", self.softmax_route.name())?;
+        }
         Ok(())
     }
 }
@@ -110,7 +144,7 @@ impl fmt::Display for Fusion {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "unknown fusion {got:?}: expected stock, concat or fused, then +OP or -OP separated by commas, \
-     OP one of combine, dense_swiglu, add_rms_norm, route, qkv"
+     OP one of combine, dense_swiglu, add_rms_norm, route, qkv; or route=probabilities, logits or chosen_logits"
 )]
 pub struct ParseFusionError {
     got: String,
@@ -130,6 +164,10 @@ impl FromStr for Fusion {
             _ => return Err(unknown()),
         };
         for part in parts {
+            if let Some(name) = part.strip_prefix("route=") {
+                fusion.softmax_route = SoftmaxRoute::from_name(name).ok_or_else(unknown)?;
+                continue;
+            }
             let (switch, op) = match (part.strip_prefix('+'), part.strip_prefix('-')) {
                 (Some(op), _) => (Switch::On, op),
                 (_, Some(op)) => (Switch::Off, op),
@@ -147,11 +185,13 @@ mod tests {
 
     #[test]
     fn text_round_trip() {
-        for text in ["stock", "concat", "fused", "fused,-combine", "stock,+route,+qkv"] {
+        for text in
+            ["stock", "concat", "fused", "fused,-combine", "stock,+route,+qkv", "fused,-route,route=logits"]
+        {
             let fusion: Fusion = text.parse().unwrap();
             assert_eq!(fusion.to_string(), text);
         }
-        for text in ["", "Fused", "fused,combine", "fused,-x", "fused,"] {
+        for text in ["", "Fused", "fused,combine", "fused,-x", "fused,", "fused,route=x"] {
             assert!(text.parse::<Fusion>().is_err(), "{text}");
         }
     }

@@ -1,0 +1,388 @@
+//! Each fused op against its composition, on a loaded model's own weights.
+
+use std::fmt;
+
+use zmlx_kernels::{Backend, ExpertFusion, Fusion, SoftmaxRoute, Span, Switch, stock};
+use zmlx_moe::{Mlp, MoeBlock, Router, Routing};
+
+use crate::attention::Attention;
+use crate::decoder::FeedForward;
+use crate::{Model, ModelConfig, Result};
+
+/// The most that a fused op may differ from its composition: see [`Outcome::Agrees`]'s difference.
+///
+/// With activations in bf16 the composition rounds each intermediate result to 8 bits, where the fused op may round
+/// once: gate, up, SiLU, product, and each of a token's summed experts, 2^-9 apiece. 2^-5 leaves room for all of them
+/// to point the same way. A value that a wrong kernel computes differs by about 1.
+pub const MAX_DIFFERENCE: f64 = 1.0 / 32.0;
+
+/// What a self-check found.
+#[derive(Clone, Debug)]
+pub struct SelfCheck {
+    /// One entry per fused op that was asked for and that the model has.
+    pub ops: Vec<OpCheck>,
+    /// What was asked for, without the ops that failed.
+    pub fusion: Fusion,
+}
+
+impl SelfCheck {
+    /// Whether every op agrees with its composition.
+    pub fn passed(&self) -> bool {
+        self.ops.iter().all(|op| op.outcome.is_sound())
+    }
+}
+
+/// A fused op's check in one shape, over all layers that have it.
+#[derive(Clone, Debug)]
+pub struct OpCheck {
+    /// Which part of a [`Fusion`] it is: `experts`, or the name of a switch.
+    pub op: &'static str,
+    /// The [`Backend`] method.
+    pub kernel: &'static str,
+    /// Widths that the op goes through.
+    pub shape: String,
+    /// Where it differs most, or the first layer that failed.
+    pub layer_idx: usize,
+    /// Number of layers that were compared.
+    pub n_layers: usize,
+    /// The result.
+    pub outcome: Outcome,
+}
+
+/// Whether a fused op and its composition agree.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Outcome {
+    /// They do.
+    Agrees {
+        /// The largest `|fused - composed| / (|composed| + r)` of all values, r the root mean square of `composed`.
+        difference: f64,
+    },
+    /// They differ by more than [`MAX_DIFFERENCE`], or the result is not a number.
+    Differs {
+        /// As above.
+        difference: f64,
+    },
+    /// The fused op ended with an error, its composition did not.
+    Failed {
+        /// The error.
+        why: String,
+    },
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Agrees { difference } => write!(f, "ok (differs by {difference:.1e})"),
+            Self::Differs { difference } => {
+                write!(f, "differs by {difference:.1e}, at most {MAX_DIFFERENCE:.1e} is sound")
+            }
+            Self::Failed { why } => write!(f, "failed: {why}"),
+        }
+    }
+}
+
+/// Computes one token on every layer, each op that `wanted` fuses both ways, and warns of each op that fails.
+///
+/// It takes as long as a few decoded tokens.
+///
+/// # Errors
+/// If the unfused model cannot be computed.
+pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfCheck> {
+    let b = &model.backend;
+    let mut check = Checker { b, wanted, eps: model.eps, layer_idx: 0, ops: Vec::new() };
+    let widths = Widths::of(&model.config);
+    // One sequence for the stock attention, one for the fused.
+    let mut state = model.state(2)?;
+    let token = (model.config.vocab_size() / 2) as u32;
+    let mut h = b.embed(&model.embed, &b.indices(&[token], &[1])?)?;
+    let Some(first) = model.layers.first() else { return Ok(check.finish()) };
+    let mut x = b.rms_norm(&h, &first.input_norm, model.eps)?;
+    for (layer_idx, (layer, cache)) in model.layers.iter().zip(&mut state.caches).enumerate() {
+        check.layer_idx = layer_idx;
+        let mut attend = |slot: usize, fusion: &Fusion| {
+            let span = Span { slot, start: 0, n_tokens: 1 };
+            layer.attention.forward(b, &x, (&mut *cache, &[span]), fusion)
+        };
+        let y = attend(0, &Fusion::STOCK)?;
+        if let Attention::Gqa(a) = &layer.attention {
+            let shape = format!("{} → {}", widths.hidden, (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
+            check.tensor(("qkv", "linear"), &shape, &y, |fusion| attend(1, fusion))?;
+        }
+        (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;
+        let y = match &layer.feed_forward {
+            FeedForward::Dense(mlp) => check.mlp(mlp, &x, &widths.dense)?,
+            FeedForward::Moe(moe) => check.moe(moe, &x, &widths)?,
+        };
+        let next_norm = model.layers.get(layer_idx + 1).map_or(&model.norm, |next| &next.input_norm);
+        (h, x) = check.add_norm(&h, &y, next_norm)?;
+    }
+    Ok(check.finish())
+}
+
+/// What a report calls the shapes.
+struct Widths {
+    hidden: usize,
+    /// Of a dense layer's MLP.
+    dense: String,
+    shared: String,
+    up: String,
+    down: String,
+    router: String,
+}
+
+impl Widths {
+    fn of(config: &ModelConfig) -> Self {
+        let (hidden, dense, moe, n_shared, n_experts, top_k) = match config {
+            ModelConfig::Glm4MoeLite(c) => (
+                c.hidden_size,
+                c.intermediate_size,
+                c.moe_intermediate_size,
+                c.n_shared_experts,
+                c.n_routed_experts,
+                c.num_experts_per_tok,
+            ),
+            ModelConfig::Qwen3Moe(c) => (
+                c.hidden_size,
+                c.intermediate_size,
+                c.moe_intermediate_size,
+                0,
+                c.num_experts,
+                c.num_experts_per_tok,
+            ),
+        };
+        let experts = format!("{top_k} of {n_experts}");
+        Self {
+            hidden,
+            dense: format!("{hidden} → {dense}"),
+            shared: format!("{hidden} → {}", n_shared * moe),
+            up: format!("{hidden} → {moe}, {experts}"),
+            down: format!("{moe} → {hidden}, {experts}"),
+            router: experts,
+        }
+    }
+}
+
+/// Name of the op in a fusion, and of the kernel.
+type Names = (&'static str, &'static str);
+
+struct Checker<'a, B> {
+    b: &'a B,
+    wanted: &'a Fusion,
+    eps: f32,
+    layer_idx: usize,
+    /// Each with the layer that it was last compared in.
+    ops: Vec<(OpCheck, usize)>,
+}
+
+impl<B: Backend> Checker<'_, B> {
+    /// The fusion of `op` alone, as it is wanted; none if it is not.
+    fn only(&self, op: &str) -> Option<Fusion> {
+        let (mut fusion, wanted) = (Fusion::STOCK, self.wanted);
+        match op {
+            "experts" => fusion.experts = wanted.experts,
+            "combine" => fusion.combine = wanted.combine,
+            "dense_swiglu" => fusion.dense_swiglu = wanted.dense_swiglu,
+            "add_rms_norm" => fusion.add_rms_norm = wanted.add_rms_norm,
+            "qkv" => fusion.qkv = wanted.qkv,
+            // The experimental routes are compositions: nothing is fused.
+            "route" if wanted.softmax_route == SoftmaxRoute::Probabilities => fusion.route = wanted.route,
+            _ => {}
+        }
+        (fusion != Fusion::STOCK).then_some(fusion)
+    }
+
+    /// Compares what `compute` makes with the op fused with `want`, its value without.
+    fn tensor(
+        &mut self,
+        names: Names,
+        shape: &str,
+        want: &B::Tensor,
+        compute: impl FnOnce(&Fusion) -> zmlx_kernels::Result<B::Tensor>,
+    ) -> Result<()> {
+        let Some(fusion) = self.only(names.0) else { return Ok(()) };
+        let want = read(self.b, want)?;
+        let got = compute(&fusion).and_then(|y| read(self.b, &y));
+        self.record(names, shape, got.map(|got| difference(&got, &want)));
+        Ok(())
+    }
+
+    fn add_norm(
+        &mut self,
+        h: &B::Tensor,
+        y: &B::Tensor,
+        weight: &B::Weight,
+    ) -> Result<(B::Tensor, B::Tensor)> {
+        const NAMES: Names = ("add_rms_norm", "add_rms_norm");
+        let (b, eps) = (self.b, self.eps);
+        let (sum, normed) = stock::add_rms_norm(b, h, y, weight, eps)?;
+        let shape = b.shape(h).last().copied().unwrap_or(0).to_string();
+        self.tensor(NAMES, &shape, &sum, |_| Ok(b.add_rms_norm(h, y, weight, eps)?.0))?;
+        self.tensor(NAMES, &shape, &normed, |_| Ok(b.add_rms_norm(h, y, weight, eps)?.1))?;
+        Ok((sum, normed))
+    }
+
+    fn mlp(&mut self, mlp: &Mlp<B::Weight>, x: &B::Tensor, shape: &str) -> Result<B::Tensor> {
+        let y = mlp.forward(self.b, x, &Fusion::STOCK)?;
+        let b = self.b;
+        self.tensor(("dense_swiglu", "qmm_swiglu"), shape, &y, |fusion| mlp.forward(b, x, fusion))?;
+        Ok(y)
+    }
+
+    fn moe(&mut self, moe: &MoeBlock<B::Weight>, x: &B::Tensor, widths: &Widths) -> Result<B::Tensor> {
+        let b = self.b;
+        let routing = moe.router.route(b, x, &Fusion::STOCK)?;
+        if let Some(fusion) = self.only("route") {
+            let kernel = match &moe.router {
+                Router::SoftmaxTopK { .. } => "route_softmax_top_k",
+                Router::NoauxTc { .. } => "route_noaux_tc",
+            };
+            let want = choices(b, &routing)?;
+            let got = moe.router.route(b, x, &fusion).and_then(|routing| choices(b, &routing));
+            let result = got.map(|got| {
+                let part = |i: usize| difference(&got[i], &want[i]);
+                worse(part(0), part(1))
+            });
+            self.record(("route", kernel), &widths.router, result);
+        }
+        let chosen = (&routing.experts, &routing.weights);
+        let mut y = moe.experts.forward(b, x, chosen, &Fusion::STOCK)?;
+        let kernel = match self.wanted.experts {
+            ExpertFusion::Fused => "gather_qmm_swiglu",
+            ExpertFusion::Concat | ExpertFusion::Stock => "gather_linear",
+        };
+        for (names, shape) in
+            [(("experts", kernel), &widths.up), (("combine", "gather_qmm_combine"), &widths.down)]
+        {
+            self.tensor(names, shape, &y, |fusion| moe.experts.forward(b, x, chosen, fusion))?;
+        }
+        if let Some(shared) = &moe.shared {
+            y = b.add(&y, &self.mlp(shared, x, &widths.shared)?)?;
+        }
+        Ok(y)
+    }
+
+    /// Keeps the worst result of an op in a shape.
+    fn record(&mut self, (op, kernel): Names, shape: &str, result: zmlx_kernels::Result<f64>) {
+        let outcome = match result {
+            // Not so if it is NaN.
+            Ok(difference) if difference <= MAX_DIFFERENCE => Outcome::Agrees { difference },
+            Ok(difference) => Outcome::Differs { difference },
+            Err(e) => Outcome::Failed { why: e.to_string() },
+        };
+        let layer_idx = self.layer_idx;
+        match self.ops.iter_mut().find(|(c, _)| c.op == op && c.kernel == kernel && c.shape == shape) {
+            None => {
+                let shape = shape.to_owned();
+                self.ops.push((OpCheck { op, kernel, shape, layer_idx, n_layers: 1, outcome }, layer_idx));
+            }
+            Some((known, last)) => {
+                known.n_layers += usize::from(*last != layer_idx);
+                *last = layer_idx;
+                if outcome.is_worse_than(&known.outcome) {
+                    (known.layer_idx, known.outcome) = (layer_idx, outcome);
+                }
+            }
+        }
+    }
+
+    fn finish(self) -> SelfCheck {
+        let mut fusion = *self.wanted;
+        let ops: Vec<OpCheck> = self.ops.into_iter().map(|(check, _)| check).collect();
+        for check in &ops {
+            if check.outcome.is_sound() {
+                continue;
+            }
+            tracing::warn!(
+                "{} ({}) on the {} backend, layer {}: {}: {} is switched off",
+                check.kernel,
+                check.shape,
+                self.b.name(),
+                check.layer_idx,
+                check.outcome,
+                check.op
+            );
+            match check.op {
+                "experts" => fusion.experts = ExpertFusion::Stock,
+                "combine" => fusion.combine = Switch::Off,
+                "dense_swiglu" => fusion.dense_swiglu = Switch::Off,
+                "add_rms_norm" => fusion.add_rms_norm = Switch::Off,
+                "route" => fusion.route = Switch::Off,
+                "qkv" => fusion.qkv = Switch::Off,
+                other => unreachable!("{other} is no op of this check"),
+            }
+        }
+        SelfCheck { ops, fusion }
+    }
+}
+
+impl Outcome {
+    /// Whether the op may be used.
+    pub fn is_sound(&self) -> bool {
+        matches!(self, Self::Agrees { .. })
+    }
+
+    fn is_worse_than(&self, other: &Self) -> bool {
+        match (self, other) {
+            (_, Self::Failed { .. }) => false,
+            (Self::Failed { .. }, _) => true,
+            (
+                Self::Agrees { difference } | Self::Differs { difference },
+                Self::Agrees { difference: known } | Self::Differs { difference: known },
+            ) => difference.is_nan() || difference > known,
+        }
+    }
+}
+
+fn read<B: Backend>(b: &B, x: &B::Tensor) -> zmlx_kernels::Result<Vec<f32>> {
+    let mut values = Vec::new();
+    b.read(x, &mut values)?;
+    Ok(values)
+}
+
+/// Logits and weights of the chosen experts, in the order of the logits: experts whose logits are equal may be
+/// exchanged, others may not, and the order of the choice does not count.
+fn choices<B: Backend>(b: &B, routing: &Routing<B>) -> zmlx_kernels::Result<[Vec<f32>; 2]> {
+    let (logits, weights) = (read(b, &routing.logits)?, read(b, &routing.weights)?);
+    let mut experts = Vec::new();
+    b.read_indices(&routing.experts, &mut experts)?;
+    let logit = |e: &u32| logits.get(*e as usize).copied().unwrap_or(f32::NAN);
+    let mut chosen: Vec<(f32, f32)> = experts.iter().map(logit).zip(weights).collect();
+    chosen.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.total_cmp(&b.1)));
+    Ok([chosen.iter().map(|c| c.0).collect(), chosen.iter().map(|c| c.1).collect()])
+}
+
+/// See [`Outcome::Agrees`]; infinite if the numbers of values differ, NaN if one is not a number.
+fn difference(got: &[f32], want: &[f32]) -> f64 {
+    if got.len() != want.len() {
+        return f64::INFINITY;
+    }
+    let power: f64 = want.iter().map(|w| f64::from(*w).powi(2)).sum();
+    let rms = (power / want.len().max(1) as f64).sqrt();
+    let of = |(g, w): (&f32, &f32)| match f64::from(*g) - f64::from(*w) {
+        0.0 => 0.0,
+        error => error.abs() / (f64::from(*w).abs() + rms),
+    };
+    got.iter().zip(want).map(of).fold(0.0, worse)
+}
+
+/// The larger one; NaN is larger than any number.
+fn worse(a: f64, b: f64) -> f64 {
+    if a.is_nan() || a > b { a } else { b }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn differences() {
+        assert_eq!(difference(&[1.0, -2.0], &[1.0, -2.0]), 0.0);
+        assert_eq!(difference(&[0.0; 3], &[0.0; 3]), 0.0);
+        // One of four values is wrong by 2: 2 / (|1| + 1).
+        assert_eq!(difference(&[1.0, 1.0, -1.0, 1.0], &[1.0; 4]), 1.0);
+        assert_eq!(difference(&[1.0], &[1.0, 1.0]), f64::INFINITY);
+        for (got, want) in [(f32::NAN, 1.0), (1.0, f32::NAN), (f32::INFINITY, f32::INFINITY)] {
+            assert!(difference(&[got, 1.0, 5.0], &[want, 1.0, 1.0]).is_nan(), "{got} {want}");
+        }
+    }
+}
