@@ -88,6 +88,19 @@ pub struct NoauxTc {
     pub routed_scaling_factor: f32,
 }
 
+/// How a prompt is best cut into steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefillStyle {
+    /// In chunks of the caller's choice, the last token among them.
+    Whole,
+    /// All but the last token in chunks of this size, whose logits nobody computes, then the last token as a decode
+    /// step: mlx-lm's way, whose rounding it shares.
+    LastTokenAlone {
+        /// Most tokens of a chunk.
+        chunk: usize,
+    },
+}
+
 /// Arguments of [`Backend::latent_attention`] and [`Backend::mla_attention`]: the new tokens' queries and keys.
 #[derive(Debug)]
 pub struct MlaInputs<'a, T> {
@@ -206,6 +219,42 @@ pub trait Backend {
     /// # Errors
     /// If the slot does not exist or holds fewer tokens.
     fn truncate(&self, cache: &mut Self::KvCache, slot: usize, n_tokens: usize) -> Result<()>;
+
+    // ---- the order of steps: default bodies for backends that compute at once
+
+    /// How prompts are cut.
+    fn prefill_style(&self) -> PrefillStyle {
+        PrefillStyle::Whole
+    }
+
+    /// Computes what the caches hold, so that a lazy device does not gather the work of a whole prompt.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn eval_caches(&self, _caches: &[Self::KvCache]) -> Result<()> {
+        Ok(())
+    }
+
+    /// The most probable token of each row of logits, still on the device: the next step can be built on it before it
+    /// is computed. None where ops compute at once, as there is nothing to overlap.
+    ///
+    /// **Shapes** logits `[n, vocab]` → `[n]`. **Numerics** of equal logits the lowest index; a backend that follows a
+    /// stock engine may choose from that engine's rounded log-probabilities.
+    ///
+    /// # Errors
+    /// If the logits are no matrix.
+    fn argmax(&self, _logits: &Self::Tensor) -> Result<Option<Self::Indices>> {
+        Ok(None)
+    }
+
+    /// Starts to compute a step's results without waiting for them, and returns its logits in the form that
+    /// [`Backend::read`] only copies: read after the next step has been started, they do not wait for that one.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn eval_async(&self, logits: Self::Tensor, _chosen: &Self::Indices) -> Result<Self::Tensor> {
+        Ok(logits)
+    }
 
     // ---- plain ops
 
@@ -398,6 +447,34 @@ pub trait Backend {
     /// If a row does not exist.
     fn take_rows(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
 
+    // ---- compositions that depend on the backend
+
+    /// [`Backend::route_softmax_top_k`] unfused. A backend that follows a stock engine overrides it with that engine's
+    /// ops, whose order of experts and rounding may be others.
+    ///
+    /// # Errors
+    /// As [`Backend::route_softmax_top_k`].
+    fn stock_route_softmax_top_k(
+        &self,
+        logits: &Self::Tensor,
+        settings: &SoftmaxTopK,
+    ) -> Result<(Self::Indices, Self::Tensor)> {
+        stock::route_softmax_top_k(self, logits, settings)
+    }
+
+    /// [`Backend::route_noaux_tc`] unfused, as [`Backend::stock_route_softmax_top_k`].
+    ///
+    /// # Errors
+    /// As [`Backend::route_noaux_tc`].
+    fn stock_route_noaux_tc(
+        &self,
+        logits: &Self::Tensor,
+        bias: &Self::Weight,
+        settings: &NoauxTc,
+    ) -> Result<(Self::Indices, Self::Tensor)> {
+        stock::route_noaux_tc(self, logits, bias, settings)
+    }
+
     // ---- fused ops: the default body is the composition
 
     /// `silu(x · gateᵀ) · (x · upᵀ)` for the chosen experts, in one pass over gate and up.
@@ -468,7 +545,7 @@ pub trait Backend {
     /// Chooses experts by softmax probability: `p = softmax(logits)`, the `top_k` largest, renormalised if asked.
     ///
     /// **Shapes** logits `[n, n_experts]` → indices and weights `[n, top_k]`, the most probable first, of equal ones
-    /// the lower index. **Numerics** f32. **Source** mlx-lm `qwen3_moe`.
+    /// the lower index, unless the backend documents another order. **Numerics** f32. **Source** mlx-lm `qwen3_moe`.
     ///
     /// # Errors
     /// If `top_k` is 0 or above `n_experts`.
@@ -477,7 +554,7 @@ pub trait Backend {
         logits: &Self::Tensor,
         settings: &SoftmaxTopK,
     ) -> Result<(Self::Indices, Self::Tensor)> {
-        stock::route_softmax_top_k(self, logits, settings)
+        self.stock_route_softmax_top_k(logits, settings)
     }
 
     /// Chooses experts without an auxiliary loss: `s = sigmoid(logits)`; the bias takes part in the choice only.
@@ -485,8 +562,8 @@ pub trait Backend {
     /// **Formula** `sel = s + bias`; with several groups, [`Backend::keep_top_groups`]; the `top_k` largest of sel;
     /// weights `s` of those, divided by `Σ + 1e-20` if renormalised and more than one, times
     /// `routed_scaling_factor`. **Shapes** logits `[n, n_experts]`, bias `1 × [1, n_experts]` → indices and weights
-    /// `[n, top_k]`, by descending sel, of equal ones the lower index. **Numerics** f32. **Source** mlx-lm
-    /// `group_expert_select`.
+    /// `[n, top_k]`, by descending sel, of equal ones the lower index, unless the backend documents another order.
+    /// **Numerics** f32. **Source** mlx-lm `group_expert_select`.
     ///
     /// # Errors
     /// If the settings do not fit `n_experts`.
@@ -496,7 +573,7 @@ pub trait Backend {
         bias: &Self::Weight,
         settings: &NoauxTc,
     ) -> Result<(Self::Indices, Self::Tensor)> {
-        stock::route_noaux_tc(self, logits, bias, settings)
+        self.stock_route_noaux_tc(logits, bias, settings)
     }
 
     /// Multi-head latent attention in its absorbed form: queries into latent space, attention there, results out.

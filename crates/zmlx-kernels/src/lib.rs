@@ -4,7 +4,7 @@
 //!
 //! Two modes are declared. *Accurate*: activations are f32, weights are used as `scale · q + bias` in f32, every
 //! product accumulates in f32 and rounds once. *Exact*: reproduces the rounding and the order of a stock engine's ops
-//! bit for bit. The CPU backend is accurate.
+//! bit for bit. The CPU backend is accurate; the MLX backend is exact, or accurate if asked.
 
 mod backend;
 pub mod cpu;
@@ -20,8 +20,8 @@ pub mod stock;
 mod weight;
 
 pub use backend::{
-    Backend, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, Renormalize, Rope, RopePairing, SoftmaxTopK,
-    Span,
+    Backend, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope, RopePairing,
+    SoftmaxTopK, Span,
 };
 pub use dtype::DType;
 pub use error::{Error, Result};

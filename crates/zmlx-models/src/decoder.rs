@@ -1,13 +1,14 @@
 //! The decoder: embedding, layers, final norm and head, for every model type.
 
-use zmlx_kernels::{Backend, Fusion, Span, stock};
+use zmlx_kernels::{Backend, Fusion, PrefillStyle, Span, stock};
 use zmlx_moe::{Mlp, MoeBlock};
 
 use crate::attention::Attention;
 use crate::loader::{Loader, Progress};
 use crate::{Checkpoint, Error, ModelConfig, Result, glm4_moe_lite, qwen3_moe};
 
-/// Tokens of a prompt that are computed at once: bounds the memory that a long prompt needs.
+/// Tokens of a prompt that are computed at once: bounds the memory that a long prompt needs. A backend may prefer
+/// another size ([`Backend::prefill_style`]).
 pub const PREFILL_CHUNK: usize = 512;
 
 /// What follows attention in a layer.
@@ -31,12 +32,12 @@ pub(crate) struct Layer<W> {
 /// A loaded model on a backend.
 #[derive(Debug)]
 pub struct Model<B: Backend> {
-    backend: B,
-    config: ModelConfig,
-    eps: f32,
-    embed: B::Weight,
-    layers: Vec<Layer<B::Weight>>,
-    norm: B::Weight,
+    pub(crate) backend: B,
+    pub(crate) config: ModelConfig,
+    pub(crate) eps: f32,
+    pub(crate) embed: B::Weight,
+    pub(crate) layers: Vec<Layer<B::Weight>>,
+    pub(crate) norm: B::Weight,
     /// The embedding again, if the checkpoint ties them.
     head: B::Weight,
 }
@@ -44,7 +45,7 @@ pub struct Model<B: Backend> {
 /// The caches of some sequences. Made by [`Model::state`].
 #[derive(Debug)]
 pub struct State<B: Backend> {
-    caches: Vec<B::KvCache>,
+    pub(crate) caches: Vec<B::KvCache>,
     n_tokens: Vec<usize>,
 }
 
@@ -195,8 +196,44 @@ impl<B: Backend> Model<B> {
         tap: Option<Tap<'_, B>>,
     ) -> Result<B::Tensor> {
         let spans = self.spans(state, inputs)?;
-        let result = self.step(state, (inputs, &spans), logits, fusion, tap);
-        for span in &spans {
+        let ids = match inputs {
+            [one] => self.backend.indices(one.tokens, &[one.tokens.len()])?,
+            _ => {
+                let ids: Vec<u32> = inputs.iter().flat_map(|i| i.tokens).copied().collect();
+                self.backend.indices(&ids, &[ids.len()])?
+            }
+        };
+        self.append(state, (&ids, &spans), logits, fusion, tap)
+    }
+
+    /// As [`Model::forward`] with one token whose id may still be on the device: the result of [`Backend::argmax`].
+    ///
+    /// **Shapes** id `[1]`.
+    ///
+    /// # Errors
+    /// As [`Model::forward`].
+    pub fn forward_id(
+        &self,
+        state: &mut State<B>,
+        slot: usize,
+        id: &B::Indices,
+        fusion: &Fusion,
+    ) -> Result<B::Tensor> {
+        // The embedding checks the id; everything else is checked as for a token that exists.
+        let spans = self.spans(state, &[Input { slot, tokens: &[0] }])?;
+        self.append(state, (id, &spans), LogitsOf::Last, fusion, None)
+    }
+
+    fn append(
+        &self,
+        state: &mut State<B>,
+        (ids, spans): (&B::Indices, &[Span]),
+        logits: LogitsOf,
+        fusion: &Fusion,
+        tap: Option<Tap<'_, B>>,
+    ) -> Result<B::Tensor> {
+        let result = self.step(state, (ids, spans), logits, fusion, tap);
+        for span in spans {
             match &result {
                 Ok(_) => state.n_tokens[span.slot] += span.n_tokens,
                 // Layers before the one that failed have appended already.
@@ -223,15 +260,22 @@ impl<B: Backend> Model<B> {
     ) -> Result<B::Tensor> {
         self.spans(state, &[input])?; // the whole prompt is checked before its first chunk
         let n_tokens = input.tokens.len();
+        let (chunk, n_in_chunks) = match self.backend.prefill_style() {
+            PrefillStyle::Whole => (PREFILL_CHUNK, n_tokens),
+            PrefillStyle::LastTokenAlone { chunk } => (chunk.max(1), n_tokens - 1),
+        };
         let mut n_done = 0;
         loop {
-            let tokens = &input.tokens[n_done..(n_done + PREFILL_CHUNK).min(n_tokens)];
+            let end = if n_done < n_in_chunks { (n_done + chunk).min(n_in_chunks) } else { n_tokens };
+            let tokens = &input.tokens[n_done..end];
             let logits = self.forward(state, &[Input { tokens, ..input }], LogitsOf::Last, fusion)?;
-            n_done += tokens.len();
-            progress(n_done, n_tokens);
+            n_done = end;
             if n_done == n_tokens {
+                progress(n_done, n_tokens);
                 return Ok(logits);
             }
+            self.backend.eval_caches(&state.caches)?;
+            progress(n_done, n_tokens);
         }
     }
 
@@ -261,7 +305,7 @@ impl<B: Backend> Model<B> {
     fn step(
         &self,
         state: &mut State<B>,
-        (inputs, spans): (&[Input<'_>], &[Span]),
+        (ids, spans): (&B::Indices, &[Span]),
         logits: LogitsOf,
         fusion: &Fusion,
         mut tap: Option<Tap<'_, B>>,
@@ -272,14 +316,7 @@ impl<B: Backend> Model<B> {
                 tap(&name.to_string(), value);
             }
         };
-        let ids = match inputs {
-            [one] => b.indices(one.tokens, &[one.tokens.len()])?,
-            _ => {
-                let ids: Vec<u32> = inputs.iter().flat_map(|i| i.tokens).copied().collect();
-                b.indices(&ids, &[ids.len()])?
-            }
-        };
-        let mut h = b.embed(&self.embed, &ids)?;
+        let mut h = b.embed(&self.embed, ids)?;
         show(format_args!("embed"), TapValue::Tensor(&h));
         let Some(first) = self.layers.first() else { return self.logits(&h, spans, logits) };
         let mut x = b.rms_norm(&h, &first.input_norm, self.eps)?;

@@ -1,14 +1,17 @@
 //! Continuing a prompt, token by token.
 
+mod steps;
+
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use zmlx_kernels::{Backend, Fusion};
 
 use crate::{
-    Detokenizer, Error, Input, LogitsOf, Model, Progress, Result, Sampler, SamplingParams, State,
-    StopStrings, Tokenizer,
+    Detokenizer, Error, Input, Model, Progress, Result, Sampler, SamplingParams, State, StopStrings,
+    Tokenizer,
 };
+use steps::Steps;
 
 /// How to continue.
 #[derive(Clone, Debug)]
@@ -127,52 +130,48 @@ pub fn generate<B: Backend>(
     }
     let mut text_of = tokenizer.map(Detokenizer::new);
     let started = Instant::now();
-    let mut logits = Vec::new();
     let mut history = Vec::with_capacity(prompt.len() + options.max_tokens.min(1 << 20));
     history.extend_from_slice(prompt);
     let y = model.prefill(state, Input { slot: 0, tokens: prompt }, &options.fusion, progress)?;
-    model.backend().read(&y, &mut logits)?;
+    let mut steps = Steps::new(model, options, y)?;
     let mut text = String::new();
     let mut first_token_at = started;
     let mut last_token_at = started;
-    let stop_reason = loop {
-        let n_generated = history.len() - prompt.len();
-        if n_generated == options.max_tokens {
-            break StopReason::MaxTokens;
-        }
-        if n_generated > 0 {
-            if state.n_tokens(0) == model.config().max_position_embeddings() {
-                break StopReason::ContextLength;
+    let mut run = || -> Result<StopReason> {
+        loop {
+            let n_generated = history.len() - prompt.len();
+            if n_generated == options.max_tokens {
+                return Ok(StopReason::MaxTokens);
             }
-            let last = &history[history.len() - 1..];
-            let input = Input { slot: 0, tokens: last };
-            let y = model.forward(state, &[input], LogitsOf::Last, &options.fusion)?;
-            model.backend().read(&y, &mut logits)?;
-        }
-        let sampled = sampler.sample(&mut logits, &history)?;
-        history.push(sampled.token);
-        last_token_at = Instant::now();
-        if n_generated == 0 {
-            first_token_at = last_token_at;
-        }
-        let is_eos = options.eos_token_ids.contains(&sampled.token);
-        let piece = match &mut text_of {
-            Some(text_of) if !is_eos => text_of.push(sampled.token)?,
-            _ => String::new(),
-        };
-        let seen = stop.push(&piece);
-        text += &seen.text;
-        let step =
-            Step { token: sampled.token, logprob: sampled.logprob, margin: sampled.margin, text: &seen.text };
-        let flow = on_step(&step);
-        if seen.stopped {
-            break StopReason::StopString;
-        } else if is_eos {
-            break StopReason::Eos;
-        } else if flow.is_break() {
-            break StopReason::Interrupted;
+            let Some(sampled) = steps.next(state, &mut sampler, &history, n_generated)? else {
+                return Ok(StopReason::ContextLength);
+            };
+            history.push(sampled.token);
+            last_token_at = Instant::now();
+            if n_generated == 0 {
+                first_token_at = last_token_at;
+            }
+            let is_eos = options.eos_token_ids.contains(&sampled.token);
+            let piece = match &mut text_of {
+                Some(text_of) if !is_eos => text_of.push(sampled.token)?,
+                _ => String::new(),
+            };
+            let seen = stop.push(&piece);
+            text += &seen.text;
+            let (logprob, margin) = (sampled.logprob, sampled.margin);
+            let flow = on_step(&Step { token: sampled.token, logprob, margin, text: &seen.text });
+            if seen.stopped {
+                return Ok(StopReason::StopString);
+            } else if is_eos {
+                return Ok(StopReason::Eos);
+            } else if flow.is_break() {
+                return Ok(StopReason::Interrupted);
+            }
         }
     };
+    let stop_reason = run();
+    steps.finish(state)?;
+    let stop_reason = stop_reason?;
     if stop_reason != StopReason::StopString {
         let rest = text_of.as_mut().map(Detokenizer::flush).transpose()?.unwrap_or_default();
         let seen = stop.push(&rest);

@@ -17,7 +17,7 @@ pub(crate) fn layer<B: Backend>(
 ) -> Result<Layer<B::Weight>> {
     let path = format!("model.layers.{layer_idx}");
     let feed_forward = if c.is_moe_layer(layer_idx) {
-        FeedForward::Moe(moe(loader, c, &format!("{path}.mlp"))?)
+        FeedForward::Moe(moe(loader, c, layer_idx)?)
     } else {
         FeedForward::Dense(loader.mlp(&format!("{path}.mlp"), c.intermediate_size, c.hidden_size)?)
     };
@@ -29,11 +29,13 @@ pub(crate) fn layer<B: Backend>(
     })
 }
 
-fn moe<B: Backend>(
+/// The experts of layer `layer_idx`.
+pub(crate) fn moe<B: Backend>(
     loader: &mut Loader<'_, B>,
     c: &Glm4MoeLiteConfig,
-    path: &str,
+    layer_idx: usize,
 ) -> Result<MoeBlock<B::Weight>> {
+    let path = format!("model.layers.{layer_idx}.mlp");
     let (hidden, inter) = (c.hidden_size, c.moe_intermediate_size);
     let settings = NoauxTc {
         top_k: c.num_experts_per_tok,
@@ -49,7 +51,7 @@ fn moe<B: Backend>(
             bias: loader.vector(&format!("{path}.gate.e_score_correction_bias"), c.n_routed_experts)?,
             settings,
         },
-        experts: loader.experts(path, [c.n_routed_experts, inter, hidden])?,
+        experts: loader.experts(&path, [c.n_routed_experts, inter, hidden])?,
         shared: match shared_inter {
             0 => None,
             _ => Some(loader.mlp(&format!("{path}.shared_experts"), shared_inter, hidden)?),

@@ -17,6 +17,8 @@ mod error;
 mod generate;
 mod glm4_moe_lite;
 mod loader;
+#[cfg(feature = "mlx")]
+pub mod mlx;
 mod qwen3_moe;
 pub mod sampler;
 pub mod stop;

@@ -37,8 +37,8 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<B::Weight> {
-        let values = self.reader.vector(name, len);
-        self.upload(HostWeight::from_f32(&values, 1, values.len())?)
+        let weight = self.reader.vector(name, len);
+        self.upload(weight)
     }
 
     /// Gate, up and down projections below `path`.

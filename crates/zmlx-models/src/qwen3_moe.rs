@@ -18,16 +18,7 @@ pub(crate) fn layer<B: Backend>(
     let path = format!("model.layers.{layer_idx}");
     let hidden = c.hidden_size;
     let feed_forward = if c.is_moe_layer(layer_idx) {
-        let renormalize = if c.norm_topk_prob { Renormalize::Yes } else { Renormalize::No };
-        FeedForward::Moe(MoeBlock {
-            router: Router::SoftmaxTopK {
-                gate: loader.matrix(&format!("{path}.mlp.gate"), c.num_experts, hidden)?,
-                settings: SoftmaxTopK { top_k: c.num_experts_per_tok, renormalize },
-            },
-            experts: loader
-                .experts(&format!("{path}.mlp"), [c.num_experts, c.moe_intermediate_size, hidden])?,
-            shared: None,
-        })
+        FeedForward::Moe(moe(loader, c, layer_idx)?)
     } else {
         FeedForward::Dense(loader.mlp(&format!("{path}.mlp"), c.intermediate_size, hidden)?)
     };
@@ -36,6 +27,25 @@ pub(crate) fn layer<B: Backend>(
         attention: attention(loader, c, &format!("{path}.self_attn"))?,
         post_norm: loader.vector(&format!("{path}.post_attention_layernorm.weight"), hidden)?,
         feed_forward,
+    })
+}
+
+/// The experts of layer `layer_idx`.
+pub(crate) fn moe<B: Backend>(
+    loader: &mut Loader<'_, B>,
+    c: &Qwen3MoeConfig,
+    layer_idx: usize,
+) -> Result<MoeBlock<B::Weight>> {
+    let path = format!("model.layers.{layer_idx}.mlp");
+    let hidden = c.hidden_size;
+    let renormalize = if c.norm_topk_prob { Renormalize::Yes } else { Renormalize::No };
+    Ok(MoeBlock {
+        router: Router::SoftmaxTopK {
+            gate: loader.matrix(&format!("{path}.gate"), c.num_experts, hidden)?,
+            settings: SoftmaxTopK { top_k: c.num_experts_per_tok, renormalize },
+        },
+        experts: loader.experts(&path, [c.num_experts, c.moe_intermediate_size, hidden])?,
+        shared: None,
     })
 }
 

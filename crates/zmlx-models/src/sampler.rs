@@ -66,6 +66,11 @@ impl SamplingParams {
         }
     }
 
+    /// True if the choice is the arg-max of the model's own logits, which a device can compute by itself.
+    pub fn is_argmax(&self) -> bool {
+        self.temperature == 0.0 && self.repetition_penalty.is_none()
+    }
+
     /// Checks every parameter's range.
     ///
     /// # Errors
@@ -118,10 +123,9 @@ impl Sampler {
         self.penalise(logits, history)?;
         let best = best(logits);
         let max = logits[best];
-        let total: f64 = logits.iter().map(|&l| weight(l, max, 1.0)).sum();
+        let total = total(logits, max);
         let chosen = if self.params.temperature == 0.0 { best } else { self.draw(logits, max, total) };
-        let logprob = f64::from(logits[chosen]) - f64::from(max) - total.ln();
-        Ok(Sampled { token: chosen as u32, logprob, margin })
+        Ok(Sampled { token: chosen as u32, logprob: logprob(logits[chosen], max, total), margin })
     }
 
     fn penalise(&mut self, logits: &mut [f32], history: &[u32]) -> Result<()> {
@@ -190,6 +194,29 @@ impl Sampler {
             None => self.candidates.iter().copied().max_by(ranking),
         }
     }
+}
+
+/// What [`Sampler::sample`] would say of `token` had it chosen that one: for a choice that the device made.
+///
+/// # Errors
+/// As [`Sampler::sample`]; [`Error::Parameter`] if `token` has no logit.
+pub(crate) fn assess(logits: &[f32], token: u32) -> Result<Sampled> {
+    let margin = checked_margin(logits)?;
+    let Some(&logit) = logits.get(token as usize) else {
+        let want = "a token id that has a logit";
+        return Err(Error::Parameter { field: "token", want, got: token.to_string() });
+    };
+    let max = logits[best(logits)];
+    Ok(Sampled { token, logprob: logprob(logit, max, total(logits, max)), margin })
+}
+
+/// The sum of all probabilities, up to the factor that makes the best one's 1.
+fn total(logits: &[f32], max: f32) -> f64 {
+    logits.iter().map(|&l| weight(l, max, 1.0)).sum()
+}
+
+fn logprob(logit: f32, max: f32, total: f64) -> f64 {
+    f64::from(logit) - f64::from(max) - total.ln()
 }
 
 /// The order of probability: larger logits first, equal ones by id.

@@ -1,6 +1,6 @@
 //! Which experts a token goes to, and with which weights.
 
-use zmlx_kernels::{Backend, Fusion, NoauxTc, Result, SoftmaxTopK, stock};
+use zmlx_kernels::{Backend, Fusion, NoauxTc, Result, SoftmaxTopK};
 
 /// A linear layer over the hidden state, and the rule that turns its outputs into a choice.
 #[derive(Clone, Debug)]
@@ -47,7 +47,7 @@ impl<W> Router<W> {
                 let chosen = if fused {
                     b.route_softmax_top_k(&logits, settings)?
                 } else {
-                    stock::route_softmax_top_k(b, &logits, settings)?
+                    b.stock_route_softmax_top_k(&logits, settings)?
                 };
                 (logits, chosen)
             }
@@ -56,7 +56,7 @@ impl<W> Router<W> {
                 let chosen = if fused {
                     b.route_noaux_tc(&logits, bias, settings)?
                 } else {
-                    stock::route_noaux_tc(b, &logits, bias, settings)?
+                    b.stock_route_noaux_tc(&logits, bias, settings)?
                 };
                 (logits, chosen)
             }

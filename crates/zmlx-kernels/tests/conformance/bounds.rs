@@ -31,6 +31,12 @@ pub struct Bounded {
 }
 
 impl Bounded {
+    /// All bounds times `factor`.
+    pub fn times(&self, factor: f64) -> Self {
+        let allowed = self.allowed.iter().map(|a| factor * a).collect();
+        Self { want: self.want.clone(), allowed, formats: self.formats.clone() }
+    }
+
     /// The same bound for all.
     pub fn uniform(want: Vec<f64>, allowed: f64) -> Self {
         Self { allowed: vec![allowed; want.len()], want, formats: Vec::new() }

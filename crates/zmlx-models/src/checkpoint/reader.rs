@@ -83,22 +83,29 @@ impl<'a> TensorReader<'a> {
         self.weight(path, path, WeightShape { n_mats: Some(n_heads), n_out, n_in })
     }
 
-    /// The float vector called `name`, widened.
-    pub fn vector(&mut self, name: &str, len: usize) -> Vec<f32> {
-        if let Some(seed) = self.checkpoint.synthetic {
-            return self.checkpoint.random_vector(seed, name, len);
-        }
-        let Some(entry) = self.take(name) else { return vec![0.0; 1] };
-        if !self.has_shape(name, entry, &[len]) {
-            return vec![0.0; 1];
-        }
-        match entry.kernel_dtype().filter(|d| d.is_float()) {
-            Some(dtype) => dtype.to_f32_vec(&entry.bytes),
-            None => {
-                self.wrong_dtype(name, entry, "F32, F16 or BF16");
-                vec![0.0; 1]
+    /// The float vector called `name`, one row in its own type.
+    pub fn vector(&mut self, name: &str, len: usize) -> HostWeight {
+        let row = |dtype, data| {
+            let bytes = WeightBytes { data, scales: Bytes::new(), biases: Bytes::new() };
+            HostWeight::new(WeightFormat::Dense(dtype), [1, 1, len], bytes)
+        };
+        let weight = if let Some(seed) = self.checkpoint.synthetic {
+            let values = self.checkpoint.random_vector(seed, name, len);
+            row(DType::BF16, values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect())
+        } else {
+            let Some(entry) = self.take(name) else { return placeholder() };
+            if !self.has_shape(name, entry, &[len]) {
+                return placeholder();
             }
-        }
+            match entry.kernel_dtype().filter(|d| d.is_float()) {
+                Some(dtype) => row(dtype, entry.bytes.clone()),
+                None => return self.wrong_dtype(name, entry, "F32, F16 or BF16"),
+            }
+        };
+        weight.unwrap_or_else(|e| {
+            let want = format!("a vector of {len}");
+            self.problem(WeightProblem::Format { name: name.into(), got: e.to_string(), want })
+        })
     }
 
     /// Lets the tensor of that name, and all those below it as a path, be left over.

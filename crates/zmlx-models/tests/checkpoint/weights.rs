@@ -115,7 +115,7 @@ fn all_problems_are_reported_at_once() {
     ];
     let checkpoint = checkpoint(&tensors);
     let mut reader = checkpoint.reader();
-    assert_eq!(reader.vector("norm", 3), [1.0, 2.0, 3.0]);
+    assert_eq!(reader.vector("norm", 3).to_f32_vec(), [1.0, 2.0, 3.0]);
     reader.vector("ids", 3);
     reader.vector("short", 3);
     let _ = reader.matrix("dense", 3, 2);

@@ -1,0 +1,536 @@
+//! MLX as a [`Backend`].
+//!
+//! Ops build MLX's graph and return; [`Backend::read`], [`Backend::read_indices`] and [`Backend::eval_async`] compute
+//! it. Activations have the type that MLX's promotion gives them: the embedding's rows are of the type of its scales, and
+//! everything that follows from a bf16 checkpoint is bf16.
+//!
+//! # Numerics
+//!
+//! *Exact*: mlx-lm's results, bit for bit: the same ops in the same types and order on the same MLX. *Accurate*: the f32
+//! truth within f32 rounding: activations, scales and dense weights are f32, which is slower and larger.
+
+mod attention;
+mod indices;
+mod router;
+mod weight;
+
+use std::ops::Range;
+
+use mlx_rs::error::AsSliceError;
+use mlx_rs::{Array, ArrayElement, Dtype, ops};
+
+pub use attention::MlxKvCache;
+pub use indices::MlxIndices;
+pub use weight::MlxWeight;
+
+use super::Runtime;
+use super::raw::{Order, Product};
+use super::runtime::{NAME, fault as f};
+use crate::backend::{
+    Backend, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Rope, SoftmaxTopK, Span,
+};
+use crate::error::ensure;
+use crate::metal::Numerics;
+use crate::{Error, HostWeight, Result, stock};
+use router::Pick;
+
+/// Tokens of a prompt that are computed at once: mlx-lm's `prefill_step_size`.
+const PREFILL_CHUNK: usize = 2048;
+
+/// MLX's default device as a [`Backend`]: the GPU where there is Metal, else the CPU.
+#[derive(Clone, Debug)]
+pub struct MlxBackend {
+    runtime: Runtime,
+    numerics: Numerics,
+}
+
+impl MlxBackend {
+    /// A backend on the default device.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] if MLX does not start.
+    pub fn new(numerics: Numerics) -> Result<Self> {
+        Ok(Self { runtime: Runtime::start()?, numerics })
+    }
+
+    /// What its results are equal to.
+    pub fn numerics(&self) -> Numerics {
+        self.numerics
+    }
+
+    /// What was found when MLX started.
+    pub fn runtime(&self) -> &Runtime {
+        &self.runtime
+    }
+}
+
+fn dims(x: &Array) -> Vec<usize> {
+    x.shape().iter().map(|n| *n as usize).collect()
+}
+
+/// A shape as MLX counts.
+fn shape_i32(shape: &[usize]) -> Vec<i32> {
+    shape.iter().map(|n| i32::try_from(*n).unwrap_or(i32::MAX)).collect()
+}
+
+fn zeros(op: &'static str, shape: &[usize], dtype: Dtype) -> Result<Array> {
+    ops::zeros_dtype(&shape_i32(shape), dtype).map_err(f(op))
+}
+
+/// A number in the type of an array, as Python's numbers take part in MLX's arithmetic.
+fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
+    let value = Array::from_f32(value);
+    if dtype == Dtype::Float32 { Ok(value) } else { value.as_dtype(dtype).map_err(f("scalar")) }
+}
+
+/// Computes `x` and appends its values to `out`.
+fn copy_out<T: ArrayElement + Copy>(op: &'static str, x: &Array, out: &mut Vec<T>) -> Result<()> {
+    let fault = |e: AsSliceError| Error::Fault { op, backend: NAME, why: e.to_string() };
+    match x.try_as_slice::<T>() {
+        Ok(values) => out.extend_from_slice(values),
+        Err(AsSliceError::NotContiguous) => {
+            let x = x.contiguous().map_err(f(op))?;
+            out.extend_from_slice(x.try_as_slice::<T>().map_err(fault)?);
+        }
+        Err(e) => return Err(fault(e)),
+    }
+    Ok(())
+}
+
+/// Checks a shape for `n_values` values; at most four dimensions.
+fn check_shape(op: &'static str, shape: &[usize], n_values: usize) -> Result<()> {
+    ensure((1..=4).contains(&shape.len()), op, "shape", "one to four dimensions", shape)?;
+    let n = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+    ensure(n == Some(n_values), op, "shape", format_args!("{n_values} values"), shape)
+}
+
+/// Rows and columns of a matrix of scores.
+fn check_rows(op: &'static str, x: &Array) -> Result<(usize, usize)> {
+    match dims(x)[..] {
+        [n, width] if width > 0 => Ok((n, width)),
+        _ => ensure(false, op, "x", "[n, width]", dims(x)).map(|()| unreachable!()),
+    }
+}
+
+fn check_top_k(op: &'static str, k: usize, width: usize) -> Result<()> {
+    ensure((1..=width).contains(&k), op, "top_k", format_args!("1 to {width}"), k)
+}
+
+fn check_groups(op: &'static str, width: usize, n_group: usize, topk_group: usize) -> Result<()> {
+    let fits = n_group > 0 && width.is_multiple_of(n_group) && width / n_group >= 2;
+    ensure(fits, op, "n_group", format_args!("groups of two or more among {width}"), n_group)?;
+    let fits = (1..=n_group).contains(&topk_group);
+    ensure(fits, op, "topk_group", format_args!("1 to {n_group}"), topk_group)
+}
+
+/// Checks a routing op's arguments; the result of no tokens, if there are none.
+fn check_route(op: &'static str, x: &Array, top_k: usize) -> Result<Option<(MlxIndices, Array)>> {
+    let (n, width) = check_rows(op, x)?;
+    check_top_k(op, top_k, width)?;
+    if n > 0 {
+        return Ok(None);
+    }
+    let experts = MlxIndices::new(op, &[], &[0, top_k as i32])?;
+    Ok(Some((experts, zeros(op, &[0, top_k], x.dtype())?)))
+}
+
+fn same_shape(op: &'static str, what: &'static str, a: &Array, b: &Array) -> Result<()> {
+    ensure(a.shape() == b.shape(), op, what, format_args!("{:?}", a.shape()), b.shape())
+}
+
+fn last_width(x: &Array) -> usize {
+    x.shape().last().map_or(0, |n| *n as usize)
+}
+
+impl Backend for MlxBackend {
+    type Tensor = Array;
+    type Indices = MlxIndices;
+    type Weight = MlxWeight;
+    type KvCache = MlxKvCache;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn upload(&self, weight: HostWeight) -> Result<MlxWeight> {
+        MlxWeight::upload(&weight, self.numerics)
+    }
+
+    fn concat_rows(&self, parts: &[&MlxWeight]) -> Result<MlxWeight> {
+        MlxWeight::concat_rows(parts)
+    }
+
+    fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<Array> {
+        check_shape("tensor", shape, values.len())?;
+        if values.is_empty() {
+            return zeros("tensor", shape, Dtype::Float32);
+        }
+        Ok(Array::from_slice(values, &shape_i32(shape)))
+    }
+
+    fn read(&self, x: &Array, out: &mut Vec<f32>) -> Result<()> {
+        out.clear();
+        if x.size() == 0 {
+            return Ok(());
+        }
+        let x = x.as_dtype(Dtype::Float32).map_err(f("read"))?;
+        copy_out("read", &x, out)
+    }
+
+    fn shape(&self, x: &Array) -> Vec<usize> {
+        dims(x)
+    }
+
+    fn indices(&self, values: &[u32], shape: &[usize]) -> Result<MlxIndices> {
+        check_shape("indices", shape, values.len())?;
+        MlxIndices::new("indices", values, &shape_i32(shape))
+    }
+
+    fn read_indices(&self, indices: &MlxIndices, out: &mut Vec<u32>) -> Result<()> {
+        const OP: &str = "read_indices";
+        out.clear();
+        if indices.array().size() == 0 {
+            return Ok(());
+        }
+        copy_out(OP, indices.array(), out)
+    }
+
+    fn kv_cache(&self, layout: KvLayout, n_slots: usize) -> Result<MlxKvCache> {
+        MlxKvCache::new(layout, n_slots)
+    }
+
+    fn truncate(&self, cache: &mut MlxKvCache, slot: usize, n_tokens: usize) -> Result<()> {
+        cache.truncate(slot, n_tokens)
+    }
+
+    fn prefill_style(&self) -> PrefillStyle {
+        PrefillStyle::LastTokenAlone { chunk: PREFILL_CHUNK }
+    }
+
+    fn eval_caches(&self, caches: &[MlxKvCache]) -> Result<()> {
+        mlx_rs::transforms::eval(caches.iter().flat_map(MlxKvCache::arrays)).map_err(f("eval_caches"))
+    }
+
+    /// As mlx-lm: of `logits - logsumexp(logits)`, whose rounding can make the two best equal.
+    fn argmax(&self, logits: &Array) -> Result<Option<MlxIndices>> {
+        const OP: &str = "argmax";
+        let (n, width) = check_rows(OP, logits)?;
+        ensure(n > 0, OP, "logits", "at least one row", n)?;
+        let best = logits
+            .logsumexp_axis(-1, true)
+            .and_then(|sum| logits.subtract(sum))
+            .and_then(|logprobs| mlx_rs::ops::indexing::argmax_axis(logprobs, -1, false));
+        MlxIndices::computed(OP, best.map_err(f(OP))?, width).map(Some)
+    }
+
+    fn eval_async(&self, logits: Array, chosen: &MlxIndices) -> Result<Array> {
+        let logits = logits.as_dtype(Dtype::Float32).map_err(f("eval_async"))?;
+        mlx_rs::transforms::async_eval([&logits, chosen.array()]).map_err(f("eval_async"))?;
+        Ok(logits)
+    }
+
+    fn embed(&self, table: &MlxWeight, ids: &MlxIndices) -> Result<Array> {
+        const OP: &str = "embed";
+        ensure(table.n_mats() == 1, OP, "table", "one matrix", table.n_mats())?;
+        let &[n] = ids.array().shape() else {
+            return ensure(false, OP, "ids", "[n]", ids.array().shape()).map(|()| unreachable!());
+        };
+        ids.check(OP, "token", table.n_out())?;
+        if n == 0 {
+            return zeros(OP, &[0, table.n_in()], Dtype::Float32);
+        }
+        let rows = table.rows(OP, ids.array())?;
+        match self.numerics {
+            Numerics::Exact => Ok(rows),
+            Numerics::Accurate => rows.as_dtype(Dtype::Float32).map_err(f(OP)),
+        }
+    }
+
+    fn rms_norm(&self, x: &Array, weight: &MlxWeight, eps: f32) -> Result<Array> {
+        const OP: &str = "rms_norm";
+        let weight = weight.vector(OP, last_width(x))?;
+        if x.size() == 0 {
+            return Ok(x.clone());
+        }
+        mlx_rs::fast::rms_norm(x, Some(&weight), eps).map_err(f(OP))
+    }
+
+    fn linear(&self, x: &Array, weight: &MlxWeight) -> Result<Array> {
+        const OP: &str = "linear";
+        ensure(weight.n_mats() == 1, OP, "weight", "one matrix", weight.n_mats())?;
+        let n_in = weight.n_in();
+        ensure(last_width(x) == n_in, OP, "x", format_args!("[.., {n_in}]"), x.shape())?;
+        if x.size() == 0 {
+            let mut shape = dims(x);
+            if let Some(last) = shape.last_mut() {
+                *last = weight.n_out();
+            }
+            return zeros(OP, &shape, x.dtype());
+        }
+        weight.matmul(OP, x, Product::Transposed)
+    }
+
+    /// As mlx-lm's `SwitchLinear`: 64 choices or more are sorted by expert first.
+    fn gather_linear(&self, x: &Array, weight: &MlxWeight, experts: &MlxIndices) -> Result<Array> {
+        const OP: &str = "gather_linear";
+        let n_in = weight.n_in();
+        let &[n, top_k] = experts.array().shape() else {
+            return ensure(false, OP, "experts", "[n, top_k]", experts.array().shape())
+                .map(|()| unreachable!());
+        };
+        let per_token = x.shape() == [n, n_in as i32];
+        let fits = per_token || x.shape() == [n, top_k, n_in as i32];
+        ensure(fits, OP, "x", format_args!("[{n}, {n_in}] or [{n}, {top_k}, {n_in}]"), x.shape())?;
+        experts.check(OP, "expert", weight.n_mats())?;
+        let n_out = weight.n_out();
+        let shape = [n, top_k, n_out as i32];
+        if n * top_k == 0 {
+            return zeros(OP, &[n as usize, top_k as usize, n_out], x.dtype());
+        }
+        if let Some(sorted) = experts.sorted() {
+            let (rows, order) = if per_token { (n, &sorted.tokens) } else { (n * top_k, &sorted.slots) };
+            let x = x.reshape(&[rows, 1, n_in as i32]).and_then(|x| x.take_axis(order, 0)).map_err(f(OP))?;
+            let y = weight.gather(OP, &x, &sorted.experts, Order::Sorted)?;
+            return y.take_axis(&sorted.inverse, 0).and_then(|y| y.reshape(&shape)).map_err(f(OP));
+        }
+        let slots = if per_token { 1 } else { top_k };
+        let x = x.reshape(&[n, slots, 1, n_in as i32]).map_err(f(OP))?;
+        let y = weight.gather(OP, &x, experts.array(), Order::Unsorted)?;
+        y.squeeze_axes(&[-2]).map_err(f(OP))
+    }
+
+    fn head_linear(&self, x: &Array, weight: &MlxWeight) -> Result<Array> {
+        const OP: &str = "head_linear";
+        let shape = dims(x);
+        let (n_heads, n_in) = (weight.n_mats(), weight.n_in());
+        let fits = shape.len() == 3 && shape[1..] == [n_heads, n_in];
+        ensure(fits, OP, "x", format_args!("[n, {n_heads}, {n_in}]"), &shape)?;
+        if shape[0] == 0 {
+            return zeros(OP, &[0, n_heads, weight.n_out()], x.dtype());
+        }
+        let heads = x.expand_dims(0).and_then(|x| x.transpose_axes(&[0, 2, 1, 3])).map_err(f(OP))?;
+        let y = weight.matmul(OP, &heads, Product::Transposed)?;
+        y.transpose_axes(&[0, 2, 1, 3]).and_then(|y| y.squeeze_axes(&[0])).map_err(f(OP))
+    }
+
+    fn rope(&self, x: &Array, spans: &[Span], rope: &Rope) -> Result<Array> {
+        attention::rope(x, spans, rope)
+    }
+
+    fn attention(
+        &self,
+        q: &Array,
+        k: &Array,
+        v: &Array,
+        cache: &mut MlxKvCache,
+        spans: &[Span],
+        scale: f32,
+    ) -> Result<Array> {
+        attention::heads([q, k, v], cache, spans, scale)
+    }
+
+    fn latent_attention(
+        &self,
+        inputs: MlaInputs<'_, Array>,
+        cache: &mut MlxKvCache,
+        spans: &[Span],
+        scale: f32,
+    ) -> Result<Array> {
+        attention::latent(inputs, None, cache, spans, scale)
+    }
+
+    /// As mlx-lm: one token of a sequence in the absorbed form, several with keys and values expanded.
+    fn mla_attention(
+        &self,
+        inputs: MlaInputs<'_, Array>,
+        weights: MlaWeights<'_, MlxWeight>,
+        cache: &mut MlxKvCache,
+        spans: &[Span],
+        scale: f32,
+    ) -> Result<Array> {
+        attention::latent(inputs, Some(weights), cache, spans, scale)
+    }
+
+    fn add(&self, a: &Array, b: &Array) -> Result<Array> {
+        same_shape("add", "b", a, b)?;
+        a.add(b).map_err(f("add"))
+    }
+
+    /// mlx-lm compiles this op (`mx.compile`): every step rounds to the activations' type there as here.
+    fn swiglu(&self, gate: &Array, up: &Array) -> Result<Array> {
+        same_shape("swiglu", "up", gate, up)?;
+        let silu = ops::sigmoid(gate).and_then(|s| gate.multiply(s));
+        silu.and_then(|s| s.multiply(up)).map_err(f("swiglu"))
+    }
+
+    fn softmax(&self, x: &Array) -> Result<Array> {
+        if x.size() == 0 {
+            return Ok(x.clone());
+        }
+        ops::softmax_axis(x, -1, true).map_err(f("softmax"))
+    }
+
+    fn sigmoid(&self, x: &Array) -> Result<Array> {
+        ops::sigmoid(x).map_err(f("sigmoid"))
+    }
+
+    fn add_vector(&self, x: &Array, vector: &MlxWeight) -> Result<Array> {
+        let vector = vector.vector("add_vector", last_width(x))?;
+        x.add(&vector).map_err(f("add_vector"))
+    }
+
+    fn keep_top_groups(&self, x: &Array, n_group: usize, topk_group: usize) -> Result<Array> {
+        const OP: &str = "keep_top_groups";
+        let (_, width) = check_rows(OP, x)?;
+        check_groups(OP, width, n_group, topk_group)?;
+        if x.size() == 0 {
+            return Ok(x.clone());
+        }
+        router::keep_top_groups(OP, x, n_group, topk_group, Pick::FirstOfEqual)
+    }
+
+    /// By a stable sort, which puts NaN last.
+    fn top_k(&self, x: &Array, k: usize) -> Result<MlxIndices> {
+        const OP: &str = "top_k";
+        if let Some((experts, _)) = check_route(OP, x, k)? {
+            return Ok(experts);
+        }
+        let order = x.negative().and_then(|x| ops::argsort_axis(x, -1)).map_err(f(OP))?;
+        MlxIndices::computed(OP, router::columns(OP, &order, 0, k)?, last_width(x))
+    }
+
+    fn take_last(&self, x: &Array, indices: &MlxIndices) -> Result<Array> {
+        const OP: &str = "take_last";
+        let (n, width) = check_rows(OP, x)?;
+        let shape = indices.array().shape();
+        let fits = shape.len() == 2 && shape[0] as usize == n;
+        ensure(fits, OP, "indices", format_args!("[{n}, k]"), shape)?;
+        indices.check(OP, "column", width)?;
+        if n == 0 {
+            return zeros(OP, &[0, shape[1] as usize], x.dtype());
+        }
+        x.take_along_axis(indices.array(), -1).map_err(f(OP))
+    }
+
+    fn div_by_sum(&self, x: &Array, eps: f32) -> Result<Array> {
+        const OP: &str = "div_by_sum";
+        if x.size() == 0 {
+            return Ok(x.clone());
+        }
+        let eps = scalar(eps, x.dtype())?;
+        x.sum_axis(-1, true).and_then(|sum| x.divide(sum.add(&eps)?)).map_err(f(OP))
+    }
+
+    fn scale(&self, x: &Array, factor: f32) -> Result<Array> {
+        x.multiply(scalar(factor, x.dtype())?).map_err(f("scale"))
+    }
+
+    /// Products in the wider of both types, their sum too, one cast to the type of `x`: as mlx-lm's blocks.
+    fn weighted_sum(&self, x: &Array, weights: &Array) -> Result<Array> {
+        const OP: &str = "weighted_sum";
+        let &[n, top_k, width] = x.shape() else {
+            return ensure(false, OP, "x", "[n, top_k, d]", x.shape()).map(|()| unreachable!());
+        };
+        ensure(
+            weights.shape() == [n, top_k],
+            OP,
+            "weights",
+            format_args!("[{n}, {top_k}]"),
+            weights.shape(),
+        )?;
+        if x.size() == 0 {
+            return zeros(OP, &[n as usize, width as usize], x.dtype());
+        }
+        let weighted = weights.expand_dims(-1).and_then(|w| x.multiply(w));
+        weighted.and_then(|y| y.sum_axis(-2, false)?.as_dtype(x.dtype())).map_err(f(OP))
+    }
+
+    fn reshape(&self, x: &Array, shape: &[usize]) -> Result<Array> {
+        check_shape("reshape", shape, x.size())?;
+        x.reshape(&shape_i32(shape)).map_err(f("reshape"))
+    }
+
+    fn slice_last(&self, x: &Array, range: Range<usize>) -> Result<Array> {
+        const OP: &str = "slice_last";
+        let width = last_width(x);
+        let fits = !range.is_empty() && range.end <= width;
+        ensure(fits, OP, "range", format_args!("within 0..{width}"), &range)?;
+        router::columns(OP, x, range.start, range.end)
+    }
+
+    fn take_rows(&self, x: &Array, rows: &[usize]) -> Result<Array> {
+        const OP: &str = "take_rows";
+        let mut shape = dims(x);
+        let len = shape.first().copied().unwrap_or(0);
+        if let Some(index) = rows.iter().copied().find(|r| *r >= len) {
+            return Err(Error::IndexOutOfRange { op: OP, what: "row", index, len });
+        }
+        if rows.is_empty() {
+            shape[0] = 0;
+            return zeros(OP, &shape, x.dtype());
+        }
+        let rows: Vec<u32> = rows.iter().map(|r| *r as u32).collect();
+        x.take_axis(Array::from_slice(&rows, &[rows.len() as i32]), 0).map_err(f(OP))
+    }
+
+    fn gather_qmm_swiglu(
+        &self,
+        x: &Array,
+        weights: GateUp<'_, MlxWeight>,
+        experts: &MlxIndices,
+    ) -> Result<Array> {
+        let shape = |w: &MlxWeight| [w.n_mats(), w.n_out(), w.n_in()];
+        let (gate, up) = (shape(weights.gate), shape(weights.up));
+        ensure(gate == up, "gather_qmm_swiglu", "up", format_args!("{gate:?}"), up)?;
+        stock::gather_qmm_swiglu(self, x, weights, experts)
+    }
+
+    /// Exact: mlx-lm's choice, in the order in which MLX's partition leaves it. Accurate: the trait's.
+    fn stock_route_softmax_top_k(
+        &self,
+        logits: &Array,
+        settings: &SoftmaxTopK,
+    ) -> Result<(MlxIndices, Array)> {
+        if let Some(nothing) = check_route("route_softmax_top_k", logits, settings.top_k)? {
+            return Ok(nothing);
+        }
+        match self.numerics {
+            Numerics::Exact => router::softmax_top_k(logits, settings),
+            Numerics::Accurate => stock::route_softmax_top_k(self, logits, settings),
+        }
+    }
+
+    /// As [`MlxBackend`]'s softmax router.
+    fn stock_route_noaux_tc(
+        &self,
+        logits: &Array,
+        bias: &MlxWeight,
+        settings: &NoauxTc,
+    ) -> Result<(MlxIndices, Array)> {
+        const OP: &str = "route_noaux_tc";
+        let nothing = check_route(OP, logits, settings.top_k)?;
+        let width = last_width(logits);
+        if settings.n_group > 1 {
+            check_groups(OP, width, settings.n_group, settings.topk_group)?;
+        }
+        let vector = bias.vector(OP, width)?;
+        match (nothing, self.numerics) {
+            (Some(nothing), _) => Ok(nothing),
+            (None, Numerics::Exact) => router::noaux_tc(logits, &vector, settings),
+            (None, Numerics::Accurate) => stock::route_noaux_tc(self, logits, bias, settings),
+        }
+    }
+
+    fn route_softmax_top_k(&self, logits: &Array, settings: &SoftmaxTopK) -> Result<(MlxIndices, Array)> {
+        self.stock_route_softmax_top_k(logits, settings)
+    }
+
+    fn route_noaux_tc(
+        &self,
+        logits: &Array,
+        bias: &MlxWeight,
+        settings: &NoauxTc,
+    ) -> Result<(MlxIndices, Array)> {
+        self.stock_route_noaux_tc(logits, bias, settings)
+    }
+}

@@ -1,0 +1,103 @@
+//! Token ids and expert choices on the device.
+
+use std::sync::Arc;
+
+use mlx_rs::{Array, Dtype};
+
+use super::f;
+use crate::error::ensure;
+use crate::{Error, Result};
+
+/// From this many choices on, mlx-lm sorts them by expert, so that each expert is read once.
+const SORT_FROM: usize = 64;
+
+/// An array of u32 with an upper bound that is known without computing it. Cloning shares the array.
+#[derive(Clone, Debug)]
+pub struct MlxIndices {
+    array: Array,
+    /// No value is above it; none if there are no values.
+    max: Option<u32>,
+    sorted: Option<Arc<Sorted>>,
+}
+
+/// Choices by ascending expert.
+#[derive(Debug)]
+pub(super) struct Sorted {
+    /// The experts, ascending.
+    pub(super) experts: Array,
+    /// Which slot each comes from.
+    pub(super) slots: Array,
+    /// Which token each comes from.
+    pub(super) tokens: Array,
+    /// Where each slot's result is.
+    pub(super) inverse: Array,
+}
+
+impl MlxIndices {
+    /// Values that the device will compute, all below `n_values`.
+    pub(super) fn computed(op: &'static str, array: Array, n_values: usize) -> Result<Self> {
+        let array = array.as_dtype(Dtype::Uint32).map_err(f(op))?;
+        let max = u32::try_from(n_values.saturating_sub(1)).unwrap_or(u32::MAX);
+        let max = (array.size() > 0).then_some(max);
+        Ok(Self { sorted: sorted(op, &array)?, array, max })
+    }
+
+    /// Values from the host.
+    pub(super) fn new(op: &'static str, values: &[u32], shape: &[i32]) -> Result<Self> {
+        let array = if values.is_empty() {
+            mlx_rs::ops::zeros_dtype(shape, Dtype::Uint32).map_err(f(op))?
+        } else {
+            Array::from_slice(values, shape)
+        };
+        Ok(Self { sorted: sorted(op, &array)?, array, max: values.iter().max().copied() })
+    }
+
+    /// Indices that an mlx-rs program has, all below `n_values`: MLX itself does not check them.
+    ///
+    /// # Errors
+    /// [`Error::Precondition`] if the array is not of an integer type.
+    pub fn from_array(array: Array, n_values: usize) -> Result<Self> {
+        const OP: &str = "indices";
+        let integer = matches!(array.dtype(), Dtype::Uint32 | Dtype::Int32);
+        ensure(integer, OP, "array", "u32 or i32", array.dtype())?;
+        Self::computed(OP, array, n_values)
+    }
+
+    /// The values, u32.
+    pub fn array(&self) -> &Array {
+        &self.array
+    }
+
+    pub(super) fn sorted(&self) -> Option<&Sorted> {
+        self.sorted.as_deref()
+    }
+
+    /// Refuses values that may reach `len`.
+    pub(super) fn check(&self, op: &'static str, what: &'static str, len: usize) -> Result<()> {
+        match self.max {
+            Some(max) if max as usize >= len => {
+                Err(Error::IndexOutOfRange { op, what, index: max as usize, len })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Built here, computed only if a gather asks for it.
+fn sorted(op: &'static str, array: &Array) -> Result<Option<Arc<Sorted>>> {
+    let &[_, top_k] = array.shape() else { return Ok(None) };
+    if array.size() < SORT_FROM {
+        return Ok(None);
+    }
+    let build = || {
+        let flat = array.flatten(None, None)?;
+        let slots = mlx_rs::ops::argsort_axis(&flat, -1)?;
+        Ok(Sorted {
+            experts: flat.take_axis(&slots, 0)?,
+            tokens: slots.floor_divide(Array::from_int(top_k).as_dtype(Dtype::Uint32)?)?,
+            inverse: mlx_rs::ops::argsort_axis(&slots, -1)?,
+            slots,
+        })
+    };
+    build().map(|s| Some(Arc::new(s))).map_err(f(op))
+}

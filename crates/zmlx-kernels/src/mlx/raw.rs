@@ -1,0 +1,201 @@
+//! MLX functions that mlx-rs leaves out or restricts to affine weights, called through mlx-sys.
+//!
+//! The callers check shapes first: where MLX refuses all the same, its own text is not at hand here.
+
+use std::ffi::CStr;
+
+use mlx_rs::{Array, Stream};
+use mlx_sys::{mlx_array, mlx_optional_dtype, mlx_optional_int};
+
+use super::runtime::NAME;
+use crate::{Error, QuantMode, QuantSpec, Result};
+
+/// A quantised matrix or bank of matrices, in MLX's own arrays.
+#[derive(Clone, Copy)]
+pub(crate) struct Packed<'a> {
+    pub(crate) weight: &'a Array,
+    pub(crate) scales: &'a Array,
+    pub(crate) biases: Option<&'a Array>,
+    pub(crate) spec: QuantSpec,
+}
+
+/// Which side of a stored matrix the product runs over.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Product {
+    /// `x · Wᵀ`: the rows of W are results.
+    Transposed,
+    /// `x · W`: the rows of W are summed over.
+    Plain,
+}
+
+/// Whether the chosen matrices come in ascending order.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Any.
+    Unsorted,
+    /// Ascending: MLX may then read each matrix once.
+    Sorted,
+}
+
+/// `mx.quantized_matmul` in every mode.
+pub(crate) fn quantized_matmul(
+    op: &'static str,
+    x: &Array,
+    w: Packed<'_>,
+    product: Product,
+) -> Result<Array> {
+    call(op, |result, stream| {
+        // SAFETY: all handles are live for the call; `result` is an empty handle that the call fills; an absent array
+        // is the null handle, as mlx-c asks; the mode is a constant text that ends in zero.
+        unsafe {
+            mlx_sys::mlx_quantized_matmul(
+                result,
+                x.as_ptr(),
+                w.weight.as_ptr(),
+                w.scales.as_ptr(),
+                handle(w.biases),
+                product == Product::Transposed,
+                some(w.spec.group_size()),
+                some(w.spec.bits()),
+                mode(w.spec).as_ptr(),
+                stream,
+            )
+        }
+    })
+}
+
+/// `mx.gather_qmm(transpose=True)` in every mode, with one matrix of `w` per entry of `experts`.
+pub(crate) fn gather_qmm(
+    op: &'static str,
+    x: &Array,
+    w: Packed<'_>,
+    experts: &Array,
+    order: Order,
+) -> Result<Array> {
+    call(op, |result, stream| {
+        // SAFETY: as in `quantized_matmul`; an absent list of left indices stands for all rows in order.
+        unsafe {
+            mlx_sys::mlx_gather_qmm(
+                result,
+                x.as_ptr(),
+                w.weight.as_ptr(),
+                w.scales.as_ptr(),
+                handle(w.biases),
+                handle(None),
+                experts.as_ptr(),
+                true,
+                some(w.spec.group_size()),
+                some(w.spec.bits()),
+                mode(w.spec).as_ptr(),
+                order == Order::Sorted,
+                stream,
+            )
+        }
+    })
+}
+
+/// `mx.dequantize` in every mode: in the type of affine scales, in bf16 for the floating-point modes.
+pub(crate) fn dequantize(op: &'static str, w: Packed<'_>) -> Result<Array> {
+    call(op, |result, stream| {
+        let dtype = mlx_optional_dtype { value: mlx_sys::mlx_dtype__MLX_FLOAT32, has_value: false };
+        // SAFETY: as in `quantized_matmul`; no global scale, no other type.
+        unsafe {
+            mlx_sys::mlx_dequantize(
+                result,
+                w.weight.as_ptr(),
+                w.scales.as_ptr(),
+                handle(w.biases),
+                some(w.spec.group_size()),
+                some(w.spec.bits()),
+                mode(w.spec).as_ptr(),
+                handle(None),
+                dtype,
+                stream,
+            )
+        }
+    })
+}
+
+/// `x[start..stop]` in every dimension.
+pub(crate) fn slice(op: &'static str, x: &Array, start: &[i32], stop: &[i32]) -> Result<Array> {
+    let n = x.ndim();
+    assert!(start.len() == n && stop.len() == n, "one bound per dimension");
+    let strides = vec![1; n];
+    call(op, |result, stream| {
+        // SAFETY: as in `quantized_matmul`; the three lists have the lengths that are given, and outlive the call.
+        unsafe {
+            mlx_sys::mlx_slice(
+                result,
+                x.as_ptr(),
+                start.as_ptr(),
+                n,
+                stop.as_ptr(),
+                n,
+                strides.as_ptr(),
+                n,
+                stream,
+            )
+        }
+    })
+}
+
+/// `x` with `x[start..stop] = update`. Where nothing else holds the memory of `x`, MLX writes into it.
+pub(crate) fn slice_update(
+    op: &'static str,
+    x: &Array,
+    update: &Array,
+    start: &[i32],
+    stop: &[i32],
+) -> Result<Array> {
+    let n = x.ndim();
+    assert!(start.len() == n && stop.len() == n, "one bound per dimension");
+    let strides = vec![1; n];
+    call(op, |result, stream| {
+        // SAFETY: as in `slice`.
+        unsafe {
+            mlx_sys::mlx_slice_update(
+                result,
+                x.as_ptr(),
+                update.as_ptr(),
+                start.as_ptr(),
+                n,
+                stop.as_ptr(),
+                n,
+                strides.as_ptr(),
+                n,
+                stream,
+            )
+        }
+    })
+}
+
+/// Calls a function that fills a handle on the thread's stream.
+fn call(op: &'static str, f: impl FnOnce(*mut mlx_array, mlx_sys::mlx_stream) -> i32) -> Result<Array> {
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: makes an empty handle.
+    let mut result = unsafe { mlx_sys::mlx_array_new() };
+    let status = f(&mut result, stream.as_ptr());
+    // SAFETY: a live handle that nothing else owns: filled if the call succeeded, empty if not. The array frees it.
+    let array = unsafe { Array::from_ptr(result) };
+    if status == 0 {
+        return Ok(array);
+    }
+    Err(Error::Fault { op, backend: NAME, why: "MLX refuses the arguments".to_owned() })
+}
+
+fn handle(array: Option<&Array>) -> mlx_array {
+    array.map_or(mlx_array { ctx: std::ptr::null_mut() }, Array::as_ptr)
+}
+
+fn some(value: usize) -> mlx_optional_int {
+    mlx_optional_int { value: value as i32, has_value: true }
+}
+
+fn mode(spec: QuantSpec) -> &'static CStr {
+    match spec.mode() {
+        QuantMode::Affine => c"affine",
+        QuantMode::Mxfp4 => c"mxfp4",
+        QuantMode::Mxfp8 => c"mxfp8",
+        QuantMode::Nvfp4 => c"nvfp4",
+    }
+}

@@ -1,0 +1,184 @@
+//! Both tiny models on MLX: chunks, batches, replays, stops, and the step that is started ahead.
+#![cfg(feature = "mlx")]
+#![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use rstest::rstest;
+use zmlx_kernels::mlx::{MlxBackend, Numerics};
+use zmlx_kernels::{Backend, Fusion};
+use zmlx_models::{
+    Checkpoint, GenerateOptions, Generation, Input, LogitsOf, Model, SamplingParams, State, StopReason,
+    generate,
+};
+use zmlx_oracle::compare::rel_rms;
+
+/// Sums in f32 in another order: several rows take other routines of MLX than one, and GLM's prompts expand what its
+/// single tokens absorb. 3e-6 at the most was measured.
+const BOUND: f64 = 5e-5;
+
+fn load(name: &str, numerics: Numerics) -> Model<MlxBackend> {
+    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
+    let backend = MlxBackend::new(numerics).unwrap();
+    Model::load(backend, &Checkpoint::open(&dir).unwrap(), &mut |_, _| ()).unwrap()
+}
+
+/// Tokens that look like text: an arithmetic walk would send every token to the same experts.
+fn tokens(n: usize, seed: u32) -> Vec<u32> {
+    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 7) % 3072).collect()
+}
+
+fn logits(model: &Model<MlxBackend>, state: &mut State<MlxBackend>, inputs: &[Input<'_>]) -> Vec<f32> {
+    let y = model.forward(state, inputs, LogitsOf::All, &Fusion::STOCK).unwrap();
+    let mut out = Vec::new();
+    model.backend().read(&y, &mut out).unwrap();
+    out
+}
+
+fn in_chunks(model: &Model<MlxBackend>, tokens: &[u32], chunk: usize) -> Vec<f32> {
+    let mut state = model.state(1).unwrap();
+    tokens.chunks(chunk).flat_map(|tokens| logits(model, &mut state, &[Input { slot: 0, tokens }])).collect()
+}
+
+/// Past the step by which caches grow, and past the number of choices from which experts are sorted.
+#[rstest]
+fn chunks_of_any_size(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
+    let (model, tokens) = (load(name, Numerics::Accurate), tokens(300, 1));
+    let whole = in_chunks(&model, &tokens, tokens.len());
+    for chunk in [1, 7, 64, 256, 299] {
+        let error = rel_rms(&in_chunks(&model, &tokens, chunk), &whole);
+        assert!(error <= BOUND, "{name} in chunks of {chunk}: {error}");
+    }
+}
+
+/// Bit for bit in exact numerics where each sequence has one token: every product is that of one row, but for the
+/// dense router of GLM and the experts, whose rows MLX multiplies one by one.
+#[rstest]
+fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
+    let model = load(name, Numerics::Accurate);
+    let vocab = model.config().vocab_size();
+    let texts = [tokens(5, 3), tokens(19, 4), tokens(1, 5)];
+    let next = [tokens(6, 6), tokens(6, 7), tokens(6, 8)];
+    let alone: Vec<Vec<f32>> =
+        (0..3).map(|i| in_chunks(&model, &[&texts[i][..], &next[i]].concat(), 1)).collect();
+
+    // Prompts together, in another order than their slots; then six steps in lockstep.
+    let mut state = model.state(3).unwrap();
+    let order = [2, 0, 1];
+    let inputs = order.map(|slot| Input { slot, tokens: &texts[slot] });
+    let y = logits(&model, &mut state, &inputs);
+    let mut at = 0;
+    for slot in order {
+        let n = texts[slot].len() * vocab;
+        let error = rel_rms(&y[at..at + n], &alone[slot][..n]);
+        assert!(error <= BOUND, "{name} prompt {slot}: {error}");
+        at += n;
+    }
+    for step in 0..6 {
+        let inputs = order.map(|slot| Input { slot, tokens: &next[slot][step..=step] });
+        let y = logits(&model, &mut state, &inputs);
+        for (y, slot) in y.chunks_exact(vocab).zip(order) {
+            let want = &alone[slot][(texts[slot].len() + step) * vocab..][..vocab];
+            let error = rel_rms(y, want);
+            assert!(error <= BOUND, "{name} sequence {slot} step {step}: {error}");
+        }
+    }
+}
+
+#[rstest]
+fn truncate_and_replay(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
+    let (model, tokens) = (load(name, Numerics::Exact), tokens(24, 9));
+    let mut state = model.state(1).unwrap();
+    logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[..16] }]);
+    let first = logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[16..] }]);
+    model.truncate(&mut state, 0, 16).unwrap();
+    logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[..4] }]); // another continuation
+    model.truncate(&mut state, 0, 16).unwrap();
+    let again = logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[16..] }]);
+    assert!(first == again, "{name}: the same steps on the same cache");
+}
+
+fn continued(
+    model: &Model<MlxBackend>,
+    state: &mut State<MlxBackend>,
+    prompt: &[u32],
+    options: &GenerateOptions,
+    n: usize,
+) -> Generation {
+    let mut n_seen = 0;
+    let on_step = |_: &zmlx_models::Step<'_>| {
+        n_seen += 1;
+        if n_seen == n { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    generate(model, state, None, prompt, options, &mut |_, _| (), on_step).unwrap()
+}
+
+fn options(max_tokens: usize, sampling: SamplingParams) -> GenerateOptions {
+    GenerateOptions {
+        max_tokens,
+        sampling,
+        eos_token_ids: Vec::new(),
+        stop: Vec::new(),
+        fusion: Fusion::STOCK,
+    }
+}
+
+/// However it ends, the caches hold the prompt and all tokens but the last, and going on gives the same text.
+#[rstest]
+fn a_step_ahead_is_taken_back(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
+    let (model, prompt) = (load(name, Numerics::Exact), tokens(9, 12));
+    let mut state = model.state(1).unwrap();
+    let greedy = options(24, SamplingParams::greedy());
+    let whole = continued(&model, &mut state, &prompt, &greedy, 99);
+    assert_eq!((whole.stop_reason, whole.tokens.len()), (StopReason::MaxTokens, 24));
+    assert_eq!(state.n_tokens(0), 9 + 23);
+
+    // Without a step ahead: a penalty of 1 changes nothing but asks for the logits first.
+    model.truncate(&mut state, 0, 0).unwrap();
+    let eager = SamplingParams { repetition_penalty: Some(1.0), ..SamplingParams::greedy() };
+    let eager = continued(&model, &mut state, &prompt, &options(24, eager), 99);
+    assert_eq!(eager.tokens, whole.tokens, "{name}");
+
+    // Ended by the caller, by an end token, by its length; each time continued.
+    model.truncate(&mut state, 0, 0).unwrap();
+    let first = continued(&model, &mut state, &prompt, &greedy, 5);
+    assert_eq!(first.stop_reason, StopReason::Interrupted);
+    assert_eq!(state.n_tokens(0), 9 + 4);
+    let end = whole.tokens[11];
+    let n_until = whole.tokens[5..].iter().position(|t| *t == end).unwrap() + 1;
+    let with_end = GenerateOptions { eos_token_ids: vec![end], ..greedy.clone() };
+    let second = continued(&model, &mut state, &first.tokens[4..], &with_end, 99);
+    assert_eq!((second.stop_reason, second.tokens.len()), (StopReason::Eos, n_until));
+    assert_eq!(state.n_tokens(0), 9 + 5 + n_until - 1);
+    let last = second.tokens.last().copied().unwrap();
+    let rest = GenerateOptions { max_tokens: 24 - 5 - n_until, ..greedy };
+    let third = continued(&model, &mut state, &[last], &rest, 99);
+    assert_eq!([first.tokens, second.tokens, third.tokens].concat(), whole.tokens, "{name}");
+}
+
+/// A context that is full ends a text where an eager engine ends it.
+#[rstest]
+fn the_context_ends(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
+    let model = load(name, Numerics::Exact);
+    let limit = model.config().max_position_embeddings();
+    let prompt = tokens(limit - 2, 13);
+    for (sampling, what) in [
+        (SamplingParams::greedy(), "ahead"),
+        (SamplingParams { repetition_penalty: Some(1.0), ..SamplingParams::greedy() }, "eager"),
+    ] {
+        let mut state = model.state(1).unwrap();
+        let got = continued(&model, &mut state, &prompt, &options(9, sampling), 99);
+        assert_eq!(got.stop_reason, StopReason::ContextLength, "{name} {what}");
+        assert_eq!((got.tokens.len(), state.n_tokens(0)), (3, limit), "{name} {what}");
+    }
+}
+
+/// A model may move to another thread and run there.
+#[test]
+fn a_model_moves_between_threads() {
+    let model = load("austen-qwen3-moe-4bit", Numerics::Exact);
+    let here = in_chunks(&model, &tokens(12, 14), 12);
+    let there = std::thread::spawn(move || in_chunks(&model, &tokens(12, 14), 12)).join().unwrap();
+    assert!(here == there);
+}

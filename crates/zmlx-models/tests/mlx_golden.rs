@@ -1,0 +1,178 @@
+//! Both tiny models on MLX against the recordings of mlx-lm: the same bf16 tokens, and the same bits at every tap.
+#![cfg(feature = "mlx")]
+#![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use rstest::rstest;
+use zmlx_kernels::mlx::{MlxBackend, Numerics};
+use zmlx_kernels::{Backend, Fusion};
+use zmlx_models::{
+    Checkpoint, GenerateOptions, Input, LogitsOf, Model, SamplingParams, State, Step, TapValue, generate,
+};
+use zmlx_oracle::compare::{differing_expert_sets, rel_rms};
+use zmlx_oracle::golden::{Golden, Outcome, TensorFile, check_greedy};
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn load(name: &str, numerics: Numerics) -> Model<MlxBackend> {
+    let checkpoint = Checkpoint::open(&fixtures().join("models").join(name)).unwrap();
+    Model::load(MlxBackend::new(numerics).unwrap(), &checkpoint, &mut |_, _| ()).unwrap()
+}
+
+fn greedy(
+    model: &Model<MlxBackend>,
+    state: &mut State<MlxBackend>,
+    prompt: &[u32],
+    n: usize,
+    fusion: Fusion,
+    mut on_step: impl FnMut(&Step<'_>),
+) -> Vec<u32> {
+    model.truncate(state, 0, 0).unwrap();
+    let options = GenerateOptions {
+        max_tokens: n,
+        sampling: SamplingParams::greedy(),
+        eos_token_ids: Vec::new(),
+        stop: Vec::new(),
+        fusion,
+    };
+    let go_on = |step: &Step<'_>| {
+        on_step(step);
+        ControlFlow::Continue(())
+    };
+    generate(model, state, None, prompt, &options, &mut |_, _| (), go_on).unwrap().tokens
+}
+
+/// The presets, and each fused op alone: without Metal all of them are compositions of stock ops.
+fn fusions() -> Vec<Fusion> {
+    let texts =
+        ["stock", "concat", "fused", "stock,+combine", "stock,+dense_swiglu", "stock,+route", "stock,+qkv"];
+    texts.iter().map(|t| t.parse().unwrap()).collect()
+}
+
+/// Every prompt's tokens, with their margins and log-probabilities as recorded.
+#[rstest]
+fn greedy_tokens_are_those_of_mlx_lm(
+    #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
+) {
+    let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
+    let model = load(name, Numerics::Exact);
+    let mut state = model.state(1).unwrap();
+    for (i, fusion) in fusions().into_iter().enumerate() {
+        for p in &golden.prompts {
+            // MLX's CPU kernels take seconds per text: all of them stock, a short and a chat prompt concatenated and
+            // fused, a short one for each op alone.
+            let is_short = p.name == "truth";
+            if i > 0 && !is_short && (i > 2 || p.name != "chat") {
+                continue;
+            }
+            let mut at = 0;
+            let check = |step: &Step<'_>| {
+                // Recorded with seven digits.
+                let (margin, logprob) = (f64::from(step.margin), step.logprob);
+                let is_near = |got: f64, want: f64| (got - want).abs() <= 1e-6 * want.abs().max(1e-3);
+                assert!(is_near(margin, p.bf16.top1_top2_margin[at]), "{name} {fusion} {} {at}", p.name);
+                assert!(is_near(logprob, p.bf16.logprobs[at]), "{name} {fusion} {} {at}", p.name);
+                at += 1;
+            };
+            let got = greedy(&model, &mut state, &p.prompt_tokens, golden.decode.tokens, fusion, check);
+            assert_eq!(got, p.bf16.tokens, "{name} {fusion} {}", p.name);
+            assert_eq!(state.n_tokens(0), p.prompt_tokens.len() + got.len() - 1);
+        }
+    }
+}
+
+/// A tap's values, widened; experts as numbers, which f32 holds exactly.
+fn taps(
+    model: &Model<MlxBackend>,
+    state: &mut State<MlxBackend>,
+    tokens: &[u32],
+    fusion: &Fusion,
+) -> BTreeMap<String, Vec<f32>> {
+    let mut seen = BTreeMap::new();
+    let backend = model.backend();
+    let mut tap = |name: &str, value: TapValue<'_, MlxBackend>| {
+        let mut values = Vec::new();
+        match value {
+            TapValue::Tensor(x) => backend.read(x, &mut values).unwrap(),
+            TapValue::Indices(x) => {
+                let mut indices = Vec::new();
+                backend.read_indices(x, &mut indices).unwrap();
+                values.extend(indices.into_iter().map(|i| i as f32));
+            }
+        }
+        seen.insert(name.to_owned(), values);
+    };
+    let input = Input { slot: 0, tokens };
+    model.forward_tapped(state, &[input], LogitsOf::All, fusion, Some(&mut tap)).unwrap();
+    seen
+}
+
+/// Bit for bit, experts in the engine's order; then the logits of sixteen steps with the cache.
+#[rstest]
+fn taps_have_the_bits_of_mlx_lm(
+    #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
+    #[values("stock", "concat", "fused")] fusion: &str,
+) {
+    let file = TensorFile::open(fixtures().join(format!("golden/{name}-taps.safetensors"))).unwrap();
+    let (tokens, decode_tokens) =
+        (file.ints("tokens").unwrap().data, file.ints("decode_tokens").unwrap().data);
+    let fusion: Fusion = fusion.parse().unwrap();
+    let model = load(name, Numerics::Exact);
+    let mut state = model.state(1).unwrap();
+    let got = taps(&model, &mut state, &tokens, &fusion);
+    let names: Vec<&str> = file.names().filter_map(|n| n.strip_prefix("bf16.")).collect();
+    assert_eq!(names.len(), got.len() + 1, "every tap is recorded and every recording is a tap");
+    for tap in names.into_iter().filter(|n| *n != "decode_logits") {
+        let want: Vec<f32> = if tap.ends_with("expert_indices") {
+            file.ints(&format!("bf16.{tap}")).unwrap().data.iter().map(|i| *i as f32).collect()
+        } else {
+            file.floats(&format!("bf16.{tap}")).unwrap().data
+        };
+        assert!(got[tap] == want, "{name} {fusion} {tap}: rel_rms {}", rel_rms(&got[tap], &want));
+    }
+    let want = file.floats("bf16.decode_logits").unwrap();
+    for (i, token) in decode_tokens.iter().enumerate() {
+        let input = Input { slot: 0, tokens: &[*token] };
+        let y = model.forward(&mut state, &[input], LogitsOf::Last, &fusion).unwrap();
+        let mut logits = Vec::new();
+        model.backend().read(&y, &mut logits).unwrap();
+        assert!(logits == want.row(i), "{name} {fusion} step {i}: {}", rel_rms(&logits, want.row(i)));
+    }
+}
+
+/// f32 sums in another order than the recording's.
+const TAP_BOUND: f64 = 2e-5;
+
+/// The accurate mode, against the recorded f32 truth.
+#[rstest]
+fn the_accurate_mode_is_the_f32_truth(
+    #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
+) {
+    let file = TensorFile::open(fixtures().join(format!("golden/{name}-taps.safetensors"))).unwrap();
+    let tokens = file.ints("tokens").unwrap().data;
+    let model = load(name, Numerics::Accurate);
+    let mut state = model.state(1).unwrap();
+    let got = taps(&model, &mut state, &tokens, &Fusion::STOCK);
+    for tap in file.names().filter_map(|n| n.strip_prefix("f32.")).filter(|n| *n != "decode_logits") {
+        if tap.ends_with("expert_indices") {
+            let want = file.ints(&format!("f32.{tap}")).unwrap();
+            let got: Vec<u32> = got[tap].iter().map(|i| *i as u32).collect();
+            assert_eq!(differing_expert_sets(&got, &want.data, want.shape[1]), [0usize; 0], "{name} {tap}");
+        } else if !tap.ends_with("expert_weights") {
+            // Weights stand in another order of experts; the layer's result holds them to account.
+            let want = file.floats(&format!("f32.{tap}")).unwrap();
+            let error = rel_rms(&got[tap], &want.data);
+            assert!(error <= TAP_BOUND, "{name} {tap}: {error}");
+        }
+    }
+    let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
+    let novel = golden.prompts.iter().find(|p| p.name == "novel").unwrap();
+    let n = golden.decode.tokens;
+    let got = greedy(&model, &mut state, &novel.prompt_tokens, n, Fusion::STOCK, |_| ());
+    assert_eq!(check_greedy(&novel.truth_f32, &got, 1e-3).outcome, Outcome::Equal, "{name}");
+}
