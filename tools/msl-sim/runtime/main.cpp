@@ -40,30 +40,29 @@ extern "C" void msl_rt_register_constant(int id, void* storage, size_t size, boo
   _exit(2);
 }
 
+// One beyond the instruction: the reader takes every counter for a return address, and one off.
 static void* program_counter(void* context) {
   auto* c = (ucontext_t*)context;
 #if defined(__x86_64__)
-  return (void*)c->uc_mcontext.gregs[REG_RIP];
+  return (void*)(c->uc_mcontext.gregs[REG_RIP] + 1);
 #else
-  return (void*)c->uc_mcontext.pc;
+  return (void*)(c->uc_mcontext.pc + 1);
 #endif
 }
 
 static void on_signal(int number, siginfo_t* info, void* context) {
   void* pc = program_counter(context);
-  Fibre* me = g_current;
   if (number == SIGPROF) {
     fault("timeout", {nullptr, 0}, pc, "still running after %d s of processor time", g_dispatch.cpu_seconds);
   } else if (number == SIGILL || number == SIGTRAP) {
     fault("undefined", {nullptr, 0}, pc, "index outside an array, misaligned pointer or division by zero");
   } else {
-    bool overflow = false;
-    if (me) {
-      char* stack = g_stacks + size_t(index_of(me)) * kStack;
-      char* p = (char*)info->si_addr;
-      overflow = p < stack && p >= g_stacks - 65536;
+    char* p = (char*)info->si_addr;
+    if (p >= g_stacks && p < g_stacks + sizeof g_stacks) {
+      fault("stack-overflow", {nullptr, 0}, pc, "a thread's own variables take more than %zu bytes", kStack - kPage);
+    } else {
+      fault("crash", {nullptr, 0}, pc, "%s at address %p", strsignal(number), info->si_addr);
     }
-    fault("crash", {nullptr, 0}, pc, "%s at address %p%s", strsignal(number), info->si_addr, overflow ? " (stack overflow)" : "");
   }
   print_faults();
   _exit(0);
@@ -147,6 +146,11 @@ static void read_plan(char* mapping) {
   if (!d.fn) refuse("no such kernel");
 }
 
+static void guard_stacks() {
+  uint32_t n = g_dispatch.group.x * g_dispatch.group.y * g_dispatch.group.z;
+  for (uint32_t i = 0; i < n && i < uint32_t(kMaxThreads); i++) mprotect(g_stacks + i * kStack, kPage, PROT_NONE);
+}
+
 static void run_grid() {
   Dispatch& d = g_dispatch;
   g_random = (d.seed + 1) * 0x9e3779b97f4a7c15ull;
@@ -172,6 +176,7 @@ int main(int argc, char** argv) {
   g_scheduler_stack = (char*)__builtin_frame_address(0);
   read_plan(mapping);
   install_signals();
+  guard_stacks();
   run_grid();
   if (g_dispatch.detect && !g_abandon) check_outputs();
   print_faults();

@@ -9,9 +9,8 @@ static const int kWidth = 32;                       // lanes of a simdgroup
 static const int kMaxThreads = 1024;                // per threadgroup
 static const int kMaxSlots = 31;                    // buffer and threadgroup indices
 static const size_t kThreadgroupLimit = 32 * 1024;  // bytes, as on Apple's GPUs
-// The odd part keeps the hot lines of neighbouring stacks out of the same cache sets.
-static const size_t kStack = 64 * 1024 + 9 * 64;
-static const uint64_t kCanary = 0x5ca1ab1e0ddba11full;
+static const size_t kPage = 4096;
+static const size_t kStack = 17 * kPage;  // per thread; the lowest page is the guard
 
 enum class State : uint8_t { Ready, AtSimd, AtBarrier, Done };
 
@@ -78,7 +77,7 @@ static Simdgroup g_simds[kMaxThreads / kWidth];
 static int g_lane_order[kMaxThreads];      // per simdgroup: the i-th thread to run
 static int g_lane_position[kMaxThreads];   // its inverse
 static int g_simd_order[kMaxThreads / kWidth];
-static char g_stacks[kMaxThreads * kStack] __attribute__((aligned(64)));
+static char g_stacks[kMaxThreads * kStack] __attribute__((aligned(4096)));
 static char g_arena[kThreadgroupLimit + 4096] __attribute__((aligned(256)));
 static char g_oversize[1 << 20] __attribute__((aligned(256)));  // for threadgroup variables beyond the limit
 static Shadow g_arena_shadow[kThreadgroupLimit];

@@ -86,7 +86,6 @@ fn probe(program: &str) -> Option<Compiler> {
 }
 
 impl Compiler {
-    #[allow(dead_code)]
     pub(crate) fn is_clang(&self) -> bool {
         self.family == Family::Clang
     }
@@ -98,6 +97,8 @@ impl Compiler {
             "-fno-exceptions",
             "-fno-rtti",
             "-fno-math-errno",
+            // A thread's stack ends in a page that must not be leapt over.
+            "-fstack-clash-protection",
             // Kernels reinterpret buffers freely.
             "-fno-strict-aliasing",
             // Fixed addresses, so that a program counter is a place in the file.
@@ -122,9 +123,16 @@ impl Compiler {
             // Vectorised accesses are wider than the detector's callbacks know; addr2line misreads DWARF 5.
             (Mode::Detect, family) => {
                 flags.extend(["-O1", "-g1", "-gdwarf-4", "-fsanitize=thread"]);
+                flags.push("-fsanitize=bounds,alignment,integer-divide-by-zero");
                 match family {
-                    Family::Clang => flags.extend(["-fno-vectorize", "-fno-slp-vectorize"]),
-                    Family::Gcc => flags.extend(["-fno-tree-vectorize"]),
+                    Family::Clang => {
+                        flags.extend(["-fno-vectorize", "-fno-slp-vectorize", "-fsanitize-trap=undefined"]);
+                        // Or `y += x` would count as a write alone.
+                        flags.extend(["-mllvm", "-tsan-instrument-read-before-write"]);
+                    }
+                    Family::Gcc => {
+                        flags.extend(["-fno-tree-vectorize", "-fsanitize-undefined-trap-on-error"])
+                    }
                 }
             }
         }

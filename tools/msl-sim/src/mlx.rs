@@ -243,12 +243,12 @@ impl MlxBody {
         Ok(MlxKernel { host_name: signature::host_name(self), body: self.clone(), library })
     }
 
-    fn msl(&self) -> Msl {
+    pub(crate) fn msl(&self) -> Msl {
         let msl = Msl::source(self.name.clone(), signature::source(self, true));
         if self.contract { msl.contract_fma() } else { msl }
     }
 
-    fn validate(&self) -> Result<(), Error> {
+    pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |message: String| Err(Error::Call { kernel: self.name.clone(), message });
         if self.outputs.is_empty() {
             return refuse("MLX wants at least one output".to_owned());

@@ -12,7 +12,7 @@ macro_rules! embedded {
     ($($path:literal),* $(,)?) => { [$(($path, include_str!(concat!("../", $path)))),*] };
 }
 
-const FILES: [(&str, &str); 17] = embedded![
+const FILES: [(&str, &str); 18] = embedded![
     "shim/metal_stdlib",
     "shim/msl/scalar.h",
     "shim/msl/traits.h",
@@ -30,6 +30,7 @@ const FILES: [(&str, &str); 17] = embedded![
     "runtime/group.h",
     "runtime/detector.h",
     "runtime/main.cpp",
+    "check/metal_stdlib",
 ];
 
 /// Headers that kernels include; all of them are `metal_stdlib`, which the translator includes itself.
@@ -89,6 +90,11 @@ impl Shim {
     /// Empty stand-ins for Metal's headers, for the preprocessor.
     pub(crate) fn empty_headers(&self) -> PathBuf {
         self.root.join("empty")
+    }
+
+    /// Declarations over real address spaces.
+    pub(crate) fn checking_headers(&self) -> PathBuf {
+        self.root.join("check")
     }
 
     fn includes(&self) -> [PathBuf; 2] {

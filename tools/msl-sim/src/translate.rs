@@ -162,15 +162,14 @@ impl Translator {
         match word {
             "double" => return fail(token.line, "Metal has no double"),
             "kernel" if self.statement_start => return self.kernel(),
-            "template" if self.next_meaningful(self.at + 1).is_some_and(|t| t.text != "<") => {
-                if self.instantiation()? {
-                    return Ok(());
-                }
+            "template"
+                if self.next_meaningful(self.at + 1).is_some_and(|t| t.text != "<")
+                    && self.instantiation()? =>
+            {
+                return Ok(());
             }
-            "threadgroup" if self.statement_start && inside_function => {
-                if self.threadgroup_variable()? {
-                    return Ok(());
-                }
+            "threadgroup" if self.statement_start && inside_function && self.threadgroup_variable()? => {
+                return Ok(());
             }
             "constant" if !inside_function && self.function_constant()? => return Ok(()),
             "constant" => {
@@ -298,7 +297,7 @@ impl Translator {
             .enumerate()
             .map(|(i, binding)| match binding {
                 Binding::Buffer(n) => format!("MSL_BUFFER(F, {i}, {n})"),
-                Binding::Threadgroup(n) => format!("MSL_THREADGROUP(F, {i}, {n})"),
+                Binding::Threadgroup(n) => format!("MSL_THREADGROUP_POINTER(F, {i}, {n})"),
                 Binding::BuiltIn(name) => format!("MSL_BUILT_IN(F, {i}, {name})"),
             })
             .collect();

@@ -80,7 +80,7 @@ struct RegisterConstant {
   }                                  \
   static ::msl::RegisterKernel msl_register_##id(name, &msl_trampoline_##id);
 #define MSL_BUFFER(F, i, n) ::msl::Memory<typename F::template Param<i>>::bind(msl_ctx->buffers[n])
-#define MSL_THREADGROUP(F, i, n) ::msl::Memory<typename F::template Param<i>>::bind(msl_ctx->tgmem[n])
+#define MSL_THREADGROUP_POINTER(F, i, n) ::msl::Memory<typename F::template Param<i>>::bind(msl_ctx->tgmem[n])
 #define MSL_BUILT_IN(F, i, name) ::msl::BuiltIn<typename F::template Param<i>>::bind(msl_ctx->name)
 
 #define device

@@ -26,7 +26,8 @@ namespace metal {
   template <class T, int N>               \
   inline vec<T, N> name(vec<T, N> v) {    \
     MSL_ELEMENTWISE(name(v[i]))           \
-  }
+  }                                       \
+  MSL_TAKES_SWIZZLES(name)
 #define MSL_FUNCTION_2(name, expr)                    \
   inline float name(float x, float y) {               \
     return float(expr);                               \
@@ -42,7 +43,8 @@ namespace metal {
   template <class T, int N>                           \
   inline vec<T, N> name(vec<T, N> v, vec<T, N> w) {   \
     MSL_ELEMENTWISE(name(v[i], w[i]))                 \
-  }
+  }                                                   \
+  MSL_TAKES_SWIZZLES(name)
 #define MSL_IN_DOUBLE(name) MSL_FUNCTION_1(name, __builtin_##name(double(x)))
 #define MSL_EXACT(name) MSL_FUNCTION_1(name, __builtin_##name##f(x))
 
@@ -205,6 +207,18 @@ inline bool all(vec<bool, N> a) {
   return r;
 }
 #undef MSL_ELEMENTWISE
+MSL_TAKES_SWIZZLES(abs)
+MSL_TAKES_SWIZZLES(all)
+MSL_TAKES_SWIZZLES(any)
+MSL_TAKES_SWIZZLES(clamp)
+MSL_TAKES_SWIZZLES(dot)
+MSL_TAKES_SWIZZLES(fma)
+MSL_TAKES_SWIZZLES(length)
+MSL_TAKES_SWIZZLES(max)
+MSL_TAKES_SWIZZLES(min)
+MSL_TAKES_SWIZZLES(mix)
+MSL_TAKES_SWIZZLES(normalize)
+MSL_TAKES_SWIZZLES(select)
 
 namespace fast {
 using metal::abs;

@@ -281,9 +281,30 @@ using metal::vec;
   using metal::packed_##T##4;
 MSL_FOR_ELEMENT_TYPES(MSL_GLOBAL_NAMES)
 
+namespace metal {
+
+// A swizzle as a vector; anything else as it is.
+template <class T>
+constexpr const T& plain(const T& v) {
+  return v;
+}
+template <class T, int N, int... I>
+vec<T, sizeof...(I)> plain(const swizzle<T, N, I...>& s) {
+  return s;
+}
+// Templates over vectors do not deduce from swizzles: for each of them, an overload that takes any swizzle.
+#define MSL_TAKES_SWIZZLES(name)                                                                          \
+  template <class... A, class = enable_if_t<(is_swizzle<A>::value || ...)>>                               \
+  inline auto name(const A&... a) {                                                                       \
+    return name(plain(a)...);                                                                             \
+  }
+
+}  // namespace metal
+
 template <class D, class S>
-inline D as_type(const S& s) {
-  static_assert(sizeof(D) == sizeof(S), "as_type: sizes differ");
+inline D as_type(const S& swizzled) {
+  auto s = metal::plain(swizzled);
+  static_assert(sizeof(D) == sizeof(s), "as_type: sizes differ");
   D d;
   __builtin_memcpy(&d, &s, sizeof d);
   return d;

@@ -68,12 +68,12 @@ METAL_FUNC IdxT elem_to_loc_1(uint elem, constant const int64_t& stride) {
 }
 
 template <typename IdxT = int64_t>
-METAL_FUNC IdxT elem_to_loc_2(uint2 elem, constant const int64_t strides[2]) {
+METAL_FUNC IdxT elem_to_loc_2(uint2 elem, constant const int64_t* strides) {
   return elem.x * IdxT(strides[1]) + elem.y * IdxT(strides[0]);
 }
 
 template <typename IdxT = int64_t>
-METAL_FUNC IdxT elem_to_loc_3(uint3 elem, constant const int64_t strides[3]) {
+METAL_FUNC IdxT elem_to_loc_3(uint3 elem, constant const int64_t* strides) {
   return elem.x * IdxT(strides[2]) + elem.y * IdxT(strides[1]) + elem.z * IdxT(strides[0]);
 }
 

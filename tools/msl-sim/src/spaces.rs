@@ -1,0 +1,61 @@
+//! The address-space check. To the compiler that runs kernels, `device`, `constant` and `threadgroup` are empty words;
+//! clang can also be told that they are real address spaces, and then refuses pointers that go astray.
+
+use std::process::Command;
+
+use crate::compiler::{self, Mode};
+use crate::mlx::MlxBody;
+use crate::msl::Msl;
+use crate::{Error, shim};
+
+/// The outcome of a check that found nothing wrong.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Checked {
+    /// The source was checked.
+    Passed,
+    /// The source was not checked, for this reason.
+    Skipped(String),
+}
+
+impl Msl {
+    /// Checks that no pointer or reference changes its address space, and that `constant` memory is not written.
+    ///
+    /// Needs clang. With another compiler the check is skipped, with a notice, unless msl-sim is required (see
+    /// [`available`](crate::available)).
+    ///
+    /// **Errors**: [`Error::AddressSpace`] with the compiler's messages; [`Error::NoClang`] where it is required.
+    pub fn check_address_spaces(&self) -> Result<Checked, Error> {
+        let compiler = compiler::compiler()?;
+        if !compiler.is_clang() {
+            let missing = Error::NoClang { found: compiler.version.clone() };
+            if compiler::required() {
+                return Err(missing);
+            }
+            eprintln!("NOTICE: {missing}; {} was not checked", self.name);
+            return Ok(Checked::Skipped(missing.to_string()));
+        }
+        let shim = shim::unpack()?;
+        let translation = self.translate(compiler, &shim)?;
+        let mut command = Command::new(&compiler.program);
+        command.args(compiler.flags(Mode::Plain, false)).args([
+            "-fsyntax-only",
+            "-ferror-limit=0",
+            "-nostdinc++",
+            "-I",
+        ]);
+        command.arg(shim.checking_headers()).args(["-x", "c++", "-"]);
+        match shim::output(&mut command, &self.name, &translation.cpp) {
+            Ok(_) => Ok(Checked::Passed),
+            Err(Error::Compile { name, diagnostics }) => Err(Error::AddressSpace { name, diagnostics }),
+            Err(other) => Err(other),
+        }
+    }
+}
+
+impl MlxBody {
+    /// As [`Msl::check_address_spaces`], for the kernel that MLX generates around the body.
+    pub fn check_address_spaces(&self) -> Result<Checked, Error> {
+        self.validate()?;
+        self.msl().check_address_spaces()
+    }
+}

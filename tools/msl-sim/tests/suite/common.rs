@@ -1,0 +1,40 @@
+//! Running a kernel in both modes and in every order, with one result.
+
+use std::path::PathBuf;
+
+use msl_sim::{Error, Library, Mode, Msl, Order};
+
+/// Both modes.
+pub(crate) const MODES: [Mode; 2] = [Mode::Plain, Mode::Detect];
+/// Orders that a correct kernel cannot tell apart.
+pub(crate) const ORDERS: [Order; 4] = [Order::Forward, Order::Reverse, Order::Random(1), Order::Random(2)];
+
+/// A file of `tests/kernels`, built.
+pub(crate) fn library(file: &str, mode: Mode) -> Result<Library, Error> {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/kernels");
+    Msl::file(folder.join(file))?.build(mode)
+}
+
+/// Runs `dispatch` in both modes and all orders, and returns the one result.
+pub(crate) fn everywhere<T: PartialEq + std::fmt::Debug>(
+    file: &str,
+    dispatch: impl Fn(&Library, Order) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let mut first = None;
+    for mode in MODES {
+        let library = library(file, mode)?;
+        for order in ORDERS {
+            let result = dispatch(&library, order)?;
+            match &first {
+                None => first = Some(result),
+                Some(first) => assert_eq!(&result, first, "{mode:?} {order:?}"),
+            }
+        }
+    }
+    Ok(first.expect("there are modes and orders"))
+}
+
+/// Bits, so that NaN compares.
+pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|v| v.to_bits()).collect()
+}

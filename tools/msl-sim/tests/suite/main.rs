@@ -1,0 +1,8 @@
+//! The simulator against kernels whose results, and whose bugs, are known.
+
+mod address_spaces;
+mod common;
+mod conformance;
+mod detector;
+mod failures;
+mod mlx_bodies;
