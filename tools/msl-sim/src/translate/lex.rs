@@ -109,7 +109,8 @@ impl Iterator for Lexer<'_> {
         let token = Token { kind, text: text.to_owned(), line: self.line };
         self.rest = rest;
         if text == "\n" {
-            self.line += 1;
+            // g++ writes markers of line 0, which stand at the number before.
+            self.line = self.line.wrapping_add(1);
             self.line_start = true;
         } else if token.kind != Kind::Space {
             self.line_start = false;
