@@ -1,4 +1,61 @@
 //! Runs Metal compute kernels on a CPU, for tests on machines without Metal.
+//!
+//! A kernel is translated to C++, compiled with clang++ or g++ when a test asks for it, and executed in a process of its
+//! own: one fibre per thread, barriers and simdgroup operations as the meeting points that they are on a GPU, in an
+//! order of the threads that the test chooses. In [`Mode::Detect`] every access to memory is checked on top.
+//!
+//! ```
+//! use msl_sim::{Dtype, MlxBody, Mode, Order, Space};
+//!
+//! # fn main() -> Result<(), msl_sim::Error> {
+//! if !msl_sim::available() {
+//!     return Ok(()); // no compiler, and none required
+//! }
+//! // A body as it is handed to `mlx_rs::fast::MetalKernel`.
+//! let body = MlxBody::new("scale", "uint i = thread_position_in_grid.x; y[i] = T(float(x[i]) * by);")
+//!     .input("x", Dtype::Bfloat16, &[6])
+//!     .input("by", Dtype::Float32, &[])
+//!     .output("y", Dtype::Bfloat16, &[6])
+//!     .template("T", Dtype::Bfloat16);
+//! let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(half::bf16::from_f32);
+//! for order in [Order::Forward, Order::Reverse, Order::Random(1)] {
+//!     let outputs = body.build(Mode::Detect)?.call().input(&x).input(&[0.5f32]).order(order).dispatch([6, 1, 1], [32, 1, 1])?;
+//!     assert_eq!(outputs.get::<half::bf16>(0)?[3].to_f32(), 2.0);
+//! }
+//! // `x` has fewer than eight elements, so that MLX makes it `constant`; larger inputs are `device`.
+//! body.check_address_spaces()?;
+//! body.space("x", Space::Device).check_address_spaces()?;
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! A source with kernels of its own is an [`Msl`]; its [`Library`] gives a [`Call`] for each kernel.
+//!
+//! # What a clean run shows
+//!
+//! - The body compiles as C++ with Metal's types: conversions to `bfloat` are explicit, literals are `float`, `double`
+//!   does not exist, every kernel argument has an address space.
+//! - [`Mode::Detect`]: no race in threadgroup or device memory, no access out of bounds, nothing read before it was
+//!   written, no output left unwritten, no barrier and no simd operation that only some threads reach — for these
+//!   arguments, and for every interleaving that the barriers allow, not only for the order that ran.
+//! - The same bits in all orders: the result does not depend on scheduling.
+//! - With and without [`Msl::contract_fma`]: whether the result depends on fused products and sums.
+//!
+//! # Numerics
+//!
+//! `half` and `bfloat` round to nearest even after every operation. `simd_sum` and its like combine lanes as a butterfly
+//! from distance 16 down to 1. Transcendental functions, `fast::` ones included, are evaluated in double and rounded
+//! once; `sqrt`, division and `fma` are correctly rounded. Denormals are kept.
+//!
+//! # What it does not show
+//!
+//! - Speed, occupancy, registers: nothing here says anything about them.
+//! - Apple's own bits: its compiler may contract, its functions lie a few ulp off, the order within `simd_sum` and
+//!   `simdgroup_multiply_accumulate` is the hardware's own, and `fast::` functions may flush denormals.
+//! - Errors of Apple's compiler beyond the above.
+//! - Functions overloaded on the address space alone do not compile here; a template over the pointer's type does. The
+//!   address-space check refuses copies of whole structs out of `constant` or `device` memory, which Metal allows.
+//! - One simdgroup has 32 lanes; textures, imageblocks, indirect dispatch and forward progress do not exist.
 #![forbid(unsafe_code)]
 
 mod cache;

@@ -1,6 +1,8 @@
 //! Metal source, the library built from it, and a dispatch of one of its kernels.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
 
 use bytemuck::{AnyBitPattern, NoUninit};
 
@@ -22,8 +24,11 @@ pub enum Order {
     Random(u64),
 }
 
+/// What this process has built: even to find a kernel in the cache, the preprocessor must run.
+static BUILT: LazyLock<Mutex<HashMap<(Msl, Mode), Library>>> = LazyLock::new(Mutex::default);
+
 /// Metal source with the options of its compilation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Msl {
     pub(crate) name: String,
     pub(crate) source: String,
@@ -70,11 +75,18 @@ impl Msl {
 
     /// Translates and compiles the source, or finds it compiled.
     pub fn build(&self, mode: Mode) -> Result<Library, Error> {
+        let request = (self.clone(), mode);
+        let known = |built: &HashMap<(Self, Mode), Library>| built.get(&request).cloned();
+        if let Some(library) = known(&BUILT.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(library);
+        }
         let compiler = compiler::compiler()?;
         let shim = shim::unpack()?;
         let Translation { cpp, kernels } = self.translate(compiler, &shim)?;
         let program = shim.build(compiler, mode, self.contract, &self.name, &cpp)?;
-        Ok(Library { program, kernels, mode })
+        let library = Library { program, kernels: kernels.into(), mode };
+        BUILT.lock().unwrap_or_else(PoisonError::into_inner).insert(request, library.clone());
+        Ok(library)
     }
 
     pub(crate) fn translate(&self, compiler: &compiler::Compiler, shim: &Shim) -> Result<Translation, Error> {
@@ -89,10 +101,10 @@ impl Msl {
 }
 
 /// A built source.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Library {
     program: PathBuf,
-    kernels: Vec<Kernel>,
+    kernels: Arc<[Kernel]>,
     mode: Mode,
 }
 
