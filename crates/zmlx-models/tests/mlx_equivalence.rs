@@ -18,10 +18,13 @@ use zmlx_oracle::compare::rel_rms;
 /// single tokens absorb. 3e-6 at the most was measured.
 const BOUND: f64 = 5e-5;
 
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
+}
+
 fn load(name: &str, numerics: Numerics) -> Model<MlxBackend> {
-    let dir = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name);
     let backend = MlxBackend::new(numerics).unwrap();
-    Model::load(backend, &Checkpoint::open(&dir).unwrap(), &mut |_, _| ()).unwrap()
+    Model::load(backend, &Checkpoint::open(&folder(name)).unwrap(), &mut |_, _| ()).unwrap()
 }
 
 /// Tokens that look like text: an arithmetic walk would send every token to the same experts.
@@ -41,19 +44,20 @@ fn in_chunks(model: &Model<MlxBackend>, tokens: &[u32], chunk: usize) -> Vec<f32
     tokens.chunks(chunk).flat_map(|tokens| logits(model, &mut state, &[Input { slot: 0, tokens }])).collect()
 }
 
-/// Past the step by which caches grow, and past the number of choices from which experts are sorted.
+/// The longer text passes the step by which caches grow, both the number of choices from which experts are sorted.
 #[rstest]
 fn chunks_of_any_size(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
-    let (model, tokens) = (load(name, Numerics::Accurate), tokens(300, 1));
-    let whole = in_chunks(&model, &tokens, tokens.len());
-    for chunk in [1, 7, 64, 256, 299] {
-        let error = rel_rms(&in_chunks(&model, &tokens, chunk), &whole);
-        assert!(error <= BOUND, "{name} in chunks of {chunk}: {error}");
+    let model = load(name, Numerics::Accurate);
+    for (n, chunks) in [(40, &[1, 7, 32][..]), (260, &[64])] {
+        let tokens = tokens(n, 1);
+        let whole = in_chunks(&model, &tokens, n);
+        for chunk in chunks {
+            let error = rel_rms(&in_chunks(&model, &tokens, *chunk), &whole);
+            assert!(error <= BOUND, "{name}: {n} in chunks of {chunk}: {error}");
+        }
     }
 }
 
-/// Bit for bit in exact numerics where each sequence has one token: every product is that of one row, but for the
-/// dense router of GLM and the experts, whose rows MLX multiplies one by one.
 #[rstest]
 fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
     let model = load(name, Numerics::Accurate);
@@ -124,6 +128,11 @@ fn options(max_tokens: usize, sampling: SamplingParams) -> GenerateOptions {
     }
 }
 
+/// Greedy without a step ahead: a penalty of 1 changes nothing, but asks for the logits first.
+fn eager() -> SamplingParams {
+    SamplingParams { repetition_penalty: Some(1.0), ..SamplingParams::greedy() }
+}
+
 /// However it ends, the caches hold the prompt and all tokens but the last, and going on gives the same text.
 #[rstest]
 fn a_step_ahead_is_taken_back(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
@@ -134,11 +143,9 @@ fn a_step_ahead_is_taken_back(#[values("austen-glm4-moe-lite-4bit", "austen-qwen
     assert_eq!((whole.stop_reason, whole.tokens.len()), (StopReason::MaxTokens, 24));
     assert_eq!(state.n_tokens(0), 9 + 23);
 
-    // Without a step ahead: a penalty of 1 changes nothing but asks for the logits first.
     model.truncate(&mut state, 0, 0).unwrap();
-    let eager = SamplingParams { repetition_penalty: Some(1.0), ..SamplingParams::greedy() };
-    let eager = continued(&model, &mut state, &prompt, &options(24, eager), 99);
-    assert_eq!(eager.tokens, whole.tokens, "{name}");
+    let one_by_one = continued(&model, &mut state, &prompt, &options(24, eager()), 99);
+    assert_eq!(one_by_one.tokens, whole.tokens, "{name}");
 
     // Ended by the caller, by an end token, by its length; each time continued.
     model.truncate(&mut state, 0, 0).unwrap();
@@ -160,17 +167,23 @@ fn a_step_ahead_is_taken_back(#[values("austen-glm4-moe-lite-4bit", "austen-qwen
 /// A context that is full ends a text where an eager engine ends it.
 #[rstest]
 fn the_context_ends(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
-    let model = load(name, Numerics::Exact);
-    let limit = model.config().max_position_embeddings();
-    let prompt = tokens(limit - 2, 13);
-    for (sampling, what) in [
-        (SamplingParams::greedy(), "ahead"),
-        (SamplingParams { repetition_penalty: Some(1.0), ..SamplingParams::greedy() }, "eager"),
-    ] {
+    const LIMIT: usize = 12;
+    let dir = folder(name);
+    let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
+    let short =
+        config.replace("\"max_position_embeddings\": 2048", &format!("\"max_position_embeddings\": {LIMIT}"));
+    assert_ne!(short, config);
+    let file = "model.safetensors";
+    let shard = (file.to_owned(), zmlx_kernels::map_file(&dir.join(file)).unwrap());
+    let checkpoint = Checkpoint::from_parts(name, &short, None, vec![shard]).unwrap();
+    let backend = MlxBackend::new(Numerics::Exact).unwrap();
+    let model = Model::load(backend, &checkpoint, &mut |_, _| ()).unwrap();
+    let prompt = tokens(LIMIT - 2, 13);
+    for (sampling, what) in [(SamplingParams::greedy(), "ahead"), (eager(), "eager")] {
         let mut state = model.state(1).unwrap();
         let got = continued(&model, &mut state, &prompt, &options(9, sampling), 99);
         assert_eq!(got.stop_reason, StopReason::ContextLength, "{name} {what}");
-        assert_eq!((got.tokens.len(), state.n_tokens(0)), (3, limit), "{name} {what}");
+        assert_eq!((got.tokens.len(), state.n_tokens(0)), (3, LIMIT), "{name} {what}");
     }
 }
 

@@ -207,8 +207,12 @@ impl Backend for MlxBackend {
         PrefillStyle::LastTokenAlone { chunk: PREFILL_CHUNK }
     }
 
+    /// Also gives the memory of a chunk's activations back, as mlx-lm does: decoding needs far less.
     fn eval_caches(&self, caches: &[MlxKvCache]) -> Result<()> {
-        mlx_rs::transforms::eval(caches.iter().flat_map(MlxKvCache::arrays)).map_err(f("eval_caches"))
+        let arrays = caches.iter().flat_map(MlxKvCache::arrays);
+        mlx_rs::transforms::eval(arrays)
+            .and_then(|()| mlx_rs::memory::clear_cache())
+            .map_err(f("eval_caches"))
     }
 
     /// As mlx-lm: of `logits - logsumexp(logits)`, whose rounding can make the two best equal.

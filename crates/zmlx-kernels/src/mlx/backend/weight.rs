@@ -367,11 +367,12 @@ fn copy(
     shape: &[usize],
 ) -> Result<Array> {
     const OP: &str = "upload";
-    let joined: Vec<u8>;
-    let all: &[u8] = if host.n_mats() == 1 || of(host.mat(0)).is_empty() {
+    let mut joined = Vec::new();
+    let all: &[u8] = if host.n_mats() == 1 {
         of(host.mat(0))
     } else {
-        joined = (0..host.n_mats()).flat_map(|i| of(host.mat(i)).iter().copied()).collect();
+        joined.reserve_exact(host.n_mats() * of(host.mat(0)).len());
+        (0..host.n_mats()).for_each(|i| joined.extend_from_slice(of(host.mat(i))));
         &joined
     };
     let too_large = || Error::Unsupported {
