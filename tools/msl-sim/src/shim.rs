@@ -53,6 +53,16 @@ const METAL_HEADERS: [&str; 16] = [
     "metal_type_traits",
 ];
 
+/// MLX's headers of this name are replaced: they overload on the address space of `this`, which C++ cannot. The preamble
+/// of [`crate::MlxBody`] stands in for them.
+const MLX_UTILS: &str = "empty/mlx/backend/metal/kernels/utils.h";
+const MLX_EMPTY: [&str; 4] = [
+    "mlx/backend/metal/kernels/bf16.h",
+    "mlx/backend/metal/kernels/complex.h",
+    "mlx/backend/metal/kernels/defines.h",
+    "mlx/backend/metal/kernels/steel/utils/type_traits.h",
+];
+
 /// One step at a time within this process: two tests must not precompile the same header twice.
 static BUILDING: Mutex<()> = Mutex::new(());
 
@@ -65,8 +75,11 @@ pub(crate) struct Shim {
 
 /// Unpacks the shim, once per content.
 pub(crate) fn unpack() -> Result<Shim, Error> {
-    let key =
-        cache::key(FILES.iter().flat_map(|(path, text)| [*path, *text]).chain([include_str!("swizzle.rs")]));
+    let key = cache::key(FILES.iter().flat_map(|(path, text)| [*path, *text]).chain([
+        include_str!("swizzle.rs"),
+        include_str!("shim.rs"),
+        include_str!("mlx/preamble.metal"),
+    ]));
     let root = cache::file(cache::folder().join(format!("shim-{key}")), |root| {
         let write = |path: &str, text: &str| {
             let path = root.join(path);
@@ -78,7 +91,8 @@ pub(crate) fn unpack() -> Result<Shim, Error> {
             write(path, text)?;
         }
         write("shim/msl/swizzle.h", &swizzle::header())?;
-        for name in METAL_HEADERS {
+        write(MLX_UTILS, &format!("#pragma once\n{}", include_str!("mlx/preamble.metal")))?;
+        for name in METAL_HEADERS.iter().chain(&MLX_EMPTY) {
             write(&format!("empty/{name}"), "")?;
         }
         Ok(())

@@ -149,6 +149,28 @@ constexpr bool is_convertible_v = is_convertible<A, B>::value;
 template <class T>
 T&& declval() noexcept;
 
+// What MLX's steel headers define in this namespace, once per address space.
+template <class T>
+struct is_empty : bool_constant<__is_empty(T)> {};
+template <class T>
+constexpr bool is_empty_v = __is_empty(T);
+template <class... T>
+struct make_void {
+  typedef void type;
+};
+template <class... T>
+using void_t = typename make_void<T...>::type;
+template <class T>
+struct is_static : bool_constant<__is_empty(remove_cv_t<T>)> {};
+template <class T>
+struct pointer_element {};
+template <class T>
+struct pointer_element<T*> {
+  typedef remove_cv_t<T> type;
+};
+template <class T>
+using pointer_element_t = typename pointer_element<remove_cv_t<T>>::type;
+
 template <class T>
 struct numeric_limits;
 #define MSL_INTEGER_LIMITS(T, LO, HI, DIGITS)                                       \

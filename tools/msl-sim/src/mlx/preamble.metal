@@ -22,6 +22,13 @@ static constant constexpr int RMS_LOOPED_LIMIT = 4096;
   template [[host_name(name)]] [[kernel]] decltype(func<__VA_ARGS__>) func<__VA_ARGS__>;
 #define MLX_MTL_PRAGMA_UNROLL _Pragma("clang loop unroll(full)")
 
+// Values only: kernels of this project do no complex arithmetic.
+struct complex64_t {
+  float real;
+  float imag;
+  constexpr complex64_t(float re = 0, float im = 0) : real(re), imag(im) {}
+};
+
 template <typename U>
 struct WorkPerThread {
   static_assert(sizeof(U) <= 8, "Type too large");

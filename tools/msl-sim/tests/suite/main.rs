@@ -6,3 +6,4 @@ mod conformance;
 mod detector;
 mod failures;
 mod mlx_bodies;
+mod stock_mlx;
