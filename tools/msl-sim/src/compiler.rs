@@ -97,6 +97,8 @@ impl Compiler {
             "-fno-exceptions",
             "-fno-rtti",
             "-fno-math-errno",
+            // As in Metal; on aarch64 it would be unsigned.
+            "-fsigned-char",
             // A thread's stack ends in a page that must not be leapt over.
             "-fstack-clash-protection",
             // Kernels reinterpret buffers freely.

@@ -113,3 +113,34 @@ fn sources_that_are_no_metal_are_refused_with_their_line() -> Test {
     does_not_compile("constant float c = 1; c = 2; y[0] = c;");
     Ok(())
 }
+
+/// Runs one test of this program again, with `compiler` as the only one and `required` or not.
+fn rerun(test: &str, compiler: &str, required: bool) -> (bool, String) {
+    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    command.args([test, "--exact", "--nocapture"]).env_remove("CI").env("MSL_SIM_CXX", compiler);
+    command.env("ZMLX_REQUIRE_MSL_SIM", if required { "1" } else { "0" });
+    let output = command.output().unwrap();
+    let text = [output.stdout, output.stderr].concat();
+    (output.status.success(), String::from_utf8_lossy(&text).into_owned())
+}
+
+#[test]
+fn without_a_compiler_tests_pass_with_a_notice_unless_one_is_required() {
+    let (passed, text) = rerun("conformance::selections", "no-such-compiler", false);
+    assert!(passed && text.contains("NOTICE: no C++ compiler"), "{text}");
+    let (passed, text) = rerun("conformance::selections", "no-such-compiler", true);
+    assert!(!passed && text.contains("NoCompiler"), "{text}");
+}
+
+#[test]
+fn without_clang_the_address_space_check_is_skipped_with_a_notice_unless_it_is_required() {
+    let test = "address_spaces::correct_code_passes";
+    let (passed, text) = rerun(test, "g++", false);
+    if text.contains("no C++ compiler") {
+        eprintln!("NOTICE: no usable g++ here; this test proves nothing");
+        return;
+    }
+    assert!(passed && text.contains("NOTICE: the address-space check needs clang++"), "{text}");
+    let (passed, text) = rerun(test, "g++", true);
+    assert!(!passed && text.contains("NoClang"), "{text}");
+}
