@@ -25,7 +25,7 @@ pub use backend::{
 };
 pub use dtype::DType;
 pub use error::{Error, Result};
-pub use fusion::{ExpertFusion, Fusion, ParseFusionError, Switch};
+pub use fusion::{ExpertFusion, Fusion, ParseFusionError, SoftmaxRoute, Switch};
 pub use mapped::map_file;
 pub use quant::{QuantMode, QuantSpec};
 pub use weight::{HostWeight, WeightBytes, WeightFormat};

@@ -21,6 +21,7 @@ mod loader;
 pub mod mlx;
 mod qwen3_moe;
 pub mod sampler;
+pub mod self_check;
 pub mod stop;
 pub mod tokenizer;
 
@@ -33,5 +34,6 @@ pub use error::{Error, Result, WeightProblem};
 pub use generate::{GenerateOptions, Generation, Step, StopReason, generate};
 pub use loader::Progress;
 pub use sampler::{Sampled, Sampler, SamplingParams};
+pub use self_check::{SelfCheck, self_check};
 pub use stop::{StopStep, StopStrings};
 pub use tokenizer::Tokenizer;

@@ -1,6 +1,6 @@
 //! Which experts a token goes to, and with which weights.
 
-use zmlx_kernels::{Backend, Fusion, NoauxTc, Result, SoftmaxTopK};
+use zmlx_kernels::{Backend, Error, Fusion, NoauxTc, Renormalize, Result, SoftmaxRoute, SoftmaxTopK};
 
 /// A linear layer over the hidden state, and the rule that turns its outputs into a choice.
 #[derive(Clone, Debug)]
@@ -38,16 +38,17 @@ impl<W> Router<W> {
     /// **Shapes** x `[n, hidden]`.
     ///
     /// # Errors
-    /// If the shapes or settings do not fit.
+    /// If the shapes or settings do not fit; if [`SoftmaxRoute::ChosenLogits`] meets weights that are not renormalised.
     pub fn route<B: Backend<Weight = W>>(&self, b: &B, x: &B::Tensor, fusion: &Fusion) -> Result<Routing<B>> {
         let fused = fusion.route.is_on();
         let (logits, (experts, weights)) = match self {
             Self::SoftmaxTopK { gate, settings } => {
                 let logits = b.linear(x, gate)?;
-                let chosen = if fused {
-                    b.route_softmax_top_k(&logits, settings)?
-                } else {
-                    b.stock_route_softmax_top_k(&logits, settings)?
+                let chosen = match fusion.softmax_route {
+                    SoftmaxRoute::Probabilities if fused => b.route_softmax_top_k(&logits, settings)?,
+                    SoftmaxRoute::Probabilities => b.stock_route_softmax_top_k(&logits, settings)?,
+                    SoftmaxRoute::Logits => route_by_logits(b, &logits, settings)?,
+                    SoftmaxRoute::ChosenLogits => route_by_chosen_logits(b, &logits, settings)?,
                 };
                 (logits, chosen)
             }
@@ -63,4 +64,40 @@ impl<W> Router<W> {
         };
         Ok(Routing { logits, experts, weights })
     }
+}
+
+/// [`SoftmaxRoute::Logits`]: `experts = top_k(logits)`, weights their probabilities, renormalised if asked.
+fn route_by_logits<B: Backend>(
+    b: &B,
+    logits: &B::Tensor,
+    settings: &SoftmaxTopK,
+) -> Result<(B::Indices, B::Tensor)> {
+    let experts = b.top_k(logits, settings.top_k)?;
+    let weights = b.take_last(&b.softmax(logits)?, &experts)?;
+    match settings.renormalize {
+        Renormalize::Yes => Ok((experts, b.div_by_sum(&weights, 0.0)?)),
+        Renormalize::No => Ok((experts, weights)),
+    }
+}
+
+/// [`SoftmaxRoute::ChosenLogits`]: `experts = top_k(logits)`, weights `softmax(logits[experts])`.
+///
+/// With `p_i = exp(l_i) / Z`, `p_i / Σ_chosen p = exp(l_i) / Σ_chosen exp(l)`: Z cancels.
+fn route_by_chosen_logits<B: Backend>(
+    b: &B,
+    logits: &B::Tensor,
+    settings: &SoftmaxTopK,
+) -> Result<(B::Indices, B::Tensor)> {
+    if settings.renormalize == Renormalize::No {
+        return Err(Error::Precondition {
+            op: "route_softmax_top_k",
+            what: "softmax_route",
+            want: "probabilities or logits, as this model's weights are not renormalised (norm_topk_prob)"
+                .to_owned(),
+            got: SoftmaxRoute::ChosenLogits.name().to_owned(),
+        });
+    }
+    let experts = b.top_k(logits, settings.top_k)?;
+    let weights = b.softmax(&b.take_last(logits, &experts)?)?;
+    Ok((experts, weights))
 }
