@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Result, bail};
-use clap::builder::RangedU64ValueParser;
-use clap::{Args, ValueEnum};
+use clap::builder::{FalseyValueParser, RangedU64ValueParser};
+use clap::{ArgAction, Args, ValueEnum};
 use serde_json::{Map, Value};
-use zmlx_kernels::Fusion;
-use zmlx_models::SamplingParams;
+use zmlx_kernels::{Fusion, SoftmaxRoute};
+use zmlx_models::{ModelConfig, SamplingParams};
 
 /// Which checkpoint.
 #[derive(Clone, Debug, Args)]
@@ -21,9 +21,9 @@ pub(crate) struct ModelArgs {
 /// Where and on how many threads.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct BackendArgs {
-    /// What computes.
-    #[arg(long, value_enum, default_value_t = BackendKind::Cpu)]
-    pub(crate) backend: BackendKind,
+    /// What computes. By default mlx where MLX has Metal, else cpu.
+    #[arg(long, value_enum)]
+    pub(crate) backend: Option<BackendKind>,
     /// Threads of the CPU backend; by default one per physical core.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub(crate) threads: Option<usize>,
@@ -34,11 +34,13 @@ pub(crate) fn positive() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=1 << 24)
 }
 
-/// The backends of this build.
+/// The backends, in this build or not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendKind {
     /// SIMD kernels on the processor.
     Cpu,
+    /// MLX: Apple's GPU through Metal, elsewhere MLX's own CPU kernels.
+    Mlx,
 }
 
 /// Which fused ops.
@@ -46,7 +48,63 @@ pub(crate) enum BackendKind {
 pub(crate) struct FusionArgs {
     /// Fused ops: stock, concat or fused, then single ones switched as in `fused,-route,-qkv`.
     #[arg(long, value_name = "PRESET[,±OP]", default_value = "fused")]
-    pub(crate) fusion: Fusion,
+    fusion: Fusion,
+    #[command(flatten)]
+    route: RouteArgs,
+}
+
+impl FusionArgs {
+    /// The fused ops for a model.
+    pub(crate) fn of(&self, config: &ModelConfig) -> Result<Fusion> {
+        self.route.apply(self.fusion, config)
+    }
+}
+
+/// Experiments with the router of Qwen's models. As environment variables they are read by value: empty, 0, false, no
+/// and off are off.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct RouteArgs {
+    /// Experiment: choose the experts from the router's logits instead of their probabilities.
+    #[arg(
+        long,
+        env = "ZMLX_QWEN_ROUTER_ARGPARTITION_LOGITS",
+        action = ArgAction::SetTrue,
+        value_parser = FalseyValueParser::new()
+    )]
+    qwen_router_argpartition_logits: bool,
+    /// Experiment: softmax over the chosen logits only. Needs --qwen-router-argpartition-logits.
+    #[arg(
+        long,
+        env = "ZMLX_QWEN_ROUTER_ARGPARTITION_LOGITS_TOPK",
+        action = ArgAction::SetTrue,
+        value_parser = FalseyValueParser::new()
+    )]
+    qwen_router_argpartition_logits_topk: bool,
+}
+
+impl RouteArgs {
+    /// The fusion with the route that was asked for.
+    pub(crate) fn apply(&self, fusion: Fusion, config: &ModelConfig) -> Result<Fusion> {
+        let softmax_route = match (
+            self.qwen_router_argpartition_logits,
+            self.qwen_router_argpartition_logits_topk,
+        ) {
+            (false, false) => return Ok(fusion),
+            (false, true) => bail!(
+                "--qwen-router-argpartition-logits-topk (ZMLX_QWEN_ROUTER_ARGPARTITION_LOGITS_TOPK) requires \
+                     --qwen-router-argpartition-logits (ZMLX_QWEN_ROUTER_ARGPARTITION_LOGITS)"
+            ),
+            (true, false) => SoftmaxRoute::Logits,
+            (true, true) => SoftmaxRoute::ChosenLogits,
+        };
+        if !matches!(config, ModelConfig::Qwen3Moe(_)) {
+            tracing::warn!(
+                "{} has no softmax router: --qwen-router-argpartition-logits changes nothing",
+                config.model_type()
+            );
+        }
+        Ok(Fusion { softmax_route, ..fusion })
+    }
 }
 
 /// How tokens are chosen.

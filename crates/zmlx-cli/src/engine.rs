@@ -3,9 +3,9 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use zmlx_kernels::Backend;
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_models::{Checkpoint, Model};
+use zmlx_kernels::{Backend, Fusion};
+use zmlx_models::{Checkpoint, Model, self_check};
 
 use crate::args::{BackendArgs, BackendKind};
 use crate::output::Outcome;
@@ -16,8 +16,34 @@ use crate::progress::Progress;
 pub(crate) struct About {
     /// Name and particulars: `cpu (avx2, 8 threads)`.
     pub(crate) text: String,
-    /// Threads that compute.
+    /// Threads that compute, or could.
     pub(crate) n_threads: usize,
+    /// How activations are rounded.
+    pub(crate) rounding: Rounding,
+    /// What of it a reader of `zmlx doctor` should know.
+    pub(crate) remark: Option<&'static str>,
+    /// Whether fused ops are checked before they are used: those that a device's own compiler has just made.
+    checks_itself: bool,
+}
+
+impl About {
+    /// What may be used of `fusion`: all, or what passes the self-check; it warns of the rest.
+    pub(crate) fn checked<B: Backend>(&self, model: &Model<B>, fusion: Fusion) -> Result<Fusion> {
+        if !self.checks_itself {
+            return Ok(fusion);
+        }
+        Ok(self_check(model, &fusion)?.fusion)
+    }
+}
+
+/// How activations are rounded between ops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rounding {
+    /// To f32.
+    F32,
+    /// To the checkpoint's own type, bf16 as a rule, as mlx-lm does.
+    #[cfg_attr(not(any(target_os = "macos", feature = "mlx")), expect(dead_code, reason = "MLX's"))]
+    Checkpoint,
 }
 
 /// Work that runs on any backend.
@@ -27,15 +53,57 @@ pub(crate) trait Job {
 
 /// Runs a job on the backend that the arguments choose: the only place that names them.
 pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> {
-    match args.backend {
+    match args.backend.unwrap_or_else(default_backend) {
         BackendKind::Cpu => {
             let backend = CpuBackend::new(args.threads)?;
             let (level, n_threads) = (backend.level().name(), backend.n_threads());
             let plural = if n_threads == 1 { "" } else { "s" };
-            let text = format!("cpu ({level}, {n_threads} thread{plural})");
-            job.run(backend, &About { text, n_threads })
+            let about = About {
+                text: format!("cpu ({level}, {n_threads} thread{plural})"),
+                n_threads,
+                rounding: Rounding::F32,
+                remark: None,
+                checks_itself: false,
+            };
+            job.run(backend, &about)
         }
+        BackendKind::Mlx => with_mlx(job),
     }
+}
+
+#[cfg(any(target_os = "macos", feature = "mlx"))]
+fn default_backend() -> BackendKind {
+    use zmlx_kernels::mlx::Runtime;
+    // On Linux MLX computes on the CPU, and slower than this project's own kernels.
+    if Runtime::start().is_ok_and(|mlx| mlx.has_metal()) { BackendKind::Mlx } else { BackendKind::Cpu }
+}
+
+#[cfg(not(any(target_os = "macos", feature = "mlx")))]
+fn default_backend() -> BackendKind {
+    BackendKind::Cpu
+}
+
+#[cfg(any(target_os = "macos", feature = "mlx"))]
+fn with_mlx(job: impl Job) -> Result<Outcome> {
+    use zmlx_kernels::mlx::{MlxBackend, Numerics};
+    let backend = MlxBackend::new(Numerics::Exact)?;
+    let mlx = backend.runtime();
+    let about = About {
+        text: format!("mlx {} ({})", mlx.version(), if mlx.has_metal() { "Metal" } else { "CPU" }),
+        n_threads: std::thread::available_parallelism().map_or(1, usize::from),
+        rounding: Rounding::Checkpoint,
+        remark: (!mlx.has_metal())
+            .then_some("no Metal here: every fused op is the composition of MLX's own ops"),
+        checks_itself: true,
+    };
+    job.run(backend, &about)
+}
+
+#[cfg(not(any(target_os = "macos", feature = "mlx")))]
+fn with_mlx(_: impl Job) -> Result<Outcome> {
+    let why =
+        "this zmlx is built without it: build with --features mlx, on Linux after `cargo xtask setup-mlx`";
+    Err(zmlx_kernels::Error::Unavailable { backend: "mlx", why: why.to_owned() }.into())
 }
 
 /// Loads a model, showing progress, and tells how long it took.

@@ -47,6 +47,8 @@ enum Command {
     Inspect(commands::inspect::Args),
     /// Measure tokens per second of the stock, concatenated and fused paths on the same weights.
     Bench(commands::bench::Args),
+    /// Show what this machine and this build can do, and check each fused op on the model's own weights.
+    Doctor(commands::doctor::Args),
     /// Compare the tokens of the stock, concatenated and fused paths, and small models with the reference.
     Validate(commands::validate::Args),
 }
@@ -60,6 +62,7 @@ fn main() -> ExitCode {
         Command::Logits(args) => commands::logits::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Bench(args) => commands::bench::run(args),
+        Command::Doctor(args) => commands::doctor::run(args),
         Command::Validate(args) => commands::validate::run(args),
     };
     match done {

@@ -9,7 +9,7 @@ use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Error};
 
 use super::inspect::cost::Cost;
-use crate::args::{BackendArgs, ModelArgs, positive};
+use crate::args::{BackendArgs, ModelArgs, RouteArgs, positive};
 use crate::engine::{self, About, Job};
 use crate::memory;
 use crate::output::{Outcome, note, print, print_json};
@@ -42,6 +42,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PRESET[,±OP]")]
     fusion: Vec<Fusion>,
     #[command(flatten)]
+    route: RouteArgs,
+    #[command(flatten)]
     backend: BackendArgs,
     /// Print one JSON object with every single measurement.
     #[arg(long)]
@@ -58,6 +60,9 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     }
     if args.fusion.is_empty() {
         args.fusion = vec![Fusion::STOCK, Fusion::CONCAT, Fusion::FUSED];
+    }
+    for fusion in &mut args.fusion {
+        *fusion = args.route.apply(*fusion, checkpoint.config())?;
     }
     engine::with_backend(args.backend, Bench { checkpoint, args })
 }

@@ -47,7 +47,7 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
         sampling,
         eos_token_ids,
         stop: args.sampling.stop.clone(),
-        fusion: args.fusion.fusion,
+        fusion: args.fusion.of(checkpoint.config())?,
     };
     let job = Talk {
         tokenizer: source.need_tokenizer()?,
@@ -81,8 +81,9 @@ struct Conversation<B: Backend> {
 }
 
 impl Job for Talk {
-    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
+    fn run<B: Backend>(mut self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
+        self.options.fusion = about.checked(&model, self.options.fusion)?;
         if self.verbose {
             note(format_args!("Backend: {}", about.text));
             note(format_args!("Load time: {:.3} s", load_time.as_secs_f64()));

@@ -80,7 +80,7 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
         sampling,
         eos_token_ids,
         stop: args.sampling.stop.clone(),
-        fusion: args.fusion.fusion,
+        fusion: args.fusion.of(checkpoint.config())?,
     };
     interrupt::install()?;
     let job = Continue { checkpoint, tokenizer, prompt, options, json: args.json, verbose };
@@ -119,8 +119,9 @@ struct Continue {
 }
 
 impl Job for Continue {
-    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
+    fn run<B: Backend>(mut self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
+        self.options.fusion = about.checked(&model, self.options.fusion)?;
         let mut state = model.state(1)?;
         let busy = interrupt::begin();
         let mut stream = Stream::new(!self.json);

@@ -42,7 +42,8 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
         return Err(Error::ContextLength { n_tokens: args.tokens.len(), limit }.into());
     }
     interrupt::install()?;
-    let job = Logits { checkpoint, tokens: args.tokens, out: args.out, fusion: args.fusion.fusion };
+    let fusion = args.fusion.of(checkpoint.config())?;
+    let job = Logits { checkpoint, tokens: args.tokens, out: args.out, fusion };
     engine::with_backend(args.backend, job)
 }
 
@@ -54,8 +55,9 @@ struct Logits {
 }
 
 impl Job for Logits {
-    fn run<B: Backend>(self, backend: B, _: &About) -> Result<Outcome> {
+    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
         let (model, _) = engine::load(backend, &self.checkpoint)?;
+        let fusion = about.checked(&model, self.fusion)?;
         let mut state = model.state(1)?;
         let mut progress = Progress::new("Tokens");
         let busy = interrupt::begin();
@@ -68,7 +70,7 @@ impl Job for Logits {
                     return Err(Interrupted.into());
                 }
                 let input = Input { slot: 0, tokens };
-                let y = model.forward(&mut state, &[input], LogitsOf::All, &self.fusion)?;
+                let y = model.forward(&mut state, &[input], LogitsOf::All, &fusion)?;
                 model.backend().read(&y, &mut logits)?;
                 bytes.clear();
                 bytes.extend(logits.iter().flat_map(|x| x.to_le_bytes()));

@@ -7,10 +7,11 @@ use anyhow::Result;
 use serde::Serialize;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Model, Tokenizer};
+use zmlx_oracle::golden::Greedy;
 
-use crate::args::{BackendArgs, ModelArgs, positive};
+use crate::args::{BackendArgs, ModelArgs, RouteArgs, positive};
 use crate::embedded;
-use crate::engine::{self, About, Job};
+use crate::engine::{self, About, Job, Rounding};
 use crate::output::{Outcome, note, print, print_json};
 use crate::progress::Progress;
 use crate::prompts;
@@ -34,6 +35,8 @@ pub(crate) struct Args {
     #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = positive())]
     runs: usize,
     #[command(flatten)]
+    route: RouteArgs,
+    #[command(flatten)]
     backend: BackendArgs,
     /// Print one JSON object.
     #[arg(long)]
@@ -45,7 +48,14 @@ pub(crate) struct Args {
 struct Prompt {
     name: String,
     tokens: Vec<u32>,
-    recorded: Option<zmlx_oracle::golden::Greedy>,
+    recorded: Option<Recorded>,
+}
+
+/// The reference engine's tokens, by the type that it computed in.
+#[derive(Debug)]
+struct Recorded {
+    f32: Greedy,
+    bf16: Greedy,
 }
 
 /// Decodes every prompt on every path and compares.
@@ -61,10 +71,12 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
 }
 
 fn recorded_prompts() -> Result<Vec<Prompt>> {
-    let prompts = embedded::golden()?.prompts.into_iter();
-    Ok(prompts
-        .map(|p| Prompt { name: p.name, tokens: p.prompt_tokens, recorded: Some(p.truth_f32) })
-        .collect())
+    let prompt = |p: zmlx_oracle::golden::GoldenPrompt| Prompt {
+        name: p.name,
+        tokens: p.prompt_tokens,
+        recorded: Some(Recorded { f32: p.truth_f32, bf16: p.bf16 }),
+    };
+    Ok(embedded::golden()?.prompts.into_iter().map(prompt).collect())
 }
 
 fn neutral_prompts(tokenizer: &Tokenizer) -> Result<Vec<Prompt>> {
@@ -98,6 +110,8 @@ struct Report<'a> {
     runs: usize,
     /// A flip is explained below this margin, as a part of the logits' spread.
     margin_bound: f64,
+    /// Most relative root mean square of the fused path's logits against the reference's.
+    reference_bound: f64,
     tokens: Vec<TokenCheck>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reference: Option<Vec<ReferenceCheck>>,
@@ -109,15 +123,16 @@ impl Job for Validate {
         let (model, _) = engine::load(backend, &self.checkpoint)?;
         let mut reference = Reference::open(&self.source, &self.checkpoint)?;
         let has_reference = reference.is_some();
+        let fused = self.args.route.apply(Fusion::FUSED, model.config())?;
         let mut progress = Progress::new("Validating");
         let (mut tokens, mut logits) = (Vec::new(), Vec::new());
         for (i, prompt) in self.prompts.iter().enumerate() {
-            let stock = self.check_tokens(&model, prompt, &mut tokens)?;
+            let stock = self.check_tokens(&model, prompt, about.rounding, &mut tokens)?;
             if let Some(reference) = &mut reference {
                 // The last token may lie just past the context.
                 let limit = model.config().max_position_embeddings();
                 let sequence: Vec<u32> = prompt.tokens.iter().chain(&stock).copied().take(limit).collect();
-                logits.push(reference.check(&model, &prompt.name, &sequence)?);
+                logits.push(reference.check(&model, &prompt.name, &sequence, &fused, about.rounding)?);
             }
             progress.update(i + 1, self.prompts.len());
         }
@@ -127,7 +142,8 @@ impl Job for Validate {
             backend: &about.text,
             max_tokens: self.args.max_tokens,
             runs: self.args.runs,
-            margin_bound: tokens::MARGIN_BOUND,
+            margin_bound: tokens::margin_bound(about.rounding),
+            reference_bound: reference::max_rel_rms(about.rounding),
             verdict: verdicts.max().unwrap_or(Verdict::Fail),
             tokens,
             reference: has_reference.then_some(logits),
@@ -151,16 +167,25 @@ impl Validate {
         &self,
         model: &Model<B>,
         prompt: &Prompt,
+        rounding: Rounding,
         checks: &mut Vec<TokenCheck>,
     ) -> Result<Vec<u32>> {
-        let decode =
-            |fusion: &Fusion| tokens::decode(model, prompt, self.args.max_tokens, self.args.runs, fusion);
+        let decode = |fusion: &Fusion| -> Result<_> {
+            let fusion = self.args.route.apply(*fusion, model.config())?;
+            tokens::decode(model, prompt, self.args.max_tokens, self.args.runs, &fusion)
+        };
+        let (name, margin_bound) = (&prompt.name, tokens::margin_bound(rounding));
         let stock = decode(&PATHS[0].1)?;
         if let Some(recorded) = &prompt.recorded {
-            checks.push(TokenCheck::against_recording(&prompt.name, recorded, &stock, self.args.max_tokens));
+            let want = match rounding {
+                Rounding::F32 => &recorded.f32,
+                Rounding::Checkpoint => &recorded.bf16,
+            };
+            let n_tokens = self.args.max_tokens;
+            checks.push(TokenCheck::against_recording(name, want, &stock, n_tokens, margin_bound));
         }
         for (path, fusion) in &PATHS[1..] {
-            checks.push(TokenCheck::of(&prompt.name, path, &stock, &decode(fusion)?));
+            checks.push(TokenCheck::of(name, path, &stock, &decode(fusion)?, margin_bound));
         }
         Ok(stock.tokens())
     }
@@ -192,7 +217,7 @@ impl Report<'_> {
             text += &format!(
                 "\nLogits of the fused path and of the reference in f32: at most {:.0e} of the reference's root mean \
                  square\n\n",
-                reference::MAX_REL_RMS
+                self.reference_bound
             );
             let mut table = Table::new(&["prompt", "tokens", "max abs", "rel rms", "verdict"]);
             for r in reference {

@@ -1,6 +1,7 @@
 //! The built binary, as a user runs it.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
+mod backends;
 mod bad_input;
 mod chat;
 mod generate;
@@ -54,7 +55,12 @@ fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zmlx"));
     // One thread: other tests run beside this one.
     command.args(args).args(["--threads", "1"]);
-    command.env_remove("RUST_LOG").env_remove("ZMLX_CPU_LEVEL");
+    for name in ["RUST_LOG", "ZMLX_CPU_LEVEL"] {
+        command.env_remove(name);
+    }
+    for name in ["LOGITS", "LOGITS_TOPK"] {
+        command.env_remove(format!("ZMLX_QWEN_ROUTER_ARGPARTITION_{name}"));
+    }
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
@@ -109,6 +115,19 @@ fn edit_json(dir: &Path, file: &str, edit: impl FnOnce(&mut Value)) {
     let mut value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
     edit(&mut value);
     std::fs::write(path, serde_json::to_vec(&value).unwrap()).unwrap();
+}
+
+/// Makes every value of a bf16 tensor of a copied model not a number.
+fn spoil(dir: &Path, tensor: &str) {
+    let path = dir.join("model.safetensors");
+    let mut bytes = std::fs::read(&path).unwrap();
+    let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
+    let (start, end) = metadata.info(tensor).unwrap().data_offsets;
+    let data = 8 + header;
+    for value in bytes[data + start..data + end].as_chunks_mut().0 {
+        *value = [0xc0, 0x7f];
+    }
+    std::fs::write(&path, bytes).unwrap();
 }
 
 fn join(tokens: &[u32]) -> String {

@@ -37,17 +37,7 @@ fn validation_needs_no_tokenizer() {
 fn wrong_weights_fail_validation() {
     // NaN in a norm: nothing can be compared, and that must not pass.
     let dir = copy_without(GLM, &[]);
-    let path = dir.path().join("model.safetensors");
-    let mut bytes = std::fs::read(&path).unwrap();
-    let n = bytes.len();
-    let (header, metadata) = safetensors::SafeTensors::read_metadata(&bytes).unwrap();
-    let (start, end) = metadata.info("model.norm.weight").unwrap().data_offsets;
-    let data = 8 + header;
-    assert!(data + end <= n);
-    for value in bytes[data + start..data + end].as_chunks_mut().0 {
-        *value = [0xc0, 0x7f];
-    }
-    std::fs::write(&path, bytes).unwrap();
+    spoil(dir.path(), "model.norm.weight");
     let dir = dir.path().to_str().unwrap();
     let run = zmlx(&["validate", "--json", "--model", dir, "--max-tokens", "4"]);
     assert_eq!(run.code, Some(1), "{run:#?}");

@@ -7,6 +7,7 @@ use zmlx_models::Model;
 use zmlx_oracle::golden::Greedy;
 
 use super::Prompt;
+use crate::engine::Rounding;
 use crate::greedy::{self, Step};
 
 /// Two paths may choose different tokens where the margin is below this part of the logits' spread (their root mean
@@ -16,7 +17,19 @@ use crate::greedy::{self, Step};
 /// √K·2⁻²⁴ of its size, 3e-6 at K = 2048; dozens of layers in a row leave 1e-5 to 1e-4 of the logits' spread. The
 /// bound leaves a factor of ten for a model that amplifies more; a wrong scale, group or expert moves logits by
 /// more than 1e-2.
-pub(super) const MARGIN_BOUND: f64 = 1e-3;
+const MARGIN_BOUND: f64 = 1e-3;
+
+/// As [`MARGIN_BOUND`] where activations are bf16: each rounding is 2⁻⁹ of a value instead of 2⁻²⁴, and what dozens of
+/// them leave in the logits was measured on the recordings of both tiny models: 1 to 2 % of the spread.
+const MARGIN_BOUND_BF16: f64 = 5e-2;
+
+/// The margin bound for a backend's rounding.
+pub(super) const fn margin_bound(rounding: Rounding) -> f64 {
+    match rounding {
+        Rounding::F32 => MARGIN_BOUND,
+        Rounding::Checkpoint => MARGIN_BOUND_BF16,
+    }
+}
 
 /// The outcome of a comparison, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -92,7 +105,7 @@ pub(super) struct TokenCheck {
 
 impl TokenCheck {
     /// A path against the stock path.
-    pub(super) fn of(prompt: &str, path: &str, stock: &Decoded, got: &Decoded) -> Self {
+    pub(super) fn of(prompt: &str, path: &str, stock: &Decoded, got: &Decoded, margin_bound: f64) -> Self {
         let n_tokens = stock.steps.len();
         let tokens_differ = |i: &usize| {
             let token = |d: &Decoded| d.steps.get(*i).map(|s| s.token);
@@ -101,19 +114,26 @@ impl TokenCheck {
         let divergence = (0..n_tokens.max(got.steps.len())).find(tokens_differ);
         let at = divergence.and_then(|i| stock.steps.get(i).filter(|_| i < got.steps.len()));
         let comparison = format!("{path} vs stock");
-        let mut check = Self::new(prompt, comparison, n_tokens, divergence, at.map(|s| (s.margin, s.spread)));
+        let at = at.map(|s| (s.margin, s.spread * margin_bound));
+        let mut check = Self::new(prompt, comparison, n_tokens, divergence, at);
         check.blame(stock.fault.or(got.fault));
         check
     }
 
     /// The stock path against the reference engine's recording.
-    pub(super) fn against_recording(prompt: &str, want: &Greedy, got: &Decoded, n_tokens: usize) -> Self {
+    pub(super) fn against_recording(
+        prompt: &str,
+        want: &Greedy,
+        got: &Decoded,
+        n_tokens: usize,
+        margin_bound: f64,
+    ) -> Self {
         let n_tokens = n_tokens.min(want.tokens.len());
         let differs = |i: &usize| got.steps.get(*i).map(|s| s.token) != want.tokens.get(*i).copied();
         let divergence = (0..n_tokens).find(differs);
         let at = divergence.and_then(|i| {
             // The recording tells its margin, our logits the scale.
-            Some((*want.top1_top2_margin.get(i)?, got.steps.get(i)?.spread))
+            Some((*want.top1_top2_margin.get(i)?, got.steps.get(i)?.spread * margin_bound))
         });
         let mut check = Self::new(prompt, "stock vs recording".into(), n_tokens, divergence, at);
         check.blame(got.fault);
@@ -129,7 +149,7 @@ impl TokenCheck {
         }
     }
 
-    /// `at`: margin and spread at the divergence; none if one side simply ended.
+    /// `at`: margin and its bound at the divergence; none if one side simply ended.
     fn new(
         prompt: &str,
         comparison: String,
@@ -138,7 +158,7 @@ impl TokenCheck {
         at: Option<(f64, f64)>,
     ) -> Self {
         let margin = at.map(|(margin, _)| margin);
-        let bound = at.map(|(_, spread)| spread * MARGIN_BOUND);
+        let bound = at.map(|(_, bound)| bound);
         let verdict = match (first_divergence, margin, bound) {
             (None, ..) => Verdict::Pass,
             (Some(_), Some(margin), Some(bound)) if margin < bound => Verdict::Explained,
@@ -160,7 +180,8 @@ mod tests {
     #[test]
     fn verdicts() {
         let stock = decoded(&[(5, 3.0), (6, 0.001), (7, 1.0), (8, f64::NAN)]);
-        let verdict = |got: &[(u32, f64)]| TokenCheck::of("p", "fused", &stock, &decoded(got)).verdict;
+        let verdict =
+            |got: &[(u32, f64)]| TokenCheck::of("p", "fused", &stock, &decoded(got), MARGIN_BOUND).verdict;
         assert_eq!(verdict(&[(5, 0.0), (6, 0.0), (7, 0.0), (8, 0.0)]), Verdict::Pass);
         assert_eq!(verdict(&[(5, 0.0), (1, 9.0), (2, 9.0), (3, 9.0)]), Verdict::Explained);
         assert_eq!(verdict(&[(1, 0.0), (6, 0.0), (7, 0.0), (8, 0.0)]), Verdict::Fail);
@@ -169,7 +190,7 @@ mod tests {
         assert_eq!(verdict(&[(5, 0.0), (6, 0.0), (7, 0.0), (8, 0.0), (9, 0.0)]), Verdict::Fail);
         let unstable =
             Decoded { fault: Some((1, "unstable")), ..decoded(&[(5, 3.0), (6, 1.0), (7, 1.0), (8, 1.0)]) };
-        assert_eq!(TokenCheck::of("p", "fused", &stock, &unstable).verdict, Verdict::Fail);
+        assert_eq!(TokenCheck::of("p", "fused", &stock, &unstable, MARGIN_BOUND).verdict, Verdict::Fail);
         assert!(Verdict::Pass < Verdict::Explained && Verdict::Explained < Verdict::Fail);
     }
 }

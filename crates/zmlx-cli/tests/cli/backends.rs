@@ -1,0 +1,127 @@
+//! `--backend`, `zmlx doctor`, and the router experiments.
+
+use serde_json::json;
+
+use crate::*;
+
+const LOGITS: &str = "ZMLX_QWEN_ROUTER_ARGPARTITION_LOGITS";
+const TOP_K: &str = "ZMLX_QWEN_ROUTER_ARGPARTITION_LOGITS_TOPK";
+
+fn tokens(run: &Run) -> Value {
+    run.json()["tokens"].clone()
+}
+
+#[test]
+#[cfg(not(any(target_os = "macos", feature = "mlx")))]
+fn without_the_feature_the_message_says_how_to_get_mlx() {
+    let refused = ["--features mlx", "cargo xtask setup-mlx"];
+    zmlx(&["generate", "--json", "--backend", "mlx", "--model", &model(GLM), "-p", "x"]).refused(&refused);
+    zmlx(&["doctor", "--backend", "mlx", "--model", &model(GLM)]).refused(&refused);
+    let report = zmlx(&["doctor", "--json", "--model", &model(GLM)]).ok().json();
+    assert_eq!(report["backends"][1]["about"], Value::Null);
+    assert!(report["backends"][1]["remark"].as_str().unwrap().contains("setup-mlx"), "{report:#}");
+}
+
+#[test]
+#[cfg(feature = "mlx")]
+fn mlx_gives_the_recorded_bf16_tokens() {
+    let golden = golden(QWEN);
+    let prompt = golden.prompt("truth").unwrap();
+    let args =
+        ["generate", "--json", "--backend", "mlx", "--model", &model(QWEN), "--ignore-eos", "-m", "16"];
+    let run = zmlx(&[&args[..], &["--prompt-tokens", &join(&prompt.prompt_tokens)]].concat()).ok();
+    assert_eq!(tokens(&run), json!(prompt.bf16.tokens[..16]));
+}
+
+#[test]
+#[cfg(feature = "mlx")]
+fn mlx_is_valid() {
+    let args = ["validate", "--json", "--backend", "mlx", "--model", &model(QWEN), "--max-tokens", "8"];
+    let report = zmlx(&args).ok().json();
+    assert_eq!(report["verdict"], "PASS", "{report:#}");
+    assert!(report["backend"].as_str().unwrap().starts_with("mlx 0.32.2"), "{report:#}");
+}
+
+#[test]
+fn the_doctor_checks_every_fused_op() {
+    for (name, kernels) in [
+        (
+            GLM,
+            &["add_rms_norm", "qmm_swiglu", "route_noaux_tc", "gather_qmm_swiglu", "gather_qmm_combine"][..],
+        ),
+        (QWEN, &["linear", "add_rms_norm", "route_softmax_top_k", "gather_qmm_swiglu", "gather_qmm_combine"]),
+    ] {
+        let report = zmlx(&["doctor", "--json", "--model", &model(name)]).ok().json();
+        assert!(report["machine"]["levels"].as_array().unwrap().contains(&json!("scalar")), "{report:#}");
+        let backends = report["backends"].as_array().unwrap();
+        assert_eq!(backends.iter().map(|b| &b["backend"]).collect::<Vec<_>>(), ["cpu", "mlx"]);
+        for backend in backends.iter().filter(|b| !b["about"].is_null()) {
+            for kernel in kernels {
+                let ops = backend["ops"].as_array().unwrap().iter();
+                let mut found = ops.filter(|op| op["kernel"] == *kernel).peekable();
+                assert!(found.peek().is_some(), "{kernel}: {report:#}");
+                assert!(found.all(|op| op["ok"] == true), "{kernel}: {report:#}");
+            }
+        }
+    }
+    let text = zmlx(&["doctor", "--backend", "cpu", "--model", &model(GLM)]).ok().stdout;
+    assert!(text.contains("gather_qmm_swiglu") && text.contains("ok (differs by"), "{text}");
+    assert!(!text.contains("mlx"), "{text}");
+}
+
+#[test]
+fn a_model_that_is_no_number_fails_its_self_check() {
+    let dir = copy_without(GLM, &[]);
+    spoil(dir.path(), "model.norm.weight");
+    let run = zmlx(&["doctor", "--json", "--backend", "cpu", "--model", dir.path().to_str().unwrap()]);
+    assert_eq!(run.code, Some(1), "{run:#?}");
+    let report = run.json();
+    let failed: Vec<_> =
+        report["backends"][0]["ops"].as_array().unwrap().iter().filter(|op| op["ok"] == false).collect();
+    assert_eq!(failed.len(), 1, "{report:#}");
+    assert_eq!(failed[0]["kernel"], "add_rms_norm");
+    assert!(run.stderr.contains("add_rms_norm") && run.stderr.contains("switched off"), "{}", run.stderr);
+}
+
+#[test]
+fn router_experiments_give_the_same_tokens() {
+    let args = ["generate", "--json", "--model", &model(QWEN), "-p", "It is", "-m", "12"];
+    let want = tokens(&zmlx(&args).ok());
+    let first = ["--qwen-router-argpartition-logits"];
+    let both = [first[0], "--qwen-router-argpartition-logits-topk"];
+    for flags in [&first[..], &both[..], &["--fusion", "fused,route=logits"]] {
+        let run = zmlx(&[&args[..], flags, &["--verbose"]].concat()).ok();
+        assert_eq!(tokens(&run), want, "{flags:?}");
+        assert!(run.stderr.contains("route="), "{flags:?}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn router_experiments_are_read_by_value() {
+    let args = ["generate", "--json", "--verbose", "--model", &model(QWEN), "-p", "It", "-m", "1"];
+    let route = |set: &[(&str, &str)]| {
+        let mut command = command(&args);
+        command.envs(set.iter().copied());
+        let stderr = finish(&mut command).ok().stderr;
+        let line = stderr.lines().find(|l| l.starts_with("Fusion: ")).unwrap().to_owned();
+        line.strip_prefix("Fusion: ").unwrap().to_owned()
+    };
+    for off in ["", "0", "false", "off", "no"] {
+        assert_eq!(route(&[(LOGITS, off), (TOP_K, off)]), "fused", "{off:?}");
+    }
+    assert_eq!(route(&[(LOGITS, "1")]), "fused,route=logits");
+    assert_eq!(route(&[(LOGITS, "true"), (TOP_K, "1")]), "fused,route=chosen_logits");
+}
+
+#[test]
+fn router_experiments_that_cannot_be() {
+    let args = ["generate", "--json", "--model", &model(QWEN), "-p", "It", "-m", "1"];
+    zmlx(&[&args[..], &["--qwen-router-argpartition-logits-topk"]].concat()).refused(&["requires", LOGITS]);
+    finish(command(&args).env(TOP_K, "1").env(LOGITS, "0")).refused(&["requires", LOGITS]);
+    // Weights that are not renormalised are no softmax over the chosen.
+    let dir = copy_without(QWEN, &[]);
+    edit_json(dir.path(), "config.json", |c| c["norm_topk_prob"] = json!(false));
+    let args = ["generate", "--json", "--model", dir.path().to_str().unwrap(), "-p", "It", "-m", "1"];
+    finish(command(&args).env(LOGITS, "1").env(TOP_K, "1")).refused(&["norm_topk_prob"]);
+    finish(command(&args).env(LOGITS, "1")).ok();
+}
