@@ -1,7 +1,5 @@
 //! Token ids and expert choices on the device.
 
-use std::sync::Arc;
-
 use mlx_rs::{Array, Dtype};
 
 use super::f;
@@ -17,11 +15,11 @@ pub struct MlxIndices {
     array: Array,
     /// No value is above it; none if there are no values.
     max: Option<u32>,
-    sorted: Option<Arc<Sorted>>,
+    sorted: Option<Box<Sorted>>,
 }
 
 /// Choices by ascending expert.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Sorted {
     /// The experts, ascending.
     pub(super) experts: Array,
@@ -84,7 +82,7 @@ impl MlxIndices {
 }
 
 /// Built here, computed only if a gather asks for it.
-fn sorted(op: &'static str, array: &Array) -> Result<Option<Arc<Sorted>>> {
+fn sorted(op: &'static str, array: &Array) -> Result<Option<Box<Sorted>>> {
     let &[_, top_k] = array.shape() else { return Ok(None) };
     if array.size() < SORT_FROM {
         return Ok(None);
@@ -99,5 +97,5 @@ fn sorted(op: &'static str, array: &Array) -> Result<Option<Arc<Sorted>>> {
             slots,
         })
     };
-    build().map(|s| Some(Arc::new(s))).map_err(f(op))
+    build().map(|s| Some(Box::new(s))).map_err(f(op))
 }
