@@ -149,8 +149,8 @@ static void release_barrier() {
     if (!first) first = &f;
     if (f.site.line != first->site.line || strcmp(f.site.file, first->site.file) != 0) {
       g_current = &f;
-      fault("divergent-barrier", f.site, nullptr, "threads of the threadgroup wait at different barriers, the other at line %d",
-            first->site.line);
+      fault("divergent-barrier", f.site, nullptr,
+            "threads of the threadgroup wait at different barriers, the other at line %d", first->site.line);
     }
   }
   g_current = first;
@@ -183,7 +183,8 @@ static void run_group(U3 at, uint32_t index) {
     for (int i = 0; i < g_n_simds && !progress; i++) progress = fire_divergent(g_simds[i]);
     if (!progress) {
       g_current = nullptr;
-      fault("divergent-barrier", {nullptr, 0}, nullptr, "%d of %d live threads wait at a barrier for ever", g_at_barrier, g_live);
+      fault("divergent-barrier", {nullptr, 0}, nullptr, "%d of %d live threads wait at a barrier for ever",
+            g_at_barrier, g_live);
       g_abandon = true;
     }
   }

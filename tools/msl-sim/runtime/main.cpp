@@ -110,7 +110,8 @@ static void add_buffer(char* mapping, int index, size_t offset, size_t size, cha
   Region& r = d.regions[d.n_regions++];
   r = {lo, lo + size, index, access != 'r', access == 'o', nullptr};
   if (d.detect && r.writable && size) {
-    void* shadow = mmap(nullptr, size * sizeof(Shadow), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
+    void* shadow = mmap(nullptr, size * sizeof(Shadow), PROT_READ | PROT_WRITE, flags, -1, 0);
     if (shadow == MAP_FAILED) refuse("no memory for the detector");
     r.shadow = (Shadow*)shadow;
   }
@@ -131,7 +132,10 @@ static void read_plan(char* mapping) {
       d.detect = detect;
       d.order = Order(order);
       d.seed = seed;
-    } else if (sscanf(line, "grid %u %u %u group %u %u %u", &d.grid.x, &d.grid.y, &d.grid.z, &d.group.x, &d.group.y, &d.group.z) == 6) {
+    } else if (sscanf(line, "grid %u %u %u", &d.grid.x, &d.grid.y, &d.grid.z) == 3) {
+      // read
+    } else if (sscanf(line, "group %u %u %u", &d.group.x, &d.group.y, &d.group.z) == 3) {
+      // read
     } else if (sscanf(line, "buffer %d %zu %zu %c", &index, &offset, &size, &access) == 4) {
       add_buffer(mapping, index, offset, size, access);
     } else if (sscanf(line, "threadgroup %d %zu", &index, &size) == 2) {

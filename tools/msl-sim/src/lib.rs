@@ -19,7 +19,8 @@
 //!     .template("T", Dtype::Bfloat16);
 //! let x = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0].map(half::bf16::from_f32);
 //! for order in [Order::Forward, Order::Reverse, Order::Random(1)] {
-//!     let outputs = body.build(Mode::Detect)?.call().input(&x).input(&[0.5f32]).order(order).dispatch([6, 1, 1], [32, 1, 1])?;
+//!     let kernel = body.build(Mode::Detect)?;
+//!     let outputs = kernel.call().input(&x).input(&[0.5f32]).order(order).dispatch([6, 1, 1], [32, 1, 1])?;
 //!     assert_eq!(outputs.get::<half::bf16>(0)?[3].to_f32(), 2.0);
 //! }
 //! // `x` has fewer than eight elements, so that MLX makes it `constant`; larger inputs are `device`.

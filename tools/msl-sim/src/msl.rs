@@ -166,7 +166,15 @@ impl<'a> Call<'a> {
     }
 
     pub(crate) fn bind(mut self, index: u32, memory: Memory<'a>, access: Access) -> Self {
-        self.buffers.push(Buffer { index, memory, access });
+        self.buffers.push(Buffer { index, memory, access, skew: 0 });
+        self
+    }
+
+    /// Lets the buffer bound last begin `n_bytes` beyond an aligned address.
+    pub(crate) fn skew(mut self, n_bytes: usize) -> Self {
+        if let Some(buffer) = self.buffers.last_mut() {
+            buffer.skew = n_bytes;
+        }
         self
     }
 

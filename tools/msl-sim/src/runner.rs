@@ -47,6 +47,8 @@ pub(crate) struct Buffer<'a> {
     pub(crate) index: u32,
     pub(crate) memory: Memory<'a>,
     pub(crate) access: Access,
+    /// Bytes by which the buffer begins beyond an aligned address; less than a page.
+    pub(crate) skew: usize,
 }
 
 /// Everything about one dispatch but the buffers.
@@ -84,7 +86,7 @@ pub(crate) fn run(program: &Path, plan: &Plan, buffers: &mut [Buffer<'_>]) -> Re
 fn offsets(buffers: &[Buffer<'_>]) -> Vec<usize> {
     let mut next = ALIGNMENT;
     let place = |buffer: &Buffer<'_>| {
-        let here = next;
+        let here = next + buffer.skew;
         next += buffer.memory.bytes().len().next_multiple_of(ALIGNMENT) + ALIGNMENT;
         here
     };
@@ -126,7 +128,8 @@ fn describe(plan: &Plan, buffers: &[Buffer<'_>], offsets: &[usize]) -> String {
     // The options come first: buffers are set up according to them.
     let mut text = format!(
         "run detect {} order {order} seed {seed} seconds {cpu_seconds}\n\
-         grid {gx} {gy} {gz} group {tx} {ty} {tz}\n",
+         grid {gx} {gy} {gz}\n\
+         group {tx} {ty} {tz}\n",
         u8::from(*detect)
     );
     text += &format!("kernel {}\n", plan.kernel);

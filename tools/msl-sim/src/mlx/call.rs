@@ -14,6 +14,7 @@ pub struct MlxCall<'a> {
     init_value: Option<f32>,
     order: Order,
     time_limit: Option<u64>,
+    sliced: bool,
 }
 
 /// The outputs of a call.
@@ -39,7 +40,14 @@ impl Outputs {
 
 impl<'a> MlxCall<'a> {
     pub(super) fn new(kernel: &'a MlxKernel) -> Self {
-        Self { kernel, inputs: Vec::new(), init_value: None, order: Order::default(), time_limit: None }
+        Self {
+            kernel,
+            inputs: Vec::new(),
+            init_value: None,
+            order: Order::default(),
+            time_limit: None,
+            sliced: false,
+        }
     }
 
     /// The data of the next input.
@@ -66,6 +74,13 @@ impl<'a> MlxCall<'a> {
         self
     }
 
+    /// Lets every input begin one element beyond an aligned address, as a slice of a larger array does. A body that
+    /// reads wider than its elements, through a cast pointer, is then found by [`Mode::Detect`](crate::Mode::Detect).
+    pub fn sliced(mut self) -> Self {
+        self.sliced = true;
+        self
+    }
+
     /// Runs `grid` threads in groups of `threadgroup`.
     ///
     /// **Errors**: data that does not fit the declarations, and every fault of the kernel.
@@ -89,7 +104,11 @@ impl<'a> MlxCall<'a> {
                 Ok(layout) => layout,
                 Err(message) => return refuse(message),
             };
-            call = call.bind(index, data, Access::Read);
+            call = call.bind(index, data, Access::Read).skew(if self.sliced {
+                input.dtype.n_bytes()
+            } else {
+                0
+            });
             index += 1;
             let named = signature::companions(body, input);
             let shape: Vec<i32> = input.shape.iter().map(|&n| n as i32).collect();

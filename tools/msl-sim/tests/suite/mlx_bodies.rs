@@ -193,3 +193,29 @@ fn data_that_does_not_fit_is_refused() -> Test {
     assert!(refused(out.get::<f32>(1).map(drop)) && refused(out.get::<u64>(0).map(drop)));
     Ok(())
 }
+
+#[test]
+fn slices_show_reads_wider_than_elements() -> Test {
+    if !msl_sim::available() {
+        return Ok(());
+    }
+    let kernel = |text: &str| {
+        let body =
+            MlxBody::new("pairs", text).input("x", Dtype::Float16, &[16]).output("y", Dtype::Float16, &[8]);
+        body.build(Mode::Detect)
+    };
+    let x: Vec<f16> = (0..16).map(|i| f16::from_f32(i as f32)).collect();
+    let sums: Vec<f16> = (0..8).map(|i| f16::from_f32(4.0 * i as f32 + 1.0)).collect();
+    let narrow = kernel("uint i = thread_position_in_grid.x; y[i] = x[2 * i] + x[2 * i + 1];")?;
+    let wide = kernel(
+        "uint i = thread_position_in_grid.x; half2 v = ((const device half2*)x)[i]; y[i] = v.x + v.y;",
+    )?;
+    for kernel in [&narrow, &wide] {
+        assert_eq!(kernel.call().input(&x).dispatch([8, 1, 1], [8, 1, 1])?.get::<f16>(0)?, sums);
+    }
+    assert_eq!(narrow.call().input(&x).sliced().dispatch([8, 1, 1], [8, 1, 1])?.get::<f16>(0)?, sums);
+    let error =
+        wide.call().input(&x).sliced().dispatch([8, 1, 1], [8, 1, 1]).expect_err("half2 needs four bytes");
+    assert_eq!(error.faults()[0].kind, FaultKind::Undefined, "{error}");
+    Ok(())
+}
