@@ -116,10 +116,10 @@ fn sources_that_are_no_metal_are_refused_with_their_line() -> Test {
 
 /// Runs one test of this program again, with `compiler` as the only one and `required` or not.
 fn rerun(test: &str, compiler: &str, required: bool) -> (bool, String) {
-    let mut command = std::process::Command::new(std::env::current_exe().unwrap());
+    let mut command = std::process::Command::new(std::env::current_exe().expect("a test has a program"));
     command.args([test, "--exact", "--nocapture"]).env_remove("CI").env("MSL_SIM_CXX", compiler);
     command.env("ZMLX_REQUIRE_MSL_SIM", if required { "1" } else { "0" });
-    let output = command.output().unwrap();
+    let output = command.output().expect("the program runs again");
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())
 }
