@@ -52,16 +52,17 @@ pub(crate) fn compiler() -> Result<&'static Compiler, Error> {
     FOUND.get_or_init(find).as_ref().ok_or(Error::NoCompiler)
 }
 
-/// Whether a missing compiler is a failure: in CI, and where `ZMLX_REQUIRE_MSL_SIM` is set.
+/// The runtime switches stacks and maps files as Linux does on these processors.
+const SUPPORTED: bool = cfg!(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")));
+
+/// Whether a missing compiler is a failure: in CI, and where `ZMLX_REQUIRE_MSL_SIM` is set, on systems that can have one.
 pub(crate) fn required() -> bool {
-    ["CI", "ZMLX_REQUIRE_MSL_SIM"]
-        .iter()
-        .any(|name| std::env::var(name).is_ok_and(|v| !v.is_empty() && v != "0" && v != "false"))
+    let set = |name| std::env::var(name).is_ok_and(|v| !v.is_empty() && v != "0" && v != "false");
+    SUPPORTED && (set("CI") || set("ZMLX_REQUIRE_MSL_SIM"))
 }
 
 fn find() -> Option<Compiler> {
-    // The runtime switches stacks and maps files as Linux does.
-    if !cfg!(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64"))) {
+    if !SUPPORTED {
         return None;
     }
     match std::env::var(CHOICE) {

@@ -18,7 +18,8 @@ pub enum Checked {
 }
 
 impl Msl {
-    /// Checks that no pointer or reference changes its address space, and that `constant` memory is not written.
+    /// Checks that no pointer or reference changes its address space, and that `constant` memory is not written; and,
+    /// on the way, that the source is C++14, of which Metal 3 is made.
     ///
     /// Needs clang. With another compiler the check is skipped, with a notice, unless msl-sim is required (see
     /// [`available`](crate::available)).
@@ -37,12 +38,9 @@ impl Msl {
         let shim = shim::unpack()?;
         let translation = self.translate(compiler, &shim)?;
         let mut command = Command::new(&compiler.program);
-        command.args(compiler.flags(Mode::Plain, false)).args([
-            "-fsyntax-only",
-            "-ferror-limit=0",
-            "-nostdinc++",
-            "-I",
-        ]);
+        command.args(compiler.flags(Mode::Plain, false));
+        // Metal 3 is C++14. Its compiler takes newer syntax as clang does, with a warning, and refuses the rest.
+        command.args(["-std=c++14", "-fsyntax-only", "-ferror-limit=0", "-nostdinc++", "-I"]);
         command.arg(shim.checking_headers()).args(["-x", "c++", "-"]);
         match shim::output(&mut command, &self.name, &translation.cpp) {
             Ok(_) => Ok(Checked::Passed),

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use msl_sim::{Checked, Dtype, Error, MlxBody, Msl, Space};
+use msl_sim::{Checked, Dtype, Error, MlxBody, Mode, Msl, Space};
 
 type Test = Result<(), Error>;
 
@@ -93,6 +93,36 @@ fn an_mlx_body_is_checked_for_the_space_of_each_input() -> Test {
     match body(Space::Constant).check_address_spaces() {
         Err(Error::AddressSpace { diagnostics, .. }) => {
             assert!(diagnostics.contains("take.body:1"), "{diagnostics}")
+        }
+        Ok(Checked::Skipped(_)) => {}
+        other => panic!("{other:?}"),
+    }
+    Ok(())
+}
+
+#[test]
+fn features_newer_than_cpp14_are_found() -> Test {
+    if !msl_sim::available() {
+        return Ok(());
+    }
+    let check = |helper: &str, body: &str| {
+        let body = MlxBody::new("newer", body).header(helper).input("x", Dtype::Float32, &[8]).output(
+            "y",
+            Dtype::Float32,
+            &[1],
+        );
+        body.build(Mode::Plain)?;
+        body.check_address_spaces()
+    };
+    // Taken with a warning by every clang, and used by MLX.
+    check(
+        "template <int N> inline float f(float v) { if constexpr (N > 0) return v; else return -v; }",
+        "y[0] = f<1>(x[0]);",
+    )?;
+    let deduction = "template <typename A> struct Pair { A a; Pair(A v) : a(v) {} };";
+    match check(deduction, "Pair p(x[0]); y[0] = p.a;") {
+        Err(Error::AddressSpace { diagnostics, .. }) => {
+            assert!(diagnostics.contains("newer.body:1"), "{diagnostics}")
         }
         Ok(Checked::Skipped(_)) => {}
         other => panic!("{other:?}"),
