@@ -10,6 +10,7 @@
 //! truth within f32 rounding: activations, scales and dense weights are f32, which is slower and larger.
 
 mod attention;
+mod fused;
 mod indices;
 mod router;
 mod weight;
@@ -486,7 +487,47 @@ impl Backend for MlxBackend {
         let shape = |w: &MlxWeight| [w.n_mats(), w.n_out(), w.n_in()];
         let (gate, up) = (shape(weights.gate), shape(weights.up));
         ensure(gate == up, "gather_qmm_swiglu", "up", format_args!("{gate:?}"), up)?;
-        stock::gather_qmm_swiglu(self, x, weights, experts)
+        experts.check("gather_qmm_swiglu", "expert", weights.gate.n_mats())?;
+        let fits = dims(x).len() == 2
+            && dims(experts.array()).len() == 2
+            && dims(x) == [dims(experts.array())[0], weights.gate.n_in()];
+        match fits.then(|| self.fused_gather_qmm_swiglu(x, weights, experts)).transpose()?.flatten() {
+            Some(y) => Ok(y),
+            None => stock::gather_qmm_swiglu(self, x, weights, experts),
+        }
+    }
+
+    fn gather_qmm_combine(
+        &self,
+        x: &Array,
+        down: &MlxWeight,
+        experts: &MlxIndices,
+        weights: &Array,
+    ) -> Result<Array> {
+        const OP: &str = "gather_qmm_combine";
+        experts.check(OP, "expert", down.n_mats())?;
+        let slots = dims(experts.array());
+        let fits = slots.len() == 2
+            && dims(x) == [slots[0], slots[1], down.n_in()]
+            && dims(weights) == [slots[0], slots[1]];
+        ensure(fits, OP, "x", format_args!("[n, top_k, {}] for experts {slots:?}", down.n_in()), dims(x))?;
+        match self.fused_gather_qmm_combine(x, down, experts, weights)? {
+            Some(y) => Ok(y),
+            None => stock::gather_qmm_combine(self, x, down, experts, weights),
+        }
+    }
+
+    fn qmm_swiglu(&self, x: &Array, weights: GateUp<'_, MlxWeight>) -> Result<Array> {
+        const OP: &str = "qmm_swiglu";
+        let shape = |w: &MlxWeight| [w.n_mats(), w.n_out(), w.n_in()];
+        let (gate, up) = (shape(weights.gate), shape(weights.up));
+        ensure(gate == up, OP, "up", format_args!("{gate:?}"), up)?;
+        ensure(gate[0] == 1, OP, "gate", "one matrix", gate)?;
+        ensure(last_width(x) == gate[2], OP, "x", format_args!("[.., {}]", gate[2]), dims(x))?;
+        match self.fused_qmm_swiglu(x, weights)? {
+            Some(y) => Ok(y),
+            None => stock::qmm_swiglu(self, x, weights),
+        }
     }
 
     /// Exact: mlx-lm's choice, in the order in which MLX's partition leaves it. Accurate: the trait's.
@@ -526,7 +567,10 @@ impl Backend for MlxBackend {
     }
 
     fn route_softmax_top_k(&self, logits: &Array, settings: &SoftmaxTopK) -> Result<(MlxIndices, Array)> {
-        self.stock_route_softmax_top_k(logits, settings)
+        match self.fused_route_softmax_top_k(logits, settings)? {
+            Some(routing) => Ok(routing),
+            None => self.stock_route_softmax_top_k(logits, settings),
+        }
     }
 
     fn route_noaux_tc(
@@ -535,6 +579,9 @@ impl Backend for MlxBackend {
         bias: &MlxWeight,
         settings: &NoauxTc,
     ) -> Result<(MlxIndices, Array)> {
-        self.stock_route_noaux_tc(logits, bias, settings)
+        match self.fused_route_noaux_tc(logits, bias, settings)? {
+            Some(routing) => Ok(routing),
+            None => self.stock_route_noaux_tc(logits, bias, settings),
+        }
     }
 }

@@ -1,14 +1,21 @@
-//! MLX functions that mlx-rs leaves out or restricts to affine weights, called through mlx-sys.
+//! MLX functions that mlx-rs leaves out, restricts to affine weights, or leaves unsafe: custom Metal kernels.
 //!
 //! The callers check shapes first: where MLX refuses all the same, its own text is not at hand here.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::ffi::CStr;
 
-use mlx_rs::{Array, Stream};
+use mlx_rs::fast::{
+    MetalKernel, MetalKernelApplyOptions, MetalKernelOptions, MetalKernelOutput, TemplateArg,
+};
+use mlx_rs::{Array, Dtype, Stream};
 use mlx_sys::{mlx_array, mlx_optional_dtype, mlx_optional_int};
 
-use super::runtime::NAME;
-use crate::{Error, QuantMode, QuantSpec, Result};
+use super::runtime::{NAME, fault};
+use crate::metal::{KernelSpec, Template};
+use crate::{DType, Error, QuantMode, QuantSpec, Result};
 
 /// A quantised matrix or bank of matrices, in MLX's own arrays.
 #[derive(Clone, Copy)]
@@ -167,6 +174,71 @@ pub(crate) fn slice_update(
             )
         }
     })
+}
+
+thread_local! {
+    /// The kernels that this thread has launched, by name: a name has one text.
+    static KERNELS: RefCell<HashMap<&'static str, MetalKernel>> = RefCell::default();
+}
+
+/// Launches a Metal kernel on `inputs`, which stand in the order of `spec.inputs`. Its text is compiled, and its faults
+/// come to light, when the results are computed.
+pub(crate) fn launch<const N: usize>(
+    op: &'static str,
+    spec: &KernelSpec,
+    inputs: &[&Array],
+) -> Result<[Array; N]> {
+    assert_eq!((inputs.len(), N), (spec.inputs.len(), spec.outputs.len()), "{}: arrays", spec.name);
+    let size = |[x, y, z]: [usize; 3]| (x as i32, y as i32, z as i32);
+    let outputs: Vec<_> = spec
+        .outputs
+        .iter()
+        .map(|o| MetalKernelOutput {
+            shape: o.shape.iter().map(|n| *n as i32).collect(),
+            dtype: mlx_dtype(o.dtype),
+        })
+        .collect();
+    let argument = |t: Template| match t {
+        Template::Type(dtype) => TemplateArg::Dtype(mlx_dtype(dtype)),
+        Template::Int(value) => TemplateArg::Int(value),
+        Template::Bool(value) => TemplateArg::Bool(value),
+    };
+    let template_args = spec.template.iter().map(|(name, t)| ((*name).to_owned(), argument(*t))).collect();
+    let options = MetalKernelApplyOptions { template_args, ..Default::default() };
+    let results = KERNELS.with_borrow_mut(|kernels| {
+        let kernel = match kernels.entry(spec.name) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let names: Vec<_> = spec.outputs.iter().map(|o| o.name).collect();
+                let options = MetalKernelOptions {
+                    header: spec.header.to_owned(),
+                    ensure_row_contiguous: true,
+                    atomic_outputs: false,
+                };
+                new.insert(MetalKernel::new(spec.name, spec.inputs, &names, spec.body, options)?)
+            }
+        };
+        // SAFETY: the specification was made for these shapes and types: its kernel reads within the inputs and writes
+        // every element of the outputs and nothing else, which the simulator's tests show for each kernel.
+        unsafe { kernel.apply(inputs, &outputs, size(spec.grid), size(spec.threadgroup), options) }
+    });
+    let results = results.map_err(fault(op))?;
+    results.try_into().map_err(|results: Vec<Array>| Error::Fault {
+        op,
+        backend: NAME,
+        why: format!("{} gave {} results", spec.name, results.len()),
+    })
+}
+
+/// The type as MLX names it.
+pub(crate) fn mlx_dtype(dtype: DType) -> Dtype {
+    match dtype {
+        DType::F32 => Dtype::Float32,
+        DType::F16 => Dtype::Float16,
+        DType::BF16 => Dtype::Bfloat16,
+        DType::U8 => Dtype::Uint8,
+        DType::U32 => Dtype::Uint32,
+    }
 }
 
 /// Calls a function that fills a handle on the thread's stream.

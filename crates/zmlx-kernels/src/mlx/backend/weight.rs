@@ -8,7 +8,7 @@ use super::{f, zeros};
 use crate::error::ensure;
 use crate::metal::Numerics;
 use crate::mlx::QuantizedExperts;
-use crate::mlx::raw::{self, Packed, Product};
+use crate::mlx::raw::{self, Packed, Product, mlx_dtype};
 use crate::mlx::runtime::NAME;
 use crate::{DType, Error, HostWeight, QuantMode, Result, WeightFormat};
 
@@ -387,14 +387,4 @@ fn copy(
         .view_dtype(mlx_dtype(dtype))
         .and_then(|a| a.reshape(&shape))
         .map_err(f(OP))
-}
-
-fn mlx_dtype(dtype: DType) -> Dtype {
-    match dtype {
-        DType::F32 => Dtype::Float32,
-        DType::F16 => Dtype::Float16,
-        DType::BF16 => Dtype::Bfloat16,
-        DType::U8 => Dtype::Uint8,
-        DType::U32 => Dtype::Uint32,
-    }
 }

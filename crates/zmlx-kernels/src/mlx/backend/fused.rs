@@ -1,0 +1,153 @@
+//! The fused Metal kernels on the backend's arrays. Each function gives none where the call is to be composed of stock
+//! ops: without Metal, without a kernel for the shape, or where many sorted choices make MLX's tile kernels the better
+//! and, in exact numerics, the only equal way.
+
+use mlx_rs::{Array, Dtype};
+
+use super::{MlxBackend, MlxIndices, MlxWeight, dims, f};
+use crate::metal::{self, CombineShape, KernelSpec, NotFused, SwigluShape};
+use crate::mlx::{QuantizedExperts, raw};
+use crate::{DType, GateUp, NoauxTc, Result, SoftmaxTopK};
+
+/// The type as this crate names it, if kernels know it.
+fn dtype(x: &Array) -> Option<DType> {
+    match x.dtype() {
+        Dtype::Float32 => Some(DType::F32),
+        Dtype::Float16 => Some(DType::F16),
+        Dtype::Bfloat16 => Some(DType::BF16),
+        _ => None,
+    }
+}
+
+/// A bank whose affine scales have the type of the activations, as the kernels need.
+fn bank<'a>(weight: &'a MlxWeight, x: &Array) -> Option<&'a QuantizedExperts> {
+    let bank = weight.experts()?;
+    (!bank.spec().has_biases() || bank.scales().dtype() == x.dtype()).then_some(bank)
+}
+
+/// Weight, scales and biases; scales again where there are no biases.
+fn arrays(bank: &QuantizedExperts) -> [&Array; 3] {
+    [bank.weight(), bank.scales(), bank.biases().unwrap_or(bank.scales())]
+}
+
+/// The kernel, or none with the reason in the log.
+fn fits(op: &'static str, spec: std::result::Result<KernelSpec, NotFused>) -> Option<KernelSpec> {
+    spec.inspect_err(|why| tracing::debug!(op, %why, "composed of stock ops")).ok()
+}
+
+/// The only result of a kernel.
+fn one(op: &'static str, spec: &KernelSpec, inputs: &[&Array]) -> Result<Array> {
+    let [y] = raw::launch(op, spec, inputs)?;
+    Ok(y)
+}
+
+impl MlxBackend {
+    /// [`metal::gather_qmm_swiglu`] for one row per token.
+    pub(super) fn fused_gather_qmm_swiglu(
+        &self,
+        x: &Array,
+        weights: GateUp<'_, MlxWeight>,
+        experts: &MlxIndices,
+    ) -> Result<Option<Array>> {
+        const OP: &str = "gather_qmm_swiglu";
+        let (&[n, n_in], &[_, top_k]) = (&dims(x)[..], &dims(experts.array())[..]) else { return Ok(None) };
+        let banks = (dtype(x), bank(weights.gate, x), bank(weights.up, x));
+        let (Some(dtype), Some(gate), Some(up)) = banks else { return Ok(None) };
+        if !self.runtime.has_metal() || experts.sorted().is_some() || gate.spec() != up.spec() {
+            return Ok(None);
+        }
+        let (n_experts, n_out) = (gate.n_experts(), gate.n_out());
+        let n_pairs = n * top_k;
+        let shape =
+            SwigluShape { n_pairs, x_batch: n.max(1), n_rows: 1, n_experts, n_out, n_in, sorted: false };
+        let spec = metal::gather_qmm_swiglu(dtype, gate.spec(), &shape, self.numerics);
+        let Some(spec) = fits(OP, spec) else { return Ok(None) };
+        let x = x.expand_dims(1).map_err(f(OP))?;
+        let rhs = experts.array().reshape(&[n_pairs as i32]).map_err(f(OP))?;
+        let ([gw, gs, gb], [uw, us, ub]) = (arrays(gate), arrays(up));
+        let y = one(OP, &spec, &[&x, gw, gs, gb, uw, us, ub, &rhs])?;
+        y.reshape(&[n as i32, top_k as i32, n_out as i32]).map(Some).map_err(f(OP))
+    }
+
+    /// [`metal::gather_qmm_combine`].
+    pub(super) fn fused_gather_qmm_combine(
+        &self,
+        x: &Array,
+        down: &MlxWeight,
+        experts: &MlxIndices,
+        weights: &Array,
+    ) -> Result<Option<Array>> {
+        const OP: &str = "gather_qmm_combine";
+        let &[n_tokens, top_k, n_in] = &dims(x)[..] else { return Ok(None) };
+        let types = (dtype(x), dtype(weights), bank(down, x));
+        let (Some(dtype), Some(weights_dtype), Some(down)) = types else { return Ok(None) };
+        if !self.runtime.has_metal() || experts.sorted().is_some() {
+            return Ok(None);
+        }
+        let shape = CombineShape { n_tokens, top_k, n_experts: down.n_experts(), n_out: down.n_out(), n_in };
+        let spec = metal::gather_qmm_combine(dtype, weights_dtype, down.spec(), &shape, self.numerics);
+        let Some(spec) = fits(OP, spec) else { return Ok(None) };
+        let [w, scales, biases] = arrays(down);
+        one(OP, &spec, &[x, w, scales, biases, experts.array(), weights]).map(Some)
+    }
+
+    /// [`metal::qmm_swiglu`].
+    pub(super) fn fused_qmm_swiglu(
+        &self,
+        x: &Array,
+        weights: GateUp<'_, MlxWeight>,
+    ) -> Result<Option<Array>> {
+        const OP: &str = "qmm_swiglu";
+        let &[n_rows, n_in] = &dims(x)[..] else { return Ok(None) };
+        let banks = (dtype(x), bank(weights.gate, x), bank(weights.up, x));
+        let (Some(dtype), Some(gate), Some(up)) = banks else { return Ok(None) };
+        if !self.runtime.has_metal() || gate.spec() != up.spec() {
+            return Ok(None);
+        }
+        let n_out = gate.n_out();
+        let spec = metal::qmm_swiglu(dtype, gate.spec(), [n_rows, n_out, n_in], self.numerics);
+        let Some(spec) = fits(OP, spec) else { return Ok(None) };
+        let x = x.expand_dims(0).map_err(f(OP))?;
+        let first = Array::from_slice(&[0_u32], &[1]);
+        let ([gw, gs, gb], [uw, us, ub]) = (arrays(gate), arrays(up));
+        let y = one(OP, &spec, &[&x, gw, gs, gb, uw, us, ub, &first])?;
+        y.reshape(&[n_rows as i32, n_out as i32]).map(Some).map_err(f(OP))
+    }
+
+    /// [`metal::route_softmax_top_k`].
+    pub(super) fn fused_route_softmax_top_k(
+        &self,
+        logits: &Array,
+        settings: &SoftmaxTopK,
+    ) -> Result<Option<(MlxIndices, Array)>> {
+        const OP: &str = "route_softmax_top_k";
+        let (&[n, n_experts], Some(dtype)) = (&dims(logits)[..], dtype(logits)) else { return Ok(None) };
+        if !self.runtime.has_metal() {
+            return Ok(None);
+        }
+        let spec = metal::route_softmax_top_k(dtype, [n, n_experts], settings, self.numerics);
+        let Some(spec) = fits(OP, spec) else { return Ok(None) };
+        let [experts, weights] = raw::launch(OP, &spec, &[logits])?;
+        Ok(Some((MlxIndices::computed(OP, experts, n_experts)?, weights)))
+    }
+
+    /// [`metal::route_noaux_tc`].
+    pub(super) fn fused_route_noaux_tc(
+        &self,
+        logits: &Array,
+        bias: &MlxWeight,
+        settings: &NoauxTc,
+    ) -> Result<Option<(MlxIndices, Array)>> {
+        const OP: &str = "route_noaux_tc";
+        let (&[n, n_experts], Some(dtype)) = (&dims(logits)[..], dtype(logits)) else { return Ok(None) };
+        if !self.runtime.has_metal() {
+            return Ok(None);
+        }
+        let spec = metal::route_noaux_tc(dtype, [n, n_experts], settings);
+        let Some(spec) = fits(OP, spec) else { return Ok(None) };
+        let bias = bias.vector(OP, n_experts)?.as_dtype(Dtype::Float32).map_err(f(OP))?;
+        let factor = Array::from_slice(&[settings.routed_scaling_factor], &[1]);
+        let [experts, weights] = raw::launch(OP, &spec, &[logits, &bias, &factor])?;
+        Ok(Some((MlxIndices::computed(OP, experts, n_experts)?, weights)))
+    }
+}
