@@ -29,10 +29,10 @@ impl<S: Simd, D: Decode<S>> Sums<S> for Floats<D> {
         for i in 0..if X == 1 { D::VECS } else { n } {
             // SAFETY: the caller's promise.
             unsafe {
-                let xs: [S::F; X] = std::array::from_fn(
-                    #[inline(always)]
-                    |m| s.load(x[m].add(i * S::LANES)),
-                );
+                let mut xs = [s.splat(0.0); X];
+                for m in 0..X {
+                    xs[m] = s.load(x[m].add(i * S::LANES));
+                }
                 for r in 0..R {
                     let w = D::decode(s, at[r], i);
                     for m in 0..X {

@@ -1,4 +1,5 @@
 //! Many rows of activations times a tile of dequantised rows.
+#![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
 use crate::cpu::level::Level;
 use crate::cpu::simd::Simd;
@@ -57,10 +58,10 @@ unsafe fn gemm_tile<S: Simd>(
                         for k in (from..to).step_by(S::LANES) {
                             // SAFETY: k + LANES ≤ stride, as both are multiples of LANES.
                             unsafe {
-                                let w: [S::F; ROW_STEP] = std::array::from_fn(
-                                    #[inline(always)]
-                                    |r| s.load(tile.add((row + r) * stride + k)),
-                                );
+                                let mut w = [s.splat(0.0); ROW_STEP];
+                                for r in 0..ROW_STEP {
+                                    w[r] = s.load(tile.add((row + r) * stride + k));
+                                }
                                 for i in 0..X_STEP {
                                     let x = s.load(x[i].add(k));
                                     for r in 0..ROW_STEP {

@@ -31,31 +31,25 @@ impl<S: Simd, C: Codes<S>> Sums<S> for Integers<C> {
         at: &[*const u8; R],
         x: &[*const f32; X],
     ) -> [[S::F; R]; X] {
-        let mut sums = [[s.acc(); R]; X];
+        let mut accs = [[s.acc(); R]; X];
         for i in 0..if X == 1 { C::VECS } else { n / 2 } {
             // SAFETY: the caller's promise.
             unsafe {
-                let xs: [S::I; X] = std::array::from_fn(
-                    #[inline(always)]
-                    |m| s.load_words(x[m].add(i * S::LANES).cast()),
-                );
                 for r in 0..R {
                     let w = C::codes(s, at[r], i);
                     for m in 0..X {
-                        sums[m][r] = s.dot16(sums[m][r], w, xs[m]);
+                        accs[m][r] = s.dot16(accs[m][r], w, s.load_words(x[m].add(i * S::LANES).cast()));
                     }
                 }
             }
         }
-        sums.map(
-            #[inline(always)]
-            |sums| {
-                sums.map(
-                    #[inline(always)]
-                    |acc| s.to_f32(s.acc_lanes(acc)),
-                )
-            },
-        )
+        let mut sums = [[s.splat(0.0); R]; X];
+        for m in 0..X {
+            for r in 0..R {
+                sums[m][r] = s.to_f32(s.acc_lanes(accs[m][r]));
+            }
+        }
+        sums
     }
 
     #[inline(always)]

@@ -2,6 +2,7 @@
 //!
 //! Each is generic over instruction set and format; [`few`] and [`many`] give the instances for a weight, as function
 //! pointers that are called once per four rows (some kilobytes of weights), never per element.
+#![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
 use std::sync::LazyLock;
 
@@ -298,11 +299,15 @@ unsafe fn dot<S: Simd, P: Sums<S>, const X: usize, const R: usize>(
     s.vectorize(
         #[inline(always)]
         || {
-            let x: [*const f32; X] = std::array::from_fn(|m| x[m]);
+            // In vector code loops, not functions of arrays: those are code of their own, without the level's
+            // instructions, unless the compiler inlines them.
+            let mut few_x = [x[0]; X];
+            few_x.copy_from_slice(&x[..X]);
             for first in (0..ROWS).step_by(R) {
-                let rows: [Row; R] = std::array::from_fn(|r| rows[first + r]);
+                let mut few_rows = [rows[first]; R];
+                few_rows.copy_from_slice(&rows[first..first + R]);
                 // SAFETY: the buffers are as the layout says (the caller's promise).
-                let total = unsafe { dot_rows::<S, P, X, R>(s, layout, &rows, &x, scratch) };
+                let total = unsafe { dot_rows::<S, P, X, R>(s, layout, &few_rows, &few_x, scratch) };
                 for m in 0..X {
                     for r in 0..R {
                         out[m][first + r] = s.sum(total[m][r]);
@@ -352,11 +357,12 @@ unsafe fn dot_rows<S: Simd, P: Sums<S>, const X: usize, const R: usize>(
                 );
             }
         }
-        let scale_rows = ScaleRows {
-            rows: std::array::from_fn(|r| scratch.add(r * padded_groups).cast_const()),
-            idx: scale_lanes(s, layout),
-        };
-        let mut at: [*const u8; R] = std::array::from_fn(|r| rows[r].data);
+        let mut scale_rows = ScaleRows { rows: [scratch.cast_const(); R], idx: scale_lanes(s, layout) };
+        let mut at = [rows[0].data; R];
+        for r in 0..R {
+            scale_rows.rows[r] = scratch.add(r * padded_groups);
+            at[r] = rows[r].data;
+        }
         for c in 0..layout.n_direct {
             for at in &at {
                 s.prefetch(at.wrapping_add(PREFETCH_BYTES));
@@ -402,18 +408,18 @@ unsafe fn add_chunk<S: Simd, P: Sums<S>, const X: usize, const R: usize>(
     // SAFETY: the caller's promise.
     unsafe {
         let x_at = c * P::LANE_WEIGHTS * S::LANES * P::X_BYTES / 4;
-        let sums = P::sum_chunk(s, layout.n_vecs, at, &x.map(|x| x.add(x_at)));
-        let x_scales: [S::F; X] = std::array::from_fn(
-            #[inline(always)]
-            |m| {
-                if P::X_SCALED && X > 1 {
-                    let x_scales = x[m].add(layout.n_values + layout.padded_groups);
-                    chunk_scale(s, layout, x_scales, c, scale_rows.idx)
-                } else {
-                    s.splat(1.0)
-                }
-            },
-        );
+        let mut x_chunks = *x;
+        for x in &mut x_chunks {
+            *x = x.add(x_at);
+        }
+        let sums = P::sum_chunk(s, layout.n_vecs, at, &x_chunks);
+        let mut x_scales = [s.splat(1.0); X];
+        if P::X_SCALED && X > 1 {
+            for m in 0..X {
+                let scales = x[m].add(layout.n_values + layout.padded_groups);
+                x_scales[m] = chunk_scale(s, layout, scales, c, scale_rows.idx);
+            }
+        }
         for r in 0..R {
             if P::SCALED {
                 let scale = chunk_scale(s, layout, scale_rows.rows[r], c, scale_rows.idx);
@@ -501,7 +507,10 @@ unsafe fn prepare<S: Simd, P: Sums<S>>(layout: &RowLayout, x: *const f32, out: *
 /// Which of the scales loaded from a chunk's first group each lane takes.
 #[inline(always)]
 fn scale_lanes<S: Simd>(s: S, layout: &RowLayout) -> S::I {
-    let idx: [u32; 16] = std::array::from_fn(|j| (j >> layout.log2_lanes_per_group) as u32);
+    let mut idx = [0u32; 16];
+    for j in 0..16 {
+        idx[j] = j as u32 >> layout.log2_lanes_per_group;
+    }
     // SAFETY: 16 words are readable, and no vector has more lanes.
     unsafe { s.load_words(idx.as_ptr().cast()) }
 }
