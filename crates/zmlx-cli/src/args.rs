@@ -46,17 +46,18 @@ pub(crate) enum BackendKind {
 /// Which fused ops.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct FusionArgs {
-    /// Fused ops: stock, concat or fused, then single ones switched as in `fused,-route,-qkv`.
-    #[arg(long, value_name = "PRESET[,±OP]", default_value = "fused")]
-    fusion: Fusion,
+    /// Fused ops: stock, concat or fused, then single ones switched as in `fused,-route,-qkv`. By default what suits the
+    /// backend and the model.
+    #[arg(long, value_name = "PRESET[,±OP]")]
+    fusion: Option<Fusion>,
     #[command(flatten)]
     route: RouteArgs,
 }
 
 impl FusionArgs {
-    /// The fused ops for a model.
-    pub(crate) fn of(&self, config: &ModelConfig) -> Result<Fusion> {
-        self.route.apply(self.fusion, config)
+    /// The fused ops for a model, `default` if none were named.
+    pub(crate) fn of(&self, config: &ModelConfig, default: Fusion) -> Result<Fusion> {
+        self.route.apply(self.fusion.unwrap_or(default), config)
     }
 }
 

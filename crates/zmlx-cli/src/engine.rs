@@ -5,14 +5,13 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use zmlx_kernels::cpu::CpuBackend;
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Checkpoint, Model, self_check};
+use zmlx_models::{Checkpoint, Model, ModelConfig, self_check};
 
-use crate::args::{BackendArgs, BackendKind};
+use crate::args::{BackendArgs, BackendKind, FusionArgs};
 use crate::output::Outcome;
 use crate::progress::Progress;
 
-/// What a backend says of itself in reports.
-#[derive(Clone, Debug)]
+/// What a backend says of itself in reports, and what it asks of those who use it.
 pub(crate) struct About {
     /// Name and particulars: `cpu (avx2, 8 threads)`.
     pub(crate) text: String,
@@ -24,11 +23,15 @@ pub(crate) struct About {
     pub(crate) remark: Option<&'static str>,
     /// Whether fused ops are checked before they are used: those that a device's own compiler has just made.
     checks_itself: bool,
+    /// The fused ops that suit a model, if none are named.
+    default_fusion: Box<dyn Fn(&ModelConfig) -> Fusion>,
 }
 
 impl About {
-    /// What may be used of `fusion`: all, or what passes the self-check; it warns of the rest.
-    pub(crate) fn checked<B: Backend>(&self, model: &Model<B>, fusion: Fusion) -> Result<Fusion> {
+    /// The fused ops that are asked for, without those that fail the self-check, which warns of them.
+    pub(crate) fn fusion<B: Backend>(&self, model: &Model<B>, args: FusionArgs) -> Result<Fusion> {
+        let config = model.config();
+        let fusion = args.of(config, (self.default_fusion)(config))?;
         if !self.checks_itself {
             return Ok(fusion);
         }
@@ -64,6 +67,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 rounding: Rounding::F32,
                 remark: None,
                 checks_itself: false,
+                default_fusion: Box::new(|_| Fusion::FUSED),
             };
             job.run(backend, &about)
         }
@@ -95,6 +99,14 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         remark: (!mlx.has_metal())
             .then_some("no Metal here: every fused op is the composition of MLX's own ops"),
         checks_itself: true,
+        default_fusion: {
+            let backend = backend.clone();
+            Box::new(move |config| {
+                let choice = zmlx_models::mlx::default_fusion(config, &backend);
+                tracing::info!("fusion {}: {}", choice.fusion, choice.reason);
+                choice.fusion
+            })
+        },
     };
     job.run(backend, &about)
 }

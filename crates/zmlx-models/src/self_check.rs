@@ -72,6 +72,7 @@ pub enum Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            Self::Agrees { difference: 0.0 } => f.write_str("ok (equal)"),
             Self::Agrees { difference } => write!(f, "ok (differs by {difference:.1e})"),
             Self::Differs { difference } => {
                 write!(f, "differs by {difference:.1e}, at most {MAX_DIFFERENCE:.1e} is sound")

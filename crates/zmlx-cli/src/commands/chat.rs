@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
-use zmlx_kernels::Backend;
+use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{
     ChatMessage, ChatRequest, ChatTemplate, Checkpoint, GenerateOptions, Generation, Model, State, Tokenizer,
 };
@@ -47,7 +47,8 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
         sampling,
         eos_token_ids,
         stop: args.sampling.stop.clone(),
-        fusion: args.fusion.of(checkpoint.config())?,
+        // The backend has a say in it: see `run`.
+        fusion: Fusion::STOCK,
     };
     let job = Talk {
         tokenizer: source.need_tokenizer()?,
@@ -56,6 +57,7 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
         system: args.template.system,
         checkpoint,
         options,
+        fusion: args.fusion,
         verbose,
     };
     interrupt::install()?;
@@ -69,6 +71,7 @@ struct Talk {
     kwargs: Map<String, Value>,
     system: Option<String>,
     options: GenerateOptions,
+    fusion: FusionArgs,
     verbose: bool,
 }
 
@@ -83,7 +86,7 @@ struct Conversation<B: Backend> {
 impl Job for Talk {
     fn run<B: Backend>(mut self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
-        self.options.fusion = about.checked(&model, self.options.fusion)?;
+        self.options.fusion = about.fusion(&model, self.fusion)?;
         if self.verbose {
             note(format_args!("Backend: {}", about.text));
             note(format_args!("Load time: {:.3} s", load_time.as_secs_f64()));

@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use zmlx_kernels::Backend;
+use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{ChatMessage, ChatRequest, Checkpoint, GenerateOptions, Generation, StopReason, Tokenizer};
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs};
@@ -80,10 +80,12 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
         sampling,
         eos_token_ids,
         stop: args.sampling.stop.clone(),
-        fusion: args.fusion.of(checkpoint.config())?,
+        // The backend has a say in it: see `run`.
+        fusion: Fusion::STOCK,
     };
     interrupt::install()?;
-    let job = Continue { checkpoint, tokenizer, prompt, options, json: args.json, verbose };
+    let job =
+        Continue { checkpoint, tokenizer, prompt, options, fusion: args.fusion, json: args.json, verbose };
     engine::with_backend(args.backend, job)
 }
 
@@ -114,6 +116,7 @@ struct Continue {
     tokenizer: Option<Tokenizer>,
     prompt: Vec<u32>,
     options: GenerateOptions,
+    fusion: FusionArgs,
     json: bool,
     verbose: bool,
 }
@@ -121,7 +124,7 @@ struct Continue {
 impl Job for Continue {
     fn run<B: Backend>(mut self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
-        self.options.fusion = about.checked(&model, self.options.fusion)?;
+        self.options.fusion = about.fusion(&model, self.fusion)?;
         let mut state = model.state(1)?;
         let busy = interrupt::begin();
         let mut stream = Stream::new(!self.json);

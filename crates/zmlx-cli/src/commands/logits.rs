@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::Result;
-use zmlx_kernels::{Backend, Fusion};
+use zmlx_kernels::Backend;
 use zmlx_models::{Checkpoint, Error, Input, LogitsOf, PREFILL_CHUNK};
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs};
@@ -42,8 +42,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
         return Err(Error::ContextLength { n_tokens: args.tokens.len(), limit }.into());
     }
     interrupt::install()?;
-    let fusion = args.fusion.of(checkpoint.config())?;
-    let job = Logits { checkpoint, tokens: args.tokens, out: args.out, fusion };
+    let job = Logits { checkpoint, tokens: args.tokens, out: args.out, fusion: args.fusion };
     engine::with_backend(args.backend, job)
 }
 
@@ -51,13 +50,13 @@ struct Logits {
     checkpoint: Checkpoint,
     tokens: Vec<u32>,
     out: PathBuf,
-    fusion: Fusion,
+    fusion: FusionArgs,
 }
 
 impl Job for Logits {
     fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
         let (model, _) = engine::load(backend, &self.checkpoint)?;
-        let fusion = about.checked(&model, self.fusion)?;
+        let fusion = about.fusion(&model, self.fusion)?;
         let mut state = model.state(1)?;
         let mut progress = Progress::new("Tokens");
         let busy = interrupt::begin();
