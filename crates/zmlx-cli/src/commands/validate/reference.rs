@@ -23,9 +23,10 @@ const MAX_PARAMETERS: u64 = 64_000_000;
 /// format, scale or position leaves more than 1e-2.
 const MAX_REL_RMS: f64 = 1e-3;
 
-/// As [`MAX_REL_RMS`] where activations are bf16. The recordings of both tiny models, bf16 against f32, leave 1 to 2 %,
-/// and single rows in which another expert was chosen more.
-const MAX_REL_RMS_BF16: f64 = 1e-1;
+/// As [`MAX_REL_RMS`] where activations are bf16. With MLX 0.32.2 on its CPU device, whose results have mlx-lm's bits, the
+/// tiny models leave 5.7 to 14 % over the neutral prompts: rounding turns the choice of an expert here and there, and they
+/// have few. Logits of another text would leave more than 100 %.
+const MAX_REL_RMS_BF16: f64 = 2.5e-1;
 
 /// The bound for a backend's rounding.
 pub(super) const fn max_rel_rms(rounding: Rounding) -> f64 {
