@@ -11,6 +11,7 @@ mod level;
 mod math;
 mod matmul;
 mod pool;
+mod rope;
 mod route;
 mod simd;
 mod team;
@@ -26,9 +27,7 @@ use pool::{Buffers, Shape};
 pub use pool::{CpuIndices, CpuTensor};
 use team::Team;
 
-use crate::backend::{
-    Backend, GateUp, KvLayout, MlaInputs, NoauxTc, Rope, RopePairing, SoftmaxTopK, Span, check_spans,
-};
+use crate::backend::{Backend, GateUp, KvLayout, MlaInputs, NoauxTc, Rope, SoftmaxTopK, Span};
 use crate::error::ensure;
 use crate::{Error, HostWeight, Result, stock};
 
@@ -45,6 +44,7 @@ pub struct CpuBackend {
     words: Buffers<u32>,
     scratch: Vec<Mutex<Scratch>>,
     groups: Mutex<Groups>,
+    angles: Mutex<rope::Angles>,
 }
 
 /// Locks; a panic in another holder does not matter, as every holder overwrites what it uses.
@@ -79,6 +79,7 @@ impl CpuBackend {
             floats: Buffers::new(),
             words: Buffers::new(),
             groups: Mutex::default(),
+            angles: Mutex::default(),
         })
     }
 
@@ -336,40 +337,7 @@ impl Backend for CpuBackend {
     }
 
     fn rope(&self, x: &CpuTensor, spans: &[Span], rope: &Rope) -> Result<CpuTensor> {
-        const OP: &str = "rope";
-        let &[n_tokens, n_heads, width] = x.dims() else {
-            return ensure(false, OP, "x", "[n, n_heads, d]", x).map(|()| unreachable!());
-        };
-        let dims_ok = rope.dims > 0 && rope.dims.is_multiple_of(2) && rope.dims <= width;
-        ensure(dims_ok, OP, "dims", format_args!("even, at most {width}"), rope.dims)?;
-        ensure(n_heads > 0, OP, "x", "no zero dimension", x)?;
-        check_spans(OP, spans, n_tokens)?;
-        let half = rope.dims / 2;
-        let mut y = self.floats.take(x.values().len());
-        let mut turns = self.floats.take(rope.dims);
-        let (cos, sin) = turns.split_at_mut(half);
-        let mut tokens = x.values().chunks_exact(n_heads * width).zip(y.chunks_exact_mut(n_heads * width));
-        for span in spans {
-            for (position, (x, y)) in (span.start..span.start + span.n_tokens).zip(&mut tokens) {
-                for i in 0..half {
-                    let frequency = f64::from(rope.theta).powf(-((2 * i) as f64) / rope.dims as f64);
-                    let angle = position as f64 * frequency;
-                    (sin[i], cos[i]) = (angle.sin() as f32, angle.cos() as f32);
-                }
-                for (x, y) in x.chunks_exact(width).zip(y.chunks_exact_mut(width)) {
-                    y[rope.dims..].copy_from_slice(&x[rope.dims..]);
-                    for i in 0..half {
-                        let (a, b) = match rope.pairing {
-                            RopePairing::Interleaved => (2 * i, 2 * i + 1),
-                            RopePairing::HalfSplit => (i, i + half),
-                        };
-                        y[a] = x[a] * cos[i] - x[b] * sin[i];
-                        y[b] = x[a] * sin[i] + x[b] * cos[i];
-                    }
-                }
-            }
-        }
-        Ok(CpuTensor::new(x.shape, y))
+        self.rotate(x, spans, rope)
     }
 
     fn attention(
