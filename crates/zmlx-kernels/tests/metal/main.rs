@@ -1,0 +1,13 @@
+//! The Metal kernels, executed on the CPU by the simulator.
+//!
+//! What MLX would launch, body, template arguments and geometry, runs here from the same [`zmlx_kernels::metal::KernelSpec`]:
+//! against the oracle (accurate mode) and bit for bit against the arithmetic of stock MLX restated in scalar Rust (exact
+//! mode, [`stock`]). Outputs start as NaN. [`detector`] looks for races, reads out of bounds and unwritten results.
+
+mod combine;
+mod detector;
+mod inputs;
+mod router;
+mod sim;
+mod stock;
+mod swiglu;
