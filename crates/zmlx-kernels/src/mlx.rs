@@ -1,7 +1,11 @@
 //! MLX through mlx-rs: stock MLX, no patched build (feature `mlx`).
+//!
+//! For an mlx-rs program that wants the fused ops on its own arrays: [`gather_qmm_swiglu`] and its siblings. For a whole
+//! model: [`MlxBackend`].
 
 mod backend;
 mod experts;
+mod primitive;
 mod raw;
 mod runtime;
 
@@ -11,4 +15,8 @@ pub use experts::QuantizedExperts;
 /// The mlx-rs whose arrays these functions take.
 pub use mlx_rs;
 pub use mlx_rs::Array;
+pub use primitive::{
+    GatherOptions, gather_qmm_combine, gather_qmm_swiglu, qmm_swiglu, route_noaux_tc, route_softmax_top_k,
+    self_check,
+};
 pub use runtime::Runtime;

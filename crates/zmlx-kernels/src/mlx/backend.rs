@@ -21,8 +21,10 @@ use mlx_rs::error::AsSliceError;
 use mlx_rs::{Array, ArrayElement, Dtype, ops};
 
 pub use attention::MlxKvCache;
+pub(super) use fused::{Pairs, launch_gather_qmm_swiglu};
 pub use indices::MlxIndices;
 pub use weight::MlxWeight;
+pub(super) use weight::packed;
 
 use super::Runtime;
 use super::raw::{Order, Product};
@@ -85,7 +87,7 @@ fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
 }
 
 /// Computes `x` and appends its values to `out`.
-fn copy_out<T: ArrayElement + Copy>(op: &'static str, x: &Array, out: &mut Vec<T>) -> Result<()> {
+pub(super) fn copy_out<T: ArrayElement + Copy>(op: &'static str, x: &Array, out: &mut Vec<T>) -> Result<()> {
     let fault = |e: AsSliceError| Error::Fault { op, backend: NAME, why: e.to_string() };
     match x.try_as_slice::<T>() {
         Ok(values) => out.extend_from_slice(values),

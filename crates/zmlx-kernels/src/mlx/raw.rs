@@ -71,16 +71,17 @@ pub(crate) fn quantized_matmul(
     })
 }
 
-/// `mx.gather_qmm(transpose=True)` in every mode, with one matrix of `w` per entry of `experts`.
+/// `mx.gather_qmm(transpose=True)` in every mode, with one matrix of `w` per entry of `experts` and one batch entry of `x`
+/// per entry of `rows`; without `rows`, all in order.
 pub(crate) fn gather_qmm(
     op: &'static str,
     x: &Array,
     w: Packed<'_>,
-    experts: &Array,
+    [rows, experts]: [Option<&Array>; 2],
     order: Order,
 ) -> Result<Array> {
     call(op, |result, stream| {
-        // SAFETY: as in `quantized_matmul`; an absent list of left indices stands for all rows in order.
+        // SAFETY: as in `quantized_matmul`.
         unsafe {
             mlx_sys::mlx_gather_qmm(
                 result,
@@ -88,8 +89,8 @@ pub(crate) fn gather_qmm(
                 w.weight.as_ptr(),
                 w.scales.as_ptr(),
                 handle(w.biases),
-                handle(None),
-                experts.as_ptr(),
+                handle(rows),
+                handle(experts),
                 true,
                 some(w.spec.group_size()),
                 some(w.spec.bits()),

@@ -2,8 +2,8 @@
 
 use std::ffi::CStr;
 
-use mlx_rs::Device;
 use mlx_rs::error::Exception;
+use mlx_rs::{Device, Stream};
 
 use crate::{Error, Result};
 
@@ -46,6 +46,27 @@ impl Runtime {
     pub fn has_metal(&self) -> bool {
         self.has_metal
     }
+
+    /// Whether the next op of this thread would run on a GPU through Metal, so that a kernel can be launched: there may be
+    /// Metal, and yet a scope or the default device that asks for the CPU.
+    pub(crate) fn can_launch(&self) -> bool {
+        self.has_metal && device_of_next_op() == Some(mlx_sys::mlx_device_type__MLX_GPU)
+    }
+}
+
+fn device_of_next_op() -> Option<mlx_sys::mlx_device_type> {
+    let stream = Stream::thread_local_or_default();
+    // SAFETY: makes an empty handle, which is freed below on every path.
+    let mut device = unsafe { mlx_sys::mlx_device_new() };
+    let mut kind = mlx_sys::mlx_device_type__MLX_CPU;
+    // SAFETY: both handles are live, and the first call fills the device's; the second writes through a pointer to a live value.
+    let found = unsafe {
+        mlx_sys::mlx_stream_get_device(&mut device, stream.as_ptr()) == 0
+            && mlx_sys::mlx_device_get_type(&mut kind, device) == 0
+    };
+    // SAFETY: the handle was made above and is freed once.
+    unsafe { mlx_sys::mlx_device_free(device) };
+    found.then_some(kind)
 }
 
 fn unavailable(why: String) -> Error {

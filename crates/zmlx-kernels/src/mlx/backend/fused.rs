@@ -4,7 +4,7 @@
 
 use mlx_rs::{Array, Dtype};
 
-use super::{MlxBackend, MlxIndices, MlxWeight, dims, f};
+use super::{MlxBackend, MlxIndices, MlxWeight, dims, f, shape_i32};
 use crate::metal::{self, CombineShape, KernelSpec, NotFused, SwigluShape};
 use crate::mlx::{QuantizedExperts, raw};
 use crate::{DType, GateUp, NoauxTc, Result, SoftmaxTopK};
@@ -19,10 +19,14 @@ fn dtype(x: &Array) -> Option<DType> {
     }
 }
 
-/// A bank whose affine scales have the type of the activations, as the kernels need.
+/// Whether affine scales have the type of the activations, as the kernels need.
+fn takes(bank: &QuantizedExperts, x: &Array) -> bool {
+    !bank.spec().has_biases() || bank.scales().dtype() == x.dtype()
+}
+
+/// The weight's arrays, if kernels can take them beside `x`.
 fn bank<'a>(weight: &'a MlxWeight, x: &Array) -> Option<&'a QuantizedExperts> {
-    let bank = weight.experts()?;
-    (!bank.spec().has_biases() || bank.scales().dtype() == x.dtype()).then_some(bank)
+    weight.experts().filter(|bank| takes(bank, x))
 }
 
 /// Weight, scales and biases; scales again where there are no biases.
@@ -41,6 +45,39 @@ fn one(op: &'static str, spec: &KernelSpec, inputs: &[&Array]) -> Result<Array> 
     Ok(y)
 }
 
+/// Which rows and experts meet.
+#[derive(Clone, Copy)]
+pub(in crate::mlx) struct Pairs<'a> {
+    /// Batch entries of x and rows of each: pair p takes entry `p / (pairs / x_batch)`.
+    pub(in crate::mlx) x_shape: [usize; 2],
+    /// The expert of each pair, u32; its shape does not matter.
+    pub(in crate::mlx) experts: &'a Array,
+    /// Whether the experts ascend.
+    pub(in crate::mlx) sorted: bool,
+}
+
+/// [`metal::gather_qmm_swiglu`] for x `[.., K]` of the given number of rows; the result is `[pairs, M, N]`.
+pub(in crate::mlx) fn launch_gather_qmm_swiglu(
+    b: &MlxBackend,
+    x: &Array,
+    gate: &QuantizedExperts,
+    up: &QuantizedExperts,
+    pairs: Pairs<'_>,
+) -> Result<Option<Array>> {
+    const OP: &str = "gather_qmm_swiglu";
+    let ready = b.runtime.can_launch() && takes(gate, x) && takes(up, x) && gate.spec() == up.spec();
+    let Some(dtype) = dtype(x).filter(|_| ready) else { return Ok(None) };
+    let ([x_batch, n_rows], n_pairs, n_in) = (pairs.x_shape, pairs.experts.size(), gate.n_in());
+    let (n_experts, n_out, sorted) = (gate.n_experts(), gate.n_out(), pairs.sorted);
+    let shape = SwigluShape { n_pairs, x_batch, n_rows, n_experts, n_out, n_in, sorted };
+    let spec = metal::gather_qmm_swiglu(dtype, gate.spec(), &shape, b.numerics);
+    let Some(spec) = fits(OP, spec) else { return Ok(None) };
+    let x = x.reshape(&shape_i32(&[x_batch, n_rows, n_in])).map_err(f(OP))?;
+    let rhs = pairs.experts.reshape(&shape_i32(&[n_pairs])).map_err(f(OP))?;
+    let ([gw, gs, gb], [uw, us, ub]) = (arrays(gate), arrays(up));
+    one(OP, &spec, &[&x, gw, gs, gb, uw, us, ub, &rhs]).map(Some)
+}
+
 impl MlxBackend {
     /// [`metal::gather_qmm_swiglu`] for one row per token.
     pub(super) fn fused_gather_qmm_swiglu(
@@ -49,28 +86,18 @@ impl MlxBackend {
         weights: GateUp<'_, MlxWeight>,
         experts: &MlxIndices,
     ) -> Result<Option<Array>> {
-        const OP: &str = "gather_qmm_swiglu";
-        let (&[n, n_in], &[_, top_k]) = (&dims(x)[..], &dims(experts.array())[..]) else { return Ok(None) };
-        let banks = (dtype(x), bank(weights.gate, x), bank(weights.up, x));
-        let (Some(dtype), Some(gate), Some(up)) = banks else { return Ok(None) };
-        if !self.runtime.has_metal() || experts.sorted().is_some() || gate.spec() != up.spec() {
+        let (&[n, _], &[_, top_k]) = (&dims(x)[..], &dims(experts.array())[..]) else { return Ok(None) };
+        let (Some(gate), Some(up)) = (weights.gate.experts(), weights.up.experts()) else { return Ok(None) };
+        if experts.sorted().is_some() {
             return Ok(None);
         }
-        let (n_experts, n_out) = (gate.n_experts(), gate.n_out());
-        let n_pairs = n * top_k;
-        let shape =
-            SwigluShape { n_pairs, x_batch: n.max(1), n_rows: 1, n_experts, n_out, n_in, sorted: false };
-        let spec = metal::gather_qmm_swiglu(dtype, gate.spec(), &shape, self.numerics);
-        let Some(spec) = fits(OP, spec) else { return Ok(None) };
-        let x = x.expand_dims(1).map_err(f(OP))?;
-        let rhs = experts.array().reshape(&[n_pairs as i32]).map_err(f(OP))?;
-        let ([gw, gs, gb], [uw, us, ub]) = (arrays(gate), arrays(up));
-        let y = one(OP, &spec, &[&x, gw, gs, gb, uw, us, ub, &rhs])?;
-        y.reshape(&[n as i32, top_k as i32, n_out as i32]).map(Some).map_err(f(OP))
+        let pairs = Pairs { x_shape: [n, 1], experts: experts.array(), sorted: false };
+        let Some(y) = launch_gather_qmm_swiglu(self, x, gate, up, pairs)? else { return Ok(None) };
+        y.reshape(&shape_i32(&[n, top_k, gate.n_out()])).map(Some).map_err(f("gather_qmm_swiglu"))
     }
 
     /// [`metal::gather_qmm_combine`].
-    pub(super) fn fused_gather_qmm_combine(
+    pub(in crate::mlx) fn fused_gather_qmm_combine(
         &self,
         x: &Array,
         down: &MlxWeight,
@@ -81,7 +108,7 @@ impl MlxBackend {
         let &[n_tokens, top_k, n_in] = &dims(x)[..] else { return Ok(None) };
         let types = (dtype(x), dtype(weights), bank(down, x));
         let (Some(dtype), Some(weights_dtype), Some(down)) = types else { return Ok(None) };
-        if !self.runtime.has_metal() || experts.sorted().is_some() {
+        if !self.runtime.can_launch() || experts.sorted().is_some() {
             return Ok(None);
         }
         let shape = CombineShape { n_tokens, top_k, n_experts: down.n_experts(), n_out: down.n_out(), n_in };
@@ -92,7 +119,7 @@ impl MlxBackend {
     }
 
     /// [`metal::qmm_swiglu`].
-    pub(super) fn fused_qmm_swiglu(
+    pub(in crate::mlx) fn fused_qmm_swiglu(
         &self,
         x: &Array,
         weights: GateUp<'_, MlxWeight>,
@@ -101,7 +128,7 @@ impl MlxBackend {
         let &[n_rows, n_in] = &dims(x)[..] else { return Ok(None) };
         let banks = (dtype(x), bank(weights.gate, x), bank(weights.up, x));
         let (Some(dtype), Some(gate), Some(up)) = banks else { return Ok(None) };
-        if !self.runtime.has_metal() || gate.spec() != up.spec() {
+        if !self.runtime.can_launch() || gate.spec() != up.spec() {
             return Ok(None);
         }
         let n_out = gate.n_out();
@@ -115,14 +142,14 @@ impl MlxBackend {
     }
 
     /// [`metal::route_softmax_top_k`].
-    pub(super) fn fused_route_softmax_top_k(
+    pub(in crate::mlx) fn fused_route_softmax_top_k(
         &self,
         logits: &Array,
         settings: &SoftmaxTopK,
     ) -> Result<Option<(MlxIndices, Array)>> {
         const OP: &str = "route_softmax_top_k";
         let (&[n, n_experts], Some(dtype)) = (&dims(logits)[..], dtype(logits)) else { return Ok(None) };
-        if !self.runtime.has_metal() {
+        if !self.runtime.can_launch() {
             return Ok(None);
         }
         let spec = metal::route_softmax_top_k(dtype, [n, n_experts], settings, self.numerics);
@@ -132,7 +159,7 @@ impl MlxBackend {
     }
 
     /// [`metal::route_noaux_tc`].
-    pub(super) fn fused_route_noaux_tc(
+    pub(in crate::mlx) fn fused_route_noaux_tc(
         &self,
         logits: &Array,
         bias: &MlxWeight,
@@ -140,7 +167,7 @@ impl MlxBackend {
     ) -> Result<Option<(MlxIndices, Array)>> {
         const OP: &str = "route_noaux_tc";
         let (&[n, n_experts], Some(dtype)) = (&dims(logits)[..], dtype(logits)) else { return Ok(None) };
-        if !self.runtime.has_metal() {
+        if !self.runtime.can_launch() {
             return Ok(None);
         }
         let spec = metal::route_noaux_tc(dtype, [n, n_experts], settings);

@@ -33,7 +33,7 @@ pub(super) struct Sorted {
 
 impl MlxIndices {
     /// Values that the device will compute, all below `n_values`.
-    pub(super) fn computed(op: &'static str, array: Array, n_values: usize) -> Result<Self> {
+    pub(in crate::mlx) fn computed(op: &'static str, array: Array, n_values: usize) -> Result<Self> {
         let array = array.as_dtype(Dtype::Uint32).map_err(f(op))?;
         let max = u32::try_from(n_values.saturating_sub(1)).unwrap_or(u32::MAX);
         let max = (array.size() > 0).then_some(max);

@@ -302,7 +302,7 @@ impl MlxWeight {
                 let a = a.reshape(&shape).and_then(|a| a.swap_axes(-1, -2)).map_err(f(op))?;
                 ops::gather_mm(x, a, None, experts, order == raw::Order::Sorted).map_err(f(op))
             }
-            Kind::Quantized(q) => raw::gather_qmm(op, x, packed(&q.bank), experts, order),
+            Kind::Quantized(q) => raw::gather_qmm(op, x, packed(&q.bank), [None, Some(experts)], order),
             Kind::Concat(_) => Err(w.unsupported(op, "a part of a concatenation is one itself")),
         })
     }
