@@ -207,7 +207,7 @@ fn routers_have_the_bits_of_mlx_lm() {
     let (experts, weights) = route_softmax_top_k(&logits, &settings, Numerics::Exact).unwrap();
     let p = ops::softmax_axis(&logits, -1, true).unwrap();
     let order = ops::argpartition_axis(&p, -4, -1).unwrap();
-    let last: Vec<Array> = ops::split(&order, 4, -1).unwrap();
+    let last: Vec<Array> = ops::split_equal(&order, 4, -1).unwrap();
     assert_same(&experts, &last[3], "experts");
     let w = p.take_along_axis(&last[3], -1).unwrap();
     assert_same(&weights, &w.divide(w.sum_axis(-1, true).unwrap()).unwrap(), "weights");
@@ -223,7 +223,7 @@ fn routers_have_the_bits_of_mlx_lm() {
     let (experts, weights) = route_noaux_tc(&logits, &bias, &settings, Numerics::Exact).unwrap();
     let scores = ops::sigmoid(logits.as_dtype(Dtype::Float32).unwrap()).unwrap();
     let order = scores.add(&bias).unwrap().negative().unwrap();
-    let first = ops::split(ops::argpartition_axis(order, 3, -1).unwrap(), 4, -1).unwrap();
+    let first = ops::split_equal(ops::argpartition_axis(order, 3, -1).unwrap(), 4, -1).unwrap();
     assert_same(&experts, &first[0], "experts");
     let w = scores.take_along_axis(&first[0], -1).unwrap();
     assert_same(&weights, &w.multiply(Array::from_f32(2.5)).unwrap(), "weights");
