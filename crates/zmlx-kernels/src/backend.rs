@@ -222,6 +222,14 @@ pub trait Backend {
 
     // ---- the order of steps: default bodies for backends that compute at once
 
+    /// Waits until `x` is computed.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn wait(&self, _x: &Self::Tensor) -> Result<()> {
+        Ok(())
+    }
+
     /// How prompts are cut.
     fn prefill_style(&self) -> PrefillStyle {
         PrefillStyle::Whole
@@ -591,10 +599,7 @@ pub trait Backend {
         spans: &[Span],
         scale: f32,
     ) -> Result<Self::Tensor> {
-        let q_latent = self.head_linear(inputs.q_nope, weights.embed_q)?;
-        let inputs = MlaInputs { q_nope: &q_latent, ..inputs };
-        let latent = self.latent_attention(inputs, cache, spans, scale)?;
-        self.head_linear(&latent, weights.unembed_out)
+        stock::mla_attention(self, inputs, weights, cache, spans, scale)
     }
 }
 

@@ -11,6 +11,7 @@ pub mod cpu;
 mod dtype;
 mod error;
 mod fusion;
+mod hooked;
 mod mapped;
 pub mod metal;
 #[cfg(feature = "mlx")]
@@ -26,6 +27,7 @@ pub use backend::{
 pub use dtype::DType;
 pub use error::{Error, Result};
 pub use fusion::{ExpertFusion, Fusion, ParseFusionError, SoftmaxRoute, Switch};
+pub use hooked::{Hooked, Hooks};
 pub use mapped::map_file;
 pub use quant::{QuantMode, QuantSpec};
 pub use weight::{HostWeight, WeightBytes, WeightFormat};

@@ -2,7 +2,7 @@
 //! when a fusion is switched off. Same shapes, errors and meaning as the ops of these names.
 
 use crate::Result;
-use crate::backend::{Backend, GateUp, NoauxTc, Renormalize, SoftmaxTopK};
+use crate::backend::{Backend, GateUp, MlaInputs, MlaWeights, NoauxTc, Renormalize, SoftmaxTopK, Span};
 use crate::error::ensure;
 
 /// [`Backend::gather_qmm_swiglu`] as two gathers and [`Backend::swiglu`].
@@ -118,4 +118,22 @@ pub fn route_noaux_tc<B: Backend + ?Sized>(
         weights = b.div_by_sum(&weights, 1e-20)?;
     }
     Ok((experts, b.scale(&weights, settings.routed_scaling_factor)?))
+}
+
+/// [`Backend::mla_attention`] as [`Backend::latent_attention`] between two [`Backend::head_linear`].
+///
+/// # Errors
+/// As its parts.
+pub fn mla_attention<B: Backend + ?Sized>(
+    b: &B,
+    inputs: MlaInputs<'_, B::Tensor>,
+    weights: MlaWeights<'_, B::Weight>,
+    cache: &mut B::KvCache,
+    spans: &[Span],
+    scale: f32,
+) -> Result<B::Tensor> {
+    let q_latent = b.head_linear(inputs.q_nope, weights.embed_q)?;
+    let inputs = MlaInputs { q_nope: &q_latent, ..inputs };
+    let latent = b.latent_attention(inputs, cache, spans, scale)?;
+    b.head_linear(&latent, weights.unembed_out)
 }

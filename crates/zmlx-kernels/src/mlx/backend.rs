@@ -206,6 +206,10 @@ impl Backend for MlxBackend {
         cache.truncate(slot, n_tokens)
     }
 
+    fn wait(&self, x: &Array) -> Result<()> {
+        x.eval().map_err(f("wait"))
+    }
+
     fn prefill_style(&self) -> PrefillStyle {
         PrefillStyle::LastTokenAlone { chunk: PREFILL_CHUNK }
     }

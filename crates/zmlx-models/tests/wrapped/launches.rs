@@ -37,7 +37,7 @@ fn count(name: &str, fusion: &Fusion) -> Step {
     let model = load(name, None);
     let mut state = model.state(1).unwrap();
     model.forward(&mut state, &[Input { slot: 0, tokens: &[5] }], LogitsOf::Last, fusion).unwrap();
-    let b = model.backend();
+    let b = model.backend().hooks();
     b.take_counts();
     let (mut start, mut layers, mut end) = (Counts::new(), Vec::new(), Counts::new());
     let mut tap = |name: &str, _: TapValue<'_, _>| {

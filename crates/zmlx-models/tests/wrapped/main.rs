@@ -7,7 +7,7 @@ mod self_check;
 
 use std::path::PathBuf;
 
-use backend::{Fault, Wrapped};
+use backend::{Fault, Faulty, Wrapped};
 use zmlx_models::{Checkpoint, Model};
 
 const GLM: &str = "austen-glm4-moe-lite-4bit";
@@ -19,5 +19,5 @@ fn repository() -> PathBuf {
 
 fn load(name: &str, fault: Option<(&'static str, Fault)>) -> Model<Wrapped> {
     let checkpoint = Checkpoint::open(&repository().join("fixtures/models").join(name)).unwrap();
-    Model::load(Wrapped::new(fault), &checkpoint, &mut |_, _| ()).unwrap()
+    Model::load(Faulty::backend(fault), &checkpoint, &mut |_, _| ()).unwrap()
 }
