@@ -118,8 +118,9 @@ fn forced_arg_maxes_and_log_probabilities(
             let ok = best == truth.argmax[i] || truth.top1_top2_margin[i] < MARGIN_BOUND;
             assert!(ok, "{name} {} step {i}: {best}, want {}", p.name, truth.argmax[i]);
             let logprob = log_softmax(row)[forced[i] as usize];
-            // Recorded from f32 logits that differ in the order of their sums.
-            assert!((logprob - truth.logprobs[i]).abs() <= 1e-3, "{name} {} step {i}: {logprob}", p.name);
+            // Of logits up to some tens, activations of 16 bits change the fourth digit: measured 5e-3 at most, half of
+            // them by less than 1e-5.
+            assert!((logprob - truth.logprobs[i]).abs() <= 1e-2, "{name} {} step {i}: {logprob}", p.name);
         }
     }
 }

@@ -4,15 +4,17 @@
 //! weight's order; a barrier; every member computes its share of the rows of every matrix that occurs. Rows are
 //! split the same way for every expert, so there is no barrier between experts, and each weight is read once.
 
-mod codes;
-mod decode;
-mod floats;
-mod gemm;
-mod integers;
+mod cells;
+mod dots;
+mod elements;
 mod kernels;
+mod layout;
+mod tiles;
 
-use gemm::{GemmFn, TILE_ROWS};
-use kernels::{DequantizeFn, DotFn, Kernels, MAX_X, ROWS, Row, RowLayout, SCALES_OVERREAD};
+use dots::{DotFn, MAX_X, ROWS};
+use kernels::Kernels;
+use layout::{Row, SCALES_OVERREAD};
+use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
 
 use super::level::Level;
 use super::team::Member;
@@ -20,8 +22,8 @@ use super::{CpuBackend, lock};
 use crate::error::ensure;
 use crate::{Error, HostWeight, Result};
 
-/// From this many rows of activations on, rows of the weight are dequantised once and used from the cache.
-const GEMM_MIN_X: usize = 8;
+/// From this many rows of activations with one matrix on, its rows are unpacked once and used from the cache.
+const TILES_MIN_X: usize = 8;
 /// Rows whose results are kept together until they are written: a multiple of [`ROWS`].
 const BLOCK_ROWS: usize = 64;
 
@@ -43,19 +45,12 @@ struct Inner {
 struct Part {
     host: HostWeight,
     first_row: usize,
-    /// For fewer than [`GEMM_MIN_X`] rows of activations.
-    few: Kernels,
-    many: Kernels,
-    dequantize: DequantizeFn,
+    kernels: Kernels,
     /// Bytes of a row's data, scales and biases.
     row_bytes: [usize; 3],
 }
 
 impl Part {
-    fn kernels(&self, n_x: usize) -> &Kernels {
-        if n_x < GEMM_MIN_X { &self.few } else { &self.many }
-    }
-
     /// The buffers of a row.
     fn row(&self, mat: usize, row: usize) -> Row {
         let bytes = self.host.mat(mat);
@@ -77,8 +72,7 @@ impl Part {
 
 impl CpuWeight {
     pub(super) fn new(level: Level, host: HostWeight) -> Self {
-        let few = kernels::few(level, host.format(), host.n_in());
-        let (many, dequantize) = kernels::many(level, host.format(), host.n_in());
+        let kernels = kernels::kernels(level, host.format(), host.n_in());
         let row_bytes = {
             let first = host.mat(0);
             [&first.data, &first.scales, &first.biases].map(|b| b.len() / host.n_out())
@@ -89,7 +83,7 @@ impl CpuWeight {
             n_out: host.n_out(),
             n_in: host.n_in(),
             vector: is_vector.then(|| host.to_f32_vec()),
-            parts: vec![Part { host, first_row: 0, few, many, dequantize, row_bytes }],
+            parts: vec![Part { host, first_row: 0, kernels, row_bytes }],
         }))
     }
 
@@ -209,9 +203,10 @@ impl Groups {
 /// A member's working memory.
 pub(super) struct Scratch {
     scales: Vec<f32>,
-    tiles: Vec<f32>,
-    sums: [Vec<[f32; TILE_ROWS]>; 2],
-    results: Box<[[[f32; BLOCK_ROWS]; GEMM_MIN_X]; 2]>,
+    tiles: [TileScratch; 2],
+    /// Of each weight the results of a tile, row of activations by row.
+    tile_results: [Vec<f32>; 2],
+    results: Box<[[[f32; BLOCK_ROWS]; TILES_MIN_X]; 2]>,
     xs: Vec<*const f32>,
     /// Scores and sums of attention.
     pub(super) attention: Vec<f32>,
@@ -221,9 +216,9 @@ impl Default for Scratch {
     fn default() -> Self {
         Self {
             scales: Vec::new(),
-            tiles: Vec::new(),
-            sums: Default::default(),
-            results: Box::new([[[0.0; BLOCK_ROWS]; GEMM_MIN_X]; 2]),
+            tiles: Default::default(),
+            tile_results: Default::default(),
+            results: Box::new([[[0.0; BLOCK_ROWS]; TILES_MIN_X]; 2]),
             xs: Vec::new(),
             attention: Vec::new(),
         }
@@ -232,23 +227,6 @@ impl Default for Scratch {
 
 // SAFETY: `xs` holds pointers only while one product is computed; between uses they are never read.
 unsafe impl Send for Scratch {}
-
-impl Scratch {
-    fn fit(&mut self, layout: &RowLayout, n_weights: usize, n_x: usize) {
-        let grow = |v: &mut Vec<f32>, n: usize| {
-            if v.len() < n {
-                v.resize(n, 0.0);
-            }
-        };
-        grow(&mut self.scales, layout.scratch_len());
-        if n_x >= GEMM_MIN_X {
-            grow(&mut self.tiles, n_weights * TILE_ROWS * layout.stride());
-            for sums in &mut self.sums[..n_weights] {
-                sums.resize(n_x, [0.0; TILE_ROWS]);
-            }
-        }
-    }
-}
 
 /// A pointer that members write disjoint elements of.
 #[derive(Clone, Copy)]
@@ -304,15 +282,15 @@ impl CpuBackend {
         let n_in = product.weights[0].n_in();
         let n_x = product.x.len() / n_in;
         let n_most = groups.mats.iter().map(|(_, pairs)| pairs.len()).max().unwrap_or(0);
-        let stride = parts.iter().map(|p| p.kernels(n_most).layout.stride()).max().unwrap_or(0);
+        let in_tiles = n_most >= TILES_MIN_X;
+        let stride = parts.iter().map(|p| p.kernels.layout.stride).max().unwrap_or(0);
         let mut prepared = self.floats.take(n_x * stride);
         let prepared_ptr = SyncPtr::new(&mut prepared);
-        let gemm = gemm::gemm(self.level);
         lock(&self.team).run(&|m: &Member<'_>| {
             let mut scratch = lock(&self.scratch[m.idx()]);
             for (i, part) in parts.iter().enumerate() {
-                let kernels = part.kernels(n_most);
-                if i == 0 || kernels.layout != parts[i - 1].kernels(n_most).layout {
+                let kernels = &part.kernels;
+                if i == 0 || kernels.layout != parts[i - 1].kernels.layout {
                     if i > 0 {
                         m.barrier();
                     }
@@ -321,16 +299,13 @@ impl CpuBackend {
                         // instructions were detected when the backend was made.
                         unsafe {
                             let row = prepared_ptr.slice(r * stride, stride);
-                            (kernels.prepare)(
-                                &kernels.layout,
-                                product.x[r * n_in..].as_ptr(),
-                                row.as_mut_ptr(),
-                            );
+                            let prepare = if in_tiles { kernels.prepare_tile } else { kernels.prepare_dot };
+                            prepare(&kernels.layout, product.x[r * n_in..].as_ptr(), row.as_mut_ptr());
                         }
                     }
                     m.barrier();
                 }
-                let rows = m.share(part.host.n_out(), ROWS);
+                let rows = m.share(part.host.n_out(), if in_tiles { kernels.tile_rows } else { ROWS });
                 start(part.first_row + rows.start..part.first_row + rows.end);
                 for (mat, pairs) in &groups.mats {
                     let pairs = &groups.pairs[pairs.clone()];
@@ -345,11 +320,15 @@ impl CpuBackend {
                         kernels,
                         mat: *mat,
                         xs: &xs,
-                        gemm,
                     };
-                    rows_of.compute(rows.clone(), &mut scratch, |row, x, values| {
+                    let out = |row: usize, x: usize, values: [&[f32]; W]| {
                         out(part.first_row + row, pairs[x] as usize, values);
-                    });
+                    };
+                    if in_tiles {
+                        rows_of.by_tiles(rows.clone(), &mut scratch, out);
+                    } else {
+                        rows_of.by_dots(rows.clone(), &mut scratch, out);
+                    }
                     scratch.xs = xs;
                 }
             }
@@ -361,8 +340,8 @@ impl CpuBackend {
         let (a, b) = (&a.0.parts, &b.0.parts);
         a.len() == b.len()
             && a.iter().zip(b).all(|(a, b)| {
-                (a.many.layout, a.host.format(), a.host.n_out())
-                    == (b.many.layout, b.host.format(), b.host.n_out())
+                (a.kernels.layout, a.host.format(), a.host.n_out())
+                    == (b.kernels.layout, b.host.format(), b.host.n_out())
             })
     }
 }
@@ -373,24 +352,9 @@ struct RowsOf<'a, const W: usize> {
     kernels: &'a Kernels,
     mat: usize,
     xs: &'a [*const f32],
-    gemm: GemmFn,
 }
 
 impl<const W: usize> RowsOf<'_, W> {
-    fn compute(
-        &self,
-        rows: std::ops::Range<usize>,
-        scratch: &mut Scratch,
-        out: impl FnMut(usize, usize, [&[f32]; W]),
-    ) {
-        scratch.fit(&self.kernels.layout, W, self.xs.len());
-        if self.xs.len() >= GEMM_MIN_X {
-            self.by_tiles(rows, scratch, out)
-        } else {
-            self.by_dots(rows, scratch, out)
-        }
-    }
-
     /// `ROWS / W` rows of each weight per kernel call, so that they share the loads of the activations; results are
     /// handed on by [`BLOCK_ROWS`], from the first-level cache.
     ///
@@ -406,6 +370,10 @@ impl<const W: usize> RowsOf<'_, W> {
         let n_runs = ROWS / W;
         let run_len = rows.len().div_ceil(n_runs);
         let Scratch { results, scales, .. } = scratch;
+        let n_scales = ROWS * self.kernels.layout.padded_groups;
+        if scales.len() < n_scales {
+            scales.resize(n_scales, 0.0);
+        }
         let bases = self.parts.map(|part| part.row(self.mat, rows.start));
         let block_len = BLOCK_ROWS / n_runs;
         let n_overread = self.parts.map(Part::n_overread).into_iter().min().unwrap_or(0);
@@ -446,30 +414,32 @@ impl<const W: usize> RowsOf<'_, W> {
         }
     }
 
+    /// A tile of rows of each weight for all activations, some of them at a time.
     fn by_tiles(
         &self,
         rows: std::ops::Range<usize>,
         scratch: &mut Scratch,
         mut out: impl FnMut(usize, usize, [&[f32]; W]),
     ) {
-        let layout = &self.kernels.layout;
-        let stride = layout.stride();
-        for first in rows.clone().step_by(TILE_ROWS) {
-            for (w, part) in self.parts.iter().enumerate() {
-                let tile = &mut scratch.tiles[w * TILE_ROWS * stride..(w + 1) * TILE_ROWS * stride];
-                for (r, tile) in tile.chunks_exact_mut(stride).enumerate() {
-                    let row = part.row(self.mat, (first + r).min(rows.end - 1));
-                    // SAFETY: the row is as the layout says, the tile row has the stride; the level was detected.
+        let (layout, tile_rows) = (&self.kernels.layout, self.kernels.tile_rows);
+        for (block, xs) in self.xs.chunks(X_BLOCK).enumerate() {
+            for first in rows.clone().step_by(tile_rows) {
+                for (w, part) in self.parts.iter().enumerate() {
+                    // Past the end, the last row is repeated and its results are dropped.
+                    let tile: [Row; MAX_TILE_ROWS] =
+                        std::array::from_fn(|r| part.row(self.mat, (first + r).min(rows.end - 1)));
+                    let results = &mut scratch.tile_results[w];
+                    results.resize(xs.len() * tile_rows, 0.0);
+                    // SAFETY: rows and activations are as the layout says; the level was detected.
                     unsafe {
-                        (part.dequantize)(layout, &row, scratch.scales.as_mut_ptr(), tile.as_mut_ptr());
-                    }
+                        (self.kernels.tile)(layout, &tile[..tile_rows], xs, &mut scratch.tiles[w], results)
+                    };
                 }
-                // SAFETY: as above, and every prepared row has the stride.
-                unsafe { (self.gemm)(tile.as_ptr(), stride, self.xs, &mut scratch.sums[w]) };
-            }
-            let n_rows = TILE_ROWS.min(rows.end - first);
-            for x in 0..self.xs.len() {
-                out(first, x, std::array::from_fn(|w| &scratch.sums[w][x][..n_rows]));
+                let n_rows = tile_rows.min(rows.end - first);
+                for x in 0..xs.len() {
+                    let values = |w: usize| &scratch.tile_results[w][x * tile_rows..][..n_rows];
+                    out(first, block * X_BLOCK + x, std::array::from_fn(values));
+                }
             }
         }
     }

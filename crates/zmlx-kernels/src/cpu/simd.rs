@@ -19,6 +19,8 @@ pub(crate) mod scalar;
 pub(crate) trait Simd: Copy {
     /// Lanes of a vector: 8 or 16.
     const LANES: usize;
+    /// Whether there are 32 registers, not 16.
+    const MANY_REGISTERS: bool;
     /// Float lanes.
     type F: Copy;
     /// Integer lanes.
@@ -45,8 +47,6 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_bf16(self, p: *const u8) -> Self::F;
     /// Reads `LANES` f16 values from `2 · LANES` bytes.
     unsafe fn load_f16(self, p: *const u8) -> Self::F;
-    /// Reads `LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 8` bytes; may read up to 16 bytes.
-    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I;
     /// Reads `2 · LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 4` bytes into 16-bit lanes; may read up
     /// to `LANES · BITS / 4 + 16` bytes.
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I;
@@ -62,12 +62,8 @@ pub(crate) trait Simd: Copy {
     /// `a · b + c`, rounded once where the hardware can.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
-    /// Logical shift right by `n` < 32; a constant after unrolling.
-    fn shr(self, a: Self::I, n: u32) -> Self::I;
     /// The floats nearest to the lanes as signed integers.
     fn to_f32(self, a: Self::I) -> Self::F;
-    /// The e2m1 values of the codes in the low four bits of each lane; higher bits are ignored.
-    fn e2m1(self, codes: Self::I) -> Self::F;
     /// Logical shift right of 16-bit lanes by `n` < 16; a constant after unrolling.
     fn shr16(self, a: Self::I, n: u32) -> Self::I;
     /// Logical shift left of 16-bit lanes by `n` < 16; a constant after unrolling.
@@ -81,6 +77,15 @@ pub(crate) trait Simd: Copy {
     fn dot16(self, acc: Self::Acc, a: Self::I, b: Self::I) -> Self::Acc;
     /// The sums so far, as signed 32-bit lanes.
     fn acc_lanes(self, acc: Self::Acc) -> Self::I;
+    /// The lanes' bits as floats.
+    fn floats(self, a: Self::I) -> Self::F;
+    /// The lanes' bits.
+    fn bits(self, a: Self::F) -> Self::I;
+    /// Transposes `LANES` vectors of words, in place.
+    ///
+    /// # Safety
+    /// `LANES · LANES` words can be read and written at `p`.
+    unsafe fn transpose(self, p: *mut u32);
     /// Lane `j` of the result is lane `idx[j]` of `v`.
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F;
     /// The first `n` lanes of `v`, whatever the others hold, then zeros.

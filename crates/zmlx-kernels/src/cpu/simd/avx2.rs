@@ -9,19 +9,6 @@ use crate::quant::float::E2M1_TIMES_2;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Lane `j`'s code begins at bit `j · bits` of the low 64: its two bytes, and the shift within them.
-const fn code_tables(bits: usize) -> ([u8; 32], [u32; 8]) {
-    let (mut bytes, mut shifts) = ([0x80; 32], [0; 8]);
-    let mut j = 0;
-    while j < 8 {
-        bytes[4 * j] = (j * bits / 8) as u8;
-        bytes[4 * j + 1] = (j * bits / 8 + 1) as u8;
-        shifts[j] = (j * bits % 8) as u32;
-        j += 1;
-    }
-    (bytes, shifts)
-}
-
 /// Lane `j`'s code begins at bit `j · bits` of 128: its two bytes, and the factor that shifts it to the lane's top.
 const fn code_tables16(bits: usize) -> ([u8; 32], [u16; 16]) {
     let (mut bytes, mut factors) = ([0x80; 32], [0; 16]);
@@ -34,8 +21,6 @@ const fn code_tables16(bits: usize) -> ([u8; 32], [u16; 16]) {
     }
     (bytes, factors)
 }
-
-const E2M1: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
 
 /// Eight full lanes and eight empty ones: a vector from `8 - n` on covers the first `n` lanes.
 const fn first_lanes() -> [u32; 16] {
@@ -51,6 +36,7 @@ const fn first_lanes() -> [u32; 16] {
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 impl Simd for Avx2 {
     const LANES: usize = 8;
+    const MANY_REGISTERS: bool = false;
     type F = __m256;
     type I = __m256i;
     type Acc = __m256i;
@@ -103,17 +89,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
-        let (bytes, shifts) = const { code_tables(BITS) };
-        unsafe {
-            let row = _mm256_set1_epi64x(p.cast::<i64>().read_unaligned());
-            let windows = _mm256_shuffle_epi8(row, _mm256_loadu_si256(bytes.as_ptr().cast()));
-            let codes = _mm256_srlv_epi32(windows, _mm256_loadu_si256(shifts.as_ptr().cast()));
-            _mm256_and_si256(codes, _mm256_set1_epi32((1 << BITS) - 1))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
         let (bytes, factors) = const { code_tables16(BITS) };
         unsafe {
@@ -160,22 +135,8 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn shr(self, a: Self::I, n: u32) -> Self::I {
-        unsafe { _mm256_srl_epi32(a, _mm_cvtsi32_si128(n.cast_signed())) }
-    }
-
-    #[inline(always)]
     fn to_f32(self, a: Self::I) -> Self::F {
         unsafe { _mm256_cvtepi32_ps(a) }
-    }
-
-    #[inline(always)]
-    fn e2m1(self, codes: Self::I) -> Self::F {
-        unsafe {
-            let magnitude = _mm256_permutevar8x32_ps(_mm256_loadu_ps(E2M1.as_ptr()), codes);
-            let sign = _mm256_slli_epi32::<28>(_mm256_and_si256(codes, _mm256_set1_epi32(8)));
-            _mm256_xor_ps(magnitude, _mm256_castsi256_ps(sign))
-        }
     }
 
     #[inline(always)]
@@ -209,6 +170,42 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn acc_lanes(self, acc: Self::Acc) -> Self::I {
         acc
+    }
+
+    #[inline(always)]
+    fn floats(self, a: Self::I) -> Self::F {
+        unsafe { _mm256_castsi256_ps(a) }
+    }
+
+    #[inline(always)]
+    fn bits(self, a: Self::F) -> Self::I {
+        unsafe { _mm256_castps_si256(a) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, p: *mut u32) {
+        unsafe {
+            let row = |i: usize| _mm256_loadu_si256(p.add(8 * i).cast());
+            // Of rows 4h to 4h + 3: columns c and c + 4 of all four, in the two halves.
+            let four = |h: usize| {
+                let (a, b, c, d) = (row(4 * h), row(4 * h + 1), row(4 * h + 2), row(4 * h + 3));
+                let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+                let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+                [
+                    _mm256_unpacklo_epi64(ab, cd),
+                    _mm256_unpackhi_epi64(ab, cd),
+                    _mm256_unpacklo_epi64(ab_high, cd_high),
+                    _mm256_unpackhi_epi64(ab_high, cd_high),
+                ]
+            };
+            let (low, high) = (four(0), four(1));
+            for c in 0..4 {
+                let first = _mm256_permute2x128_si256::<0x20>(low[c], high[c]);
+                let second = _mm256_permute2x128_si256::<0x31>(low[c], high[c]);
+                _mm256_storeu_si256(p.add(8 * c).cast(), first);
+                _mm256_storeu_si256(p.add(8 * (c + 4)).cast(), second);
+            }
+        }
     }
 
     #[inline(always)]

@@ -9,19 +9,6 @@ use crate::quant::float::E2M1_TIMES_2;
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const VNNI: bool>(());
 
-/// Lane `j`'s code begins at bit `j · bits` of the low 128: its two bytes, and the shift within them.
-const fn code_tables(bits: usize) -> ([u8; 64], [u32; 16]) {
-    let (mut bytes, mut shifts) = ([0x80; 64], [0; 16]);
-    let mut j = 0;
-    while j < 16 {
-        bytes[4 * j] = (j * bits / 8) as u8;
-        bytes[4 * j + 1] = (j * bits / 8 + 1) as u8;
-        shifts[j] = (j * bits % 8) as u32;
-        j += 1;
-    }
-    (bytes, shifts)
-}
-
 /// Lane `j`'s code begins at bit `j · bits` of 256: its two bytes within the 16 that begin at byte `2 · bits · (j / 16)`,
 /// and the shift to the lane's top.
 const fn code_tables16(bits: usize) -> ([u8; 64], [u16; 32]) {
@@ -37,19 +24,11 @@ const fn code_tables16(bits: usize) -> ([u8; 64], [u16; 32]) {
     (bytes, shifts)
 }
 
-const E2M1: [f32; 16] = {
-    let (mut table, mut i) = ([0.0; 16], 0);
-    while i < 16 {
-        table[i] = 0.5 * E2M1_TIMES_2[i] as f32;
-        i += 1;
-    }
-    table
-};
-
 // SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 impl<const VNNI: bool> Simd for Avx512<VNNI> {
     const LANES: usize = 16;
+    const MANY_REGISTERS: bool = true;
     type F = __m512;
     type I = __m512i;
     type Acc = __m512i;
@@ -106,17 +85,6 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
-        let (bytes, shifts) = const { code_tables(BITS) };
-        unsafe {
-            let row = _mm512_broadcast_i32x4(_mm_loadu_si128(p.cast()));
-            let windows = _mm512_shuffle_epi8(row, _mm512_loadu_si512(bytes.as_ptr().cast()));
-            let codes = _mm512_srlv_epi32(windows, _mm512_loadu_si512(shifts.as_ptr().cast()));
-            _mm512_and_si512(codes, _mm512_set1_epi32((1 << BITS) - 1))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
         let (bytes, shifts) = const { code_tables16(BITS) };
         unsafe {
@@ -165,18 +133,8 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    fn shr(self, a: Self::I, n: u32) -> Self::I {
-        unsafe { _mm512_srl_epi32(a, _mm_cvtsi32_si128(n.cast_signed())) }
-    }
-
-    #[inline(always)]
     fn to_f32(self, a: Self::I) -> Self::F {
         unsafe { _mm512_cvtepi32_ps(a) }
-    }
-
-    #[inline(always)]
-    fn e2m1(self, codes: Self::I) -> Self::F {
-        unsafe { _mm512_permutexvar_ps(codes, _mm512_loadu_ps(E2M1.as_ptr())) }
     }
 
     #[inline(always)]
@@ -212,6 +170,48 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn acc_lanes(self, acc: Self::Acc) -> Self::I {
         acc
+    }
+
+    #[inline(always)]
+    fn floats(self, a: Self::I) -> Self::F {
+        unsafe { _mm512_castsi512_ps(a) }
+    }
+
+    #[inline(always)]
+    fn bits(self, a: Self::F) -> Self::I {
+        unsafe { _mm512_castps_si512(a) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, p: *mut u32) {
+        unsafe {
+            let row = |i: usize| _mm512_loadu_si512(p.add(16 * i).cast());
+            // Of rows 4h to 4h + 3: columns c, c + 4, c + 8 and c + 12 of all four, in the four quarters.
+            let four = |h: usize| {
+                let (a, b, c, d) = (row(4 * h), row(4 * h + 1), row(4 * h + 2), row(4 * h + 3));
+                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+                let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+                [
+                    _mm512_unpacklo_epi64(ab, cd),
+                    _mm512_unpackhi_epi64(ab, cd),
+                    _mm512_unpacklo_epi64(ab_high, cd_high),
+                    _mm512_unpackhi_epi64(ab_high, cd_high),
+                ]
+            };
+            let rows = [four(0), four(1), four(2), four(3)];
+            for c in 0..4 {
+                let (a, b) = (rows[0][c], rows[1][c]);
+                let (d, e) = (rows[2][c], rows[3][c]);
+                // Quarters 0 and 2, and 1 and 3, of eight rows.
+                let (even, odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
+                let (even2, odd2) = (_mm512_shuffle_i32x4::<0x88>(d, e), _mm512_shuffle_i32x4::<0xdd>(d, e));
+                let store = |i: usize, v| _mm512_storeu_si512(p.add(16 * i).cast(), v);
+                store(c, _mm512_shuffle_i32x4::<0x88>(even, even2));
+                store(c + 4, _mm512_shuffle_i32x4::<0x88>(odd, odd2));
+                store(c + 8, _mm512_shuffle_i32x4::<0xdd>(even, even2));
+                store(c + 12, _mm512_shuffle_i32x4::<0xdd>(odd, odd2));
+            }
+        }
     }
 
     #[inline(always)]

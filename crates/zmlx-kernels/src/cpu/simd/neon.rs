@@ -11,20 +11,7 @@ pub(crate) struct Neon;
 
 type Pair<T> = (T, T);
 
-/// Lane `j`'s code begins at bit `j · bits` of the low 64: its two bytes (255 gives 0), and minus the shift within.
-const fn code_tables(bits: usize) -> ([u8; 32], [i32; 8]) {
-    let (mut bytes, mut shifts) = ([255; 32], [0; 8]);
-    let mut j = 0;
-    while j < 8 {
-        bytes[4 * j] = (j * bits / 8) as u8;
-        bytes[4 * j + 1] = (j * bits / 8 + 1) as u8;
-        shifts[j] = -((j * bits % 8) as i32);
-        j += 1;
-    }
-    (bytes, shifts)
-}
-
-/// As [`code_tables`] for 16-bit lanes and 128 bits; the shift takes a code to the lane's top.
+/// Lane `j`'s code begins at bit `j · bits` of 128: its two bytes (255 gives 0), and the shift to the lane's top.
 const fn code_tables16(bits: usize) -> ([u8; 32], [i16; 16]) {
     let (mut bytes, mut shifts) = ([255; 32], [0; 16]);
     let mut j = 0;
@@ -51,6 +38,8 @@ const fn first_lanes() -> [u32; 16] {
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 impl Simd for Neon {
     const LANES: usize = 8;
+    /// A vector takes two.
+    const MANY_REGISTERS: bool = false;
     type F = Pair<float32x4_t>;
     type I = Pair<uint32x4_t>;
     /// Of each half, the products of the low lanes and of the high lanes: pairs are added at the end.
@@ -105,20 +94,6 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
-        let (bytes, shifts) = const { code_tables(BITS) };
-        let mask = self.splat_i((1 << BITS) - 1);
-        unsafe {
-            let row = vcombine_u8(vld1_u8(p), vdup_n_u8(0));
-            let half = |i: usize| {
-                let window = vreinterpretq_u32_u8(vqtbl1q_u8(row, vld1q_u8(bytes.as_ptr().add(16 * i))));
-                vshlq_u32(window, vld1q_s32(shifts.as_ptr().add(4 * i)))
-            };
-            self.and((half(0), half(1)), mask)
-        }
-    }
-
-    #[inline(always)]
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
         let (bytes, shifts) = const { code_tables16(BITS) };
         unsafe {
@@ -169,30 +144,8 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn shr(self, a: Self::I, n: u32) -> Self::I {
-        unsafe {
-            let by = vdupq_n_s32(-n.cast_signed());
-            (vshlq_u32(a.0, by), vshlq_u32(a.1, by))
-        }
-    }
-
-    #[inline(always)]
     fn to_f32(self, a: Self::I) -> Self::F {
         unsafe { (vcvtq_f32_s32(vreinterpretq_s32_u32(a.0)), vcvtq_f32_s32(vreinterpretq_s32_u32(a.1))) }
-    }
-
-    #[inline(always)]
-    fn e2m1(self, codes: Self::I) -> Self::F {
-        unsafe {
-            let table = vld1q_s8(E2M1_TIMES_2.as_ptr());
-            // The low byte of each lane picks a signed table byte; shifting it to the top and back extends its sign.
-            let lanes = |c: uint32x4_t| {
-                let picked = vqtbl1q_s8(table, vreinterpretq_u8_u32(vandq_u32(c, vdupq_n_u32(15))));
-                let wide = vshrq_n_s32::<24>(vshlq_n_s32::<24>(vreinterpretq_s32_s8(picked)));
-                vmulq_n_f32(vcvtq_f32_s32(wide), 0.5)
-            };
-            (lanes(codes.0), lanes(codes.1))
-        }
     }
 
     #[inline(always)]
@@ -244,6 +197,44 @@ impl Simd for Neon {
         unsafe {
             let half = |a: Pair<int32x4_t>| vreinterpretq_u32_s32(vpaddq_s32(a.0, a.1));
             (half(acc.0), half(acc.1))
+        }
+    }
+
+    #[inline(always)]
+    fn floats(self, a: Self::I) -> Self::F {
+        unsafe { (vreinterpretq_f32_u32(a.0), vreinterpretq_f32_u32(a.1)) }
+    }
+
+    #[inline(always)]
+    fn bits(self, a: Self::F) -> Self::I {
+        unsafe { (vreinterpretq_u32_f32(a.0), vreinterpretq_u32_f32(a.1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, p: *mut u32) {
+        unsafe {
+            // The four columns from 4c on of the four rows from 4r on.
+            let four = |r: usize, c: usize| {
+                let row = |i: usize| vld1q_u32(p.add(8 * (4 * r + i) + 4 * c));
+                let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+                let pair =
+                    |a, b| (vreinterpretq_u64_u32(vtrn1q_u32(a, b)), vreinterpretq_u64_u32(vtrn2q_u32(a, b)));
+                let ((even_ab, odd_ab), (even_cd, odd_cd)) = (pair(a, b), pair(c, d));
+                [
+                    vreinterpretq_u32_u64(vtrn1q_u64(even_ab, even_cd)),
+                    vreinterpretq_u32_u64(vtrn1q_u64(odd_ab, odd_cd)),
+                    vreinterpretq_u32_u64(vtrn2q_u64(even_ab, even_cd)),
+                    vreinterpretq_u32_u64(vtrn2q_u64(odd_ab, odd_cd)),
+                ]
+            };
+            let blocks = [[four(0, 0), four(0, 1)], [four(1, 0), four(1, 1)]];
+            for r in 0..2 {
+                for c in 0..2 {
+                    for i in 0..4 {
+                        vst1q_u32(p.add(8 * (4 * c + i) + 4 * r), blocks[r][c][i]);
+                    }
+                }
+            }
         }
     }
 

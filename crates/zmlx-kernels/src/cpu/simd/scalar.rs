@@ -1,7 +1,7 @@
 //! Portable lanes: arrays of eight.
 
 use super::Simd;
-use crate::quant::float::{E2M1_TIMES_2, e2m1_to_f32};
+use crate::quant::float::E2M1_TIMES_2;
 
 /// Needs no instructions beyond the target's baseline.
 #[derive(Clone, Copy)]
@@ -16,6 +16,7 @@ fn halves(word: u32, f: impl Fn(u16) -> u16) -> u32 {
 
 impl Simd for Scalar {
     const LANES: usize = N;
+    const MANY_REGISTERS: bool = false;
     type F = [f32; N];
     type I = [u32; N];
     type Acc = [i32; N];
@@ -67,13 +68,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn load_codes<const BITS: usize>(self, p: *const u8) -> Self::I {
-        // SAFETY: eight codes take BITS bytes; the caller passes 16 readable ones.
-        let bits = u64::from_le(unsafe { p.cast::<u64>().read_unaligned() });
-        std::array::from_fn(|i| (bits >> (i * BITS)) as u32 & ((1 << BITS) - 1))
-    }
-
-    #[inline(always)]
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
         // SAFETY: sixteen codes take 2 BITS bytes; the caller passes 16 more readable ones.
         let bits = u128::from_le(unsafe { p.cast::<u128>().read_unaligned() });
@@ -117,18 +111,8 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn shr(self, a: Self::I, n: u32) -> Self::I {
-        a.map(|v| v >> n)
-    }
-
-    #[inline(always)]
     fn to_f32(self, a: Self::I) -> Self::F {
         a.map(|v| v.cast_signed() as f32)
-    }
-
-    #[inline(always)]
-    fn e2m1(self, codes: Self::I) -> Self::F {
-        codes.map(|c| e2m1_to_f32((c & 15) as u8))
     }
 
     #[inline(always)]
@@ -163,6 +147,26 @@ impl Simd for Scalar {
     #[inline(always)]
     fn acc_lanes(self, acc: Self::Acc) -> Self::I {
         acc.map(i32::cast_unsigned)
+    }
+
+    #[inline(always)]
+    fn floats(self, a: Self::I) -> Self::F {
+        a.map(f32::from_bits)
+    }
+
+    #[inline(always)]
+    fn bits(self, a: Self::F) -> Self::I {
+        a.map(f32::to_bits)
+    }
+
+    #[inline(always)]
+    unsafe fn transpose(self, p: *mut u32) {
+        for i in 0..N {
+            for j in 0..i {
+                // SAFETY: the caller passes N · N words.
+                unsafe { std::ptr::swap(p.add(N * i + j), p.add(N * j + i)) };
+            }
+        }
     }
 
     #[inline(always)]

@@ -1,0 +1,158 @@
+//! Weight formats as the kernels see them: how vectors of words of a row become vectors of cells.
+//!
+//! A *cell* is what a 32-bit lane holds: a pair of 16-bit integers, or a float ([`Element`]). A row is loaded by
+//! vectors of `LANES` words, each of which gives [`Cells::CELLS`] vectors of cells by masks and shifts, never by moves
+//! between lanes: with `n` integers in a word, cell `i` of a word holds its integers `i` and `i + n / 2`. Activations
+//! are put into the same order once per op.
+
+use super::elements::{Element, Floats, Integers};
+use crate::cpu::simd::Simd;
+
+/// A format's decoder for vectors of `S`.
+pub(super) trait Cells<S: Simd> {
+    /// What the cells hold.
+    type Element: Element<S>;
+    /// Vectors of cells that a vector of words gives.
+    const CELLS: usize;
+    /// Bytes of a row that a vector of words takes.
+    const LOAD_BYTES: usize;
+    /// Vectors of words that the dot kernels take at once, a chunk.
+    const LOADS: usize;
+    /// Whether loading reads past those bytes, up to [`MAX_OVERREAD`].
+    const OVERREAD: bool = false;
+    /// Whether weights have scales (and perhaps biases).
+    const SCALED: bool = true;
+    /// What a weight is before scale and bias, as a multiple of its number.
+    const UNIT: f32 = 1.0;
+    /// Most cells whose products with the largest activations fit a sum.
+    const MAX_CELLS: usize = 64;
+
+    /// The vector of words at `p`.
+    ///
+    /// # Safety
+    /// `LOAD_BYTES` bytes, and the overread, are readable at `p`.
+    unsafe fn load(s: S, p: *const u8) -> S::I;
+
+    /// Vector `i` of cells.
+    #[inline(always)]
+    fn cells(s: S, words: S::I, i: usize) -> S::I {
+        let _ = (s, i);
+        words
+    }
+}
+
+/// Bytes that a decoder may read past its words.
+pub(super) const MAX_OVERREAD: usize = 16;
+
+/// Affine codes of 2, 4 or 8 bits.
+pub(super) struct PowerOfTwoBits<const BITS: usize>;
+
+impl<S: Simd, const BITS: usize> Cells<S> for PowerOfTwoBits<BITS> {
+    type Element = Integers;
+    const CELLS: usize = 16 / BITS;
+    const LOAD_BYTES: usize = 4 * S::LANES;
+    const LOADS: usize = 1;
+
+    #[inline(always)]
+    unsafe fn load(s: S, p: *const u8) -> S::I {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_words(p) }
+    }
+
+    #[inline(always)]
+    fn cells(s: S, words: S::I, i: usize) -> S::I {
+        let shifted = if i == 0 { words } else { s.shr16(words, (BITS * i) as u32) };
+        if i + 1 == 16 / BITS { shifted } else { s.and(shifted, s.splat_i(0x1_0001 * ((1 << BITS) - 1))) }
+    }
+}
+
+/// Affine codes of 3, 5 or 6 bits: a word is a pair of neighbours. A chunk is 32 weights.
+pub(super) struct OddBits<const BITS: usize>;
+
+impl<S: Simd, const BITS: usize> Cells<S> for OddBits<BITS> {
+    type Element = Integers;
+    const CELLS: usize = 1;
+    const LOAD_BYTES: usize = S::LANES * BITS / 4;
+    const LOADS: usize = 16 / S::LANES;
+    const OVERREAD: bool = true;
+
+    #[inline(always)]
+    unsafe fn load(s: S, p: *const u8) -> S::I {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_codes16::<BITS>(p) }
+    }
+}
+
+/// e2m1 codes.
+pub(super) struct E2m1;
+
+impl<S: Simd> Cells<S> for E2m1 {
+    type Element = Integers;
+    const CELLS: usize = 4;
+    const LOAD_BYTES: usize = 4 * S::LANES;
+    const LOADS: usize = 1;
+    const UNIT: f32 = 1.0 / 512.0;
+    /// Its integers are up to 6 · 512.
+    const MAX_CELLS: usize = 8;
+
+    #[inline(always)]
+    unsafe fn load(s: S, p: *const u8) -> S::I {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_words(p) }
+    }
+
+    #[inline(always)]
+    fn cells(s: S, words: S::I, i: usize) -> S::I {
+        let at_8 = match i {
+            0 => s.shl16(words, 8),
+            1 => s.shl16(words, 4),
+            2 => words,
+            _ => s.shr16(words, 4),
+        };
+        s.e2m1_times_512(s.and(at_8, s.splat_i(0x0f00_0f00)))
+    }
+}
+
+/// e4m3 codes, whose values span more than 16 bits. A chunk is 32 weights.
+pub(super) struct E4m3;
+
+impl<S: Simd> Cells<S> for E4m3 {
+    type Element = Floats;
+    const CELLS: usize = 1;
+    const LOAD_BYTES: usize = S::LANES;
+    const LOADS: usize = 32 / S::LANES;
+
+    #[inline(always)]
+    unsafe fn load(s: S, p: *const u8) -> S::I {
+        // SAFETY: the caller's promise.
+        s.bits(s.mul(unsafe { s.load_e4m3(p) }, s.splat(256.0)))
+    }
+}
+
+/// Dense floats.
+pub(super) struct DenseF32;
+/// Dense halves.
+pub(super) struct DenseF16;
+/// Dense bf16.
+pub(super) struct DenseBf16;
+
+macro_rules! dense {
+    ($name:ident, $size:literal, $load:expr) => {
+        impl<S: Simd> Cells<S> for $name {
+            type Element = Floats;
+            const CELLS: usize = 1;
+            const LOAD_BYTES: usize = S::LANES * $size;
+            const LOADS: usize = 4;
+            const SCALED: bool = false;
+
+            #[inline(always)]
+            unsafe fn load(s: S, p: *const u8) -> S::I {
+                // SAFETY: the caller's promise.
+                s.bits(unsafe { $load(s, p) })
+            }
+        }
+    };
+}
+dense!(DenseF32, 4, |s: S, p: *const u8| s.load(p.cast()));
+dense!(DenseF16, 2, |s: S, p: *const u8| s.load_f16(p));
+dense!(DenseBf16, 2, |s: S, p: *const u8| s.load_bf16(p));

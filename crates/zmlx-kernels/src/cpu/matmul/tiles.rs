@@ -1,0 +1,293 @@
+//! Many rows of activations: tiles of a weight are turned into cells once and used for all of them.
+//!
+//! In a tile the lanes are rows of the weight: cell `k` of all its rows is one run of vectors. A cell of activations is
+//! then the same for all lanes, sums never have to be added up across lanes, and what a group costs beside its products
+//! (scales and biases) is spread over the group.
+#![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
+
+use super::cells::{Cells, MAX_OVERREAD};
+use super::elements::Element;
+use super::layout::{Row, RowLayout, scales};
+use crate::cpu::simd::Simd;
+
+/// Vectors of rows of a tile.
+const ROW_VECS: usize = 2;
+/// Most rows of a tile.
+pub(super) const MAX_TILE_ROWS: usize = 32;
+/// Cells of a tile that are made at once: 16 KB, which stay in the first-level cache.
+const BLOCK_CELLS: usize = 4096;
+/// Rows of activations that all tiles of a weight see before the next such: they stay in the second-level cache.
+pub(super) const X_BLOCK: usize = 128;
+
+/// Rows of a tile of vectors of `S`.
+pub(super) const fn tile_rows<S: Simd>() -> usize {
+    ROW_VECS * S::LANES
+}
+
+/// `out[x][row] = Σ_k weight[row][k] · xs[x][k]` for a tile of rows and all of the prepared rows of activations;
+/// `out` is `[xs.len(), rows.len()]`.
+///
+/// # Safety
+/// Rows and activations are as the layout says, the rows as many as the instance's tiles have; the processor has the
+/// instance's instructions.
+pub(super) type TileFn = unsafe fn(
+    layout: &RowLayout,
+    rows: &[Row],
+    xs: &[*const f32],
+    scratch: &mut TileScratch,
+    out: &mut [f32],
+);
+
+/// Working memory of [`TileFn`].
+#[derive(Default)]
+pub(super) struct TileScratch {
+    cells: Vec<u32>,
+    /// Scales and biases of the rows, row by row.
+    by_row: [Vec<f32>; 2],
+    /// The same by groups: those of all rows, then the next group.
+    by_group: [Vec<f32>; 2],
+}
+
+/// The [`TileFn`].
+pub(super) unsafe fn tile<S: Simd, C: Cells<S>>(
+    layout: &RowLayout,
+    rows: &[Row],
+    xs: &[*const f32],
+    scratch: &mut TileScratch,
+    out: &mut [f32],
+) {
+    let n_rows = tile_rows::<S>();
+    let row_len = layout.padded_groups;
+    assert!(rows.len() == n_rows && out.len() >= n_rows * xs.len());
+    scratch.cells.resize(BLOCK_CELLS, 0);
+    for (by_row, by_group) in scratch.by_row.iter_mut().zip(&mut scratch.by_group) {
+        if by_row.len() < n_rows * row_len {
+            by_row.resize(n_rows * row_len, 0.0);
+            by_group.resize(n_rows * row_len, 0.0);
+        }
+    }
+    out.fill(0.0);
+    // SAFETY: the caller vouches for the instructions.
+    let s = unsafe { S::assume() };
+    s.vectorize(
+        #[inline(always)]
+        || {
+            // SAFETY: the buffers have been made large enough; rows and activations are as the layout says.
+            unsafe {
+                if C::SCALED {
+                    group_scales(s, layout, rows, scratch);
+                }
+                let n_cells = layout.n_in.div_ceil(C::Element::WEIGHTS);
+                let block_cells = BLOCK_CELLS / n_rows;
+                let group_cells =
+                    if C::SCALED { layout.group_size / C::Element::WEIGHTS } else { block_cells };
+                let sum_cells = if group_cells < C::MAX_CELLS { group_cells } else { C::MAX_CELLS };
+                let mut from = 0;
+                while from < n_cells {
+                    let n = block_cells.min(n_cells - from);
+                    fill::<S, C>(s, layout, rows, from, n, scratch.cells.as_mut_ptr());
+                    let block = Block {
+                        cells: scratch.cells.as_ptr(),
+                        from,
+                        n,
+                        group_cells,
+                        sum_cells,
+                        scales: scratch.by_group[0].as_ptr(),
+                        biases: scratch.by_group[1].as_ptr(),
+                    };
+                    let mut at = 0;
+                    while at < xs.len() {
+                        let out = out.as_mut_ptr().add(at * n_rows);
+                        let xs = &xs[at..];
+                        at += if S::MANY_REGISTERS && xs.len() >= 8 {
+                            multiply::<S, C, 8>(s, layout, &block, xs, out)
+                        } else if xs.len() >= 4 {
+                            multiply::<S, C, 4>(s, layout, &block, xs, out)
+                        } else if xs.len() >= 2 {
+                            multiply::<S, C, 2>(s, layout, &block, xs, out)
+                        } else {
+                            multiply::<S, C, 1>(s, layout, &block, xs, out)
+                        };
+                    }
+                    from += n;
+                }
+            }
+        },
+    );
+}
+
+/// The rows' scales and biases, by groups.
+///
+/// # Safety
+/// As [`TileFn`]; the scratch is large enough.
+#[inline(always)]
+unsafe fn group_scales<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scratch: &mut TileScratch) {
+    let len = layout.padded_groups;
+    let [row_scales, row_biases] = [0, 1].map(|i| scratch.by_row[i].as_mut_ptr());
+    // SAFETY: each buffer holds `rows` rows of `len`; groups are whole vectors and one more.
+    unsafe {
+        for r in 0..ROW_VECS * S::LANES {
+            let biases = row_biases.add(r * len);
+            scales(
+                s,
+                layout,
+                &rows[r],
+                row_scales.add(r * len),
+                #[inline(always)]
+                |g, scales, bias| {
+                    s.store(biases.add(g), bias);
+                    scales
+                },
+            );
+        }
+        let n_kinds = if layout.is_biased() { 2 } else { 1 };
+        for kind in 0..n_kinds {
+            let from = scratch.by_row[kind].as_ptr();
+            let to = scratch.by_group[kind].as_mut_ptr();
+            let mut square = Square([0; 256]);
+            for v in 0..ROW_VECS {
+                for g in (0..layout.n_groups).step_by(S::LANES) {
+                    for r in 0..S::LANES {
+                        let values = s.load(from.add((v * S::LANES + r) * len + g));
+                        s.store(square.0.as_mut_ptr().add(r * S::LANES).cast(), values);
+                    }
+                    s.transpose(square.0.as_mut_ptr());
+                    for i in 0..S::LANES {
+                        let values = s.load(square.0.as_ptr().add(i * S::LANES).cast());
+                        s.store(to.add(((g + i) * ROW_VECS + v) * S::LANES), values);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Words of `LANES` rows by `LANES`.
+#[repr(align(64))]
+struct Square([u32; 256]);
+
+/// Writes the cells `from..from + n` of all rows.
+///
+/// # Safety
+/// As [`TileFn`]; `from` begins a vector of words; `out` has room for the cells, rounded up to vectors of words.
+#[inline(always)]
+unsafe fn fill<S: Simd, C: Cells<S>>(
+    s: S,
+    layout: &RowLayout,
+    rows: &[Row],
+    from: usize,
+    n: usize,
+    out: *mut u32,
+) {
+    let load_cells = C::CELLS * S::LANES;
+    let n_readable = layout.row_bytes.saturating_sub(if C::OVERREAD { MAX_OVERREAD } else { 0 });
+    let mut square = Square([0; 256]);
+    // SAFETY: whole words are read from the row, others from a padded copy; writes stay within the rounded cells.
+    unsafe {
+        for load in 0..n.div_ceil(load_cells) {
+            let offset = (from / load_cells + load) * C::LOAD_BYTES;
+            let is_direct = offset + C::LOAD_BYTES <= n_readable;
+            for v in 0..ROW_VECS {
+                for r in 0..S::LANES {
+                    let mut at = rows[v * S::LANES + r].data.add(offset);
+                    let mut padded = [0u8; 64 + MAX_OVERREAD];
+                    if !is_direct {
+                        let n = C::LOAD_BYTES.min(layout.row_bytes - offset);
+                        std::ptr::copy_nonoverlapping(at, padded.as_mut_ptr(), n);
+                        at = padded.as_ptr();
+                    }
+                    let words = C::load(s, at);
+                    s.store(square.0.as_mut_ptr().add(r * S::LANES).cast(), s.floats(words));
+                }
+                s.transpose(square.0.as_mut_ptr());
+                for j in 0..S::LANES {
+                    let words = s.load_words(square.0.as_ptr().add(j * S::LANES).cast());
+                    for i in 0..C::CELLS {
+                        let cell = (load * S::LANES + j) * C::CELLS + i;
+                        let at = out.add((cell * ROW_VECS + v) * S::LANES);
+                        s.store(at.cast(), s.floats(C::cells(s, words, i)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A block of a tile: some cells of all its rows.
+struct Block {
+    cells: *const u32,
+    /// Of the row's cells, the first and how many.
+    from: usize,
+    n: usize,
+    /// Cells of a group, and of a sum.
+    group_cells: usize,
+    sum_cells: usize,
+    scales: *const f32,
+    biases: *const f32,
+}
+
+/// Adds the block's products with the first `X` of `xs` to `out`; returns `X`.
+///
+/// # Safety
+/// The block's cells have been written; as [`TileFn`].
+#[inline(always)]
+unsafe fn multiply<S: Simd, C: Cells<S>, const X: usize>(
+    s: S,
+    layout: &RowLayout,
+    block: &Block,
+    xs: &[*const f32],
+    out: *mut f32,
+) -> usize {
+    let n_rows = ROW_VECS * S::LANES;
+    let mut x = [xs[0]; X];
+    for m in 0..X {
+        x[m] = xs[m];
+    }
+    // SAFETY: cells, groups and rows exist, as the layout and the block say.
+    unsafe {
+        let mut first = 0;
+        while first < block.n {
+            let last = (first + block.sum_cells).min(block.n);
+            let mut sums = [[C::Element::zero(s); ROW_VECS]; X];
+            for cell in first..last {
+                let mut w = [s.splat_i(0); ROW_VECS];
+                for v in 0..ROW_VECS {
+                    w[v] = s.load_words(block.cells.add((cell * ROW_VECS + v) * S::LANES).cast());
+                }
+                for m in 0..X {
+                    let x = s.splat_i(x[m].add(block.from + cell).cast::<u32>().read());
+                    for v in 0..ROW_VECS {
+                        sums[m][v] = C::Element::add(s, sums[m][v], w[v], x);
+                    }
+                }
+            }
+            let group = (block.from + first) / block.group_cells;
+            for v in 0..ROW_VECS {
+                let at = group * n_rows + v * S::LANES;
+                for m in 0..X {
+                    let out = out.add(m * n_rows + v * S::LANES);
+                    let mut total = s.load(out);
+                    let sum = C::Element::total(s, sums[m][v]);
+                    if C::SCALED {
+                        let mut scale = s.load(block.scales.add(at));
+                        if C::Element::X_SCALED {
+                            let x_scales = x[m].add(layout.n_values + layout.padded_groups);
+                            scale = s.mul(scale, s.splat(x_scales.add(group).read()));
+                        }
+                        total = s.fma(sum, scale, total);
+                        if layout.is_biased() {
+                            // Formats with biases have one sum per group.
+                            let x_sum = x[m].add(layout.n_values + group).read();
+                            total = s.fma(s.load(block.biases.add(at)), s.splat(x_sum), total);
+                        }
+                    } else {
+                        total = s.add(total, sum);
+                    }
+                    s.store(out, total);
+                }
+            }
+            first = last;
+        }
+    }
+    X
+}
