@@ -240,9 +240,7 @@ unsafe fn multiply<S: Simd, C: Cells<S>, const X: usize>(
 ) -> usize {
     let n_rows = ROW_VECS * S::LANES;
     let mut x = [xs[0]; X];
-    for m in 0..X {
-        x[m] = xs[m];
-    }
+    x.copy_from_slice(&xs[..X]);
     // SAFETY: cells, groups and rows exist, as the layout and the block say.
     unsafe {
         let mut first = 0;

@@ -200,11 +200,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
             };
             let rows = [four(0), four(1), four(2), four(3)];
             for c in 0..4 {
-                let (a, b) = (rows[0][c], rows[1][c]);
-                let (d, e) = (rows[2][c], rows[3][c]);
                 // Quarters 0 and 2, and 1 and 3, of eight rows.
-                let (even, odd) = (_mm512_shuffle_i32x4::<0x88>(a, b), _mm512_shuffle_i32x4::<0xdd>(a, b));
-                let (even2, odd2) = (_mm512_shuffle_i32x4::<0x88>(d, e), _mm512_shuffle_i32x4::<0xdd>(d, e));
+                let halves = |a: [__m512i; 4], b: [__m512i; 4]| {
+                    (_mm512_shuffle_i32x4::<0x88>(a[c], b[c]), _mm512_shuffle_i32x4::<0xdd>(a[c], b[c]))
+                };
+                let ((even, odd), (even2, odd2)) = (halves(rows[0], rows[1]), halves(rows[2], rows[3]));
                 let store = |i: usize, v| _mm512_storeu_si512(p.add(16 * i).cast(), v);
                 store(c, _mm512_shuffle_i32x4::<0x88>(even, even2));
                 store(c + 4, _mm512_shuffle_i32x4::<0x88>(odd, odd2));
