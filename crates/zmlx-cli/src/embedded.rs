@@ -12,7 +12,7 @@ use zmlx_oracle::golden::Golden;
 pub(crate) const IS_BUILT_IN: bool = cfg!(feature = "embedded-model");
 
 #[cfg(feature = "embedded-model")]
-pub(crate) use files::{chat_template, checkpoint, golden, oracle_checkpoint, tokenizer};
+pub(crate) use files::{chat_template, checkpoint, golden, oracle_checkpoint, tokenizer, weights};
 
 #[cfg(not(feature = "embedded-model"))]
 macro_rules! absent {
@@ -28,5 +28,6 @@ absent!(
     checkpoint -> Checkpoint,
     golden -> Golden,
     oracle_checkpoint -> oracle::Checkpoint,
-    tokenizer -> Tokenizer
+    tokenizer -> Tokenizer,
+    weights -> &'static [u8]
 );

@@ -13,6 +13,10 @@ use crate::progress::Progress;
 
 /// What a backend says of itself in reports, and what it asks of those who use it.
 pub(crate) struct About {
+    /// The backend's name.
+    pub(crate) name: &'static str,
+    /// The engine that it builds on and its version, if that is another project's.
+    pub(crate) engine: Option<(&'static str, String)>,
     /// Name and particulars: `cpu (avx2, 8 threads)`.
     pub(crate) text: String,
     /// Threads that compute, or could.
@@ -62,6 +66,8 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
             let (level, n_threads) = (backend.level().name(), backend.n_threads());
             let plural = if n_threads == 1 { "" } else { "s" };
             let about = About {
+                name: "cpu",
+                engine: None,
                 text: format!("cpu ({level}, {n_threads} thread{plural})"),
                 n_threads,
                 rounding: Rounding::F32,
@@ -93,6 +99,8 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
     let backend = MlxBackend::new(Numerics::Exact)?;
     let mlx = backend.runtime();
     let about = About {
+        name: "mlx",
+        engine: Some(("mlx", mlx.version().to_string())),
         text: format!("mlx {} ({})", mlx.version(), if mlx.has_metal() { "Metal" } else { "CPU" }),
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
         rounding: Rounding::Checkpoint,

@@ -6,6 +6,8 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
+#[allow(dead_code, reason = "bench and validate do not write capsules yet")]
+mod capsule;
 mod commands;
 mod embedded;
 mod engine;

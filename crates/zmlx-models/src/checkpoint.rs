@@ -120,6 +120,21 @@ impl Checkpoint {
         self.dir.as_deref()
     }
 
+    /// The text of `config.json`; of random weights, the one that they were made by.
+    pub fn config_json(&self) -> &str {
+        &self.config.text
+    }
+
+    /// The names of the weight files, sorted; none for random weights.
+    pub fn shards(&self) -> &[String] {
+        &self.shards
+    }
+
+    /// The seed of random weights; none for a checkpoint that has files.
+    pub fn seed(&self) -> Option<u64> {
+        self.synthetic
+    }
+
     /// All tensors, by name.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorInfo<'_>> {
         self.tensors.iter().map(|(name, e)| TensorInfo {

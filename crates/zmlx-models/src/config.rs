@@ -107,6 +107,8 @@ pub struct ConfigFile {
     pub eos_token_ids: Vec<u32>,
     /// `dtype` or `torch_dtype` as written: what the model was trained in. The tensors' own types decide.
     pub dtype: Option<String>,
+    /// The text of `config.json`: what identifies the config, unused keys included.
+    pub text: String,
 }
 
 impl ConfigFile {
@@ -144,7 +146,8 @@ impl ConfigFile {
             (None, None) => None,
         };
         let quantization = QuantConfig::parse(&fields)?;
-        Ok(Self { model, quantization, eos_token_ids: eos.into_iter().collect(), dtype })
+        let text = config_json.to_owned();
+        Ok(Self { model, quantization, eos_token_ids: eos.into_iter().collect(), dtype, text })
     }
 }
 

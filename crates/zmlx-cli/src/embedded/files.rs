@@ -44,6 +44,11 @@ pub(crate) fn oracle_checkpoint() -> Result<oracle::Checkpoint> {
     Ok(oracle::Checkpoint::from_bytes(CONFIG, &[WEIGHTS])?)
 }
 
+/// The file of the weights.
+pub(crate) fn weights() -> Result<&'static [u8]> {
+    Ok(WEIGHTS)
+}
+
 /// What the reference engine made of the model's prompts.
 pub(crate) fn golden() -> Result<Golden> {
     Ok(serde_json::from_str(GOLDEN)?)
