@@ -70,7 +70,10 @@ fn the_choice_and_the_weights_are_the_same(
     let (want, stock_ops) = route(&Fusion::STOCK, renormalize);
     let (got, ops) = route(&Fusion { softmax_route, ..Fusion::STOCK }, renormalize);
     // Not silently inert: other ops ran.
-    assert!(stock_ops.contains(&"stock_route_softmax_top_k") && !stock_ops.contains(&"top_k"), "{stock_ops:?}");
+    assert!(
+        stock_ops.contains(&"stock_route_softmax_top_k") && !stock_ops.contains(&"top_k"),
+        "{stock_ops:?}"
+    );
     assert!(!ops.contains(&"stock_route_softmax_top_k") && ops.contains(&"top_k"), "{ops:?}");
     for (got, want) in got.iter().zip(&want) {
         for ((expert, weight), (want_expert, want_weight)) in got.iter().zip(want) {

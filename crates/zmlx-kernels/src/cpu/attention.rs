@@ -1,222 +1,24 @@
 //! Causal attention over a growing cache: separate keys and values, or one latent that serves as both.
 
-use super::level::Level;
-use super::math::softmax;
+mod cache;
+mod kernel;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::matmul::SyncPtr;
 use super::pool::{CpuTensor, Shape};
-use super::simd::Simd;
-use super::simd::scalar::Scalar;
 use super::{CpuBackend, lock};
-use crate::backend::check_spans;
 use crate::error::ensure;
 use crate::{Error, KvLayout, MlaInputs, Result, Span};
 
-/// Query rows that one kernel call takes: they share the loads of keys.
-const QUERY_ROWS: usize = 4;
-/// Cached tokens by whose number a sequence's memory grows.
-const GROW_TOKENS: usize = 256;
+pub use cache::CpuKvCache;
+use cache::{Head, PAD};
+pub(super) use kernel::Partial;
+use kernel::{BLOCK, JOB_ROWS, Keys, attend};
 
-/// Keys and values of one layer, f32, grown as tokens come.
-#[derive(Debug)]
-pub struct CpuKvCache {
-    layout: KvLayout,
-    slots: Vec<Slot>,
-}
-
-/// One sequence: per kv head a row of keys per token, and of values unless the latent serves as both.
-#[derive(Debug, Default)]
-struct Slot {
-    n_tokens: usize,
-    k: Vec<Vec<f32>>,
-    v: Vec<Vec<f32>>,
-}
-
-impl CpuKvCache {
-    pub(super) fn new(layout: KvLayout, n_slots: usize) -> Result<Self> {
-        let (n_heads, n_values, dims_ok) = match layout {
-            KvLayout::Heads { n_kv_heads, head_dim } => {
-                (n_kv_heads, n_kv_heads, n_kv_heads > 0 && head_dim > 0)
-            }
-            KvLayout::Latent { rank, rope_dim } => (1, 0, rank > 0 && rope_dim > 0),
-        };
-        ensure(dims_ok && n_slots > 0, "kv_cache", "layout", "no zero dimension", (layout, n_slots))?;
-        let slot = || Slot { n_tokens: 0, k: vec![Vec::new(); n_heads], v: vec![Vec::new(); n_values] };
-        Ok(Self { layout, slots: (0..n_slots).map(|_| slot()).collect() })
-    }
-
-    pub(super) fn truncate(&mut self, slot: usize, n_tokens: usize) -> Result<()> {
-        let (k_dim, v_dim) = (self.k_dim(), self.v_dim());
-        let len = self.slots.len();
-        let slot = self.slots.get_mut(slot).ok_or(Error::IndexOutOfRange {
-            op: "truncate",
-            what: "slot",
-            index: slot,
-            len,
-        })?;
-        ensure(
-            n_tokens <= slot.n_tokens,
-            "truncate",
-            "n_tokens",
-            format_args!("at most {}", slot.n_tokens),
-            n_tokens,
-        )?;
-        slot.n_tokens = n_tokens;
-        slot.k.iter_mut().for_each(|k| k.truncate(n_tokens * k_dim));
-        slot.v.iter_mut().for_each(|v| v.truncate(n_tokens * v_dim));
-        Ok(())
-    }
-
-    /// Floats of a key.
-    fn k_dim(&self) -> usize {
-        match self.layout {
-            KvLayout::Heads { head_dim, .. } => head_dim,
-            KvLayout::Latent { rank, rope_dim } => rank + rope_dim,
-        }
-    }
-
-    /// Floats of a value: with a latent, the leading ones of the key.
-    fn v_dim(&self) -> usize {
-        match self.layout {
-            KvLayout::Heads { head_dim, .. } => head_dim,
-            KvLayout::Latent { rank, .. } => rank,
-        }
-    }
-
-    fn n_heads(&self) -> usize {
-        self.slots[0].k.len()
-    }
-
-    fn check(&self, op: &'static str, spans: &[Span], n_tokens: usize) -> Result<()> {
-        check_spans(op, spans, n_tokens)?;
-        for (i, span) in spans.iter().enumerate() {
-            let len = self.slots.len();
-            let slot = self.slots.get(span.slot).ok_or(Error::IndexOutOfRange {
-                op,
-                what: "slot",
-                index: span.slot,
-                len,
-            })?;
-            // Two spans of one slot would have to follow each other; nothing needs that.
-            let repeated = spans[..i].iter().any(|s| s.slot == span.slot);
-            ensure(!repeated, op, "spans", "each slot once", span.slot)?;
-            ensure(
-                span.start == slot.n_tokens,
-                op,
-                "span",
-                format_args!("to start at the {} tokens cached in slot {}", slot.n_tokens, span.slot),
-                span.start,
-            )?;
-        }
-        Ok(())
-    }
-
-    /// Appends each token's key, made of `keys` side by side, and its value.
-    fn append(&mut self, spans: &[Span], keys: &[&CpuTensor], values: Option<&CpuTensor>) {
-        let n_heads = self.n_heads();
-        let (k_dim, v_dim) = (self.k_dim(), self.v_dim());
-        let mut t = 0;
-        for span in spans {
-            let slot = &mut self.slots[span.slot];
-            let reserve = |v: &mut Vec<f32>, dim: usize| {
-                if v.capacity() - v.len() < span.n_tokens * dim {
-                    v.reserve_exact((span.n_tokens.next_multiple_of(GROW_TOKENS) + v.len() / dim / 2) * dim);
-                }
-            };
-            slot.k.iter_mut().for_each(|k| reserve(k, k_dim));
-            slot.v.iter_mut().for_each(|v| reserve(v, v_dim));
-            for _ in 0..span.n_tokens {
-                for h in 0..n_heads {
-                    for key in keys {
-                        let dim = key.shape.last();
-                        slot.k[h].extend_from_slice(&key.values()[(t * n_heads + h) * dim..][..dim]);
-                    }
-                    if let Some(v) = values {
-                        slot.v[h].extend_from_slice(&v.values()[(t * n_heads + h) * v_dim..][..v_dim]);
-                    }
-                }
-                t += 1;
-            }
-            slot.n_tokens += span.n_tokens;
-        }
-    }
-}
-
-/// A few query rows against one head's cache.
-struct Block<'a> {
-    /// `n_rows ≤ QUERY_ROWS` rows of `k_dim`.
-    q: [&'a [f32]; QUERY_ROWS],
-    /// Visible positions of each row.
-    limits: [usize; QUERY_ROWS],
-    n_rows: usize,
-    k: &'a [f32],
-    /// Rows `k_dim` or `v_dim` long.
-    v: &'a [f32],
-    v_stride: usize,
-    v_dim: usize,
-    scale: f32,
-}
-
-type AttendFn = unsafe fn(block: &Block<'_>, scores: &mut [f32], out: &mut [&mut [f32]]);
-
-fn attend(level: Level) -> AttendFn {
-    match level {
-        Level::Scalar => attend_block::<Scalar>,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => attend_block::<super::simd::avx2::Avx2>,
-        #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Vnni => attend_block::<super::simd::avx512::Avx512<false>>,
-        #[cfg(target_arch = "aarch64")]
-        Level::Neon => attend_block::<super::simd::neon::Neon>,
-        #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
-        _ => unreachable!("level {level:?} does not exist on this architecture"),
-    }
-}
-
-/// # Safety
-/// The processor has the instructions of `S`.
-unsafe fn attend_block<S: Simd>(b: &Block<'_>, scores: &mut [f32], out: &mut [&mut [f32]]) {
-    // SAFETY: the caller vouches for the instructions.
-    let s = unsafe { S::assume() };
-    s.vectorize(
-        #[inline(always)]
-        || {
-            let k_dim = b.q[0].len();
-            let n_positions = b.limits.into_iter().max().unwrap_or(0);
-            let whole = k_dim / S::LANES * S::LANES;
-            for (pos, k) in b.k.chunks_exact(k_dim).take(n_positions).enumerate() {
-                let mut sums = [s.splat(0.0); QUERY_ROWS];
-                for i in (0..whole).step_by(S::LANES) {
-                    // SAFETY: i + LANES ≤ k_dim, the length of k and of each query.
-                    unsafe {
-                        let key = s.load(k.as_ptr().add(i));
-                        for (sum, q) in sums.iter_mut().zip(&b.q) {
-                            *sum = s.fma(key, s.load(q.as_ptr().add(i)), *sum);
-                        }
-                    }
-                }
-                for r in 0..b.n_rows {
-                    let rest: f32 = (whole..k_dim).map(|i| k[i] * b.q[r][i]).sum();
-                    scores[r * n_positions + pos] = b.scale * (s.sum(sums[r]) + rest);
-                }
-            }
-            for (r, out) in out.iter_mut().enumerate() {
-                let p = &mut scores[r * n_positions..][..b.limits[r]];
-                softmax(p);
-                out.fill(0.0);
-                // Four positions per pass over the output row.
-                for (pos, p) in p.chunks(4).enumerate() {
-                    let v: [&[f32]; 4] = std::array::from_fn(|i| {
-                        &b.v[(4 * pos + i.min(p.len() - 1)) * b.v_stride..][..b.v_dim]
-                    });
-                    let p: [f32; 4] = std::array::from_fn(|i| p.get(i).copied().unwrap_or(0.0));
-                    for (i, out) in out.iter_mut().enumerate() {
-                        *out += (p[0] * v[0][i] + p[1] * v[1][i]) + (p[2] * v[2][i] + p[3] * v[3][i]);
-                    }
-                }
-            }
-        },
-    );
-}
+/// Positions that are worth a job of their own.
+const MIN_PART: usize = 256;
 
 impl CpuBackend {
     pub(super) fn attention_heads(
@@ -244,7 +46,7 @@ impl CpuBackend {
             format_args!("{kv_shape:?}"),
             (k, v),
         )?;
-        self.attend_spans(OP, q, cache, spans, scale, |cache| cache.append(spans, &[k], Some(v)))
+        self.attend_spans(OP, q, cache, spans, scale, [k, v])
     }
 
     pub(super) fn attention_latent(
@@ -293,13 +95,9 @@ impl CpuBackend {
             q[rank..].copy_from_slice(pe);
         }
         let q = CpuTensor::new(Shape::new(OP, &[n_tokens, n_heads, rank + rope_dim])?, q);
-        self.attend_spans(OP, &q, cache, spans, scale, |cache| cache.append(spans, &[kv, k_pe], None))
+        self.attend_spans(OP, &q, cache, spans, scale, [kv, k_pe])
     }
 
-    #[allow(
-        clippy::too_many_arguments,
-        reason = "the op's arguments and what differs between the two layouts"
-    )]
     fn attend_spans(
         &self,
         op: &'static str,
@@ -307,84 +105,201 @@ impl CpuBackend {
         cache: &mut CpuKvCache,
         spans: &[Span],
         scale: f32,
-        append: impl FnOnce(&mut CpuKvCache),
+        [first, second]: [&CpuTensor; 2],
     ) -> Result<CpuTensor> {
-        let (k_dim, v_dim, n_kv_heads) = (cache.k_dim(), cache.v_dim(), cache.n_heads());
+        let (q_dim, n_kv_heads) = (cache.q_dim(), cache.n_heads());
         let &[n_tokens, n_heads, dim] = q.dims() else {
             return ensure(false, op, "q", "three dimensions", q).map(|()| unreachable!());
         };
         ensure(
-            dim == k_dim && n_heads.is_multiple_of(n_kv_heads),
+            dim == q_dim && n_heads.is_multiple_of(n_kv_heads),
             op,
             "q",
-            format_args!("[n, a multiple of {n_kv_heads}, {k_dim}]"),
+            format_args!("[n, a multiple of {n_kv_heads}, {q_dim}]"),
             q,
         )?;
         cache.check(op, spans, n_tokens)?;
-        append(cache);
-        let cache = &*cache;
-        let group = n_heads / n_kv_heads;
-        let mut out = self.floats.take(n_tokens * n_heads * v_dim);
-        let out_ptr = SyncPtr::new(&mut out);
+        cache.append(spans, first, second);
+        let jobs = Jobs::new(cache, spans, n_heads, self.n_threads());
+        let mut out = self.floats.take(n_tokens * n_heads * jobs.v_dim);
+        let mut parts = self.floats.take(if jobs.n_parts > 1 { jobs.len() * jobs.part_len() } else { 0 });
+        let (out_ptr, parts_ptr) = (SyncPtr::new(&mut out), SyncPtr::new(&mut parts));
         let attend = attend(self.level);
-        let blocks_of = |span: &Span| (span.n_tokens * group).div_ceil(QUERY_ROWS);
-        let n_jobs: usize = spans.iter().map(|s| blocks_of(s) * n_kv_heads).sum();
-        let next = std::sync::atomic::AtomicUsize::new(0);
+        let next = AtomicUsize::new(0);
         lock(&self.team).run(&|m| {
             let mut scratch = lock(&self.scratch[m.idx()]);
+            let Partial { queries, scores, state } = &mut scratch.attention;
             loop {
-                // The last blocks see the most positions: they go first, so that the short ones fill the gaps.
-                let job = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                if job >= n_jobs {
-                    return;
+                // The last rows see the most positions: they go first, so that the short ones fill the gaps.
+                let idx = next.fetch_add(1, Ordering::Relaxed);
+                if idx >= jobs.len() {
+                    break;
                 }
-                let mut job = n_jobs - 1 - job;
-                let mut first_token = 0;
-                let mut spans = spans.iter();
-                let span = loop {
-                    let span = spans.next().expect("jobs are counted from the spans");
-                    let n = blocks_of(span) * n_kv_heads;
-                    if job < n {
-                        break span;
+                let idx = jobs.len() - 1 - idx;
+                let job = jobs.get(idx);
+                job.queries(q, scale, queries);
+                state.clear();
+                state.resize(jobs.part_len(), 0.0);
+                // SAFETY: the level was detected when the backend was made; buffers are as the job says.
+                unsafe { attend(&job.keys, queries, &job.limits, job.positions.clone(), scores, state) };
+                if jobs.n_parts > 1 {
+                    // SAFETY: each job has its own part of the buffer.
+                    let part = unsafe { parts_ptr.slice(idx * jobs.part_len(), jobs.part_len()) };
+                    part.copy_from_slice(state);
+                } else {
+                    // SAFETY: each row of the output belongs to one job.
+                    job.write(state, |at| unsafe { out_ptr.slice(at * jobs.v_dim, jobs.v_dim) });
+                }
+            }
+            if jobs.n_parts > 1 {
+                m.barrier();
+                for whole in m.share(jobs.len() / jobs.n_parts, 1) {
+                    let from = whole * jobs.n_parts;
+                    // SAFETY: no part is written any more.
+                    let part = |i: usize| unsafe {
+                        &*parts_ptr.slice((from + i) * jobs.part_len(), jobs.part_len())
+                    };
+                    state.clear();
+                    state.extend_from_slice(part(0));
+                    let job = jobs.get(from);
+                    for i in 1..jobs.n_parts {
+                        kernel::merge(state, part(i), job.keys.v_stride());
                     }
-                    job -= n;
-                    first_token += span.n_tokens;
-                };
-                let (block, kv_head) = (job / n_kv_heads, job % n_kv_heads);
-                let slot = &cache.slots[span.slot];
-                let rows = block * QUERY_ROWS..(block * QUERY_ROWS + QUERY_ROWS).min(span.n_tokens * group);
-                // Row r is token r / group, head r % group of this kv head's group.
-                let at = |r: usize| (first_token + r / group) * n_heads + kv_head * group + r % group;
-                let row = |i: usize| (rows.start + i).min(rows.end - 1);
-                let limits = std::array::from_fn(|i| span.start + row(i) / group + 1);
-                let (v, v_stride) = match slot.v.get(kv_head) {
-                    Some(v) => (v, v_dim),
-                    None => (&slot.k[kv_head], k_dim),
-                };
-                let b = Block {
-                    q: std::array::from_fn(|i| &q.values()[at(row(i)) * k_dim..][..k_dim]),
-                    limits,
-                    n_rows: rows.len(),
-                    k: &slot.k[kv_head],
-                    v,
-                    v_stride,
-                    v_dim,
-                    scale,
-                };
-                let n_scores = rows.len() * limits[QUERY_ROWS - 1];
-                if scratch.attention.len() < n_scores {
-                    // Grown by half as much again, so that a growing context rarely allocates.
-                    scratch.attention.resize(n_scores + n_scores / 2 + 1024, 0.0);
+                    // SAFETY: each row of the output belongs to one whole.
+                    job.write(state, |at| unsafe { out_ptr.slice(at * jobs.v_dim, jobs.v_dim) });
                 }
-                let mut empty: [&mut [f32]; QUERY_ROWS] = Default::default();
-                for (i, out) in empty[..rows.len()].iter_mut().enumerate() {
-                    // SAFETY: each row of the output belongs to one block.
-                    *out = unsafe { out_ptr.slice(at(rows.start + i) * v_dim, v_dim) };
-                }
-                // SAFETY: the level was detected when the backend was made.
-                unsafe { attend(&b, &mut scratch.attention, &mut empty[..rows.len()]) };
             }
         });
-        Ok(CpuTensor::new(Shape::new(op, &[n_tokens, n_heads, v_dim])?, out))
+        Ok(CpuTensor::new(Shape::new(op, &[n_tokens, n_heads, jobs.v_dim])?, out))
+    }
+}
+
+/// The work of one call: for each span and kv head some query rows at a time, against all positions or, if there would
+/// be too few jobs for the team, against parts of them.
+struct Jobs<'a> {
+    cache: &'a CpuKvCache,
+    spans: &'a [Span],
+    n_heads: usize,
+    /// Query heads of a kv head.
+    group: usize,
+    n_parts: usize,
+    /// Values of a result.
+    v_dim: usize,
+    /// Jobs of all spans, before they are parted.
+    n_whole: usize,
+}
+
+/// Some query rows against some positions of a kv head.
+struct Job<'a> {
+    keys: Keys<'a>,
+    /// Of each row, where it lies among all rows of queries and of results.
+    rows: [usize; JOB_ROWS],
+    n_rows: usize,
+    /// Visible positions of each row; none of rows that do not exist.
+    limits: [usize; JOB_ROWS],
+    positions: Range<usize>,
+    q_widths: [usize; 2],
+}
+
+impl<'a> Jobs<'a> {
+    fn new(cache: &'a CpuKvCache, spans: &'a [Span], n_heads: usize, n_threads: usize) -> Self {
+        let group = n_heads / cache.n_heads();
+        let v_dim = match cache.layout {
+            KvLayout::Heads { head_dim, .. } => head_dim,
+            KvLayout::Latent { rank, .. } => rank,
+        };
+        let mut jobs = Self { cache, spans, n_heads, group, n_parts: 1, v_dim, n_whole: 0 };
+        jobs.n_whole = spans.iter().map(|s| jobs.n_of(s)).sum();
+        let n_positions = spans.iter().map(|s| s.start + s.n_tokens).max().unwrap_or(0);
+        if n_threads > 1 && jobs.n_whole > 0 {
+            // Four for each thread: then no thread waits long for the last ones.
+            jobs.n_parts = (4 * n_threads).div_ceil(jobs.n_whole).min(n_positions / MIN_PART).max(1);
+        }
+        jobs
+    }
+
+    /// Jobs of a span.
+    fn n_of(&self, span: &Span) -> usize {
+        (span.n_tokens * self.group).div_ceil(JOB_ROWS) * self.cache.n_heads()
+    }
+
+    fn len(&self) -> usize {
+        self.n_whole * self.n_parts
+    }
+
+    /// Floats of a job's state: of each row the sums of the values, the largest score and the sum of the weights.
+    fn part_len(&self) -> usize {
+        kernel::state_len(self.v_dim.next_multiple_of(PAD))
+    }
+
+    fn get(&self, idx: usize) -> Job<'a> {
+        let (mut whole, part) = (idx / self.n_parts, idx % self.n_parts);
+        let mut first_token = 0;
+        let mut spans = self.spans.iter();
+        let span = loop {
+            let span = spans.next().expect("jobs are counted from the spans");
+            let n = self.n_of(span);
+            if whole < n {
+                break span;
+            }
+            whole -= n;
+            first_token += span.n_tokens;
+        };
+        let n_kv_heads = self.cache.n_heads();
+        let (block, kv_head) = (whole / n_kv_heads, whole % n_kv_heads);
+        let first = block * JOB_ROWS;
+        let n_rows = JOB_ROWS.min(span.n_tokens * self.group - first);
+        let (mut rows, mut limits) = ([0; JOB_ROWS], [0; JOB_ROWS]);
+        for i in 0..n_rows {
+            // Row r is token r / group, head r % group of this kv head's group.
+            let r = first + i;
+            rows[i] = (first_token + r / self.group) * self.n_heads + kv_head * self.group + r % self.group;
+            limits[i] = span.start + r / self.group + 1;
+        }
+        let n_blocks = limits[n_rows - 1].div_ceil(BLOCK);
+        let at = |part: usize| (n_blocks * part / self.n_parts * BLOCK).min(limits[n_rows - 1]);
+        let Head { first, second } = self.cache.head(span.slot, kv_head);
+        let widths = self.cache.widths();
+        let (keys, q_widths) = match self.cache.layout {
+            KvLayout::Heads { .. } => {
+                (Keys { parts: [Some(first), None], widths, values: second }, [widths[0], 0])
+            }
+            KvLayout::Latent { .. } => {
+                (Keys { parts: [Some(first), Some(second)], widths, values: first }, widths)
+            }
+        };
+        Job { keys, rows, n_rows, limits, positions: at(part)..at(part + 1), q_widths }
+    }
+}
+
+impl Job<'_> {
+    /// The rows' queries times `scale`, each part padded as the keys are; rows that do not exist are zero.
+    fn queries(&self, q: &CpuTensor, scale: f32, out: &mut Vec<f32>) {
+        let strides = self.q_widths.map(|w| w.next_multiple_of(PAD));
+        let stride: usize = strides.iter().sum();
+        out.clear();
+        out.resize(JOB_ROWS * stride, 0.0);
+        let q_dim: usize = self.q_widths.iter().sum();
+        for (row, out) in self.rows[..self.n_rows].iter().zip(out.chunks_exact_mut(stride)) {
+            let (first, second) = q.values()[row * q_dim..][..q_dim].split_at(self.q_widths[0]);
+            for (out, q) in out.iter_mut().zip(first) {
+                *out = q * scale;
+            }
+            for (out, q) in out[strides[0]..].iter_mut().zip(second) {
+                *out = q * scale;
+            }
+        }
+    }
+
+    /// Writes the results of the rows, `row(at)` being where the one at `at` goes.
+    fn write<'o>(&self, state: &[f32], row: impl Fn(usize) -> &'o mut [f32]) {
+        let stride = self.keys.v_stride();
+        let sums = kernel::weight_sums(state, stride);
+        for (i, at) in self.rows[..self.n_rows].iter().enumerate() {
+            let inverse = 1.0 / sums[i];
+            for (out, v) in row(*at).iter_mut().zip(&state[i * stride..]) {
+                *out = v * inverse;
+            }
+        }
     }
 }

@@ -12,10 +12,12 @@ mod layout;
 mod tiles;
 
 use dots::{DotFn, MAX_X, ROWS};
+pub(super) use elements::to_integers;
 use kernels::Kernels;
 use layout::{Row, SCALES_OVERREAD};
 use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
 
+use super::attention::Partial;
 use super::level::Level;
 use super::team::Member;
 use super::{CpuBackend, lock};
@@ -208,8 +210,7 @@ pub(super) struct Scratch {
     tile_results: [Vec<f32>; 2],
     results: Box<[[[f32; BLOCK_ROWS]; TILES_MIN_X]; 2]>,
     xs: Vec<*const f32>,
-    /// Scores and sums of attention.
-    pub(super) attention: Vec<f32>,
+    pub(super) attention: Partial,
 }
 
 impl Default for Scratch {
@@ -220,7 +221,7 @@ impl Default for Scratch {
             tile_results: Default::default(),
             results: Box::new([[[0.0; BLOCK_ROWS]; TILES_MIN_X]; 2]),
             xs: Vec::new(),
-            attention: Vec::new(),
+            attention: Partial::default(),
         }
     }
 }

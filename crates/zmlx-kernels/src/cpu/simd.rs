@@ -47,6 +47,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_bf16(self, p: *const u8) -> Self::F;
     /// Reads `LANES` f16 values from `2 · LANES` bytes.
     unsafe fn load_f16(self, p: *const u8) -> Self::F;
+    /// Reads `LANES` signed 16-bit integers.
+    unsafe fn load_i16(self, p: *const i16) -> Self::F;
     /// Reads `2 · LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 4` bytes into 16-bit lanes; may read up
     /// to `LANES · BITS / 4 + 16` bytes.
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I;

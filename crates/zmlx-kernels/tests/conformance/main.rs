@@ -48,9 +48,12 @@ fn cpu_instance(level: Level, n_threads: usize) -> Instance<CpuBackend> {
         backend: CpuBackend::with_level(level, Some(n_threads)).unwrap(),
         // What more threads change is how rows are shared out, which a part of the sizes shows.
         grid: if n_threads == 1 { Grid::Full } else { Grid::Thinned },
-        // From 8 rows on, by tiles and on floats.
+        // From 8 rows on, by tiles.
         same_path_below: 8,
         product_error: activations_of_16_bits,
+        // Keys and values are integers of 16 bits, off by up to 2^-16 of the largest of their row (about 3): 2.4e-5 of a
+        // value in the root mean square, and of a score about as much, by which values of up to 6 are weighed.
+        attention_error: 20.0,
         exponential_error: 1.0,
         // Angles are computed in f64.
         angle_error: 0.0,
@@ -83,6 +86,7 @@ fn mlx_instances() -> Vec<Instance<zmlx_kernels::mlx::MlxBackend>> {
         // A dense product of several rows is another routine than that of one.
         same_path_below: 0,
         product_error: |_| 1.0,
+        attention_error: 1.0,
         // Its polynomial reduces the argument in f32: up to 1.3 times, where sigmoid is 1e-8 and less, was measured.
         exponential_error: 2.0,
         // Frequencies in f32 as powers, angles as f32 products.

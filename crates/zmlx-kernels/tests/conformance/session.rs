@@ -212,7 +212,10 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
             want.extend_from_slice(&slot.want[s.start * width..][..s.n_tokens * width]);
             slot.n_fed += s.n_tokens;
         }
-        let want = Bounded { formats: self.op.formats(), ..Bounded::uniform(want, TOLERANCE) };
+        let want = Bounded {
+            formats: self.op.formats(),
+            ..Bounded::uniform(want, TOLERANCE * self.instance.attention_error)
+        };
         want.on(self.instance).check(&y, format_args!("{}: {spans:?}", self.instance.name));
         y
     }

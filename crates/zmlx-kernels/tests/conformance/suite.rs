@@ -25,6 +25,8 @@ pub struct Instance<B> {
     pub same_path_below: usize,
     /// Error of a product with weights of that format, as a multiple of what f32 activations with f32 sums have.
     pub product_error: fn(WeightFormat) -> f64,
+    /// Error of attention, as a multiple of what it is with a cache in f32.
+    pub attention_error: f64,
     /// Error of an exponential, as a multiple of 2 units in the last place.
     pub exponential_error: f64,
     /// Error of a rope angle, in radians per position. The trait allows that of f32 angles, `2^-23`.

@@ -10,7 +10,7 @@ pub(crate) struct Cost {
     pub(crate) weight_bytes: u64,
     /// Weights that one decoded token reads: the dense ones, the experts it chooses, one row of the embedding.
     pub(crate) weight_bytes_per_token: u64,
-    /// What a token leaves in the caches: f32.
+    /// What a token leaves in the caches: 16 bits a value, on every backend.
     pub(crate) kv_bytes_per_token: u64,
 }
 
@@ -94,5 +94,5 @@ fn kv_bytes_per_token(config: &ModelConfig) -> u64 {
         ModelConfig::Qwen3Moe(c) => (c.num_key_value_heads as u64).saturating_mul(c.head_dim as u64 * 2),
         _ => 0,
     };
-    values.saturating_mul(4).saturating_mul(config.num_hidden_layers() as u64)
+    values.saturating_mul(2).saturating_mul(config.num_hidden_layers() as u64)
 }

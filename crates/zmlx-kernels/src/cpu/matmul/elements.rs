@@ -107,7 +107,7 @@ impl<S: Simd> Element<S> for Integers {
 
 /// The group as integers, its scale and the sum of the integers.
 #[inline(always)]
-fn to_integers(group: &[f32], out: &mut [i16]) -> (f32, i32) {
+pub(in crate::cpu) fn to_integers(group: &[f32], out: &mut [i16]) -> (f32, i32) {
     // Adding this rounds to a whole number and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
     // As bits, magnitudes are ordered, NaN and infinity above all: then the scale is not finite, and so is the result.

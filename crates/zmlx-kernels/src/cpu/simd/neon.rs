@@ -94,6 +94,14 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn load_i16(self, p: *const i16) -> Self::F {
+        unsafe {
+            let v = vld1q_s16(p);
+            (vcvtq_f32_s32(vmovl_s16(vget_low_s16(v))), vcvtq_f32_s32(vmovl_high_s16(v)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
         let (bytes, shifts) = const { code_tables16(BITS) };
         unsafe {

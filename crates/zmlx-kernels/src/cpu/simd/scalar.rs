@@ -68,6 +68,12 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_i16(self, p: *const i16) -> Self::F {
+        // SAFETY: the caller passes N readable integers.
+        unsafe { p.cast::<[i16; N]>().read_unaligned() }.map(f32::from)
+    }
+
+    #[inline(always)]
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
         // SAFETY: sixteen codes take 2 BITS bytes; the caller passes 16 more readable ones.
         let bits = u128::from_le(unsafe { p.cast::<u128>().read_unaligned() });
