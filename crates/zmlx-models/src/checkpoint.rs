@@ -10,9 +10,11 @@ pub use reader::TensorReader;
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use safetensors::Dtype;
+use zmlx_kernels::HostWeight;
 
 use crate::config::{ConfigFile, ModelConfig, QuantConfig, parse_json};
 use crate::{Error, Result};
@@ -28,6 +30,8 @@ pub struct Checkpoint {
     tensors: BTreeMap<String, Entry>,
     /// The seed of random weights instead of tensors.
     synthetic: Option<u64>,
+    /// The sizes of the random weights that were made.
+    made: Mutex<BTreeMap<String, u64>>,
 }
 
 /// What a shard's header says of a tensor.
@@ -135,6 +139,19 @@ impl Checkpoint {
         self.synthetic
     }
 
+    /// Name and bytes of each random weight that was made so far: all, once the model is loaded. None if there are
+    /// files.
+    pub fn random_weights(&self) -> Vec<(String, u64)> {
+        let made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.iter().map(|(name, n_bytes)| (name.clone(), *n_bytes)).collect()
+    }
+
+    fn note_random(&self, name: &str, weight: &HostWeight) {
+        let n_bytes = (weight.n_mats() * weight.mat_bytes()) as u64;
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        made.insert(format!("{name}.weight"), n_bytes);
+    }
+
     /// All tensors, by name.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = TensorInfo<'_>> {
         self.tensors.iter().map(|(name, e)| TensorInfo {
@@ -172,7 +189,7 @@ impl Checkpoint {
             shard::read(&shard, names.len(), &bytes, &names, &mut tensors)?;
             names.push(shard);
         }
-        Ok(Self { name, dir, config, shards: names, tensors, synthetic: None })
+        Ok(Self { name, dir, config, shards: names, tensors, synthetic: None, made: Mutex::default() })
     }
 }
 

@@ -139,7 +139,9 @@ pub enum Error {
         token: usize,
     },
     /// A description of random weights that cannot be read.
-    #[error("unknown synthetic model {got:?}: expected {known}, then perhaps ,layers=N or ,vocab=N")]
+    #[error(
+        "unknown synthetic model {got:?}: expected one of {known}, then perhaps ,layers=N ,vocab=N ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N"
+    )]
     Synthetic {
         /// The description.
         got: String,

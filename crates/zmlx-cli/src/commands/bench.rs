@@ -24,11 +24,18 @@ use report::Report;
 /// orders of magnitude more. Ties in a router that fall the other way leave up to 1e-2 in single rows.
 const MAX_REL_RMS: f64 = 2e-2;
 
+/// The seed of random weights: the same on every machine, so that capsules compare.
+const SYNTHETIC_SEED: u64 = 1;
+
 /// Arguments of `zmlx bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
+    /// Random weights instead of a model: qwen3-30b-a3b, qwen3-235b-a22b or glm-4.7-flash, then perhaps ,layers=N ,vocab=N
+    /// ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N
+    #[arg(long, value_name = "NAME[,layers=N…]", conflicts_with = "model")]
+    synthetic: Option<String>,
     /// Tokens of the prompt.
     #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = positive())]
     prompt_tokens: usize,
@@ -52,7 +59,10 @@ pub(crate) struct Args {
 
 /// Verifies that the paths agree, measures them in turns, and prints a table.
 pub(crate) fn run(mut args: Args) -> Result<Outcome> {
-    let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
+    let checkpoint = match &args.synthetic {
+        Some(spec) => Checkpoint::synthetic(spec, SYNTHETIC_SEED)?,
+        None => Source::resolve(&args.model)?.checkpoint()?,
+    };
     let limit = checkpoint.config().max_position_embeddings();
     let n_tokens = args.prompt_tokens + args.generate_tokens;
     if n_tokens > limit {

@@ -72,3 +72,23 @@ fn bench_measures_every_fusion() {
     assert!(text.contains("fused,-route") && !text.contains("concat"), "{text}");
     zmlx(&["bench", "--model", &dir, "-p", "2048"]).refused(&["max_position_embeddings"]);
 }
+
+#[test]
+fn random_weights_are_benched() {
+    let bench = |spec: &str| zmlx(&["bench", "--json", "-p", "3", "-n", "2", "-r", "1", "--synthetic", spec]);
+    let report = bench("glm-4.7-flash,layers=2,vocab=64,mode=mxfp4").ok().json();
+    // Layer 0 is dense, layer 1 has 64 experts: 17 bytes for 32 weights, dense routers and norms aside.
+    let attention = 768 * 2048 + 768 * 5120 + 576 * 2048 + 20 * 512 * (192 + 256) + 2048 * 5120;
+    let weights = 2 * attention + 3 * 2048 * (10240 + 5 * 1536) + 65 * 2048;
+    let (got, want) = (report["bytes_per_token"].as_f64().unwrap(), f64::from(weights) * 17.0 / 32.0);
+    assert!((got / want - 1.0).abs() <= 0.01, "{got} {want}");
+    for (spec, tells) in [
+        ("gpt-2", "qwen3-235b-a22b"),
+        ("qwen3-30b-a3b,layers", "layers=N"),
+        ("qwen3-30b-a3b,bits=7", "bits"),
+        ("qwen3-30b-a3b,mode=gguf", "nvfp4"),
+        ("qwen3-30b-a3b,layers=0", "num_hidden_layers"),
+    ] {
+        bench(spec).refused(&[tells]);
+    }
+}

@@ -149,10 +149,16 @@ impl<'a> TensorReader<'a> {
     /// The weight at `path`; `module` is the path under which the config may give its format.
     pub(super) fn weight(&mut self, path: &str, module: &str, shape: WeightShape) -> HostWeight {
         if let Some(seed) = self.checkpoint.synthetic {
-            return self.checkpoint.random_weight(seed, path, shape).unwrap_or_else(|e| {
-                let (got, want) = (e.to_string(), format!("{shape:?}"));
-                self.problem(WeightProblem::Format { name: path.into(), got, want })
-            });
+            return match self.checkpoint.random_weight(seed, path, shape) {
+                Ok(weight) => {
+                    self.checkpoint.note_random(path, &weight);
+                    weight
+                }
+                Err(e) => {
+                    let (got, want) = (e.to_string(), format!("{shape:?}"));
+                    self.problem(WeightProblem::Format { name: path.into(), got, want })
+                }
+            };
         }
         let Some(words) = self.take(&format!("{path}.weight")) else { return placeholder() };
         if self.contains(&format!("{path}.scales")) {

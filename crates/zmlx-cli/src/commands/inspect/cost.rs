@@ -15,12 +15,13 @@ pub(crate) struct Cost {
 }
 
 impl Cost {
+    /// Of random weights, whose tensors are made as they are loaded, once the model is loaded.
     pub(crate) fn new(checkpoint: &Checkpoint) -> Self {
         let config = checkpoint.config();
         let (mut weight_bytes, mut expert_bytes, mut per_token) = (0u64, 0u64, 0u64);
-        for tensor in checkpoint.tensors() {
-            let n_bytes = tensor.n_bytes as u64;
-            match Part::of(tensor.name, config) {
+        let stored = checkpoint.tensors().map(|t| (t.name.to_owned(), t.n_bytes as u64));
+        for (name, n_bytes) in stored.chain(checkpoint.random_weights()) {
+            match Part::of(&name, config) {
                 Part::Unused => continue,
                 Part::Expert => expert_bytes += n_bytes,
                 Part::Embedding if config.tie_word_embeddings() => per_token += n_bytes,
