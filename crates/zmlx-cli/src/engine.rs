@@ -55,8 +55,15 @@ pub(crate) enum Rounding {
 
 /// Work that runs on any backend.
 pub(crate) trait Job {
-    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome>;
+    fn run<B: Backend + 'static>(self, backend: B, about: &About) -> Result<Outcome>;
 }
+
+/// The backends of this build.
+pub(crate) const BUILT: &[BackendKind] = if cfg!(any(target_os = "macos", feature = "mlx")) {
+    &[BackendKind::Cpu, BackendKind::Mlx]
+} else {
+    &[BackendKind::Cpu]
+};
 
 /// Runs a job on the backend that the arguments choose: the only place that names them.
 pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> {

@@ -1,23 +1,35 @@
-//! `zmlx bench`: tokens per second of several fusions on the same weights, in one process, in turns.
+//! `zmlx bench`: tokens per second of several paths on the same weights, in one process, in turns.
 
+mod arm;
 mod bandwidth;
-mod measure;
+mod check;
+mod plan;
+mod probe;
 mod report;
+mod stats;
+
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Error};
 
 use super::inspect::cost::Cost;
-use crate::args::{BackendArgs, ModelArgs, RouteArgs, positive};
+use crate::args::{BackendArgs, BackendKind, ModelArgs, RouteArgs, positive};
+use crate::capsule::bench::{Bandwidth, BenchRecord, BenchTest, PhaseTime};
+use crate::capsule::model::ModelFacts;
+use crate::capsule::{self, Capsule, Context, Prompt, Record};
 use crate::engine::{self, About, Job};
 use crate::memory;
 use crate::output::{Outcome, note, print, print_json};
 use crate::progress::Progress;
 use crate::prompts;
 use crate::source::Source;
-use measure::{Samples, Workload};
-use report::Report;
+use arm::{Arm, Loaded};
+use plan::Test;
+use probe::Phase;
+use report::{Format, MAX_SPREAD, Profile, Report, speeds};
 
 /// A fused path may differ from the stock path by this relative root mean square of the logits before it is timed:
 /// both keep f32 throughout and differ in the order of sums only, which leaves 1e-6 to 1e-5; a wrong kernel leaves
@@ -27,121 +39,327 @@ const MAX_REL_RMS: f64 = 2e-2;
 /// The seed of random weights: the same on every machine, so that capsules compare.
 const SYNTHETIC_SEED: u64 = 1;
 
+/// The seed of the measured prompt.
+const PROMPT_SEED: u64 = 1;
+
+/// Before each measurement, so that none pays for the heat of the one before alone.
+const COOL_DOWN: Duration = Duration::from_millis(100);
+
+/// Steps of a warm-up.
+const WARM_UP: usize = 4;
+/// Steps of a profile: enough for a mean, and each is slower than a step without clocks.
+const PROFILE_STEPS: usize = 32;
+
 /// Arguments of `zmlx bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
+    /// As --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    positional: Option<PathBuf>,
     #[command(flatten)]
     model: ModelArgs,
     /// Random weights instead of a model: qwen3-30b-a3b, qwen3-235b-a22b or glm-4.7-flash, then perhaps ,layers=N ,vocab=N
     /// ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N
-    #[arg(long, value_name = "NAME[,layers=N…]", conflicts_with = "model")]
+    #[arg(long, value_name = "NAME[,layers=N…]", conflicts_with_all = ["model", "positional"])]
     synthetic: Option<String>,
-    /// Tokens of the prompt.
-    #[arg(short, long, value_name = "N", default_value_t = 128, value_parser = positive())]
-    prompt_tokens: usize,
-    /// Tokens to decode.
-    #[arg(short = 'n', long, value_name = "N", default_value_t = 64, value_parser = positive())]
-    generate_tokens: usize,
-    /// How often each is measured.
+    /// Prompts to measure, in tokens; 0 for none.
+    #[arg(short = 'p', long, value_name = "N,…", value_delimiter = ',', default_value = "512")]
+    n_prompt: Vec<usize>,
+    /// Tokens to decode; 0 for none.
+    #[arg(short = 'n', long, value_name = "N,…", value_delimiter = ',', default_value = "128")]
+    n_gen: Vec<usize>,
+    /// Tokens in the caches before decoding.
+    #[arg(short = 'd', long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
+    n_depth: Vec<usize>,
+    /// Sequences decoded at once.
+    #[arg(short = 'b', long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = positive())]
+    batch: Vec<usize>,
+    /// How often each test is measured.
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = positive())]
     repetitions: usize,
-    /// What is compared; may be given several times. By default stock, concat and fused.
+    /// How the results are printed.
+    #[arg(short, long, value_enum, default_value = "md")]
+    output: Format,
+    /// What is compared: fused ops on one backend, or every backend of this build.
+    #[arg(long, value_enum, default_value = "fusion")]
+    compare: Compare,
+    /// The paths; may be given several times. By default stock, concat and fused, of several backends stock and fused.
     #[arg(long, value_name = "PRESET[,±OP]")]
     fusion: Vec<Fusion>,
     #[command(flatten)]
     route: RouteArgs,
     #[command(flatten)]
     backend: BackendArgs,
-    /// Print one JSON object with every single measurement.
+    /// Show in a pass of its own where the time of a decoded token goes.
     #[arg(long)]
-    json: bool,
+    profile: bool,
+    /// Only measure how fast memory is read.
+    #[arg(long)]
+    bandwidth: bool,
+    /// Write everything to a JSON file, with machine, build and model.
+    #[arg(long, value_name = "FILE")]
+    capsule: Option<PathBuf>,
+    /// Overwrite the capsule.
+    #[arg(long, requires = "capsule")]
+    force: bool,
+}
+
+/// What `--compare` names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Compare {
+    /// Paths on one backend.
+    Fusion,
+    /// Every backend of this build, on the same workload.
+    Backend,
 }
 
 /// Verifies that the paths agree, measures them in turns, and prints a table.
 pub(crate) fn run(mut args: Args) -> Result<Outcome> {
+    if args.bandwidth {
+        return bandwidth_only(&args);
+    }
+    if let Some(path) = &args.capsule {
+        capsule::refuse_to_overwrite(path, args.force)?;
+    }
+    args.model.model = args.model.model.take().or(args.positional.take());
     let checkpoint = match &args.synthetic {
         Some(spec) => Checkpoint::synthetic(spec, SYNTHETIC_SEED)?,
         None => Source::resolve(&args.model)?.checkpoint()?,
     };
+    let tests = plan::tests(&args.n_prompt, &args.n_gen, &args.n_depth, &args.batch);
     let limit = checkpoint.config().max_position_embeddings();
-    let n_tokens = args.prompt_tokens + args.generate_tokens;
+    let Some(n_tokens) = tests.iter().map(Test::n_tokens).max() else {
+        bail!("nothing to measure: -p and -n are 0");
+    };
     if n_tokens > limit {
         return Err(Error::ContextLength { n_tokens, limit }.into());
     }
+    let waiting = match (args.compare, args.backend.backend) {
+        (Compare::Fusion, _) => &[],
+        (Compare::Backend, None) => engine::BUILT,
+        (Compare::Backend, Some(_)) => bail!("--backend names one; --compare backend takes all"),
+    };
     if args.fusion.is_empty() {
-        args.fusion = vec![Fusion::STOCK, Fusion::CONCAT, Fusion::FUSED];
+        args.fusion = match args.compare {
+            Compare::Fusion => vec![Fusion::STOCK, Fusion::CONCAT, Fusion::FUSED],
+            Compare::Backend => vec![Fusion::STOCK, Fusion::FUSED],
+        };
     }
     for fusion in &mut args.fusion {
         *fusion = args.route.apply(*fusion, checkpoint.config())?;
     }
-    engine::with_backend(args.backend, Bench { checkpoint, args })
+    let plan = Plan { args: &args, checkpoint: &checkpoint, tests: &tests };
+    let (first, rest) = match waiting.split_first() {
+        Some((first, rest)) => (Some(*first), rest),
+        None => (args.backend.backend, waiting),
+    };
+    let backend = BackendArgs { backend: first, ..args.backend };
+    engine::with_backend(
+        backend,
+        Collect { plan: &plan, waiting: rest, arms: Vec::new(), abouts: Vec::new() },
+    )
 }
 
-struct Bench {
-    checkpoint: Checkpoint,
-    args: Args,
+fn bandwidth_only(args: &Args) -> Result<Outcome> {
+    let threads = args.backend.threads.unwrap_or_else(num_cpus::get_physical);
+    let Some(bytes_per_second) = bandwidth::read_bytes_per_second(threads) else {
+        bail!("not enough memory for the probe's buffer");
+    };
+    if args.output == Format::Md {
+        print(&format!("memory reads at {:.1} GB/s ({threads} threads)\n", bytes_per_second / 1e9))?;
+    } else {
+        print_json(&Bandwidth { bytes_per_second, threads })?;
+    }
+    Ok(Outcome::Done)
 }
 
-impl Job for Bench {
-    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
-        let Args { prompt_tokens: n_prompt, generate_tokens: n_generate, repetitions, .. } = self.args;
-        let fusions = &self.args.fusion;
-        let Some(first) = fusions.first() else { bail!("no fusion to measure") };
-        let (model, _) = engine::load(backend, &self.checkpoint)?;
+/// What is measured, on which weights.
+struct Plan<'a> {
+    args: &'a Args,
+    checkpoint: &'a Checkpoint,
+    tests: &'a [Test],
+}
 
-        // The first path's own continuation of a fixed random prompt is what all paths compute.
-        let vocab = model.config().vocab_size();
-        let prompt = prompts::seeded_tokens(1, n_prompt, vocab);
-        let Some(workload) = Workload::greedy(&model, prompt, n_generate, first)? else {
-            note(format_args!("error: the logits of {first} are not all numbers: nothing was timed"));
+/// Loads the model on one backend after the other, then measures all.
+struct Collect<'a> {
+    plan: &'a Plan<'a>,
+    waiting: &'a [BackendKind],
+    arms: Vec<Box<dyn Arm>>,
+    abouts: Vec<&'a About>,
+}
+
+impl Job for Collect<'_> {
+    fn run<B: Backend + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
+        let Collect { plan, waiting, mut arms, abouts } = self;
+        arms.push(Box::new(Loaded::new(backend, plan.checkpoint)?));
+        let mut abouts: Vec<&About> = abouts;
+        abouts.push(about);
+        let Some((next, rest)) = waiting.split_first() else { return measure(plan, arms, &abouts) };
+        let backend = BackendArgs { backend: Some(*next), ..plan.args.backend };
+        engine::with_backend(backend, Collect { plan, waiting: rest, arms, abouts })
+    }
+}
+
+fn measure(plan: &Plan<'_>, mut arms: Vec<Box<dyn Arm>>, abouts: &[&About]) -> Result<Outcome> {
+    let Plan { args, checkpoint, tests } = *plan;
+    let fusions = &args.fusion;
+    for (arm, about) in arms.iter().zip(abouts) {
+        if !agree(arm.as_ref(), about, fusions)? {
             return Ok(Outcome::CheckFailed);
-        };
-        // This warms caches and memory up, too.
-        let mut differences = Vec::new();
-        for fusion in fusions {
-            let difference = workload.compare(&model, fusion)?;
-            let is_sound = difference <= MAX_REL_RMS; // not so if it is NaN
-            if !is_sound {
-                note(format_args!(
-                    "error: the logits of {fusion} differ from those of {first} by {difference:.1e} (relative root \
-                     mean square, at most {MAX_REL_RMS:.0e} is sound): nothing was timed"
-                ));
-                return Ok(Outcome::CheckFailed);
-            }
-            differences.push(difference);
         }
-        // Every path has run; the bandwidth probe's own buffer is not the model's.
-        let peak_memory_bytes = memory::peak_bytes();
-        let bandwidth = bandwidth::read_bytes_per_second(about.n_threads);
-        let mut samples = vec![Samples::default(); fusions.len()];
-        let mut progress = Progress::new("Measuring");
-        for repetition in 0..repetitions {
-            for turn in 0..fusions.len() {
+    }
+    let n_threads = abouts.iter().map(|a| a.n_threads).max().unwrap_or(1);
+    let before = bandwidth::probe(n_threads);
+    let cost = Cost::new(checkpoint);
+    let lanes: Vec<(usize, &Fusion)> =
+        (0..arms.len()).flat_map(|arm| fusions.iter().map(move |f| (arm, f))).collect();
+    let longest = tests.iter().map(|t| t.n_prompt).max().unwrap_or(0);
+    let prompt = prompts::seeded_tokens(PROMPT_SEED, longest, checkpoint.config().vocab_size());
+    let mut records = Vec::new();
+    let mut profile = Vec::new();
+    let mut progress = Progress::new("Measuring");
+    let n_all = tests.len() * args.repetitions * lanes.len();
+    let mut n_done = 0;
+    let mut filled = None;
+    for test in tests {
+        let mut results: Vec<BenchTest> =
+            lanes.iter().map(|&(arm, fusion)| test.record(fusion, abouts[arm].name, &cost)).collect();
+        if test.is_decoding() && filled.replace((test.depth, test.batch)) != Some((test.depth, test.batch)) {
+            for arm in &mut arms {
+                arm.fill(&fusions[0], test.depth, test.batch)?;
+            }
+        }
+        for (&(arm, fusion), result) in lanes.iter().zip(&mut results) {
+            if test.is_decoding() {
+                arms[arm].decode(fusion, test.n_generate.min(WARM_UP))?;
+                result.launches_per_token = Some(arms[arm].count(fusion)? as f64 / test.batch as f64);
+            } else {
+                arms[arm].prompt(fusion, &prompt[..test.n_prompt])?;
+            }
+        }
+        for repetition in 0..args.repetitions {
+            for turn in 0..lanes.len() {
                 // Alternating order: a machine that slows down meanwhile slows all down alike.
-                let at = if repetition % 2 == 0 { turn } else { fusions.len() - 1 - turn };
-                workload.measure(&model, &fusions[at], &mut samples[at])?;
-                progress.update(repetition * fusions.len() + turn + 1, repetitions * fusions.len());
+                let at = if repetition % 2 == 0 { turn } else { lanes.len() - 1 - turn };
+                let (arm, fusion) = lanes[at];
+                std::thread::sleep(COOL_DOWN);
+                let result = &mut results[at];
+                if test.is_decoding() {
+                    let seconds = arms[arm].decode(fusion, test.n_generate)?;
+                    result.samples_s.push(seconds.iter().sum());
+                    result.token_latencies_s.extend(seconds);
+                } else {
+                    let seconds = arms[arm].prompt(fusion, &prompt[..test.n_prompt])?;
+                    result.samples_s.push(seconds);
+                    result.ttft_s.push(seconds);
+                }
+                n_done += 1;
+                progress.update(n_done, n_all);
             }
         }
-        let cost = Cost::new(&self.checkpoint);
-        let mean_cached = n_prompt as f64 + (n_generate - 1) as f64 / 2.0;
-        let report = Report {
-            model: self.checkpoint.name(),
-            backend: &about.text,
-            n_threads: about.n_threads,
-            n_prompt,
-            n_generate,
-            repetitions,
-            bytes_per_token: cost.bytes_per_token(mean_cached),
-            read_bytes_per_second: bandwidth,
-            peak_memory_bytes,
-        };
-        let rows = report.rows(fusions, &samples, &differences);
-        if self.args.json {
-            print_json(&report.json(&rows))?;
-        } else {
-            print(&report.text(&rows))?;
+        if args.profile && test.is_decoding() {
+            for &(arm, fusion) in &lanes {
+                let phases = arms[arm].profile(fusion, test.n_generate.min(PROFILE_STEPS))?;
+                // Of several backends the path is named with its own.
+                let label = match abouts {
+                    [_] => fusion.to_string(),
+                    _ => format!("{fusion} on {}", abouts[arm].name),
+                };
+                profile.extend(profile_rows(&label, test, &phases, &cost));
+            }
         }
-        Ok(Outcome::Done)
+        records.append(&mut results);
+    }
+    let peak_memory_bytes = memory::peak_bytes();
+    let after = bandwidth::probe(n_threads);
+    warn_of_spread(&records);
+    let report = Report {
+        model: checkpoint.name(),
+        weight_bytes: cost.weight_bytes,
+        threads: abouts.iter().map(|a| (a.name, a.n_threads)).collect(),
+        bandwidth: [before.clone(), after.clone()],
+        peak_memory_bytes,
+        tests: &records,
+        profile: &profile,
+    };
+    print(&report.text(args.output)?)?;
+    if let Some(path) = &args.capsule {
+        let best = [before, after].into_iter().flatten();
+        let record = BenchRecord {
+            repetitions: args.repetitions,
+            fusions: fusions.iter().map(ToString::to_string).collect(),
+            bandwidth: best.max_by(|a, b| a.bytes_per_second.total_cmp(&b.bytes_per_second)),
+            peak_memory_bytes,
+            tests: records,
+            profile: profile.into_iter().map(|p| p.time).collect(),
+        };
+        let prompts = if prompt.is_empty() { vec![] } else { vec![Prompt::new("seeded", &prompt)] };
+        let context = Context { model: ModelFacts::of(checkpoint)?, backends: abouts, prompts };
+        capsule::write(path, &Capsule::new(Record::Bench(record), context)?, args.force)?;
+    }
+    Ok(Outcome::Done)
+}
+
+/// Whether every path gives the first one's logits; says so if not.
+fn agree(arm: &dyn Arm, about: &About, fusions: &[Fusion]) -> Result<bool> {
+    let (backend, first) = (about.name, &fusions[0]);
+    let Some(differences) = arm.check(fusions)? else {
+        note(format_args!(
+            "error: the logits of {first} on {backend} are not all numbers: nothing was timed"
+        ));
+        return Ok(false);
+    };
+    for (fusion, difference) in fusions.iter().zip(differences) {
+        let is_sound = difference <= MAX_REL_RMS; // not so if it is NaN
+        if !is_sound {
+            note(format_args!(
+                "error: the logits of {fusion} on {backend} differ from those of {first} by {difference:.1e} \
+                 (relative root mean square, at most {MAX_REL_RMS:.0e} is sound): nothing was timed"
+            ));
+            return Ok(false);
+        }
+    }
+    Ok(true)
+}
+
+fn profile_rows(fusion: &str, test: &Test, phases: &[(Phase, f64)], cost: &Cost) -> Vec<Profile> {
+    let total: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
+    let row = |&(phase, seconds): &(Phase, f64)| {
+        let n_bytes = match phase {
+            // Sequences of a batch share experts, how many is not known.
+            _ if test.batch > 1 => None,
+            Phase::Router => Some(cost.parts.router),
+            Phase::GateUp => Some(cost.parts.gate_up),
+            Phase::Down => Some(cost.parts.down),
+            Phase::Attention => Some(cost.parts.attention + cost.kv_bytes_per_token * test.depth as u64),
+            Phase::Head => Some(cost.parts.head),
+            Phase::Other | Phase::Sync => None,
+        };
+        Profile {
+            time: PhaseTime {
+                fusion: fusion.to_owned(),
+                test: test.name(),
+                phase: phase.name().to_owned(),
+                seconds_per_token: seconds / test.batch as f64,
+                share: if total > 0.0 { seconds / total } else { 0.0 },
+            },
+            bytes_per_second: n_bytes.filter(|_| seconds > 0.0).map(|n| n as f64 / seconds),
+        }
+    };
+    phases.iter().map(row).collect()
+}
+
+fn warn_of_spread(tests: &[BenchTest]) {
+    for test in tests {
+        let spread = speeds(test).spread();
+        if spread > MAX_SPREAD {
+            note(format_args!(
+                "warning: {} of {} on {} spreads by {:.0} %: other work on this machine, or heat; more -r may help",
+                test.name,
+                test.fusion,
+                test.backend,
+                spread * 100.0
+            ));
+        }
     }
 }

@@ -45,7 +45,7 @@ fn wrong_weights_fail_validation() {
     assert_eq!(report["verdict"], "FAIL");
     assert!(report["tokens"].as_array().unwrap().iter().all(|t| t["verdict"] == "FAIL"));
     assert!(report["reference"].as_array().unwrap().iter().all(|r| r["verdict"] == "FAIL"));
-    let run = zmlx(&["bench", "--json", "--model", dir]);
+    let run = zmlx(&["bench", "-o", "json", "--model", dir]);
     assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""));
     assert!(run.stderr.contains("nothing was timed"), "{}", run.stderr);
 }
@@ -53,34 +53,115 @@ fn wrong_weights_fail_validation() {
 #[test]
 fn bench_measures_every_fusion() {
     let dir = model(GLM);
-    let args = ["bench", "--model", &dir, "-p", "8", "-n", "4", "-r", "3"];
-    let report = zmlx(&[&args[..], &["--json"]].concat()).ok().json();
-    assert_eq!((&report["repetitions"], &report["prompt_tokens"]), (&json!(3), &json!(8)));
-    let results = report["results"].as_array().unwrap();
-    let fusions: Vec<_> = results.iter().map(|r| r["fusion"].as_str().unwrap()).collect();
-    assert_eq!(fusions, ["stock", "concat", "fused"]);
-    for result in results {
-        for phase in ["prefill_tps", "decode_tps"] {
-            let of = |key: &str| result[phase][key].as_f64().unwrap();
-            assert!(0.0 < of("min") && of("min") <= of("median") && of("median") <= of("max"), "{result}");
-            assert_eq!(result[phase]["samples"].as_array().unwrap().len(), 3);
-        }
-        assert!(result["share_of_read_bandwidth"].as_f64().unwrap() > 0.0);
-        assert!(result["logits_rel_rms_to_first"].as_f64().unwrap() <= 1e-4);
+    let args = ["bench", &dir, "-p", "8", "-n", "3,4", "-d", "0,16", "-b", "1,2", "-r", "2"];
+    let report = zmlx(&[&args[..], &["-o", "json", "--profile"]].concat()).ok().json();
+    let tests = report["tests"].as_array().unwrap();
+    let found: Vec<_> =
+        tests.iter().map(|t| (t["test"].as_str().unwrap(), t["fusion"].as_str().unwrap())).collect();
+    let mut want = Vec::new();
+    for test in
+        ["pp8", "tg3", "tg4", "tg3 b2", "tg4 b2", "tg3 @ d16", "tg4 @ d16", "tg3 b2 @ d16", "tg4 b2 @ d16"]
+    {
+        want.extend(["stock", "concat", "fused"].map(|fusion| (test, fusion)));
     }
-    let text = zmlx(&[&args[..], &["--fusion", "stock", "--fusion", "fused,-route"]].concat()).ok().stdout;
-    assert!(text.contains("fused,-route") && !text.contains("concat"), "{text}");
-    zmlx(&["bench", "--model", &dir, "-p", "2048"]).refused(&["max_position_embeddings"]);
+    assert_eq!(found, want);
+    for test in tests {
+        let of = |key: &str| test[key].as_f64().unwrap();
+        assert!(of("avg_ts") > 0.0 && of("median_ts") > 0.0 && of("stddev_ts") >= 0.0, "{test}");
+        assert_eq!(test["samples_s"].as_array().unwrap().len(), 2);
+        let n_latencies = test["token_latencies_s"].as_array().unwrap().len();
+        assert_eq!(n_latencies as f64, 2.0 * of("n_gen"));
+        if of("n_gen") == 0.0 {
+            assert!(of("ttft_ms") > 0.0 && test["p50_ms"].is_null(), "{test}");
+        } else {
+            assert!(
+                0.0 < of("p50_ms") && of("p50_ms") <= of("p95_ms") && of("p95_ms") <= of("p99_ms"),
+                "{test}"
+            );
+        }
+        assert_eq!(
+            test["share_of_bandwidth"].is_null(),
+            of("n_gen") == 0.0 || of("n_batch") == 2.0,
+            "{test}"
+        );
+    }
+    // As docs/LAUNCHES.md counts; a step of two sequences takes as many ops.
+    let document = std::fs::read_to_string(fixtures().join("../docs/LAUNCHES.md")).unwrap();
+    let row = document.lines().find(|l| l.starts_with("| GLM fixture")).unwrap();
+    for (test, cell) in tests[3..6].iter().zip(row.split('|').skip(2)) {
+        assert_eq!(test["launches_per_token"].as_f64().unwrap(), cell.trim().parse::<f64>().unwrap());
+    }
+    assert_eq!(
+        tests[9]["launches_per_token"].as_f64(),
+        tests[3]["launches_per_token"].as_f64().map(|n| n / 2.0)
+    );
+    // Seven phases of every path in every decoding test, whose shares are the whole.
+    let profile = report["profile"].as_array().unwrap();
+    assert_eq!(profile.len(), 7 * 3 * 8);
+    for phases in profile.chunks(7) {
+        let share: f64 = phases.iter().map(|p| p["share"].as_f64().unwrap()).sum();
+        assert!((share - 1.0).abs() <= 1e-9, "{phases:?}");
+        assert!(phases.iter().take(5).all(|p| p["seconds_per_token"].as_f64().unwrap() > 0.0), "{phases:?}");
+    }
+}
+
+#[test]
+fn bench_prints_tables_and_lines() {
+    let dir = model(QWEN);
+    let bench =
+        |more: &[&str]| zmlx(&[&["bench", "--model", &dir, "-p", "0", "-n", "2", "-r", "1"], more].concat());
+    let table = bench(&["--fusion", "stock", "--fusion", "fused,-route"]).ok().stdout;
+    assert!(
+        table.contains("| fused,-route |") && table.contains("| tg2 ") && !table.contains("concat"),
+        "{table}"
+    );
+    assert!(table.contains("memory reads at"), "{table}");
+    let csv = bench(&["-o", "csv"]).ok().stdout;
+    let widths: Vec<_> = csv.lines().map(|l| l.split(',').count()).collect();
+    assert!(
+        csv.starts_with("model,") && widths.len() == 4 && widths.iter().all(|w| *w == widths[0]),
+        "{csv}"
+    );
+    let lines = bench(&["-o", "jsonl", "--compare", "backend"]).ok().stdout;
+    let lines: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
+    assert!(lines.iter().any(|l| l["backend"] == "cpu" && l["fusion"] == "fused"), "{lines:?}");
+    bench(&["-d", "4096"]).refused(&["max_position_embeddings"]);
+    bench(&["-n", "0"]).refused(&["nothing to measure"]);
+    zmlx(&["bench", &dir, "--synthetic", "glm-4.7-flash"]).refused(&["--synthetic"]);
+    let bandwidth = zmlx(&["bench", "--bandwidth", "-o", "json"]).ok().json();
+    assert!(bandwidth["bytes_per_second"].as_f64().unwrap() > 0.0 && bandwidth["threads"] == json!(1));
+}
+
+#[test]
+fn a_bench_leaves_a_capsule() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("c.json");
+    let file = file.to_str().unwrap();
+    let model = model(QWEN);
+    let args = ["bench", &model, "-p", "4", "-n", "2", "-r", "2", "--profile", "--capsule", file];
+    zmlx(&args).ok();
+    let capsule: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+    assert_eq!((&capsule["kind"], &capsule["format"]), (&json!("bench"), &json!(1)));
+    assert_eq!(capsule["bench"]["tests"].as_array().unwrap().len(), 6);
+    assert_eq!(capsule["bench"]["profile"].as_array().unwrap().len(), 7 * 3);
+    assert_eq!(capsule["prompts"][0]["n_tokens"], json!(4));
+    zmlx(&args).refused(&["--force"]);
+    zmlx(&[&args[..], &["--force"]].concat()).ok();
 }
 
 #[test]
 fn random_weights_are_benched() {
-    let bench = |spec: &str| zmlx(&["bench", "--json", "-p", "3", "-n", "2", "-r", "1", "--synthetic", spec]);
+    let bench =
+        |spec: &str| zmlx(&["bench", "-o", "json", "-p", "0", "-n", "1", "-r", "1", "--synthetic", spec]);
     let report = bench("glm-4.7-flash,layers=2,vocab=64,mode=mxfp4").ok().json();
     // Layer 0 is dense, layer 1 has 64 experts: 17 bytes for 32 weights, dense routers and norms aside.
     let attention = 768 * 2048 + 768 * 5120 + 576 * 2048 + 20 * 512 * (192 + 256) + 2048 * 5120;
     let weights = 2 * attention + 3 * 2048 * (10240 + 5 * 1536) + 65 * 2048;
-    let (got, want) = (report["bytes_per_token"].as_f64().unwrap(), f64::from(weights) * 17.0 / 32.0);
+    let test = &report["tests"][0];
+    let (got, want) = (
+        test["bytes_per_second"].as_f64().unwrap() / test["median_ts"].as_f64().unwrap(),
+        f64::from(weights) * 17.0 / 32.0,
+    );
     assert!((got / want - 1.0).abs() <= 0.01, "{got} {want}");
     for (spec, tells) in [
         ("gpt-2", "qwen3-235b-a22b"),

@@ -1,11 +1,22 @@
 //! How fast this machine reads memory: what decoding could reach at best.
 
 use std::hint::black_box;
+use std::process::{Command, Stdio};
 use std::time::Instant;
+
+use crate::capsule::bench::Bandwidth;
 
 /// Several times what the largest last-level caches hold.
 const BUFFER_BYTES: usize = 512 << 20;
 const ROUNDS: usize = 5;
+
+/// Measures in a process of its own, whose buffer does not count as memory of the bench; none if that fails.
+pub(super) fn probe(n_threads: usize) -> Option<Bandwidth> {
+    let mut command = Command::new(std::env::current_exe().ok()?);
+    command.args(["bench", "--bandwidth", "-o", "json", "--threads", &n_threads.to_string()]);
+    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
+    serde_json::from_slice(&output.stdout).ok()
+}
 
 /// The best of some rounds in which `n_threads` threads together sum a large buffer; none if that much memory
 /// cannot be had.

@@ -12,31 +12,74 @@ pub(crate) struct Cost {
     pub(crate) weight_bytes_per_token: u64,
     /// What a token leaves in the caches: 16 bits a value, on every backend.
     pub(crate) kv_bytes_per_token: u64,
+    /// Parts of `weight_bytes_per_token`.
+    #[serde(skip)]
+    pub(crate) parts: PartBytes,
+}
+
+/// Weights that one decoded token reads in parts of the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PartBytes {
+    pub(crate) router: u64,
+    pub(crate) gate_up: u64,
+    pub(crate) down: u64,
+    pub(crate) attention: u64,
+    pub(crate) head: u64,
+}
+
+impl PartBytes {
+    /// The part that the tensor `name` belongs to; none for norms and the embedding.
+    fn of(&mut self, name: &str) -> Option<&mut u64> {
+        if name.starts_with("lm_head.") {
+            Some(&mut self.head)
+        } else if name.contains(".self_attn.") {
+            Some(&mut self.attention)
+        } else if name.contains(".mlp.gate.") {
+            Some(&mut self.router)
+        } else if name.contains(".gate_proj.") || name.contains(".up_proj.") {
+            Some(&mut self.gate_up)
+        } else if name.contains(".down_proj.") {
+            Some(&mut self.down)
+        } else {
+            None
+        }
+    }
 }
 
 impl Cost {
     /// Of random weights, whose tensors are made as they are loaded, once the model is loaded.
     pub(crate) fn new(checkpoint: &Checkpoint) -> Self {
         let config = checkpoint.config();
-        let (mut weight_bytes, mut expert_bytes, mut per_token) = (0u64, 0u64, 0u64);
+        let (mut weight_bytes, mut per_token) = (0u64, 0u64);
+        let mut parts = PartBytes::default();
+        let (top_k, n_experts) = experts(config);
+        let chosen = |n_bytes: u64| {
+            let chosen = u128::from(n_bytes) * u128::from(top_k) / u128::from(n_experts.max(1));
+            u64::try_from(chosen).unwrap_or(u64::MAX)
+        };
         let stored = checkpoint.tensors().map(|t| (t.name.to_owned(), t.n_bytes as u64));
         for (name, n_bytes) in stored.chain(checkpoint.random_weights()) {
-            match Part::of(&name, config) {
+            let read = match Part::of(&name, config) {
                 Part::Unused => continue,
-                Part::Expert => expert_bytes += n_bytes,
-                Part::Embedding if config.tie_word_embeddings() => per_token += n_bytes,
-                Part::Embedding => per_token += n_bytes / (config.vocab_size() as u64).max(1),
-                Part::Dense => per_token += n_bytes,
-            }
+                Part::Expert => chosen(n_bytes),
+                Part::Embedding if config.tie_word_embeddings() => {
+                    parts.head += n_bytes;
+                    n_bytes
+                }
+                Part::Embedding => n_bytes / (config.vocab_size() as u64).max(1),
+                Part::Dense => n_bytes,
+            };
             weight_bytes += n_bytes;
+            per_token += read;
+            if let Some(part) = parts.of(&name) {
+                *part += read;
+            }
         }
-        let (top_k, n_experts) = experts(config);
-        let chosen = u128::from(expert_bytes) * u128::from(top_k) / u128::from(n_experts.max(1));
-        per_token += u64::try_from(chosen).unwrap_or(u64::MAX);
         Self {
             weight_bytes,
             weight_bytes_per_token: per_token,
             kv_bytes_per_token: kv_bytes_per_token(config),
+            parts,
         }
     }
 

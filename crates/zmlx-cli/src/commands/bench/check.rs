@@ -1,6 +1,4 @@
-//! Running a fixed token sequence through the model: as reference, for comparison, and on the clock.
-
-use std::time::Instant;
+//! Whether the paths agree, on a fixed token sequence: nothing is timed otherwise.
 
 use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
@@ -17,13 +15,6 @@ pub(super) struct Workload {
     tokens: Vec<u32>,
     /// After the prompt and after each token but the last.
     logits: Vec<Vec<f32>>,
-}
-
-/// Tokens per second, one number per repetition.
-#[derive(Clone, Debug, Default)]
-pub(super) struct Samples {
-    pub(super) prefill: Vec<f64>,
-    pub(super) decode: Vec<f64>,
 }
 
 impl Workload {
@@ -51,28 +42,6 @@ impl Workload {
             at += 1;
         })?;
         Ok(worst)
-    }
-
-    /// Times one pass.
-    pub(super) fn measure<B: Backend>(
-        &self,
-        model: &Model<B>,
-        fusion: &Fusion,
-        samples: &mut Samples,
-    ) -> Result<()> {
-        let started = Instant::now();
-        let mut prefilled = started;
-        let mut n_rows = 0;
-        self.pass(model, fusion, |_| {
-            if n_rows == 0 {
-                prefilled = Instant::now();
-            }
-            n_rows += 1;
-        })?;
-        let per_second = |n: usize, seconds: f64| n as f64 / seconds.max(f64::MIN_POSITIVE);
-        samples.prefill.push(per_second(self.prompt.len(), (prefilled - started).as_secs_f64()));
-        samples.decode.push(per_second(self.tokens.len(), prefilled.elapsed().as_secs_f64()));
-        Ok(())
     }
 
     /// Prompt and tokens; `on_logits` sees the logits after the prompt and after each token.

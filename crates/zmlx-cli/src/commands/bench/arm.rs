@@ -1,0 +1,177 @@
+//! A model on a backend, ready to be measured, whatever the backend's types are.
+
+use std::time::Instant;
+
+use anyhow::Result;
+use zmlx_kernels::{Backend, Fusion, Hooked};
+use zmlx_models::{Checkpoint, Input, LogitsOf, Model, State, Tap, TapValue};
+
+use super::check::Workload;
+use super::probe::{Mode, Part, Phase, Probe, phases};
+use crate::engine;
+use crate::progress::Progress;
+use crate::prompts;
+
+/// Tokens of the check before anything is timed: a prompt and what follows it one by one.
+const CHECK_PROMPT: usize = 24;
+const CHECK_TOKENS: usize = 8;
+
+/// What can be measured.
+pub(super) trait Arm {
+    /// The largest relative root mean square by which the logits of each fusion differ from the first one's; none if
+    /// those of the first are not all numbers.
+    fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<f64>>>;
+
+    /// Seconds from a prompt to the logits of its last token.
+    fn prompt(&self, fusion: &Fusion, tokens: &[u32]) -> Result<f64>;
+
+    /// Fills the caches of `batch` sequences to `depth` tokens each, once for all that is measured there.
+    fn fill(&mut self, fusion: &Fusion, depth: usize, batch: usize) -> Result<()>;
+
+    /// Seconds of each of `n` steps that decode one token of every sequence; the caches are as before afterwards.
+    fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Vec<f64>>;
+
+    /// Ops of one such step, compositions taken apart.
+    fn count(&mut self, fusion: &Fusion) -> Result<usize>;
+
+    /// Seconds per step in each phase, from `n` steps whose ops are timed one by one.
+    fn profile(&mut self, fusion: &Fusion, n: usize) -> Result<Vec<(Phase, f64)>>;
+}
+
+type Hook<B> = Hooked<B, Probe>;
+
+/// A model whose backend can be told to count and time.
+pub(super) struct Loaded<B: Backend> {
+    model: Model<Hook<B>>,
+    filled: Filled<Hook<B>>,
+}
+
+/// Caches at a depth.
+struct Filled<B: Backend> {
+    state: State<B>,
+    depth: usize,
+}
+
+impl<B: Backend> Loaded<B> {
+    pub(super) fn new(backend: B, checkpoint: &Checkpoint) -> Result<Self> {
+        let (model, _) = engine::load(Hooked::new(backend, Probe::default()), checkpoint)?;
+        let filled = Filled { state: model.state(1)?, depth: 0 };
+        Ok(Self { model, filled })
+    }
+
+    fn probe(&self) -> &Probe {
+        self.model.backend().hooks()
+    }
+
+    /// Takes the decoded tokens back.
+    fn rewind(&mut self) -> Result<()> {
+        let Filled { state, depth } = &mut self.filled;
+        for slot in 0..state.n_slots() {
+            self.model.truncate(state, slot, *depth)?;
+        }
+        Ok(())
+    }
+}
+
+/// One decoded token of every sequence; `i` chooses which.
+fn step<B: Backend>(
+    model: &Model<B>,
+    state: &mut State<B>,
+    fusion: &Fusion,
+    i: usize,
+    tap: Option<Tap<'_, B>>,
+) -> Result<()> {
+    // Other tokens in each step and sequence, so that other experts are chosen; the same for every path.
+    let tokens = prompts::seeded_tokens(0x5eed + i as u64, state.n_slots(), model.config().vocab_size());
+    let inputs: Vec<_> = tokens.chunks(1).enumerate().map(|(slot, tokens)| Input { slot, tokens }).collect();
+    let y = model.forward_tapped(state, &inputs, LogitsOf::Last, fusion, tap)?;
+    // Reading waits for the device.
+    model.backend().read(&y, &mut Vec::new())?;
+    Ok(())
+}
+
+impl<B: Backend> Arm for Loaded<B> {
+    fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<f64>>> {
+        let vocab = self.model.config().vocab_size();
+        let limit = self.model.config().max_position_embeddings();
+        let prompt = prompts::seeded_tokens(1, CHECK_PROMPT.min(limit.saturating_sub(1)).max(1), vocab);
+        let n_tokens = CHECK_TOKENS.min(limit.saturating_sub(prompt.len()));
+        let Some(first) = fusions.first() else { return Ok(Some(Vec::new())) };
+        let Some(workload) = Workload::greedy(&self.model, prompt, n_tokens, first)? else {
+            return Ok(None);
+        };
+        Ok(Some(fusions.iter().map(|f| workload.compare(&self.model, f)).collect::<Result<_>>()?))
+    }
+
+    fn prompt(&self, fusion: &Fusion, tokens: &[u32]) -> Result<f64> {
+        let mut state = self.model.state(1)?;
+        let started = Instant::now();
+        let y = self.model.prefill(&mut state, Input { slot: 0, tokens }, fusion, &mut |_, _| ())?;
+        self.model.backend().read(&y, &mut Vec::new())?;
+        Ok(started.elapsed().as_secs_f64())
+    }
+
+    fn fill(&mut self, fusion: &Fusion, depth: usize, batch: usize) -> Result<()> {
+        let mut state = self.model.state(batch)?;
+        let mut progress = Progress::new("Filling caches");
+        for slot in 0..if depth == 0 { 0 } else { batch } {
+            let tokens = prompts::seeded_tokens(slot as u64 + 1, depth, self.model.config().vocab_size());
+            let input = Input { slot, tokens: &tokens };
+            let mut on_chunk = |done: usize, _: usize| progress.update(slot * depth + done, batch * depth);
+            self.model.prefill(&mut state, input, fusion, &mut on_chunk)?;
+        }
+        self.filled = Filled { state, depth };
+        Ok(())
+    }
+
+    fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Vec<f64>> {
+        let mut seconds = Vec::with_capacity(n);
+        for i in 0..n {
+            let started = Instant::now();
+            step(&self.model, &mut self.filled.state, fusion, i, None)?;
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+        self.rewind()?;
+        Ok(seconds)
+    }
+
+    fn count(&mut self, fusion: &Fusion) -> Result<usize> {
+        self.probe().set(Mode::Count);
+        let done = step(&self.model, &mut self.filled.state, fusion, 0, None);
+        // Reading launches nothing.
+        let n_ops = self.probe().take().iter().filter(|r| !r.op.starts_with("read")).count();
+        self.probe().set(Mode::Off);
+        done?;
+        self.rewind()?;
+        Ok(n_ops)
+    }
+
+    fn profile(&mut self, fusion: &Fusion, n: usize) -> Result<Vec<(Phase, f64)>> {
+        let mut seconds = [0.0; Phase::ALL.len()];
+        let mut total = 0.0;
+        self.probe().set(Mode::Time);
+        let probe = self.model.backend().hooks();
+        for i in 0..n {
+            let mut parts = Vec::new();
+            let mut tap = |name: &str, _: TapValue<'_, Hook<B>>| {
+                if let Some(part) = Part::ending_at(name) {
+                    parts.push((part, probe.take()));
+                }
+            };
+            let started = Instant::now();
+            step(&self.model, &mut self.filled.state, fusion, i, Some(&mut tap))?;
+            total += started.elapsed().as_secs_f64();
+            parts.push((Part::Head, probe.take()));
+            for (part, ran) in parts {
+                for (phase, r) in phases(part, &ran).into_iter().zip(&ran) {
+                    seconds[phase as usize] += r.time.as_secs_f64();
+                }
+            }
+        }
+        self.probe().set(Mode::Off);
+        self.rewind()?;
+        let inside: f64 = seconds.iter().sum();
+        seconds[Phase::Sync as usize] = (total - inside).max(0.0);
+        Ok(Phase::ALL.into_iter().map(|p| (p, seconds[p as usize] / n.max(1) as f64)).collect())
+    }
+}
