@@ -1,8 +1,15 @@
-//! The formats and sizes that ops are run on.
+//! The formats and sizes that ops are run on: by this suite, and by `benches/ops.rs`.
 
 use zmlx_kernels::{DType, QuantSpec, WeightFormat};
 
-use crate::suite::Grid;
+/// How many of the sizes a backend is run on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Grid {
+    /// All.
+    Full,
+    /// A part that still has every format and every kind of size: for a second configuration of the same kernels.
+    Thinned,
+}
 
 /// Rows of a weight: one below, at and above what kernels take at once (4 rows, tiles of 12), and two tiles and more.
 pub const N_OUT: [usize; 11] = [1, 2, 3, 4, 5, 11, 12, 13, 31, 48, 67];

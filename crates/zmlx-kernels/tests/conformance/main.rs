@@ -33,7 +33,8 @@ mod router;
 mod session;
 mod weights;
 
-use suite::{Grid, Instance};
+use cases::Grid;
+use suite::Instance;
 use zmlx_kernels::cpu::{CpuBackend, Level};
 use zmlx_kernels::{QuantMode, WeightFormat};
 

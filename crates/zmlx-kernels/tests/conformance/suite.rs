@@ -2,16 +2,8 @@
 
 use zmlx_kernels::{Backend, Span, WeightFormat};
 
+use crate::cases::Grid;
 use crate::inputs::TestWeight;
-
-/// How many of the sizes a backend is run on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Grid {
-    /// All.
-    Full,
-    /// A part that still has every format and every kind of size: for a second configuration of the same kernels.
-    Thinned,
-}
 
 /// A backend in one configuration, and what it promises beyond the trait.
 pub struct Instance<B> {
