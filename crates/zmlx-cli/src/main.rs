@@ -35,6 +35,9 @@ struct Cli {
     /// Tell more on stderr: backend, fusion, times, why the text ended. RUST_LOG chooses more finely.
     #[arg(short, long, global = true)]
     verbose: bool,
+    /// Only results and errors: no progress bars, no warnings.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
@@ -57,6 +60,9 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
+    if cli.quiet {
+        output::be_quiet();
+    }
     start_log(cli.verbose);
     let done = match cli.command {
         Command::Generate(args) => commands::generate::run(args, cli.verbose),
@@ -81,7 +87,11 @@ fn main() -> ExitCode {
 
 fn start_log(verbose: bool) {
     use tracing_subscriber::EnvFilter;
-    let default = if verbose { "info" } else { "warn" };
+    let default = match (verbose, output::is_quiet()) {
+        (true, _) => "info",
+        (false, true) => "error",
+        (false, false) => "warn",
+    };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()
         .with_env_filter(filter)

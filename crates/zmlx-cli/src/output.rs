@@ -4,6 +4,7 @@ use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, bail};
 
@@ -29,6 +30,18 @@ impl Outcome {
             Self::Interrupted => 130,
         })
     }
+}
+
+static QUIET: AtomicBool = AtomicBool::new(false);
+
+/// From here on nothing but results and errors is written.
+pub(crate) fn be_quiet() {
+    QUIET.store(true, Ordering::Relaxed);
+}
+
+/// Whether that was asked for.
+pub(crate) fn is_quiet() -> bool {
+    QUIET.load(Ordering::Relaxed)
 }
 
 /// Writes a line to stderr; if nobody reads it, so be it.

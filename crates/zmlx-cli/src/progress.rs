@@ -5,21 +5,25 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::output;
+
 /// Shorter work shows no bar.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A bar on stderr, if that is a terminal and the work takes longer than a second.
+/// A bar on stderr, if a person sees both outputs, did not ask for quiet, and the work takes longer than a second.
 #[derive(Debug)]
 pub(crate) struct Progress {
     label: &'static str,
     started: Instant,
-    is_terminal: bool,
+    is_shown: bool,
     bar: Option<ProgressBar>,
 }
 
 impl Progress {
     pub(crate) fn new(label: &'static str) -> Self {
-        Self { label, started: Instant::now(), is_terminal: std::io::stderr().is_terminal(), bar: None }
+        let are_terminals = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
+        let is_shown = are_terminals && !output::is_quiet();
+        Self { label, started: Instant::now(), is_shown, bar: None }
     }
 
     /// `done` of `of` parts are done; the last takes the bar away.
@@ -28,7 +32,7 @@ impl Progress {
             if let Some(bar) = self.bar.take() {
                 bar.finish_and_clear();
             }
-        } else if self.is_terminal && self.started.elapsed() > PATIENCE {
+        } else if self.is_shown && self.started.elapsed() > PATIENCE {
             let label = self.label;
             let bar = self.bar.get_or_insert_with(|| {
                 let bar = ProgressBar::new(of as u64).with_message(label);

@@ -1,4 +1,7 @@
-//! Plain, aligned tables, and numbers as people read them.
+//! Aligned tables, coloured where a person sees them, and numbers as people read them.
+
+use anstream::{AutoStream, ColorChoice};
+use anstyle::{AnsiColor, Style};
 
 /// A table: the first column to the left, the others to the right.
 #[derive(Debug)]
@@ -15,24 +18,53 @@ impl Table {
         self.rows.push(cells);
     }
 
-    /// The lines, each ended by a newline.
+    /// The lines for stdout, each ended by a newline.
     pub(crate) fn render(&self) -> String {
+        self.lines(is_coloured())
+    }
+
+    fn lines(&self, is_coloured: bool) -> String {
         let n_columns = self.rows.iter().map(Vec::len).max().unwrap_or(0);
         let width = |c: usize| {
             self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max().unwrap_or(0)
         };
         let widths: Vec<usize> = (0..n_columns).map(width).collect();
         let mut text = String::new();
-        for row in &self.rows {
+        for (r, row) in self.rows.iter().enumerate() {
             let mut line = String::new();
             for (c, (cell, &width)) in row.iter().zip(&widths).enumerate() {
                 let pad = " ".repeat(width.saturating_sub(cell.chars().count()));
+                let style = if r == 0 { HEADER } else { style_of(cell) };
+                let cell = if is_coloured { painted(cell, style) } else { cell.clone() };
                 line += &if c == 0 { format!("{cell}{pad}") } else { format!("  {pad}{cell}") };
             }
             text += line.trim_end();
             text.push('\n');
         }
         text
+    }
+}
+
+/// The first row of a table.
+pub(crate) const HEADER: Style = Style::new().bold();
+
+/// Whether colours on stdout reach a person: a terminal, and neither NO_COLOR nor CLICOLOR objects.
+pub(crate) fn is_coloured() -> bool {
+    AutoStream::choice(&std::io::stdout()) != ColorChoice::Never
+}
+
+/// A text in a style; without one, the text itself.
+pub(crate) fn painted(text: &str, style: Style) -> String {
+    format!("{style}{text}{style:#}")
+}
+
+/// Verdicts stand out.
+fn style_of(cell: &str) -> Style {
+    match cell {
+        "PASS" => AnsiColor::Green.on_default(),
+        "FAIL" => AnsiColor::Red.on_default().bold(),
+        "EXPLAINED" => AnsiColor::Yellow.on_default(),
+        _ => Style::new(),
     }
 }
 
@@ -63,7 +95,17 @@ mod tests {
         let mut table = Table::new(&["name", "n"]);
         table.row(vec!["é".into(), "100".into()]);
         table.row(vec!["longer".into(), "7".into()]);
-        assert_eq!(table.render(), "name      n\né       100\nlonger    7\n");
+        assert_eq!(table.lines(false), "name      n\né       100\nlonger    7\n");
+    }
+
+    #[test]
+    fn colours_take_no_room() {
+        let mut table = Table::new(&["verdict", "n"]);
+        table.row(vec!["FAIL".into(), "100".into()]);
+        let text = table.lines(true);
+        assert_ne!(text, table.lines(false));
+        let plain = anstream::adapter::strip_str(&text).to_string();
+        assert_eq!(plain, "verdict    n\nFAIL     100\n");
     }
 
     #[test]

@@ -22,7 +22,7 @@ use crate::capsule::model::ModelFacts;
 use crate::capsule::{self, Capsule, Context, Prompt, Record};
 use crate::engine::{self, About, Job};
 use crate::memory;
-use crate::output::{Outcome, note, print, print_json};
+use crate::output::{self, Outcome, note, print, print_json};
 use crate::progress::Progress;
 use crate::prompts;
 use crate::source::Source;
@@ -272,7 +272,9 @@ fn measure(plan: &Plan<'_>, mut arms: Vec<Box<dyn Arm>>, abouts: &[&About]) -> R
     }
     let peak_memory_bytes = memory::peak_bytes();
     let after = bandwidth::probe(n_threads);
-    warn_of_spread(&records);
+    if !output::is_quiet() {
+        warn_of_spread(&records);
+    }
     let report = Report {
         model: checkpoint.name(),
         weight_bytes: cost.weight_bytes,

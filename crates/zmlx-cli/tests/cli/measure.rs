@@ -110,6 +110,8 @@ fn bench_prints_tables_and_lines() {
     let dir = model(QWEN);
     let bench =
         |more: &[&str]| zmlx(&[&["bench", "--model", &dir, "-p", "0", "-n", "2", "-r", "1"], more].concat());
+    let quiet = bench(&["--quiet"]).ok();
+    assert!(quiet.stderr.is_empty() && !quiet.stdout.contains('\x1b'), "{quiet:#?}");
     let table = bench(&["--fusion", "stock", "--fusion", "fused,-route"]).ok().stdout;
     assert!(
         table.contains("| fused,-route |") && table.contains("| tg2 ") && !table.contains("concat"),

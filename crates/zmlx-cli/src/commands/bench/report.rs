@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::stats::Stats;
 use crate::capsule::bench::{Bandwidth, BenchTest, PhaseTime};
-use crate::table::human_bytes;
+use crate::table::{HEADER, human_bytes, is_coloured, painted};
 
 /// A spread above this asks for a quieter machine.
 pub(super) const MAX_SPREAD: f64 = 0.05;
@@ -242,6 +242,7 @@ fn markdown_table(rows: &[Vec<String>], n_left: usize) -> String {
         text.push('|');
         for (c, (cell, &width)) in row.iter().zip(&widths).enumerate() {
             let pad = " ".repeat(width - cell.chars().count());
+            let cell = if i == 0 && is_coloured() { painted(cell, HEADER) } else { cell.clone() };
             text += &if c < n_left { format!(" {cell}{pad} |") } else { format!(" {pad}{cell} |") };
         }
         text.push('\n');
