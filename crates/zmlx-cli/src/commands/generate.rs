@@ -2,6 +2,7 @@
 
 mod report;
 
+use std::cell::OnceCell;
 use std::io::Read;
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use zmlx_models::{ChatMessage, ChatRequest, Checkpoint, GenerateOptions, Generat
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs};
 use crate::engine::{self, About, Job};
-use crate::interrupt;
+use crate::interrupt::{self, Busy};
 use crate::output::{Outcome, note};
 use crate::progress::Progress;
 use crate::prompts;
@@ -126,7 +127,8 @@ impl Job for Continue {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
         self.options.fusion = about.fusion(&model, self.fusion)?;
         let mut state = model.state(1)?;
-        let busy = interrupt::begin();
+        // While the prompt is read there is nothing to save: Ctrl-C ends the process at once.
+        let busy = OnceCell::new();
         let mut stream = Stream::new(!self.json);
         let mut progress = Progress::new("Prompt");
         let has_text = self.tokenizer.is_some();
@@ -137,11 +139,16 @@ impl Job for Continue {
             self.tokenizer.as_ref(),
             &self.prompt,
             &self.options,
-            &mut |done, of| progress.update(done, of),
+            &mut |done, of| {
+                progress.update(done, of);
+                if done == of {
+                    busy.get_or_init(interrupt::begin);
+                }
+            },
             |step| {
                 let piece = if has_text { step.text.to_owned() } else { format!("{} ", step.token) };
                 // A reader that has gone ends the work as Ctrl-C does; the error is kept.
-                let more = stream.push(&piece) && !busy.is_asked();
+                let more = stream.push(&piece) && !busy.get().is_some_and(Busy::is_asked);
                 if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
             },
         );
