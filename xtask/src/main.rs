@@ -3,12 +3,14 @@
 
 mod mlx_bindings;
 mod project;
+mod results;
 mod setup_mlx;
 
 use std::process::ExitCode;
 
 const USAGE: &str = "\
 cargo xtask setup-mlx      make the feature `mlx` work on Linux: MLX's CPU build, and mlx-c built against it
+cargo xtask results        write the results of benches/record into README.md
 cargo xtask mlx-bindings   make tools/mlx-linux/generated/bindings.rs anew; needs libclang (LIBCLANG_PATH)
 ";
 
@@ -21,6 +23,7 @@ fn main() -> ExitCode {
     let done = match command {
         "setup-mlx" => setup_mlx::run(),
         "mlx-bindings" => mlx_bindings::run(),
+        "results" => results::run(),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

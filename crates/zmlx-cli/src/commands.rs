@@ -1,6 +1,7 @@
 //! One module per subcommand.
 
 pub(crate) mod bench;
+pub(crate) mod capsule;
 pub(crate) mod chat;
 pub(crate) mod doctor;
 pub(crate) mod generate;

@@ -56,6 +56,8 @@ enum Command {
     Doctor(commands::doctor::Args),
     /// Compare the tokens of the stock, concatenated and fused paths, and small models with the reference.
     Validate(commands::validate::Args),
+    /// Look at records of benches and validations, compare them, and make a report of them.
+    Capsule(commands::capsule::Args),
 }
 
 fn main() -> ExitCode {
@@ -72,6 +74,7 @@ fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Validate(args) => commands::validate::run(args),
+        Command::Capsule(args) => commands::capsule::run(args),
     };
     match done {
         Ok(outcome) => outcome.exit_code(),

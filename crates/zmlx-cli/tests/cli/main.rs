@@ -3,6 +3,7 @@
 
 mod backends;
 mod bad_input;
+mod capsule;
 mod chat;
 mod generate;
 mod inspect;
