@@ -8,8 +8,8 @@ use crate::*;
 fn both_fixtures() {
     // Per token: all but the embedding, of which one row, and top_k of 16 experts.
     for (name, model_type, per_token, kv, gate) in [
-        (GLM, "glm4_moe_lite", 2_013_008, 2560, "BF16"),
-        (QWEN, "qwen3_moe", 3_352_096, 3072, "affine 8-bit g64"),
+        (GLM, "glm4_moe_lite", 2_013_008, 1280, "BF16"),
+        (QWEN, "qwen3_moe", 3_352_096, 1536, "affine 8-bit g64"),
     ] {
         let dir = model(name);
         let report = zmlx(&["inspect", "--json", "--model", &dir]).ok().json();

@@ -160,7 +160,7 @@ impl Report<'_> {
                 cell(line.launches_per_token, 0),
             ]);
         }
-        let mut text = markdown_table(&rows, 4);
+        let mut text = markdown_table(&rows, 6);
         if !self.profile.is_empty() {
             let mut rows =
                 vec![["fusion", "test", "phase", "µs/token", "share", "GB/s"].map(str::to_owned).to_vec()];

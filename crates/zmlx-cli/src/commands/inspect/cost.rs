@@ -10,7 +10,7 @@ pub(crate) struct Cost {
     pub(crate) weight_bytes: u64,
     /// Weights that one decoded token reads: the dense ones, the experts it chooses, one row of the embedding.
     pub(crate) weight_bytes_per_token: u64,
-    /// What a token leaves in the caches: 16 bits a value, on every backend.
+    /// What a token leaves in the caches: 16 bits a value on every backend (the scales of the CPU's rows aside).
     pub(crate) kv_bytes_per_token: u64,
     /// Parts of `weight_bytes_per_token`.
     #[serde(skip)]

@@ -17,11 +17,12 @@ const MAX_PARAMETERS: u64 = 64_000_000;
 
 /// The most by which the logits may differ from the reference's, as relative root mean square over all positions.
 ///
-/// The reference computes matrix products in f32 and all else in f64, on the same dequantised weights; what remains
-/// is f32 rounding in another order: 1e-6 on the recorded tiny models. A router whose best experts are that near
-/// chooses another one in single rows, which a longer text may hold a few of: the bound leaves room for them. A wrong
-/// format, scale or position leaves more than 1e-2.
-const MAX_REL_RMS: f64 = 1e-3;
+/// The reference computes matrix products in f32 and all else in f64, on the same dequantised weights. The CPU backend
+/// rounds the activations before a product, and keys and values, to 16-bit integers: 1e-4 on the recorded tiny models. A
+/// router whose best experts are that near chooses another one at single positions, where that leaves a tenth of the
+/// logits: 5.4e-3 for the one such position among the 396 of the longest recorded text. The bound leaves room for a few of
+/// them. A wrong scale, group, expert or position is wrong everywhere, and leaves more than a tenth of the whole.
+const MAX_REL_RMS: f64 = 2e-2;
 
 /// As [`MAX_REL_RMS`] where activations are bf16. With MLX 0.32.2 on its CPU device, whose results have mlx-lm's bits, the
 /// tiny models leave 5.7 to 14 % over the neutral prompts: rounding turns the choice of an expert here and there, and they
