@@ -128,7 +128,7 @@ fn bench_prints_tables_and_lines() {
     let lines: Vec<Value> = lines.lines().map(|l| serde_json::from_str(l).unwrap()).collect();
     assert!(lines.iter().any(|l| l["backend"] == "cpu" && l["fusion"] == "fused"), "{lines:?}");
     bench(&["-d", "4096"]).refused(&["max_position_embeddings"]);
-    bench(&["-n", "0"]).refused(&["nothing to measure"]);
+    zmlx(&["bench", &dir, "-p", "0", "-n", "0"]).refused(&["nothing to measure"]);
     zmlx(&["bench", &dir, "--synthetic", "glm-4.7-flash"]).refused(&["--synthetic"]);
     let bandwidth = zmlx(&["bench", "--bandwidth", "-o", "json"]).ok().json();
     assert!(bandwidth["bytes_per_second"].as_f64().unwrap() > 0.0 && bandwidth["threads"] == json!(1));
