@@ -18,6 +18,22 @@ pub(crate) struct ModelArgs {
     pub(crate) model: Option<PathBuf>,
 }
 
+/// Which checkpoint, also without a flag.
+#[derive(Clone, Debug, Args)]
+pub(crate) struct NamedModelArgs {
+    /// As --model.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    positional: Option<PathBuf>,
+    #[command(flatten)]
+    model: ModelArgs,
+}
+
+impl NamedModelArgs {
+    pub(crate) fn model(&self) -> ModelArgs {
+        ModelArgs { model: self.positional.clone().or_else(|| self.model.model.clone()) }
+    }
+}
+
 /// Where and on how many threads.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct BackendArgs {

@@ -1,5 +1,7 @@
 //! Greedy decoding that shows its logits.
 
+use std::time::{Duration, Instant};
+
 use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Input, LogitsOf, Model};
@@ -21,6 +23,8 @@ pub(crate) struct Decoded {
     pub(crate) steps: Vec<Step>,
     /// True if the decoding ended because a logit was not a number.
     pub(crate) is_broken: bool,
+    /// From the first token to the last.
+    pub(crate) time: Duration,
 }
 
 /// Continues `prompt` by up to `n_tokens` tokens, fewer if the context ends. `on_logits` sees the logits that each
@@ -35,6 +39,8 @@ pub(crate) fn decode<B: Backend>(
     let mut state = model.state(1)?;
     let mut logits = Vec::new();
     let mut steps: Vec<Step> = Vec::new();
+    let mut first_at = None;
+    let mut time = Duration::ZERO;
     while steps.len() < n_tokens {
         let y = match steps.last() {
             None => model.prefill(&mut state, Input { slot: 0, tokens: prompt }, fusion, &mut |_, _| ())?,
@@ -47,11 +53,12 @@ pub(crate) fn decode<B: Backend>(
         model.backend().read(&y, &mut logits)?;
         on_logits(&logits);
         let Some(step) = choose(&logits) else {
-            return Ok(Decoded { steps, is_broken: true });
+            return Ok(Decoded { steps, is_broken: true, time });
         };
         steps.push(step);
+        time = first_at.get_or_insert_with(Instant::now).elapsed();
     }
-    Ok(Decoded { steps, is_broken: false })
+    Ok(Decoded { steps, is_broken: false, time })
 }
 
 /// The greedy choice; none if a logit is not finite, or there is none.

@@ -1,4 +1,12 @@
-//! Built-in prompts.
+//! Prompts: built in, and read from a file.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+use zmlx_models::{ChatMessage, ChatRequest};
+
+use crate::source::Source;
 
 /// The opening of *Pride and Prejudice*: the built-in model continues it as the novel does.
 pub(crate) const NOVEL: &str = "It is a truth universally acknowledged, that a single man in possession of a good \
@@ -34,9 +42,124 @@ pub(crate) fn seeded_tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
     (0..n).map(|_| (next() % vocab) as u32).collect()
 }
 
+/// A prompt ready for a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Prompt {
+    pub(crate) name: String,
+    /// What was tokenised; none if the file gave tokens.
+    pub(crate) text: Option<String>,
+    pub(crate) tokens: Vec<u32>,
+}
+
+/// A prompt as a file gives it: one of `text`, `tokens` and `messages`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    name: Option<String>,
+    text: Option<String>,
+    tokens: Option<Vec<u32>>,
+    messages: Option<Vec<ChatMessage>>,
+}
+
+/// Reads prompts from a JSON array or from lines of JSON objects with `text`, `tokens`, or `messages` for the chat template,
+/// and perhaps a `name`.
+pub(crate) fn read_file(path: &Path, source: &Source, vocab: usize) -> Result<Vec<Prompt>> {
+    let file = || path.display().to_string();
+    let text = std::fs::read_to_string(path).with_context(file)?;
+    let entries = entries(&text).with_context(file)?;
+    if entries.is_empty() {
+        bail!("{}: no prompts", path.display());
+    }
+    let prompt = |(i, entry): (usize, Entry)| {
+        let what = || format!("{}: prompt {}", path.display(), i + 1);
+        ready(entry, i, source, vocab).with_context(what)
+    };
+    entries.into_iter().enumerate().map(prompt).collect()
+}
+
+fn entries(text: &str) -> Result<Vec<Entry>> {
+    if text.trim_start().starts_with('[') {
+        let parser = &mut serde_json::Deserializer::from_str(text);
+        let entries = serde_path_to_error::deserialize(&mut *parser)?;
+        parser.end()?;
+        return Ok(entries);
+    }
+    let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
+    lines.map(|(i, line)| serde_json::from_str(line).with_context(|| format!("line {}", i + 1))).collect()
+}
+
+fn ready(entry: Entry, i: usize, source: &Source, vocab: usize) -> Result<Prompt> {
+    let name = entry.name.unwrap_or_else(|| format!("prompt {}", i + 1));
+    let (text, tokens) = match (entry.text, entry.tokens, entry.messages) {
+        (Some(text), None, None) => (Some(text), None),
+        (None, Some(tokens), None) => (None, Some(tokens)),
+        (None, None, Some(messages)) => {
+            let kwargs = serde_json::Map::new();
+            let request = ChatRequest { messages: &messages, add_generation_prompt: true, kwargs: &kwargs };
+            (Some(source.chat_template()?.render(&request)?), None)
+        }
+        _ => bail!("expected one of `text`, `tokens` and `messages`"),
+    };
+    let tokens = match (tokens, &text) {
+        (Some(tokens), _) => tokens,
+        (None, Some(text)) => source.need_tokenizer()?.encode(text)?,
+        (None, None) => Vec::new(),
+    };
+    if tokens.is_empty() {
+        bail!("{name}: no tokens");
+    }
+    if let Some(&token) = tokens.iter().find(|&&t| t as usize >= vocab) {
+        return Err(zmlx_models::Error::TokenOutOfRange { token, vocab }).context(name);
+    }
+    Ok(Prompt { name, text, tokens })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn prompts_come_as_an_array_or_as_lines() {
+        let names = |text: &str| -> Vec<Option<String>> {
+            entries(text).unwrap().into_iter().map(|e| e.name).collect()
+        };
+        let named = || Some("a".to_owned());
+        assert_eq!(names(r#" [{"name": "a", "text": "x"}, {"tokens": [1]}]"#), [named(), None]);
+        assert_eq!(names("{\"name\": \"a\", \"text\": \"x\"}\n\n{\"tokens\": [1]}\n"), [named(), None]);
+        for (text, tells) in [
+            ("{\"text\": \"x\"}\n{\"text\": 5}", "line 2: invalid type: integer `5`"),
+            ("{\"txt\": \"x\"}", "unknown field `txt`"),
+            ("[{\"tokens\": [1, -1]}]", "[0].tokens[1]: invalid value"),
+            ("[{\"text\": \"x\"}", "EOF"),
+        ] {
+            let error = crate::output::message(&entries(text).unwrap_err());
+            assert!(error.contains(tells), "{error:?} does not tell {tells:?}");
+        }
+    }
+
+    #[test]
+    #[cfg(feature = "embedded-model")]
+    fn a_prompt_is_one_thing_and_not_empty() {
+        let read = |text: &str| {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            std::fs::write(file.path(), text).unwrap();
+            read_file(file.path(), &Source::Embedded, 4096)
+        };
+        let prompts = read(r#"{"text": "It is"}"#).unwrap();
+        assert_eq!((prompts[0].name.as_str(), prompts[0].text.as_deref()), ("prompt 1", Some("It is")));
+        let chat = read(r#"[{"name": "c", "messages": [{"role": "user", "content": "Hello"}]}]"#).unwrap();
+        assert!(chat[0].text.as_ref().unwrap().contains("Hello") && chat[0].tokens.len() > 2);
+        for (text, tells) in [
+            ("[]", "no prompts"),
+            (r#"{"text": ""}"#, "no tokens"),
+            (r#"{"text": "x", "tokens": [1]}"#, "expected one of"),
+            (r#"{"name": "x"}"#, "expected one of"),
+            (r#"{"tokens": [4096]}"#, "4096"),
+        ] {
+            let error = crate::output::message(&read(text).unwrap_err());
+            assert!(error.contains(tells), "{error:?} does not tell {tells:?}");
+        }
+    }
 
     #[test]
     fn seeded_tokens_are_fixed_and_in_range() {

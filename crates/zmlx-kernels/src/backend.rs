@@ -230,6 +230,12 @@ pub trait Backend {
         Ok(())
     }
 
+    /// How often the fused op `op` (the name of its method) has run as a kernel of its own on this thread; none where every
+    /// call is such a run. Other calls are compositions of plain ops.
+    fn kernel_runs(&self, _op: &str) -> Option<u64> {
+        None
+    }
+
     /// How prompts are cut.
     fn prefill_style(&self) -> PrefillStyle {
         PrefillStyle::Whole

@@ -26,6 +26,14 @@ pub trait Hooks<B: Backend> {
         false
     }
 
+    /// What [`Backend::upload`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn upload(&self, backend: &B, weight: HostWeight) -> Result<B::Weight> {
+        backend.upload(weight)
+    }
+
     /// What [`Backend::gather_qmm_swiglu`] does.
     ///
     /// # Errors
@@ -172,7 +180,6 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
 
     passed_on! {
         name() -> &'static str;
-        upload(weight: HostWeight) -> Result<B::Weight>;
         concat_rows(parts: &[&B::Weight]) -> Result<B::Weight>;
         tensor(values: &[f32], shape: &[usize]) -> Result<B::Tensor>;
         shape(x: &B::Tensor) -> Vec<usize>;
@@ -180,6 +187,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         kv_cache(layout: KvLayout, n_slots: usize) -> Result<B::KvCache>;
         truncate(cache: &mut B::KvCache, slot: usize, n_tokens: usize) -> Result<()>;
         wait(x: &B::Tensor) -> Result<()>;
+        kernel_runs(op: &str) -> Option<u64>;
         prefill_style() -> PrefillStyle;
         eval_caches(caches: &[B::KvCache]) -> Result<()>;
         argmax(logits: &B::Tensor) -> Result<Option<B::Indices>>;
@@ -220,6 +228,10 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         scale(x: &B::Tensor, factor: f32);
         weighted_sum(x: &B::Tensor, weights: &B::Tensor);
         take_rows(x: &B::Tensor, rows: &[usize]);
+    }
+
+    fn upload(&self, weight: HostWeight) -> Result<B::Weight> {
+        self.hooks.upload(&self.inner, weight)
     }
 
     // Reading waits by itself.

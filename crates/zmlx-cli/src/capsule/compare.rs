@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use anyhow::{Result, bail};
 use serde_json::Value;
 
-use super::facts::{dash, number, verdict};
+use super::facts::{dash, number};
 use super::grid::Grid;
 use super::stats::median;
 use super::validate::{ValidateRecord, Verdict};
@@ -83,7 +83,7 @@ impl Pair {
                     .then(|| format!("{}: takes {slower:.1} % longer: {a:.2} → {b:.2} tokens/s", self.name))
             }
             (Measure::Verdict(a), Measure::Verdict(b)) => {
-                (b > a).then(|| format!("{}: {} → {}", self.name, verdict(a), verdict(b)))
+                (b > a).then(|| format!("{}: {} → {}", self.name, a.name(), b.name()))
             }
             _ => None,
         }
@@ -106,7 +106,7 @@ pub(crate) fn table(pairs: &[Pair]) -> Grid {
 }
 
 fn verdict_cell(measure: Measure) -> String {
-    if let Measure::Verdict(v) = measure { verdict(v).to_owned() } else { dash() }
+    if let Measure::Verdict(v) = measure { v.name().to_owned() } else { dash() }
 }
 
 /// What both capsules measured or checked.

@@ -4,7 +4,6 @@ use super::Capsule;
 use super::bench::{BenchRecord, BenchTest};
 use super::grid::Grid;
 use super::stats::{mean_sd, median, quantile, range};
-use super::validate::Verdict;
 use crate::table::human_bytes;
 
 /// What was run, when, on what.
@@ -163,55 +162,50 @@ pub(crate) fn validation(record: &super::validate::ValidateRecord) -> Vec<(&'sta
             c.first_divergence.map_or_else(dash, |at| at.to_string()),
             scientific(c.margin),
             scientific(c.bound),
-            verdict(c.verdict).to_owned(),
+            c.verdict.name().to_owned(),
         ]);
     }
-    let header = ["prompt", "path", "positions", "max abs", "mean abs", "rel rms", "KL", "bound", "verdict"];
+    let header =
+        ["prompt", "comparison", "positions", "max abs", "mean abs", "rel rms", "KL", "bound", "verdict"];
     let mut logits = Grid::new(2, &header);
     for l in &record.logits {
         logits.row(vec![
             l.prompt.clone(),
-            l.path.clone(),
+            format!("{} vs {}", l.path, l.reference),
             l.n_positions.to_string(),
             scientific(l.max_abs),
             scientific(l.mean_abs),
             scientific(l.rel_rms),
             scientific(l.kl),
             scientific(l.bound),
-            verdict(l.verdict).to_owned(),
+            l.verdict.name().to_owned(),
         ]);
     }
-    let mut engagement = Grid::new(2, &["path", "op", "runs"]);
+    let mut engagement = Grid::new(2, &["path", "op", "calls", "kernels", "verdict"]);
     for e in &record.engagement {
-        engagement.row(vec![e.fusion.clone(), e.op.clone(), e.runs.to_string()]);
+        let (calls, runs) = (e.calls.to_string(), e.runs.to_string());
+        engagement.row(vec![e.fusion.clone(), e.op.clone(), calls, runs, e.verdict.name().to_owned()]);
     }
-    let mut timings = Grid::new(2, &["configuration", "path", "runs", "median ms", "range ms"]);
+    let mut timings = Grid::new(2, &["configuration", "path", "runs", "tokens", "median ms", "range ms"]);
     for t in &record.timings {
         let ms = |s: f64| format!("{:.1}", s * 1e3);
         timings.row(vec![
             t.configuration.clone(),
             t.fusion.clone(),
             t.samples_s.len().to_string(),
+            t.n_tokens.to_string(),
             median(&t.samples_s).map_or_else(dash, ms),
             range(&t.samples_s).map_or_else(dash, |(low, high)| format!("{}–{}", ms(low), ms(high))),
         ]);
     }
     let mut tables = vec![
         ("Greedy tokens", tokens),
-        ("Logits against the reference", logits),
-        ("Runs of fused ops", engagement),
+        ("Logits at the same tokens", logits),
+        ("Fused ops", engagement),
         ("Times of the runs", timings),
     ];
     tables.retain(|(_, grid)| !grid.is_empty());
     tables
-}
-
-pub(crate) fn verdict(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Pass => "PASS",
-        Verdict::Explained => "EXPLAINED",
-        Verdict::Fail => "FAIL",
-    }
 }
 
 pub(crate) fn dash() -> String {

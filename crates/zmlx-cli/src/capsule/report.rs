@@ -50,7 +50,7 @@ fn verdicts(capsules: &[Capsule]) -> Grid {
             all.len().to_string(),
             count(Verdict::Explained),
             count(Verdict::Fail),
-            facts::verdict(record.verdict).to_owned(),
+            record.verdict.name().to_owned(),
         ]);
     }
     grid

@@ -12,32 +12,45 @@ pub(crate) struct ValidateRecord {
     pub(crate) max_tokens: usize,
     /// How often each path decoded each prompt.
     pub(crate) runs: usize,
-    /// What the fused path was compared with: `stock`, `concat`, `oracle`, `golden`.
+    /// What fused paths were compared with: `stock`, `concat`, `oracle` (the reference implementation), `golden` (recorded
+    /// tokens).
     pub(crate) against: Vec<String>,
     /// Of the whole.
     pub(crate) verdict: Verdict,
-    /// A first divergence at a margin below this is explained by rounding; null if no bound was used.
-    pub(crate) margin_bound: Option<f64>,
+    /// A first divergence is explained by rounding where the margin is below this part of the logits' spread.
+    pub(crate) margin_bound: f64,
     /// Greedy tokens.
     pub(crate) checks: Vec<TokenCheck>,
-    /// Logits of given tokens against the reference.
+    /// Logits at given tokens.
     pub(crate) logits: Vec<LogitCheck>,
     /// How often each fused op ran.
     pub(crate) engagement: Vec<Engagement>,
-    /// The runs' times; they decide nothing.
+    /// The runs' times, which decide nothing.
     pub(crate) timings: Vec<Timing>,
 }
 
-/// The end of a check, the best first.
+/// The end of a check, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Verdict {
     /// Equal, or within the bound.
     Pass,
-    /// Different where rounding may decide.
+    /// Another token where the margin is below the bound: either is right, and what follows cannot be compared.
     Explained,
-    /// Different.
+    /// Another token where the margin allows no doubt, runs of one path that differ, values beyond the bound or that are no
+    /// numbers, a fused path without fused ops.
     Fail,
+}
+
+impl Verdict {
+    /// As reports print it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "PASS",
+            Self::Explained => "EXPLAINED",
+            Self::Fail => "FAIL",
+        }
+    }
 }
 
 /// Two token sequences compared.
@@ -58,13 +71,15 @@ pub(crate) struct TokenCheck {
     pub(crate) verdict: Verdict,
 }
 
-/// Logits compared with the reference's at the same tokens. A measure that is no number is null.
+/// Logits of a path compared at the same tokens. A measure that is no number is null.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct LogitCheck {
     /// The prompt's name.
     pub(crate) prompt: String,
     /// The path.
     pub(crate) path: String,
+    /// What it was compared with: `oracle`, the reference implementation; of a model that is too large for it, a path.
+    pub(crate) reference: String,
     /// Positions compared.
     pub(crate) n_positions: usize,
     /// The largest difference.
@@ -80,15 +95,19 @@ pub(crate) struct LogitCheck {
     pub(crate) verdict: Verdict,
 }
 
-/// How often a fused op ran.
+/// How often a path used a fused op.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Engagement {
     /// The path.
     pub(crate) fusion: String,
     /// The op.
     pub(crate) op: String,
-    /// Its runs.
+    /// How often the model called it.
+    pub(crate) calls: u64,
+    /// How many of the calls ran as one kernel; the others were composed of plain ops.
     pub(crate) runs: u64,
+    /// Failed is a stock path that uses a fused op, and a fused path none of whose ops is used.
+    pub(crate) verdict: Verdict,
 }
 
 /// Times of a configuration on one path.
@@ -98,6 +117,8 @@ pub(crate) struct Timing {
     pub(crate) configuration: String,
     /// The path.
     pub(crate) fusion: String,
-    /// Seconds of each run.
+    /// Tokens that each run decoded after the first.
+    pub(crate) n_tokens: usize,
+    /// Seconds that they took in each run.
     pub(crate) samples_s: Vec<f64>,
 }

@@ -16,7 +16,7 @@ use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Error};
 
 use super::inspect::cost::Cost;
-use crate::args::{BackendArgs, BackendKind, ModelArgs, RouteArgs, positive};
+use crate::args::{BackendArgs, BackendKind, NamedModelArgs, RouteArgs, positive};
 use crate::capsule::bench::{Bandwidth, BenchRecord, BenchTest, PhaseTime};
 use crate::capsule::model::ModelFacts;
 use crate::capsule::{self, Capsule, Context, Prompt, Record};
@@ -53,11 +53,8 @@ const PROFILE_STEPS: usize = 32;
 /// Arguments of `zmlx bench`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
-    /// As --model.
-    #[arg(value_name = "MODEL", conflicts_with = "model")]
-    positional: Option<PathBuf>,
     #[command(flatten)]
-    model: ModelArgs,
+    model: NamedModelArgs,
     /// Random weights instead of a model: qwen3-30b-a3b, qwen3-235b-a22b or glm-4.7-flash, then perhaps ,layers=N ,vocab=N
     /// ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N
     #[arg(long, value_name = "NAME[,layers=N…]", conflicts_with_all = ["model", "positional"])]
@@ -121,10 +118,9 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     if let Some(path) = &args.capsule {
         capsule::refuse_to_overwrite(path, args.force)?;
     }
-    args.model.model = args.model.model.take().or(args.positional.take());
     let checkpoint = match &args.synthetic {
         Some(spec) => Checkpoint::synthetic(spec, SYNTHETIC_SEED)?,
-        None => Source::resolve(&args.model)?.checkpoint()?,
+        None => Source::resolve(&args.model.model())?.checkpoint()?,
     };
     let tests = plan::tests(&args.n_prompt, &args.n_gen, &args.n_depth, &args.batch);
     let limit = checkpoint.config().max_position_embeddings();

@@ -96,7 +96,7 @@ fn show(capsule: &Capsule) -> Result<Outcome> {
         for (title, grid) in facts::validation(record) {
             text += &format!("\n{title}\n\n{}", grid.text());
         }
-        text += &format!("\n{}\n", facts::verdict(record.verdict));
+        text += &format!("\n{}\n", record.verdict.name());
     }
     print(&text)?;
     Ok(Outcome::Done)

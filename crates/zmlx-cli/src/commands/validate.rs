@@ -1,39 +1,54 @@
 //! `zmlx validate`: do the stock, concatenated and fused paths give the same tokens, and the right ones?
 
-mod reference;
+mod engagement;
+mod logits;
+#[cfg(test)]
+mod mutations;
+mod report;
+mod suite;
 mod tokens;
 
-use anyhow::Result;
-use serde::Serialize;
-use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Checkpoint, Model, Tokenizer};
-use zmlx_oracle::golden::Greedy;
+use std::path::PathBuf;
 
-use crate::args::{BackendArgs, ModelArgs, RouteArgs, positive};
-use crate::embedded;
-use crate::engine::{self, About, Job, Rounding};
+use anyhow::{Result, bail};
+use serde::Serialize;
+use zmlx_kernels::{Backend, Fusion, Hooked};
+use zmlx_models::{Checkpoint, Model};
+
+use crate::args::{BackendArgs, NamedModelArgs, RouteArgs, positive};
+use crate::capsule::model::ModelFacts;
+use crate::capsule::validate::{Timing, ValidateRecord, Verdict};
+use crate::capsule::{self, Capsule, Context, Record};
+use crate::engine::{self, About, Job};
 use crate::output::{Outcome, note, print, print_json};
 use crate::progress::Progress;
-use crate::prompts;
 use crate::source::Source;
-use crate::table::Table;
-use reference::{Reference, ReferenceCheck};
-use tokens::{TokenCheck, Verdict};
-
-const PATHS: [(&str, Fusion); 3] =
-    [("stock", Fusion::STOCK), ("concat", Fusion::CONCAT), ("fused", Fusion::FUSED)];
+use engagement::{Counter, Engaged};
+use logits::Reference;
+use suite::{Configuration, Suite};
+use tokens::Runs;
 
 /// Arguments of `zmlx validate`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: ModelArgs,
-    /// Tokens to decode after each prompt.
-    #[arg(short, long, value_name = "N", default_value_t = 64, value_parser = positive())]
-    max_tokens: usize,
-    /// How often each path decodes each prompt: all runs must give the same bits.
-    #[arg(short, long, value_name = "N", default_value_t = 1, value_parser = positive())]
+    model: NamedModelArgs,
+    /// Which prompts and lengths, and which paths.
+    #[arg(long, value_enum, default_value = "standard")]
+    suite: Suite,
+    /// Prompts of your own: a JSON array or lines of {"name", "text" | "tokens" | "messages"}.
+    #[arg(long, value_name = "FILE")]
+    prompts: Option<PathBuf>,
+    /// Tokens to decode after each prompt: 128, in the stress suite at most 256.
+    #[arg(short, long, value_name = "N", value_parser = positive())]
+    max_tokens: Option<usize>,
+    /// How often each path decodes each prompt, in turns: all runs must give the same bits.
+    #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = positive())]
     runs: usize,
+    /// What the fused path is compared with. By default all that there is: the reference implementation (oracle) for models
+    /// small enough for it, recorded tokens (golden) for the built-in model.
+    #[arg(long, value_enum, value_name = "WHAT,…", value_delimiter = ',')]
+    against: Vec<Against>,
     #[command(flatten)]
     route: RouteArgs,
     #[command(flatten)]
@@ -41,64 +56,251 @@ pub(crate) struct Args {
     /// Print one JSON object.
     #[arg(long)]
     json: bool,
+    /// Write everything to a JSON file, with machine, build and model.
+    #[arg(long, value_name = "FILE")]
+    capsule: Option<PathBuf>,
+    /// Overwrite the capsule.
+    #[arg(long, requires = "capsule")]
+    force: bool,
 }
 
-/// A prompt with, for the built-in model, the tokens that the reference engine recorded.
-#[derive(Debug)]
-struct Prompt {
-    name: String,
-    tokens: Vec<u32>,
-    recorded: Option<Recorded>,
+/// What the fused path is compared with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Against {
+    /// The path of a stock engine.
+    Stock,
+    /// The stock path with gate and up as one product.
+    Concat,
+    /// The logits of the independent reference implementation.
+    Oracle,
+    /// The tokens that the reference engine recorded.
+    Golden,
 }
 
-/// The reference engine's tokens, by the type that it computed in.
-#[derive(Debug)]
-struct Recorded {
-    f32: Greedy,
-    bf16: Greedy,
+impl Against {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Stock => "stock",
+            Self::Concat => "concat",
+            Self::Oracle => "oracle",
+            Self::Golden => "golden",
+        }
+    }
+}
+
+/// A set of fused ops by its name in reports.
+#[derive(Clone, Copy, Debug)]
+struct Path {
+    name: &'static str,
+    fusion: Fusion,
+    /// Whether others are compared with it.
+    is_baseline: bool,
 }
 
 /// Decodes every prompt on every path and compares.
 pub(crate) fn run(args: Args) -> Result<Outcome> {
-    let source = Source::resolve(&args.model)?;
-    let checkpoint = source.checkpoint()?;
-    let prompts = match (&source, source.tokenizer()?) {
-        (Source::Embedded, _) => recorded_prompts()?,
-        (Source::Dir(_), Some(tokenizer)) => neutral_prompts(&tokenizer)?,
-        (Source::Dir(_), None) => seeded_prompts(checkpoint.config().vocab_size()),
-    };
-    engine::with_backend(args.backend, Validate { source, checkpoint, prompts, args })
+    if let Some(path) = &args.capsule {
+        capsule::refuse_to_overwrite(path, args.force)?;
+    }
+    let validate = Validate::new(&args)?;
+    engine::with_backend(args.backend, Run { validate, args })
 }
 
-fn recorded_prompts() -> Result<Vec<Prompt>> {
-    let prompt = |p: zmlx_oracle::golden::GoldenPrompt| Prompt {
-        name: p.name,
-        tokens: p.prompt_tokens,
-        recorded: Some(Recorded { f32: p.truth_f32, bf16: p.bf16 }),
-    };
-    Ok(embedded::golden()?.prompts.into_iter().map(prompt).collect())
-}
-
-fn neutral_prompts(tokenizer: &Tokenizer) -> Result<Vec<Prompt>> {
-    let prompt = |(name, text): &(&str, &str)| {
-        Ok(Prompt { name: (*name).to_owned(), tokens: tokenizer.encode(text)?, recorded: None })
-    };
-    prompts::NEUTRAL.iter().map(prompt).collect()
-}
-
-fn seeded_prompts(vocab: usize) -> Vec<Prompt> {
-    let prompt = |n: usize| Prompt {
-        name: format!("{n} seeded tokens"),
-        tokens: prompts::seeded_tokens(n as u64, n, vocab),
-        recorded: None,
-    };
-    [1, 2, 17, 64].map(prompt).into()
-}
-
+/// What is compared.
 struct Validate {
     source: Source,
     checkpoint: Checkpoint,
-    prompts: Vec<Prompt>,
+    suite: Suite,
+    configurations: Vec<Configuration>,
+    paths: Vec<Path>,
+    against: Vec<Against>,
+    max_tokens: usize,
+    runs: usize,
+}
+
+impl Validate {
+    fn new(args: &Args) -> Result<Self> {
+        let source = Source::resolve(&args.model.model())?;
+        let checkpoint = source.checkpoint()?;
+        let max_tokens = args.max_tokens.unwrap_or(args.suite.default_max_tokens());
+        let configurations =
+            args.suite.configurations(&source, &checkpoint, args.prompts.as_deref(), max_tokens)?;
+        let has_oracle = logits::is_small_enough(&checkpoint);
+        let has_golden = configurations.iter().any(|c| c.recorded.is_some());
+        let mut against = args.against.clone();
+        if against.is_empty() {
+            against = vec![Against::Stock, Against::Concat];
+            against.extend(has_oracle.then_some(Against::Oracle));
+            against.extend(has_golden.then_some(Against::Golden));
+        }
+        if against.contains(&Against::Oracle) && !has_oracle {
+            bail!(
+                "--against oracle: {} is too large for the reference implementation, which takes models of up to {} \
+                 million weights",
+                checkpoint.name(),
+                logits::MAX_PARAMETERS / 1_000_000
+            );
+        }
+        if against.contains(&Against::Golden) && !has_golden {
+            bail!(
+                "--against golden: recorded tokens are here for the built-in model and its own prompts only; \
+                 `zmlx golden` records and checks those of others"
+            );
+        }
+        let mut paths = Vec::new();
+        for (what, fusion) in [(Against::Stock, Fusion::STOCK), (Against::Concat, Fusion::CONCAT)] {
+            if against.contains(&what) {
+                paths.push(Path { name: what.name(), fusion, is_baseline: true });
+            }
+        }
+        paths.extend(args.suite.fused_paths().iter().map(|&(name, fusion)| Path {
+            name,
+            fusion,
+            is_baseline: false,
+        }));
+        for path in &mut paths {
+            path.fusion = args.route.apply(path.fusion, checkpoint.config())?;
+        }
+        let (suite, runs) = (args.suite, args.runs);
+        Ok(Self { source, checkpoint, suite, configurations, paths, against, max_tokens, runs })
+    }
+
+    /// Decodes and compares on a backend.
+    fn examine<B: Backend>(&self, backend: B, about: &About) -> Result<ValidateRecord> {
+        let (model, _) = engine::load(Hooked::new(backend, Counter::default()), &self.checkpoint)?;
+        let mut engaged: Vec<Engaged> = self.paths.iter().map(|_| Engaged::default()).collect();
+        let mut reference = if self.against.contains(&Against::Oracle) {
+            Some(Reference::oracle(&self.source)?)
+        } else {
+            self.paths.iter().position(|p| p.is_baseline).map(Reference::Path)
+        };
+        let margin_bound = tokens::margin_bound(about.rounding);
+        let (mut checks, mut logits, mut timings) = (Vec::new(), Vec::new(), Vec::new());
+        let mut progress = Progress::new("Validating");
+        let n_all = self.configurations.len() * self.runs * self.paths.len();
+        let mut n_done = 0;
+        for configuration in &self.configurations {
+            let mut decoded: Vec<Runs> = self.paths.iter().map(|_| Runs::default()).collect();
+            for run in 0..self.runs {
+                for turn in 0..self.paths.len() {
+                    // Every other run backwards: a machine that slows down meanwhile slows all paths alike.
+                    let at = if run % 2 == 0 { turn } else { self.paths.len() - 1 - turn };
+                    decoded[at].add(engaged[at].watch(&model, || {
+                        let Configuration { tokens, n_tokens, .. } = configuration;
+                        tokens::decode(&model, tokens, *n_tokens, &self.paths[at].fusion)
+                    })?);
+                    n_done += 1;
+                    progress.update(n_done, n_all);
+                }
+            }
+            checks.extend(self.token_checks(configuration, &decoded, about, margin_bound));
+            for (path, decoded) in self.paths.iter().zip(&decoded) {
+                timings.push(Timing {
+                    configuration: configuration.name.clone(),
+                    fusion: path.name.to_owned(),
+                    n_tokens: decoded.n_timed(),
+                    samples_s: decoded.samples_s.clone(),
+                });
+            }
+            if let Some(reference) = &mut reference {
+                logits.extend(self.logit_checks(
+                    &model,
+                    configuration,
+                    &decoded,
+                    reference,
+                    &mut engaged,
+                    about,
+                )?);
+            }
+        }
+        let engagement = engagement::judge(&self.paths, &engaged, about.remark.is_none());
+        let verdicts = checks.iter().map(|c| c.verdict).chain(logits.iter().map(|l| l.verdict));
+        let verdict = verdicts.chain(engagement.iter().map(|e| e.verdict)).max();
+        Ok(ValidateRecord {
+            suite: self.suite.name().to_owned(),
+            max_tokens: self.max_tokens,
+            runs: self.runs,
+            against: self.against.iter().map(|a| a.name().to_owned()).collect(),
+            // Nothing compared is nothing shown.
+            verdict: verdict.filter(|_| !checks.is_empty() || !logits.is_empty()).unwrap_or(Verdict::Fail),
+            margin_bound,
+            checks,
+            logits,
+            engagement,
+            timings,
+        })
+    }
+
+    /// Each fused path against each baseline and the recording; without either, whether its runs are alike.
+    fn token_checks(
+        &self,
+        configuration: &Configuration,
+        decoded: &[Runs],
+        about: &About,
+        margin_bound: f64,
+    ) -> Vec<capsule::validate::TokenCheck> {
+        let mut checks = Vec::new();
+        let name = &configuration.name;
+        for (path, got) in self.paths.iter().zip(decoded).filter(|(p, _)| !p.is_baseline) {
+            for (baseline, want) in self.paths.iter().zip(decoded).filter(|(p, _)| p.is_baseline) {
+                let comparison = format!("{} vs {}", path.name, baseline.name);
+                checks.push(tokens::compare(name, comparison, want, got, margin_bound));
+            }
+            if let Some(recorded) = configuration.recorded.as_ref().filter(|_| self.has(Against::Golden)) {
+                let comparison = format!("{} vs golden", path.name);
+                let want = recorded.of(about.rounding);
+                let n = configuration.n_tokens;
+                checks.push(tokens::against_recording(name, comparison, want, got, n, margin_bound));
+            }
+            if !checks.iter().any(|c| c.comparison.starts_with(path.name)) {
+                checks.push(tokens::repeated(name, path.name, got));
+            }
+        }
+        checks
+    }
+
+    fn has(&self, what: Against) -> bool {
+        self.against.contains(&what)
+    }
+
+    /// The logits of every path along the first path's tokens.
+    fn logit_checks<B: Backend>(
+        &self,
+        model: &Model<Hooked<B, Counter>>,
+        configuration: &Configuration,
+        decoded: &[Runs],
+        reference: &mut Reference,
+        engaged: &mut [Engaged],
+        about: &About,
+    ) -> Result<Vec<capsule::validate::LogitCheck>> {
+        let forced = logits::Forced::new(
+            &configuration.tokens,
+            &decoded[0].tokens(),
+            model.config().max_position_embeddings(),
+        );
+        let (of, against) = match reference {
+            Reference::Oracle(_) => (None, Against::Oracle.name()),
+            Reference::Path(at) => (Some(*at), self.paths[*at].name),
+        };
+        let want = match reference {
+            Reference::Oracle(oracle) => forced.of_oracle(oracle)?,
+            Reference::Path(at) => {
+                engaged[*at].watch(model, || forced.of_model(model, &self.paths[*at].fusion))?
+            }
+        };
+        let mut checks = Vec::new();
+        for (at, path) in self.paths.iter().enumerate().filter(|(at, _)| Some(*at) != of) {
+            let got = engaged[at].watch(model, || forced.of_model(model, &path.fusion))?;
+            let names = [&configuration.name, path.name, against];
+            checks.push(logits::compare(names, &got, &want, about.rounding));
+        }
+        Ok(checks)
+    }
+}
+
+/// A validation that prints its result.
+struct Run {
+    validate: Validate,
     args: Args,
 }
 
@@ -106,131 +308,33 @@ struct Validate {
 struct Report<'a> {
     model: &'a str,
     backend: &'a str,
-    max_tokens: usize,
-    runs: usize,
-    /// A flip is explained below this margin, as a part of the logits' spread.
-    margin_bound: f64,
-    /// Most relative root mean square of the fused path's logits against the reference's.
-    reference_bound: f64,
-    tokens: Vec<TokenCheck>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    reference: Option<Vec<ReferenceCheck>>,
-    verdict: Verdict,
+    #[serde(flatten)]
+    record: &'a ValidateRecord,
 }
 
-impl Job for Validate {
-    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
-        let (model, _) = engine::load(backend, &self.checkpoint)?;
-        let mut reference = Reference::open(&self.source, &self.checkpoint)?;
-        let has_reference = reference.is_some();
-        let fused = self.args.route.apply(Fusion::FUSED, model.config())?;
-        let mut progress = Progress::new("Validating");
-        let (mut tokens, mut logits) = (Vec::new(), Vec::new());
-        for (i, prompt) in self.prompts.iter().enumerate() {
-            let stock = self.check_tokens(&model, prompt, about.rounding, &mut tokens)?;
-            if let Some(reference) = &mut reference {
-                // The last token may lie just past the context.
-                let limit = model.config().max_position_embeddings();
-                let sequence: Vec<u32> = prompt.tokens.iter().chain(&stock).copied().take(limit).collect();
-                logits.push(reference.check(&model, &prompt.name, &sequence, &fused, about.rounding)?);
-            }
-            progress.update(i + 1, self.prompts.len());
-        }
-        let verdicts = tokens.iter().map(|t| t.verdict).chain(logits.iter().map(|l| l.verdict));
-        let report = Report {
-            model: self.checkpoint.name(),
-            backend: &about.text,
-            max_tokens: self.args.max_tokens,
-            runs: self.args.runs,
-            margin_bound: tokens::margin_bound(about.rounding),
-            reference_bound: reference::max_rel_rms(about.rounding),
-            verdict: verdicts.max().unwrap_or(Verdict::Fail),
-            tokens,
-            reference: has_reference.then_some(logits),
-        };
-        if self.args.json {
-            print_json(&report)?;
+impl Job for Run {
+    fn run<B: Backend + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
+        let Self { validate, args } = self;
+        let record = validate.examine(backend, about)?;
+        let model = validate.checkpoint.name();
+        if args.json {
+            print_json(&Report { model, backend: &about.text, record: &record })?;
         } else {
-            print(&report.text())?;
+            let is_left_out = args.against.is_empty() && !validate.has(Against::Oracle);
+            print(&report::text(model, about, &record, is_left_out))?;
         }
-        if report.verdict == Verdict::Fail {
-            note(format_args!("error: {}: the paths do not agree", report.model));
+        let verdict = record.verdict;
+        if let Some(path) = &args.capsule {
+            let prompts = validate.configurations.iter();
+            let prompts = prompts.map(|c| capsule::Prompt::new(&c.name, &c.tokens)).collect();
+            let context =
+                Context { model: ModelFacts::of(&validate.checkpoint)?, backends: &[about], prompts };
+            capsule::write(path, &Capsule::new(Record::Validate(record), context)?, args.force)?;
+        }
+        if verdict == Verdict::Fail {
+            note(format_args!("error: {model}: the paths do not agree"));
             return Ok(Outcome::CheckFailed);
         }
         Ok(Outcome::Done)
-    }
-}
-
-impl Validate {
-    /// Compares each path with the stock one and that with the recording, if there is one; returns the stock tokens.
-    fn check_tokens<B: Backend>(
-        &self,
-        model: &Model<B>,
-        prompt: &Prompt,
-        rounding: Rounding,
-        checks: &mut Vec<TokenCheck>,
-    ) -> Result<Vec<u32>> {
-        let decode = |fusion: &Fusion| -> Result<_> {
-            let fusion = self.args.route.apply(*fusion, model.config())?;
-            tokens::decode(model, prompt, self.args.max_tokens, self.args.runs, &fusion)
-        };
-        let (name, margin_bound) = (&prompt.name, tokens::margin_bound(rounding));
-        let stock = decode(&PATHS[0].1)?;
-        if let Some(recorded) = &prompt.recorded {
-            let want = match rounding {
-                Rounding::F32 => &recorded.f32,
-                Rounding::Checkpoint => &recorded.bf16,
-            };
-            let n_tokens = self.args.max_tokens;
-            checks.push(TokenCheck::against_recording(name, want, &stock, n_tokens, margin_bound));
-        }
-        for (path, fusion) in &PATHS[1..] {
-            checks.push(TokenCheck::of(name, path, &stock, &decode(fusion)?, margin_bound));
-        }
-        Ok(stock.tokens())
-    }
-}
-
-impl Report<'_> {
-    fn text(&self) -> String {
-        let mut text = format!("{} on {}\n", self.model, self.backend);
-        text += &format!(
-            "Greedy tokens; a flip is explained where the margin is below {:.0e} of the logits' spread\n\n",
-            self.margin_bound
-        );
-        let mut table =
-            Table::new(&["prompt", "comparison", "tokens", "first flip", "margin", "bound", "verdict"]);
-        for t in &self.tokens {
-            let number = |x: Option<f64>| x.map_or_else(|| "-".into(), |x| format!("{x:.1e}"));
-            table.row(vec![
-                t.prompt.clone(),
-                t.comparison.clone(),
-                t.n_tokens.to_string(),
-                t.first_divergence.map_or_else(|| "-".into(), |i| i.to_string()),
-                number(t.margin),
-                number(t.bound),
-                t.verdict.name().into(),
-            ]);
-        }
-        text += &table.render();
-        if let Some(reference) = &self.reference {
-            text += &format!(
-                "\nLogits of the fused path and of the reference in f32: at most {:.0e} of the reference's root mean \
-                 square\n\n",
-                self.reference_bound
-            );
-            let mut table = Table::new(&["prompt", "tokens", "max abs", "rel rms", "verdict"]);
-            for r in reference {
-                table.row(vec![
-                    r.prompt.clone(),
-                    r.n_tokens.to_string(),
-                    format!("{:.1e}", r.max_abs),
-                    format!("{:.1e}", r.rel_rms),
-                    r.verdict.name().into(),
-                ]);
-            }
-            text += &table.render();
-        }
-        text + &format!("\n{}\n", self.verdict.name())
     }
 }

@@ -38,7 +38,7 @@ fn mlx_gives_the_recorded_bf16_tokens() {
 fn mlx_is_valid() {
     let args = ["validate", "--json", "--backend", "mlx", "--model", &model(QWEN), "--max-tokens", "8"];
     let report = zmlx(&args).ok().json();
-    assert_eq!(report["verdict"], "PASS", "{report:#}");
+    assert_eq!(report["verdict"], "pass", "{report:#}");
     assert!(report["backend"].as_str().unwrap().starts_with("mlx 0.32.2"), "{report:#}");
 }
 

@@ -9,6 +9,7 @@ mod generate;
 mod inspect;
 mod logits;
 mod measure;
+mod validate;
 
 use std::io::Write;
 use std::path::{Path, PathBuf};

@@ -1,51 +1,14 @@
-//! `zmlx validate` and `zmlx bench`.
+//! `zmlx bench`.
 
 use serde_json::json;
 
 use crate::*;
 
 #[test]
-fn both_fixtures_are_valid() {
-    for name in [GLM, QWEN] {
-        let args = ["validate", "--json", "--model", &model(name), "--max-tokens", "24", "--runs", "2"];
-        let report = zmlx(&args).ok().json();
-        assert_eq!(report["verdict"], "PASS", "{report:#}");
-        assert_eq!(report["tokens"].as_array().unwrap().len(), 2 * 5);
-        for check in report["reference"].as_array().unwrap() {
-            assert!(check["rel_rms"].as_f64().unwrap() <= 1e-3, "{check}");
-        }
-    }
-}
-
-#[test]
-#[cfg(feature = "embedded-model")]
-fn the_built_in_model_agrees_with_its_recording() {
-    let run = zmlx(&["validate", "--max-tokens", "96"]).ok();
-    assert_eq!(run.stdout.matches("stock vs recording").count(), 7, "{}", run.stdout);
-    assert!(run.stdout.ends_with("\nPASS\n"), "{}", run.stdout);
-    assert!(!run.stdout.contains("EXPLAINED") && !run.stdout.contains("FAIL"));
-}
-
-#[test]
-fn validation_needs_no_tokenizer() {
-    let dir = copy_without(QWEN, &["tokenizer.json"]);
-    let run = zmlx(&["validate", "--model", dir.path().to_str().unwrap(), "--max-tokens", "8"]).ok();
-    assert!(run.stdout.contains("17 seeded tokens"), "{}", run.stdout);
-}
-
-#[test]
-fn wrong_weights_fail_validation() {
-    // NaN in a norm: nothing can be compared, and that must not pass.
+fn wrong_weights_are_not_timed() {
     let dir = copy_without(GLM, &[]);
     spoil(dir.path(), "model.norm.weight");
-    let dir = dir.path().to_str().unwrap();
-    let run = zmlx(&["validate", "--json", "--model", dir, "--max-tokens", "4"]);
-    assert_eq!(run.code, Some(1), "{run:#?}");
-    let report = run.json();
-    assert_eq!(report["verdict"], "FAIL");
-    assert!(report["tokens"].as_array().unwrap().iter().all(|t| t["verdict"] == "FAIL"));
-    assert!(report["reference"].as_array().unwrap().iter().all(|r| r["verdict"] == "FAIL"));
-    let run = zmlx(&["bench", "-o", "json", "--model", dir]);
+    let run = zmlx(&["bench", "-o", "json", "--model", dir.path().to_str().unwrap()]);
     assert_eq!((run.code, run.stdout.as_str()), (Some(1), ""));
     assert!(run.stderr.contains("nothing was timed"), "{}", run.stderr);
 }

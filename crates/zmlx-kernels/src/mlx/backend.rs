@@ -210,6 +210,10 @@ impl Backend for MlxBackend {
         x.eval().map_err(f("wait"))
     }
 
+    fn kernel_runs(&self, op: &str) -> Option<u64> {
+        Some(super::raw::n_launches(op))
+    }
+
     fn prefill_style(&self) -> PrefillStyle {
         PrefillStyle::LastTokenAlone { chunk: PREFILL_CHUNK }
     }

@@ -180,6 +180,13 @@ pub(crate) fn slice_update(
 thread_local! {
     /// The kernels that this thread has launched, by name: a name has one text.
     static KERNELS: RefCell<HashMap<&'static str, MetalKernel>> = RefCell::default();
+    /// Launches of this thread, by op.
+    static LAUNCHES: RefCell<HashMap<&'static str, u64>> = RefCell::default();
+}
+
+/// How often this thread has launched a kernel for the op.
+pub(crate) fn n_launches(op: &str) -> u64 {
+    LAUNCHES.with_borrow(|launches| launches.get(op).copied().unwrap_or(0))
 }
 
 /// Launches a Metal kernel on `inputs`, which stand in the order of `spec.inputs`. Its text is compiled, and its faults
@@ -224,6 +231,7 @@ pub(crate) fn launch<const N: usize>(
         unsafe { kernel.apply(inputs, &outputs, size(spec.grid), size(spec.threadgroup), options) }
     });
     let results = results.map_err(fault(op))?;
+    LAUNCHES.with_borrow_mut(|launches| *launches.entry(op).or_default() += 1);
     results.try_into().map_err(|results: Vec<Array>| Error::Fault {
         op,
         backend: NAME,

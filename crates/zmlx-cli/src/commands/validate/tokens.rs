@@ -1,14 +1,15 @@
 //! Tokens of two paths compared.
 
+use std::time::Duration;
+
 use anyhow::Result;
-use serde::Serialize;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::Model;
 use zmlx_oracle::golden::Greedy;
 
-use super::Prompt;
+use crate::capsule::validate::{TokenCheck, Verdict};
 use crate::engine::Rounding;
-use crate::greedy::{self, Step};
+use crate::greedy::{self, Decoded, Step};
 
 /// Two paths may choose different tokens where the margin is below this part of the logits' spread (their root mean
 /// square about the mean).
@@ -21,7 +22,7 @@ const MARGIN_BOUND: f64 = 1e-3;
 
 /// As [`MARGIN_BOUND`] where activations are bf16: each rounding is 2⁻⁹ of a value instead of 2⁻²⁴, and sometimes turns a
 /// router's choice. What that leaves in the logits was measured on both tiny models: bf16 differs from f32 by 6 to 14 % (see
-/// `reference.rs`), so two bf16 computations that round differently may differ by a tenth.
+/// `logits.rs`), so two bf16 computations that round differently may differ by a tenth.
 const MARGIN_BOUND_BF16: f64 = 1e-1;
 
 /// The margin bound for a backend's rounding.
@@ -32,141 +33,128 @@ pub(super) const fn margin_bound(rounding: Rounding) -> f64 {
     }
 }
 
-/// The outcome of a comparison, from best to worst.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-pub(super) enum Verdict {
-    /// The same tokens.
-    Pass,
-    /// Another token where the margin is below the bound: either is right, and what follows cannot be compared.
-    Explained,
-    /// Another token where the margin allows no doubt, runs of one path that differ, or logits that are no numbers.
-    Fail,
-}
-
-impl Verdict {
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Pass => "PASS",
-            Self::Explained => "EXPLAINED",
-            Self::Fail => "FAIL",
-        }
-    }
-}
-
-/// What a path decoded.
-#[derive(Debug)]
-pub(super) struct Decoded {
-    steps: Vec<Step>,
+/// What a path decoded, all runs together.
+#[derive(Debug, Default)]
+pub(super) struct Runs {
+    /// Of the first run.
+    steps: Option<Vec<Step>>,
     /// Where no comparison is possible, and why: the first step at which a repeated run differed, or whose logits
     /// were not numbers.
     fault: Option<(usize, &'static str)>,
+    /// Seconds of each run from its first token to its last.
+    pub(super) samples_s: Vec<f64>,
 }
 
-impl Decoded {
-    pub(super) fn tokens(&self) -> Vec<u32> {
-        self.steps.iter().map(|s| s.token).collect()
-    }
-}
-
-/// Decodes a prompt `n_runs` times.
+/// Decodes a prompt once.
 pub(super) fn decode<B: Backend>(
     model: &Model<B>,
-    prompt: &Prompt,
+    prompt: &[u32],
     n_tokens: usize,
-    n_runs: usize,
     fusion: &Fusion,
 ) -> Result<Decoded> {
-    let run = || greedy::decode(model, &prompt.tokens, n_tokens, fusion, |_| ());
-    let first = run()?;
-    let mut fault = first.is_broken.then_some((first.steps.len(), "not numbers"));
-    for _ in 1..n_runs {
-        let again = run()?;
-        let n_steps = first.steps.len().max(again.steps.len());
-        let at = (0..n_steps).find(|&i| again.steps.get(i) != first.steps.get(i));
-        fault = fault.or(at.map(|i| (i, "unstable")));
-    }
-    Ok(Decoded { steps: first.steps, fault })
+    greedy::decode(model, prompt, n_tokens, fusion, |_| ())
 }
 
-/// One comparison.
-#[derive(Debug, Serialize)]
-pub(super) struct TokenCheck {
-    pub(super) prompt: String,
-    /// As `fused vs stock`.
-    pub(super) comparison: String,
-    pub(super) n_tokens: usize,
-    pub(super) first_divergence: Option<usize>,
-    /// The margin at the first divergence.
-    pub(super) margin: Option<f64>,
-    /// What it must be below.
-    pub(super) bound: Option<f64>,
-    pub(super) verdict: Verdict,
-}
-
-impl TokenCheck {
-    /// A path against the stock path.
-    pub(super) fn of(prompt: &str, path: &str, stock: &Decoded, got: &Decoded, margin_bound: f64) -> Self {
-        let n_tokens = stock.steps.len();
-        let tokens_differ = |i: &usize| {
-            let token = |d: &Decoded| d.steps.get(*i).map(|s| s.token);
-            token(got) != token(stock)
-        };
-        let divergence = (0..n_tokens.max(got.steps.len())).find(tokens_differ);
-        let at = divergence.and_then(|i| stock.steps.get(i).filter(|_| i < got.steps.len()));
-        let comparison = format!("{path} vs stock");
-        let at = at.map(|s| (s.margin, s.spread * margin_bound));
-        let mut check = Self::new(prompt, comparison, n_tokens, divergence, at);
-        check.blame(stock.fault.or(got.fault));
-        check
-    }
-
-    /// The stock path against the reference engine's recording.
-    pub(super) fn against_recording(
-        prompt: &str,
-        want: &Greedy,
-        got: &Decoded,
-        n_tokens: usize,
-        margin_bound: f64,
-    ) -> Self {
-        let n_tokens = n_tokens.min(want.tokens.len());
-        let differs = |i: &usize| got.steps.get(*i).map(|s| s.token) != want.tokens.get(*i).copied();
-        let divergence = (0..n_tokens).find(differs);
-        let at = divergence.and_then(|i| {
-            // The recording tells its margin, our logits the scale.
-            Some((*want.top1_top2_margin.get(i)?, got.steps.get(i)?.spread * margin_bound))
-        });
-        let mut check = Self::new(prompt, "stock vs recording".into(), n_tokens, divergence, at);
-        check.blame(got.fault);
-        check
-    }
-
-    /// A faulty side fails whatever its tokens.
-    fn blame(&mut self, fault: Option<(usize, &'static str)>) {
-        if let Some((step, what)) = fault {
-            self.comparison += &format!(", {what}");
-            self.first_divergence = Some(step);
-            self.verdict = Verdict::Fail;
+impl Runs {
+    pub(super) fn add(&mut self, run: Decoded) {
+        let Decoded { steps, is_broken, time } = run;
+        if time > Duration::ZERO {
+            self.samples_s.push(time.as_secs_f64());
         }
+        let Some(first) = &self.steps else {
+            self.fault = is_broken.then_some((steps.len(), "not numbers"));
+            self.steps = Some(steps);
+            return;
+        };
+        let n_steps = first.len().max(steps.len());
+        let at = (0..n_steps).find(|&i| steps.get(i) != first.get(i));
+        self.fault = self.fault.or(at.map(|i| (i, "unstable")));
     }
 
-    /// `at`: margin and its bound at the divergence; none if one side simply ended.
-    fn new(
-        prompt: &str,
-        comparison: String,
-        n_tokens: usize,
-        first_divergence: Option<usize>,
-        at: Option<(f64, f64)>,
-    ) -> Self {
-        let margin = at.map(|(margin, _)| margin);
-        let bound = at.map(|(_, bound)| bound);
-        let verdict = match (first_divergence, margin, bound) {
-            (None, ..) => Verdict::Pass,
-            (Some(_), Some(margin), Some(bound)) if margin < bound => Verdict::Explained,
-            _ => Verdict::Fail,
-        };
-        Self { prompt: prompt.to_owned(), comparison, n_tokens, first_divergence, margin, bound, verdict }
+    fn steps(&self) -> &[Step] {
+        self.steps.as_deref().unwrap_or_default()
     }
+
+    pub(super) fn tokens(&self) -> Vec<u32> {
+        self.steps().iter().map(|s| s.token).collect()
+    }
+
+    /// Tokens after the first.
+    pub(super) fn n_timed(&self) -> usize {
+        self.steps().len().saturating_sub(1)
+    }
+}
+
+/// A path against a baseline.
+pub(super) fn compare(
+    prompt: &str,
+    comparison: String,
+    want: &Runs,
+    got: &Runs,
+    margin_bound: f64,
+) -> TokenCheck {
+    let n_tokens = want.steps().len();
+    let tokens_differ = |i: &usize| {
+        let token = |runs: &Runs| runs.steps().get(*i).map(|s| s.token);
+        token(got) != token(want)
+    };
+    let divergence = (0..n_tokens.max(got.steps().len())).find(tokens_differ);
+    let at = divergence.and_then(|i| want.steps().get(i).filter(|_| i < got.steps().len()));
+    let at = at.map(|s| (s.margin, s.spread * margin_bound));
+    blamed(check(prompt, comparison, n_tokens, divergence, at), want.fault.or(got.fault))
+}
+
+/// A path against the reference engine's recording.
+pub(super) fn against_recording(
+    prompt: &str,
+    comparison: String,
+    want: &Greedy,
+    got: &Runs,
+    n_tokens: usize,
+    margin_bound: f64,
+) -> TokenCheck {
+    let n_tokens = n_tokens.min(want.tokens.len());
+    let differs = |i: &usize| got.steps().get(*i).map(|s| s.token) != want.tokens.get(*i).copied();
+    let divergence = (0..n_tokens).find(differs);
+    let at = divergence.and_then(|i| {
+        // The recording tells its margin, our logits the scale.
+        Some((*want.top1_top2_margin.get(i)?, got.steps().get(i)?.spread * margin_bound))
+    });
+    blamed(check(prompt, comparison, n_tokens, divergence, at), got.fault)
+}
+
+/// Whether the runs of a path that is compared with no other are alike.
+pub(super) fn repeated(prompt: &str, path: &str, got: &Runs) -> TokenCheck {
+    blamed(check(prompt, format!("{path} repeated"), got.steps().len(), None, None), got.fault)
+}
+
+/// `at`: margin and its bound at the divergence; none if one side simply ended.
+fn check(
+    prompt: &str,
+    comparison: String,
+    n_tokens: usize,
+    first_divergence: Option<usize>,
+    at: Option<(f64, f64)>,
+) -> TokenCheck {
+    let (margin, bound) = (at.map(|(margin, _)| margin), at.map(|(_, bound)| bound));
+    let verdict = match (first_divergence, margin, bound) {
+        (None, ..) => Verdict::Pass,
+        (Some(_), Some(margin), Some(bound)) if margin < bound => Verdict::Explained,
+        _ => Verdict::Fail,
+    };
+    let finite = |x: Option<f64>| x.and_then(crate::capsule::finite);
+    let (margin, bound) = (finite(margin), finite(bound));
+    TokenCheck { prompt: prompt.to_owned(), comparison, n_tokens, first_divergence, margin, bound, verdict }
+}
+
+/// A faulty side fails whatever its tokens.
+fn blamed(mut check: TokenCheck, fault: Option<(usize, &'static str)>) -> TokenCheck {
+    if let Some((step, what)) = fault {
+        check.comparison += &format!(", {what}");
+        check.first_divergence = Some(step);
+        check.verdict = Verdict::Fail;
+    }
+    check
 }
 
 #[cfg(test)]
@@ -175,23 +163,45 @@ mod tests {
 
     fn decoded(steps: &[(u32, f64)]) -> Decoded {
         let step = |&(token, margin): &(u32, f64)| Step { token, margin, spread: 2.0 };
-        Decoded { steps: steps.iter().map(step).collect(), fault: None }
+        let time = Duration::from_secs(1);
+        Decoded { steps: steps.iter().map(step).collect(), is_broken: false, time }
+    }
+
+    fn runs(all: &[&[(u32, f64)]]) -> Runs {
+        let mut runs = Runs::default();
+        all.iter().for_each(|steps| runs.add(decoded(steps)));
+        runs
+    }
+
+    fn verdict(want: &Runs, got: &Runs) -> Verdict {
+        compare("p", "fused vs stock".into(), want, got, MARGIN_BOUND).verdict
     }
 
     #[test]
     fn verdicts() {
-        let stock = decoded(&[(5, 3.0), (6, 0.001), (7, 1.0), (8, f64::NAN)]);
-        let verdict =
-            |got: &[(u32, f64)]| TokenCheck::of("p", "fused", &stock, &decoded(got), MARGIN_BOUND).verdict;
+        let stock = runs(&[&[(5, 3.0), (6, 0.001), (7, 1.0), (8, f64::NAN)]]);
+        let verdict = |got: &[(u32, f64)]| verdict(&stock, &runs(&[got]));
         assert_eq!(verdict(&[(5, 0.0), (6, 0.0), (7, 0.0), (8, 0.0)]), Verdict::Pass);
         assert_eq!(verdict(&[(5, 0.0), (1, 9.0), (2, 9.0), (3, 9.0)]), Verdict::Explained);
         assert_eq!(verdict(&[(1, 0.0), (6, 0.0), (7, 0.0), (8, 0.0)]), Verdict::Fail);
         assert_eq!(verdict(&[(5, 0.0), (6, 0.0), (7, 0.0), (9, 0.0)]), Verdict::Fail, "NaN excuses nothing");
         assert_eq!(verdict(&[(5, 0.0)]), Verdict::Fail, "ending early is no flip");
         assert_eq!(verdict(&[(5, 0.0), (6, 0.0), (7, 0.0), (8, 0.0), (9, 0.0)]), Verdict::Fail);
-        let unstable =
-            Decoded { fault: Some((1, "unstable")), ..decoded(&[(5, 3.0), (6, 1.0), (7, 1.0), (8, 1.0)]) };
-        assert_eq!(TokenCheck::of("p", "fused", &stock, &unstable, MARGIN_BOUND).verdict, Verdict::Fail);
-        assert!(Verdict::Pass < Verdict::Explained && Verdict::Explained < Verdict::Fail);
+    }
+
+    #[test]
+    fn every_run_counts() {
+        let steps: &[(u32, f64)] = &[(5, 3.0), (6, 1.0)];
+        let steady = runs(&[steps, steps, steps]);
+        assert_eq!(verdict(&steady, &steady), Verdict::Pass);
+        assert_eq!((steady.samples_s.len(), steady.n_timed()), (3, 1));
+        // The same tokens by other logits are another computation.
+        let unstable = runs(&[steps, steps, &[(5, 3.0), (6, 1.5)]]);
+        let check = compare("p", "fused vs stock".into(), &steady, &unstable, MARGIN_BOUND);
+        assert_eq!((check.verdict, check.first_divergence), (Verdict::Fail, Some(1)));
+        assert_eq!(check.comparison, "fused vs stock, unstable");
+        let mut broken = Runs::default();
+        broken.add(Decoded { is_broken: true, ..decoded(steps) });
+        assert_eq!(verdict(&steady, &broken), Verdict::Fail);
     }
 }

@@ -80,11 +80,11 @@ pub(super) fn validation() -> Value {
              "margin": 2e-4, "bound": 1e-3, "verdict": "explained"},
         ],
         "logits": [
-            {"prompt": "novel", "path": "fused", "n_positions": 8, "max_abs": 1e-3, "mean_abs": 1e-4,
+            {"prompt": "novel", "path": "fused", "reference": "oracle", "n_positions": 8, "max_abs": 1e-3, "mean_abs": 1e-4,
              "rel_rms": 5e-5, "kl": 1e-9, "bound": 1e-4, "verdict": "pass"},
         ],
-        "engagement": [{"fusion": "fused", "op": "gather_qmm_swiglu", "runs": 128}],
-        "timings": [{"configuration": "novel, 64 tokens", "fusion": "fused", "samples_s": [0.5, 0.6]}]
+        "engagement": [{"fusion": "fused", "op": "gather_qmm_swiglu", "calls": 128, "runs": 128, "verdict": "pass"}],
+        "timings": [{"configuration": "novel, 64 tokens", "fusion": "fused", "n_tokens": 63, "samples_s": [0.5, 0.6]}]
     });
     capsule
 }

@@ -1,0 +1,251 @@
+//! Whether a validation finds what is wrong: models that compute one thing wrongly, by hooks in their ops.
+
+use std::path::Path;
+
+use clap::Parser;
+use zmlx_kernels::{
+    Backend, GateUp, Hooked, Hooks, HostWeight, NoauxTc, Result, SoftmaxTopK, WeightBytes, WeightFormat,
+};
+
+use super::{Args, Validate};
+use crate::capsule::validate::{ValidateRecord, Verdict};
+use crate::engine::{self, About, Job};
+use crate::output::Outcome;
+
+const GLM: &str = "austen-glm4-moe-lite-4bit";
+const QWEN: &str = "austen-qwen3-moe-4bit";
+
+/// What is computed wrongly.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    Nothing,
+    /// The weighted sum of the experts has the wrong sign.
+    SignOfCombine,
+    /// SiLU is applied to up instead of gate.
+    GateAndUpSwapped,
+    /// The router's correction bias is left out.
+    CorrectionBiasDropped,
+    /// The quantisation biases of the experts' down projections are left out, on every path.
+    QuantizationBiasDropped,
+    /// The next expert is taken for each one.
+    ExpertOffByOne,
+    /// Of equally probable experts the higher is chosen.
+    TieBrokenUpwards,
+}
+
+impl<B: Backend> Hooks<B> for Wrong {
+    fn around<R>(&self, _: &'static str, run: impl FnOnce() -> Result<R>) -> Result<R> {
+        run()
+    }
+
+    fn upload(&self, backend: &B, weight: HostWeight) -> Result<B::Weight> {
+        // Of the experts' matrices, those that narrow.
+        let is_down = weight.n_mats() > 1 && weight.n_out() > weight.n_in();
+        let WeightFormat::Quantized { spec, .. } = weight.format() else { return backend.upload(weight) };
+        if *self != Self::QuantizationBiasDropped || !is_down || !spec.has_biases() {
+            return backend.upload(weight);
+        }
+        let without_biases = |i: usize| {
+            let WeightBytes { data, scales, biases } = weight.mat(i).clone();
+            let bytes = WeightBytes { data, scales, biases: vec![0; biases.len()].into() };
+            HostWeight::new(weight.format(), [1, weight.n_out(), weight.n_in()], bytes)
+        };
+        backend.upload(HostWeight::stack((0..weight.n_mats()).map(without_biases).collect::<Result<_>>()?)?)
+    }
+
+    fn gather_qmm_swiglu(
+        &self,
+        backend: &B,
+        x: &B::Tensor,
+        weights: GateUp<'_, B::Weight>,
+        experts: &B::Indices,
+    ) -> Result<B::Tensor> {
+        match self {
+            Self::GateAndUpSwapped => {
+                let weights = GateUp { gate: weights.up, up: weights.gate };
+                backend.gather_qmm_swiglu(x, weights, experts)
+            }
+            Self::ExpertOffByOne => {
+                let mut chosen = Vec::new();
+                backend.read_indices(experts, &mut chosen)?;
+                // Both fixtures have 16 experts.
+                let next: Vec<u32> = chosen.iter().map(|e| (e + 1) % 16).collect();
+                let top_k = next.len() / backend.shape(x)[0];
+                let experts = backend.indices(&next, &[next.len() / top_k, top_k])?;
+                backend.gather_qmm_swiglu(x, weights, &experts)
+            }
+            _ => backend.gather_qmm_swiglu(x, weights, experts),
+        }
+    }
+
+    fn gather_qmm_combine(
+        &self,
+        backend: &B,
+        x: &B::Tensor,
+        down: &B::Weight,
+        experts: &B::Indices,
+        weights: &B::Tensor,
+    ) -> Result<B::Tensor> {
+        let y = backend.gather_qmm_combine(x, down, experts, weights)?;
+        if *self == Self::SignOfCombine { backend.scale(&y, -1.0) } else { Ok(y) }
+    }
+
+    fn route_noaux_tc(
+        &self,
+        backend: &B,
+        logits: &B::Tensor,
+        bias: &B::Weight,
+        settings: &NoauxTc,
+    ) -> Result<(B::Indices, B::Tensor)> {
+        if *self != Self::CorrectionBiasDropped {
+            return backend.route_noaux_tc(logits, bias, settings);
+        }
+        let n_experts = backend.shape(logits)[1];
+        let none = backend.upload(HostWeight::from_f32(&vec![0.0; n_experts], 1, n_experts)?)?;
+        backend.route_noaux_tc(logits, &none, settings)
+    }
+
+    fn route_softmax_top_k(
+        &self,
+        backend: &B,
+        logits: &B::Tensor,
+        settings: &SoftmaxTopK,
+    ) -> Result<(B::Indices, B::Tensor)> {
+        if *self != Self::TieBrokenUpwards {
+            return backend.route_softmax_top_k(logits, settings);
+        }
+        // With the experts in reverse, the lowest of equal ones is the highest.
+        let shape = backend.shape(logits);
+        let mut values = Vec::new();
+        backend.read(logits, &mut values)?;
+        let reversed: Vec<f32> = values.chunks(shape[1]).flat_map(|row| row.iter().rev().copied()).collect();
+        let reversed = backend.tensor(&reversed, &shape)?;
+        let (experts, weights) = backend.route_softmax_top_k(&reversed, settings)?;
+        let mut chosen = Vec::new();
+        backend.read_indices(&experts, &mut chosen)?;
+        let chosen: Vec<u32> = chosen.iter().map(|e| shape[1] as u32 - 1 - e).collect();
+        let experts = backend.indices(&chosen, &[shape[0], chosen.len() / shape[0]])?;
+        Ok((experts, weights))
+    }
+}
+
+/// A validation of a model that computes wrongly.
+struct Mutant<'a> {
+    validate: Validate,
+    wrong: Wrong,
+    record: &'a mut Option<ValidateRecord>,
+}
+
+impl Job for Mutant<'_> {
+    fn run<B: Backend + 'static>(self, backend: B, about: &About) -> anyhow::Result<Outcome> {
+        *self.record = Some(self.validate.examine(Hooked::new(backend, self.wrong), about)?);
+        Ok(Outcome::Done)
+    }
+}
+
+#[derive(Debug, Parser)]
+struct Command {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// What `zmlx validate MODEL --max-tokens 24 --runs 1` finds.
+fn validate(model: &Path, more: &[&str], wrong: Wrong) -> ValidateRecord {
+    let options = ["validate", "--max-tokens", "24", "--runs", "1"];
+    let options = options.iter().chain(more).map(std::ffi::OsString::from);
+    let args = Command::parse_from(options.chain([model.into()])).args;
+    let mut record = None;
+    let job = Mutant { validate: Validate::new(&args).unwrap(), wrong, record: &mut record };
+    engine::with_backend(args.backend, job).unwrap();
+    record.unwrap()
+}
+
+fn fixture(name: &str) -> std::path::PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
+}
+
+/// A fixture in which three experts each have the same router row, so that of the four chosen ones the last ties.
+fn tied() -> tempfile::TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    for file in ["config.json", "tokenizer.json"] {
+        std::fs::copy(fixture(QWEN).join(file), dir.path().join(file)).unwrap();
+    }
+    let mut file = std::fs::read(fixture(QWEN).join("model.safetensors")).unwrap();
+    let start = 8 + u64::from_le_bytes(file[..8].try_into().unwrap()) as usize;
+    let header: serde_json::Value = serde_json::from_slice(&file[8..start]).unwrap();
+    let mut n_tied = 0;
+    for (name, tensor) in header.as_object().unwrap() {
+        if !name.contains(".mlp.gate.") {
+            continue;
+        }
+        let offset = |i: usize| start + tensor["data_offsets"][i].as_u64().unwrap() as usize;
+        let n_row = (offset(1) - offset(0)) / tensor["shape"][0].as_u64().unwrap() as usize;
+        let rows = &mut file[offset(0)..offset(1)];
+        for row in 0..15 {
+            rows.copy_within(row / 3 * 3 * n_row..(row / 3 * 3 + 1) * n_row, row * n_row);
+        }
+        n_tied += 1;
+    }
+    assert_eq!(n_tied, 3 * 3, "weight, scales and biases of three layers");
+    std::fs::write(dir.path().join("model.safetensors"), file).unwrap();
+    dir
+}
+
+#[test]
+fn what_is_right_passes() {
+    for model in [GLM, QWEN] {
+        let record = validate(&fixture(model), &[], Wrong::Nothing);
+        assert_eq!(record.verdict, Verdict::Pass, "{record:#?}");
+    }
+    let record = validate(tied().path(), &[], Wrong::Nothing);
+    assert_eq!(record.verdict, Verdict::Pass, "{record:#?}");
+}
+
+/// Whether the checks that name the fused path fail, and no others.
+fn assert_fused_path_fails(record: &ValidateRecord) {
+    let found = record.checks.iter().map(|c| (c.comparison.starts_with("fused"), c.verdict));
+    let logits = record.logits.iter().map(|l| (l.path == "fused", l.verdict));
+    for (is_fused, verdict) in found.chain(logits) {
+        assert!(is_fused || verdict == Verdict::Pass, "{record:#?}");
+    }
+    assert!(record.checks.iter().any(|c| c.verdict == Verdict::Fail), "{record:#?}");
+    assert!(record.logits.iter().any(|l| l.verdict == Verdict::Fail), "{record:#?}");
+    assert_eq!(record.verdict, Verdict::Fail);
+}
+
+#[test]
+fn a_wrong_fused_op_fails() {
+    for wrong in [Wrong::SignOfCombine, Wrong::GateAndUpSwapped, Wrong::ExpertOffByOne] {
+        for model in [GLM, QWEN] {
+            assert_fused_path_fails(&validate(&fixture(model), &[], wrong));
+        }
+    }
+}
+
+#[test]
+fn without_the_reference_the_baselines_suffice() {
+    let stock = ["--against", "stock"];
+    for wrong in [Wrong::SignOfCombine, Wrong::GateAndUpSwapped, Wrong::ExpertOffByOne] {
+        assert_fused_path_fails(&validate(&fixture(GLM), &stock, wrong));
+    }
+}
+
+#[test]
+fn a_dropped_correction_bias_fails() {
+    assert_fused_path_fails(&validate(&fixture(GLM), &[], Wrong::CorrectionBiasDropped));
+}
+
+#[test]
+fn what_every_path_gets_wrong_fails_by_the_reference() {
+    for model in [GLM, QWEN] {
+        let record = validate(&fixture(model), &[], Wrong::QuantizationBiasDropped);
+        assert!(record.checks.iter().all(|c| c.verdict == Verdict::Pass), "{record:#?}");
+        assert!(record.logits.iter().all(|l| l.verdict == Verdict::Fail), "{record:#?}");
+        assert_eq!(record.verdict, Verdict::Fail);
+    }
+}
+
+#[test]
+fn a_tie_broken_the_other_way_fails() {
+    assert_fused_path_fails(&validate(tied().path(), &[], Wrong::TieBrokenUpwards));
+}
