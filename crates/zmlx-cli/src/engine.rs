@@ -6,6 +6,7 @@ use anyhow::Result;
 use zmlx_kernels::cpu::CpuBackend;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Model, ModelConfig, self_check};
+use zmlx_oracle::golden::Rounding;
 
 use crate::args::{BackendArgs, BackendKind, FusionArgs};
 use crate::output::Outcome;
@@ -41,16 +42,6 @@ impl About {
         }
         Ok(self_check(model, &fusion)?.fusion)
     }
-}
-
-/// How activations are rounded between ops.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Rounding {
-    /// To f32.
-    F32,
-    /// To the checkpoint's own type, bf16 as a rule, as mlx-lm does.
-    #[cfg_attr(not(any(target_os = "macos", feature = "mlx")), expect(dead_code, reason = "MLX's"))]
-    Checkpoint,
 }
 
 /// Work that runs on any backend.

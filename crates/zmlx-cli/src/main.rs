@@ -6,7 +6,6 @@
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
-#[allow(dead_code, reason = "bench and validate do not write capsules yet")]
 mod capsule;
 mod commands;
 mod embedded;
@@ -58,6 +57,8 @@ enum Command {
     Validate(commands::validate::Args),
     /// Look at records of benches and validations, compare them, and make a report of them.
     Capsule(commands::capsule::Args),
+    /// Record what a model says, and check that it still says it.
+    Golden(commands::golden::Args),
 }
 
 fn main() -> ExitCode {
@@ -75,6 +76,7 @@ fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::run(args),
         Command::Validate(args) => commands::validate::run(args),
         Command::Capsule(args) => commands::capsule::run(args),
+        Command::Golden(args) => commands::golden::run(args),
     };
     match done {
         Ok(outcome) => outcome.exit_code(),

@@ -51,6 +51,23 @@ pub(crate) struct Prompt {
     pub(crate) tokens: Vec<u32>,
 }
 
+/// Texts of several kinds; for a model without a tokenizer, numbers.
+pub(crate) fn built_in(source: &Source, vocab: usize) -> Result<Vec<Prompt>> {
+    let Some(tokenizer) = source.tokenizer()? else {
+        let prompt = |n: usize| Prompt {
+            name: format!("{n} seeded tokens"),
+            text: None,
+            tokens: seeded_tokens(n as u64, n, vocab),
+        };
+        return Ok([1, 2, 17, 64, 200].map(prompt).into());
+    };
+    let prompt = |&(name, text): &(&str, &str)| {
+        let tokens = tokenizer.encode(text)?;
+        Ok(Prompt { name: name.to_owned(), text: Some(text.to_owned()), tokens })
+    };
+    NEUTRAL.iter().map(prompt).collect()
+}
+
 /// A prompt as a file gives it: one of `text`, `tokens` and `messages`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -56,6 +56,16 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
+    /// A golden file whose parts do not belong together.
+    #[error("{what}: field {field}: {why}")]
+    Recording {
+        /// The file and the prompt.
+        what: String,
+        /// The field.
+        field: &'static str,
+        /// What is wrong with it.
+        why: String,
+    },
     /// Something that files may ask for and this crate does not do.
     #[error("not supported: {what}")]
     Unsupported {

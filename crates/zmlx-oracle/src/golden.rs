@@ -1,8 +1,10 @@
-//! Readers for the recordings of the reference engine, and the verdict on a greedy decoding.
+//! Recorded tokens, and the verdict on a greedy decoding: [`GoldenFile`] for anyone's models and tests; and readers for what
+//! the reference engine recorded of the fixtures.
 //!
-//! The schema stands in `fixtures/golden/README.md`: `<model>.json` holds prompts with their greedy tokens,
+//! The schema of the latter stands in `fixtures/golden/README.md`: `<model>.json` holds prompts with their greedy tokens,
 //! `<model>-taps.safetensors` intermediate results of one prompt, `ops/*.safetensors` single operations.
 
+mod file;
 mod tensors;
 mod verdict;
 
@@ -12,6 +14,7 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 
+pub use file::{Checked, FORMAT, GoldenFile, ModelId, RecordedBy, Recording, Rounding};
 pub use tensors::{Array, TensorFile};
 pub use verdict::{Outcome, Verdict, check_greedy};
 

@@ -174,7 +174,7 @@ impl Validate {
         } else {
             self.paths.iter().position(|p| p.is_baseline).map(Reference::Path)
         };
-        let margin_bound = tokens::margin_bound(about.rounding);
+        let margin_bound = about.rounding.margin_bound();
         let (mut checks, mut logits, mut timings) = (Vec::new(), Vec::new(), Vec::new());
         let mut progress = Progress::new("Validating");
         let n_all = self.configurations.len() * self.runs * self.paths.len();

@@ -6,6 +6,7 @@ mod bad_input;
 mod capsule;
 mod chat;
 mod generate;
+mod golden;
 mod inspect;
 mod logits;
 mod measure;

@@ -29,11 +29,21 @@ pub struct Verdict {
 /// that is too short is a mismatch, whatever the margin. A margin of NaN is below no bound.
 #[must_use]
 pub fn check_greedy(want: &Greedy, got: &[u32], margin_bound: f64) -> Verdict {
-    let Some(step) = (0..want.tokens.len()).find(|&i| got.get(i) != want.tokens.get(i)) else {
+    compare(&want.tokens, &want.top1_top2_margin, got, |_| margin_bound)
+}
+
+/// As [`check_greedy`], with a bound for each step.
+pub(super) fn compare(
+    want: &[u32],
+    margins: &[f64],
+    got: &[u32],
+    margin_bound: impl Fn(usize) -> f64,
+) -> Verdict {
+    let Some(step) = (0..want.len()).find(|&i| got.get(i) != want.get(i)) else {
         return Verdict { first_divergence: None, margin_there: None, outcome: Outcome::Equal };
     };
-    let margin_there = want.top1_top2_margin.get(step).copied();
-    let flip = step < got.len() && margin_there.is_some_and(|margin| margin < margin_bound);
+    let margin_there = margins.get(step).copied();
+    let flip = step < got.len() && margin_there.is_some_and(|margin| margin < margin_bound(step));
     let outcome = if flip { Outcome::FlipBelowBound } else { Outcome::Mismatch };
     Verdict { first_divergence: Some(step), margin_there, outcome }
 }

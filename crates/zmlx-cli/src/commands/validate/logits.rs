@@ -6,11 +6,11 @@ use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Input, LogitsOf, Model};
 use zmlx_oracle::checkpoint::KvBSplit;
 use zmlx_oracle::compare::{logits_difference, rel_rms};
+use zmlx_oracle::golden::Rounding;
 
 use crate::capsule::finite;
 use crate::capsule::validate::{LogitCheck, Verdict};
 use crate::commands::inspect;
-use crate::engine::Rounding;
 use crate::source::Source;
 
 /// The reference keeps every weight in f32 and takes its time: larger models are not compared with it.

@@ -5,10 +5,9 @@ use std::path::Path;
 use anyhow::Result;
 use zmlx_kernels::{Fusion, Switch};
 use zmlx_models::Checkpoint;
-use zmlx_oracle::golden::{GoldenPrompt, Greedy};
+use zmlx_oracle::golden::{GoldenPrompt, Greedy, Rounding};
 
 use crate::embedded;
-use crate::engine::Rounding;
 use crate::prompts;
 use crate::source::Source;
 
@@ -47,9 +46,6 @@ impl Recorded {
     }
 }
 
-/// Prompts without words for a model without a tokenizer, by their lengths.
-const SEEDED: [usize; 5] = [1, 2, 17, 64, 200];
-
 impl Suite {
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -86,9 +82,9 @@ impl Suite {
     ) -> Result<Vec<Configuration>> {
         let vocab = checkpoint.config().vocab_size();
         let prompts = match file {
-            Some(file) => given(file, source, vocab)?,
+            Some(file) => plain(prompts::read_file(file, source, vocab)?),
             None if self == Self::Standard && *source == Source::Embedded => recorded()?,
-            None => built_in(source, vocab)?,
+            None => plain(prompts::built_in(source, vocab)?),
         };
         if self == Self::Standard {
             let whole = |p: Prompt| Configuration {
@@ -120,9 +116,9 @@ struct Prompt {
     recorded: Option<Recorded>,
 }
 
-fn given(file: &Path, source: &Source, vocab: usize) -> Result<Vec<Prompt>> {
+fn plain(prompts: Vec<prompts::Prompt>) -> Vec<Prompt> {
     let prompt = |p: prompts::Prompt| Prompt { name: p.name, tokens: p.tokens, recorded: None };
-    Ok(prompts::read_file(file, source, vocab)?.into_iter().map(prompt).collect())
+    prompts.into_iter().map(prompt).collect()
 }
 
 fn recorded() -> Result<Vec<Prompt>> {
@@ -132,20 +128,4 @@ fn recorded() -> Result<Vec<Prompt>> {
         recorded: Some(Recorded { f32: p.truth_f32, bf16: p.bf16 }),
     };
     Ok(embedded::golden()?.prompts.into_iter().map(prompt).collect())
-}
-
-/// Texts of several kinds; for a model without a tokenizer, numbers.
-fn built_in(source: &Source, vocab: usize) -> Result<Vec<Prompt>> {
-    let Some(tokenizer) = source.tokenizer()? else {
-        let prompt = |n: usize| Prompt {
-            name: format!("{n} seeded tokens"),
-            tokens: prompts::seeded_tokens(n as u64, n, vocab),
-            recorded: None,
-        };
-        return Ok(SEEDED.map(prompt).into());
-    };
-    let prompt = |(name, text): &(&str, &str)| {
-        Ok(Prompt { name: (*name).to_owned(), tokens: tokenizer.encode(text)?, recorded: None })
-    };
-    prompts::NEUTRAL.iter().map(prompt).collect()
 }

@@ -8,30 +8,7 @@ use zmlx_models::Model;
 use zmlx_oracle::golden::Greedy;
 
 use crate::capsule::validate::{TokenCheck, Verdict};
-use crate::engine::Rounding;
 use crate::greedy::{self, Decoded, Step};
-
-/// Two paths may choose different tokens where the margin is below this part of the logits' spread (their root mean
-/// square about the mean).
-///
-/// All paths keep f32 and differ in the order of their sums. A sum of K products in another order moves by about
-/// √K·2⁻²⁴ of its size, 3e-6 at K = 2048; dozens of layers in a row leave 1e-5 to 1e-4 of the logits' spread. The
-/// bound leaves a factor of ten for a model that amplifies more; a wrong scale, group or expert moves logits by
-/// more than 1e-2.
-const MARGIN_BOUND: f64 = 1e-3;
-
-/// As [`MARGIN_BOUND`] where activations are bf16: each rounding is 2⁻⁹ of a value instead of 2⁻²⁴, and sometimes turns a
-/// router's choice. What that leaves in the logits was measured on both tiny models: bf16 differs from f32 by 6 to 14 % (see
-/// `logits.rs`), so two bf16 computations that round differently may differ by a tenth.
-const MARGIN_BOUND_BF16: f64 = 1e-1;
-
-/// The margin bound for a backend's rounding.
-pub(super) const fn margin_bound(rounding: Rounding) -> f64 {
-    match rounding {
-        Rounding::F32 => MARGIN_BOUND,
-        Rounding::Checkpoint => MARGIN_BOUND_BF16,
-    }
-}
 
 /// What a path decoded, all runs together.
 #[derive(Debug, Default)]
@@ -161,6 +138,8 @@ fn blamed(mut check: TokenCheck, fault: Option<(usize, &'static str)>) -> TokenC
 mod tests {
     use super::*;
 
+    const BOUND: f64 = 1e-3;
+
     fn decoded(steps: &[(u32, f64)]) -> Decoded {
         let step = |&(token, margin): &(u32, f64)| Step { token, margin, spread: 2.0 };
         let time = Duration::from_secs(1);
@@ -174,7 +153,7 @@ mod tests {
     }
 
     fn verdict(want: &Runs, got: &Runs) -> Verdict {
-        compare("p", "fused vs stock".into(), want, got, MARGIN_BOUND).verdict
+        compare("p", "fused vs stock".into(), want, got, BOUND).verdict
     }
 
     #[test]
@@ -197,7 +176,7 @@ mod tests {
         assert_eq!((steady.samples_s.len(), steady.n_timed()), (3, 1));
         // The same tokens by other logits are another computation.
         let unstable = runs(&[steps, steps, &[(5, 3.0), (6, 1.5)]]);
-        let check = compare("p", "fused vs stock".into(), &steady, &unstable, MARGIN_BOUND);
+        let check = compare("p", "fused vs stock".into(), &steady, &unstable, BOUND);
         assert_eq!((check.verdict, check.first_divergence), (Verdict::Fail, Some(1)));
         assert_eq!(check.comparison, "fused vs stock, unstable");
         let mut broken = Runs::default();
