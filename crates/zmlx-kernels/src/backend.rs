@@ -145,6 +145,15 @@ macro_rules! copy_references {
 }
 copy_references!(MlaInputs, MlaWeights, GateUp);
 
+/// How often threads that compute together waited for each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Barriers {
+    /// Barriers that were passed.
+    pub n: u64,
+    /// The time that the thread which asked for the work waited there.
+    pub waited: std::time::Duration,
+}
+
 /// A device, its memory, and the ops on it.
 ///
 /// Ops are functional: they return new tensors and never change their inputs (but for the caches). Shapes are
@@ -233,6 +242,11 @@ pub trait Backend {
     /// How often the fused op `op` (the name of its method) has run as a kernel of its own on this thread; none where every
     /// call is such a run. Other calls are compositions of plain ops.
     fn kernel_runs(&self, _op: &str) -> Option<u64> {
+        None
+    }
+
+    /// What the threads that compute have waited for each other since the backend was made; none where nobody counts.
+    fn barriers(&self) -> Option<Barriers> {
         None
     }
 

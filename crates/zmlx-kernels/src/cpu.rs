@@ -30,7 +30,7 @@ use team::Team;
 
 use crate::backend::{Backend, GateUp, KvLayout, MlaInputs, NoauxTc, Rope, SoftmaxTopK, Span};
 use crate::error::ensure;
-use crate::{Error, HostWeight, Result, stock};
+use crate::{Barriers, Error, HostWeight, Result, stock};
 
 const NAME: &str = "cpu";
 
@@ -239,6 +239,10 @@ impl Backend for CpuBackend {
 
     fn upload(&self, weight: HostWeight) -> Result<CpuWeight> {
         Ok(CpuWeight::new(self.level, weight))
+    }
+
+    fn barriers(&self) -> Option<Barriers> {
+        Some(lock(&self.team).barriers())
     }
 
     fn concat_rows(&self, parts: &[&CpuWeight]) -> Result<CpuWeight> {

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::{
-    Backend, GateUp, HostWeight, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope,
-    SoftmaxTopK, Span, stock,
+    Backend, Barriers, GateUp, HostWeight, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result,
+    Rope, SoftmaxTopK, Span, stock,
 };
 
 /// What happens around and instead of the ops of a backend.
@@ -188,6 +188,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         truncate(cache: &mut B::KvCache, slot: usize, n_tokens: usize) -> Result<()>;
         wait(x: &B::Tensor) -> Result<()>;
         kernel_runs(op: &str) -> Option<u64>;
+        barriers() -> Option<Barriers>;
         prefill_style() -> PrefillStyle;
         eval_caches(caches: &[B::KvCache]) -> Result<()>;
         argmax(logits: &B::Tensor) -> Result<Option<B::Indices>>;

@@ -21,8 +21,8 @@ pub mod stock;
 mod weight;
 
 pub use backend::{
-    Backend, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope, RopePairing,
-    SoftmaxTopK, Span,
+    Backend, Barriers, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope,
+    RopePairing, SoftmaxTopK, Span,
 };
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -58,6 +58,10 @@ pub(crate) struct BenchTest {
     pub(crate) bytes_per_token: Option<f64>,
     /// Calls of the backend's ops per token; null if they were not counted.
     pub(crate) launches_per_token: Option<f64>,
+    /// Barriers of the threads per token; null for prompts, and where nobody counts them.
+    pub(crate) barriers_per_token: Option<f64>,
+    /// Seconds per token that the first thread waited there; null as above.
+    pub(crate) barrier_s_per_token: Option<f64>,
 }
 
 /// A part of a decoded token's time.

@@ -26,7 +26,7 @@ use crate::output::{self, Outcome, note, print, print_json};
 use crate::progress::Progress;
 use crate::prompts;
 use crate::source::Source;
-use arm::{Arm, Loaded};
+use arm::{Arm, Decoded, Loaded};
 use plan::Test;
 use probe::Phase;
 use report::{Format, MAX_SPREAD, Profile, Report, speeds};
@@ -241,9 +241,14 @@ fn measure(plan: &Plan<'_>, mut arms: Vec<Box<dyn Arm>>, abouts: &[&About]) -> R
                 std::thread::sleep(COOL_DOWN);
                 let result = &mut results[at];
                 if test.is_decoding() {
-                    let seconds = arms[arm].decode(fusion, test.n_generate)?;
+                    let Decoded { seconds, barriers } = arms[arm].decode(fusion, test.n_generate)?;
                     result.samples_s.push(seconds.iter().sum());
                     result.token_latencies_s.extend(seconds);
+                    let n_tokens = (args.repetitions * result.tokens_per_sample) as f64;
+                    if let Some((n, waited)) = barriers {
+                        *result.barriers_per_token.get_or_insert(0.0) += n as f64 / n_tokens;
+                        *result.barrier_s_per_token.get_or_insert(0.0) += waited / n_tokens;
+                    }
                 } else {
                     let seconds = arms[arm].prompt(fusion, &prompt[..test.n_prompt])?;
                     result.samples_s.push(seconds);

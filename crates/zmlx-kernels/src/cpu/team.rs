@@ -4,8 +4,11 @@
 //! yields, then (workers only) parks, so that an idle process uses no processor.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle, Thread};
+use std::time::{Duration, Instant};
+
+use crate::Barriers;
 
 /// Spins before the first yield: a barrier of the team takes less.
 const SPINS: u32 = 20_000;
@@ -28,6 +31,30 @@ struct Shared {
     barrier: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
+    /// Barriers that the caller passed, the end of a job being one, and the nanoseconds that it waited there.
+    n_passed: AtomicU64,
+    waited: AtomicU64,
+}
+
+impl Shared {
+    /// Waits while `is_pending`.
+    fn wait(&self, is_caller: bool, is_pending: impl Fn() -> bool) {
+        if is_caller {
+            self.n_passed.fetch_add(1, Ordering::Relaxed);
+        }
+        if !is_pending() {
+            return;
+        }
+        // Only who waits anyway looks at the clock.
+        let since = is_caller.then(Instant::now);
+        let mut wait = Wait::default();
+        while is_pending() {
+            wait.pause();
+        }
+        if let Some(since) = since {
+            self.waited.fetch_add(since.elapsed().as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
 }
 
 /// One thread's place in the team during a job.
@@ -60,12 +87,10 @@ impl Member<'_> {
         if s.n_arrived.fetch_add(1, Ordering::AcqRel) + 1 == s.n_members {
             s.n_arrived.store(0, Ordering::Relaxed);
             s.barrier.store(round.wrapping_add(1), Ordering::Release);
-            return;
         }
-        let mut wait = Wait::default();
-        while s.barrier.load(Ordering::Acquire) == round && !s.panicked.load(Ordering::Relaxed) {
-            wait.pause();
-        }
+        s.wait(self.idx == 0, || {
+            s.barrier.load(Ordering::Acquire) == round && !s.panicked.load(Ordering::Relaxed)
+        });
     }
 }
 
@@ -110,6 +135,8 @@ impl Team {
                 barrier: AtomicUsize::new(0),
                 panicked: AtomicBool::new(false),
                 stop: AtomicBool::new(false),
+                n_passed: AtomicU64::new(0),
+                waited: AtomicU64::new(0),
             })
         };
         let team = shared(n_members.max(1));
@@ -131,6 +158,14 @@ impl Team {
     /// Number of members.
     pub(crate) fn n_members(&self) -> usize {
         self.shared.n_members
+    }
+
+    /// Barriers so far; none where one thread computes alone.
+    pub(crate) fn barriers(&self) -> Barriers {
+        Barriers {
+            n: self.shared.n_passed.load(Ordering::Relaxed),
+            waited: Duration::from_nanos(self.shared.waited.load(Ordering::Relaxed)),
+        }
     }
 
     /// Runs `job` once on every member and returns when all are done. `&mut` because jobs do not nest.
@@ -171,10 +206,7 @@ impl Drop for Finish<'_> {
         if thread::panicking() {
             self.0.panicked.store(true, Ordering::Relaxed); // releases workers that wait at a barrier
         }
-        let mut wait = Wait::default();
-        while self.0.n_finished.load(Ordering::Acquire) + 1 < self.0.n_members {
-            wait.pause();
-        }
+        self.0.wait(true, || self.0.n_finished.load(Ordering::Acquire) + 1 < self.0.n_members);
         self.0.n_arrived.store(0, Ordering::Relaxed); // an unwound job may have left half a barrier
     }
 }
@@ -238,6 +270,9 @@ mod tests {
                     m.barrier();
                 });
             }
+            // Two in the job and its end.
+            let n_barriers = if n == 1 { 0 } else { 199 * 3 };
+            assert_eq!(team.barriers().n, n_barriers);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use zmlx_kernels::{Backend, Fusion, Hooked};
+use zmlx_kernels::{Backend, Barriers, Fusion, Hooked};
 use zmlx_models::{Checkpoint, Input, LogitsOf, Model, State, Tap, TapValue};
 
 use super::check::Workload;
@@ -28,14 +28,23 @@ pub(super) trait Arm {
     /// Fills the caches of `batch` sequences to `depth` tokens each, once for all that is measured there.
     fn fill(&mut self, fusion: &Fusion, depth: usize, batch: usize) -> Result<()>;
 
-    /// Seconds of each of `n` steps that decode one token of every sequence; the caches are as before afterwards.
-    fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Vec<f64>>;
+    /// `n` steps that decode one token of every sequence; the caches are as before afterwards.
+    fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Decoded>;
 
     /// Ops of one such step, compositions taken apart.
     fn count(&mut self, fusion: &Fusion) -> Result<usize>;
 
     /// Seconds per step in each phase, from `n` steps whose ops are timed one by one.
     fn profile(&mut self, fusion: &Fusion, n: usize) -> Result<Vec<(Phase, f64)>>;
+}
+
+/// What decoding took.
+#[derive(Debug)]
+pub(super) struct Decoded {
+    /// Seconds of each step.
+    pub(super) seconds: Vec<f64>,
+    /// Barriers of all steps, and the seconds waited there, where the backend counts them.
+    pub(super) barriers: Option<(u64, f64)>,
 }
 
 type Hook<B> = Hooked<B, Probe>;
@@ -124,15 +133,20 @@ impl<B: Backend> Arm for Loaded<B> {
         Ok(())
     }
 
-    fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Vec<f64>> {
+    fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Decoded> {
         let mut seconds = Vec::with_capacity(n);
+        let before = self.model.backend().barriers();
         for i in 0..n {
             let started = Instant::now();
             step(&self.model, &mut self.filled.state, fusion, i, None)?;
             seconds.push(started.elapsed().as_secs_f64());
         }
+        let after = self.model.backend().barriers();
         self.rewind()?;
-        Ok(seconds)
+        let since = |(before, after): (Barriers, Barriers)| {
+            (after.n - before.n, (after.waited - before.waited).as_secs_f64())
+        };
+        Ok(Decoded { seconds, barriers: before.zip(after).map(since) })
     }
 
     fn count(&mut self, fusion: &Fusion) -> Result<usize> {

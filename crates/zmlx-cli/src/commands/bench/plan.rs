@@ -78,6 +78,8 @@ impl Test {
             ttft_s: Vec::new(),
             bytes_per_token: (self.is_decoding() && self.batch == 1).then(|| cost.bytes_per_token(n_cached)),
             launches_per_token: None,
+            barriers_per_token: None,
+            barrier_s_per_token: None,
         }
     }
 }

@@ -71,6 +71,8 @@ struct Line<'a> {
     bytes_per_second: Option<f64>,
     share_of_bandwidth: Option<f64>,
     launches_per_token: Option<f64>,
+    barriers_per_token: Option<f64>,
+    barrier_us_per_token: Option<f64>,
 }
 
 /// Tokens per second of each sample.
@@ -126,14 +128,32 @@ impl Report<'_> {
             bytes_per_second,
             share_of_bandwidth: bytes_per_second.zip(self.read_bytes_per_second()).map(|(a, b)| a / b),
             launches_per_token: test.launches_per_token,
+            barriers_per_token: test.barriers_per_token,
+            barrier_us_per_token: test.barrier_s_per_token.map(|s| s * 1e6),
         }
     }
 
     fn markdown(&self) -> String {
         let mut rows = vec![
             [
-                "model", "size", "backend", "threads", "fusion", "test", "t/s", "median", "vs first",
-                "TTFT ms", "p50 ms", "p95 ms", "p99 ms", "GB/s", "of probe", "launches",
+                "model",
+                "size",
+                "backend",
+                "threads",
+                "fusion",
+                "test",
+                "t/s",
+                "median",
+                "vs first",
+                "TTFT ms",
+                "p50 ms",
+                "p95 ms",
+                "p99 ms",
+                "GB/s",
+                "of probe",
+                "launches",
+                "barriers",
+                "waited µs",
             ]
             .map(str::to_owned)
             .to_vec(),
@@ -158,6 +178,8 @@ impl Report<'_> {
                 cell(line.bytes_per_second.map(|b| b / 1e9), 2),
                 line.share_of_bandwidth.map_or_else(String::new, |s| format!("{:.0} %", s * 100.0)),
                 cell(line.launches_per_token, 0),
+                cell(line.barriers_per_token, 0),
+                cell(line.barrier_us_per_token, 0),
             ]);
         }
         let mut text = markdown_table(&rows, 6);

@@ -155,7 +155,7 @@ unsafe fn add_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
         for x in &mut x_chunks {
             *x = x.add(x_at);
         }
-        let sums = sum_chunk::<S, C, X, R>(s, layout.n_vecs, at, &x_chunks);
+        let sums = sum_chunk::<S, C, X, R>(s, layout.n_loads, at, &x_chunks);
         let mut x_scales = [s.splat(1.0); X];
         if C::Element::X_SCALED && X > 1 {
             for m in 0..X {
@@ -181,8 +181,8 @@ unsafe fn add_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
 
 /// `sums[m][r] = Σ w[r][k] · x[m][k]` over a chunk of each row, lane by lane, before scale and bias.
 ///
-/// `n` is a loop bound that the compiler does not know: with several rows of activations an unrolled loop would be
-/// reordered until nothing fits the registers.
+/// `n` is [`Cells::LOADS`] as a bound that the compiler does not know: with several rows of activations a loop unrolled as
+/// a whole would be reordered until nothing fits the registers.
 ///
 /// # Safety
 /// A chunk, and the overread, are readable at each of `at`, and a chunk of prepared activations at each of `x`.
@@ -194,15 +194,16 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     x: &[*const f32; X],
 ) -> [[S::F; R]; X] {
     let mut sums = [[C::Element::zero(s); R]; X];
-    for v in 0..if X == 1 { C::LOADS * C::CELLS } else { n } {
-        let (load, i) = (v / C::CELLS, v % C::CELLS);
-        // SAFETY: the caller's promise.
-        unsafe {
-            for r in 0..R {
-                let w = C::cells(s, C::load(s, at[r].add(load * C::LOAD_BYTES)), i);
-                for m in 0..X {
-                    let x = s.load_words(x[m].add(v * S::LANES).cast());
-                    sums[m][r] = C::Element::add(s, sums[m][r], w, x);
+    for load in 0..if X == 1 { C::LOADS } else { n } {
+        for i in 0..C::CELLS {
+            // SAFETY: the caller's promise.
+            unsafe {
+                for r in 0..R {
+                    let w = C::cells(s, C::load(s, at[r].add(load * C::LOAD_BYTES)), i);
+                    for m in 0..X {
+                        let x = s.load_words(x[m].add((load * C::CELLS + i) * S::LANES).cast());
+                        sums[m][r] = C::Element::add(s, sums[m][r], w, x);
+                    }
                 }
             }
         }

@@ -65,8 +65,8 @@ pub(super) struct RowLayout {
     scales: ScaleKind,
     /// Chunks of a row or activations.
     pub(super) n_chunks: usize,
-    /// Vectors of cells of a chunk.
-    pub(super) n_vecs: usize,
+    /// [`Cells::LOADS`], as a number that the compiler does not know.
+    pub(super) n_loads: usize,
     /// Chunks that can be read in place; the others go through a padded copy.
     pub(super) n_direct: usize,
     /// Lanes that share a scale, in the vectors of a chunk: a power of two, its logarithm.
@@ -107,7 +107,7 @@ impl RowLayout {
             group_size,
             scales,
             n_chunks,
-            n_vecs,
+            n_loads: C::LOADS,
             n_direct: if C::OVERREAD { n_chunks - 1 } else { n_in / chunk },
             log2_lanes_per_group: (group_size / lane_weights).checked_ilog2().unwrap_or(0),
             padded_groups,
