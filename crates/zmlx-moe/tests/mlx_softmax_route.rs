@@ -37,8 +37,11 @@ fn random_bf16(n_rows: usize, seed: u64, std_dev: f64) -> HostWeight {
     HostWeight::new(WeightFormat::Dense(DType::BF16), [1, n_rows, HIDDEN], bytes).unwrap()
 }
 
-/// Of each token its experts with their weights, ascending, and the ops that it took.
-fn route(fusion: &Fusion, renormalize: Renormalize) -> (Vec<Vec<(u32, f32)>>, Vec<&'static str>) {
+/// A token's experts, ascending, each with its weight.
+type Chosen = Vec<(u32, f32)>;
+
+/// What the router chose for each token, and the ops that it took.
+fn route(fusion: &Fusion, renormalize: Renormalize) -> (Vec<Chosen>, Vec<&'static str>) {
     let b = Hooked::new(MlxBackend::new(Numerics::Exact).unwrap(), Seen::default());
     let settings = SoftmaxTopK { top_k: TOP_K, renormalize };
     let router = Router::SoftmaxTopK { gate: b.upload(random_bf16(N_EXPERTS, 1, 0.2)).unwrap(), settings };
@@ -52,7 +55,7 @@ fn route(fusion: &Fusion, renormalize: Renormalize) -> (Vec<Vec<(u32, f32)>>, Ve
     b.read_indices(&routing.experts, &mut experts).unwrap();
     b.read(&routing.weights, &mut weights).unwrap();
     let chosen = experts.chunks(TOP_K).zip(weights.chunks(TOP_K)).map(|(experts, weights)| {
-        let mut chosen: Vec<_> = experts.iter().copied().zip(weights.iter().copied()).collect();
+        let mut chosen: Chosen = experts.iter().copied().zip(weights.iter().copied()).collect();
         chosen.sort_by_key(|(expert, _)| *expert);
         chosen
     });

@@ -55,6 +55,12 @@ pub(crate) fn about(capsule: &Capsule) -> Grid {
     grid
 }
 
+/// The backend of a test, with its particulars where the capsule tells them.
+pub(crate) fn backend(capsule: &Capsule, test: &BenchTest) -> String {
+    let main = &capsule.backend;
+    if test.backend == main.name { main.description.clone() } else { test.backend.clone() }
+}
+
 /// Every test of every path: speed, spread, bandwidth, latencies.
 pub(crate) fn speed(bench: &BenchRecord) -> Grid {
     let header = [

@@ -13,7 +13,8 @@ const STYLE: &str = include_str!("report.css");
 
 /// Speeds of all benches: a row per test and path.
 fn speeds(capsules: &[Capsule]) -> Grid {
-    let header = ["model", "test", "backend", "path", "tokens/s", "vs first", "range", "of probe"];
+    let header =
+        ["model", "test", "backend", "path", "tokens/s", "vs first", "range", "of probe", "probe GB/s"];
     let mut grid = Grid::new(4, &header);
     for (capsule, bench, test) in tests(capsules) {
         let rate = median(&test.samples_s).map(|s| test.tokens_per_sample as f64 / s);
@@ -22,12 +23,13 @@ fn speeds(capsules: &[Capsule]) -> Grid {
         grid.row(vec![
             capsule.model.name.clone(),
             test.name.clone(),
-            test.backend.clone(),
+            facts::backend(capsule, test),
             test.fusion.clone(),
             facts::number(rate, 1),
             ratio,
             spread,
             share.map_or_else(facts::dash, |share| format!("{:.0} %", share * 100.0)),
+            facts::number(bench.bandwidth.as_ref().map(|b| b.bytes_per_second / 1e9), 1),
         ]);
     }
     grid.without_repetition()
@@ -62,15 +64,8 @@ fn origins(capsules: &[Capsule]) -> Vec<String> {
     for c in capsules {
         let day = c.date.get(..10).unwrap_or(&c.date);
         let (m, commit, profile) = (&c.machine, c.zmlx.short_commit(), &c.zmlx.profile);
-        let probe = c.bench.as_ref().and_then(|b| b.bandwidth.as_ref());
-        let probe = probe.map_or_else(String::new, |b| {
-            format!(", read bandwidth {:.1} GB/s by {} threads", b.bytes_per_second / 1e9, b.threads)
-        });
-        let (cores, level, backend) = (m.physical_cores, &m.level, &c.backend.description);
-        let line = format!(
-            "{day}: {}, {cores} cores, {level}; backend {backend}; commit {commit}, {profile}{probe}",
-            m.cpu
-        );
+        let line =
+            format!("{day}: {}, {} cores, {}; commit {commit}, {profile}", m.cpu, m.physical_cores, m.level);
         if !lines.contains(&line) {
             lines.push(line);
         }
