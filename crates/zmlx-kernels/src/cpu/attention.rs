@@ -15,7 +15,7 @@ use crate::{Error, KvLayout, MlaInputs, Result, Span};
 pub use cache::CpuKvCache;
 use cache::{Head, PAD};
 pub(super) use kernel::Partial;
-use kernel::{BLOCK, JOB_ROWS, Keys, attend};
+use kernel::{BLOCK, JOB_ROWS, Keys, ROWS, attend};
 
 /// Positions that are worth a job of their own.
 const MIN_PART: usize = 256;
@@ -139,12 +139,12 @@ impl CpuBackend {
                 let job = jobs.get(idx);
                 job.queries(q, scale, queries);
                 state.clear();
-                state.resize(jobs.part_len(), 0.0);
+                state.resize(job.state_len(), 0.0);
                 // SAFETY: the level was detected when the backend was made; buffers are as the job says.
-                unsafe { attend(&job.keys, queries, &job.limits, job.positions.clone(), scores, state) };
+                unsafe { attend(&job.keys, queries, job.limits(), job.positions.clone(), scores, state) };
                 if jobs.n_parts > 1 {
                     // SAFETY: each job has its own part of the buffer.
-                    let part = unsafe { parts_ptr.slice(idx * jobs.part_len(), jobs.part_len()) };
+                    let part = unsafe { parts_ptr.slice(idx * jobs.part_len(), state.len()) };
                     part.copy_from_slice(state);
                 } else {
                     // SAFETY: each row of the output belongs to one job.
@@ -155,15 +155,15 @@ impl CpuBackend {
                 m.barrier();
                 for whole in m.share(jobs.len() / jobs.n_parts, 1) {
                     let from = whole * jobs.n_parts;
+                    let job = jobs.get(from);
                     // SAFETY: no part is written any more.
                     let part = |i: usize| unsafe {
-                        &*parts_ptr.slice((from + i) * jobs.part_len(), jobs.part_len())
+                        &*parts_ptr.slice((from + i) * jobs.part_len(), job.state_len())
                     };
                     state.clear();
                     state.extend_from_slice(part(0));
-                    let job = jobs.get(from);
                     for i in 1..jobs.n_parts {
-                        kernel::merge(state, part(i), job.keys.v_stride());
+                        kernel::merge(state, part(i), job.limits().len(), job.keys.v_stride());
                     }
                     // SAFETY: each row of the output belongs to one whole.
                     job.write(state, |at| unsafe { out_ptr.slice(at * jobs.v_dim, jobs.v_dim) });
@@ -227,9 +227,10 @@ impl<'a> Jobs<'a> {
         self.n_whole * self.n_parts
     }
 
-    /// Floats of a job's state: of each row the sums of the values, the largest score and the sum of the weights.
+    /// Floats of the largest job's state.
     fn part_len(&self) -> usize {
-        kernel::state_len(self.v_dim.next_multiple_of(PAD))
+        let most = self.spans.iter().map(|s| s.n_tokens * self.group).max().unwrap_or(0);
+        kernel::state_len(most.next_multiple_of(ROWS).min(JOB_ROWS), self.v_dim.next_multiple_of(PAD))
     }
 
     fn get(&self, idx: usize) -> Job<'a> {
@@ -273,12 +274,22 @@ impl<'a> Jobs<'a> {
 }
 
 impl Job<'_> {
+    /// Visible positions of the rows that exist, and of as many more as the kernel wants.
+    fn limits(&self) -> &[usize] {
+        &self.limits[..self.n_rows.next_multiple_of(ROWS)]
+    }
+
+    /// Floats of its state: of each row the sums of the values, the largest score and the sum of the weights.
+    fn state_len(&self) -> usize {
+        kernel::state_len(self.limits().len(), self.keys.v_stride())
+    }
+
     /// The rows' queries times `scale`, each part padded as the keys are; rows that do not exist are zero.
     fn queries(&self, q: &CpuTensor, scale: f32, out: &mut Vec<f32>) {
         let strides = self.q_widths.map(|w| w.next_multiple_of(PAD));
         let stride: usize = strides.iter().sum();
         out.clear();
-        out.resize(JOB_ROWS * stride, 0.0);
+        out.resize(self.limits().len() * stride, 0.0);
         let q_dim: usize = self.q_widths.iter().sum();
         for (row, out) in self.rows[..self.n_rows].iter().zip(out.chunks_exact_mut(stride)) {
             let (first, second) = q.values()[row * q_dim..][..q_dim].split_at(self.q_widths[0]);
@@ -294,7 +305,7 @@ impl Job<'_> {
     /// Writes the results of the rows, `row(at)` being where the one at `at` goes.
     fn write<'o>(&self, state: &[f32], row: impl Fn(usize) -> &'o mut [f32]) {
         let stride = self.keys.v_stride();
-        let sums = kernel::weight_sums(state, stride);
+        let sums = kernel::weight_sums(state, self.limits().len());
         for (i, at) in self.rows[..self.n_rows].iter().enumerate() {
             let inverse = 1.0 / sums[i];
             for (out, v) in row(*at).iter_mut().zip(&state[i * stride..]) {

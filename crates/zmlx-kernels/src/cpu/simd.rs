@@ -94,6 +94,8 @@ pub(crate) trait Simd: Copy {
     fn first(self, v: Self::F, n: usize) -> Self::F;
     /// The sum of the lanes.
     fn sum(self, v: Self::F) -> f32;
+    /// The sums of the lanes of four vectors.
+    fn sums(self, v: [Self::F; 4]) -> [f32; 4];
     /// Fetches the cache line at `p`, which need not be valid.
     fn prefetch(self, p: *const u8);
 }

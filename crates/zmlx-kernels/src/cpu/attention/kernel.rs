@@ -9,13 +9,14 @@ use crate::cpu::math::exp;
 use crate::cpu::simd::Simd;
 use crate::cpu::simd::scalar::Scalar;
 
-/// Query rows of a job: they share what they read of the cache.
-pub(super) const JOB_ROWS: usize = 16;
+/// Most query rows of a job: they share what they read of the cache.
+pub(super) const JOB_ROWS: usize = 32;
 /// Positions that are scored before their values are added: the keys of all stay in the second-level cache.
-pub(super) const BLOCK: usize = 64;
-/// Query rows, and positions or vectors of values, that a step multiplies.
-const ROWS: usize = 4;
-const COLUMNS: usize = 2;
+pub(super) const BLOCK: usize = 96;
+/// Query rows that a step multiplies; jobs are padded to a multiple.
+pub(super) const ROWS: usize = 4;
+/// Positions that a step multiplies with them: the sums and what they need fill 16 registers.
+const COLUMNS: usize = 3;
 
 /// One head's keys and values.
 pub(super) struct Keys<'a> {
@@ -37,25 +38,34 @@ impl Keys<'_> {
 #[derive(Default)]
 pub(in crate::cpu) struct Partial {
     pub(super) queries: Vec<f32>,
-    pub(super) scores: Vec<f32>,
+    pub(super) scores: Scores,
     /// Of each row the sums of the values; then of all rows the largest scores, then the sums of the weights.
     pub(super) state: Vec<f32>,
 }
 
-/// Floats of a state of values of that width.
-pub(super) fn state_len(v_stride: usize) -> usize {
-    JOB_ROWS * (v_stride + 2)
+/// Of each position of a block the scores of four rows, which become weights.
+pub(super) struct Scores(Box<[[f32; ROWS]; BLOCK]>);
+
+impl Default for Scores {
+    fn default() -> Self {
+        Self(Box::new([[0.0; ROWS]; BLOCK]))
+    }
+}
+
+/// Floats of a state of that many rows, of values of that width.
+pub(super) fn state_len(n_rows: usize, v_stride: usize) -> usize {
+    n_rows * (v_stride + 2)
 }
 
 /// The sums of the weights.
-pub(super) fn weight_sums(state: &[f32], v_stride: usize) -> &[f32] {
-    &state[JOB_ROWS * (v_stride + 1)..]
+pub(super) fn weight_sums(state: &[f32], n_rows: usize) -> &[f32] {
+    &state[state.len() - n_rows..]
 }
 
-/// Adds another part's state to a state.
-pub(super) fn merge(state: &mut [f32], other: &[f32], v_stride: usize) {
-    let n = JOB_ROWS * v_stride;
-    for r in 0..JOB_ROWS {
+/// Adds another part's state of as many rows to a state.
+pub(super) fn merge(state: &mut [f32], other: &[f32], n_rows: usize, v_stride: usize) {
+    let n = n_rows * v_stride;
+    for r in 0..n_rows {
         let (a, b) = (state[n + r], other[n + r]);
         // A part that saw nothing of a row has no largest score, and NaN is passed on.
         let max = if b > a || b.is_nan() { b } else { a };
@@ -64,24 +74,25 @@ pub(super) fn merge(state: &mut [f32], other: &[f32], v_stride: usize) {
         for (v, other) in state[r * v_stride..][..v_stride].iter_mut().zip(&other[r * v_stride..]) {
             *v = *v * a + other * b;
         }
-        let sum = n + JOB_ROWS + r;
+        let sum = n + n_rows + r;
         state[sum] = state[sum] * a + other[sum] * b;
         state[n + r] = max;
     }
 }
 
 /// Adds up `Σ exp(score - max) · value` over `positions` for all query rows, with the largest score so far; a score is
-/// `q · k`. Row r sees the positions below `limits[r]`. `queries` has `JOB_ROWS` rows as wide as a padded key, `state`
-/// [`state_len`] zeros, which mean nothing seen.
+/// `q · k`. Row r sees the positions below `limits[r]`, which ascend but for rows that do not exist and see none; their
+/// number is a multiple of [`ROWS`]. `queries` has as many rows, as wide as a padded key, `state` [`state_len`] zeros,
+/// which mean nothing seen.
 ///
 /// # Safety
 /// The processor has the level's instructions; all positions are cached.
 pub(super) type AttendFn = unsafe fn(
     keys: &Keys<'_>,
     queries: &[f32],
-    limits: &[usize; JOB_ROWS],
+    limits: &[usize],
     positions: Range<usize>,
-    scores: &mut Vec<f32>,
+    scores: &mut Scores,
     state: &mut [f32],
 );
 
@@ -103,15 +114,15 @@ pub(super) fn attend(level: Level) -> AttendFn {
 unsafe fn attend_on<S: Simd>(
     keys: &Keys<'_>,
     queries: &[f32],
-    limits: &[usize; JOB_ROWS],
+    limits: &[usize],
     positions: Range<usize>,
-    scores: &mut Vec<f32>,
+    Scores(scores): &mut Scores,
     state: &mut [f32],
 ) {
-    scores.resize(ROWS * BLOCK, 0.0);
-    let q_stride = queries.len() / JOB_ROWS;
-    let (values, rest) = state.split_at_mut(JOB_ROWS * keys.v_stride());
-    let (maxima, sums) = rest.split_at_mut(JOB_ROWS);
+    let n_rows = limits.len();
+    let q_stride = queries.len() / n_rows;
+    let (values, rest) = state.split_at_mut(n_rows * keys.v_stride());
+    let (maxima, sums) = rest.split_at_mut(n_rows);
     maxima.fill(f32::NEG_INFINITY);
     // SAFETY: the caller vouches for the instructions.
     let s = unsafe { S::assume() };
@@ -121,33 +132,34 @@ unsafe fn attend_on<S: Simd>(
             for from in positions.clone().step_by(BLOCK) {
                 let n = BLOCK.min(positions.end - from);
                 let mut is_first = true;
-                for first in (0..JOB_ROWS).step_by(ROWS) {
-                    // Rows ascend: the last of four sees the most, unless it does not exist.
-                    let most = limits[first]
-                        .max(limits[first + ROWS - 1])
-                        .max(limits[first + 1])
-                        .max(limits[first + 2]);
-                    if most <= from {
+                for first in (0..n_rows).step_by(ROWS) {
+                    let mut visible = [0; ROWS];
+                    for r in 0..ROWS {
+                        visible[r] = limits[first + r].saturating_sub(from).min(n);
+                    }
+                    if visible == [0; ROWS] {
                         continue;
                     }
-                    // SAFETY: the positions are cached; scores and state have been made large enough.
+                    // SAFETY: the positions are cached; queries and state have these rows.
                     unsafe {
-                        score(s, keys, &queries[first * q_stride..], q_stride, from, n, is_first, scores);
+                        let queries = queries.as_ptr().add(first * q_stride);
+                        score(s, keys, queries, q_stride, from, is_first, &mut scores[..n]);
                         is_first = false;
-                        let mut kept = [1.0; ROWS];
-                        for r in 0..ROWS {
-                            let visible = limits[first + r].saturating_sub(from).min(n);
-                            let scores = &mut scores[r * BLOCK..(r + 1) * BLOCK];
-                            let value_scales = &keys.values.scales[from..from + n];
-                            kept[r] = weigh(
-                                scores,
-                                visible,
-                                value_scales,
-                                &mut maxima[first + r],
-                                &mut sums[first + r],
-                            );
-                        }
-                        add_values(s, keys, first, from, n, scores, &kept, values);
+                        let kept = weigh(
+                            scores,
+                            visible,
+                            &keys.values.scales[from..from + n],
+                            &mut maxima[first..first + ROWS],
+                            &mut sums[first..first + ROWS],
+                        );
+                        add_values(
+                            s,
+                            keys,
+                            from,
+                            &scores[..n],
+                            kept,
+                            values.as_mut_ptr().add(first * keys.v_stride()),
+                        );
                     }
                 }
             }
@@ -155,60 +167,81 @@ unsafe fn attend_on<S: Simd>(
     );
 }
 
-/// `scores[r · BLOCK + p]` of four rows and the positions `from..from + n`. If these are the `first` rows to need them,
-/// it fetches the values of the same positions, and the keys of the next block.
+/// Fetches the values of `n` positions from `from` on and the keys of as many in the next block.
+#[inline(always)]
+fn fetch<S: Simd>(s: S, keys: &Keys<'_>, from: usize, n: usize) {
+    let lines = |rows: &Rows, from: usize, stride: usize| {
+        let p: *const u8 = rows.values.as_ptr().wrapping_add(from * stride).cast();
+        (p, (2 * n * stride).div_ceil(64))
+    };
+    for part in 0..3 {
+        let (p, n_lines) = match (part, keys.parts) {
+            (0, _) => lines(keys.values, from, keys.v_stride()),
+            (1, [Some(rows), _]) => lines(rows, from + BLOCK, keys.v_stride()),
+            (2, [_, Some(rows)]) => lines(rows, from + BLOCK, keys.widths[1].next_multiple_of(PAD)),
+            _ => continue,
+        };
+        for line in 0..n_lines {
+            s.prefetch(p.wrapping_add(64 * line));
+        }
+    }
+}
+
+/// The scores of four rows and the positions from `from` on. The first rows to need them fetch what comes next.
 ///
 /// # Safety
 /// As [`AttendFn`].
-#[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
 #[inline(always)]
 unsafe fn score<S: Simd>(
     s: S,
     keys: &Keys<'_>,
-    queries: &[f32],
+    queries: *const f32,
     q_stride: usize,
     from: usize,
-    n: usize,
     is_first: bool,
-    scores: &mut [f32],
+    scores: &mut [[f32; ROWS]],
 ) {
     let mut q_at = 0;
-    scores.fill(0.0);
     for part in 0..2 {
         let Some(rows) = keys.parts[part] else { continue };
         let stride = keys.widths[part].next_multiple_of(PAD);
-        for p in (0..n).step_by(COLUMNS) {
-            let last = if p + 1 < n { p + 1 } else { p };
-            let mut sums = [[s.splat(0.0); COLUMNS]; ROWS];
-            if is_first {
-                let next = rows.values.as_ptr().wrapping_add((from + BLOCK + p) * stride).cast();
-                prefetch(s, next, COLUMNS * stride);
-                if part == 0 {
-                    let values =
-                        keys.values.values.as_ptr().wrapping_add((from + p) * keys.v_stride()).cast();
-                    prefetch(s, values, COLUMNS * keys.v_stride());
-                }
+        for p in (0..scores.len()).step_by(COLUMNS) {
+            if is_first && part == 0 {
+                fetch(s, keys, from + p, COLUMNS);
             }
+            // Past the end, the last position is repeated.
+            let mut at = [p; COLUMNS];
+            for c in 0..COLUMNS {
+                at[c] = if p + c < scores.len() { p + c } else { scores.len() - 1 };
+            }
+            let mut sums = [[s.splat(0.0); ROWS]; COLUMNS];
             // SAFETY: whole vectors of padded rows.
             unsafe {
-                let (a, b) = (
-                    rows.values.as_ptr().add((from + p) * stride),
-                    rows.values.as_ptr().add((from + last) * stride),
-                );
-                let q = queries.as_ptr().add(q_at);
+                let q = queries.add(q_at);
+                let mut k = [rows.values.as_ptr(); COLUMNS];
+                for c in 0..COLUMNS {
+                    k[c] = k[c].add((from + at[c]) * stride);
+                }
                 for i in (0..stride).step_by(S::LANES) {
-                    let (a, b) = (s.load_i16(a.add(i)), s.load_i16(b.add(i)));
+                    let mut keys = [s.splat(0.0); COLUMNS];
+                    for c in 0..COLUMNS {
+                        keys[c] = s.load_i16(k[c].add(i));
+                    }
                     for r in 0..ROWS {
                         let q = s.load(q.add(r * q_stride + i));
-                        sums[r][0] = s.fma(q, a, sums[r][0]);
-                        sums[r][1] = s.fma(q, b, sums[r][1]);
+                        for c in 0..COLUMNS {
+                            sums[c][r] = s.fma(q, keys[c], sums[c][r]);
+                        }
                     }
                 }
             }
-            for r in 0..ROWS {
-                scores[r * BLOCK + p] += s.sum(sums[r][0]) * rows.scales[from + p];
-                if last > p {
-                    scores[r * BLOCK + last] += s.sum(sums[r][1]) * rows.scales[from + last];
+            for c in 0..COLUMNS {
+                let (sums, scale) = (s.sums(sums[c]), rows.scales[from + at[c]]);
+                let before = if part == 0 { [0.0; ROWS] } else { scores[at[c]] };
+                if p + c < scores.len() {
+                    for r in 0..ROWS {
+                        scores[at[c]][r] = sums[r] * scale + before[r];
+                    }
                 }
             }
         }
@@ -216,92 +249,132 @@ unsafe fn score<S: Simd>(
     }
 }
 
-/// Fetches `n` 16-bit values.
-#[inline(always)]
-fn prefetch<S: Simd>(s: S, p: *const u8, n: usize) {
-    for line in 0..(2 * n).div_ceil(64) {
-        s.prefetch(p.wrapping_add(64 * line));
-    }
-}
+/// Scores that become weights at once: those of two positions, vectors on every level.
+const WEIGHED: usize = 2 * ROWS;
 
-/// Turns a row's scores into weights, times the values' scales, and brings its largest score and its sum up to date.
-/// Returns what the sums so far must be multiplied by.
+/// Turns the scores of four rows into weights, times the values' scales, and brings the rows' largest scores and sums up
+/// to date; a row sees its first `visible` positions. Returns what the sums so far must be multiplied by.
 #[inline(always)]
-fn weigh(scores: &mut [f32], visible: usize, value_scales: &[f32], max: &mut f32, sum: &mut f32) -> f32 {
-    let (scores, hidden) = scores.split_at_mut(visible);
-    hidden.fill(0.0);
-    if visible == 0 {
-        return 1.0;
-    }
-    let before = *max;
-    let mut most = [before; 8];
-    for chunk in scores.chunks(8) {
-        for (m, v) in most.iter_mut().zip(chunk) {
-            *m = if *v > *m { *v } else { *m };
+fn weigh(
+    scores: &mut [[f32; ROWS]; BLOCK],
+    visible: [usize; ROWS],
+    value_scales: &[f32],
+    maxima: &mut [f32],
+    sums: &mut [f32],
+) -> [f32; ROWS] {
+    let n = value_scales.len().next_multiple_of(2);
+    if visible != [n; ROWS] {
+        for r in 0..ROWS {
+            for p in visible[r]..n {
+                scores[p][r] = f32::NEG_INFINITY;
+            }
         }
     }
-    for m in most {
-        *max = if m > *max { m } else { *max };
-    }
-    let now = *max;
-    let mut added = [0f32; 8];
-    for (chunk, scales) in scores.chunks_mut(8).zip(value_scales.chunks(8)) {
-        for ((v, scale), added) in chunk.iter_mut().zip(scales).zip(&mut added) {
-            let weight = exp(*v - now);
-            *added += weight;
-            *v = weight * scale;
+    let flat = scores[..n].as_flattened_mut();
+    let mut most = [f32::NEG_INFINITY; WEIGHED];
+    for scores in flat.chunks_exact(WEIGHED) {
+        for i in 0..WEIGHED {
+            most[i] = if scores[i] > most[i] { scores[i] } else { most[i] };
         }
     }
-    let kept = if before == f32::NEG_INFINITY { 0.0 } else { exp(before - now) };
-    *sum *= kept;
-    for v in added {
-        *sum += v;
+    let (mut kept, mut base) = ([0.0; ROWS], [0.0; WEIGHED]);
+    for r in 0..ROWS {
+        let before = maxima[r];
+        for most in [most[r], most[r + ROWS]] {
+            maxima[r] = if most > maxima[r] { most } else { maxima[r] };
+        }
+        // A row that has seen nothing keeps nothing, and its weights are exp(-∞).
+        let now = if maxima[r] == f32::NEG_INFINITY { 0.0 } else { maxima[r] };
+        kept[r] = exp(before - now);
+        (base[r], base[r + ROWS]) = (now, now);
+    }
+    let mut added = [0.0; WEIGHED];
+    for scores in flat.chunks_exact_mut(WEIGHED) {
+        for i in 0..WEIGHED {
+            let weight = exp(scores[i] - base[i]);
+            added[i] += weight;
+            scores[i] = weight;
+        }
+    }
+    for r in 0..ROWS {
+        sums[r] = sums[r] * kept[r] + (added[r] + added[r + ROWS]);
+    }
+    for (weights, scale) in scores.iter_mut().zip(value_scales) {
+        for weight in weights {
+            *weight *= scale;
+        }
     }
     kept
 }
 
-/// `values[r] = kept[r] · values[r] + Σ_p scores[r][p] · value[p]` of four rows.
+/// `values[r] = kept[r] · values[r] + Σ_p weights[p][r] · value[p]` of four rows and the positions from `from` on.
 ///
 /// # Safety
 /// As [`AttendFn`].
-#[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
 #[inline(always)]
 unsafe fn add_values<S: Simd>(
     s: S,
     keys: &Keys<'_>,
-    first: usize,
     from: usize,
-    n: usize,
-    scores: &[f32],
-    kept: &[f32; ROWS],
-    values: &mut [f32],
+    weights: &[[f32; ROWS]],
+    kept: [f32; ROWS],
+    values: *mut f32,
 ) {
     let stride = keys.v_stride();
-    // SAFETY: whole vectors of padded rows.
+    let n_vectors = stride / S::LANES;
+    let mut i = 0;
+    while i < n_vectors {
+        // SAFETY: whole vectors of padded rows.
+        unsafe {
+            let v = keys.values.values.as_ptr().add(from * stride + i * S::LANES);
+            let out = values.add(i * S::LANES);
+            i += if n_vectors - i > 1 {
+                add_columns::<S, 2>(s, v, weights, kept, stride, out)
+            } else {
+                add_columns::<S, 1>(s, v, weights, kept, stride, out)
+            };
+        }
+    }
+}
+
+/// [`add_values`] for some vectors of the values. Returns how many.
+///
+/// # Safety
+/// As [`AttendFn`]: `v` and `out` have rows of `stride` values, at which that many vectors begin.
+#[inline(always)]
+unsafe fn add_columns<S: Simd, const N: usize>(
+    s: S,
+    v: *const i16,
+    weights: &[[f32; ROWS]],
+    kept: [f32; ROWS],
+    stride: usize,
+    out: *mut f32,
+) -> usize {
+    // SAFETY: the caller's promise.
     unsafe {
-        let v = keys.values.values.as_ptr().add(from * stride);
-        let out = values.as_mut_ptr().add(first * stride);
-        for i in (0..stride).step_by(COLUMNS * S::LANES) {
-            // The last vector may be alone: then it is computed twice.
-            let second = if i + S::LANES < stride { i + S::LANES } else { i };
-            let mut sums = [[s.splat(0.0); COLUMNS]; ROWS];
-            for r in 0..ROWS {
-                let kept = s.splat(kept[r]);
-                sums[r][0] = s.mul(kept, s.load(out.add(r * stride + i)));
-                sums[r][1] = s.mul(kept, s.load(out.add(r * stride + second)));
+        let mut sums = [[s.splat(0.0); N]; ROWS];
+        for r in 0..ROWS {
+            for c in 0..N {
+                sums[r][c] = s.mul(s.splat(kept[r]), s.load(out.add(r * stride + c * S::LANES)));
             }
-            for p in 0..n {
-                let (a, b) = (s.load_i16(v.add(p * stride + i)), s.load_i16(v.add(p * stride + second)));
-                for r in 0..ROWS {
-                    let weight = s.splat(*scores.get_unchecked(r * BLOCK + p));
-                    sums[r][0] = s.fma(weight, a, sums[r][0]);
-                    sums[r][1] = s.fma(weight, b, sums[r][1]);
+        }
+        for p in 0..weights.len() {
+            let mut values = [s.splat(0.0); N];
+            for c in 0..N {
+                values[c] = s.load_i16(v.add(p * stride + c * S::LANES));
+            }
+            for r in 0..ROWS {
+                let weight = s.splat(weights[p][r]);
+                for c in 0..N {
+                    sums[r][c] = s.fma(weight, values[c], sums[r][c]);
                 }
             }
-            for r in 0..ROWS {
-                s.store(out.add(r * stride + i), sums[r][0]);
-                s.store(out.add(r * stride + second), sums[r][1]);
+        }
+        for r in 0..ROWS {
+            for c in 0..N {
+                s.store(out.add(r * stride + c * S::LANES), sums[r][c]);
             }
         }
     }
+    N
 }

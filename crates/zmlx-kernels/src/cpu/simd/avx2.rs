@@ -235,6 +235,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn sums(self, [a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        unsafe {
+            let halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+            let whole = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
+            _mm_storeu_ps(sums.as_mut_ptr(), whole);
+        }
+        sums
+    }
+
+    #[inline(always)]
     fn prefetch(self, p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }

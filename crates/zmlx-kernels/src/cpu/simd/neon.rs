@@ -235,12 +235,11 @@ impl Simd for Neon {
                     vreinterpretq_u32_u64(vtrn2q_u64(odd_ab, odd_cd)),
                 ]
             };
-            let blocks = [[four(0, 0), four(0, 1)], [four(1, 0), four(1, 1)]];
-            for r in 0..2 {
-                for c in 0..2 {
-                    for i in 0..4 {
-                        vst1q_u32(p.add(8 * (4 * c + i) + 4 * r), blocks[r][c][i]);
-                    }
+            // All is read before anything is written.
+            let blocks = [(0, 0, four(0, 0)), (0, 1, four(0, 1)), (1, 0, four(1, 0)), (1, 1, four(1, 1))];
+            for (r, c, columns) in blocks {
+                for (i, column) in columns.into_iter().enumerate() {
+                    vst1q_u32(p.add(8 * (4 * c + i) + 4 * r), column);
                 }
             }
         }
@@ -272,6 +271,17 @@ impl Simd for Neon {
     #[inline(always)]
     fn sum(self, v: Self::F) -> f32 {
         unsafe { vaddvq_f32(vaddq_f32(v.0, v.1)) }
+    }
+
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [Self::F; 4]) -> [f32; 4] {
+        let mut sums = [0.0; 4];
+        unsafe {
+            let ab = vpaddq_f32(vaddq_f32(a.0, a.1), vaddq_f32(b.0, b.1));
+            let cd = vpaddq_f32(vaddq_f32(c.0, c.1), vaddq_f32(d.0, d.1));
+            vst1q_f32(sums.as_mut_ptr(), vpaddq_f32(ab, cd));
+        }
+        sums
     }
 
     #[inline(always)]

@@ -191,5 +191,10 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn sums(self, v: [Self::F; 4]) -> [f32; 4] {
+        v.map(|v| self.sum(v))
+    }
+
+    #[inline(always)]
     fn prefetch(self, _: *const u8) {}
 }
