@@ -179,7 +179,7 @@ unsafe fn fill<S: Simd, C: Cells<S>>(
     n: usize,
     out: *mut u32,
 ) {
-    let load_cells = C::CELLS * S::LANES;
+    let (load_cells, n_rows) = (C::CELLS * S::LANES, ROW_VECS * S::LANES);
     let n_readable = layout.row_bytes.saturating_sub(if C::OVERREAD { MAX_OVERREAD } else { 0 });
     let mut square = Square([0; 256]);
     // SAFETY: whole words are read from the row, others from a padded copy; writes stay within the rounded cells.
@@ -187,9 +187,17 @@ unsafe fn fill<S: Simd, C: Cells<S>>(
         for load in 0..n.div_ceil(load_cells) {
             let offset = (from / load_cells + load) * C::LOAD_BYTES;
             let is_direct = offset + C::LOAD_BYTES <= n_readable;
+            // The next block, or the next tile's first: the products take long enough for it to arrive.
+            let next = offset + n.div_ceil(load_cells) * C::LOAD_BYTES;
+            let next = if next < layout.row_bytes {
+                next
+            } else {
+                n_rows * layout.row_bytes + next - layout.row_bytes
+            };
             for v in 0..ROW_VECS {
                 for r in 0..S::LANES {
                     let mut at = rows[v * S::LANES + r].data.add(offset);
+                    s.prefetch(rows[v * S::LANES + r].data.wrapping_add(next));
                     let mut padded = [0u8; 64 + MAX_OVERREAD];
                     if !is_direct {
                         let n = C::LOAD_BYTES.min(layout.row_bytes - offset);
@@ -260,23 +268,26 @@ unsafe fn multiply<S: Simd, C: Cells<S>, const X: usize>(
                 }
             }
             let group = (block.from + first) / block.group_cells;
-            for v in 0..ROW_VECS {
-                let at = group * n_rows + v * S::LANES;
-                for m in 0..X {
+            for m in 0..X {
+                let (mut x_scale, mut x_sum) = (s.splat(1.0), s.splat(0.0));
+                if C::Element::X_SCALED {
+                    x_sum = s.splat(x[m].add(layout.n_values + group).read());
+                    x_scale = s.splat(x[m].add(layout.n_values + layout.padded_groups + group).read());
+                }
+                for v in 0..ROW_VECS {
+                    let at = group * n_rows + v * S::LANES;
                     let out = out.add(m * n_rows + v * S::LANES);
                     let mut total = s.load(out);
                     let sum = C::Element::total(s, sums[m][v]);
                     if C::SCALED {
                         let mut scale = s.load(block.scales.add(at));
                         if C::Element::X_SCALED {
-                            let x_scales = x[m].add(layout.n_values + layout.padded_groups);
-                            scale = s.mul(scale, s.splat(x_scales.add(group).read()));
+                            scale = s.mul(scale, x_scale);
                         }
                         total = s.fma(sum, scale, total);
                         if layout.is_biased() {
-                            // Formats with biases have one sum per group.
-                            let x_sum = x[m].add(layout.n_values + group).read();
-                            total = s.fma(s.load(block.biases.add(at)), s.splat(x_sum), total);
+                            // Formats with biases have one sum per group, and integer activations.
+                            total = s.fma(s.load(block.biases.add(at)), x_sum, total);
                         }
                     } else {
                         total = s.add(total, sum);
