@@ -7,7 +7,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::matmul::SyncPtr;
-use super::pool::{CpuTensor, Shape};
+use super::pool::{Aligned, CpuTensor, Shape};
 use super::{CpuBackend, lock};
 use crate::error::ensure;
 use crate::{Error, KvLayout, MlaInputs, Result, Span};
@@ -285,7 +285,7 @@ impl Job<'_> {
     }
 
     /// The rows' queries times `scale`, each part padded as the keys are; rows that do not exist are zero.
-    fn queries(&self, q: &CpuTensor, scale: f32, out: &mut Vec<f32>) {
+    fn queries(&self, q: &CpuTensor, scale: f32, out: &mut Aligned<f32>) {
         let strides = self.q_widths.map(|w| w.next_multiple_of(PAD));
         let stride: usize = strides.iter().sum();
         out.clear();

@@ -19,6 +19,7 @@ use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
 
 use super::attention::Partial;
 use super::level::Level;
+use super::pool::Aligned;
 use super::team::Member;
 use super::{CpuBackend, lock};
 use crate::error::ensure;
@@ -204,10 +205,10 @@ impl Groups {
 
 /// A member's working memory.
 pub(super) struct Scratch {
-    scales: Vec<f32>,
+    scales: Aligned<f32>,
     tiles: [TileScratch; 2],
     /// Of each weight the results of a tile, row of activations by row.
-    tile_results: [Vec<f32>; 2],
+    tile_results: [Aligned<f32>; 2],
     results: Box<[[[f32; BLOCK_ROWS]; TILES_MIN_X]; 2]>,
     xs: Vec<*const f32>,
     pub(super) attention: Partial,
@@ -216,7 +217,7 @@ pub(super) struct Scratch {
 impl Default for Scratch {
     fn default() -> Self {
         Self {
-            scales: Vec::new(),
+            scales: Aligned::default(),
             tiles: Default::default(),
             tile_results: Default::default(),
             results: Box::new([[[0.0; BLOCK_ROWS]; TILES_MIN_X]; 2]),

@@ -1,6 +1,9 @@
 //! Buffers that are used again: once warm, a decode step allocates nothing.
 
+use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
+
+use aligned_vec::AVec;
 
 use crate::error::{Result, ensure};
 
@@ -51,13 +54,37 @@ impl Shape {
     }
 }
 
+/// A vector that begins on a cache line: rows of whole vectors are loaded without crossing one.
+#[derive(Debug)]
+pub(crate) struct Aligned<T>(AVec<T>);
+
+impl<T> Default for Aligned<T> {
+    fn default() -> Self {
+        // The type's own alignment, twice a cache line, is the least.
+        Self(AVec::new(0))
+    }
+}
+
+impl<T> Deref for Aligned<T> {
+    type Target = AVec<T>;
+    fn deref(&self) -> &AVec<T> {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut AVec<T> {
+        &mut self.0
+    }
+}
+
 /// Free buffers of one element type.
 struct Pool<T> {
-    free: Mutex<Vec<Arc<Vec<T>>>>,
+    free: Mutex<Vec<Arc<Aligned<T>>>>,
 }
 
 impl<T> Pool<T> {
-    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Vec<T>>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Aligned<T>>>> {
         self.free.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -89,7 +116,7 @@ impl<T: Poison> Buffers<T> {
         // The smallest buffer that is large enough, else the largest (which then grows).
         let fits = (0..free.len()).filter(|&i| free[i].capacity() >= len).min_by_key(|&i| free[i].capacity());
         let best = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].capacity()));
-        let mut data = best.map_or_else(|| Arc::new(Vec::new()), |i| free.swap_remove(i));
+        let mut data = best.map_or_else(|| Arc::new(Aligned::default()), |i| free.swap_remove(i));
         drop(free);
         let values = Arc::get_mut(&mut data).expect("a free buffer has one owner");
         values.resize(len, T::POISON);
@@ -111,14 +138,14 @@ impl<T> Fresh<T> {
     }
 }
 
-impl<T> std::ops::Deref for Fresh<T> {
+impl<T> Deref for Fresh<T> {
     type Target = [T];
     fn deref(&self) -> &[T] {
         self.buffer.values()
     }
 }
 
-impl<T> std::ops::DerefMut for Fresh<T> {
+impl<T> DerefMut for Fresh<T> {
     fn deref_mut(&mut self) -> &mut [T] {
         let data = self.buffer.data.as_mut().expect("present until dropped");
         Arc::get_mut(data).expect("a fresh buffer has one owner")
@@ -127,7 +154,7 @@ impl<T> std::ops::DerefMut for Fresh<T> {
 
 /// A shared, unchanging buffer; goes back to its pool with its last owner.
 pub(crate) struct Shared<T> {
-    data: Option<Arc<Vec<T>>>,
+    data: Option<Arc<Aligned<T>>>,
     pool: Arc<Pool<T>>,
 }
 

@@ -3,7 +3,7 @@
 //! A value is off by at most 2⁻¹⁶ of the largest of its row, a hundredth of what bf16 would lose, at the same size.
 
 use crate::cpu::matmul::to_integers;
-use crate::cpu::pool::CpuTensor;
+use crate::cpu::pool::{Aligned, CpuTensor};
 use crate::error::ensure;
 use crate::{Error, KvLayout, Result, Span};
 
@@ -39,7 +39,7 @@ pub(super) struct Head {
 /// Rows of integers, padded, and their scales.
 #[derive(Debug, Default)]
 pub(super) struct Rows {
-    pub(super) values: Vec<i16>,
+    pub(super) values: Aligned<i16>,
     pub(super) scales: Vec<f32>,
 }
 

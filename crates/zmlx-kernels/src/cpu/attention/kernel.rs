@@ -6,6 +6,7 @@ use std::ops::Range;
 use super::cache::{PAD, Rows};
 use crate::cpu::level::Level;
 use crate::cpu::math::exp;
+use crate::cpu::pool::Aligned;
 use crate::cpu::simd::Simd;
 use crate::cpu::simd::scalar::Scalar;
 
@@ -37,10 +38,10 @@ impl Keys<'_> {
 /// A member's working memory.
 #[derive(Default)]
 pub(in crate::cpu) struct Partial {
-    pub(super) queries: Vec<f32>,
+    pub(super) queries: Aligned<f32>,
     pub(super) scores: Scores,
     /// Of each row the sums of the values; then of all rows the largest scores, then the sums of the weights.
-    pub(super) state: Vec<f32>,
+    pub(super) state: Aligned<f32>,
 }
 
 /// Of each position of a block the scores of four rows, which become weights.

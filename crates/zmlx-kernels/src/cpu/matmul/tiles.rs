@@ -8,6 +8,7 @@
 use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::Element;
 use super::layout::{Row, RowLayout, scales};
+use crate::cpu::pool::Aligned;
 use crate::cpu::simd::Simd;
 
 /// Vectors of rows of a tile.
@@ -41,11 +42,11 @@ pub(super) type TileFn = unsafe fn(
 /// Working memory of [`TileFn`].
 #[derive(Default)]
 pub(super) struct TileScratch {
-    cells: Vec<u32>,
+    cells: Aligned<u32>,
     /// Scales and biases of the rows, row by row.
-    by_row: [Vec<f32>; 2],
+    by_row: [Aligned<f32>; 2],
     /// The same by groups: those of all rows, then the next group.
-    by_group: [Vec<f32>; 2],
+    by_group: [Aligned<f32>; 2],
 }
 
 /// The [`TileFn`].
