@@ -14,9 +14,9 @@ use crate::cpu::simd::scalar::Scalar;
 pub(super) const JOB_ROWS: usize = 32;
 /// Positions that are scored before their values are added: the keys of all stay in the second-level cache.
 pub(super) const BLOCK: usize = 96;
-/// Query rows that a step multiplies; jobs are padded to a multiple.
+/// Jobs are padded to a multiple of this many query rows.
 pub(super) const ROWS: usize = 4;
-/// Positions that a step multiplies with them: the sums and what they need fill 16 registers.
+/// Positions that a step multiplies with some query rows: the sums and what they need fill the registers.
 const COLUMNS: usize = 3;
 
 /// One head's keys and values.
@@ -44,12 +44,15 @@ pub(in crate::cpu) struct Partial {
     pub(super) state: Aligned<f32>,
 }
 
-/// Of each position of a block the scores of four rows, which become weights.
-pub(super) struct Scores(Box<[[f32; ROWS]; BLOCK]>);
+/// Of each position of a block the scores of some rows, which become weights.
+pub(super) struct Scores(Box<[f32; MAX_ROWS * BLOCK]>);
+
+/// Most rows of a step.
+const MAX_ROWS: usize = 8;
 
 impl Default for Scores {
     fn default() -> Self {
-        Self(Box::new([[0.0; ROWS]; BLOCK]))
+        Self(Box::new([0.0; MAX_ROWS * BLOCK]))
     }
 }
 
@@ -125,6 +128,7 @@ unsafe fn attend_on<S: Simd>(
     let (values, rest) = state.split_at_mut(n_rows * keys.v_stride());
     let (maxima, sums) = rest.split_at_mut(n_rows);
     maxima.fill(f32::NEG_INFINITY);
+    let mut rows = RowStates { limits, queries, q_stride, values, maxima, sums };
     // SAFETY: the caller vouches for the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
@@ -132,40 +136,72 @@ unsafe fn attend_on<S: Simd>(
         || {
             for from in positions.clone().step_by(BLOCK) {
                 let n = BLOCK.min(positions.end - from);
-                let mut is_first = true;
-                for first in (0..n_rows).step_by(ROWS) {
-                    let mut visible = [0; ROWS];
-                    for r in 0..ROWS {
-                        visible[r] = limits[first + r].saturating_sub(from).min(n);
-                    }
-                    if visible == [0; ROWS] {
-                        continue;
-                    }
+                let (mut is_first, mut row) = (true, 0);
+                while row < n_rows {
                     // SAFETY: the positions are cached; queries and state have these rows.
                     unsafe {
-                        let queries = queries.as_ptr().add(first * q_stride);
-                        score(s, keys, queries, q_stride, from, is_first, &mut scores[..n]);
-                        is_first = false;
-                        let kept = weigh(
-                            scores,
-                            visible,
-                            &keys.values.scales[from..from + n],
-                            &mut maxima[first..first + ROWS],
-                            &mut sums[first..first + ROWS],
-                        );
-                        add_values(
-                            s,
-                            keys,
-                            from,
-                            &scores[..n],
-                            kept,
-                            values.as_mut_ptr().add(first * keys.v_stride()),
-                        );
+                        if S::MANY_REGISTERS && row + MAX_ROWS <= n_rows {
+                            is_first &= !attend_rows::<S, MAX_ROWS>(
+                                s, keys, &mut rows, row, from, n, is_first, scores,
+                            );
+                            row += MAX_ROWS;
+                        } else {
+                            is_first &=
+                                !attend_rows::<S, ROWS>(s, keys, &mut rows, row, from, n, is_first, scores);
+                            row += ROWS;
+                        }
                     }
                 }
             }
         },
     );
+}
+
+/// All query rows of a job.
+struct RowStates<'a> {
+    limits: &'a [usize],
+    queries: &'a [f32],
+    q_stride: usize,
+    values: &'a mut [f32],
+    maxima: &'a mut [f32],
+    sums: &'a mut [f32],
+}
+
+/// `R` rows from `row` on against the positions `from..from + n`. Returns whether they see any.
+///
+/// # Safety
+/// As [`AttendFn`]; the rows exist.
+#[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
+#[inline(always)]
+unsafe fn attend_rows<S: Simd, const R: usize>(
+    s: S,
+    keys: &Keys<'_>,
+    rows: &mut RowStates<'_>,
+    row: usize,
+    from: usize,
+    n: usize,
+    is_first: bool,
+    scores: &mut [f32; MAX_ROWS * BLOCK],
+) -> bool {
+    let mut visible = [0; R];
+    for r in 0..R {
+        visible[r] = rows.limits[row + r].saturating_sub(from).min(n);
+    }
+    if visible == [0; R] {
+        return false;
+    }
+    let (scores, _) = scores.as_chunks_mut::<R>();
+    // SAFETY: the caller's promise.
+    unsafe {
+        let queries = rows.queries.as_ptr().add(row * rows.q_stride);
+        score(s, keys, queries, rows.q_stride, from, is_first, &mut scores[..n]);
+        let value_scales = &keys.values.scales[from..from + n];
+        let (maxima, sums) = (&mut rows.maxima[row..row + R], &mut rows.sums[row..row + R]);
+        let kept = weigh(scores, visible, value_scales, maxima, sums);
+        let values = rows.values.as_mut_ptr().add(row * keys.v_stride());
+        add_values(s, keys, from, &scores[..n], kept, values);
+    }
+    true
 }
 
 /// Fetches the values of `n` positions from `from` on and the keys of as many in the next block.
@@ -188,19 +224,19 @@ fn fetch<S: Simd>(s: S, keys: &Keys<'_>, from: usize, n: usize) {
     }
 }
 
-/// The scores of four rows and the positions from `from` on. The first rows to need them fetch what comes next.
+/// The scores of `R` rows and the positions from `from` on. The first rows to need them fetch what comes next.
 ///
 /// # Safety
 /// As [`AttendFn`].
 #[inline(always)]
-unsafe fn score<S: Simd>(
+unsafe fn score<S: Simd, const R: usize>(
     s: S,
     keys: &Keys<'_>,
     queries: *const f32,
     q_stride: usize,
     from: usize,
     is_first: bool,
-    scores: &mut [[f32; ROWS]],
+    scores: &mut [[f32; R]],
 ) {
     let mut q_at = 0;
     for part in 0..2 {
@@ -215,7 +251,7 @@ unsafe fn score<S: Simd>(
             for c in 0..COLUMNS {
                 at[c] = if p + c < scores.len() { p + c } else { scores.len() - 1 };
             }
-            let mut sums = [[s.splat(0.0); ROWS]; COLUMNS];
+            let mut sums = [[s.splat(0.0); R]; COLUMNS];
             // SAFETY: whole vectors of padded rows.
             unsafe {
                 let q = queries.add(q_at);
@@ -228,7 +264,7 @@ unsafe fn score<S: Simd>(
                     for c in 0..COLUMNS {
                         keys[c] = s.load_i16(k[c].add(i));
                     }
-                    for r in 0..ROWS {
+                    for r in 0..R {
                         let q = s.load(q.add(r * q_stride + i));
                         for c in 0..COLUMNS {
                             sums[c][r] = s.fma(q, keys[c], sums[c][r]);
@@ -237,11 +273,14 @@ unsafe fn score<S: Simd>(
                 }
             }
             for c in 0..COLUMNS {
-                let (sums, scale) = (s.sums(sums[c]), rows.scales[from + at[c]]);
-                let before = if part == 0 { [0.0; ROWS] } else { scores[at[c]] };
-                if p + c < scores.len() {
-                    for r in 0..ROWS {
-                        scores[at[c]][r] = sums[r] * scale + before[r];
+                let scale = rows.scales[from + at[c]];
+                for first in (0..R).step_by(4) {
+                    let four =
+                        s.sums([sums[c][first], sums[c][first + 1], sums[c][first + 2], sums[c][first + 3]]);
+                    // A repeated position's sums are added once.
+                    for r in 0..if p + c < scores.len() { 4 } else { 0 } {
+                        let before = if part == 0 { 0.0 } else { scores[at[c]][first + r] };
+                        scores[at[c]][first + r] = four[r] * scale + before;
                     }
                 }
             }
@@ -250,55 +289,59 @@ unsafe fn score<S: Simd>(
     }
 }
 
-/// Scores that become weights at once: those of two positions, vectors on every level.
-const WEIGHED: usize = 2 * ROWS;
-
-/// Turns the scores of four rows into weights, times the values' scales, and brings the rows' largest scores and sums up
+/// Turns the scores of `R` rows into weights, times the values' scales, and brings the rows' largest scores and sums up
 /// to date; a row sees its first `visible` positions. Returns what the sums so far must be multiplied by.
 #[inline(always)]
-fn weigh(
-    scores: &mut [[f32; ROWS]; BLOCK],
-    visible: [usize; ROWS],
+fn weigh<const R: usize>(
+    scores: &mut [[f32; R]],
+    visible: [usize; R],
     value_scales: &[f32],
     maxima: &mut [f32],
     sums: &mut [f32],
-) -> [f32; ROWS] {
-    let n = value_scales.len().next_multiple_of(2);
-    if visible != [n; ROWS] {
-        for r in 0..ROWS {
+) -> [f32; R] {
+    /// Scores that become weights at once: vectors on every level.
+    const WIDTH: usize = 16;
+    let n = value_scales.len().next_multiple_of(WIDTH / R);
+    if visible != [n; R] {
+        for r in 0..R {
             for p in visible[r]..n {
                 scores[p][r] = f32::NEG_INFINITY;
             }
         }
     }
     let flat = scores[..n].as_flattened_mut();
-    let mut most = [f32::NEG_INFINITY; WEIGHED];
-    for scores in flat.chunks_exact(WEIGHED) {
-        for i in 0..WEIGHED {
+    let mut most = [f32::NEG_INFINITY; WIDTH];
+    for scores in flat.chunks_exact(WIDTH) {
+        for i in 0..WIDTH {
             most[i] = if scores[i] > most[i] { scores[i] } else { most[i] };
         }
     }
-    let (mut kept, mut base) = ([0.0; ROWS], [0.0; WEIGHED]);
-    for r in 0..ROWS {
+    let (mut kept, mut base) = ([0.0; R], [0.0; WIDTH]);
+    for r in 0..R {
         let before = maxima[r];
-        for most in [most[r], most[r + ROWS]] {
-            maxima[r] = if most > maxima[r] { most } else { maxima[r] };
+        for i in (r..WIDTH).step_by(R) {
+            maxima[r] = if most[i] > maxima[r] { most[i] } else { maxima[r] };
         }
         // A row that has seen nothing keeps nothing, and its weights are exp(-∞).
         let now = if maxima[r] == f32::NEG_INFINITY { 0.0 } else { maxima[r] };
         kept[r] = exp(before - now);
-        (base[r], base[r + ROWS]) = (now, now);
+        for i in (r..WIDTH).step_by(R) {
+            base[i] = now;
+        }
     }
-    let mut added = [0.0; WEIGHED];
-    for scores in flat.chunks_exact_mut(WEIGHED) {
-        for i in 0..WEIGHED {
+    let mut added = [0.0; WIDTH];
+    for scores in flat.chunks_exact_mut(WIDTH) {
+        for i in 0..WIDTH {
             let weight = exp(scores[i] - base[i]);
             added[i] += weight;
             scores[i] = weight;
         }
     }
-    for r in 0..ROWS {
-        sums[r] = sums[r] * kept[r] + (added[r] + added[r + ROWS]);
+    for r in 0..R {
+        sums[r] *= kept[r];
+        for i in (r..WIDTH).step_by(R) {
+            sums[r] += added[i];
+        }
     }
     for (weights, scale) in scores.iter_mut().zip(value_scales) {
         for weight in weights {
@@ -308,17 +351,17 @@ fn weigh(
     kept
 }
 
-/// `values[r] = kept[r] · values[r] + Σ_p weights[p][r] · value[p]` of four rows and the positions from `from` on.
+/// `values[r] = kept[r] · values[r] + Σ_p weights[p][r] · value[p]` of `R` rows and the positions from `from` on.
 ///
 /// # Safety
 /// As [`AttendFn`].
 #[inline(always)]
-unsafe fn add_values<S: Simd>(
+unsafe fn add_values<S: Simd, const R: usize>(
     s: S,
     keys: &Keys<'_>,
     from: usize,
-    weights: &[[f32; ROWS]],
-    kept: [f32; ROWS],
+    weights: &[[f32; R]],
+    kept: [f32; R],
     values: *mut f32,
 ) {
     let stride = keys.v_stride();
@@ -330,9 +373,9 @@ unsafe fn add_values<S: Simd>(
             let v = keys.values.values.as_ptr().add(from * stride + i * S::LANES);
             let out = values.add(i * S::LANES);
             i += if n_vectors - i > 1 {
-                add_columns::<S, 2>(s, v, weights, kept, stride, out)
+                add_columns::<S, 2, R>(s, v, weights, kept, stride, out)
             } else {
-                add_columns::<S, 1>(s, v, weights, kept, stride, out)
+                add_columns::<S, 1, R>(s, v, weights, kept, stride, out)
             };
         }
     }
@@ -343,18 +386,18 @@ unsafe fn add_values<S: Simd>(
 /// # Safety
 /// As [`AttendFn`]: `v` and `out` have rows of `stride` values, at which that many vectors begin.
 #[inline(always)]
-unsafe fn add_columns<S: Simd, const N: usize>(
+unsafe fn add_columns<S: Simd, const N: usize, const R: usize>(
     s: S,
     v: *const i16,
-    weights: &[[f32; ROWS]],
-    kept: [f32; ROWS],
+    weights: &[[f32; R]],
+    kept: [f32; R],
     stride: usize,
     out: *mut f32,
 ) -> usize {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut sums = [[s.splat(0.0); N]; ROWS];
-        for r in 0..ROWS {
+        let mut sums = [[s.splat(0.0); N]; R];
+        for r in 0..R {
             for c in 0..N {
                 sums[r][c] = s.mul(s.splat(kept[r]), s.load(out.add(r * stride + c * S::LANES)));
             }
@@ -364,14 +407,14 @@ unsafe fn add_columns<S: Simd, const N: usize>(
             for c in 0..N {
                 values[c] = s.load_i16(v.add(p * stride + c * S::LANES));
             }
-            for r in 0..ROWS {
+            for r in 0..R {
                 let weight = s.splat(weights[p][r]);
                 for c in 0..N {
                     sums[r][c] = s.fma(weight, values[c], sums[r][c]);
                 }
             }
         }
-        for r in 0..ROWS {
+        for r in 0..R {
             for c in 0..N {
                 s.store(out.add(r * stride + c * S::LANES), sums[r][c]);
             }
