@@ -1,0 +1,176 @@
+//! `zmlx bench` and llama.cpp in turns, on random models of the same shapes on the same machine, as one capsule.
+//!
+//! zmlx reads MLX's affine 4-bit weights in groups of 64, llama.cpp its own `Q4_0`: both take 4.5 bits a weight.
+
+mod gguf;
+mod llama;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use clap::Parser;
+use serde_json::{Value, json};
+use zmlx_models::{Checkpoint, ModelConfig};
+
+use llama::Llama;
+
+/// Runs `zmlx bench` and llama.cpp in turns.
+#[derive(Parser)]
+struct Args {
+    /// A Qwen3-MoE model as `zmlx bench --synthetic` names it.
+    #[arg(long, default_value = "qwen3-30b-a3b,layers=12")]
+    synthetic: String,
+    /// Tokens of the prompts.
+    #[arg(short = 'p', long, default_value = "128,512", value_delimiter = ',')]
+    prompt: Vec<usize>,
+    /// Tokens to decode.
+    #[arg(short = 'n', long, default_value_t = 32)]
+    generate: usize,
+    /// Tokens in the caches before decoding.
+    #[arg(short = 'd', long, default_value = "128,4096", value_delimiter = ',')]
+    depth: Vec<usize>,
+    /// Turns of each.
+    #[arg(short = 'r', long, default_value_t = 3)]
+    repetitions: usize,
+    #[arg(long, default_value_t = 2)]
+    threads: usize,
+    /// The zmlx program.
+    #[arg(long, default_value = "target/release/zmlx")]
+    zmlx: PathBuf,
+    /// The capsule.
+    #[arg(short = 'o', long)]
+    output: PathBuf,
+}
+
+fn main() -> Result<()> {
+    let args = Args::parse();
+    ensure!(!args.output.exists(), "{} exists", args.output.display());
+    let config = match Checkpoint::synthetic(&args.synthetic, 1)?.config().clone() {
+        ModelConfig::Qwen3Moe(config) => config,
+        other => bail!("{} is no Qwen3-MoE model but {}", args.synthetic, other.model_type()),
+    };
+    let dir = tempfile::tempdir()?;
+    let file = dir.path().join("model.gguf");
+    gguf::write(&file, &config)?;
+    let n_ctx =
+        args.depth.iter().max().unwrap_or(&0) + args.prompt.iter().max().unwrap_or(&0) + args.generate;
+    let mut llama = Llama::load(&file, args.threads, n_ctx.next_multiple_of(256), config.vocab_size)?;
+    eprintln!("{}", Llama::version());
+    // Once for nothing, as zmlx bench warms up.
+    llama.generate(8, 8)?;
+
+    let mut capsule = Value::Null;
+    let mut llama_tests: Vec<Vec<Vec<f64>>> = Vec::new();
+    for turn in 0..args.repetitions {
+        eprintln!("turn {} of {}", turn + 1, args.repetitions);
+        if turn % 2 == 0 {
+            merge(&mut capsule, zmlx(&args, dir.path())?)?;
+            llama_tests.push(run(&args, &mut llama)?);
+        } else {
+            llama_tests.push(run(&args, &mut llama)?);
+            merge(&mut capsule, zmlx(&args, dir.path())?)?;
+        }
+    }
+    let bench = &mut capsule["bench"];
+    let ours = bench["tests"].as_array().context("a capsule without tests")?.clone();
+    ensure!(
+        ours.len() == llama_tests[0].len(),
+        "zmlx ran {} tests, llama.cpp {}",
+        ours.len(),
+        llama_tests[0].len()
+    );
+    let mut tests = Vec::new();
+    for (i, ours) in ours.into_iter().enumerate() {
+        let of_turn =
+            |f: fn(&Vec<f64>) -> f64| -> Vec<f64> { llama_tests.iter().map(|t| f(&t[i])).collect() };
+        let sums = of_turn(|seconds| seconds.iter().sum());
+        let is_prompt = ours["n_prompt"] != json!(0);
+        let mut theirs = ours.clone();
+        theirs["backend"] = json!("llama.cpp");
+        theirs["fusion"] = json!("Q4_0");
+        theirs["samples_s"] = json!(sums);
+        theirs["ttft_s"] = if is_prompt { json!(sums) } else { json!([]) };
+        let latencies: Vec<f64> = llama_tests.iter().flat_map(|t| t[i].clone()).collect();
+        theirs["token_latencies_s"] = if is_prompt { json!([]) } else { json!(latencies) };
+        theirs["bytes_per_token"] =
+            if is_prompt { Value::Null } else { json!(bytes_per_token(&config, &ours)) };
+        for unknown in ["launches_per_token", "barriers_per_token", "barrier_s_per_token"] {
+            theirs[unknown] = Value::Null;
+        }
+        // The baseline comes first.
+        tests.extend([theirs, ours]);
+    }
+    bench["tests"] = json!(tests);
+    bench["repetitions"] = json!(args.repetitions);
+    capsule["engines"]["llama.cpp"] = json!(Llama::version());
+    capsule["command"] = json!(std::env::args().collect::<Vec<_>>());
+    let text = serde_json::to_string_pretty(&capsule)? + "\n";
+    std::fs::write(&args.output, text).with_context(|| format!("cannot write {}", args.output.display()))
+}
+
+/// The weights, and 16-bit keys and values of the tokens before and of half of those decoded.
+fn bytes_per_token(c: &zmlx_models::Qwen3MoeConfig, test: &Value) -> f64 {
+    let n = |key: &str| test[key].as_f64().unwrap_or(0.0);
+    let positions = n("depth") + n("n_generate") / 2.0;
+    let per_position = (c.num_hidden_layers * c.num_key_value_heads * c.head_dim * 2 * 2) as f64;
+    gguf::bytes_per_token(c) as f64 + positions * per_position
+}
+
+/// Of each test the seconds: of the prompt, or of each decoded token.
+fn run(args: &Args, llama: &mut Llama) -> Result<Vec<Vec<f64>>> {
+    let mut tests = Vec::new();
+    for n in &args.prompt {
+        tests.push(vec![llama.prompt(*n)?]);
+    }
+    for depth in &args.depth {
+        tests.push(llama.generate(*depth, args.generate)?);
+    }
+    Ok(tests)
+}
+
+/// One turn of `zmlx bench`: its capsule, of prompts into empty caches and decoding behind others.
+fn zmlx(args: &Args, dir: &std::path::Path) -> Result<Value> {
+    let list = |values: &[usize]| values.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
+    let file = dir.join("capsule.json");
+    let bench = |tests: [&str; 6]| -> Result<Value> {
+        let status = Command::new(&args.zmlx)
+            .args(["bench", "-q", "--fusion", "fused", "-r", "1", "--synthetic", &args.synthetic])
+            .args(["--threads", &args.threads.to_string(), "--force", "--capsule"])
+            .arg(&file)
+            .args(tests)
+            .stdout(std::process::Stdio::null())
+            .status()
+            .with_context(|| format!("cannot run {}", args.zmlx.display()))?;
+        ensure!(status.success(), "zmlx bench: {status}");
+        Ok(serde_json::from_slice(&std::fs::read(&file)?)?)
+    };
+    let mut prompts = bench(["-p", &list(&args.prompt), "-n", "0", "-d", "0"])?;
+    let decoding = bench(["-p", "0", "-n", &args.generate.to_string(), "-d", &list(&args.depth)])?;
+    let more = decoding["bench"]["tests"].as_array().context("a capsule without tests")?.clone();
+    prompts["bench"]["tests"].as_array_mut().context("a capsule without tests")?.extend(more);
+    Ok(prompts)
+}
+
+/// Adds a turn's samples to those of the turns before.
+fn merge(all: &mut Value, turn: Value) -> Result<()> {
+    if all.is_null() {
+        *all = turn;
+        return Ok(());
+    }
+    let probe = |v: &Value| v["bench"]["bandwidth"]["bytes_per_second"].as_f64().unwrap_or(0.0);
+    if probe(&turn) > probe(all) {
+        all["bench"]["bandwidth"] = turn["bench"]["bandwidth"].clone();
+    }
+    let tests = all["bench"]["tests"].as_array_mut().context("a capsule without tests")?;
+    for (all, turn) in
+        tests.iter_mut().zip(turn["bench"]["tests"].as_array().context("a capsule without tests")?)
+    {
+        ensure!(all["name"] == turn["name"], "turns with other tests");
+        for key in ["samples_s", "token_latencies_s", "ttft_s"] {
+            let more = turn[key].as_array().cloned().unwrap_or_default();
+            all[key].as_array_mut().context("a test without samples")?.extend(more);
+        }
+    }
+    Ok(())
+}
