@@ -18,6 +18,7 @@ mod simd;
 mod team;
 
 use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use attention::CpuKvCache;
@@ -44,6 +45,8 @@ pub struct CpuBackend {
     floats: Buffers<f32>,
     words: Buffers<u32>,
     scratch: Vec<Mutex<Scratch>>,
+    /// Of each part of the weight that is multiplied, the chunks of rows that members have taken.
+    taken: Mutex<Vec<AtomicUsize>>,
     groups: Mutex<Groups>,
     angles: Mutex<rope::Angles>,
 }
@@ -76,6 +79,7 @@ impl CpuBackend {
         Ok(Self {
             level,
             scratch: (0..team.n_members()).map(|_| Mutex::default()).collect(),
+            taken: Mutex::default(),
             team: Mutex::new(team),
             floats: Buffers::new(),
             words: Buffers::new(),

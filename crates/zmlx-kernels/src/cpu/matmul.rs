@@ -11,6 +11,8 @@ mod kernels;
 mod layout;
 mod tiles;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use dots::{DotFn, MAX_X, ROWS};
 pub(super) use elements::to_integers;
 use kernels::Kernels;
@@ -272,7 +274,7 @@ pub(super) struct Product<'a, const W: usize> {
 impl CpuBackend {
     /// Calls `out(first_row, pair, values)` for every pair of `groups` and all rows of the weights, some rows at a time:
     /// `values[i]` are weight `i`'s results for successive rows. All calls for a row come from one member, matrices in
-    /// ascending order; `start(rows)` is called before the first of them, once per member and range of rows.
+    /// ascending order; `start(rows)` is called before the first of them, for some rows at a time.
     pub(super) fn product<const W: usize>(
         &self,
         product: &Product<'_, W>,
@@ -288,7 +290,11 @@ impl CpuBackend {
         let stride = parts.iter().map(|p| p.kernels.layout.stride).max().unwrap_or(0);
         let mut prepared = self.floats.take(n_x * stride);
         let prepared_ptr = SyncPtr::new(&mut prepared);
-        lock(&self.team).run(&|m: &Member<'_>| {
+        let mut team = lock(&self.team);
+        let mut taken = lock(&self.taken);
+        taken.clear();
+        taken.resize_with(parts.len(), AtomicUsize::default);
+        team.run(&|m: &Member<'_>| {
             let mut scratch = lock(&self.scratch[m.idx()]);
             for (i, part) in parts.iter().enumerate() {
                 let kernels = &part.kernels;
@@ -307,31 +313,40 @@ impl CpuBackend {
                     }
                     m.barrier();
                 }
-                let rows = m.share(part.host.n_out(), if in_tiles { kernels.tile_rows } else { ROWS });
-                start(part.first_row + rows.start..part.first_row + rows.end);
-                for (mat, pairs) in &groups.mats {
-                    let pairs = &groups.pairs[pairs.clone()];
-                    let mut xs = std::mem::take(&mut scratch.xs);
-                    xs.clear();
-                    xs.extend(pairs.iter().map(|p| {
-                        // SAFETY: the prepared row exists and is no longer written.
-                        unsafe { &raw const *prepared_ptr.at(*p as usize / product.pairs_per_x * stride) }
-                    }));
-                    let rows_of = RowsOf {
-                        parts: std::array::from_fn(|w| &product.weights[w].0.parts[i]),
-                        kernels,
-                        mat: *mat,
-                        xs: &xs,
-                    };
-                    let out = |row: usize, x: usize, values: [&[f32]; W]| {
-                        out(part.first_row + row, pairs[x] as usize, values);
-                    };
-                    if in_tiles {
-                        rows_of.by_tiles(rows.clone(), &mut scratch, out);
-                    } else {
-                        rows_of.by_dots(rows.clone(), &mut scratch, out);
+                let chunks = Chunks {
+                    n_rows: part.host.n_out(),
+                    unit: if in_tiles { kernels.tile_rows } else { ROWS },
+                    n_members: self.n_threads(),
+                };
+                while let Some(rows) = chunks.get(taken[i].fetch_add(1, Ordering::Relaxed)) {
+                    if rows.is_empty() {
+                        continue;
                     }
-                    scratch.xs = xs;
+                    start(part.first_row + rows.start..part.first_row + rows.end);
+                    for (mat, pairs) in &groups.mats {
+                        let pairs = &groups.pairs[pairs.clone()];
+                        let mut xs = std::mem::take(&mut scratch.xs);
+                        xs.clear();
+                        xs.extend(pairs.iter().map(|p| {
+                            // SAFETY: the prepared row exists and is no longer written.
+                            unsafe { &raw const *prepared_ptr.at(*p as usize / product.pairs_per_x * stride) }
+                        }));
+                        let rows_of = RowsOf {
+                            parts: std::array::from_fn(|w| &product.weights[w].0.parts[i]),
+                            kernels,
+                            mat: *mat,
+                            xs: &xs,
+                        };
+                        let out = |row: usize, x: usize, values: [&[f32]; W]| {
+                            out(part.first_row + row, pairs[x] as usize, values);
+                        };
+                        if in_tiles {
+                            rows_of.by_tiles(rows.clone(), &mut scratch, out);
+                        } else {
+                            rows_of.by_dots(rows.clone(), &mut scratch, out);
+                        }
+                        scratch.xs = xs;
+                    }
                 }
             }
         });
@@ -345,6 +360,31 @@ impl CpuBackend {
                 (a.kernels.layout, a.host.format(), a.host.n_out())
                     == (b.kernels.layout, b.host.format(), b.host.n_out())
             })
+    }
+}
+
+/// The rows of a part in chunks, which members take as they come: a large one each, then small ones, of which who was
+/// held up takes fewer.
+struct Chunks {
+    /// Rows, by units: chunks are multiples of one, but for the last.
+    n_rows: usize,
+    unit: usize,
+    n_members: usize,
+}
+
+impl Chunks {
+    /// Small chunks of each member, if all are equally fast; they are a quarter of the rows.
+    const SMALL: usize = 2;
+
+    /// The rows of a chunk.
+    fn get(&self, idx: usize) -> Option<std::ops::Range<usize>> {
+        let (n, n_units) = (self.n_members, self.n_rows.div_ceil(self.unit));
+        let large = if n == 1 { n_units } else { n_units * 3 / 4 / n };
+        let (n_small, n_left) = (Self::SMALL * n, n_units - large * n);
+        let small = |i: usize| large * n + n_left * i / n_small;
+        let units = if idx < n { large * idx..large * (idx + 1) } else { small(idx - n)..small(idx - n + 1) };
+        let rows = |units: usize| (units * self.unit).min(self.n_rows);
+        (idx < n + n_small).then(|| rows(units.start)..rows(units.end))
     }
 }
 
