@@ -245,9 +245,10 @@ fn measure(plan: &Plan<'_>, mut arms: Vec<Box<dyn Arm>>, abouts: &[&About]) -> R
                     result.samples_s.push(seconds.iter().sum());
                     result.token_latencies_s.extend(seconds);
                     let n_tokens = (args.repetitions * result.tokens_per_sample) as f64;
-                    if let Some((n, waited)) = barriers {
-                        *result.barriers_per_token.get_or_insert(0.0) += n as f64 / n_tokens;
-                        *result.barrier_s_per_token.get_or_insert(0.0) += waited / n_tokens;
+                    if let Some(barriers) = barriers {
+                        *result.barriers_per_token.get_or_insert(0.0) += barriers.n as f64 / n_tokens;
+                        *result.barrier_s_per_token.get_or_insert(0.0) +=
+                            barriers.waited.as_secs_f64() / n_tokens;
                     }
                 } else {
                     let seconds = arms[arm].prompt(fusion, &prompt[..test.n_prompt])?;

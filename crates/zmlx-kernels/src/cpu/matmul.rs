@@ -246,11 +246,13 @@ impl SyncPtr {
         Self(values.as_mut_ptr())
     }
 
+    /// Where element `from` lies.
+    ///
     /// # Safety
-    /// Element `i` exists and no other member touches it in this phase.
-    pub(super) unsafe fn at<'a>(self, i: usize) -> &'a mut f32 {
+    /// It exists.
+    unsafe fn row(self, from: usize) -> *const f32 {
         // SAFETY: the caller's promise.
-        unsafe { &mut *self.0.add(i) }
+        unsafe { self.0.add(from).cast_const() }
     }
 
     /// # Safety
@@ -296,6 +298,11 @@ impl CpuBackend {
         taken.resize_with(parts.len(), AtomicUsize::default);
         team.run(&|m: &Member<'_>| {
             let mut scratch = lock(&self.scratch[m.idx()]);
+            let mut xs = std::mem::take(&mut scratch.xs);
+            xs.clear();
+            // SAFETY: the prepared rows exist; they are read when they have been written.
+            let row = |p: &u32| unsafe { prepared_ptr.row(*p as usize / product.pairs_per_x * stride) };
+            xs.extend(groups.pairs.iter().map(row));
             for (i, part) in parts.iter().enumerate() {
                 let kernels = &part.kernels;
                 if i == 0 || kernels.layout != parts[i - 1].kernels.layout {
@@ -324,18 +331,12 @@ impl CpuBackend {
                     }
                     start(part.first_row + rows.start..part.first_row + rows.end);
                     for (mat, pairs) in &groups.mats {
-                        let pairs = &groups.pairs[pairs.clone()];
-                        let mut xs = std::mem::take(&mut scratch.xs);
-                        xs.clear();
-                        xs.extend(pairs.iter().map(|p| {
-                            // SAFETY: the prepared row exists and is no longer written.
-                            unsafe { &raw const *prepared_ptr.at(*p as usize / product.pairs_per_x * stride) }
-                        }));
+                        let (xs, pairs) = (&xs[pairs.clone()], &groups.pairs[pairs.clone()]);
                         let rows_of = RowsOf {
                             parts: std::array::from_fn(|w| &product.weights[w].0.parts[i]),
                             kernels,
                             mat: *mat,
-                            xs: &xs,
+                            xs,
                         };
                         let out = |row: usize, x: usize, values: [&[f32]; W]| {
                             out(part.first_row + row, pairs[x] as usize, values);
@@ -345,10 +346,10 @@ impl CpuBackend {
                         } else {
                             rows_of.by_dots(rows.clone(), &mut scratch, out);
                         }
-                        scratch.xs = xs;
                     }
                 }
             }
+            scratch.xs = xs;
         });
     }
 
@@ -483,6 +484,29 @@ impl<const W: usize> RowsOf<'_, W> {
                     out(first, block * X_BLOCK + x, std::array::from_fn(values));
                 }
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_cover_every_row_once_and_begin_at_units() {
+        for (n_rows, unit, n_members) in
+            [(1, 4, 2), (4, 4, 3), (65, 16, 1), (65, 16, 2), (768, 4, 2), (2048, 32, 16)]
+        {
+            let chunks = Chunks { n_rows, unit, n_members };
+            let mut at = 0;
+            for idx in 0..n_members * (1 + Chunks::SMALL) {
+                let rows = chunks.get(idx).unwrap();
+                assert_eq!(rows.start, at, "{n_rows} rows, chunk {idx}");
+                assert!(rows.start.is_multiple_of(unit) || rows.is_empty());
+                at = rows.end;
+            }
+            assert_eq!(at, n_rows);
+            assert_eq!(chunks.get(n_members * (1 + Chunks::SMALL)), None);
         }
     }
 }

@@ -43,8 +43,8 @@ pub(super) trait Arm {
 pub(super) struct Decoded {
     /// Seconds of each step.
     pub(super) seconds: Vec<f64>,
-    /// Barriers of all steps, and the seconds waited there, where the backend counts them.
-    pub(super) barriers: Option<(u64, f64)>,
+    /// Barriers of all steps, where the backend counts them.
+    pub(super) barriers: Option<Barriers>,
 }
 
 type Hook<B> = Hooked<B, Probe>;
@@ -143,8 +143,9 @@ impl<B: Backend> Arm for Loaded<B> {
         }
         let after = self.model.backend().barriers();
         self.rewind()?;
-        let since = |(before, after): (Barriers, Barriers)| {
-            (after.n - before.n, (after.waited - before.waited).as_secs_f64())
+        let since = |(before, after): (Barriers, Barriers)| Barriers {
+            n: after.n - before.n,
+            waited: after.waited - before.waited,
         };
         Ok(Decoded { seconds, barriers: before.zip(after).map(since) })
     }

@@ -85,8 +85,8 @@ pub(super) fn merge(state: &mut [f32], other: &[f32], n_rows: usize, v_stride: u
 }
 
 /// Adds up `Σ exp(score - max) · value` over `positions` for all query rows, with the largest score so far; a score is
-/// `q · k`. Row r sees the positions below `limits[r]`, which ascend but for rows that do not exist and see none; their
-/// number is a multiple of [`ROWS`]. `queries` has as many rows, as wide as a padded key, `state` [`state_len`] zeros,
+/// `q · k`. Row r sees the positions below `limits[r]`, rows that do not exist none; their number is a
+/// multiple of [`ROWS`]. `queries` has as many rows, as wide as a padded key, `state` [`state_len`] zeros,
 /// which mean nothing seen.
 ///
 /// # Safety
@@ -207,20 +207,21 @@ unsafe fn attend_rows<S: Simd, const R: usize>(
 /// Fetches the values of `n` positions from `from` on and the keys of as many in the next block.
 #[inline(always)]
 fn fetch<S: Simd>(s: S, keys: &Keys<'_>, from: usize, n: usize) {
-    let lines = |rows: &Rows, from: usize, stride: usize| {
-        let p: *const u8 = rows.values.as_ptr().wrapping_add(from * stride).cast();
-        (p, (2 * n * stride).div_ceil(64))
-    };
-    for part in 0..3 {
-        let (p, n_lines) = match (part, keys.parts) {
-            (0, _) => lines(keys.values, from, keys.v_stride()),
-            (1, [Some(rows), _]) => lines(rows, from + BLOCK, keys.v_stride()),
-            (2, [_, Some(rows)]) => lines(rows, from + BLOCK, keys.widths[1].next_multiple_of(PAD)),
-            _ => continue,
-        };
-        for line in 0..n_lines {
-            s.prefetch(p.wrapping_add(64 * line));
+    fetch_rows(s, keys.values, keys.widths[0], from, n);
+    for part in 0..2 {
+        if let Some(rows) = keys.parts[part] {
+            fetch_rows(s, rows, keys.widths[part], from + BLOCK, n);
         }
+    }
+}
+
+/// Fetches `n` rows from `from` on, which need not exist.
+#[inline(always)]
+fn fetch_rows<S: Simd>(s: S, rows: &Rows, width: usize, from: usize, n: usize) {
+    let stride = width.next_multiple_of(PAD);
+    let first: *const u8 = rows.values.as_ptr().wrapping_add(from * stride).cast();
+    for line in 0..(2 * n * stride).div_ceil(64) {
+        s.prefetch(first.wrapping_add(64 * line));
     }
 }
 

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Simd;
+use super::avx2::Avx2;
 use crate::quant::float::E2M1_TIMES_2;
 
 /// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot product.
@@ -236,19 +237,14 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
 
     #[inline(always)]
     fn sums(self, v: [Self::F; 4]) -> [f32; 4] {
-        let mut sums = [0.0; 4];
         unsafe {
             let mut folded = [_mm256_setzero_ps(); 4];
             for i in 0..4 {
                 let high = _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(v[i])));
                 folded[i] = _mm256_add_ps(_mm512_castps512_ps256(v[i]), high);
             }
-            let [a, b, c, d] = folded;
-            let halves = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
-            let whole = _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves));
-            _mm_storeu_ps(sums.as_mut_ptr(), whole);
+            Avx2::assume().sums(folded)
         }
-        sums
     }
 
     #[inline(always)]
