@@ -6,6 +6,7 @@ use anyhow::{Result, bail};
 use clap::builder::{FalseyValueParser, RangedU64ValueParser};
 use clap::{ArgAction, Args, ValueEnum};
 use serde_json::{Map, Value};
+use zmlx_kernels::cpu::{Activations, CpuBackend};
 use zmlx_kernels::{Fusion, SoftmaxRoute};
 use zmlx_models::{ModelConfig, SamplingParams};
 
@@ -34,15 +35,42 @@ impl NamedModelArgs {
     }
 }
 
-/// Where and on how many threads.
+/// What computes, and how.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct BackendArgs {
     /// What computes. By default mlx where MLX has Metal, else cpu.
     #[arg(long, value_enum)]
     pub(crate) backend: Option<BackendKind>,
+    #[command(flatten)]
+    pub(crate) cpu: CpuArgs,
+}
+
+/// How the CPU backend computes.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct CpuArgs {
     /// Threads of the CPU backend; by default one per physical core.
     #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub(crate) threads: Option<usize>,
+    /// What the CPU backend rounds activations to where they meet quantised weights.
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "int16")]
+    cpu_activations: ActivationsKind,
+}
+
+impl CpuArgs {
+    pub(crate) fn backend(self) -> zmlx_kernels::Result<CpuBackend> {
+        Ok(CpuBackend::new(self.threads)?.with_activations(match self.cpu_activations {
+            ActivationsKind::Int16 => Activations::Int16,
+            ActivationsKind::Int8 => Activations::Int8,
+        }))
+    }
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ActivationsKind {
+    /// Tokens as with f32: the error of a product is about 2e-5.
+    Int16,
+    /// Faster, above all with prompts; the error of a product is about 5e-3, which may change tokens.
+    Int8,
 }
 
 /// Counts of which there must be at least one.

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use zmlx_kernels::cpu::CpuBackend;
+use zmlx_kernels::cpu::Activations;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Model, ModelConfig, self_check};
 use zmlx_oracle::golden::Rounding;
@@ -60,13 +60,17 @@ pub(crate) const BUILT: &[BackendKind] = if cfg!(any(target_os = "macos", featur
 pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> {
     match args.backend.unwrap_or_else(default_backend) {
         BackendKind::Cpu => {
-            let backend = CpuBackend::new(args.threads)?;
+            let backend = args.cpu.backend()?;
             let (level, n_threads) = (backend.level().name(), backend.n_threads());
             let plural = if n_threads == 1 { "" } else { "s" };
+            let activations = match backend.activations() {
+                Activations::Int16 => String::new(),
+                other => format!(", {} activations", other.name()),
+            };
             let about = About {
                 name: "cpu",
                 engine: None,
-                text: format!("cpu ({level}, {n_threads} thread{plural})"),
+                text: format!("cpu ({level}, {n_threads} thread{plural}{activations})"),
                 n_threads,
                 rounding: Rounding::F32,
                 remark: None,

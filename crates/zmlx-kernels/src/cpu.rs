@@ -3,7 +3,7 @@
 //! Activations are f32 (the *accurate* mode), with two exceptions. Where they meet a quantised matrix (but mxfp8), they
 //! are rounded to 16-bit integers with a scale for each group of weights, and multiplied with the codes as integers. That
 //! is off by at most 2⁻¹⁶ of the largest activation of a group, 2·10⁻⁵ of a product in the root mean square (bf16
-//! activations: 1.6·10⁻³), and takes half the instructions. Cached keys and values are 16-bit integers, too, with a scale
+//! activations: 1.6·10⁻³), and takes half the instructions. [`Activations::Int8`] rounds them further, if asked. Cached keys and values are 16-bit integers, too, with a scale
 //! for each token and head. Weights are used where they lie, quantised, at any alignment. Buffers are recycled: once
 //! warm, a step allocates nothing.
 
@@ -22,7 +22,7 @@ use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 pub use attention::CpuKvCache;
-pub use level::Level;
+pub use level::{Activations, Level};
 pub use matmul::CpuWeight;
 use matmul::{Groups, Product, Scratch, SyncPtr};
 use pool::{Buffers, Shape};
@@ -41,6 +41,7 @@ const PARALLEL_MIN: usize = 32 * 1024;
 /// The CPU as a [`Backend`].
 pub struct CpuBackend {
     level: Level,
+    activations: Activations,
     team: Mutex<Team>,
     floats: Buffers<f32>,
     words: Buffers<u32>,
@@ -78,6 +79,7 @@ impl CpuBackend {
         let team = Team::new(n_threads.unwrap_or_else(default_threads));
         Ok(Self {
             level,
+            activations: Activations::default(),
             scratch: (0..team.n_members()).map(|_| Mutex::default()).collect(),
             taken: Mutex::default(),
             team: Mutex::new(team),
@@ -86,6 +88,17 @@ impl CpuBackend {
             groups: Mutex::default(),
             angles: Mutex::default(),
         })
+    }
+
+    /// The backend with activations rounded so, for weights that are uploaded from now on.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
+    }
+
+    /// What activations are rounded to.
+    pub fn activations(&self) -> Activations {
+        self.activations
     }
 
     /// The instruction-set level in use.
@@ -242,7 +255,7 @@ impl Backend for CpuBackend {
     }
 
     fn upload(&self, weight: HostWeight) -> Result<CpuWeight> {
-        Ok(CpuWeight::new(self.level, weight))
+        Ok(CpuWeight::new(self.level, self.activations, weight))
     }
 
     fn barriers(&self) -> Option<Barriers> {

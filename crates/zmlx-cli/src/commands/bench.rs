@@ -157,7 +157,7 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
 }
 
 fn bandwidth_only(args: &Args) -> Result<Outcome> {
-    let threads = args.backend.threads.unwrap_or_else(num_cpus::get_physical);
+    let threads = args.backend.cpu.threads.unwrap_or_else(num_cpus::get_physical);
     let Some(bytes_per_second) = bandwidth::read_bytes_per_second(threads) else {
         bail!("not enough memory for the probe's buffer");
     };

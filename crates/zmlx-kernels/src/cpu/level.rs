@@ -1,4 +1,4 @@
-//! Instruction-set levels: detected once, chosen when the backend is made.
+//! Instruction-set levels, detected once, and how activations are rounded: both are chosen when the backend is made.
 
 #[cfg(target_arch = "x86_64")]
 use super::simd::Simd;
@@ -17,6 +17,27 @@ pub enum Level {
     Avx512,
     /// As [`Level::Avx512`], with the integer dot product.
     Avx512Vnni,
+}
+
+/// What activations are rounded to where they meet a quantised matrix, with a scale for each group of weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Activations {
+    /// Integers of 16 bits, off by at most 2⁻¹⁶ of the largest of the group.
+    #[default]
+    Int16,
+    /// Integers of 8 bits, off by at most 2⁻⁸ of it: half the instructions. Where weights take 8 bits themselves, 16 all
+    /// the same.
+    Int8,
+}
+
+impl Activations {
+    /// The name in reports.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Int16 => "int16",
+            Self::Int8 => "int8",
+        }
+    }
 }
 
 impl Level {

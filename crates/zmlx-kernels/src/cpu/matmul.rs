@@ -14,13 +14,13 @@ mod tiles;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dots::{DotFn, MAX_X, ROWS};
-pub(super) use elements::to_integers;
+pub(super) use elements::{MAX_I16, to_integers};
 use kernels::Kernels;
 use layout::{Row, SCALES_OVERREAD};
 use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
 
 use super::attention::Partial;
-use super::level::Level;
+use super::level::{Activations, Level};
 use super::pool::Aligned;
 use super::team::Member;
 use super::{CpuBackend, lock};
@@ -76,8 +76,8 @@ impl Part {
 }
 
 impl CpuWeight {
-    pub(super) fn new(level: Level, host: HostWeight) -> Self {
-        let kernels = kernels::kernels(level, host.format(), host.n_in());
+    pub(super) fn new(level: Level, activations: Activations, host: HostWeight) -> Self {
+        let kernels = kernels::kernels(level, activations, host.format(), host.n_in());
         let row_bytes = {
             let first = host.mat(0);
             [&first.data, &first.scales, &first.biases].map(|b| b.len() / host.n_out())

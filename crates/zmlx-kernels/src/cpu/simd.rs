@@ -27,6 +27,10 @@ pub(crate) trait Simd: Copy {
     type I: Copy;
     /// Running sums of [`Simd::dot16`].
     type Acc: Copy;
+    /// Running sums of [`Simd::dot8`].
+    type Acc8: Copy;
+    /// What the unsigned factors may add up to in a running sum of [`Simd::dot8`], if the signed ones are up to 127.
+    const CAPACITY8: usize;
 
     /// A proof without detection.
     ///
@@ -52,6 +56,9 @@ pub(crate) trait Simd: Copy {
     /// Reads `2 · LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 4` bytes into 16-bit lanes; may read up
     /// to `LANES · BITS / 4 + 16` bytes.
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I;
+    /// Reads `4 · LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 2` bytes into 8-bit lanes; may read up to
+    /// `LANES · BITS / 2 + 16` bytes.
+    unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I;
     /// Reads `LANES` e4m3 codes, `2^8` times too small. The NaN codes give ±480 · 2^-8.
     ///
     /// The bits are moved to where half precision has them, whose conversion is fast for subnormal numbers too.
@@ -72,6 +79,8 @@ pub(crate) trait Simd: Copy {
     fn shl16(self, a: Self::I, n: u32) -> Self::I;
     /// 512 times the e2m1 values of the codes in bits 8 to 11 of each 16-bit lane, whose other bits are 0.
     fn e2m1_times_512(self, codes: Self::I) -> Self::I;
+    /// Twice the e2m1 values of the codes in the 8-bit lanes, and 12.
+    fn e2m1_times_2_plus_12(self, codes: Self::I) -> Self::I;
     /// No sums yet.
     fn acc(self) -> Self::Acc;
     /// Adds the products of signed 16-bit lanes, in pairs: [`Simd::acc_lanes`] gives in 32-bit lane `j` the sum over
@@ -79,6 +88,13 @@ pub(crate) trait Simd: Copy {
     fn dot16(self, acc: Self::Acc, a: Self::I, b: Self::I) -> Self::Acc;
     /// The sums so far, as signed 32-bit lanes.
     fn acc_lanes(self, acc: Self::Acc) -> Self::I;
+    /// No sums yet.
+    fn acc8(self) -> Self::Acc8;
+    /// Adds the products of unsigned 8-bit lanes of `a`, up to 63, with signed ones of `b`: [`Simd::acc8_lanes`] gives in
+    /// 32-bit lane `j` the sum over lanes `4j` to `4j + 3`. The sums must fit, see [`Simd::CAPACITY8`].
+    fn dot8(self, acc: Self::Acc8, a: Self::I, b: Self::I) -> Self::Acc8;
+    /// The sums so far, as signed 32-bit lanes.
+    fn acc8_lanes(self, acc: Self::Acc8) -> Self::I;
     /// The lanes' bits as floats.
     fn floats(self, a: Self::I) -> Self::F;
     /// The lanes' bits.

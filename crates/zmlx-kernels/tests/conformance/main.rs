@@ -5,6 +5,7 @@
 //! |---|---|
 //! | `suite` | what a backend declares, and the list of tests |
 //! | `cases`, `inputs`, `bounds`, `session` | formats and sizes, weights as bytes, error bounds, attention's driver |
+//! | `int8` | the CPU's activations of 8 bits |
 //! | the others | tests by op family, generic over the backend |
 //!
 //! In builds with debug assertions a CPU buffer is filled with NaN (words: `u32::MAX`) before an op writes it, and
@@ -26,6 +27,7 @@ mod extremes;
 mod fused;
 mod gather;
 mod inputs;
+mod int8;
 mod invariance;
 mod linear;
 mod rope_norm;
@@ -35,11 +37,12 @@ mod weights;
 
 use cases::Grid;
 use suite::Instance;
-use zmlx_kernels::cpu::{CpuBackend, Level};
-use zmlx_kernels::{QuantMode, WeightFormat};
+use zmlx_kernels::cpu::{Activations, CpuBackend, Level};
+use zmlx_kernels::{QuantMode, QuantSpec, WeightFormat};
 
 // One line per backend.
 conformance!(cpu, crate::cpu_instances);
+conformance!(cpu_int8, crate::cpu_int8_instances);
 #[cfg(feature = "mlx")]
 conformance!(mlx, crate::mlx_instances);
 
@@ -68,6 +71,26 @@ fn activations_of_16_bits(format: WeightFormat) -> f64 {
         WeightFormat::Quantized { spec, .. } if spec.mode() != QuantMode::Mxfp8 => 112.0,
         _ => 1.0,
     }
+}
+
+/// The same of 8 bits: by up to 1/254 of the largest, 258 times as much.
+fn activations_of_8_bits(format: WeightFormat) -> f64 {
+    let is_wide = |spec: QuantSpec| spec.bits() == 8;
+    match format {
+        WeightFormat::Quantized { spec, .. } if !is_wide(spec) => 258.0 * activations_of_16_bits(format),
+        _ => activations_of_16_bits(format),
+    }
+}
+
+/// The best level with activations of 8 bits; `int8` holds every level's products to tighter bounds.
+fn cpu_int8_instances() -> Vec<Instance<CpuBackend>> {
+    let instance = cpu_instance(Level::supported().pop().unwrap(), 2);
+    vec![Instance {
+        name: format!("{}, int8", instance.name),
+        backend: instance.backend.with_activations(Activations::Int8),
+        product_error: activations_of_8_bits,
+        ..instance
+    }]
 }
 
 /// Every level that this machine can run, alone and on a team.

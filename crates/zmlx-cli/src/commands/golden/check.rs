@@ -9,7 +9,7 @@ use zmlx_models::Checkpoint;
 use zmlx_oracle::golden::{Checked, GoldenFile, Outcome as Found};
 
 use super::report;
-use crate::args::{BackendArgs, BackendKind, ModelArgs};
+use crate::args::{BackendArgs, BackendKind, CpuArgs, ModelArgs};
 use crate::capsule::validate::Verdict;
 use crate::capsule::{model, refuse_to_overwrite};
 use crate::engine::{self, About, Job};
@@ -29,9 +29,8 @@ pub(crate) struct Args {
     /// What computes: one backend, or all of this build.
     #[arg(long, value_enum)]
     backend: Option<Which>,
-    /// Threads of the CPU backend; by default one per physical core.
-    #[arg(long, value_name = "N", value_parser = crate::args::positive())]
-    threads: Option<usize>,
+    #[command(flatten)]
+    cpu: CpuArgs,
     /// The path that is checked.
     #[arg(long, value_name = "PRESET[,±OP]", default_value = "fused")]
     fusion: Fusion,
@@ -113,7 +112,7 @@ pub(super) fn run(args: Args) -> Result<Outcome> {
             identity: &mut identity,
             results: &mut results,
         };
-        engine::with_backend(BackendArgs { backend, threads: args.threads }, job)?;
+        engine::with_backend(BackendArgs { backend, cpu: args.cpu }, job)?;
         all.extend(results);
     }
     let worst = all.iter().flat_map(|r| &r.prompts).map(|p| p.verdict).max().unwrap_or(Verdict::Fail);

@@ -2,7 +2,7 @@
 //!
 //! A value is off by at most 2⁻¹⁶ of the largest of its row, a hundredth of what bf16 would lose, at the same size.
 
-use crate::cpu::matmul::to_integers;
+use crate::cpu::matmul::{MAX_I16, to_integers};
 use crate::cpu::pool::{Aligned, CpuTensor};
 use crate::error::ensure;
 use crate::{Error, KvLayout, Result, Span};
@@ -57,7 +57,7 @@ impl Rows {
     fn push(&mut self, row: &[f32]) {
         let at = self.values.len();
         self.values.resize(at + row.len().next_multiple_of(PAD), 0);
-        let (scale, _) = to_integers(row, &mut self.values[at..at + row.len()]);
+        let (scale, _) = to_integers(row, MAX_I16, &mut self.values[at..at + row.len()]);
         self.scales.push(scale);
     }
 

@@ -1,9 +1,9 @@
 //! Weight formats as the kernels see them: how vectors of words of a row become vectors of cells.
 //!
-//! A *cell* is what a 32-bit lane holds: a pair of 16-bit integers, or a float ([`Element`]). A row is loaded by
-//! vectors of `LANES` words, each of which gives [`Cells::CELLS`] vectors of cells by masks and shifts, never by moves
-//! between lanes: with `n` integers in a word, cell `i` of a word holds its integers `i` and `i + n / 2`. Activations
-//! are put into the same order once per op.
+//! A *cell* is what a 32-bit lane holds: two 16-bit integers, four 8-bit ones, or a float ([`Element`]). A row is loaded
+//! by vectors of `LANES` words, each of which gives [`Cells::CELLS`] vectors of cells by masks and shifts, never by moves
+//! between lanes: of a word's integers, cell `i` holds number `i` and every `CELLS`th after it. Activations are put into
+//! the same order once per op.
 
 use super::elements::{Element, Floats, Integers};
 use crate::cpu::simd::Simd;
@@ -24,8 +24,15 @@ pub(super) trait Cells<S: Simd> {
     const SCALED: bool = true;
     /// What a weight is before scale and bias, as a multiple of its number.
     const UNIT: f32 = 1.0;
-    /// Most cells whose products with the largest activations fit a sum.
-    const MAX_CELLS: usize = 64;
+    /// The bias as a multiple of the scale, of a format that has none of its own.
+    const OFFSET: i8 = 0;
+    /// The largest integer of a weight.
+    const MAX_WEIGHT: usize = 1;
+    /// Most cells whose products with the largest activations fit a sum: a power of two.
+    const MAX_CELLS: usize = {
+        let n = <Self::Element as Element<S>>::CAPACITY / Self::MAX_WEIGHT;
+        if n < 64 { 1 << n.ilog2() } else { 64 }
+    };
 
     /// The vector of words at `p`.
     ///
@@ -44,14 +51,18 @@ pub(super) trait Cells<S: Simd> {
 /// Bytes that a decoder may read past its words.
 pub(super) const MAX_OVERREAD: usize = 16;
 
-/// Affine codes of 2, 4 or 8 bits.
-pub(super) struct PowerOfTwoBits<const BITS: usize>;
+/// Affine codes of 2, 4 or 8 bits, `N` of them in a cell.
+pub(super) struct PowerOfTwoBits<const BITS: usize, const N: usize>;
 
-impl<S: Simd, const BITS: usize> Cells<S> for PowerOfTwoBits<BITS> {
-    type Element = Integers;
-    const CELLS: usize = 16 / BITS;
+impl<S: Simd, const BITS: usize, const N: usize> Cells<S> for PowerOfTwoBits<BITS, N>
+where
+    Integers<N>: Element<S>,
+{
+    type Element = Integers<N>;
+    const CELLS: usize = 32 / N / BITS;
     const LOAD_BYTES: usize = 4 * S::LANES;
     const LOADS: usize = 1;
+    const MAX_WEIGHT: usize = (1 << BITS) - 1;
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> S::I {
@@ -62,38 +73,51 @@ impl<S: Simd, const BITS: usize> Cells<S> for PowerOfTwoBits<BITS> {
     #[inline(always)]
     fn cells(s: S, words: S::I, i: usize) -> S::I {
         let shifted = if i == 0 { words } else { s.shr16(words, (BITS * i) as u32) };
-        if i + 1 == 16 / BITS { shifted } else { s.and(shifted, s.splat_i(0x1_0001 * ((1 << BITS) - 1))) }
+        let one_each = if N == 2 { 0x1_0001 } else { 0x101_0101 };
+        // The shift has left nothing else in a 16-bit lane.
+        if N == 2 && i + 1 == 16 / BITS {
+            shifted
+        } else {
+            s.and(shifted, s.splat_i(one_each * ((1 << BITS) - 1)))
+        }
     }
 }
 
-/// Affine codes of 3, 5 or 6 bits: a word is a pair of neighbours. A chunk is 32 weights.
-pub(super) struct OddBits<const BITS: usize>;
+/// Affine codes of 3, 5 or 6 bits: a word is `N` neighbours. A chunk is 32 weights, or a vector.
+pub(super) struct OddBits<const BITS: usize, const N: usize>;
 
-impl<S: Simd, const BITS: usize> Cells<S> for OddBits<BITS> {
-    type Element = Integers;
+impl<S: Simd, const BITS: usize, const N: usize> Cells<S> for OddBits<BITS, N>
+where
+    Integers<N>: Element<S>,
+{
+    type Element = Integers<N>;
     const CELLS: usize = 1;
-    const LOAD_BYTES: usize = S::LANES * BITS / 4;
-    const LOADS: usize = 16 / S::LANES;
+    const LOAD_BYTES: usize = S::LANES * BITS * N / 8;
+    const LOADS: usize = if N == 2 { 16 / S::LANES } else { 1 };
     const OVERREAD: bool = true;
+    const MAX_WEIGHT: usize = (1 << BITS) - 1;
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> S::I {
         // SAFETY: the caller's promise.
-        unsafe { s.load_codes16::<BITS>(p) }
+        unsafe { if N == 2 { s.load_codes16::<BITS>(p) } else { s.load_codes8::<BITS>(p) } }
     }
 }
 
-/// e2m1 codes.
-pub(super) struct E2m1;
+/// e2m1 codes, `N` of them in a cell: 512 times their values, or twice these and 12, which has no sign.
+pub(super) struct E2m1<const N: usize>;
 
-impl<S: Simd> Cells<S> for E2m1 {
-    type Element = Integers;
-    const CELLS: usize = 4;
+impl<S: Simd, const N: usize> Cells<S> for E2m1<N>
+where
+    Integers<N>: Element<S>,
+{
+    type Element = Integers<N>;
+    const CELLS: usize = 8 / N;
     const LOAD_BYTES: usize = 4 * S::LANES;
     const LOADS: usize = 1;
-    const UNIT: f32 = 1.0 / 512.0;
-    /// Its integers are up to 6 · 512.
-    const MAX_CELLS: usize = 8;
+    const UNIT: f32 = if N == 2 { 1.0 / 512.0 } else { 0.5 };
+    const OFFSET: i8 = if N == 2 { 0 } else { -6 };
+    const MAX_WEIGHT: usize = if N == 2 { 6 * 512 } else { 24 };
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> S::I {
@@ -103,6 +127,10 @@ impl<S: Simd> Cells<S> for E2m1 {
 
     #[inline(always)]
     fn cells(s: S, words: S::I, i: usize) -> S::I {
+        if N == 4 {
+            let shifted = if i == 0 { words } else { s.shr16(words, 4) };
+            return s.e2m1_times_2_plus_12(s.and(shifted, s.splat_i(0x0f0f_0f0f)));
+        }
         let at_8 = match i {
             0 => s.shl16(words, 8),
             1 => s.shl16(words, 4),

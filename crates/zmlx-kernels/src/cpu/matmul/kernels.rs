@@ -5,7 +5,7 @@ use super::dots::{DotFn, dot};
 use super::elements::{Element, Order};
 use super::layout::RowLayout;
 use super::tiles::{TileFn, tile, tile_rows};
-use crate::cpu::level::Level;
+use crate::cpu::level::{Activations, Level};
 use crate::cpu::simd::Simd;
 use crate::cpu::simd::scalar::Scalar;
 use crate::weight::WeightFormat;
@@ -33,35 +33,46 @@ pub(super) struct Kernels {
 }
 
 /// The kernels for a weight.
-pub(super) fn kernels(level: Level, format: WeightFormat, n_in: usize) -> Kernels {
+pub(super) fn kernels(level: Level, activations: Activations, format: WeightFormat, n_in: usize) -> Kernels {
     match level {
-        Level::Scalar => on::<Scalar>(format, n_in),
+        Level::Scalar => on::<Scalar>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => on::<crate::cpu::simd::avx2::Avx2>(format, n_in),
+        Level::Avx2 => on::<crate::cpu::simd::avx2::Avx2>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => on::<crate::cpu::simd::avx512::Avx512<false>>(format, n_in),
+        Level::Avx512 => on::<crate::cpu::simd::avx512::Avx512<false>>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni => on::<crate::cpu::simd::avx512::Avx512<true>>(format, n_in),
+        Level::Avx512Vnni => on::<crate::cpu::simd::avx512::Avx512<true>>(activations, format, n_in),
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => on::<crate::cpu::simd::neon::Neon>(format, n_in),
+        Level::Neon => on::<crate::cpu::simd::neon::Neon>(activations, format, n_in),
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
         _ => unreachable!("level {level:?} does not exist on this architecture"),
     }
 }
 
-fn on<S: Simd>(format: WeightFormat, n_in: usize) -> Kernels {
+fn on<S: Simd>(activations: Activations, format: WeightFormat, n_in: usize) -> Kernels {
     match format {
+        WeightFormat::Quantized { spec, .. } if activations == Activations::Int8 => {
+            match (spec.mode(), spec.bits()) {
+                (QuantMode::Affine, 2) => of::<S, PowerOfTwoBits<2, 4>>(format, n_in),
+                (QuantMode::Affine, 3) => of::<S, OddBits<3, 4>>(format, n_in),
+                (QuantMode::Affine, 4) => of::<S, PowerOfTwoBits<4, 4>>(format, n_in),
+                (QuantMode::Affine, 5) => of::<S, OddBits<5, 4>>(format, n_in),
+                (QuantMode::Affine, 6) => of::<S, OddBits<6, 4>>(format, n_in),
+                (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => of::<S, E2m1<4>>(format, n_in),
+                (QuantMode::Affine | QuantMode::Mxfp8, _) => on::<S>(Activations::Int16, format, n_in),
+            }
+        }
         WeightFormat::Dense(DType::F32) => of::<S, DenseF32>(format, n_in),
         WeightFormat::Dense(DType::F16) => of::<S, DenseF16>(format, n_in),
         WeightFormat::Dense(_) => of::<S, DenseBf16>(format, n_in),
         WeightFormat::Quantized { spec, .. } => match (spec.mode(), spec.bits()) {
-            (QuantMode::Affine, 2) => of::<S, PowerOfTwoBits<2>>(format, n_in),
-            (QuantMode::Affine, 3) => of::<S, OddBits<3>>(format, n_in),
-            (QuantMode::Affine, 4) => of::<S, PowerOfTwoBits<4>>(format, n_in),
-            (QuantMode::Affine, 5) => of::<S, OddBits<5>>(format, n_in),
-            (QuantMode::Affine, 6) => of::<S, OddBits<6>>(format, n_in),
-            (QuantMode::Affine, _) => of::<S, PowerOfTwoBits<8>>(format, n_in),
-            (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => of::<S, E2m1>(format, n_in),
+            (QuantMode::Affine, 2) => of::<S, PowerOfTwoBits<2, 2>>(format, n_in),
+            (QuantMode::Affine, 3) => of::<S, OddBits<3, 2>>(format, n_in),
+            (QuantMode::Affine, 4) => of::<S, PowerOfTwoBits<4, 2>>(format, n_in),
+            (QuantMode::Affine, 5) => of::<S, OddBits<5, 2>>(format, n_in),
+            (QuantMode::Affine, 6) => of::<S, OddBits<6, 2>>(format, n_in),
+            (QuantMode::Affine, _) => of::<S, PowerOfTwoBits<8, 2>>(format, n_in),
+            (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => of::<S, E2m1<2>>(format, n_in),
             (QuantMode::Mxfp8, _) => of::<S, E4m3>(format, n_in),
         },
     }

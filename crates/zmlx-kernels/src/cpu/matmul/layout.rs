@@ -63,6 +63,8 @@ pub(super) struct RowLayout {
     /// 0 without scales.
     pub(super) group_size: usize,
     scales: ScaleKind,
+    /// [`Cells::OFFSET`].
+    offset: i8,
     /// Chunks of a row or activations.
     pub(super) n_chunks: usize,
     /// [`Cells::LOADS`], as a number that the compiler does not know.
@@ -106,6 +108,7 @@ impl RowLayout {
             n_groups,
             group_size,
             scales,
+            offset: C::OFFSET,
             n_chunks,
             n_loads: C::LOADS,
             n_direct: if C::OVERREAD { n_chunks - 1 } else { n_in / chunk },
@@ -116,14 +119,14 @@ impl RowLayout {
         }
     }
 
-    /// Whether the format has biases.
+    /// Whether the format has biases, or the integers an offset.
     pub(super) fn is_biased(&self) -> bool {
-        matches!(self.scales, ScaleKind::Float(_))
+        matches!(self.scales, ScaleKind::Float(_)) || self.offset != 0
     }
 }
 
 /// Writes `f(first_group, scales, biases)` for the row's scales and biases as floats, by vectors of groups, padded with
-/// zeros. A format without biases has zeros.
+/// zeros. A format without biases has those of the offset.
 ///
 /// # Safety
 /// The row is as the layout says; `out` has room for the padded groups.
@@ -148,7 +151,8 @@ pub(super) unsafe fn scales<S: Simd>(
                     for (i, scale) in scales[..S::LANES.min(n - g)].iter_mut().enumerate() {
                         *scale = table[usize::from(row.scales.add(g + i).read())];
                     }
-                    s.store(out.add(g), f(g, s.load(scales.as_ptr()), s.splat(0.0)));
+                    let scales = s.load(scales.as_ptr());
+                    s.store(out.add(g), f(g, scales, s.mul(scales, s.splat(f32::from(layout.offset)))));
                 }
             }
             ScaleKind::Float(dtype) => {

@@ -269,6 +269,7 @@ unsafe fn multiply<S: Simd, C: Cells<S>, const X: usize>(
                 }
             }
             let group = (block.from + first) / block.group_cells;
+            let begins_group = (block.from + first).is_multiple_of(block.group_cells);
             for m in 0..X {
                 let (mut x_scale, mut x_sum) = (s.splat(1.0), s.splat(0.0));
                 if C::Element::X_SCALED {
@@ -286,8 +287,7 @@ unsafe fn multiply<S: Simd, C: Cells<S>, const X: usize>(
                             scale = s.mul(scale, x_scale);
                         }
                         total = s.fma(sum, scale, total);
-                        if layout.is_biased() {
-                            // Formats with biases have one sum per group, and integer activations.
+                        if begins_group && layout.is_biased() {
                             total = s.fma(s.load(block.biases.add(at)), x_sum, total);
                         }
                     } else {

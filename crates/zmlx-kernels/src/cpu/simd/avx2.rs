@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::Simd;
-use crate::quant::float::E2M1_TIMES_2;
+use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Proof that AVX2, FMA and F16C are there.
 #[derive(Clone, Copy)]
@@ -40,6 +40,9 @@ impl Simd for Avx2 {
     type F = __m256;
     type I = __m256i;
     type Acc = __m256i;
+    /// Sums of pairs, in 16 bits.
+    type Acc8 = __m256i;
+    const CAPACITY8: usize = i16::MAX as usize / (2 * 127);
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -105,6 +108,24 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, factors) = const { code_tables16(BITS) };
+        unsafe {
+            let low = _mm256_castsi128_si256(_mm_loadu_si128(p.cast()));
+            let row = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(p.add(2 * BITS).cast()));
+            // Of each half the first eight codes, or the others, in 16-bit lanes.
+            let eight = |i: usize| {
+                let bytes = _mm_loadu_si128(bytes.as_ptr().add(16 * i).cast());
+                let factors = _mm_loadu_si128(factors.as_ptr().add(8 * i).cast());
+                let windows = _mm256_shuffle_epi8(row, _mm256_broadcastsi128_si256(bytes));
+                let tops = _mm256_mullo_epi16(windows, _mm256_broadcastsi128_si256(factors));
+                self.shr16(tops, 16 - BITS as u32)
+            };
+            _mm256_packus_epi16(eight(0), eight(1))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
         unsafe {
             let codes = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
@@ -163,6 +184,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn e2m1_times_2_plus_12(self, codes: Self::I) -> Self::I {
+        unsafe {
+            let table = _mm_loadu_si128(E2M1_TIMES_2_PLUS_12.as_ptr().cast());
+            _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), codes)
+        }
+    }
+
+    #[inline(always)]
     fn acc(self) -> Self::Acc {
         self.splat_i(0)
     }
@@ -175,6 +204,21 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn acc_lanes(self, acc: Self::Acc) -> Self::I {
         acc
+    }
+
+    #[inline(always)]
+    fn acc8(self) -> Self::Acc8 {
+        self.splat_i(0)
+    }
+
+    #[inline(always)]
+    fn dot8(self, acc: Self::Acc8, a: Self::I, b: Self::I) -> Self::Acc8 {
+        unsafe { _mm256_add_epi16(acc, _mm256_maddubs_epi16(a, b)) }
+    }
+
+    #[inline(always)]
+    fn acc8_lanes(self, acc: Self::Acc8) -> Self::I {
+        unsafe { _mm256_madd_epi16(acc, _mm256_set1_epi16(1)) }
     }
 
     #[inline(always)]

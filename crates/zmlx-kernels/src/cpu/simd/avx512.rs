@@ -4,7 +4,7 @@ use std::arch::x86_64::*;
 
 use super::Simd;
 use super::avx2::Avx2;
-use crate::quant::float::E2M1_TIMES_2;
+use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot product.
 #[derive(Clone, Copy)]
@@ -33,6 +33,9 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
     type Acc = __m512i;
+    /// Without `VNNI` sums of pairs, in 16 bits.
+    type Acc8 = __m512i;
+    const CAPACITY8: usize = if VNNI { i32::MAX as usize / (4 * 127) } else { i16::MAX as usize / (2 * 127) };
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -104,6 +107,28 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, shifts) = const { code_tables16(BITS) };
+        unsafe {
+            let half = |i: usize| {
+                let low = _mm256_castsi128_si256(_mm_loadu_si128(p.add(4 * BITS * i).cast()));
+                let high = _mm_loadu_si128(p.add(4 * BITS * i + 2 * BITS).cast());
+                _mm256_inserti128_si256::<1>(low, high)
+            };
+            let row = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(0)), half(1));
+            // Of each quarter the first eight codes, or the others, in 16-bit lanes.
+            let eight = |i: usize| {
+                let bytes = _mm_loadu_si128(bytes.as_ptr().add(16 * i).cast());
+                let shifts = _mm_loadu_si128(shifts.as_ptr().add(8 * i).cast());
+                let windows = _mm512_shuffle_epi8(row, _mm512_broadcast_i32x4(bytes));
+                let tops = _mm512_sllv_epi16(windows, _mm512_broadcast_i32x4(shifts));
+                self.shr16(tops, 16 - BITS as u32)
+            };
+            _mm512_packus_epi16(eight(0), eight(1))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
         unsafe {
             let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
@@ -162,6 +187,14 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    fn e2m1_times_2_plus_12(self, codes: Self::I) -> Self::I {
+        unsafe {
+            let table = _mm_loadu_si128(E2M1_TIMES_2_PLUS_12.as_ptr().cast());
+            _mm512_shuffle_epi8(_mm512_broadcast_i32x4(table), codes)
+        }
+    }
+
+    #[inline(always)]
     fn acc(self) -> Self::Acc {
         self.splat_i(0)
     }
@@ -176,6 +209,27 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn acc_lanes(self, acc: Self::Acc) -> Self::I {
         acc
+    }
+
+    #[inline(always)]
+    fn acc8(self) -> Self::Acc8 {
+        self.splat_i(0)
+    }
+
+    #[inline(always)]
+    fn dot8(self, acc: Self::Acc8, a: Self::I, b: Self::I) -> Self::Acc8 {
+        unsafe {
+            if VNNI {
+                _mm512_dpbusd_epi32(acc, a, b)
+            } else {
+                _mm512_add_epi16(acc, _mm512_maddubs_epi16(a, b))
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn acc8_lanes(self, acc: Self::Acc8) -> Self::I {
+        if VNNI { acc } else { unsafe { _mm512_madd_epi16(acc, _mm512_set1_epi16(1)) } }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::Simd;
-use crate::quant::float::E2M1_TIMES_2;
+use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Proof that NEON is there: it is on every 64-bit Arm processor that Rust supports.
 #[derive(Clone, Copy)]
@@ -44,6 +44,9 @@ impl Simd for Neon {
     type I = Pair<uint32x4_t>;
     /// Of each half, the products of the low lanes and of the high lanes: pairs are added at the end.
     type Acc = Pair<Pair<int32x4_t>>;
+    /// As `Acc`.
+    type Acc8 = Self::Acc;
+    const CAPACITY8: usize = i32::MAX as usize / (4 * 127);
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -111,6 +114,24 @@ impl Simd for Neon {
                 vreinterpretq_u32_u16(vshlq_u16(window, vld1q_s16(shifts.as_ptr().add(8 * i))))
             };
             self.shr16((half(0), half(1)), 16 - BITS as u32)
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, shifts) = const { code_tables16(BITS) };
+        unsafe {
+            let down = vdupq_n_s16(BITS as i16 - 16);
+            let sixteen = |half: usize| {
+                let row = vld1q_u8(p.add(2 * BITS * half));
+                let eight = |i: usize| {
+                    let window = vreinterpretq_u16_u8(vqtbl1q_u8(row, vld1q_u8(bytes.as_ptr().add(16 * i))));
+                    let top = vshlq_u16(window, vld1q_s16(shifts.as_ptr().add(8 * i)));
+                    vmovn_u16(vshlq_u16(top, down))
+                };
+                vreinterpretq_u32_u8(vcombine_u8(eight(0), eight(1)))
+            };
+            (sixteen(0), sixteen(1))
         }
     }
 
@@ -184,6 +205,15 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn e2m1_times_2_plus_12(self, codes: Self::I) -> Self::I {
+        unsafe {
+            let table = vld1q_u8(E2M1_TIMES_2_PLUS_12.as_ptr());
+            let half = |c| vreinterpretq_u32_u8(vqtbl1q_u8(table, vreinterpretq_u8_u32(c)));
+            (half(codes.0), half(codes.1))
+        }
+    }
+
+    #[inline(always)]
     fn acc(self) -> Self::Acc {
         let zero = unsafe { vdupq_n_s32(0) };
         ((zero, zero), (zero, zero))
@@ -206,6 +236,29 @@ impl Simd for Neon {
             let half = |a: Pair<int32x4_t>| vreinterpretq_u32_s32(vpaddq_s32(a.0, a.1));
             (half(acc.0), half(acc.1))
         }
+    }
+
+    #[inline(always)]
+    fn acc8(self) -> Self::Acc8 {
+        self.acc()
+    }
+
+    /// Factors up to 63 are the same with a sign.
+    #[inline(always)]
+    fn dot8(self, acc: Self::Acc8, a: Self::I, b: Self::I) -> Self::Acc8 {
+        unsafe {
+            let half = |acc: Pair<int32x4_t>, a, b| {
+                let (a, b) = (vreinterpretq_s8_u32(a), vreinterpretq_s8_u32(b));
+                let low = vmull_s8(vget_low_s8(a), vget_low_s8(b));
+                (vpadalq_s16(acc.0, low), vpadalq_s16(acc.1, vmull_high_s8(a, b)))
+            };
+            (half(acc.0, a.0, b.0), half(acc.1, a.1, b.1))
+        }
+    }
+
+    #[inline(always)]
+    fn acc8_lanes(self, acc: Self::Acc8) -> Self::I {
+        self.acc_lanes(acc)
     }
 
     #[inline(always)]

@@ -1,7 +1,7 @@
 //! Portable lanes: arrays of eight.
 
 use super::Simd;
-use crate::quant::float::E2M1_TIMES_2;
+use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Needs no instructions beyond the target's baseline.
 #[derive(Clone, Copy)]
@@ -20,6 +20,8 @@ impl Simd for Scalar {
     type F = [f32; N];
     type I = [u32; N];
     type Acc = [i32; N];
+    type Acc8 = [i32; N];
+    const CAPACITY8: usize = i32::MAX as usize / (4 * 127);
 
     #[inline(always)]
     unsafe fn assume() -> Self {
@@ -82,6 +84,17 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I {
+        // SAFETY: each sixteen codes take 2 BITS bytes; the caller passes 16 more readable ones.
+        let bits =
+            [0, 1].map(|i| u128::from_le(unsafe { p.add(2 * BITS * i).cast::<u128>().read_unaligned() }));
+        let code = |i: usize| (bits[i / 16] >> (i % 16 * BITS)) as u32 & ((1 << BITS) - 1);
+        std::array::from_fn(|i| {
+            code(4 * i) | code(4 * i + 1) << 8 | code(4 * i + 2) << 16 | code(4 * i + 3) << 24
+        })
+    }
+
+    #[inline(always)]
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
         // SAFETY: the caller passes N readable bytes.
         unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(|c| {
@@ -139,6 +152,13 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn e2m1_times_2_plus_12(self, codes: Self::I) -> Self::I {
+        codes.map(|c| {
+            u32::from_le_bytes(c.to_le_bytes().map(|code| E2M1_TIMES_2_PLUS_12[usize::from(code & 15)]))
+        })
+    }
+
+    #[inline(always)]
     fn acc(self) -> Self::Acc {
         [0; N]
     }
@@ -152,6 +172,28 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn acc_lanes(self, acc: Self::Acc) -> Self::I {
+        acc.map(i32::cast_unsigned)
+    }
+
+    #[inline(always)]
+    fn acc8(self) -> Self::Acc8 {
+        [0; N]
+    }
+
+    #[inline(always)]
+    fn dot8(self, acc: Self::Acc8, a: Self::I, b: Self::I) -> Self::Acc8 {
+        let product = |a: u32, b: u32, byte: u32| {
+            let shift = 8 * byte;
+            (a >> shift & 255).cast_signed() * i32::from((b >> shift) as i8)
+        };
+        std::array::from_fn(|i| {
+            let [p, q, r, s] = [0, 1, 2, 3].map(|byte| product(a[i], b[i], byte));
+            acc[i] + p + q + r + s
+        })
+    }
+
+    #[inline(always)]
+    fn acc8_lanes(self, acc: Self::Acc8) -> Self::I {
         acc.map(i32::cast_unsigned)
     }
 
