@@ -24,7 +24,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use attention::CpuKvCache;
 pub use level::{Activations, Level};
 pub use matmul::CpuWeight;
-use matmul::{Groups, Product, Scratch, SyncPtr};
+use matmul::{Groups, Product, Results, Scratch, SyncPtr};
 use pool::{Buffers, Shape};
 pub use pool::{CpuIndices, CpuTensor};
 use team::Team;
@@ -185,12 +185,19 @@ impl CpuBackend {
         let n_out = shape.last();
         let mut y = self.floats.take(shape.len());
         let out = SyncPtr::new(&mut y);
-        let write = |first: usize, pair: usize, values: [&[f32]; W]| {
-            // SAFETY: each element is computed by one member.
-            let out = unsafe { out.slice(pair * n_out + first, values[0].len()) };
+        let write = |results: &Results<'_, W>| {
             self.level.vectorize(
                 #[inline(always)]
-                || f(values, out),
+                || {
+                    results.for_each(
+                        #[inline(always)]
+                        |pair, values| {
+                            let at = pair * n_out + results.rows.start;
+                            // SAFETY: each element is computed by one member.
+                            f(values, unsafe { out.slice(at, results.rows.len()) });
+                        },
+                    );
+                },
             );
         };
         self.product(product, groups, |_| (), write);
@@ -572,11 +579,24 @@ impl Backend for CpuBackend {
                 unsafe { out.slice(t * n_out + rows.start, rows.len()) }.fill(0.0);
             }
         };
-        let add = |first: usize, pair: usize, [values]: [&[f32]; 1]| {
-            // SAFETY: all slots of a row are summed by one member.
-            let out = unsafe { out.slice(pair / top_k * n_out + first, values.len()) };
-            let weight = weights.values()[pair];
-            out.iter_mut().zip(values).for_each(|(y, v)| *y += weight * v);
+        let add = |results: &Results<'_, 1>| {
+            self.level.vectorize(
+                #[inline(always)]
+                || {
+                    results.for_each(
+                        #[inline(always)]
+                        |pair, [values]| {
+                            let at = pair / top_k * n_out + results.rows.start;
+                            // SAFETY: all slots of a row are summed by one member.
+                            let out = unsafe { out.slice(at, values.len()) };
+                            let weight = weights.values()[pair];
+                            for (y, v) in out.iter_mut().zip(values) {
+                                *y += weight * v;
+                            }
+                        },
+                    );
+                },
+            );
         };
         self.product(&product, &groups, clear, add);
         Ok(CpuTensor::new(Shape::new(OP, &[n_tokens, n_out])?, y))

@@ -274,23 +274,26 @@ pub(super) struct Product<'a, const W: usize> {
 }
 
 impl CpuBackend {
-    /// Calls `out(first_row, pair, values)` for every pair of `groups` and all rows of the weights, some rows at a time:
-    /// `values[i]` are weight `i`'s results for successive rows. All calls for a row come from one member, matrices in
-    /// ascending order; `start(rows)` is called before the first of them, for some rows at a time.
+    /// Calls `out` with the results of every pair of `groups` and all rows of the weights, a block at a time. All calls for
+    /// a row come from one member, matrices in ascending order; `start(rows)` is called before the first of them, for some
+    /// rows at a time.
     pub(super) fn product<const W: usize>(
         &self,
         product: &Product<'_, W>,
         groups: &Groups,
         start: impl Fn(std::ops::Range<usize>) + Sync,
-        out: impl Fn(usize, usize, [&[f32]; W]) + Sync,
+        out: impl Fn(&Results<'_, W>) + Sync,
     ) {
         let parts = &product.weights[0].0.parts;
         let n_in = product.weights[0].n_in();
         let n_x = product.x.len() / n_in;
-        let n_most = groups.mats.iter().map(|(_, pairs)| pairs.len()).max().unwrap_or(0);
-        let in_tiles = n_most >= TILES_MIN_X;
+        let in_tiles = |pairs: &std::ops::Range<usize>| pairs.len() >= TILES_MIN_X;
+        let has_tiles = groups.mats.iter().any(|(_, pairs)| in_tiles(pairs));
+        let has_dots = groups.mats.iter().any(|(_, pairs)| !in_tiles(pairs));
         let stride = parts.iter().map(|p| p.kernels.layout.stride).max().unwrap_or(0);
-        let mut prepared = self.floats.take(n_x * stride);
+        // All rows in the order for dots, then in that for tiles, as far as they are needed.
+        let tiles_at = if has_dots { n_x * stride } else { 0 };
+        let mut prepared = self.floats.take(tiles_at + if has_tiles { n_x * stride } else { 0 });
         let prepared_ptr = SyncPtr::new(&mut prepared);
         let mut team = lock(&self.team);
         let mut taken = lock(&self.taken);
@@ -300,29 +303,36 @@ impl CpuBackend {
             let mut scratch = lock(&self.scratch[m.idx()]);
             let mut xs = std::mem::take(&mut scratch.xs);
             xs.clear();
-            // SAFETY: the prepared rows exist; they are read when they have been written.
-            let row = |p: &u32| unsafe { prepared_ptr.row(*p as usize / product.pairs_per_x * stride) };
-            xs.extend(groups.pairs.iter().map(row));
+            for (_, pairs) in &groups.mats {
+                let at = if in_tiles(pairs) { tiles_at } else { 0 };
+                xs.extend(groups.pairs[pairs.clone()].iter().map(|p| {
+                    // SAFETY: the prepared row exists; it is read when it has been written.
+                    unsafe { prepared_ptr.row(at + *p as usize / product.pairs_per_x * stride) }
+                }));
+            }
             for (i, part) in parts.iter().enumerate() {
                 let kernels = &part.kernels;
                 if i == 0 || kernels.layout != parts[i - 1].kernels.layout {
                     if i > 0 {
                         m.barrier();
                     }
-                    for r in m.share(n_x, 1) {
-                        // SAFETY: row r of x and of the prepared rows, which only this member writes; the level's
-                        // instructions were detected when the backend was made.
-                        unsafe {
-                            let row = prepared_ptr.slice(r * stride, stride);
-                            let prepare = if in_tiles { kernels.prepare_tile } else { kernels.prepare_dot };
-                            prepare(&kernels.layout, product.x[r * n_in..].as_ptr(), row.as_mut_ptr());
+                    let dots = has_dots.then_some((0, kernels.prepare_dot));
+                    let tiles = has_tiles.then_some((tiles_at, kernels.prepare_tile));
+                    for (at, prepare) in dots.into_iter().chain(tiles) {
+                        for r in m.share(n_x, 1) {
+                            // SAFETY: row r of x and of the prepared rows, which only this member writes; the level's
+                            // instructions were detected when the backend was made.
+                            unsafe {
+                                let row = prepared_ptr.slice(at + r * stride, stride);
+                                prepare(&kernels.layout, product.x[r * n_in..].as_ptr(), row.as_mut_ptr());
+                            }
                         }
                     }
                     m.barrier();
                 }
                 let chunks = Chunks {
                     n_rows: part.host.n_out(),
-                    unit: if in_tiles { kernels.tile_rows } else { ROWS },
+                    unit: if has_tiles { kernels.tile_rows } else { ROWS },
                     n_members: self.n_threads(),
                 };
                 while let Some(rows) = chunks.get(taken[i].fetch_add(1, Ordering::Relaxed)) {
@@ -331,20 +341,17 @@ impl CpuBackend {
                     }
                     start(part.first_row + rows.start..part.first_row + rows.end);
                     for (mat, pairs) in &groups.mats {
-                        let (xs, pairs) = (&xs[pairs.clone()], &groups.pairs[pairs.clone()]);
                         let rows_of = RowsOf {
                             parts: std::array::from_fn(|w| &product.weights[w].0.parts[i]),
                             kernels,
                             mat: *mat,
-                            xs,
+                            xs: &xs[pairs.clone()],
+                            pairs: &groups.pairs[pairs.clone()],
                         };
-                        let out = |row: usize, x: usize, values: [&[f32]; W]| {
-                            out(part.first_row + row, pairs[x] as usize, values);
-                        };
-                        if in_tiles {
-                            rows_of.by_tiles(rows.clone(), &mut scratch, out);
+                        if in_tiles(pairs) {
+                            rows_of.by_tiles(rows.clone(), &mut scratch, &out);
                         } else {
-                            rows_of.by_dots(rows.clone(), &mut scratch, out);
+                            rows_of.by_dots(rows.clone(), &mut scratch, &out);
                         }
                     }
                 }
@@ -395,6 +402,8 @@ struct RowsOf<'a, const W: usize> {
     kernels: &'a Kernels,
     mat: usize,
     xs: &'a [*const f32],
+    /// As many.
+    pairs: &'a [u32],
 }
 
 impl<const W: usize> RowsOf<'_, W> {
@@ -404,12 +413,7 @@ impl<const W: usize> RowsOf<'_, W> {
     /// The rows of a call are far apart: each of its places walks through its own run of successive rows, a long stream
     /// that the processor's prefetching follows. Of neighbouring rows it sees jumps (4-bit rows of 2,048 from memory, one
     /// thread of a Zen 3, 2026-11: 18 GB/s against 9).
-    fn by_dots(
-        &self,
-        rows: std::ops::Range<usize>,
-        scratch: &mut Scratch,
-        mut out: impl FnMut(usize, usize, [&[f32]; W]),
-    ) {
+    fn by_dots(&self, rows: std::ops::Range<usize>, scratch: &mut Scratch, out: impl Fn(&Results<'_, W>)) {
         let n_runs = ROWS / W;
         let run_len = rows.len().div_ceil(n_runs);
         let Scratch { results, scales, .. } = scratch;
@@ -448,24 +452,21 @@ impl<const W: usize> RowsOf<'_, W> {
                 let first = run * run_len + block.start;
                 let n = rows.len().saturating_sub(first).min(block.len());
                 if n > 0 {
-                    for x in 0..self.xs.len() {
-                        let values = |w: usize| &results[w][x][run * block_len..][..n];
-                        out(rows.start + first, x, std::array::from_fn(values));
-                    }
+                    out(&Results {
+                        rows: self.global(rows.start + first, n),
+                        pairs: self.pairs,
+                        values: std::array::from_fn(|w| &results[w].as_flattened()[run * block_len..]),
+                        stride: BLOCK_ROWS,
+                    });
                 }
             }
         }
     }
 
     /// A tile of rows of each weight for all activations, some of them at a time.
-    fn by_tiles(
-        &self,
-        rows: std::ops::Range<usize>,
-        scratch: &mut Scratch,
-        mut out: impl FnMut(usize, usize, [&[f32]; W]),
-    ) {
+    fn by_tiles(&self, rows: std::ops::Range<usize>, scratch: &mut Scratch, out: impl Fn(&Results<'_, W>)) {
         let (layout, tile_rows) = (&self.kernels.layout, self.kernels.tile_rows);
-        for (block, xs) in self.xs.chunks(X_BLOCK).enumerate() {
+        for (xs, pairs) in self.xs.chunks(X_BLOCK).zip(self.pairs.chunks(X_BLOCK)) {
             for first in rows.clone().step_by(tile_rows) {
                 for (w, part) in self.parts.iter().enumerate() {
                     // Past the end, the last row is repeated and its results are dropped.
@@ -478,12 +479,43 @@ impl<const W: usize> RowsOf<'_, W> {
                         (self.kernels.tile)(layout, &tile[..tile_rows], xs, &mut scratch.tiles[w], results)
                     };
                 }
-                let n_rows = tile_rows.min(rows.end - first);
-                for x in 0..xs.len() {
-                    let values = |w: usize| &scratch.tile_results[w][x * tile_rows..][..n_rows];
-                    out(first, block * X_BLOCK + x, std::array::from_fn(values));
-                }
+                out(&Results {
+                    rows: self.global(first, tile_rows.min(rows.end - first)),
+                    pairs,
+                    values: std::array::from_fn(|w| &scratch.tile_results[w][..]),
+                    stride: tile_rows,
+                });
             }
+        }
+    }
+
+    /// Rows of the part as rows of the weight.
+    fn global(&self, first: usize, n: usize) -> std::ops::Range<usize> {
+        let first = self.parts[0].first_row + first;
+        first..first + n
+    }
+}
+
+/// The results of some rows of `W` weights with some pairs.
+pub(super) struct Results<'a, const W: usize> {
+    /// The rows.
+    pub(super) rows: std::ops::Range<usize>,
+    pairs: &'a [u32],
+    values: [&'a [f32]; W],
+    /// From the values of a pair to those of the next.
+    stride: usize,
+}
+
+impl<const W: usize> Results<'_, W> {
+    /// `f(pair, values)` for each pair: each weight's values for the rows.
+    #[inline(always)]
+    pub(super) fn for_each(&self, mut f: impl FnMut(usize, [&[f32]; W])) {
+        for (i, pair) in self.pairs.iter().enumerate() {
+            let mut values = self.values;
+            for v in &mut values {
+                *v = &v[i * self.stride..][..self.rows.len()];
+            }
+            f(*pair as usize, values);
         }
     }
 }
