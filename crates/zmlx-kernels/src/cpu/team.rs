@@ -11,9 +11,9 @@ use std::time::{Duration, Instant};
 use crate::Barriers;
 
 /// Spins before the first yield: a barrier of the team takes less.
-const SPINS: u32 = 20_000;
+const SPINS: u32 = 500;
 /// Yields before a worker parks.
-const YIELDS: u32 = 50;
+const YIELDS: u32 = 4_000;
 
 /// A job: called once per member with its [`Member`].
 type Job<'a> = dyn Fn(&Member<'_>) + Sync + 'a;
