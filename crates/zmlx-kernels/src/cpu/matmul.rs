@@ -11,7 +11,7 @@ mod kernels;
 mod layout;
 mod tiles;
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dots::{DotFn, MAX_X, ROWS};
 pub(super) use elements::{MAX_I16, to_integers};
@@ -25,6 +25,7 @@ use super::pool::Aligned;
 use super::team::Member;
 use super::{CpuBackend, lock};
 use crate::error::ensure;
+use crate::mapped::will_need;
 use crate::{Error, HostWeight, Result};
 
 /// From this many rows of activations with one matrix on, its rows are unpacked once and used from the cache.
@@ -41,6 +42,8 @@ struct Inner {
     n_out: usize,
     n_in: usize,
     parts: Vec<Part>,
+    /// Which matrices have been used: what is read from disk for the first time is asked for as a whole.
+    is_used: Vec<AtomicBool>,
     /// The values of a single dense row (norm weights, biases).
     vector: Option<Vec<f32>>,
 }
@@ -88,6 +91,7 @@ impl CpuWeight {
             n_out: host.n_out(),
             n_in: host.n_in(),
             vector: is_vector.then(|| host.to_f32_vec()),
+            is_used: unused(host.n_mats()),
             parts: vec![Part { host, first_row: 0, kernels, row_bytes }],
         }))
     }
@@ -103,7 +107,24 @@ impl CpuWeight {
             parts.extend(w.0.parts.iter().map(|p| Part { first_row: p.first_row + n_out, ..p.clone() }));
             n_out += w.n_out();
         }
-        Ok(Self(std::sync::Arc::new(Inner { n_mats, n_out, n_in, parts, vector: None })))
+        Ok(Self(std::sync::Arc::new(Inner {
+            n_mats,
+            n_out,
+            n_in,
+            parts,
+            is_used: unused(n_mats),
+            vector: None,
+        })))
+    }
+
+    /// Tells the system of a matrix that is about to be used for the first time.
+    fn announce(&self, mat: usize) {
+        if !self.0.is_used[mat].swap(true, Ordering::Relaxed) {
+            for part in &self.0.parts {
+                let bytes = part.host.mat(mat);
+                [&bytes.data, &bytes.scales, &bytes.biases].into_iter().for_each(|b| will_need(b));
+            }
+        }
     }
 
     /// Number of matrices.
@@ -155,6 +176,10 @@ impl CpuWeight {
             }
         }
     }
+}
+
+fn unused(n_mats: usize) -> Vec<AtomicBool> {
+    (0..n_mats).map(|_| AtomicBool::new(false)).collect()
 }
 
 impl std::fmt::Debug for CpuWeight {
@@ -287,6 +312,9 @@ impl CpuBackend {
         let parts = &product.weights[0].0.parts;
         let n_in = product.weights[0].n_in();
         let n_x = product.x.len() / n_in;
+        for (mat, _) in &groups.mats {
+            product.weights.iter().for_each(|w| w.announce(*mat));
+        }
         let in_tiles = |pairs: &std::ops::Range<usize>| pairs.len() >= TILES_MIN_X;
         let has_tiles = groups.mats.iter().any(|(_, pairs)| in_tiles(pairs));
         let has_dots = groups.mats.iter().any(|(_, pairs)| !in_tiles(pairs));

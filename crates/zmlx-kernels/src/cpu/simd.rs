@@ -63,6 +63,8 @@ pub(crate) trait Simd: Copy {
     ///
     /// The bits are moved to where half precision has them, whose conversion is fast for subnormal numbers too.
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F;
+    /// Reads `LANES` e8m0 codes.
+    unsafe fn load_e8m0(self, p: *const u8) -> Self::F;
     /// Writes `LANES` floats.
     unsafe fn store(self, p: *mut f32, v: Self::F);
 

@@ -83,17 +83,18 @@ where
     }
 }
 
-/// Affine codes of 3, 5 or 6 bits: a word is `N` neighbours. A chunk is 32 weights, or a vector.
-pub(super) struct OddBits<const BITS: usize, const N: usize>;
+/// Affine codes of 3, 5 or 6 bits in groups of at least `CHUNK`: a word is `N` neighbours. A chunk is `CHUNK` weights, or a
+/// vector.
+pub(super) struct OddBits<const BITS: usize, const N: usize, const CHUNK: usize>;
 
-impl<S: Simd, const BITS: usize, const N: usize> Cells<S> for OddBits<BITS, N>
+impl<S: Simd, const BITS: usize, const N: usize, const CHUNK: usize> Cells<S> for OddBits<BITS, N, CHUNK>
 where
     Integers<N>: Element<S>,
 {
     type Element = Integers<N>;
     const CELLS: usize = 1;
     const LOAD_BYTES: usize = S::LANES * BITS * N / 8;
-    const LOADS: usize = if N == 2 { 16 / S::LANES } else { 1 };
+    const LOADS: usize = if CHUNK > N * S::LANES { CHUNK / (N * S::LANES) } else { 1 };
     const OVERREAD: bool = true;
     const MAX_WEIGHT: usize = (1 << BITS) - 1;
 

@@ -2,7 +2,7 @@
 
 use super::cells::{Cells, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
 use super::dots::{DotFn, dot};
-use super::elements::{Element, Order};
+use super::elements::{Element, Integers, Order};
 use super::layout::RowLayout;
 use super::tiles::{TileFn, tile, tile_rows};
 use crate::cpu::level::{Activations, Level};
@@ -54,10 +54,10 @@ fn on<S: Simd>(activations: Activations, format: WeightFormat, n_in: usize) -> K
         WeightFormat::Quantized { spec, .. } if activations == Activations::Int8 => {
             match (spec.mode(), spec.bits()) {
                 (QuantMode::Affine, 2) => of::<S, PowerOfTwoBits<2, 4>>(format, n_in),
-                (QuantMode::Affine, 3) => of::<S, OddBits<3, 4>>(format, n_in),
+                (QuantMode::Affine, 3) => of_odd::<S, 3, 4>(format, n_in),
                 (QuantMode::Affine, 4) => of::<S, PowerOfTwoBits<4, 4>>(format, n_in),
-                (QuantMode::Affine, 5) => of::<S, OddBits<5, 4>>(format, n_in),
-                (QuantMode::Affine, 6) => of::<S, OddBits<6, 4>>(format, n_in),
+                (QuantMode::Affine, 5) => of_odd::<S, 5, 4>(format, n_in),
+                (QuantMode::Affine, 6) => of_odd::<S, 6, 4>(format, n_in),
                 (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => of::<S, E2m1<4>>(format, n_in),
                 (QuantMode::Affine | QuantMode::Mxfp8, _) => on::<S>(Activations::Int16, format, n_in),
             }
@@ -67,10 +67,10 @@ fn on<S: Simd>(activations: Activations, format: WeightFormat, n_in: usize) -> K
         WeightFormat::Dense(_) => of::<S, DenseBf16>(format, n_in),
         WeightFormat::Quantized { spec, .. } => match (spec.mode(), spec.bits()) {
             (QuantMode::Affine, 2) => of::<S, PowerOfTwoBits<2, 2>>(format, n_in),
-            (QuantMode::Affine, 3) => of::<S, OddBits<3, 2>>(format, n_in),
+            (QuantMode::Affine, 3) => of_odd::<S, 3, 2>(format, n_in),
             (QuantMode::Affine, 4) => of::<S, PowerOfTwoBits<4, 2>>(format, n_in),
-            (QuantMode::Affine, 5) => of::<S, OddBits<5, 2>>(format, n_in),
-            (QuantMode::Affine, 6) => of::<S, OddBits<6, 2>>(format, n_in),
+            (QuantMode::Affine, 5) => of_odd::<S, 5, 2>(format, n_in),
+            (QuantMode::Affine, 6) => of_odd::<S, 6, 2>(format, n_in),
             (QuantMode::Affine, _) => of::<S, PowerOfTwoBits<8, 2>>(format, n_in),
             (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => of::<S, E2m1<2>>(format, n_in),
             (QuantMode::Mxfp8, _) => of::<S, E4m3>(format, n_in),
@@ -86,6 +86,19 @@ fn of<S: Simd, C: Cells<S>>(format: WeightFormat, n_in: usize) -> Kernels {
         tile: tile::<S, C>,
         prepare_tile: prepare::<S, C, true>,
         tile_rows: tile_rows::<S>(),
+    }
+}
+
+/// Long chunks where a group has room for them: a chunk's sums are scaled once.
+fn of_odd<S: Simd, const BITS: usize, const N: usize>(format: WeightFormat, n_in: usize) -> Kernels
+where
+    Integers<N>: Element<S>,
+{
+    match format {
+        WeightFormat::Quantized { spec, .. } if spec.group_size() >= 64 => {
+            of::<S, OddBits<BITS, N, 64>>(format, n_in)
+        }
+        _ => of::<S, OddBits<BITS, N, 32>>(format, n_in),
     }
 }
 

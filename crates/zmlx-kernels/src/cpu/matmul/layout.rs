@@ -5,7 +5,7 @@ use std::sync::LazyLock;
 use super::cells::Cells;
 use super::elements::Element;
 use crate::cpu::simd::Simd;
-use crate::quant::float::{e4m3_to_f32, e8m0_to_f32};
+use crate::quant::float::e4m3_to_f32;
 use crate::weight::WeightFormat;
 use crate::{DType, QuantMode};
 
@@ -145,13 +145,24 @@ pub(super) unsafe fn scales<S: Simd>(
         match layout.scales {
             ScaleKind::None => {}
             ScaleKind::E8m0 | ScaleKind::E4m3 => {
-                let table = if layout.scales == ScaleKind::E8m0 { &E8M0 } else { &E4M3 };
                 for g in (0..n).step_by(S::LANES) {
-                    let mut scales = [0f32; 16];
-                    for (i, scale) in scales[..S::LANES.min(n - g)].iter_mut().enumerate() {
-                        *scale = table[usize::from(row.scales.add(g + i).read())];
+                    let mut codes = [0u8; 16];
+                    let mut at = row.scales.add(g);
+                    s.prefetch(at.wrapping_add(PREFETCH_SCALES));
+                    if n - g < S::LANES && !row.can_overread {
+                        std::ptr::copy_nonoverlapping(at, codes.as_mut_ptr(), n - g);
+                        at = codes.as_ptr();
                     }
-                    let scales = s.load(scales.as_ptr());
+                    let scales = if layout.scales == ScaleKind::E8m0 {
+                        s.load_e8m0(at)
+                    } else {
+                        let mut scales = [0f32; 16];
+                        for (i, scale) in scales[..S::LANES].iter_mut().enumerate() {
+                            *scale = E4M3[usize::from(at.add(i).read())];
+                        }
+                        s.load(scales.as_ptr())
+                    };
+                    let scales = s.first(scales, S::LANES.min(n - g));
                     s.store(out.add(g), f(g, scales, s.mul(scales, s.splat(f32::from(layout.offset)))));
                 }
             }
@@ -218,5 +229,4 @@ unsafe fn read_scale(dtype: DType, p: *const u8) -> f32 {
     }
 }
 
-static E8M0: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| e8m0_to_f32(code as u8)));
 static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| e4m3_to_f32(code as u8)));

@@ -136,6 +136,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_e8m0(self, p: *const u8) -> Self::F {
+        unsafe {
+            let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
+            // An exponent; of code 0 the subnormal number, of code 255 NaN.
+            let powers = _mm256_max_epi32(_mm256_slli_epi32::<23>(codes), self.splat_i(0x0040_0000));
+            let nan = _mm256_cmpeq_epi32(codes, self.splat_i(255));
+            _mm256_castsi256_ps(_mm256_or_si256(powers, nan))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         unsafe { _mm256_storeu_ps(p, v) }
     }

@@ -139,6 +139,17 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn load_e8m0(self, p: *const u8) -> Self::F {
+        unsafe {
+            let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
+            // An exponent; of code 0 the subnormal number, of code 255 NaN.
+            let powers = _mm512_max_epi32(_mm512_slli_epi32::<23>(codes), self.splat_i(0x0040_0000));
+            let is_nan = _mm512_cmpeq_epi32_mask(codes, self.splat_i(255));
+            _mm512_castsi512_ps(_mm512_mask_mov_epi32(powers, is_nan, self.splat_i(u32::MAX)))
+        }
+    }
+
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F) {
         unsafe { _mm512_storeu_ps(p, v) }
     }

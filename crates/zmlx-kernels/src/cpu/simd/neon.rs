@@ -3,7 +3,7 @@
 use std::arch::aarch64::*;
 
 use super::Simd;
-use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
+use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12, e8m0_to_f32};
 
 /// Proof that NEON is there: it is on every 64-bit Arm processor that Rust supports.
 #[derive(Clone, Copy)]
@@ -141,6 +141,12 @@ impl Simd for Neon {
             let c = u16::from(unsafe { p.add(i).read() });
             half::f16::from_bits((c & 0x80) << 8 | (c & 0x7f) << 7).to_f32()
         });
+        unsafe { self.load(values.as_ptr()) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_e8m0(self, p: *const u8) -> Self::F {
+        let values: [f32; 8] = std::array::from_fn(|i| e8m0_to_f32(unsafe { p.add(i).read() }));
         unsafe { self.load(values.as_ptr()) }
     }
 

@@ -1,7 +1,7 @@
 //! Portable lanes: arrays of eight.
 
 use super::Simd;
-use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
+use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12, e8m0_to_f32};
 
 /// Needs no instructions beyond the target's baseline.
 #[derive(Clone, Copy)]
@@ -101,6 +101,12 @@ impl Simd for Scalar {
             let c = u16::from(c);
             half::f16::from_bits((c & 0x80) << 8 | (c & 0x7f) << 7).to_f32()
         })
+    }
+
+    #[inline(always)]
+    unsafe fn load_e8m0(self, p: *const u8) -> Self::F {
+        // SAFETY: the caller passes N readable bytes.
+        unsafe { p.cast::<[u8; N]>().read_unaligned() }.map(e8m0_to_f32)
     }
 
     #[inline(always)]
