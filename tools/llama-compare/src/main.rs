@@ -134,8 +134,13 @@ fn both(
     bench["tests"] = json!(tests);
     bench["repetitions"] = json!(llama_tests.len());
     capsule["engines"]["llama.cpp"] = json!(Llama::version());
-    capsule["command"] = json!(std::env::args().collect::<Vec<_>>());
+    capsule["command"] = json!(std::env::args().map(file_name).collect::<Vec<_>>());
     Ok(capsule)
+}
+
+/// Of a path the last part, of anything else all.
+fn file_name(arg: String) -> String {
+    arg.rsplit(std::path::MAIN_SEPARATOR).next().unwrap_or_default().to_owned()
 }
 
 /// The weights, and 16-bit keys and values of the tokens before and of half of those decoded.
