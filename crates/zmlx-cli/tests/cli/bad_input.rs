@@ -18,6 +18,7 @@ fn usage() {
         (&["--prompt-tokens", "1", "-p", "x"], "--prompt"),
         (&["--fusion", "fast"], "unknown fusion"),
         (&["--backend", "tpu"], "--backend"),
+        (&["--cpu-activations", "int4"], "--cpu-activations"),
         (&["--chat-template-config", "[1]"], "--chat-template-config"),
         (&["--temp", "-1"], "temperature: expected"),
         (&["--top-p", "1.5"], "top_p: expected"),

@@ -115,6 +115,20 @@ fn a_bench_leaves_a_capsule() {
 }
 
 #[test]
+fn a_capsule_tells_the_bits_of_activations() {
+    let dir = tempfile::tempdir().unwrap();
+    for bits in ["int8", "int16"] {
+        let file = dir.path().join(bits);
+        let file = file.to_str().unwrap();
+        let flags = ["-p", "0", "-n", "1", "-r", "1", "--cpu-activations", bits, "--capsule", file];
+        zmlx(&[&["bench", &model(QWEN)][..], &flags].concat()).ok();
+        let capsule: Value = serde_json::from_slice(&std::fs::read(file).unwrap()).unwrap();
+        let description = capsule["backend"]["description"].as_str().unwrap();
+        assert_eq!(description.contains("int8 activations"), bits == "int8", "{description}");
+    }
+}
+
+#[test]
 fn random_weights_are_benched() {
     let bench =
         |spec: &str| zmlx(&["bench", "-o", "json", "-p", "0", "-n", "1", "-r", "1", "--synthetic", spec]);
