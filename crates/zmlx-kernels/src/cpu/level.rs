@@ -15,8 +15,10 @@ pub enum Level {
     Avx2,
     /// 512-bit x86 vectors (F, BW, DQ, VL).
     Avx512,
-    /// As [`Level::Avx512`], with the integer dot product.
+    /// As [`Level::Avx512`], with VNNI, VBMI and GFNI (Ice Lake, Zen 4 and later).
     Avx512Vnni,
+    /// As [`Level::Avx512Vnni`], with AMX's products of tiles of bytes.
+    Amx,
 }
 
 /// What activations are rounded to where they meet a quantised matrix, with a scale for each group of weights.
@@ -42,7 +44,8 @@ impl Activations {
 
 impl Level {
     /// All levels, on whatever machine.
-    pub const ALL: [Self; 5] = [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Vnni];
+    pub const ALL: [Self; 6] =
+        [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Amx];
 
     /// The name in `ZMLX_CPU_LEVEL`.
     pub const fn name(self) -> &'static str {
@@ -52,6 +55,7 @@ impl Level {
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
             Self::Avx512Vnni => "avx512vnni",
+            Self::Amx => "amx",
         }
     }
 
@@ -80,7 +84,14 @@ impl Level {
                     && is_x86_feature_detected!("avx512vl")
             }
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni => Self::Avx512.is_supported() && is_x86_feature_detected!("avx512vnni"),
+            Self::Avx512Vnni => {
+                Self::Avx512.is_supported()
+                    && is_x86_feature_detected!("avx512vnni")
+                    && is_x86_feature_detected!("avx512vbmi")
+                    && is_x86_feature_detected!("gfni")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => Self::Avx512Vnni.is_supported() && super::simd::amx::is_available(),
             #[cfg(not(target_arch = "x86_64"))]
             _ => false,
         }
@@ -96,7 +107,7 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => unsafe { super::simd::avx2::Avx2::assume() }.vectorize(f),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 | Self::Avx512Vnni => {
+            Self::Avx512 | Self::Avx512Vnni | Self::Amx => {
                 // SAFETY: as above.
                 unsafe { super::simd::avx512::Avx512::<false>::assume() }.vectorize(f)
             }
@@ -115,7 +126,7 @@ impl Level {
     /// If the variable names no level or one that this machine cannot run.
     pub fn from_env() -> Result<Self> {
         let best = || {
-            let fastest_first = [Self::Avx512Vnni, Self::Avx512, Self::Avx2, Self::Neon];
+            let fastest_first = [Self::Amx, Self::Avx512Vnni, Self::Avx512, Self::Avx2, Self::Neon];
             fastest_first.into_iter().find(|l| l.is_supported()).unwrap_or(Self::Scalar)
         };
         let Some(name) = std::env::var_os("ZMLX_CPU_LEVEL") else { return Ok(best()) };

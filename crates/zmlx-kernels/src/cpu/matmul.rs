@@ -233,6 +233,7 @@ impl Groups {
 /// A member's working memory.
 pub(super) struct Scratch {
     scales: Aligned<f32>,
+    packed: Aligned<f32>,
     tiles: [TileScratch; 2],
     /// Of each weight the results of a tile, row of activations by row.
     tile_results: [Aligned<f32>; 2],
@@ -245,6 +246,7 @@ impl Default for Scratch {
     fn default() -> Self {
         Self {
             scales: Aligned::default(),
+            packed: Aligned::default(),
             tiles: Default::default(),
             tile_results: Default::default(),
             results: Box::new([[[0.0; BLOCK_ROWS]; TILES_MIN_X]; 2]),
@@ -495,6 +497,9 @@ impl<const W: usize> RowsOf<'_, W> {
     fn by_tiles(&self, rows: std::ops::Range<usize>, scratch: &mut Scratch, out: impl Fn(&Results<'_, W>)) {
         let (layout, tile_rows) = (&self.kernels.layout, self.kernels.tile_rows);
         for (xs, pairs) in self.xs.chunks(X_BLOCK).zip(self.pairs.chunks(X_BLOCK)) {
+            let packed = &mut scratch.packed;
+            // SAFETY: activations are as the layout says.
+            unsafe { (self.kernels.pack)(layout, xs, packed) };
             for first in rows.clone().step_by(tile_rows) {
                 for (w, part) in self.parts.iter().enumerate() {
                     // Past the end, the last row is repeated and its results are dropped.
@@ -504,7 +509,8 @@ impl<const W: usize> RowsOf<'_, W> {
                     results.resize(xs.len() * tile_rows, 0.0);
                     // SAFETY: rows and activations are as the layout says; the level was detected.
                     unsafe {
-                        (self.kernels.tile)(layout, &tile[..tile_rows], xs, &mut scratch.tiles[w], results)
+                        let scratch = &mut scratch.tiles[w];
+                        (self.kernels.tile)(layout, &tile[..tile_rows], xs, packed, scratch, results);
                     };
                 }
                 out(&Results {

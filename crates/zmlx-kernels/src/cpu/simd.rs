@@ -5,6 +5,8 @@
 //! enables the level's target features.
 
 #[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
+#[cfg(target_arch = "x86_64")]
 pub(crate) mod avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod avx512;
@@ -79,6 +81,12 @@ pub(crate) trait Simd: Copy {
     fn shr16(self, a: Self::I, n: u32) -> Self::I;
     /// Logical shift left of 16-bit lanes by `n` < 16; a constant after unrolling.
     fn shl16(self, a: Self::I, n: u32) -> Self::I;
+    /// Of each 8-bit lane the `BITS` bits from bit `from` on; a constant after unrolling.
+    #[inline(always)]
+    fn bits_of_8<const BITS: usize>(self, a: Self::I, from: usize) -> Self::I {
+        let shifted = if from == 0 { a } else { self.shr16(a, from as u32) };
+        self.and(shifted, self.splat_i(0x101_0101 * ((1 << BITS) - 1)))
+    }
     /// 512 times the e2m1 values of the codes in bits 8 to 11 of each 16-bit lane, whose other bits are 0.
     fn e2m1_times_512(self, codes: Self::I) -> Self::I;
     /// Twice the e2m1 values of the codes in the 8-bit lanes, and 12.
@@ -92,8 +100,9 @@ pub(crate) trait Simd: Copy {
     fn acc_lanes(self, acc: Self::Acc) -> Self::I;
     /// No sums yet.
     fn acc8(self) -> Self::Acc8;
-    /// Adds the products of unsigned 8-bit lanes of `a`, up to 63, with signed ones of `b`: [`Simd::acc8_lanes`] gives in
-    /// 32-bit lane `j` the sum over lanes `4j` to `4j + 3`. The sums must fit, see [`Simd::CAPACITY8`].
+    /// Adds the products of unsigned 8-bit lanes of `a`, up to 63 unless these are [`ByteDots`], with signed ones of `b`:
+    /// [`Simd::acc8_lanes`] gives in 32-bit lane `j` the sum over lanes `4j` to `4j + 3`. The sums must fit, see
+    /// [`Simd::CAPACITY8`].
     fn dot8(self, acc: Self::Acc8, a: Self::I, b: Self::I) -> Self::Acc8;
     /// The sums so far, as signed 32-bit lanes.
     fn acc8_lanes(self, acc: Self::Acc8) -> Self::I;
@@ -116,4 +125,12 @@ pub(crate) trait Simd: Copy {
     fn sums(self, v: [Self::F; 4]) -> [f32; 4];
     /// Fetches the cache line at `p`, which need not be valid.
     fn prefetch(self, p: *const u8);
+}
+
+/// Vectors whose sums of products of bytes have 32 bits.
+pub(crate) trait ByteDots: Simd {
+    /// 256 times the sums, which must fit.
+    fn times_256(self, acc: Self::Acc8) -> Self::Acc8;
+    /// Adds to the sums, which are those of 32-bit lanes.
+    fn add_lanes(self, acc: Self::Acc8, lanes: Self::I) -> Self::Acc8;
 }

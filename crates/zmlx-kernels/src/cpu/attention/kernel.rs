@@ -107,7 +107,9 @@ pub(super) fn attend(level: Level) -> AttendFn {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => attend_on::<crate::cpu::simd::avx2::Avx2>,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Vnni => attend_on::<crate::cpu::simd::avx512::Avx512<false>>,
+        Level::Avx512 | Level::Avx512Vnni | Level::Amx => {
+            attend_on::<crate::cpu::simd::avx512::Avx512<false>>
+        }
         #[cfg(target_arch = "aarch64")]
         Level::Neon => attend_on::<crate::cpu::simd::neon::Neon>,
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]

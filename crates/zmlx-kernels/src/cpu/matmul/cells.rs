@@ -5,7 +5,9 @@
 //! between lanes: of a word's integers, cell `i` holds number `i` and every `CELLS`th after it. Activations are put into
 //! the same order once per op.
 
-use super::elements::{Element, Floats, Integers};
+use std::marker::PhantomData;
+
+use super::elements::{Element, Floats};
 use crate::cpu::simd::Simd;
 
 /// A format's decoder for vectors of `S`.
@@ -51,15 +53,12 @@ pub(super) trait Cells<S: Simd> {
 /// Bytes that a decoder may read past its words.
 pub(super) const MAX_OVERREAD: usize = 16;
 
-/// Affine codes of 2, 4 or 8 bits, `N` of them in a cell.
-pub(super) struct PowerOfTwoBits<const BITS: usize, const N: usize>;
+/// Affine codes of 2, 4 or 8 bits.
+pub(super) struct PowerOfTwoBits<const BITS: usize, E>(PhantomData<E>);
 
-impl<S: Simd, const BITS: usize, const N: usize> Cells<S> for PowerOfTwoBits<BITS, N>
-where
-    Integers<N>: Element<S>,
-{
-    type Element = Integers<N>;
-    const CELLS: usize = 32 / N / BITS;
+impl<S: Simd, E: Element<S>, const BITS: usize> Cells<S> for PowerOfTwoBits<BITS, E> {
+    type Element = E;
+    const CELLS: usize = 32 / E::WEIGHTS / BITS;
     const LOAD_BYTES: usize = 4 * S::LANES;
     const LOADS: usize = 1;
     const MAX_WEIGHT: usize = (1 << BITS) - 1;
@@ -72,53 +71,45 @@ where
 
     #[inline(always)]
     fn cells(s: S, words: S::I, i: usize) -> S::I {
-        let shifted = if i == 0 { words } else { s.shr16(words, (BITS * i) as u32) };
-        let one_each = if N == 2 { 0x1_0001 } else { 0x101_0101 };
-        // The shift has left nothing else in a 16-bit lane.
-        if N == 2 && i + 1 == 16 / BITS {
-            shifted
-        } else {
-            s.and(shifted, s.splat_i(one_each * ((1 << BITS) - 1)))
+        if E::WEIGHTS == 4 {
+            return s.bits_of_8::<BITS>(words, BITS * i);
         }
+        let shifted = if i == 0 { words } else { s.shr16(words, (BITS * i) as u32) };
+        // The last shift has left nothing else in a 16-bit lane.
+        if i + 1 == 16 / BITS { shifted } else { s.and(shifted, s.splat_i(0x1_0001 * ((1 << BITS) - 1))) }
     }
 }
 
-/// Affine codes of 3, 5 or 6 bits in groups of at least `CHUNK`: a word is `N` neighbours. A chunk is `CHUNK` weights, or a
-/// vector.
-pub(super) struct OddBits<const BITS: usize, const N: usize, const CHUNK: usize>;
+/// Affine codes of 3, 5 or 6 bits in groups of at least `CHUNK`: a word is as many neighbours as a cell holds. A chunk is
+/// `CHUNK` weights, or a vector.
+pub(super) struct OddBits<const BITS: usize, E, const CHUNK: usize>(PhantomData<E>);
 
-impl<S: Simd, const BITS: usize, const N: usize, const CHUNK: usize> Cells<S> for OddBits<BITS, N, CHUNK>
-where
-    Integers<N>: Element<S>,
-{
-    type Element = Integers<N>;
+impl<S: Simd, E: Element<S>, const BITS: usize, const CHUNK: usize> Cells<S> for OddBits<BITS, E, CHUNK> {
+    type Element = E;
     const CELLS: usize = 1;
-    const LOAD_BYTES: usize = S::LANES * BITS * N / 8;
-    const LOADS: usize = if CHUNK > N * S::LANES { CHUNK / (N * S::LANES) } else { 1 };
+    const LOAD_BYTES: usize = S::LANES * BITS * E::WEIGHTS / 8;
+    const LOADS: usize = if CHUNK > E::WEIGHTS * S::LANES { CHUNK / (E::WEIGHTS * S::LANES) } else { 1 };
     const OVERREAD: bool = true;
     const MAX_WEIGHT: usize = (1 << BITS) - 1;
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> S::I {
         // SAFETY: the caller's promise.
-        unsafe { if N == 2 { s.load_codes16::<BITS>(p) } else { s.load_codes8::<BITS>(p) } }
+        unsafe { if E::WEIGHTS == 2 { s.load_codes16::<BITS>(p) } else { s.load_codes8::<BITS>(p) } }
     }
 }
 
-/// e2m1 codes, `N` of them in a cell: 512 times their values, or twice these and 12, which has no sign.
-pub(super) struct E2m1<const N: usize>;
+/// e2m1 codes: 512 times their values or, as bytes, twice these and 12, which has no sign.
+pub(super) struct E2m1<E>(PhantomData<E>);
 
-impl<S: Simd, const N: usize> Cells<S> for E2m1<N>
-where
-    Integers<N>: Element<S>,
-{
-    type Element = Integers<N>;
-    const CELLS: usize = 8 / N;
+impl<S: Simd, E: Element<S>> Cells<S> for E2m1<E> {
+    type Element = E;
+    const CELLS: usize = 8 / E::WEIGHTS;
     const LOAD_BYTES: usize = 4 * S::LANES;
     const LOADS: usize = 1;
-    const UNIT: f32 = if N == 2 { 1.0 / 512.0 } else { 0.5 };
-    const OFFSET: i8 = if N == 2 { 0 } else { -6 };
-    const MAX_WEIGHT: usize = if N == 2 { 6 * 512 } else { 24 };
+    const UNIT: f32 = if E::WEIGHTS == 2 { 1.0 / 512.0 } else { 0.5 };
+    const OFFSET: i8 = if E::WEIGHTS == 2 { 0 } else { -6 };
+    const MAX_WEIGHT: usize = if E::WEIGHTS == 2 { 6 * 512 } else { 24 };
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> S::I {
@@ -128,9 +119,8 @@ where
 
     #[inline(always)]
     fn cells(s: S, words: S::I, i: usize) -> S::I {
-        if N == 4 {
-            let shifted = if i == 0 { words } else { s.shr16(words, 4) };
-            return s.e2m1_times_2_plus_12(s.and(shifted, s.splat_i(0x0f0f_0f0f)));
+        if E::WEIGHTS == 4 {
+            return s.e2m1_times_2_plus_12(s.bits_of_8::<4>(words, 4 * i));
         }
         let at_8 = match i {
             0 => s.shl16(words, 8),

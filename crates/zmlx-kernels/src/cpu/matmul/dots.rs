@@ -10,6 +10,8 @@ use crate::cpu::simd::Simd;
 pub(super) const ROWS: usize = 4;
 /// Most rows of activations that a dot kernel takes at once.
 pub(super) const MAX_X: usize = 4;
+/// Most vectors of cells of a load, of any format.
+const MAX_CELLS: usize = 8;
 /// Largest chunk of any format and level, in bytes.
 const MAX_CHUNK_BYTES: usize = 256;
 /// Weight bytes fetched ahead of use in each row.
@@ -155,7 +157,7 @@ unsafe fn add_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
         for x in &mut x_chunks {
             *x = x.add(x_at);
         }
-        let sums = sum_chunk::<S, C, X, R>(s, layout.n_loads, at, &x_chunks);
+        let sums = sum_chunk::<S, C, X, R>(s, layout, at, &x_chunks);
         let mut x_scales = [s.splat(1.0); X];
         if C::Element::X_SCALED && X > 1 {
             for m in 0..X {
@@ -181,7 +183,7 @@ unsafe fn add_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
 
 /// `sums[m][r] = Σ w[r][k] · x[m][k]` over a chunk of each row, lane by lane, before scale and bias.
 ///
-/// `n` is [`Cells::LOADS`] as a bound that the compiler does not know: with several rows of activations a loop unrolled as
+/// `n_loads` is [`Cells::LOADS`] as a bound that the compiler does not know: with several rows of activations a loop unrolled as
 /// a whole would be reordered until nothing fits the registers.
 ///
 /// # Safety
@@ -189,20 +191,29 @@ unsafe fn add_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
 #[inline(always)]
 unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     s: S,
-    n: usize,
+    &RowLayout { n_loads, plane, .. }: &RowLayout,
     at: &[*const u8; R],
     x: &[*const f32; X],
 ) -> [[S::F; R]; X] {
+    const { assert!(C::CELLS <= MAX_CELLS && (C::Element::PLANES == 1 || C::LOADS == 1)) };
     let mut sums = [[C::Element::zero(s); R]; X];
-    for load in 0..if X == 1 { C::LOADS } else { n } {
-        for i in 0..C::CELLS {
-            // SAFETY: the caller's promise.
-            unsafe {
-                for r in 0..R {
-                    let w = C::cells(s, C::load(s, at[r].add(load * C::LOAD_BYTES)), i);
-                    for m in 0..X {
-                        let x = s.load_words(x[m].add((load * C::CELLS + i) * S::LANES).cast());
-                        sums[m][r] = C::Element::add(s, sums[m][r], w, x);
+    for load in 0..if X == 1 { C::LOADS } else { n_loads } {
+        let mut cells = [[s.splat_i(0); R]; MAX_CELLS];
+        for p in 0..C::Element::PLANES {
+            for i in 0..C::CELLS {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    for r in 0..R {
+                        if p == 0 {
+                            cells[i][r] = C::cells(s, C::load(s, at[r].add(load * C::LOAD_BYTES)), i);
+                        }
+                        for m in 0..X {
+                            let x = x[m].add(p * plane + (load * C::CELLS + i) * S::LANES);
+                            if p > 0 && i == 0 {
+                                sums[m][r] = C::Element::next_plane(s, sums[m][r]);
+                            }
+                            sums[m][r] = C::Element::add(s, sums[m][r], cells[i][r], s.load_words(x.cast()));
+                        }
                     }
                 }
             }

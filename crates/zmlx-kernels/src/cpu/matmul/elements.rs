@@ -1,14 +1,17 @@
 //! What cells hold: integers, two of 16 bits or four of 8 bits, or floats. And activations as such.
 //!
-//! Quantised weights are integers. Then activations are integers of as many bits, with a scale for each group of weights:
+//! Quantised weights are integers. Then activations are integers too, with a scale for each group of weights: of 16 bits
 //! an activation is off by at most 2⁻¹⁶ of the largest of its group, of 8 bits 2⁻⁸. Everything else is exact up to the
 //! sum over the groups, which is in f32: codes are integers, and their products with activations are summed as integers.
 //! Against floats 16 bits take half the instructions, 8 bits a quarter, and the result does not depend on the order
 //! within a group.
+//!
+//! Where sums of products of bytes have 32 bits ([`ByteDots`]), 16 bits are two bytes, `256 · upper + lower`, each in a
+//! plane of its own: as many products as of 16 bits, but weights stay bytes, which take half the instructions to unpack.
 
 use super::cells::Cells;
 use super::layout::RowLayout;
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{ByteDots, Simd};
 
 /// What a cell holds, and how cells are multiplied.
 pub(super) trait Element<S: Simd>: Sized {
@@ -16,6 +19,9 @@ pub(super) trait Element<S: Simd>: Sized {
     const WEIGHTS: usize;
     /// Whether activations have a scale for each group of weights, behind the sums of the groups.
     const X_SCALED: bool;
+    /// Planes of a row of activations: after the products with one and before those with the next, sums go through
+    /// [`Element::next_plane`].
+    const PLANES: usize = 1;
     /// What the weights may add up to whose products with the largest activations a sum holds.
     const CAPACITY: usize;
     /// Running sums of products, lane by lane.
@@ -25,11 +31,16 @@ pub(super) trait Element<S: Simd>: Sized {
     fn zero(s: S) -> Self::Sum;
     /// Adds the products of weights and activations.
     fn add(s: S, sum: Self::Sum, w: S::I, x: S::I) -> Self::Sum;
+    /// Multiplies sums by what a number of this plane is worth in the next.
+    fn next_plane(s: S, sum: Self::Sum) -> Self::Sum {
+        let _ = s;
+        sum
+    }
     /// The sums so far.
     fn total(s: S, sum: Self::Sum) -> S::F;
 
-    /// Puts a row of activations, `layout.n_in` of them, into the order of `C`'s cells: values, then for each group their
-    /// sum, then its scale. `out` has `layout.stride` floats.
+    /// Puts a row of activations, `layout.n_in` of them, into the order of `C`'s cells: values, plane by plane, then for each
+    /// group their sum, then its scale. `out` has `layout.stride` floats.
     fn prepare<C: Cells<S, Element = Self>>(layout: &RowLayout, order: Order, x: &[f32], out: &mut [f32]);
 }
 
@@ -42,18 +53,44 @@ pub(super) enum Order {
     Words,
 }
 
-/// Integers: two of 16 bits, or four of 8 bits, where weights have no sign.
-pub(super) struct Integers<const N: usize>;
+/// Integers: two of 16 bits, or four of 8 bits, where weights have no sign and activations one byte in each plane.
+pub(super) struct Integers<const N: usize, const PLANES: usize>;
 /// Floats.
 pub(super) struct Floats;
 
 /// Activations of the most words that are loaded at once.
 const MAX_LOAD: usize = 256;
-/// The largest activations of 16 and of 8 bits.
+/// The largest activations of 16 bits, of two bytes with signs, and of one.
 pub(in crate::cpu) const MAX_I16: f32 = 32767.0;
+const MAX_TWO_I8: f32 = 127.0 * 257.0;
 const MAX_I8: f32 = 127.0;
 
-impl<S: Simd> Element<S> for Integers<2> {
+/// How a level holds activations of 16 bits.
+pub(super) trait Int16: Simd {
+    type Element: Element<Self>;
+}
+
+impl Int16 for crate::cpu::simd::scalar::Scalar {
+    type Element = Integers<2, 1>;
+}
+#[cfg(target_arch = "aarch64")]
+impl Int16 for crate::cpu::simd::neon::Neon {
+    type Element = Integers<2, 1>;
+}
+#[cfg(target_arch = "x86_64")]
+impl Int16 for crate::cpu::simd::avx2::Avx2 {
+    type Element = Integers<2, 1>;
+}
+#[cfg(target_arch = "x86_64")]
+impl Int16 for crate::cpu::simd::avx512::Avx512<false> {
+    type Element = Integers<2, 1>;
+}
+#[cfg(target_arch = "x86_64")]
+impl Int16 for crate::cpu::simd::avx512::Avx512<true> {
+    type Element = Integers<4, 2>;
+}
+
+impl<S: Simd> Element<S> for Integers<2, 1> {
     const WEIGHTS: usize = 2;
     const X_SCALED: bool = true;
     const CAPACITY: usize = i32::MAX as usize / (2 * MAX_I16 as usize);
@@ -76,11 +113,11 @@ impl<S: Simd> Element<S> for Integers<2> {
 
     #[inline(always)]
     fn prepare<C: Cells<S, Element = Self>>(layout: &RowLayout, order: Order, x: &[f32], out: &mut [f32]) {
-        prepare_integers::<S, C, 2>(layout, order, MAX_I16, x, out);
+        prepare_integers::<S, C, 2, 1>(layout, order, MAX_I16, x, out);
     }
 }
 
-impl<S: Simd> Element<S> for Integers<4> {
+impl<S: Simd> Element<S> for Integers<4, 1> {
     const WEIGHTS: usize = 4;
     const X_SCALED: bool = true;
     const CAPACITY: usize = S::CAPACITY8;
@@ -103,13 +140,46 @@ impl<S: Simd> Element<S> for Integers<4> {
 
     #[inline(always)]
     fn prepare<C: Cells<S, Element = Self>>(layout: &RowLayout, order: Order, x: &[f32], out: &mut [f32]) {
-        prepare_integers::<S, C, 4>(layout, order, MAX_I8, x, out);
+        prepare_integers::<S, C, 4, 1>(layout, order, MAX_I8, x, out);
+    }
+}
+
+impl<S: ByteDots> Element<S> for Integers<4, 2> {
+    const WEIGHTS: usize = 4;
+    const X_SCALED: bool = true;
+    const PLANES: usize = 2;
+    const CAPACITY: usize = i32::MAX as usize / (4 * MAX_TWO_I8 as usize);
+    type Sum = S::Acc8;
+
+    #[inline(always)]
+    fn zero(s: S) -> S::Acc8 {
+        s.acc8()
+    }
+
+    #[inline(always)]
+    fn add(s: S, sum: S::Acc8, w: S::I, x: S::I) -> S::Acc8 {
+        s.dot8(sum, w, x)
+    }
+
+    #[inline(always)]
+    fn next_plane(s: S, sum: S::Acc8) -> S::Acc8 {
+        s.times_256(sum)
+    }
+
+    #[inline(always)]
+    fn total(s: S, sum: S::Acc8) -> S::F {
+        s.to_f32(s.acc8_lanes(sum))
+    }
+
+    #[inline(always)]
+    fn prepare<C: Cells<S, Element = Self>>(layout: &RowLayout, order: Order, x: &[f32], out: &mut [f32]) {
+        prepare_integers::<S, C, 4, 2>(layout, order, MAX_TWO_I8, x, out);
     }
 }
 
 /// [`Element::prepare`] for integers up to `largest`.
 #[inline(always)]
-fn prepare_integers<S: Simd, C: Cells<S>, const N: usize>(
+fn prepare_integers<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
     layout: &RowLayout,
     order: Order,
     largest: f32,
@@ -123,7 +193,7 @@ fn prepare_integers<S: Simd, C: Cells<S>, const N: usize>(
     let mut n_done = 0;
     sums.fill(0.0);
     scales.fill(0.0);
-    let mut values = values.chunks_exact_mut(load / N);
+    let mut loads = (0..layout.plane).step_by(load / N);
     for ((group, sum), scale) in x.chunks_exact(layout.group_size).zip(sums).zip(scales) {
         let out = &mut integers[n_done..n_done + group.len()];
         let total;
@@ -134,17 +204,20 @@ fn prepare_integers<S: Simd, C: Cells<S>, const N: usize>(
         // What is loaded at once may be several groups, or a group several loads.
         let mut n_taken = 0;
         while n_done - n_taken >= load {
-            if let Some(out) = values.next() {
-                in_order::<S, C, N>(order, &integers[n_taken..n_taken + load], out);
+            if let Some(at) = loads.next() {
+                let integers = &integers[n_taken..n_taken + load];
+                in_planes::<S, C, N, PLANES>(layout, order, integers, at, values);
             }
             n_taken += load;
         }
-        integers.copy_within(n_taken..n_done, 0);
+        if n_taken > 0 && n_taken < n_done {
+            integers.copy_within(n_taken..n_done, 0);
+        }
         n_done -= n_taken;
     }
-    for out in values {
+    for at in loads {
         integers[n_done..load].fill(0);
-        in_order::<S, C, N>(order, &integers[..load], out);
+        in_planes::<S, C, N, PLANES>(layout, order, &integers[..load], at, values);
         n_done = 0;
     }
 }
@@ -169,17 +242,33 @@ pub(in crate::cpu) fn to_integers(group: &[f32], largest: f32, out: &mut [i16]) 
     (max / largest, total)
 }
 
-/// The activations of a vector of words.
+/// The activations of a vector of words, at `at` in each plane.
 #[inline(always)]
-fn in_order<S: Simd, C: Cells<S>, const N: usize>(order: Order, x: &[i16], out: &mut [f32]) {
+fn in_planes<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
+    layout: &RowLayout,
+    order: Order,
+    x: &[i16],
+    at: usize,
+    out: &mut [f32],
+) {
+    for plane in 0..PLANES {
+        let out = &mut out[plane * layout.plane + at..][..x.len() / N];
+        in_order::<S, C, N>(order, x, plane + 1 < PLANES, out);
+    }
+}
+
+/// The activations of a vector of words; of two bytes the upper ones if `is_upper`, rounded: the lower ones have signs.
+#[inline(always)]
+fn in_order<S: Simd, C: Cells<S>, const N: usize>(order: Order, x: &[i16], is_upper: bool, out: &mut [f32]) {
     // Known to the compiler, so that the loops need no bounds checks.
     let n = N * C::CELLS * S::LANES;
     let (x, out) = (&x[..n], &mut out[..n / N]);
     let cell = |word: &[i16], i: usize| {
         let mut bits = 0;
         for j in 0..N {
-            let integer = u32::from(word[i + j * C::CELLS].cast_unsigned()) & (u32::MAX >> (32 - 32 / N));
-            bits |= integer << (32 / N * j);
+            let integer = word[i + j * C::CELLS];
+            let integer = if is_upper { (integer + 128) >> 8 } else { integer };
+            bits |= (u32::from(integer.cast_unsigned()) & (u32::MAX >> (32 - 32 / N))) << (32 / N * j);
         }
         f32::from_bits(bits)
     };

@@ -2,14 +2,16 @@
 
 use super::cells::{Cells, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
 use super::dots::{DotFn, dot};
-use super::elements::{Element, Integers, Order};
+use super::elements::{Element, Int16, Integers, Order};
 use super::layout::RowLayout;
-use super::tiles::{TileFn, tile, tile_rows};
+#[cfg(target_arch = "x86_64")]
+use super::tiles::ByAmx;
+use super::tiles::{ByVectors, Multiply, PackFn, TileFn, tile, tile_rows};
 use crate::cpu::level::{Activations, Level};
 use crate::cpu::simd::Simd;
 use crate::cpu::simd::scalar::Scalar;
 use crate::weight::WeightFormat;
-use crate::{DType, QuantMode};
+use crate::{DType, QuantMode, QuantSpec};
 
 /// Puts a row of activations into the order of a kernel and appends the sums and scales of its groups.
 ///
@@ -28,6 +30,7 @@ pub(super) struct Kernels {
     /// For many.
     pub(super) tile: TileFn,
     pub(super) prepare_tile: PrepareFn,
+    pub(super) pack: PackFn,
     /// Rows of the weight that a call of `tile` takes.
     pub(super) tile_rows: usize,
 }
@@ -35,70 +38,71 @@ pub(super) struct Kernels {
 /// The kernels for a weight.
 pub(super) fn kernels(level: Level, activations: Activations, format: WeightFormat, n_in: usize) -> Kernels {
     match level {
-        Level::Scalar => on::<Scalar>(activations, format, n_in),
+        Level::Scalar => on::<Scalar, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => on::<crate::cpu::simd::avx2::Avx2>(activations, format, n_in),
+        Level::Avx2 => on::<crate::cpu::simd::avx2::Avx2, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => on::<crate::cpu::simd::avx512::Avx512<false>>(activations, format, n_in),
+        Level::Avx512 => on::<crate::cpu::simd::avx512::Avx512<false>, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni => on::<crate::cpu::simd::avx512::Avx512<true>>(activations, format, n_in),
+        Level::Avx512Vnni => {
+            on::<crate::cpu::simd::avx512::Avx512<true>, ByVectors>(activations, format, n_in)
+        }
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => on::<crate::cpu::simd::avx512::Avx512<true>, ByAmx>(activations, format, n_in),
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => on::<crate::cpu::simd::neon::Neon>(activations, format, n_in),
+        Level::Neon => on::<crate::cpu::simd::neon::Neon, ByVectors>(activations, format, n_in),
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
         _ => unreachable!("level {level:?} does not exist on this architecture"),
     }
 }
 
-fn on<S: Simd>(activations: Activations, format: WeightFormat, n_in: usize) -> Kernels {
+fn on<S: Int16, M>(activations: Activations, format: WeightFormat, n_in: usize) -> Kernels
+where
+    M: Multiply<S, S::Element> + Multiply<S, Integers<4, 1>>,
+{
     match format {
-        WeightFormat::Quantized { spec, .. } if activations == Activations::Int8 => {
-            match (spec.mode(), spec.bits()) {
-                (QuantMode::Affine, 2) => of::<S, PowerOfTwoBits<2, 4>>(format, n_in),
-                (QuantMode::Affine, 3) => of_odd::<S, 3, 4>(format, n_in),
-                (QuantMode::Affine, 4) => of::<S, PowerOfTwoBits<4, 4>>(format, n_in),
-                (QuantMode::Affine, 5) => of_odd::<S, 5, 4>(format, n_in),
-                (QuantMode::Affine, 6) => of_odd::<S, 6, 4>(format, n_in),
-                (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => of::<S, E2m1<4>>(format, n_in),
-                (QuantMode::Affine | QuantMode::Mxfp8, _) => on::<S>(Activations::Int16, format, n_in),
-            }
-        }
-        WeightFormat::Dense(DType::F32) => of::<S, DenseF32>(format, n_in),
-        WeightFormat::Dense(DType::F16) => of::<S, DenseF16>(format, n_in),
-        WeightFormat::Dense(_) => of::<S, DenseBf16>(format, n_in),
-        WeightFormat::Quantized { spec, .. } => match (spec.mode(), spec.bits()) {
-            (QuantMode::Affine, 2) => of::<S, PowerOfTwoBits<2, 2>>(format, n_in),
-            (QuantMode::Affine, 3) => of_odd::<S, 3, 2>(format, n_in),
-            (QuantMode::Affine, 4) => of::<S, PowerOfTwoBits<4, 2>>(format, n_in),
-            (QuantMode::Affine, 5) => of_odd::<S, 5, 2>(format, n_in),
-            (QuantMode::Affine, 6) => of_odd::<S, 6, 2>(format, n_in),
-            (QuantMode::Affine, _) => of::<S, PowerOfTwoBits<8, 2>>(format, n_in),
-            (QuantMode::Mxfp4 | QuantMode::Nvfp4, _) => of::<S, E2m1<2>>(format, n_in),
-            (QuantMode::Mxfp8, _) => of::<S, E4m3>(format, n_in),
+        WeightFormat::Dense(DType::F32) => of::<S, DenseF32, ByVectors>(format, n_in),
+        WeightFormat::Dense(DType::F16) => of::<S, DenseF16, ByVectors>(format, n_in),
+        WeightFormat::Dense(_) => of::<S, DenseBf16, ByVectors>(format, n_in),
+        WeightFormat::Quantized { spec, .. } => match (spec.mode(), spec.bits(), activations) {
+            (QuantMode::Mxfp8, ..) => of::<S, E4m3, ByVectors>(format, n_in),
+            (QuantMode::Affine, 8, _) => of::<S, PowerOfTwoBits<8, S::Element>, M>(format, n_in),
+            (.., Activations::Int16) => narrow::<S, S::Element, M>(spec, format, n_in),
+            (.., Activations::Int8) => narrow::<S, Integers<4, 1>, M>(spec, format, n_in),
         },
     }
 }
 
-fn of<S: Simd, C: Cells<S>>(format: WeightFormat, n_in: usize) -> Kernels {
+/// Weights of less than 8 bits.
+fn narrow<S: Simd, E: Element<S>, M: Multiply<S, E>>(
+    spec: QuantSpec,
+    format: WeightFormat,
+    n_in: usize,
+) -> Kernels {
+    // Long chunks where a group has room for them: a chunk's sums are scaled once.
+    let is_long = spec.group_size() >= 64;
+    match (spec.mode(), spec.bits()) {
+        (QuantMode::Affine, 2) => of::<S, PowerOfTwoBits<2, E>, M>(format, n_in),
+        (QuantMode::Affine, 3) if is_long => of::<S, OddBits<3, E, 64>, M>(format, n_in),
+        (QuantMode::Affine, 3) => of::<S, OddBits<3, E, 32>, M>(format, n_in),
+        (QuantMode::Affine, 4) => of::<S, PowerOfTwoBits<4, E>, M>(format, n_in),
+        (QuantMode::Affine, 5) if is_long => of::<S, OddBits<5, E, 64>, M>(format, n_in),
+        (QuantMode::Affine, 5) => of::<S, OddBits<5, E, 32>, M>(format, n_in),
+        (QuantMode::Affine, _) if is_long => of::<S, OddBits<6, E, 64>, M>(format, n_in),
+        (QuantMode::Affine, _) => of::<S, OddBits<6, E, 32>, M>(format, n_in),
+        _ => of::<S, E2m1<E>, M>(format, n_in),
+    }
+}
+
+fn of<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(format: WeightFormat, n_in: usize) -> Kernels {
     Kernels {
         layout: RowLayout::new::<S, C>(format, n_in),
         dot: [dot::<S, C, 1, 4>, dot::<S, C, 2, 4>, dot::<S, C, 4, 2>],
         prepare_dot: prepare::<S, C, false>,
-        tile: tile::<S, C>,
+        pack: M::pack::<C>,
+        tile: tile::<S, C, M>,
         prepare_tile: prepare::<S, C, true>,
         tile_rows: tile_rows::<S>(),
-    }
-}
-
-/// Long chunks where a group has room for them: a chunk's sums are scaled once.
-fn of_odd<S: Simd, const BITS: usize, const N: usize>(format: WeightFormat, n_in: usize) -> Kernels
-where
-    Integers<N>: Element<S>,
-{
-    match format {
-        WeightFormat::Quantized { spec, .. } if spec.group_size() >= 64 => {
-            of::<S, OddBits<BITS, N, 64>>(format, n_in)
-        }
-        _ => of::<S, OddBits<BITS, N, 32>>(format, n_in),
     }
 }
 

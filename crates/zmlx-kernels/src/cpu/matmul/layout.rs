@@ -75,7 +75,9 @@ pub(super) struct RowLayout {
     pub(super) log2_lanes_per_group: u32,
     /// Groups of a row, rounded up to whole vectors and one more; 0 without scales.
     pub(super) padded_groups: usize,
-    /// Floats that a prepared row's values take: whole chunks.
+    /// Floats that a plane of a prepared row's values takes: whole chunks.
+    pub(super) plane: usize,
+    /// Floats that all planes take.
     pub(super) n_values: usize,
     /// Floats of a prepared row.
     pub(super) stride: usize,
@@ -99,7 +101,8 @@ impl RowLayout {
         };
         let n_groups = n_in.checked_div(group_size).unwrap_or(0);
         let n_chunks = n_in.div_ceil(chunk);
-        let n_values = n_chunks * n_vecs * S::LANES;
+        let plane = n_chunks * n_vecs * S::LANES;
+        let n_values = C::Element::PLANES * plane;
         // One vector of zeros more than needed, so that scales may be loaded as a vector from any group.
         let padded_groups = if C::SCALED { n_groups.next_multiple_of(S::LANES) + S::LANES } else { 0 };
         Self {
@@ -114,6 +117,7 @@ impl RowLayout {
             n_direct: if C::OVERREAD { n_chunks - 1 } else { n_in / chunk },
             log2_lanes_per_group: (group_size / lane_weights).checked_ilog2().unwrap_or(0),
             padded_groups,
+            plane,
             n_values,
             stride: n_values + padded_groups * if C::Element::X_SCALED { 2 } else { 1 },
         }

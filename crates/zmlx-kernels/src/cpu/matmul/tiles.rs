@@ -7,9 +7,16 @@
 
 use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::Element;
+#[cfg(target_arch = "x86_64")]
+use super::elements::Integers;
 use super::layout::{Row, RowLayout, scales};
 use crate::cpu::pool::Aligned;
 use crate::cpu::simd::Simd;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::{
+    ByteDots,
+    amx::{Sums, TILE, Tiles},
+};
 
 /// Vectors of rows of a tile.
 const ROW_VECS: usize = 2;
@@ -25,8 +32,8 @@ pub(super) const fn tile_rows<S: Simd>() -> usize {
     ROW_VECS * S::LANES
 }
 
-/// `out[x][row] = Σ_k weight[row][k] · xs[x][k]` for a tile of rows and all of the prepared rows of activations;
-/// `out` is `[xs.len(), rows.len()]`.
+/// `out[x][row] = Σ_k weight[row][k] · xs[x][k]` for a tile of rows and all of the prepared rows of activations, up to
+/// [`X_BLOCK`] of them, which have also been packed; `out` is `[xs.len(), rows.len()]`.
 ///
 /// # Safety
 /// Rows and activations are as the layout says, the rows as many as the instance's tiles have; the processor has the
@@ -35,9 +42,48 @@ pub(super) type TileFn = unsafe fn(
     layout: &RowLayout,
     rows: &[Row],
     xs: &[*const f32],
+    packed: &[f32],
     scratch: &mut TileScratch,
     out: &mut [f32],
 );
+
+/// Puts prepared rows of activations together as [`TileFn`] wants them.
+///
+/// # Safety
+/// Activations are as the layout says.
+pub(super) type PackFn = unsafe fn(layout: &RowLayout, xs: &[*const f32], packed: &mut Aligned<f32>);
+
+/// How the cells of a tile are multiplied with activations.
+pub(super) trait Multiply<S: Simd, E: Element<S>> {
+    /// What it needs while it is at work.
+    type State;
+
+    /// The [`PackFn`].
+    unsafe fn pack<C: Cells<S, Element = E>>(
+        layout: &RowLayout,
+        xs: &[*const f32],
+        packed: &mut Aligned<f32>,
+    );
+
+    /// Begins a tile.
+    ///
+    /// # Safety
+    /// The processor has the instructions.
+    unsafe fn begin<C: Cells<S, Element = E>>(layout: &RowLayout) -> Self::State;
+
+    /// Adds the block's products with all of `xs` to `out`.
+    ///
+    /// # Safety
+    /// The block's cells have been written; as [`TileFn`].
+    unsafe fn multiply<C: Cells<S, Element = E>>(
+        s: S,
+        state: &mut Self::State,
+        block: &Block<'_>,
+        xs: &[*const f32],
+        packed: *const f32,
+        out: *mut f32,
+    );
+}
 
 /// Working memory of [`TileFn`].
 #[derive(Default)]
@@ -50,10 +96,11 @@ pub(super) struct TileScratch {
 }
 
 /// The [`TileFn`].
-pub(super) unsafe fn tile<S: Simd, C: Cells<S>>(
+pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
     layout: &RowLayout,
     rows: &[Row],
     xs: &[*const f32],
+    packed: &[f32],
     scratch: &mut TileScratch,
     out: &mut [f32],
 ) {
@@ -80,36 +127,20 @@ pub(super) unsafe fn tile<S: Simd, C: Cells<S>>(
                 }
                 let n_cells = layout.n_in.div_ceil(C::Element::WEIGHTS);
                 let block_cells = BLOCK_CELLS / n_rows;
-                let group_cells =
-                    if C::SCALED { layout.group_size / C::Element::WEIGHTS } else { block_cells };
-                let sum_cells = if group_cells < C::MAX_CELLS { group_cells } else { C::MAX_CELLS };
+                let mut state = M::begin::<C>(layout);
                 let mut from = 0;
                 while from < n_cells {
                     let n = block_cells.min(n_cells - from);
                     fill::<S, C>(s, layout, rows, from, n, scratch.cells.as_mut_ptr());
                     let block = Block {
+                        layout,
                         cells: scratch.cells.as_ptr(),
                         from,
                         n,
-                        group_cells,
-                        sum_cells,
                         scales: scratch.by_group[0].as_ptr(),
                         biases: scratch.by_group[1].as_ptr(),
                     };
-                    let mut at = 0;
-                    while at < xs.len() {
-                        let out = out.as_mut_ptr().add(at * n_rows);
-                        let xs = &xs[at..];
-                        at += if S::MANY_REGISTERS && xs.len() >= 8 {
-                            multiply::<S, C, 8>(s, layout, &block, xs, out)
-                        } else if xs.len() >= 4 {
-                            multiply::<S, C, 4>(s, layout, &block, xs, out)
-                        } else if xs.len() >= 2 {
-                            multiply::<S, C, 2>(s, layout, &block, xs, out)
-                        } else {
-                            multiply::<S, C, 1>(s, layout, &block, xs, out)
-                        };
-                    }
+                    M::multiply::<C>(s, &mut state, &block, xs, packed.as_ptr(), out.as_mut_ptr());
                     from += n;
                 }
             }
@@ -183,6 +214,7 @@ unsafe fn fill<S: Simd, C: Cells<S>>(
     let (load_cells, n_rows) = (C::CELLS * S::LANES, ROW_VECS * S::LANES);
     let n_readable = layout.row_bytes.saturating_sub(if C::OVERREAD { MAX_OVERREAD } else { 0 });
     let mut square = Square([0; 256]);
+    let mut padded = [0u8; 64 + MAX_OVERREAD];
     // SAFETY: whole words are read from the row, others from a padded copy; writes stay within the rounded cells.
     unsafe {
         for load in 0..n.div_ceil(load_cells) {
@@ -196,12 +228,13 @@ unsafe fn fill<S: Simd, C: Cells<S>>(
                 n_rows * layout.row_bytes + next - layout.row_bytes
             };
             for v in 0..ROW_VECS {
+                let rows = &rows[v * S::LANES..][..S::LANES];
                 for r in 0..S::LANES {
-                    let mut at = rows[v * S::LANES + r].data.add(offset);
-                    s.prefetch(rows[v * S::LANES + r].data.wrapping_add(next));
-                    let mut padded = [0u8; 64 + MAX_OVERREAD];
+                    let mut at = rows[r].data.add(offset);
+                    s.prefetch(rows[r].data.wrapping_add(next));
                     if !is_direct {
                         let n = C::LOAD_BYTES.min(layout.row_bytes - offset);
+                        padded.fill(0);
                         std::ptr::copy_nonoverlapping(at, padded.as_mut_ptr(), n);
                         at = padded.as_ptr();
                     }
@@ -223,81 +256,392 @@ unsafe fn fill<S: Simd, C: Cells<S>>(
 }
 
 /// A block of a tile: some cells of all its rows.
-struct Block {
+pub(super) struct Block<'a> {
+    layout: &'a RowLayout,
     cells: *const u32,
     /// Of the row's cells, the first and how many.
     from: usize,
     n: usize,
-    /// Cells of a group, and of a sum.
-    group_cells: usize,
-    sum_cells: usize,
     scales: *const f32,
     biases: *const f32,
+}
+
+/// Cells of a group, and of a sum that is scaled: a group, or what a sum holds of it.
+const fn sum_cells<S: Simd, C: Cells<S>>(layout: &RowLayout) -> (usize, usize) {
+    let group = if C::SCALED { layout.group_size / C::Element::WEIGHTS } else { BLOCK_CELLS };
+    (group, if group < C::MAX_CELLS { group } else { C::MAX_CELLS })
+}
+
+/// A group's scales and biases of a vector of rows.
+struct Group<S: Simd> {
+    idx: usize,
+    /// Where prepared activations have the group's sum and scale.
+    x_sum_at: usize,
+    x_scale_at: usize,
+    scales: S::F,
+    /// Where the group begins, if the format has them.
+    biases: Option<S::F>,
+}
+
+impl Block<'_> {
+    /// The group of cell `first` of the block, of vector `v` of the rows.
+    ///
+    /// # Safety
+    /// As [`TileFn`].
+    #[inline(always)]
+    unsafe fn group<S: Simd, C: Cells<S>>(&self, s: S, first: usize, v: usize) -> Group<S> {
+        let (group_cells, _) = sum_cells::<S, C>(self.layout);
+        let cell = self.from + first;
+        let idx = cell >> group_cells.trailing_zeros();
+        let is_biased = C::SCALED && self.layout.is_biased() && cell.is_multiple_of(group_cells);
+        let at = (idx * ROW_VECS + v) * S::LANES;
+        // SAFETY: the group exists, as the layout and the block say.
+        unsafe {
+            Group {
+                idx,
+                x_sum_at: self.layout.n_values + idx,
+                x_scale_at: self.layout.n_values + self.layout.padded_groups + idx,
+                scales: if C::SCALED { s.load(self.scales.add(at)) } else { s.splat(1.0) },
+                biases: if is_biased { Some(s.load(self.biases.add(at))) } else { None },
+            }
+        }
+    }
+
+    /// Adds sums of a group with activations `x`, times their scales and with the biases, to a vector at `out`.
+    ///
+    /// # Safety
+    /// As [`TileFn`].
+    #[inline(always)]
+    unsafe fn add_scaled<S: Simd, C: Cells<S>>(
+        s: S,
+        group: &Group<S>,
+        sums: S::F,
+        x: *const f32,
+        out: *mut f32,
+    ) {
+        // SAFETY: the group exists, as the layout and the block say.
+        unsafe {
+            let mut total = s.load(out);
+            if C::SCALED {
+                let mut scale = group.scales;
+                if C::Element::X_SCALED {
+                    scale = s.mul(scale, s.splat(x.add(group.x_scale_at).read()));
+                }
+                total = s.fma(sums, scale, total);
+                if let Some(biases) = group.biases {
+                    total = s.fma(biases, s.splat(x.add(group.x_sum_at).read()), total);
+                }
+            } else {
+                total = s.add(total, sums);
+            }
+            s.store(out, total);
+        }
+    }
+}
+
+/// By vectors, for some rows of activations at a time as they were prepared.
+pub(super) struct ByVectors;
+
+impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
+    type State = ();
+
+    unsafe fn pack<C: Cells<S, Element = E>>(_: &RowLayout, _: &[*const f32], _: &mut Aligned<f32>) {}
+
+    #[inline(always)]
+    unsafe fn begin<C: Cells<S, Element = E>>(_: &RowLayout) {}
+
+    #[inline(always)]
+    unsafe fn multiply<C: Cells<S, Element = E>>(
+        s: S,
+        (): &mut (),
+        block: &Block<'_>,
+        xs: &[*const f32],
+        _: *const f32,
+        out: *mut f32,
+    ) {
+        let mut at = 0;
+        while at < xs.len() {
+            // SAFETY: the caller's promise; these rows exist.
+            unsafe {
+                let out = out.add(at * tile_rows::<S>());
+                let xs = &xs[at..];
+                at += if S::MANY_REGISTERS && xs.len() >= 8 {
+                    multiply_few::<S, C, 8>(s, block, xs, out)
+                } else if xs.len() >= 4 {
+                    multiply_few::<S, C, 4>(s, block, xs, out)
+                } else if xs.len() >= 2 {
+                    multiply_few::<S, C, 2>(s, block, xs, out)
+                } else {
+                    multiply_few::<S, C, 1>(s, block, xs, out)
+                };
+            }
+        }
+    }
 }
 
 /// Adds the block's products with the first `X` of `xs` to `out`; returns `X`.
 ///
 /// # Safety
-/// The block's cells have been written; as [`TileFn`].
+/// As [`Multiply::multiply`].
 #[inline(always)]
-unsafe fn multiply<S: Simd, C: Cells<S>, const X: usize>(
+unsafe fn multiply_few<S: Simd, C: Cells<S>, const X: usize>(
     s: S,
-    layout: &RowLayout,
-    block: &Block,
+    block: &Block<'_>,
     xs: &[*const f32],
     out: *mut f32,
 ) -> usize {
-    let n_rows = ROW_VECS * S::LANES;
     let mut x = [xs[0]; X];
     x.copy_from_slice(&xs[..X]);
+    let (_, sum_cells) = sum_cells::<S, C>(block.layout);
     // SAFETY: cells, groups and rows exist, as the layout and the block say.
     unsafe {
         let mut first = 0;
         while first < block.n {
-            let last = (first + block.sum_cells).min(block.n);
+            let last = (first + sum_cells).min(block.n);
             let mut sums = [[C::Element::zero(s); ROW_VECS]; X];
-            for cell in first..last {
-                let mut w = [s.splat_i(0); ROW_VECS];
-                for v in 0..ROW_VECS {
-                    w[v] = s.load_words(block.cells.add((cell * ROW_VECS + v) * S::LANES).cast());
+            for plane in 0..C::Element::PLANES {
+                if plane > 0 {
+                    for m in 0..X {
+                        for v in 0..ROW_VECS {
+                            sums[m][v] = C::Element::next_plane(s, sums[m][v]);
+                        }
+                    }
                 }
-                for m in 0..X {
-                    let x = s.splat_i(x[m].add(block.from + cell).cast::<u32>().read());
+                let x_at = plane * block.layout.plane + block.from;
+                for cell in first..last {
+                    let mut w = [s.splat_i(0); ROW_VECS];
                     for v in 0..ROW_VECS {
-                        sums[m][v] = C::Element::add(s, sums[m][v], w[v], x);
+                        w[v] = s.load_words(block.cells.add((cell * ROW_VECS + v) * S::LANES).cast());
+                    }
+                    for m in 0..X {
+                        let x = s.splat_i(x[m].add(x_at + cell).cast::<u32>().read());
+                        for v in 0..ROW_VECS {
+                            sums[m][v] = C::Element::add(s, sums[m][v], w[v], x);
+                        }
                     }
                 }
             }
-            let group = (block.from + first) / block.group_cells;
-            let begins_group = (block.from + first).is_multiple_of(block.group_cells);
+            // A loop so small that it is unrolled: then the sums stay in registers until here.
+            let mut totals = [[s.splat(0.0); ROW_VECS]; X];
             for m in 0..X {
-                let (mut x_scale, mut x_sum) = (s.splat(1.0), s.splat(0.0));
-                if C::Element::X_SCALED {
-                    x_sum = s.splat(x[m].add(layout.n_values + group).read());
-                    x_scale = s.splat(x[m].add(layout.n_values + layout.padded_groups + group).read());
-                }
                 for v in 0..ROW_VECS {
-                    let at = group * n_rows + v * S::LANES;
-                    let out = out.add(m * n_rows + v * S::LANES);
-                    let mut total = s.load(out);
-                    let sum = C::Element::total(s, sums[m][v]);
-                    if C::SCALED {
-                        let mut scale = s.load(block.scales.add(at));
-                        if C::Element::X_SCALED {
-                            scale = s.mul(scale, x_scale);
-                        }
-                        total = s.fma(sum, scale, total);
-                        if begins_group && layout.is_biased() {
-                            total = s.fma(s.load(block.biases.add(at)), x_sum, total);
-                        }
-                    } else {
-                        total = s.add(total, sum);
-                    }
-                    s.store(out, total);
+                    totals[m][v] = C::Element::total(s, sums[m][v]);
+                }
+            }
+            for v in 0..ROW_VECS {
+                let group = block.group::<S, C>(s, first, v);
+                for m in 0..X {
+                    let out = out.add(m * tile_rows::<S>() + v * S::LANES);
+                    Block::add_scaled::<S, C>(s, &group, totals[m][v], x[m], out);
                 }
             }
             first = last;
         }
     }
     X
+}
+
+/// By AMX, for 16 rows of activations at a time, packed: of each 16 rows all planes, of each plane as many cells of all rows
+/// as one instruction takes, then the next cells; then for each group the scales of all rows, then their sums.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct ByAmx {
+    tiles: Tiles,
+    sums: [Sums; 2],
+    /// Cells of an instruction.
+    k: usize,
+}
+
+/// Floats of 16 packed rows of activations.
+#[cfg(target_arch = "x86_64")]
+fn packed_len(layout: &RowLayout) -> usize {
+    TILE * (layout.n_values + 2 * layout.n_groups)
+}
+
+#[cfg(target_arch = "x86_64")]
+impl<S: ByteDots, const PLANES: usize> Multiply<S, Integers<4, PLANES>> for ByAmx
+where
+    Integers<4, PLANES>: Element<S, Sum = S::Acc8>,
+{
+    type State = Self;
+
+    unsafe fn pack<C: Cells<S, Element = Integers<4, PLANES>>>(
+        layout: &RowLayout,
+        xs: &[*const f32],
+        packed: &mut Aligned<f32>,
+    ) {
+        let k = sum_cells::<S, C>(layout).0.min(TILE);
+        let len = packed_len(layout);
+        packed.resize(xs.len().div_ceil(TILE) * len, 0.0);
+        for (xs, packed) in xs.chunks(TILE).zip(packed.chunks_exact_mut(len)) {
+            if xs.len() < TILE {
+                packed.fill(0.0);
+            }
+            let (values, groups) = packed.split_at_mut(TILE * layout.n_values);
+            let (scales, sums) = groups.split_at_mut(TILE * layout.n_groups);
+            for (r, x) in xs.iter().enumerate() {
+                // SAFETY: activations are as the layout says (the caller's promise).
+                let x = unsafe { std::slice::from_raw_parts(*x, layout.stride) };
+                let (x, x_groups) = x.split_at(layout.n_values);
+                match k {
+                    4 => pack_row::<4>(x, &mut values[r * k..]),
+                    8 => pack_row::<8>(x, &mut values[r * k..]),
+                    _ => pack_row::<16>(x, &mut values[r * k..]),
+                }
+                let (x_sums, x_scales) = x_groups.split_at(layout.padded_groups);
+                for g in 0..layout.n_groups {
+                    scales[g * TILE + r] = x_scales[g];
+                    sums[g * TILE + r] = x_sums[g];
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn begin<C: Cells<S, Element = Integers<4, PLANES>>>(layout: &RowLayout) -> Self {
+        let k = sum_cells::<S, C>(layout).0.min(TILE);
+        // SAFETY: the caller's promise.
+        Self { tiles: unsafe { Tiles::configure(TILE, k) }, sums: [Sums::ZERO; 2], k }
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<C: Cells<S, Element = Integers<4, PLANES>>>(
+        s: S,
+        state: &mut Self,
+        block: &Block<'_>,
+        xs: &[*const f32],
+        packed: *const f32,
+        out: *mut f32,
+    ) {
+        let (_, sum_cells) = sum_cells::<S, C>(block.layout);
+        let n_sums = block.n.div_ceil(sum_cells);
+        for (i, xs) in xs.chunks(TILE).enumerate() {
+            let x = packed.wrapping_add(i * packed_len(block.layout));
+            for v in 0..ROW_VECS {
+                let out = out.wrapping_add(i * TILE * tile_rows::<S>() + v * TILE);
+                let mut totals = [s.splat(0.0); TILE];
+                // Products take their time: meanwhile those before are stored, and those before these are scaled.
+                // SAFETY: cells, groups and rows exist, as the layout and the block say.
+                unsafe {
+                    let mut sum = 0;
+                    while sum < n_sums {
+                        state.products::<PLANES, 0>(block, sum * sum_cells, sum_cells, x, v);
+                        if sum > 0 {
+                            state.tiles.store::<PLANES, 1>(&mut state.sums[1]);
+                            let first = (sum - 2) * sum_cells;
+                            state.add_scaled::<S, C, PLANES>(s, block, first, 0, x, v, &mut totals);
+                        }
+                        if sum + 1 < n_sums {
+                            state.products::<PLANES, 1>(block, (sum + 1) * sum_cells, sum_cells, x, v);
+                        }
+                        state.tiles.store::<PLANES, 0>(&mut state.sums[0]);
+                        if sum > 0 {
+                            let first = (sum - 1) * sum_cells;
+                            state.add_scaled::<S, C, PLANES>(s, block, first, 1, x, v, &mut totals);
+                        }
+                        sum += 2;
+                    }
+                    state.tiles.store::<PLANES, 1>(&mut state.sums[1]);
+                    let first = (sum - 2) * sum_cells;
+                    state.add_scaled::<S, C, PLANES>(s, block, first, 0, x, v, &mut totals);
+                    if sum == n_sums {
+                        let first = (sum - 1) * sum_cells;
+                        state.add_scaled::<S, C, PLANES>(s, block, first, 1, x, v, &mut totals);
+                    }
+                    // Small loops are unrolled: the totals stay in registers.
+                    let mut results = [[0f32; TILE]; TILE];
+                    for r in 0..TILE {
+                        s.store(results[r].as_mut_ptr(), totals[r]);
+                    }
+                    for r in 0..xs.len() {
+                        let out = out.add(r * tile_rows::<S>());
+                        s.store(out, s.add(s.load(out), s.load(results[r].as_ptr())));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+impl ByAmx {
+    /// Sums the products of some cells of the block's vector `v` of rows with packed activations, in half `HALF` of the
+    /// tiles.
+    ///
+    /// # Safety
+    /// As [`Multiply::multiply`].
+    #[inline(always)]
+    unsafe fn products<const PLANES: usize, const HALF: usize>(
+        &self,
+        block: &Block<'_>,
+        first: usize,
+        n: usize,
+        x: *const f32,
+        v: usize,
+    ) {
+        self.tiles.clear::<HALF>();
+        let last = (first + n).min(block.n);
+        let mut cell = first;
+        while cell < last {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let x = x.add((block.from + cell) * TILE);
+                let w = block.cells.add((cell * ROW_VECS + v) * TILE);
+                let plane = 4 * TILE * block.layout.plane;
+                self.tiles.add_products::<PLANES, HALF>(x.cast(), plane, w.cast(), 4 * ROW_VECS * TILE);
+            }
+            cell += self.k;
+        }
+    }
+
+    /// Adds the sums stored of half `half`, times their scales and with the biases, to the totals of packed activations:
+    /// those of the cells from `first` on of vector `v` of the rows.
+    ///
+    /// # Safety
+    /// As [`Multiply::multiply`].
+    #[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
+    #[inline(always)]
+    unsafe fn add_scaled<S: ByteDots, C: Cells<S>, const PLANES: usize>(
+        &self,
+        s: S,
+        block: &Block<'_>,
+        first: usize,
+        half: usize,
+        x: *const f32,
+        v: usize,
+        totals: &mut [S::F; TILE],
+    ) where
+        C::Element: Element<S, Sum = S::Acc8>,
+    {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let group = block.group::<S, C>(s, first, v);
+            let x_scales = x.add(TILE * (block.layout.n_values + group.idx));
+            let x_sums = x_scales.add(TILE * block.layout.n_groups);
+            for r in 0..TILE {
+                let mut sums = s.acc8();
+                for p in 0..PLANES {
+                    if p > 0 {
+                        sums = s.times_256(sums);
+                    }
+                    let lanes = s.load_words(self.sums[half].0[p].as_ptr().add(r * TILE).cast());
+                    sums = s.add_lanes(sums, lanes);
+                }
+                let scale = s.mul(group.scales, s.splat(x_scales.add(r).read()));
+                totals[r] = s.fma(C::Element::total(s, sums), scale, totals[r]);
+            }
+            if let Some(biases) = group.biases {
+                for r in 0..TILE {
+                    totals[r] = s.fma(biases, s.splat(x_sums.add(r).read()), totals[r]);
+                }
+            }
+        }
+    }
+}
+
+/// Puts a row at every sixteenth run of `K` words.
+#[cfg(target_arch = "x86_64")]
+fn pack_row<const K: usize>(x: &[f32], packed: &mut [f32]) {
+    for (to, from) in packed.chunks_mut(TILE * K).zip(x.as_chunks::<K>().0) {
+        to[..K].copy_from_slice(from);
+    }
 }

@@ -1,12 +1,13 @@
-//! 512-bit x86 vectors: AVX-512 F, BW, DQ, VL.
+//! 512-bit x86 vectors: AVX-512 F, BW, DQ, VL; and VNNI, VBMI and GFNI where all three are.
 
 use std::arch::x86_64::*;
 
-use super::Simd;
 use super::avx2::Avx2;
+use super::{ByteDots, Simd};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
-/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot product.
+/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot products, VBMI's
+/// moves of bytes and GFNI.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const VNNI: bool>(());
 
@@ -23,6 +24,29 @@ const fn code_tables16(bits: usize) -> ([u8; 64], [u16; 32]) {
         j += 1;
     }
     (bytes, shifts)
+}
+
+/// Of 64 codes eight are in each 64-bit lane: the bytes they come from, and where in these the window of a byte that
+/// begins with a code begins.
+const fn code_tables8(bits: usize) -> ([u8; 64], [u8; 64]) {
+    let (mut bytes, mut first_bits) = ([0; 64], [0; 64]);
+    let mut j = 0;
+    while j < 64 {
+        bytes[j] = (j / 8 * bits + j % 8 % bits) as u8;
+        first_bits[j] = (j % 8 * bits) as u8;
+        j += 1;
+    }
+    (bytes, first_bits)
+}
+
+/// The matrix that takes `bits` bits from bit `from` on to the bottom of a byte.
+const fn bit_matrix(bits: usize, from: usize) -> i64 {
+    let (mut matrix, mut i) = (0, 0);
+    while i < bits {
+        matrix |= 1 << (8 * (7 - i) + i + from);
+        i += 1;
+    }
+    matrix
 }
 
 // SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
@@ -48,7 +72,9 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe fn enabled<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")]
+        #[target_feature(
+            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,gfni,avx2,fma,f16c"
+        )]
         unsafe fn enabled_vnni<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
@@ -108,6 +134,15 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
 
     #[inline(always)]
     unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I {
+        if VNNI {
+            let (bytes, bits) = const { code_tables8(BITS) };
+            return unsafe {
+                let codes = _mm512_maskz_loadu_epi8(u64::MAX >> (64 - 8 * BITS), p.cast());
+                let eights = _mm512_permutexvar_epi8(_mm512_loadu_si512(bytes.as_ptr().cast()), codes);
+                let windows = _mm512_multishift_epi64_epi8(_mm512_loadu_si512(bits.as_ptr().cast()), eights);
+                self.and(windows, self.splat_i(0x101_0101 * ((1 << BITS) - 1)))
+            };
+        }
         let (bytes, shifts) = const { code_tables16(BITS) };
         unsafe {
             let half = |i: usize| {
@@ -187,6 +222,18 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn shl16(self, a: Self::I, n: u32) -> Self::I {
         unsafe { _mm512_sll_epi16(a, _mm_cvtsi32_si128(n.cast_signed())) }
+    }
+
+    #[inline(always)]
+    fn bits_of_8<const BITS: usize>(self, a: Self::I, from: usize) -> Self::I {
+        if VNNI && from > 0 {
+            // A mask is the cheaper one where that is enough.
+            return unsafe {
+                _mm512_gf2p8affine_epi64_epi8::<0>(a, _mm512_set1_epi64(bit_matrix(BITS, from)))
+            };
+        }
+        let shifted = if from == 0 { a } else { self.shr16(a, from as u32) };
+        self.and(shifted, self.splat_i(0x101_0101 * ((1 << BITS) - 1)))
     }
 
     #[inline(always)]
@@ -315,5 +362,19 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+}
+
+impl ByteDots for Avx512<true> {
+    #[inline(always)]
+    fn times_256(self, acc: Self::Acc8) -> Self::Acc8 {
+        // SAFETY: as above.
+        unsafe { _mm512_slli_epi32::<8>(acc) }
+    }
+
+    #[inline(always)]
+    fn add_lanes(self, acc: Self::Acc8, lanes: Self::I) -> Self::Acc8 {
+        // SAFETY: as above.
+        unsafe { _mm512_add_epi32(acc, lanes) }
     }
 }
