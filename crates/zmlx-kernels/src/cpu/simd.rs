@@ -131,6 +131,11 @@ pub(crate) trait Simd: Copy {
 pub(crate) trait ByteDots: Simd {
     /// 256 times the sums, which must fit.
     fn times_256(self, acc: Self::Acc8) -> Self::Acc8;
+    /// Reads `LANES` words of eight codes of 3 bits from `3 · LANES` bytes into the low 24 bits of 32-bit lanes, whatever
+    /// the others hold.
+    unsafe fn load_words3(self, p: *const u8) -> Self::I;
+    /// Of each such word codes `i`, `i + 2`, `i + 4` and `i + 6`, `i` being 0 or 1, in 8-bit lanes.
+    fn codes_of_words3(self, words: Self::I, i: usize) -> Self::I;
     /// Adds to the sums, which are those of 32-bit lanes.
     fn add_lanes(self, acc: Self::Acc8, lanes: Self::I) -> Self::Acc8;
 }

@@ -8,6 +8,8 @@
 use std::marker::PhantomData;
 
 use super::elements::{Element, Floats};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::ByteDots;
 use crate::cpu::simd::Simd;
 
 /// A format's decoder for vectors of `S`.
@@ -96,6 +98,31 @@ impl<S: Simd, E: Element<S>, const BITS: usize, const CHUNK: usize> Cells<S> for
     unsafe fn load(s: S, p: *const u8) -> S::I {
         // SAFETY: the caller's promise.
         unsafe { if E::WEIGHTS == 2 { s.load_codes16::<BITS>(p) } else { s.load_codes8::<BITS>(p) } }
+    }
+}
+
+/// Affine codes of 3 bits in words of eight, one to a lane.
+#[cfg(target_arch = "x86_64")]
+pub(super) struct Words3<E>(PhantomData<E>);
+
+#[cfg(target_arch = "x86_64")]
+impl<S: ByteDots, E: Element<S>> Cells<S> for Words3<E> {
+    type Element = E;
+    const CELLS: usize = 2;
+    const LOAD_BYTES: usize = 3 * S::LANES;
+    const LOADS: usize = 1;
+    const MAX_WEIGHT: usize = 7;
+
+    #[inline(always)]
+    unsafe fn load(s: S, p: *const u8) -> S::I {
+        const { assert!(E::WEIGHTS == 4) };
+        // SAFETY: the caller's promise.
+        unsafe { s.load_words3(p) }
+    }
+
+    #[inline(always)]
+    fn cells(s: S, words: S::I, i: usize) -> S::I {
+        s.codes_of_words3(words, i)
     }
 }
 

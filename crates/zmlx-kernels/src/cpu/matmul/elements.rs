@@ -9,7 +9,9 @@
 //! Where sums of products of bytes have 32 bits ([`ByteDots`]), 16 bits are two bytes, `256 · upper + lower`, each in a
 //! plane of its own: as many products as of 16 bits, but weights stay bytes, which take half the instructions to unpack.
 
-use super::cells::Cells;
+#[cfg(target_arch = "x86_64")]
+use super::cells::Words3;
+use super::cells::{Cells, OddBits};
 use super::layout::RowLayout;
 use crate::cpu::simd::{ByteDots, Simd};
 
@@ -65,29 +67,37 @@ pub(in crate::cpu) const MAX_I16: f32 = 32767.0;
 const MAX_TWO_I8: f32 = 127.0 * 257.0;
 const MAX_I8: f32 = 127.0;
 
-/// How a level holds activations of 16 bits.
-pub(super) trait Int16: Simd {
-    type Element: Element<Self>;
+/// What levels do in ways of their own.
+pub(super) trait Ways: Simd {
+    /// How activations of 16 bits are held.
+    type Int16: Element<Self>;
+    /// How affine codes of 3 bits in groups of at least `CHUNK` are decoded.
+    type ThreeBits<E: Element<Self>, const CHUNK: usize>: Cells<Self, Element = E>;
 }
 
-impl Int16 for crate::cpu::simd::scalar::Scalar {
-    type Element = Integers<2, 1>;
+impl Ways for crate::cpu::simd::scalar::Scalar {
+    type Int16 = Integers<2, 1>;
+    type ThreeBits<E: Element<Self>, const CHUNK: usize> = OddBits<3, E, CHUNK>;
 }
 #[cfg(target_arch = "aarch64")]
-impl Int16 for crate::cpu::simd::neon::Neon {
-    type Element = Integers<2, 1>;
+impl Ways for crate::cpu::simd::neon::Neon {
+    type Int16 = Integers<2, 1>;
+    type ThreeBits<E: Element<Self>, const CHUNK: usize> = OddBits<3, E, CHUNK>;
 }
 #[cfg(target_arch = "x86_64")]
-impl Int16 for crate::cpu::simd::avx2::Avx2 {
-    type Element = Integers<2, 1>;
+impl Ways for crate::cpu::simd::avx2::Avx2 {
+    type Int16 = Integers<2, 1>;
+    type ThreeBits<E: Element<Self>, const CHUNK: usize> = OddBits<3, E, CHUNK>;
 }
 #[cfg(target_arch = "x86_64")]
-impl Int16 for crate::cpu::simd::avx512::Avx512<false> {
-    type Element = Integers<2, 1>;
+impl Ways for crate::cpu::simd::avx512::Avx512<false> {
+    type Int16 = Integers<2, 1>;
+    type ThreeBits<E: Element<Self>, const CHUNK: usize> = OddBits<3, E, CHUNK>;
 }
 #[cfg(target_arch = "x86_64")]
-impl Int16 for crate::cpu::simd::avx512::Avx512<true> {
-    type Element = Integers<4, 2>;
+impl Ways for crate::cpu::simd::avx512::Avx512<true> {
+    type Int16 = Integers<4, 2>;
+    type ThreeBits<E: Element<Self>, const CHUNK: usize> = Words3<E>;
 }
 
 impl<S: Simd> Element<S> for Integers<2, 1> {

@@ -2,7 +2,7 @@
 
 use super::cells::{Cells, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
 use super::dots::{DotFn, dot};
-use super::elements::{Element, Int16, Integers, Order};
+use super::elements::{Element, Integers, Order, Ways};
 use super::layout::RowLayout;
 #[cfg(target_arch = "x86_64")]
 use super::tiles::ByAmx;
@@ -56,9 +56,9 @@ pub(super) fn kernels(level: Level, activations: Activations, format: WeightForm
     }
 }
 
-fn on<S: Int16, M>(activations: Activations, format: WeightFormat, n_in: usize) -> Kernels
+fn on<S: Ways, M>(activations: Activations, format: WeightFormat, n_in: usize) -> Kernels
 where
-    M: Multiply<S, S::Element> + Multiply<S, Integers<4, 1>>,
+    M: Multiply<S, S::Int16> + Multiply<S, Integers<4, 1>>,
 {
     match format {
         WeightFormat::Dense(DType::F32) => of::<S, DenseF32, ByVectors>(format, n_in),
@@ -66,15 +66,15 @@ where
         WeightFormat::Dense(_) => of::<S, DenseBf16, ByVectors>(format, n_in),
         WeightFormat::Quantized { spec, .. } => match (spec.mode(), spec.bits(), activations) {
             (QuantMode::Mxfp8, ..) => of::<S, E4m3, ByVectors>(format, n_in),
-            (QuantMode::Affine, 8, _) => of::<S, PowerOfTwoBits<8, S::Element>, M>(format, n_in),
-            (.., Activations::Int16) => narrow::<S, S::Element, M>(spec, format, n_in),
+            (QuantMode::Affine, 8, _) => of::<S, PowerOfTwoBits<8, S::Int16>, M>(format, n_in),
+            (.., Activations::Int16) => narrow::<S, S::Int16, M>(spec, format, n_in),
             (.., Activations::Int8) => narrow::<S, Integers<4, 1>, M>(spec, format, n_in),
         },
     }
 }
 
 /// Weights of less than 8 bits.
-fn narrow<S: Simd, E: Element<S>, M: Multiply<S, E>>(
+fn narrow<S: Ways, E: Element<S>, M: Multiply<S, E>>(
     spec: QuantSpec,
     format: WeightFormat,
     n_in: usize,
@@ -83,8 +83,8 @@ fn narrow<S: Simd, E: Element<S>, M: Multiply<S, E>>(
     let is_long = spec.group_size() >= 64;
     match (spec.mode(), spec.bits()) {
         (QuantMode::Affine, 2) => of::<S, PowerOfTwoBits<2, E>, M>(format, n_in),
-        (QuantMode::Affine, 3) if is_long => of::<S, OddBits<3, E, 64>, M>(format, n_in),
-        (QuantMode::Affine, 3) => of::<S, OddBits<3, E, 32>, M>(format, n_in),
+        (QuantMode::Affine, 3) if is_long => of::<S, S::ThreeBits<E, 64>, M>(format, n_in),
+        (QuantMode::Affine, 3) => of::<S, S::ThreeBits<E, 32>, M>(format, n_in),
         (QuantMode::Affine, 4) => of::<S, PowerOfTwoBits<4, E>, M>(format, n_in),
         (QuantMode::Affine, 5) if is_long => of::<S, OddBits<5, E, 64>, M>(format, n_in),
         (QuantMode::Affine, 5) => of::<S, OddBits<5, E, 32>, M>(format, n_in),

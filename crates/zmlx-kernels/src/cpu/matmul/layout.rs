@@ -159,6 +159,8 @@ pub(super) unsafe fn scales<S: Simd>(
                     }
                     let scales = if layout.scales == ScaleKind::E8m0 {
                         s.load_e8m0(at)
+                    } else if !has_e4m3_nan(at, S::LANES) {
+                        s.mul(s.load_e4m3(at), s.splat(256.0))
                     } else {
                         let mut scales = [0f32; 16];
                         for (i, scale) in scales[..S::LANES].iter_mut().enumerate() {
@@ -203,6 +205,23 @@ pub(super) unsafe fn scales<S: Simd>(
             s.store(out.add(layout.padded_groups - S::LANES), s.splat(0.0));
         }
     }
+}
+
+/// Whether one of `n` codes, a multiple of 8, is that of NaN.
+///
+/// # Safety
+/// They are readable at `p`.
+#[inline(always)]
+unsafe fn has_e4m3_nan(p: *const u8, n: usize) -> bool {
+    const EACH: u64 = 0x0101_0101_0101_0101;
+    let mut carries = 0;
+    for i in 0..n / 8 {
+        // SAFETY: the caller's promise.
+        let codes = unsafe { p.cast::<u64>().add(i).read_unaligned() };
+        // Without the sign the code of NaN is the largest, which one more carries into the sign's place.
+        carries |= (codes & (0x7f * EACH)) + EACH;
+    }
+    carries & (0x80 * EACH) != 0
 }
 
 /// # Safety

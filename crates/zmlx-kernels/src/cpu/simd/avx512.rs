@@ -373,6 +373,43 @@ impl ByteDots for Avx512<true> {
     }
 
     #[inline(always)]
+    unsafe fn load_words3(self, p: *const u8) -> Self::I {
+        let bytes = const {
+            let mut bytes = [0u8; 64];
+            let mut j = 0;
+            while j < 64 {
+                bytes[j] = (j / 4 * 3 + j % 4 % 3) as u8;
+                j += 1;
+            }
+            bytes
+        };
+        // SAFETY: as above.
+        unsafe {
+            let words = _mm512_maskz_loadu_epi8(u64::MAX >> 16, p.cast());
+            _mm512_permutexvar_epi8(_mm512_loadu_si512(bytes.as_ptr().cast()), words)
+        }
+    }
+
+    #[inline(always)]
+    fn codes_of_words3(self, words: Self::I, i: usize) -> Self::I {
+        let first_bits = const {
+            let mut first_bits = [[0u8; 64]; 2];
+            let mut j = 0;
+            while j < 64 {
+                first_bits[0][j] = (j % 8 / 4 * 32 + j % 4 * 6) as u8;
+                first_bits[1][j] = first_bits[0][j] + 3;
+                j += 1;
+            }
+            first_bits
+        };
+        // SAFETY: as above.
+        unsafe {
+            let first_bits = _mm512_loadu_si512(first_bits[i].as_ptr().cast());
+            self.and(_mm512_multishift_epi64_epi8(first_bits, words), self.splat_i(0x707_0707))
+        }
+    }
+
+    #[inline(always)]
     fn add_lanes(self, acc: Self::Acc8, lanes: Self::I) -> Self::Acc8 {
         // SAFETY: as above.
         unsafe { _mm512_add_epi32(acc, lanes) }
