@@ -253,3 +253,21 @@ unsafe fn read_scale(dtype: DType, p: *const u8) -> f32 {
 }
 
 static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| e4m3_to_f32(code as u8)));
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nan_scales_are_found_wherever_they_are() {
+        for code in 0..=u8::MAX {
+            for at in 0..16 {
+                let mut codes = [0xfe; 16];
+                codes[at] = code;
+                // SAFETY: there are 16 codes.
+                let found = unsafe { has_e4m3_nan(codes.as_ptr(), 16) };
+                assert_eq!(found, e4m3_to_f32(code).is_nan(), "{code:#x} at {at}");
+            }
+        }
+    }
+}

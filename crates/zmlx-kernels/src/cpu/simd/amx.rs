@@ -47,6 +47,13 @@ struct Config {
     rows: [u8; 16],
 }
 
+/// Expands to `$use!` with the registers of half `$half`: sums of the first and of the second plane, weights.
+macro_rules! of_half {
+    ($half:expr, $use:ident) => {
+        if $half == 0 { $use!("tmm0", "tmm1", "tmm6") } else { $use!("tmm2", "tmm3", "tmm7") }
+    };
+}
+
 /// This thread's tiles, configured; given back when dropped. Their sums are two halves: while one is multiplied the other
 /// can be stored, for the processor has no more of these registers than can be named.
 pub(crate) struct Tiles {
@@ -54,19 +61,18 @@ pub(crate) struct Tiles {
 }
 
 impl Tiles {
-    /// Tiles for `m` rows of `k` words of activations, and `k` rows of cells of weights; both up to [`TILE`].
+    /// Tiles for 16 rows of `k` words of activations and `k` cells of 16 rows of weights; `k` is up to [`TILE`].
     ///
     /// # Safety
     /// AMX is available.
-    pub(crate) unsafe fn configure(m: usize, k: usize) -> Self {
-        assert!((1..=TILE).contains(&m) && (1..=TILE).contains(&k));
-        let (m_rows, k_rows) = (m as u8, k as u8);
+    pub(crate) unsafe fn configure(k: usize) -> Self {
+        assert!((1..=TILE).contains(&k));
         let mut config =
             Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        // 0 to 3 are sums, two for each half; 4 and 5 activations; 6 and 7 weights, one for each half.
+        // 0 to 3 are sums, 4 and 5 activations of each plane, 6 and 7 weights.
         for tile in 0..8 {
-            config.row_bytes[tile] = if matches!(tile, 4 | 5) { 4 * k as u16 } else { 4 * TILE as u16 };
-            config.rows[tile] = if tile < 6 { m_rows } else { k_rows };
+            config.row_bytes[tile] = 4 * if matches!(tile, 4 | 5) { k } else { TILE } as u16;
+            config.rows[tile] = if tile < 6 { TILE } else { k } as u8;
         }
         // SAFETY: the configuration is valid; the caller vouches for the instruction.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, preserves_flags)) };
@@ -76,14 +82,19 @@ impl Tiles {
     /// The sums of half `HALF` become zero.
     #[inline(always)]
     pub(crate) fn clear<const HALF: usize>(&self) {
-        // SAFETY: tiles are configured.
-        unsafe {
-            if HALF == 0 {
-                asm!("tilezero tmm0", "tilezero tmm1", out("tmm0") _, out("tmm1") _, options(nostack, nomem, preserves_flags));
-            } else {
-                asm!("tilezero tmm2", "tilezero tmm3", out("tmm2") _, out("tmm3") _, options(nostack, nomem, preserves_flags));
-            }
+        macro_rules! clear {
+            ($first:tt, $second:tt, $w:tt) => {
+                asm!(
+                    concat!("tilezero ", $first),
+                    concat!("tilezero ", $second),
+                    out($first) _,
+                    out($second) _,
+                    options(nostack, nomem, preserves_flags),
+                )
+            };
         }
+        // SAFETY: tiles are configured.
+        unsafe { of_half!(HALF, clear) }
     }
 
     /// Adds to the sums of half `HALF` the products of signed bytes, activations, with unsigned ones, weights. Activations
@@ -100,27 +111,41 @@ impl Tiles {
         w: *const u8,
         w_stride: usize,
     ) {
-        let x_stride = self.x_row_bytes;
+        macro_rules! add {
+            ($first:tt, $second:tt, $w:tt) => {
+                asm!(
+                    "tileloadd tmm4, [{x} + {x_stride}]",
+                    concat!("tileloadd ", $w, ", [{w} + {w_stride}]"),
+                    concat!("tdpbsud ", $first, ", tmm4, ", $w),
+                    x = in(reg) x,
+                    x_stride = in(reg) self.x_row_bytes,
+                    w = in(reg) w,
+                    w_stride = in(reg) w_stride,
+                    out("tmm4") _,
+                    out($first) _,
+                    out($w) _,
+                    options(nostack, readonly, preserves_flags),
+                )
+            };
+        }
+        macro_rules! add_second {
+            ($first:tt, $second:tt, $w:tt) => {
+                asm!(
+                    "tileloadd tmm5, [{x} + {x_stride}]",
+                    concat!("tdpbsud ", $second, ", tmm5, ", $w),
+                    x = in(reg) x.add(plane),
+                    x_stride = in(reg) self.x_row_bytes,
+                    out("tmm5") _,
+                    out($second) _,
+                    options(nostack, readonly, preserves_flags),
+                )
+            };
+        }
         // SAFETY: the caller's promise; tiles are configured.
         unsafe {
-            if HALF == 0 {
-                asm!("tileloadd tmm4, [{x} + {x_stride}]", "tileloadd tmm6, [{w} + {w_stride}]", "tdpbsud tmm0, tmm4, tmm6",
-                    x = in(reg) x, x_stride = in(reg) x_stride, w = in(reg) w, w_stride = in(reg) w_stride,
-                    out("tmm0") _, out("tmm4") _, out("tmm6") _, options(nostack, readonly, preserves_flags));
-                if PLANES == 2 {
-                    asm!("tileloadd tmm5, [{x} + {x_stride}]", "tdpbsud tmm1, tmm5, tmm6",
-                        x = in(reg) x.add(plane), x_stride = in(reg) x_stride, out("tmm1") _, out("tmm5") _,
-                        options(nostack, readonly, preserves_flags));
-                }
-            } else {
-                asm!("tileloadd tmm4, [{x} + {x_stride}]", "tileloadd tmm7, [{w} + {w_stride}]", "tdpbsud tmm2, tmm4, tmm7",
-                    x = in(reg) x, x_stride = in(reg) x_stride, w = in(reg) w, w_stride = in(reg) w_stride,
-                    out("tmm2") _, out("tmm4") _, out("tmm7") _, options(nostack, readonly, preserves_flags));
-                if PLANES == 2 {
-                    asm!("tileloadd tmm5, [{x} + {x_stride}]", "tdpbsud tmm3, tmm5, tmm7",
-                        x = in(reg) x.add(plane), x_stride = in(reg) x_stride, out("tmm3") _, out("tmm5") _,
-                        options(nostack, readonly, preserves_flags));
-                }
+            of_half!(HALF, add);
+            if PLANES == 2 {
+                of_half!(HALF, add_second);
             }
         }
     }
@@ -128,23 +153,32 @@ impl Tiles {
     /// Writes the sums of half `HALF`.
     #[inline(always)]
     pub(crate) fn store<const PLANES: usize, const HALF: usize>(&self, sums: &mut Sums) {
-        let p = &raw mut *sums;
-        // SAFETY: each tile takes as many bytes as half of the sums at most; tiles are configured.
+        let [first, second] = sums.0.each_mut().map(|plane| plane.as_mut_ptr());
+        macro_rules! store {
+            ($first:tt, $second:tt, $w:tt) => {
+                asm!(
+                    concat!("tilestored [{p} + {stride}], ", $first),
+                    p = in(reg) first,
+                    stride = in(reg) 4 * TILE,
+                    options(nostack, preserves_flags),
+                )
+            };
+        }
+        macro_rules! store_second {
+            ($first:tt, $second:tt, $w:tt) => {
+                asm!(
+                    concat!("tilestored [{p} + {stride}], ", $second),
+                    p = in(reg) second,
+                    stride = in(reg) 4 * TILE,
+                    options(nostack, preserves_flags),
+                )
+            };
+        }
+        // SAFETY: each tile takes as many bytes as a plane; tiles are configured.
         unsafe {
-            if HALF == 0 {
-                asm!("tilestored [{p} + {stride}], tmm0", p = in(reg) p, stride = in(reg) 64usize,
-                    options(nostack, preserves_flags));
-                if PLANES == 2 {
-                    asm!("tilestored [{p} + {stride} + 1024], tmm1", p = in(reg) p, stride = in(reg) 64usize,
-                        options(nostack, preserves_flags));
-                }
-            } else {
-                asm!("tilestored [{p} + {stride}], tmm2", p = in(reg) p, stride = in(reg) 64usize,
-                    options(nostack, preserves_flags));
-                if PLANES == 2 {
-                    asm!("tilestored [{p} + {stride} + 1024], tmm3", p = in(reg) p, stride = in(reg) 64usize,
-                        options(nostack, preserves_flags));
-                }
+            of_half!(HALF, store);
+            if PLANES == 2 {
+                of_half!(HALF, store_second);
             }
         }
     }
@@ -157,7 +191,7 @@ impl Drop for Tiles {
     }
 }
 
-/// Sums as stored, `[m, 16]` of each plane.
+/// Sums as stored, of each plane `[16, 16]`: rows of activations by rows of weights.
 #[repr(C, align(64))]
 pub(crate) struct Sums(pub(crate) [[i32; TILE * TILE]; 2]);
 
