@@ -128,6 +128,7 @@ pub(crate) trait Simd: Copy {
 }
 
 /// Vectors whose sums of products of bytes have 32 bits.
+#[cfg(target_arch = "x86_64")]
 pub(crate) trait ByteDots: Simd {
     /// 256 times the sums, which must fit.
     fn times_256(self, acc: Self::Acc8) -> Self::Acc8;

@@ -13,7 +13,9 @@
 use super::cells::Words3;
 use super::cells::{Cells, OddBits};
 use super::layout::RowLayout;
-use crate::cpu::simd::{ByteDots, Simd};
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::ByteDots;
+use crate::cpu::simd::Simd;
 
 /// What a cell holds, and how cells are multiplied.
 pub(super) trait Element<S: Simd>: Sized {
@@ -64,6 +66,7 @@ pub(super) struct Floats;
 const MAX_LOAD: usize = 256;
 /// The largest activations of 16 bits, of two bytes with signs, and of one.
 pub(in crate::cpu) const MAX_I16: f32 = 32767.0;
+#[cfg(target_arch = "x86_64")]
 const MAX_TWO_I8: f32 = 127.0 * 257.0;
 const MAX_I8: f32 = 127.0;
 
@@ -154,6 +157,7 @@ impl<S: Simd> Element<S> for Integers<4, 1> {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
 impl<S: ByteDots> Element<S> for Integers<4, 2> {
     const WEIGHTS: usize = 4;
     const X_SCALED: bool = true;

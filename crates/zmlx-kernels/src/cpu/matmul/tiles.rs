@@ -273,7 +273,6 @@ const fn sum_cells<S: Simd, C: Cells<S>>(layout: &RowLayout) -> (usize, usize) {
 
 /// A group's scales and biases of a vector of rows.
 struct Group<S: Simd> {
-    idx: usize,
     /// Where prepared activations have the group's sum and scale.
     x_sum_at: usize,
     x_scale_at: usize,
@@ -297,7 +296,6 @@ impl Block<'_> {
         // SAFETY: the group exists, as the layout and the block say.
         unsafe {
             Group {
-                idx,
                 x_sum_at: self.layout.n_values + idx,
                 x_scale_at: self.layout.n_values + self.layout.padded_groups + idx,
                 scales: if C::SCALED { s.load(self.scales.add(at)) } else { s.splat(1.0) },

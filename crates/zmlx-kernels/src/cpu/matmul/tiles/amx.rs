@@ -179,7 +179,8 @@ impl ByAmx {
         // SAFETY: the caller's promise.
         unsafe {
             let group = block.group::<S, C>(s, first, v);
-            let x_scales = x.add(TILE * (block.layout.n_values + group.idx));
+            // As prepared activations have them, but of all rows.
+            let x_scales = x.add(TILE * group.x_sum_at);
             let x_sums = x_scales.add(TILE * block.layout.n_groups);
             for r in 0..TILE {
                 let mut sums = s.acc8();
