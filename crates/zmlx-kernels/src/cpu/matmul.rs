@@ -13,10 +13,11 @@ mod tiles;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
+use cells::MAX_OVERREAD;
 use dots::{DotFn, MAX_X, ROWS};
 pub(super) use elements::{MAX_I16, to_integers};
 use kernels::Kernels;
-use layout::{Row, SCALES_OVERREAD};
+use layout::{Row, Run, SCALES_OVERREAD};
 use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
 
 use super::attention::Partial;
@@ -71,10 +72,23 @@ impl Part {
         }
     }
 
-    /// Of each matrix, the rows behind whose scales (and biases, which take as much) there is the overread.
+    /// Rows of a matrix.
+    fn run(&self, mat: usize, rows: std::ops::Range<usize>) -> Run {
+        Run {
+            first: self.row(mat, rows.start),
+            n: rows.len(),
+            n_overread: self.n_overread().saturating_sub(rows.start),
+            row_bytes: self.row_bytes,
+        }
+    }
+
+    /// Of each matrix, the rows behind whose scales (and biases, which take as much) and data there is the overread.
     fn n_overread(&self) -> usize {
-        let scales = self.row_bytes[1];
-        (self.host.n_out() * scales).saturating_sub(SCALES_OVERREAD).checked_div(scales).unwrap_or(0)
+        let n_without =
+            |row_bytes: usize, overread: usize| overread.checked_div(row_bytes).map_or(0, |n| n + 1);
+        let [data, scales, _] = self.row_bytes;
+        let n = n_without(data, MAX_OVERREAD).max(n_without(scales, SCALES_OVERREAD));
+        self.host.n_out().saturating_sub(n)
     }
 }
 
@@ -232,7 +246,6 @@ impl Groups {
 
 /// A member's working memory.
 pub(super) struct Scratch {
-    scales: Aligned<f32>,
     packed: Aligned<f32>,
     tiles: [TileScratch; 2],
     /// Of each weight the results of a tile, row of activations by row.
@@ -245,7 +258,6 @@ pub(super) struct Scratch {
 impl Default for Scratch {
     fn default() -> Self {
         Self {
-            scales: Aligned::default(),
             packed: Aligned::default(),
             tiles: Default::default(),
             tile_results: Default::default(),
@@ -446,41 +458,29 @@ impl<const W: usize> RowsOf<'_, W> {
     fn by_dots(&self, rows: std::ops::Range<usize>, scratch: &mut Scratch, out: impl Fn(&Results<'_, W>)) {
         let n_runs = ROWS / W;
         let run_len = rows.len().div_ceil(n_runs);
-        let Scratch { results, scales, .. } = scratch;
-        let n_scales = ROWS * self.kernels.layout.padded_groups;
-        if scales.len() < n_scales {
-            scales.resize(n_scales, 0.0);
-        }
-        let bases = self.parts.map(|part| part.row(self.mat, rows.start));
         let block_len = BLOCK_ROWS / n_runs;
-        let n_overread = self.parts.map(Part::n_overread).into_iter().min().unwrap_or(0);
+        let results = &mut scratch.results;
         for block in (0..run_len).step_by(block_len) {
-            let block = block..(block + block_len).min(run_len);
-            for at in block.clone() {
-                // Past the end, the last row is repeated and its results are dropped.
-                let four: [Row; ROWS] = std::array::from_fn(|i| {
-                    let row = (i % n_runs * run_len + at).min(rows.len() - 1);
-                    let can_overread = rows.start + row < n_overread;
-                    // SAFETY: the row lies within the matrix, which is n_out rows of these many bytes.
-                    unsafe { bases[i / n_runs].add(row, self.parts[i / n_runs].row_bytes, can_overread) }
+            let n = block_len.min(run_len - block);
+            // Past the end, the last row is repeated and its results are dropped.
+            let runs: [Run; ROWS] = std::array::from_fn(|i| {
+                let first = (i % n_runs * run_len + block).min(rows.len() - 1);
+                let end = ((i % n_runs + 1) * run_len).min(rows.len());
+                self.parts[i / n_runs].run(self.mat, rows.start + first..rows.start + end.max(first + 1))
+            });
+            for (i, xs) in self.xs.chunks(MAX_X).enumerate() {
+                let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
+                let to: [*mut f32; ROWS] = std::array::from_fn(|r| {
+                    results[r / n_runs][i * MAX_X][r % n_runs * block_len..].as_mut_ptr()
                 });
-                for (i, xs) in self.xs.chunks(MAX_X).enumerate() {
-                    let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
-                    let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
-                    let mut sums = [[0f32; ROWS]; MAX_X];
-                    // SAFETY: rows and activations are as the layout says; the level was detected.
-                    unsafe { dot(&self.kernels.layout, &four, &x, scales.as_mut_ptr(), &mut sums) };
-                    for (x, sums) in sums[..xs.len()].iter().enumerate() {
-                        for (r, sum) in sums.iter().enumerate() {
-                            results[r / n_runs][i * MAX_X + x][r % n_runs * block_len + at - block.start] =
-                                *sum;
-                        }
-                    }
-                }
+                let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
+                // SAFETY: rows and activations are as the layout says; each of the results' rows has room for the runs
+                // of its weight, and those of all activations of the call follow; the level was detected.
+                unsafe { dot(&self.kernels.layout, &runs, n, &x, &to, BLOCK_ROWS) };
             }
             for run in 0..n_runs {
-                let first = run * run_len + block.start;
-                let n = rows.len().saturating_sub(first).min(block.len());
+                let first = run * run_len + block;
+                let n = rows.len().saturating_sub(first).min(n);
                 if n > 0 {
                     out(&Results {
                         rows: self.global(rows.start + first, n),

@@ -125,6 +125,9 @@ pub(crate) trait Simd: Copy {
     fn sums(self, v: [Self::F; 4]) -> [f32; 4];
     /// Fetches the cache line at `p`, which need not be valid.
     fn prefetch(self, p: *const u8);
+    /// Fetches the cache line at `p`, which need not be valid, into the second-level cache: for what is used later, so that
+    /// it does not take the first level's few slots for misses.
+    fn prefetch_l2(self, p: *const u8);
 }
 
 /// Vectors whose sums of products of bytes have 32 bits.

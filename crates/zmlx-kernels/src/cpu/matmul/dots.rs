@@ -3,7 +3,7 @@
 
 use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::Element;
-use super::layout::{Row, RowLayout, scales};
+use super::layout::{Row, RowLayout, Run, SCALES_OVERREAD, ScaleCopies, group_scales};
 use crate::cpu::simd::Simd;
 
 /// Rows of a weight that a dot kernel takes at once.
@@ -14,31 +14,33 @@ pub(super) const MAX_X: usize = 4;
 const MAX_CELLS: usize = 8;
 /// Largest chunk of any format and level, in bytes.
 const MAX_CHUNK_BYTES: usize = 256;
-/// Weight bytes fetched ahead of use in each row.
-const PREFETCH_BYTES: usize = 1024;
+/// Weight bytes fetched ahead of use in each run, into the second-level cache.
+const PREFETCH_BYTES: usize = 2048;
 
-/// `out[x][row] = Σ_k weight[row][k] · x[k]` for four rows and as many prepared rows of activations as the instance
-/// takes. `scratch` has room for `ROWS · layout.padded_groups` floats.
+/// `out[r][x · x_stride + i] = Σ_k weight[k] · x[k]` for row `i`, below `n`, of each of four runs and for as many prepared rows
+/// of activations as the instance takes. A run that is shorter repeats its last row.
 ///
 /// # Safety
-/// Rows and activations are as the layout says; the processor has the instance's instructions.
+/// Rows and activations are as the layout says; the results have room; the processor has the instance's instructions.
 pub(super) type DotFn = unsafe fn(
     layout: &RowLayout,
-    rows: &[Row; ROWS],
+    runs: &[Run; ROWS],
+    n: usize,
     x: &[*const f32; MAX_X],
-    scratch: *mut f32,
-    out: &mut [[f32; ROWS]; MAX_X],
+    out: &[*mut f32; ROWS],
+    x_stride: usize,
 );
 
 /// The [`DotFn`] for `X` rows of activations, `R` rows of the weight at a time: `X · R` sums stay in registers.
 pub(super) unsafe fn dot<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     layout: &RowLayout,
-    rows: &[Row; ROWS],
+    runs: &[Run; ROWS],
+    n: usize,
     x: &[*const f32; MAX_X],
-    scratch: *mut f32,
-    out: &mut [[f32; ROWS]; MAX_X],
+    out: &[*mut f32; ROWS],
+    x_stride: usize,
 ) {
-    const { assert!(C::LOADS * C::LOAD_BYTES <= MAX_CHUNK_BYTES) };
+    const { assert!(C::LOADS * C::LOAD_BYTES <= MAX_CHUNK_BYTES && X * R >= 4) };
     // SAFETY: the caller vouches for the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
@@ -48,14 +50,30 @@ pub(super) unsafe fn dot<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
             // instructions, unless the compiler inlines them.
             let mut few_x = [x[0]; X];
             few_x.copy_from_slice(&x[..X]);
+            let mut copies = Copies::ZERO;
             for first in (0..ROWS).step_by(R) {
-                let mut few_rows = [rows[first]; R];
-                few_rows.copy_from_slice(&rows[first..first + R]);
-                // SAFETY: the buffers are as the layout says (the caller's promise).
-                let total = unsafe { dot_rows::<S, C, X, R>(s, layout, &few_rows, &few_x, scratch) };
-                for m in 0..X {
+                let mut rows = [runs[first].first; R];
+                for r in 1..R {
+                    rows[r] = runs[first + r].first;
+                }
+                for i in 0..n {
+                    // SAFETY: the buffers are as the layout says and have room (the caller's promise).
+                    unsafe {
+                        let total = dot_rows::<S, C, X, R>(s, layout, &rows, &few_x, &mut copies);
+                        for at in (0..X * R).step_by(4) {
+                            let mut four = [total[0][0]; 4];
+                            for j in 0..4 {
+                                four[j] = total[(at + j) / R][(at + j) % R];
+                            }
+                            let sums = s.sums(four);
+                            for j in 0..4 {
+                                let (m, r) = ((at + j) / R, (at + j) % R);
+                                out[first + r].add(m * x_stride + i).write(sums[j]);
+                            }
+                        }
+                    }
                     for r in 0..R {
-                        out[m][first + r] = s.sum(total[m][r]);
+                        runs[first + r].advance(&mut rows[r], i);
                     }
                 }
             }
@@ -73,109 +91,164 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     layout: &RowLayout,
     rows: &[Row; R],
     x: &[*const f32; X],
-    scratch: *mut f32,
+    copies: &mut Copies<R>,
 ) -> [[S::F; R]; X] {
-    let padded_groups = layout.padded_groups;
     let mut total = [[s.splat(0.0); R]; X];
-    // SAFETY: the buffers are as the layout says (the caller's promise); the padded copies hold a chunk and the
-    // overread.
-    unsafe {
-        if C::SCALED {
-            for r in 0..R {
-                scales(
-                    s,
-                    layout,
-                    &rows[r],
-                    scratch.add(r * padded_groups),
-                    #[inline(always)]
-                    |g, scales, biases| {
-                        for m in 0..X {
-                            total[m][r] = s.fma(biases, s.load(x[m].add(layout.n_values + g)), total[m][r]);
-                        }
-                        if C::Element::X_SCALED && X == 1 {
-                            // One row of activations: its scales are multiplied in once, not chunk by chunk.
-                            s.mul(scales, s.load(x[0].add(layout.n_values + padded_groups + g)))
-                        } else {
-                            scales
-                        }
-                    },
-                );
+    let mut can_overread = true;
+    for r in 0..R {
+        can_overread &= rows[r].can_overread;
+    }
+    let n_direct = layout.n_direct(can_overread);
+    let mut x_at = *x;
+    let (mut c, mut from, mut group) = (0, 0, 0);
+    while c < layout.n_chunks {
+        // The chunks of a vector of groups.
+        let end = if C::SCALED { layout.n_chunks.min(c + layout.lanes_per_group) } else { layout.n_chunks };
+        let mut scales = Scales { w: [s.splat(1.0); R], x: [s.splat(1.0); X] };
+        // SAFETY: the buffers are as the layout says (the caller's promise).
+        unsafe {
+            if C::SCALED {
+                let [w, biases] = group_scales(s, layout, rows, group, &mut copies.scales);
+                add_biases(s, layout, &biases, x, group, &mut total);
+                scales = Scales::new::<C>(s, layout, w, x, group);
+            }
+            let mut lanes = layout.group_of_lane().as_ptr();
+            while c < end {
+                let idx = if C::SCALED { s.load_words(lanes.cast()) } else { s.splat_i(0) };
+                let mut at = [rows[0].data; R];
+                for r in 0..R {
+                    at[r] = rows[r].data.wrapping_add(from);
+                }
+                if c >= n_direct {
+                    pad(layout.row_bytes - from, &mut at, &mut copies.chunks);
+                }
+                add_chunk::<S, C, X, R>(s, layout, &at, &x_at, &scales, idx, &mut total);
+                from += C::LOADS * C::LOAD_BYTES;
+                for m in 0..X {
+                    x_at[m] = x_at[m].wrapping_add(C::LOADS * C::CELLS * S::LANES);
+                }
+                lanes = lanes.wrapping_add(S::LANES);
+                c += 1;
             }
         }
-        let mut scale_rows = ScaleRows { rows: [scratch.cast_const(); R], idx: scale_lanes(s, layout) };
-        let mut at = [rows[0].data; R];
-        for r in 0..R {
-            scale_rows.rows[r] = scratch.add(r * padded_groups);
-            at[r] = rows[r].data;
-        }
-        for c in 0..layout.n_direct {
-            for at in &at {
-                s.prefetch(at.wrapping_add(PREFETCH_BYTES));
-            }
-            add_chunk::<S, C, X, R>(s, (layout, c), &at, x, &scale_rows, &mut total);
-            for at in &mut at {
-                *at = at.add(C::LOADS * C::LOAD_BYTES);
-            }
-        }
-        for c in layout.n_direct..layout.n_chunks {
-            let mut padded = [[0u8; MAX_CHUNK_BYTES + MAX_OVERREAD]; R];
-            let from = c * C::LOADS * C::LOAD_BYTES;
-            for r in 0..R {
-                let n = layout.row_bytes - from;
-                std::ptr::copy_nonoverlapping(rows[r].data.add(from), padded[r].as_mut_ptr(), n);
-                at[r] = padded[r].as_ptr();
-            }
-            add_chunk::<S, C, X, R>(s, (layout, c), &at, x, &scale_rows, &mut total);
-        }
+        group += S::LANES;
     }
     total
 }
 
-/// The rows' scales as floats, and which of a vector of them each lane takes.
-struct ScaleRows<S: Simd, const R: usize> {
-    rows: [*const f32; R],
-    idx: S::I,
-}
-
-/// Adds chunk `c`'s products to the sums.
+/// Points `at` to copies of the last `n` bytes of some rows, padded with zeros to a chunk and the overread.
 ///
 /// # Safety
-/// `at` holds the chunk of each row, `x` the activations and `scale_rows` the scales, as the layout says.
+/// The bytes are readable.
+#[cold]
+unsafe fn pad<const R: usize>(n: usize, at: &mut [*const u8; R], padded: &mut [PaddedChunk; R]) {
+    for (at, padded) in at.iter_mut().zip(padded) {
+        // SAFETY: the caller's promise; a row ends within a chunk.
+        unsafe { std::ptr::copy_nonoverlapping(*at, padded.as_mut_ptr(), n) };
+        *at = padded.as_ptr();
+    }
+}
+
+/// A chunk of any format, and the overread.
+type PaddedChunk = [u8; MAX_CHUNK_BYTES + MAX_OVERREAD];
+
+/// What is copied of some rows.
+struct Copies<const R: usize> {
+    scales: ScaleCopies<R>,
+    /// The last chunks, of the same length in all rows: behind them there are always zeros.
+    chunks: [PaddedChunk; R],
+}
+
+impl<const R: usize> Copies<R> {
+    const ZERO: Self =
+        Self { scales: [[[0; SCALES_OVERREAD]; 2]; R], chunks: [[0; MAX_CHUNK_BYTES + MAX_OVERREAD]; R] };
+}
+
+/// The scales of a vector of groups: the rows', and those of the activations where they are multiplied in chunk by chunk.
+struct Scales<S: Simd, const X: usize, const R: usize> {
+    w: [S::F; R],
+    x: [S::F; X],
+}
+
+impl<S: Simd, const X: usize, const R: usize> Scales<S, X, R> {
+    /// Those of the groups from `group` on.
+    ///
+    /// # Safety
+    /// `x` are as the layout says and have the group.
+    #[inline(always)]
+    unsafe fn new<C: Cells<S>>(
+        s: S,
+        layout: &RowLayout,
+        w: [S::F; R],
+        x: &[*const f32; X],
+        group: usize,
+    ) -> Self {
+        let mut scales = Self { w, x: [s.splat(1.0); X] };
+        if C::Element::X_SCALED {
+            for m in 0..X {
+                // SAFETY: the caller's promise.
+                scales.x[m] = unsafe { s.load(x[m].add(layout.n_values + layout.padded_groups + group)) };
+            }
+            if X == 1 {
+                // One row of activations: its scales are multiplied in once, not chunk by chunk.
+                for r in 0..R {
+                    scales.w[r] = s.mul(scales.w[r], scales.x[0]);
+                }
+            }
+        }
+        scales
+    }
+}
+
+/// Adds the biases of the groups from `group` on, times the sums of their activations.
+///
+/// # Safety
+/// `x` are as the layout says and have the group.
+#[inline(always)]
+unsafe fn add_biases<S: Simd, const X: usize, const R: usize>(
+    s: S,
+    layout: &RowLayout,
+    biases: &[S::F; R],
+    x: &[*const f32; X],
+    group: usize,
+    total: &mut [[S::F; R]; X],
+) {
+    for m in 0..X {
+        // SAFETY: the caller's promise.
+        let x_sums = unsafe { s.load(x[m].add(layout.n_values + group)) };
+        for r in 0..R {
+            total[m][r] = s.fma(biases[r], x_sums, total[m][r]);
+        }
+    }
+}
+
+/// Adds a chunk's products to the sums; lane `j` belongs to group `idx[j]` of the scales.
+///
+/// # Safety
+/// `at` holds the chunk of each row and `x` its activations, as the layout says.
 #[inline(always)]
 unsafe fn add_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     s: S,
-    (layout, c): (&RowLayout, usize),
+    layout: &RowLayout,
     at: &[*const u8; R],
     x: &[*const f32; X],
-    scale_rows: &ScaleRows<S, R>,
+    scales: &Scales<S, X, R>,
+    idx: S::I,
     total: &mut [[S::F; R]; X],
 ) {
     // SAFETY: the caller's promise.
-    unsafe {
-        let x_at = c * C::LOADS * C::CELLS * S::LANES;
-        let mut x_chunks = *x;
-        for x in &mut x_chunks {
-            *x = x.add(x_at);
-        }
-        let sums = sum_chunk::<S, C, X, R>(s, layout, at, &x_chunks);
-        let mut x_scales = [s.splat(1.0); X];
-        if C::Element::X_SCALED && X > 1 {
-            for m in 0..X {
-                let scales = x[m].add(layout.n_values + layout.padded_groups);
-                x_scales[m] = chunk_scale(s, layout, scales, c, scale_rows.idx);
-            }
-        }
+    let sums = unsafe { sum_chunk::<S, C, X, R>(s, layout, at, x) };
+    for m in 0..X {
+        let x_scale = if C::Element::X_SCALED && X > 1 { s.permute(scales.x[m], idx) } else { scales.x[m] };
         for r in 0..R {
             if C::SCALED {
-                let scale = chunk_scale(s, layout, scale_rows.rows[r], c, scale_rows.idx);
-                for m in 0..X {
-                    let scale = if C::Element::X_SCALED && X > 1 { s.mul(scale, x_scales[m]) } else { scale };
-                    total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
+                let mut scale = s.permute(scales.w[r], idx);
+                if C::Element::X_SCALED && X > 1 {
+                    scale = s.mul(scale, x_scale);
                 }
+                total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
             } else {
-                for m in 0..X {
-                    total[m][r] = s.add(sums[m][r], total[m][r]);
-                }
+                total[m][r] = s.add(sums[m][r], total[m][r]);
             }
         }
     }
@@ -205,6 +278,10 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
                 unsafe {
                     for r in 0..R {
                         if p == 0 {
+                            if i == 0 {
+                                // One by one between the loads: 6 % faster than all at once (Zen 4, 2026-11).
+                                s.prefetch_l2(at[r].wrapping_add(PREFETCH_BYTES));
+                            }
                             cells[i][r] = C::cells(s, C::load(s, at[r].add(load * C::LOAD_BYTES)), i);
                         }
                         for m in 0..X {
@@ -226,32 +303,4 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
         }
     }
     totals
-}
-
-/// Which of the scales loaded from a chunk's first group each lane takes.
-#[inline(always)]
-fn scale_lanes<S: Simd>(s: S, layout: &RowLayout) -> S::I {
-    let mut idx = [0u32; 16];
-    for j in 0..16 {
-        idx[j] = j as u32 >> layout.log2_lanes_per_group;
-    }
-    // SAFETY: 16 words are readable, and no vector has more lanes.
-    unsafe { s.load_words(idx.as_ptr().cast()) }
-}
-
-/// The scale of each lane of chunk `c`.
-///
-/// # Safety
-/// `scales` holds the row's scales, padded as the layout says.
-#[inline(always)]
-unsafe fn chunk_scale<S: Simd>(s: S, layout: &RowLayout, scales: *const f32, c: usize, idx: S::I) -> S::F {
-    // SAFETY: the first group of a chunk exists, and a whole vector behind it is readable.
-    unsafe {
-        let first = scales.add((c * S::LANES) >> layout.log2_lanes_per_group);
-        if 1 << layout.log2_lanes_per_group >= S::LANES {
-            s.splat(first.read())
-        } else {
-            s.permute(s.load(first), idx)
-        }
-    }
 }

@@ -1,5 +1,7 @@
 //! What the kernels know of a weight's rows, and how they read a row's scales.
 
+#![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
+
 use std::sync::LazyLock;
 
 use super::cells::Cells;
@@ -20,25 +22,34 @@ pub(super) struct Row {
     pub(super) data: *const u8,
     pub(super) scales: *const u8,
     pub(super) biases: *const u8,
-    /// Whether [`SCALES_OVERREAD`] bytes behind the scales and the biases are readable.
+    /// Whether [`SCALES_OVERREAD`] bytes behind the scales and the biases are readable, and [`MAX_OVERREAD`](super::cells::MAX_OVERREAD) behind the
+    /// data.
     pub(super) can_overread: bool,
 }
 
-impl Row {
-    /// The row `n` rows further on.
-    ///
-    /// # Safety
-    /// It lies within the same matrix, whose rows take `row_bytes` of data, scales and biases, and the overread is as
-    /// said.
-    pub(super) unsafe fn add(self, n: usize, row_bytes: [usize; 3], can_overread: bool) -> Self {
-        // SAFETY: the caller's promise.
-        unsafe {
-            Self {
-                data: self.data.add(n * row_bytes[0]),
-                scales: self.scales.add(n * row_bytes[1]),
-                biases: self.biases.add(n * row_bytes[2]),
-                can_overread,
-            }
+/// Successive rows of a matrix.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Run {
+    /// The first row.
+    pub(super) first: Row,
+    /// How many there are, at least one.
+    pub(super) n: usize,
+    /// Of these, the first so many have the overread behind them.
+    pub(super) n_overread: usize,
+    /// Bytes of a row's data, scales and biases.
+    pub(super) row_bytes: [usize; 3],
+}
+
+impl Run {
+    /// From row `i`, which is `row`, to the next; past the end, the last row again.
+    #[inline(always)]
+    pub(super) fn advance(&self, row: &mut Row, i: usize) {
+        if i + 1 < self.n {
+            let [data, scales, biases] = self.row_bytes;
+            row.data = row.data.wrapping_add(data);
+            row.scales = row.scales.wrapping_add(scales);
+            row.biases = row.biases.wrapping_add(biases);
+            row.can_overread = i + 1 < self.n_overread;
         }
     }
 }
@@ -52,6 +63,26 @@ enum ScaleKind {
     E4m3,
 }
 
+impl ScaleKind {
+    /// Bytes of a scale.
+    const fn size_bytes(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Float(dtype) => dtype.size_bytes(),
+            Self::E8m0 | Self::E4m3 => 1,
+        }
+    }
+
+    /// Arrays of scales and biases that there are.
+    const fn n_arrays(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Float(_) => 2,
+            Self::E8m0 | Self::E4m3 => 1,
+        }
+    }
+}
+
 /// What a kernel must know of a weight's rows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RowLayout {
@@ -63,17 +94,20 @@ pub(super) struct RowLayout {
     /// 0 without scales.
     pub(super) group_size: usize,
     scales: ScaleKind,
+    /// Bytes of a scale.
+    scale_bytes: usize,
     /// [`Cells::OFFSET`].
     offset: i8,
     /// Chunks of a row or activations.
     pub(super) n_chunks: usize,
     /// [`Cells::LOADS`], as a number that the compiler does not know.
     pub(super) n_loads: usize,
-    /// Chunks that can be read in place; the others go through a padded copy.
-    pub(super) n_direct: usize,
-    /// Lanes that share a scale, in the vectors of a chunk: a power of two, its logarithm.
-    pub(super) log2_lanes_per_group: u32,
-    /// Groups of a row, rounded up to whole vectors and one more; 0 without scales.
+    /// Whole chunks of a row, and those that can be read in place without overread; the others go through a padded copy.
+    n_whole: usize,
+    n_direct: usize,
+    /// Lanes that share a scale, in the vectors of a chunk, and chunks of a vector of groups: a power of two.
+    pub(super) lanes_per_group: usize,
+    /// Groups of a row, rounded up to whole vectors; 0 without scales.
     pub(super) padded_groups: usize,
     /// Floats that a plane of a prepared row's values takes: whole chunks.
     pub(super) plane: usize,
@@ -103,24 +137,37 @@ impl RowLayout {
         let n_chunks = n_in.div_ceil(chunk);
         let plane = n_chunks * n_vecs * S::LANES;
         let n_values = C::Element::PLANES * plane;
-        // One vector of zeros more than needed, so that scales may be loaded as a vector from any group.
-        let padded_groups = if C::SCALED { n_groups.next_multiple_of(S::LANES) + S::LANES } else { 0 };
+        let padded_groups = if C::SCALED { n_groups.next_multiple_of(S::LANES) } else { 0 };
         Self {
             n_in,
             row_bytes,
             n_groups,
             group_size,
             scales,
+            scale_bytes: scales.size_bytes(),
             offset: C::OFFSET,
             n_chunks,
             n_loads: C::LOADS,
+            n_whole: n_in / chunk,
             n_direct: if C::OVERREAD { n_chunks - 1 } else { n_in / chunk },
-            log2_lanes_per_group: (group_size / lane_weights).checked_ilog2().unwrap_or(0),
+            lanes_per_group: (group_size / lane_weights).max(1),
             padded_groups,
             plane,
             n_values,
             stride: n_values + padded_groups * if C::Element::X_SCALED { 2 } else { 1 },
         }
+    }
+
+    /// Of lane j of chunk c of a vector of groups, entry `c · LANES + j`: its group in the vector.
+    #[inline(always)]
+    pub(super) fn group_of_lane(&self) -> &'static [u32] {
+        &GROUP_OF_LANE[self.lanes_per_group.trailing_zeros() as usize]
+    }
+
+    /// Chunks that can be read in place, of rows with the overread behind them or without.
+    #[inline(always)]
+    pub(super) fn n_direct(&self, can_overread: bool) -> usize {
+        if can_overread { self.n_whole } else { self.n_direct }
     }
 
     /// Whether the format has biases, or the integers an offset.
@@ -129,82 +176,144 @@ impl RowLayout {
     }
 }
 
-/// Writes `f(first_group, scales, biases)` for the row's scales and biases as floats, by vectors of groups, padded with
-/// zeros. A format without biases has those of the offset.
+/// Most lanes that share a scale, as a power of two, and one more.
+const N_LANE_COUNTS: usize = 6;
+
+/// By the logarithm of the lanes that share a scale: the group of each lane.
+static GROUP_OF_LANE: [[u32; 16 << (N_LANE_COUNTS - 1)]; N_LANE_COUNTS] = {
+    let mut groups = [[0; 16 << (N_LANE_COUNTS - 1)]; N_LANE_COUNTS];
+    let mut log2 = 0;
+    while log2 < N_LANE_COUNTS {
+        let mut lane = 0;
+        while lane < groups[log2].len() {
+            groups[log2][lane] = (lane >> log2) as u32;
+            lane += 1;
+        }
+        log2 += 1;
+    }
+    groups
+};
+
+/// The scales and biases of some rows' groups from `g`, a multiple of `LANES`, on: of each row a vector, with zeros past the
+/// last group. A format without biases has those of the offset.
 ///
 /// # Safety
-/// The row is as the layout says; `out` has room for the padded groups.
+/// The rows are as the layout says and have group `g`.
 #[inline(always)]
-pub(super) unsafe fn scales<S: Simd>(
+pub(super) unsafe fn group_scales<S: Simd, const R: usize>(
     s: S,
     layout: &RowLayout,
-    row: &Row,
-    out: *mut f32,
-    mut f: impl FnMut(usize, S::F, S::F) -> S::F,
-) {
-    let n = layout.n_groups;
-    let n_whole = n / S::LANES * S::LANES;
-    // SAFETY: reads stay below n groups and the overread, writes below the padded groups (which are at least n).
-    unsafe {
-        match layout.scales {
-            ScaleKind::None => {}
-            ScaleKind::E8m0 | ScaleKind::E4m3 => {
-                for g in (0..n).step_by(S::LANES) {
-                    let mut codes = [0u8; 16];
-                    let mut at = row.scales.add(g);
-                    s.prefetch(at.wrapping_add(PREFETCH_SCALES));
-                    if n - g < S::LANES && !row.can_overread {
-                        std::ptr::copy_nonoverlapping(at, codes.as_mut_ptr(), n - g);
-                        at = codes.as_ptr();
-                    }
-                    let scales = if layout.scales == ScaleKind::E8m0 {
-                        s.load_e8m0(at)
-                    } else if !has_e4m3_nan(at, S::LANES) {
-                        s.mul(s.load_e4m3(at), s.splat(256.0))
-                    } else {
-                        let mut scales = [0f32; 16];
-                        for (i, scale) in scales[..S::LANES].iter_mut().enumerate() {
-                            *scale = E4M3[usize::from(at.add(i).read())];
-                        }
-                        s.load(scales.as_ptr())
-                    };
-                    let scales = s.first(scales, S::LANES.min(n - g));
-                    s.store(out.add(g), f(g, scales, s.mul(scales, s.splat(f32::from(layout.offset)))));
-                }
+    rows: &[Row; R],
+    g: usize,
+    copies: &mut ScaleCopies<R>,
+) -> [[S::F; R]; 2] {
+    let n = S::LANES.min(layout.n_groups - g);
+    let mut at = [[std::ptr::null(); 2]; R];
+    for r in 0..R {
+        at[r][0] = rows[r].scales.wrapping_add(g * layout.scale_bytes);
+        at[r][1] = rows[r].biases.wrapping_add(g * layout.scale_bytes);
+    }
+    if n < S::LANES {
+        for r in 0..R {
+            if !rows[r].can_overread {
+                // SAFETY: the row has these groups.
+                unsafe { copy_groups(layout, n, &mut at[r], &mut copies[r]) };
             }
-            ScaleKind::Float(dtype) => {
-                let size = dtype.size_bytes();
-                for g in (0..n_whole).step_by(S::LANES) {
-                    let (scales, biases) = (row.scales.add(g * size), row.biases.add(g * size));
-                    s.prefetch(scales.wrapping_add(PREFETCH_SCALES));
-                    s.prefetch(biases.wrapping_add(PREFETCH_SCALES));
-                    s.store(out.add(g), f(g, load_scales(s, dtype, scales), load_scales(s, dtype, biases)));
-                }
-                if n_whole < n {
-                    let (scales, biases) = (row.scales.add(n_whole * size), row.biases.add(n_whole * size));
-                    s.prefetch(scales.wrapping_add(PREFETCH_SCALES));
-                    s.prefetch(biases.wrapping_add(PREFETCH_SCALES));
-                    let (scales, biases) = if row.can_overread {
-                        let n = n - n_whole;
-                        let (scales, biases) = (load_scales(s, dtype, scales), load_scales(s, dtype, biases));
-                        (s.first(scales, n), s.first(biases, n))
-                    } else {
-                        let mut rest = [[0f32; 16]; 2];
-                        for (rest, from) in rest.iter_mut().zip([scales, biases]) {
-                            for (g, v) in rest[..n - n_whole].iter_mut().enumerate() {
-                                *v = read_scale(dtype, from.add(g * size));
-                            }
-                        }
-                        (s.load(rest[0].as_ptr()), s.load(rest[1].as_ptr()))
-                    };
-                    s.store(out.add(n_whole), f(n_whole, scales, biases));
-                }
-            }
-        }
-        if layout.scales != ScaleKind::None {
-            s.store(out.add(layout.padded_groups - S::LANES), s.splat(0.0));
         }
     }
+    // SAFETY: what is read are the rows' groups and the overread, or copies of the groups.
+    let mut loaded = unsafe {
+        match layout.scales {
+            ScaleKind::None => [[s.splat(0.0); R]; 2],
+            ScaleKind::Float(DType::F32) => biased(s, &at, |p| s.load(p.cast())),
+            ScaleKind::Float(DType::F16) => biased(s, &at, |p| s.load_f16(p)),
+            ScaleKind::Float(_) => biased(s, &at, |p| s.load_bf16(p)),
+            ScaleKind::E8m0 => unbiased(s, layout.offset, &at, |p| s.load_e8m0(p)),
+            ScaleKind::E4m3 => unbiased(s, layout.offset, &at, |p| {
+                if has_e4m3_nan(p, S::LANES) {
+                    e4m3_with_nan(s, p)
+                } else {
+                    s.mul(s.load_e4m3(p), s.splat(256.0))
+                }
+            }),
+        }
+    };
+    if n < S::LANES {
+        for r in 0..R {
+            for kind in 0..2 {
+                loaded[kind][r] = s.first(loaded[kind][r], n);
+            }
+        }
+    }
+    loaded
+}
+
+/// What `load` gives of the rows' scales and biases.
+#[inline(always)]
+fn biased<S: Simd, const R: usize>(
+    s: S,
+    at: &[[*const u8; 2]; R],
+    load: impl Fn(*const u8) -> S::F,
+) -> [[S::F; R]; 2] {
+    let mut loaded = [[s.splat(0.0); R]; 2];
+    for r in 0..R {
+        for kind in 0..2 {
+            s.prefetch_l2(at[r][kind].wrapping_add(PREFETCH_SCALES));
+            loaded[kind][r] = load(at[r][kind]);
+        }
+    }
+    loaded
+}
+
+/// What `load` gives of the rows' scales, and these times `offset`.
+#[inline(always)]
+fn unbiased<S: Simd, const R: usize>(
+    s: S,
+    offset: i8,
+    at: &[[*const u8; 2]; R],
+    load: impl Fn(*const u8) -> S::F,
+) -> [[S::F; R]; 2] {
+    let mut loaded = [[s.splat(0.0); R]; 2];
+    for r in 0..R {
+        s.prefetch_l2(at[r][0].wrapping_add(PREFETCH_SCALES));
+        loaded[0][r] = load(at[r][0]);
+        loaded[1][r] = s.mul(loaded[0][r], s.splat(f32::from(offset)));
+    }
+    loaded
+}
+
+/// Of rows without the overread behind them the last groups' scales and biases, and room behind these.
+pub(super) type ScaleCopies<const R: usize> = [[[u8; SCALES_OVERREAD]; 2]; R];
+
+/// Points `at` to copies of `n` of a row's scales (and biases) with the overread behind them.
+///
+/// # Safety
+/// These are readable.
+#[cold]
+unsafe fn copy_groups(
+    layout: &RowLayout,
+    n: usize,
+    at: &mut [*const u8; 2],
+    copies: &mut [[u8; SCALES_OVERREAD]; 2],
+) {
+    for (at, copy) in at.iter_mut().zip(copies).take(layout.scales.n_arrays()) {
+        // SAFETY: the caller's promise; a vector of scales takes no more than the overread.
+        unsafe { std::ptr::copy_nonoverlapping(*at, copy.as_mut_ptr(), n * layout.scale_bytes) };
+        *at = copy.as_ptr();
+    }
+}
+
+/// # Safety
+/// `LANES` codes are readable at `p`.
+#[cold]
+unsafe fn e4m3_with_nan<S: Simd>(s: S, p: *const u8) -> S::F {
+    let mut scales = [0f32; 16];
+    for (i, scale) in scales[..S::LANES].iter_mut().enumerate() {
+        // SAFETY: the caller's promise.
+        *scale = E4M3[usize::from(unsafe { p.add(i).read() })];
+    }
+    // SAFETY: no vector has more lanes.
+    unsafe { s.load(scales.as_ptr()) }
 }
 
 /// Whether one of `n` codes, a multiple of 8, is that of NaN.
@@ -222,34 +331,6 @@ unsafe fn has_e4m3_nan(p: *const u8, n: usize) -> bool {
         carries |= (codes & (0x7f * EACH)) + EACH;
     }
     carries & (0x80 * EACH) != 0
-}
-
-/// # Safety
-/// A vector of `dtype` is readable at `p`.
-#[inline(always)]
-unsafe fn load_scales<S: Simd>(s: S, dtype: DType, p: *const u8) -> S::F {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match dtype {
-            DType::F32 => s.load(p.cast()),
-            DType::F16 => s.load_f16(p),
-            _ => s.load_bf16(p),
-        }
-    }
-}
-
-/// # Safety
-/// A value of `dtype` is readable at `p`.
-#[inline(always)]
-unsafe fn read_scale(dtype: DType, p: *const u8) -> f32 {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match dtype {
-            DType::F32 => f32::from_bits(u32::from_le(p.cast::<u32>().read_unaligned())),
-            DType::F16 => half::f16::from_bits(u16::from_le(p.cast::<u16>().read_unaligned())).to_f32(),
-            _ => f32::from_bits(u32::from(u16::from_le(p.cast::<u16>().read_unaligned())) << 16),
-        }
-    }
 }
 
 static E4M3: LazyLock<[f32; 256]> = LazyLock::new(|| std::array::from_fn(|code| e4m3_to_f32(code as u8)));

@@ -10,7 +10,7 @@ mod amx;
 
 use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::Element;
-use super::layout::{Row, RowLayout, scales};
+use super::layout::{Row, RowLayout, SCALES_OVERREAD, group_scales};
 use crate::cpu::pool::Aligned;
 use crate::cpu::simd::Simd;
 
@@ -88,9 +88,7 @@ pub(super) trait Multiply<S: Simd, E: Element<S>> {
 #[derive(Default)]
 pub(super) struct TileScratch {
     cells: Aligned<u32>,
-    /// Scales and biases of the rows, row by row.
-    by_row: [Aligned<f32>; 2],
-    /// The same by groups: those of all rows, then the next group.
+    /// Scales and biases by groups: those of all rows, then the next group.
     by_group: [Aligned<f32>; 2],
 }
 
@@ -104,13 +102,11 @@ pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
     out: &mut [f32],
 ) {
     let n_rows = tile_rows::<S>();
-    let row_len = layout.padded_groups;
     assert!(rows.len() == n_rows && out.len() >= n_rows * xs.len());
     scratch.cells.resize(BLOCK_CELLS, 0);
-    for (by_row, by_group) in scratch.by_row.iter_mut().zip(&mut scratch.by_group) {
-        if by_row.len() < n_rows * row_len {
-            by_row.resize(n_rows * row_len, 0.0);
-            by_group.resize(n_rows * row_len, 0.0);
+    for by_group in &mut scratch.by_group {
+        if by_group.len() < n_rows * layout.padded_groups {
+            by_group.resize(n_rows * layout.padded_groups, 0.0);
         }
     }
     out.fill(0.0);
@@ -122,7 +118,7 @@ pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
             // SAFETY: the buffers have been made large enough; rows and activations are as the layout says.
             unsafe {
                 if C::SCALED {
-                    group_scales(s, layout, rows, scratch);
+                    scales_by_group(s, layout, rows, scratch);
                 }
                 let n_cells = layout.n_in.div_ceil(C::Element::WEIGHTS);
                 let block_cells = BLOCK_CELLS / n_rows;
@@ -152,39 +148,26 @@ pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
 /// # Safety
 /// As [`TileFn`]; the scratch is large enough.
 #[inline(always)]
-unsafe fn group_scales<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scratch: &mut TileScratch) {
-    let len = layout.padded_groups;
-    let [row_scales, row_biases] = [0, 1].map(|i| scratch.by_row[i].as_mut_ptr());
-    // SAFETY: each buffer holds `rows` rows of `len`; groups are whole vectors and one more.
+unsafe fn scales_by_group<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scratch: &mut TileScratch) {
+    let mut squares = [Square([0; 256]), Square([0; 256])];
+    let mut copies = [[[0; SCALES_OVERREAD]; 2]];
+    let n_kinds = if layout.is_biased() { 2 } else { 1 };
+    // SAFETY: the rows have these groups; there is room for whole vectors of groups.
     unsafe {
-        for r in 0..ROW_VECS * S::LANES {
-            let biases = row_biases.add(r * len);
-            scales(
-                s,
-                layout,
-                &rows[r],
-                row_scales.add(r * len),
-                #[inline(always)]
-                |g, scales, bias| {
-                    s.store(biases.add(g), bias);
-                    scales
-                },
-            );
-        }
-        let n_kinds = if layout.is_biased() { 2 } else { 1 };
-        for kind in 0..n_kinds {
-            let from = scratch.by_row[kind].as_ptr();
-            let to = scratch.by_group[kind].as_mut_ptr();
-            let mut square = Square([0; 256]);
-            for v in 0..ROW_VECS {
-                for g in (0..layout.n_groups).step_by(S::LANES) {
-                    for r in 0..S::LANES {
-                        let values = s.load(from.add((v * S::LANES + r) * len + g));
-                        s.store(square.0.as_mut_ptr().add(r * S::LANES).cast(), values);
-                    }
-                    s.transpose(square.0.as_mut_ptr());
+        for v in 0..ROW_VECS {
+            for g in (0..layout.n_groups).step_by(S::LANES) {
+                for r in 0..S::LANES {
+                    let [[scales], [biases]] =
+                        group_scales(s, layout, &[rows[v * S::LANES + r]], g, &mut copies);
+                    s.store(squares[0].0.as_mut_ptr().add(r * S::LANES).cast(), scales);
+                    s.store(squares[1].0.as_mut_ptr().add(r * S::LANES).cast(), biases);
+                }
+                for kind in 0..n_kinds {
+                    let square = squares[kind].0.as_mut_ptr();
+                    let to = scratch.by_group[kind].as_mut_ptr();
+                    s.transpose(square);
                     for i in 0..S::LANES {
-                        let values = s.load(square.0.as_ptr().add(i * S::LANES).cast());
+                        let values = s.load(square.add(i * S::LANES).cast_const().cast());
                         s.store(to.add(((g + i) * ROW_VECS + v) * S::LANES), values);
                     }
                 }

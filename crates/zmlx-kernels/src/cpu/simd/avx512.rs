@@ -363,6 +363,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     fn prefetch(self, p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
     }
+
+    #[inline(always)]
+    fn prefetch_l2(self, p: *const u8) {
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
 }
 
 impl ByteDots for Avx512<true> {

@@ -306,13 +306,14 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F {
-        let (mut values, mut picks) = ([0f32; 8], [0u32; 8]);
         unsafe {
-            self.store(values.as_mut_ptr(), v);
-            vst1q_u32(picks.as_mut_ptr(), idx.0);
-            vst1q_u32(picks.as_mut_ptr().add(4), idx.1);
-            let out = picks.map(|i| values[i as usize % 8]);
-            self.load(out.as_ptr())
+            let table = uint8x16x2_t(vreinterpretq_u8_f32(v.0), vreinterpretq_u8_f32(v.1));
+            // Of lane i the bytes 4i to 4i + 3.
+            let pick = |idx| {
+                let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), idx, vdupq_n_u32(0x0404_0404));
+                vreinterpretq_f32_u8(vqtbl2q_u8(table, vreinterpretq_u8_u32(bytes)))
+            };
+            (pick(idx.0), pick(idx.1))
         }
     }
 
@@ -345,4 +346,7 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
+
+    #[inline(always)]
+    fn prefetch_l2(self, _: *const u8) {}
 }

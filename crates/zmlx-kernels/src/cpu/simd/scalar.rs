@@ -245,4 +245,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
+
+    #[inline(always)]
+    fn prefetch_l2(self, _: *const u8) {}
 }
