@@ -29,8 +29,9 @@ use crate::error::ensure;
 use crate::mapped::will_need;
 use crate::{Error, HostWeight, Result};
 
-/// From this many rows of activations with one matrix on, its rows are unpacked once and used from the cache.
-const TILES_MIN_X: usize = 8;
+/// From this many rows of activations with one matrix on, its rows are unpacked once and used from the cache. On a Zen 4 tiles
+/// are faster from four (768 columns) or six rows on (2,048 columns), 2026-11.
+const TILES_MIN_X: usize = MAX_X + 1;
 /// Rows whose results are kept together until they are written: a multiple of [`ROWS`].
 const BLOCK_ROWS: usize = 64;
 
@@ -214,7 +215,9 @@ impl Groups {
     /// Every pair with matrix 0.
     pub(super) fn all(&mut self, n_pairs: usize) {
         self.mats.clear();
-        self.mats.push((0, 0..n_pairs));
+        if n_pairs > 0 {
+            self.mats.push((0, 0..n_pairs));
+        }
         self.pairs.clear();
         self.pairs.extend(0..n_pairs as u32);
     }
@@ -250,7 +253,7 @@ pub(super) struct Scratch {
     tiles: [TileScratch; 2],
     /// Of each weight the results of a tile, row of activations by row.
     tile_results: [Aligned<f32>; 2],
-    results: Box<[[[f32; BLOCK_ROWS]; TILES_MIN_X]; 2]>,
+    results: Box<[[[f32; BLOCK_ROWS]; MAX_X]; 2]>,
     xs: Vec<*const f32>,
     pub(super) attention: Partial,
 }
@@ -261,7 +264,7 @@ impl Default for Scratch {
             packed: Aligned::default(),
             tiles: Default::default(),
             tile_results: Default::default(),
-            results: Box::new([[[0.0; BLOCK_ROWS]; TILES_MIN_X]; 2]),
+            results: Box::new([[[0.0; BLOCK_ROWS]; MAX_X]; 2]),
             xs: Vec::new(),
             attention: Partial::default(),
         }
@@ -335,7 +338,11 @@ impl CpuBackend {
         let stride = parts.iter().map(|p| p.kernels.layout.stride).max().unwrap_or(0);
         // All rows in the order for dots, then in that for tiles, as far as they are needed.
         let tiles_at = if has_dots { n_x * stride } else { 0 };
-        let mut prepared = self.floats.take(tiles_at + if has_tiles { n_x * stride } else { 0 });
+        let n_prepared = tiles_at + if has_tiles { n_x * stride } else { 0 };
+        // A single row is prepared by every member for itself: that is faster than to wait for one of them.
+        let is_shared = n_x > 1;
+        let n_copies = if is_shared { 1 } else { self.n_threads() };
+        let mut prepared = self.floats.take(n_copies * n_prepared);
         let prepared_ptr = SyncPtr::new(&mut prepared);
         let mut team = lock(&self.team);
         let mut taken = lock(&self.taken);
@@ -343,10 +350,11 @@ impl CpuBackend {
         taken.resize_with(parts.len(), AtomicUsize::default);
         team.run(&|m: &Member<'_>| {
             let mut scratch = lock(&self.scratch[m.idx()]);
+            let copy_at = if is_shared { 0 } else { m.idx() * n_prepared };
             let mut xs = std::mem::take(&mut scratch.xs);
             xs.clear();
             for (_, pairs) in &groups.mats {
-                let at = if in_tiles(pairs) { tiles_at } else { 0 };
+                let at = copy_at + if in_tiles(pairs) { tiles_at } else { 0 };
                 xs.extend(groups.pairs[pairs.clone()].iter().map(|p| {
                     // SAFETY: the prepared row exists; it is read when it has been written.
                     unsafe { prepared_ptr.row(at + *p as usize / product.pairs_per_x * stride) }
@@ -354,48 +362,57 @@ impl CpuBackend {
             }
             for (i, part) in parts.iter().enumerate() {
                 let kernels = &part.kernels;
-                if i == 0 || kernels.layout != parts[i - 1].kernels.layout {
-                    if i > 0 {
-                        m.barrier();
-                    }
-                    let dots = has_dots.then_some((0, kernels.prepare_dot));
-                    let tiles = has_tiles.then_some((tiles_at, kernels.prepare_tile));
-                    for (at, prepare) in dots.into_iter().chain(tiles) {
-                        for r in m.share(n_x, 1) {
-                            // SAFETY: row r of x and of the prepared rows, which only this member writes; the level's
-                            // instructions were detected when the backend was made.
-                            unsafe {
-                                let row = prepared_ptr.slice(at + r * stride, stride);
-                                prepare(&kernels.layout, product.x[r * n_in..].as_ptr(), row.as_mut_ptr());
-                            }
-                        }
-                    }
-                    m.barrier();
-                }
+                let rows_of = |group: &(usize, std::ops::Range<usize>)| RowsOf {
+                    parts: std::array::from_fn(|w| &product.weights[w].0.parts[i]),
+                    kernels,
+                    mat: group.0,
+                    xs: &xs[group.1.clone()],
+                    pairs: &groups.pairs[group.1.clone()],
+                };
                 let chunks = Chunks {
                     n_rows: part.host.n_out(),
                     unit: if has_tiles { kernels.tile_rows } else { ROWS },
                     n_members: self.n_threads(),
                 };
-                while let Some(rows) = chunks.get(taken[i].fetch_add(1, Ordering::Relaxed)) {
-                    if rows.is_empty() {
-                        continue;
+                let take = || chunks.get(taken[i].fetch_add(1, Ordering::Relaxed));
+                let mut chunk = take();
+                if let (Some(rows), Some(first)) = (&chunk, groups.mats.first()) {
+                    rows_of(first).fetch(rows);
+                }
+                if i == 0 || kernels.layout != parts[i - 1].kernels.layout {
+                    if i > 0 && is_shared {
+                        m.barrier();
                     }
-                    start(part.first_row + rows.start..part.first_row + rows.end);
-                    for (mat, pairs) in &groups.mats {
-                        let rows_of = RowsOf {
-                            parts: std::array::from_fn(|w| &product.weights[w].0.parts[i]),
-                            kernels,
-                            mat: *mat,
-                            xs: &xs[pairs.clone()],
-                            pairs: &groups.pairs[pairs.clone()],
-                        };
-                        if in_tiles(pairs) {
-                            rows_of.by_tiles(rows.clone(), &mut scratch, &out);
-                        } else {
-                            rows_of.by_dots(rows.clone(), &mut scratch, &out);
+                    let dots = has_dots.then_some((0, kernels.prepare_dot));
+                    let tiles = has_tiles.then_some((tiles_at, kernels.prepare_tile));
+                    for (at, prepare) in dots.into_iter().chain(tiles) {
+                        for r in if is_shared { m.share(n_x, 1) } else { 0..n_x } {
+                            // SAFETY: row r of x and of the prepared rows, which only this member writes; the level's
+                            // instructions were detected when the backend was made.
+                            unsafe {
+                                let row = prepared_ptr.slice(copy_at + at + r * stride, stride);
+                                prepare(&kernels.layout, product.x[r * n_in..].as_ptr(), row.as_mut_ptr());
+                            }
                         }
                     }
+                    if is_shared {
+                        m.barrier();
+                    }
+                }
+                while let Some(rows) = chunk {
+                    if !rows.is_empty() {
+                        start(part.first_row + rows.start..part.first_row + rows.end);
+                    }
+                    for (g, group) in groups.mats.iter().enumerate().take_while(|_| !rows.is_empty()) {
+                        let next = groups.mats.get(g + 1);
+                        if in_tiles(&group.1) {
+                            rows_of(group).by_tiles(rows.clone(), &mut scratch, &out);
+                        } else {
+                            let fetch_next = || next.iter().for_each(|next| rows_of(next).fetch(&rows));
+                            rows_of(group).by_dots(&rows, &mut scratch, fetch_next, &out);
+                        }
+                    }
+                    chunk = take();
                 }
             }
             scratch.xs = xs;
@@ -449,35 +466,55 @@ struct RowsOf<'a, const W: usize> {
 }
 
 impl<const W: usize> RowsOf<'_, W> {
+    /// The four runs of rows that a kernel call walks through, from row `from` of each on.
+    fn runs(&self, rows: &std::ops::Range<usize>, from: usize) -> [Run; ROWS] {
+        let n_runs = ROWS / W;
+        let run_len = rows.len().div_ceil(n_runs);
+        std::array::from_fn(|i| {
+            let first = (i % n_runs * run_len + from).min(rows.len() - 1);
+            let end = ((i % n_runs + 1) * run_len).min(rows.len());
+            self.parts[i / n_runs].run(self.mat, rows.start + first..rows.start + end.max(first + 1))
+        })
+    }
+
+    /// Fetches what is read first of these rows.
+    fn fetch(&self, rows: &std::ops::Range<usize>) {
+        if !rows.is_empty() {
+            (self.kernels.fetch)(&self.runs(rows, 0));
+        }
+    }
+
     /// `ROWS / W` rows of each weight per kernel call, so that they share the loads of the activations; results are
     /// handed on by [`BLOCK_ROWS`], from the first-level cache.
     ///
     /// The rows of a call are far apart: each of its places walks through its own run of successive rows, a long stream
     /// that the processor's prefetching follows. Of neighbouring rows it sees jumps (4-bit rows of 2,048 from memory, one
     /// thread of a Zen 3, 2026-11: 18 GB/s against 9).
-    fn by_dots(&self, rows: std::ops::Range<usize>, scratch: &mut Scratch, out: impl Fn(&Results<'_, W>)) {
+    ///
+    /// `fetch_next` is called shortly before the end.
+    fn by_dots(
+        &self,
+        rows: &std::ops::Range<usize>,
+        scratch: &mut Scratch,
+        fetch_next: impl Fn(),
+        out: impl Fn(&Results<'_, W>),
+    ) {
         let n_runs = ROWS / W;
         let run_len = rows.len().div_ceil(n_runs);
         let block_len = BLOCK_ROWS / n_runs;
         let results = &mut scratch.results;
+        let x: [*const f32; MAX_X] = std::array::from_fn(|i| self.xs[i.min(self.xs.len() - 1)]);
+        let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][self.xs.len()]];
         for block in (0..run_len).step_by(block_len) {
             let n = block_len.min(run_len - block);
-            // Past the end, the last row is repeated and its results are dropped.
-            let runs: [Run; ROWS] = std::array::from_fn(|i| {
-                let first = (i % n_runs * run_len + block).min(rows.len() - 1);
-                let end = ((i % n_runs + 1) * run_len).min(rows.len());
-                self.parts[i / n_runs].run(self.mat, rows.start + first..rows.start + end.max(first + 1))
-            });
-            for (i, xs) in self.xs.chunks(MAX_X).enumerate() {
-                let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
-                let to: [*mut f32; ROWS] = std::array::from_fn(|r| {
-                    results[r / n_runs][i * MAX_X][r % n_runs * block_len..].as_mut_ptr()
-                });
-                let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
-                // SAFETY: rows and activations are as the layout says; each of the results' rows has room for the runs
-                // of its weight, and those of all activations of the call follow; the level was detected.
-                unsafe { dot(&self.kernels.layout, &runs, n, &x, &to, BLOCK_ROWS) };
+            if block + n == run_len {
+                fetch_next();
             }
+            let to: [*mut f32; ROWS] =
+                std::array::from_fn(|r| results[r / n_runs][0][r % n_runs * block_len..].as_mut_ptr());
+            // SAFETY: rows and activations are as the layout says; each of the results' rows has room for the runs of its
+            // weight, and those of all activations follow; the level was detected.
+            unsafe { dot(&self.kernels.layout, &self.runs(rows, block), n, &x, &to, BLOCK_ROWS) };
             for run in 0..n_runs {
                 let first = run * run_len + block;
                 let n = rows.len().saturating_sub(first).min(n);

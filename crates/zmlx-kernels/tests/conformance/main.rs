@@ -53,7 +53,7 @@ fn cpu_instance(level: Level, n_threads: usize) -> Instance<CpuBackend> {
         // What more threads change is how rows are shared out, which a part of the sizes shows.
         grid: if n_threads == 1 { Grid::Full } else { Grid::Thinned },
         // From 8 rows on, by tiles.
-        same_path_below: 8,
+        same_path_below: 5,
         product_error: activations_of_16_bits,
         // Keys and values are integers of 16 bits, off by up to 2^-16 of the largest of their row (about 3): 2.4e-5 of a
         // value in the root mean square, and of a score about as much, by which values of up to 6 are weighed.

@@ -3,7 +3,7 @@
 
 use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::Element;
-use super::layout::{Row, RowLayout, Run, SCALES_OVERREAD, ScaleCopies, group_scales};
+use super::layout::{PREFETCH_SCALES, Row, RowLayout, Run, SCALES_OVERREAD, ScaleCopies, group_scales};
 use crate::cpu::simd::Simd;
 
 /// Rows of a weight that a dot kernel takes at once.
@@ -79,6 +79,24 @@ pub(super) unsafe fn dot<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
             }
         },
     );
+}
+
+/// Fetches the beginnings of the runs: what a kernel call would otherwise wait for.
+pub(super) fn fetch<S: Simd>(runs: &[Run; ROWS]) {
+    // SAFETY: nothing but fetching is done with it, for which every processor has instructions.
+    let s = unsafe { S::assume() };
+    for run in runs {
+        let [data, scales, biases] = run.row_bytes;
+        for (at, row_bytes, most) in [
+            (run.first.data, data, PREFETCH_BYTES),
+            (run.first.scales, scales, PREFETCH_SCALES),
+            (run.first.biases, biases, PREFETCH_SCALES),
+        ] {
+            for line in (0..most.min(run.n * row_bytes)).step_by(64) {
+                s.prefetch_l2(at.wrapping_add(line));
+            }
+        }
+    }
 }
 
 /// The lanes' sums of `R` rows with `X` rows of activations.

@@ -1,9 +1,9 @@
 //! The instances of the inner kernels: one per instruction set and format.
 
 use super::cells::{Cells, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
-use super::dots::{DotFn, dot};
+use super::dots::{DotFn, ROWS, dot, fetch};
 use super::elements::{Element, Integers, Order, Ways};
-use super::layout::RowLayout;
+use super::layout::{RowLayout, Run};
 #[cfg(target_arch = "x86_64")]
 use super::tiles::ByAmx;
 use super::tiles::{ByVectors, Multiply, PackFn, TileFn, tile, tile_rows};
@@ -27,6 +27,8 @@ pub(super) struct Kernels {
     /// For few rows of activations: one, two or four.
     pub(super) dot: [DotFn; 3],
     pub(super) prepare_dot: PrepareFn,
+    /// Fetches what the dots read first of some runs.
+    pub(super) fetch: fn(&[Run; ROWS]),
     /// For many.
     pub(super) tile: TileFn,
     pub(super) prepare_tile: PrepareFn,
@@ -99,6 +101,7 @@ fn of<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(format: WeightFormat, n_
         layout: RowLayout::new::<S, C>(format, n_in),
         dot: [dot::<S, C, 1, 4>, dot::<S, C, 2, 4>, dot::<S, C, 4, 2>],
         prepare_dot: prepare::<S, C, false>,
+        fetch: fetch::<S>,
         pack: M::pack::<C>,
         tile: tile::<S, C, M>,
         prepare_tile: prepare::<S, C, true>,

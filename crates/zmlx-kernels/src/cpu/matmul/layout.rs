@@ -12,7 +12,7 @@ use crate::weight::WeightFormat;
 use crate::{DType, QuantMode};
 
 /// Bytes of scales and of biases that are fetched ahead: some rows.
-const PREFETCH_SCALES: usize = 256;
+pub(super) const PREFETCH_SCALES: usize = 256;
 /// Bytes behind a row's scales that reading whole vectors may take in: the largest vector's.
 pub(super) const SCALES_OVERREAD: usize = 64;
 
