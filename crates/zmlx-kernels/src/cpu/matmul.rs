@@ -17,7 +17,7 @@ use cells::MAX_OVERREAD;
 use dots::{DotFn, MAX_X, ROWS};
 pub(super) use elements::{MAX_I16, to_integers};
 use kernels::Kernels;
-use layout::{Row, Run, SCALES_OVERREAD};
+use layout::{Row, SCALES_OVERREAD};
 use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
 
 use super::attention::Partial;
@@ -70,16 +70,6 @@ impl Part {
             scales: bytes.scales[row * scales..].as_ptr(),
             biases: bytes.biases[row * biases..].as_ptr(),
             can_overread: row < self.n_overread(),
-        }
-    }
-
-    /// Rows of a matrix.
-    fn run(&self, mat: usize, rows: std::ops::Range<usize>) -> Run {
-        Run {
-            first: self.row(mat, rows.start),
-            n: rows.len(),
-            n_overread: self.n_overread().saturating_sub(rows.start),
-            row_bytes: self.row_bytes,
         }
     }
 
@@ -466,32 +456,25 @@ struct RowsOf<'a, const W: usize> {
 }
 
 impl<const W: usize> RowsOf<'_, W> {
-    /// The four runs of rows that a kernel call walks through, from row `from` of each on.
-    fn runs(&self, rows: &std::ops::Range<usize>, from: usize) -> [Run; ROWS] {
-        let n_runs = ROWS / W;
-        let run_len = rows.len().div_ceil(n_runs);
-        std::array::from_fn(|i| {
-            let first = (i % n_runs * run_len + from).min(rows.len() - 1);
-            let end = ((i % n_runs + 1) * run_len).min(rows.len());
-            self.parts[i / n_runs].run(self.mat, rows.start + first..rows.start + end.max(first + 1))
-        })
-    }
-
     /// Fetches what is read first of these rows.
     fn fetch(&self, rows: &std::ops::Range<usize>) {
-        if !rows.is_empty() {
-            (self.kernels.fetch)(&self.runs(rows, 0));
+        let runs = Runs::new::<W>(rows.len());
+        if let Some(block) = runs.block(0) {
+            (self.kernels.fetch)(&self.kernels.layout, &self.rows_of(rows.start, &block));
         }
     }
 
+    /// From which rows on a kernel call walks; `first` is where the block's rows begin.
+    fn rows_of(&self, first: usize, block: &RowBlock) -> [Row; ROWS] {
+        std::array::from_fn(|i| {
+            let part = self.parts[i / (ROWS / W)];
+            let at = first + block.first(i % (ROWS / W));
+            Row { can_overread: at + block.n <= part.n_overread(), ..part.row(self.mat, at) }
+        })
+    }
+
     /// `ROWS / W` rows of each weight per kernel call, so that they share the loads of the activations; results are
-    /// handed on by [`BLOCK_ROWS`], from the first-level cache.
-    ///
-    /// The rows of a call are far apart: each of its places walks through its own run of successive rows, a long stream
-    /// that the processor's prefetching follows. Of neighbouring rows it sees jumps (4-bit rows of 2,048 from memory, one
-    /// thread of a Zen 3, 2026-11: 18 GB/s against 9).
-    ///
-    /// `fetch_next` is called shortly before the end.
+    /// handed on by [`BLOCK_ROWS`], from the first-level cache. `fetch_next` is called shortly before the end.
     fn by_dots(
         &self,
         rows: &std::ops::Range<usize>,
@@ -500,32 +483,31 @@ impl<const W: usize> RowsOf<'_, W> {
         out: impl Fn(&Results<'_, W>),
     ) {
         let n_runs = ROWS / W;
-        let run_len = rows.len().div_ceil(n_runs);
         let block_len = BLOCK_ROWS / n_runs;
         let results = &mut scratch.results;
         let x: [*const f32; MAX_X] = std::array::from_fn(|i| self.xs[i.min(self.xs.len() - 1)]);
         let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][self.xs.len()]];
-        for block in (0..run_len).step_by(block_len) {
-            let n = block_len.min(run_len - block);
-            if block + n == run_len {
+        let runs = Runs::new::<W>(rows.len());
+        let mut idx = 0;
+        while let Some(block) = runs.block(idx) {
+            idx += 1;
+            if runs.block(idx).is_none() {
                 fetch_next();
             }
             let to: [*mut f32; ROWS] =
                 std::array::from_fn(|r| results[r / n_runs][0][r % n_runs * block_len..].as_mut_ptr());
-            // SAFETY: rows and activations are as the layout says; each of the results' rows has room for the runs of its
-            // weight, and those of all activations follow; the level was detected.
-            unsafe { dot(&self.kernels.layout, &self.runs(rows, block), n, &x, &to, BLOCK_ROWS) };
-            for run in 0..n_runs {
-                let first = run * run_len + block;
-                let n = rows.len().saturating_sub(first).min(n);
-                if n > 0 {
-                    out(&Results {
-                        rows: self.global(rows.start + first, n),
-                        pairs: self.pairs,
-                        values: std::array::from_fn(|w| &results[w].as_flattened()[run * block_len..]),
-                        stride: BLOCK_ROWS,
-                    });
-                }
+            // SAFETY: rows and activations are as the layout says; each of the results' rows has room for the block's of
+            // its weight, and those of all activations follow; the level was detected.
+            unsafe {
+                dot(&self.kernels.layout, &self.rows_of(rows.start, &block), block.n, &x, &to, BLOCK_ROWS);
+            }
+            for run in 0..block.n_runs {
+                out(&Results {
+                    rows: self.global(rows.start + block.first(run), block.n),
+                    pairs: self.pairs,
+                    values: std::array::from_fn(|w| &results[w].as_flattened()[run * block_len..]),
+                    stride: BLOCK_ROWS,
+                });
             }
         }
     }
@@ -567,6 +549,53 @@ impl<const W: usize> RowsOf<'_, W> {
     }
 }
 
+/// How rows are parted for dots: into runs far apart, each of successive rows, one row of each at a time.
+///
+/// So each of a kernel's places is a long stream that the processor's prefetching follows. Of neighbouring rows it sees jumps
+/// (4-bit rows of 2,048 from memory, one thread of a Zen 3, 2026-11: 18 GB/s against 9).
+struct Runs {
+    n_runs: usize,
+    run_len: usize,
+    n_rows: usize,
+}
+
+impl Runs {
+    /// Of as many rows of each of `W` weights.
+    fn new<const W: usize>(n_rows: usize) -> Self {
+        let n_runs = ROWS / W;
+        Self { n_runs, run_len: n_rows / n_runs, n_rows }
+    }
+
+    /// Some rows of each run or, behind them all, the rows that are left over.
+    fn block(&self, idx: usize) -> Option<RowBlock> {
+        let Self { n_runs, run_len, n_rows } = *self;
+        let (len, n_in_runs) = (BLOCK_ROWS / n_runs, n_runs * run_len);
+        let from = idx * len;
+        if from < run_len {
+            Some(RowBlock { from, n: len.min(run_len - from), n_runs, run_len })
+        } else if idx == run_len.div_ceil(len) && n_in_runs < n_rows {
+            Some(RowBlock { from: n_in_runs, n: 1, n_runs: n_rows - n_in_runs, run_len: 1 })
+        } else {
+            None
+        }
+    }
+}
+
+/// Rows `from..from + n` of each of some runs.
+struct RowBlock {
+    from: usize,
+    n: usize,
+    n_runs: usize,
+    run_len: usize,
+}
+
+impl RowBlock {
+    /// The first row of a run; past the last run, the same of that.
+    fn first(&self, run: usize) -> usize {
+        self.from + run.min(self.n_runs - 1) * self.run_len
+    }
+}
+
 /// The results of some rows of `W` weights with some pairs.
 pub(super) struct Results<'a, const W: usize> {
     /// The rows.
@@ -594,6 +623,21 @@ impl<const W: usize> Results<'_, W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn runs_cover_every_row_once() {
+        for n_rows in (0..70).chain([768, 2051]) {
+            for runs in [Runs::new::<1>(n_rows), Runs::new::<2>(n_rows)] {
+                let blocks: Vec<_> = (0..).map_while(|idx| runs.block(idx)).collect();
+                let mut rows: Vec<_> = blocks
+                    .iter()
+                    .flat_map(|b| (0..b.n_runs).flat_map(|run| b.first(run)..b.first(run) + b.n))
+                    .collect();
+                rows.sort_unstable();
+                assert!(rows.into_iter().eq(0..n_rows), "{n_rows} rows");
+            }
+        }
+    }
 
     #[test]
     fn chunks_cover_every_row_once_and_begin_at_units() {

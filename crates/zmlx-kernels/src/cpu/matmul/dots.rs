@@ -3,7 +3,7 @@
 
 use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::Element;
-use super::layout::{PREFETCH_SCALES, Row, RowLayout, Run, SCALES_OVERREAD, ScaleCopies, group_scales};
+use super::layout::{PREFETCH_SCALES, Row, RowLayout, SCALES_OVERREAD, ScaleCopies, group_scales};
 use crate::cpu::simd::Simd;
 
 /// Rows of a weight that a dot kernel takes at once.
@@ -17,14 +17,14 @@ const MAX_CHUNK_BYTES: usize = 256;
 /// Weight bytes fetched ahead of use in each run, into the second-level cache.
 const PREFETCH_BYTES: usize = 2048;
 
-/// `out[r][x · x_stride + i] = Σ_k weight[k] · x[k]` for row `i`, below `n`, of each of four runs and for as many prepared rows
-/// of activations as the instance takes. A run that is shorter repeats its last row.
+/// `out[r][x · x_stride + i] = Σ_k weight[k] · x[k]` for the `i`th row, `i` below `n`, from each of four rows on, and for as many
+/// prepared rows of activations as the instance takes.
 ///
 /// # Safety
 /// Rows and activations are as the layout says; the results have room; the processor has the instance's instructions.
 pub(super) type DotFn = unsafe fn(
     layout: &RowLayout,
-    runs: &[Run; ROWS],
+    rows: &[Row; ROWS],
     n: usize,
     x: &[*const f32; MAX_X],
     out: &[*mut f32; ROWS],
@@ -34,7 +34,7 @@ pub(super) type DotFn = unsafe fn(
 /// The [`DotFn`] for `X` rows of activations, `R` rows of the weight at a time: `X · R` sums stay in registers.
 pub(super) unsafe fn dot<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     layout: &RowLayout,
-    runs: &[Run; ROWS],
+    rows: &[Row; ROWS],
     n: usize,
     x: &[*const f32; MAX_X],
     out: &[*mut f32; ROWS],
@@ -52,14 +52,16 @@ pub(super) unsafe fn dot<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
             few_x.copy_from_slice(&x[..X]);
             let mut copies = Copies::ZERO;
             for first in (0..ROWS).step_by(R) {
-                let mut rows = [runs[first].first; R];
-                for r in 1..R {
-                    rows[r] = runs[first + r].first;
+                let mut few_rows = [rows[first]; R];
+                few_rows.copy_from_slice(&rows[first..first + R]);
+                let mut step = Step { data: 0, scales: 0, can_overread: true };
+                for r in 0..R {
+                    step.can_overread &= few_rows[r].can_overread;
                 }
                 for i in 0..n {
                     // SAFETY: the buffers are as the layout says and have room (the caller's promise).
                     unsafe {
-                        let total = dot_rows::<S, C, X, R>(s, layout, &rows, &few_x, &mut copies);
+                        let total = dot_rows::<S, C, X, R>(s, layout, &few_rows, &step, &few_x, &mut copies);
                         for at in (0..X * R).step_by(4) {
                             let mut four = [total[0][0]; 4];
                             for j in 0..4 {
@@ -72,31 +74,36 @@ pub(super) unsafe fn dot<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
                             }
                         }
                     }
-                    for r in 0..R {
-                        runs[first + r].advance(&mut rows[r], i);
-                    }
+                    step.data += layout.row_bytes;
+                    step.scales += layout.scales_bytes();
                 }
             }
         },
     );
 }
 
-/// Fetches the beginnings of the runs: what a kernel call would otherwise wait for.
-pub(super) fn fetch<S: Simd>(runs: &[Run; ROWS]) {
+/// Fetches what is read first from each of the rows on: what a kernel call would otherwise wait for.
+pub(super) fn fetch<S: Simd>(layout: &RowLayout, rows: &[Row; ROWS]) {
     // SAFETY: nothing but fetching is done with it, for which every processor has instructions.
     let s = unsafe { S::assume() };
-    for run in runs {
-        let [data, scales, biases] = run.row_bytes;
-        for (at, row_bytes, most) in [
-            (run.first.data, data, PREFETCH_BYTES),
-            (run.first.scales, scales, PREFETCH_SCALES),
-            (run.first.biases, biases, PREFETCH_SCALES),
-        ] {
-            for line in (0..most.min(run.n * row_bytes)).step_by(64) {
-                s.prefetch_l2(at.wrapping_add(line));
-            }
+    for row in rows {
+        for line in (0..PREFETCH_BYTES).step_by(64) {
+            s.prefetch_l2(row.data.wrapping_add(line));
+        }
+        for line in (0..PREFETCH_SCALES.min(layout.scales_bytes() * PREFETCH_SCALES)).step_by(64) {
+            s.prefetch_l2(row.scales.wrapping_add(line));
+            s.prefetch_l2(row.biases.wrapping_add(line));
         }
     }
+}
+
+/// How far the rows of a step are behind the first ones.
+struct Step {
+    /// Bytes of data.
+    data: usize,
+    /// Bytes of scales, and of biases.
+    scales: usize,
+    can_overread: bool,
 }
 
 /// The lanes' sums of `R` rows with `X` rows of activations.
@@ -108,15 +115,12 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     s: S,
     layout: &RowLayout,
     rows: &[Row; R],
+    step: &Step,
     x: &[*const f32; X],
     copies: &mut Copies<R>,
 ) -> [[S::F; R]; X] {
     let mut total = [[s.splat(0.0); R]; X];
-    let mut can_overread = true;
-    for r in 0..R {
-        can_overread &= rows[r].can_overread;
-    }
-    let n_direct = layout.n_direct(can_overread);
+    let n_direct = layout.n_direct(step.can_overread);
     let mut x_at = *x;
     let (mut c, mut from, mut group) = (0, 0, 0);
     while c < layout.n_chunks {
@@ -126,7 +130,7 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
         // SAFETY: the buffers are as the layout says (the caller's promise).
         unsafe {
             if C::SCALED {
-                let [w, biases] = group_scales(s, layout, rows, group, &mut copies.scales);
+                let [w, biases] = group_scales(s, layout, rows, step.scales, group, &mut copies.scales);
                 add_biases(s, layout, &biases, x, group, &mut total);
                 scales = Scales::new::<C>(s, layout, w, x, group);
             }
@@ -135,7 +139,7 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
                 let idx = if C::SCALED { s.load_words(lanes.cast()) } else { s.splat_i(0) };
                 let mut at = [rows[0].data; R];
                 for r in 0..R {
-                    at[r] = rows[r].data.wrapping_add(from);
+                    at[r] = rows[r].data.wrapping_add(step.data + from);
                 }
                 if c >= n_direct {
                     pad(layout.row_bytes - from, &mut at, &mut copies.chunks);

@@ -3,7 +3,7 @@
 use super::cells::{Cells, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
 use super::dots::{DotFn, ROWS, dot, fetch};
 use super::elements::{Element, Integers, Order, Ways};
-use super::layout::{RowLayout, Run};
+use super::layout::{Row, RowLayout};
 #[cfg(target_arch = "x86_64")]
 use super::tiles::ByAmx;
 use super::tiles::{ByVectors, Multiply, PackFn, TileFn, tile, tile_rows};
@@ -27,8 +27,8 @@ pub(super) struct Kernels {
     /// For few rows of activations: one, two or four.
     pub(super) dot: [DotFn; 3],
     pub(super) prepare_dot: PrepareFn,
-    /// Fetches what the dots read first of some runs.
-    pub(super) fetch: fn(&[Run; ROWS]),
+    /// Fetches what the dots read first.
+    pub(super) fetch: fn(&RowLayout, &[Row; ROWS]),
     /// For many.
     pub(super) tile: TileFn,
     pub(super) prepare_tile: PrepareFn,

@@ -22,36 +22,9 @@ pub(super) struct Row {
     pub(super) data: *const u8,
     pub(super) scales: *const u8,
     pub(super) biases: *const u8,
-    /// Whether [`SCALES_OVERREAD`] bytes behind the scales and the biases are readable, and [`MAX_OVERREAD`](super::cells::MAX_OVERREAD) behind the
-    /// data.
+    /// Whether [`SCALES_OVERREAD`] bytes behind the scales and the biases are readable, and
+    /// [`MAX_OVERREAD`](super::cells::MAX_OVERREAD) behind the data; of several successive rows, behind all of them.
     pub(super) can_overread: bool,
-}
-
-/// Successive rows of a matrix.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Run {
-    /// The first row.
-    pub(super) first: Row,
-    /// How many there are, at least one.
-    pub(super) n: usize,
-    /// Of these, the first so many have the overread behind them.
-    pub(super) n_overread: usize,
-    /// Bytes of a row's data, scales and biases.
-    pub(super) row_bytes: [usize; 3],
-}
-
-impl Run {
-    /// From row `i`, which is `row`, to the next; past the end, the last row again.
-    #[inline(always)]
-    pub(super) fn advance(&self, row: &mut Row, i: usize) {
-        if i + 1 < self.n {
-            let [data, scales, biases] = self.row_bytes;
-            row.data = row.data.wrapping_add(data);
-            row.scales = row.scales.wrapping_add(scales);
-            row.biases = row.biases.wrapping_add(biases);
-            row.can_overread = i + 1 < self.n_overread;
-        }
-    }
 }
 
 /// How scales (and biases) are stored.
@@ -170,6 +143,12 @@ impl RowLayout {
         if can_overread { self.n_whole } else { self.n_direct }
     }
 
+    /// Bytes of a row's scales, and of its biases.
+    #[inline(always)]
+    pub(super) fn scales_bytes(&self) -> usize {
+        self.n_groups * self.scale_bytes
+    }
+
     /// Whether the format has biases, or the integers an offset.
     pub(super) fn is_biased(&self) -> bool {
         matches!(self.scales, ScaleKind::Float(_)) || self.offset != 0
@@ -195,7 +174,7 @@ static GROUP_OF_LANE: [[u32; 16 << (N_LANE_COUNTS - 1)]; N_LANE_COUNTS] = {
 };
 
 /// The scales and biases of some rows' groups from `g`, a multiple of `LANES`, on: of each row a vector, with zeros past the
-/// last group. A format without biases has those of the offset.
+/// last group. A format without biases has those of the offset. The rows' scales begin `from` bytes behind those of `rows`.
 ///
 /// # Safety
 /// The rows are as the layout says and have group `g`.
@@ -204,14 +183,15 @@ pub(super) unsafe fn group_scales<S: Simd, const R: usize>(
     s: S,
     layout: &RowLayout,
     rows: &[Row; R],
+    from: usize,
     g: usize,
     copies: &mut ScaleCopies<R>,
 ) -> [[S::F; R]; 2] {
     let n = S::LANES.min(layout.n_groups - g);
     let mut at = [[std::ptr::null(); 2]; R];
     for r in 0..R {
-        at[r][0] = rows[r].scales.wrapping_add(g * layout.scale_bytes);
-        at[r][1] = rows[r].biases.wrapping_add(g * layout.scale_bytes);
+        at[r][0] = rows[r].scales.wrapping_add(from + g * layout.scale_bytes);
+        at[r][1] = rows[r].biases.wrapping_add(from + g * layout.scale_bytes);
     }
     if n < S::LANES {
         for r in 0..R {

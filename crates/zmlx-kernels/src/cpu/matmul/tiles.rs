@@ -158,7 +158,7 @@ unsafe fn scales_by_group<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scrat
             for g in (0..layout.n_groups).step_by(S::LANES) {
                 for r in 0..S::LANES {
                     let [[scales], [biases]] =
-                        group_scales(s, layout, &[rows[v * S::LANES + r]], g, &mut copies);
+                        group_scales(s, layout, &[rows[v * S::LANES + r]], 0, g, &mut copies);
                     s.store(squares[0].0.as_mut_ptr().add(r * S::LANES).cast(), scales);
                     s.store(squares[1].0.as_mut_ptr().add(r * S::LANES).cast(), biases);
                 }
