@@ -147,8 +147,8 @@ fn activations_of_8_bits_change_logits_little(
     }
 }
 
-/// Activations of 16 bits in quantised products: measured 2.1e-4 at one step, mostly 1e-4 and less.
-const TAP_BOUND: f64 = 3e-4;
+/// Activations of 16 bits in quantised products and of 15 bits in attention: 4.0e-4 was measured at one step.
+const TAP_BOUND: f64 = 6e-4;
 
 #[rstest]
 fn taps(

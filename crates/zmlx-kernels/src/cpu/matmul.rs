@@ -14,7 +14,7 @@ mod tiles;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use dots::{DotFn, MAX_X, ROWS};
-pub(super) use elements::{MAX_I16, to_integers};
+pub(super) use elements::to_integers;
 use kernels::Kernels;
 use layout::{Row, SCALES_OVERREAD};
 use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
