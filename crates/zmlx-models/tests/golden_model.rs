@@ -14,9 +14,9 @@ use zmlx_models::{
 use zmlx_oracle::compare::{argmax, differing_expert_sets, log_softmax, rel_rms};
 use zmlx_oracle::golden::{Golden, Outcome, TensorFile, check_greedy};
 
-/// A step whose recorded f32 margin is below this may go either way. Logits differ from the recording by about 1e-4;
-/// nothing in the recordings is that close, so every token is in fact equal.
-const MARGIN_BOUND: f64 = 1e-3;
+/// A step whose recorded f32 margin is below this may go either way: single logits, of up to some tens, were off by 1.2e-2 at
+/// most. Every greedy token is equal; of the forced steps one is that close (4e-3), and goes the other way.
+const MARGIN_BOUND: f64 = 1e-2;
 
 fn fixtures() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
@@ -147,8 +147,8 @@ fn activations_of_8_bits_change_logits_little(
     }
 }
 
-/// Activations of 16 bits in quantised products: measured 2.1e-4 at one step, mostly 1e-4 and less.
-const TAP_BOUND: f64 = 3e-4;
+/// Activations of 16 bits in quantised products and of 15 bits in attention: 4.0e-4 was measured at one step.
+const TAP_BOUND: f64 = 6e-4;
 
 #[rstest]
 fn taps(

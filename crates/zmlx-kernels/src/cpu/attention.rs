@@ -1,21 +1,23 @@
 //! Causal attention over a growing cache: separate keys and values, or one latent that serves as both.
 
 mod cache;
+mod cells;
 mod kernel;
+mod softmax;
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::matmul::SyncPtr;
-use super::pool::{Aligned, CpuTensor, Shape};
+use super::pool::{CpuTensor, Shape};
 use super::{CpuBackend, lock};
 use crate::error::ensure;
 use crate::{Error, KvLayout, MlaInputs, Result, Span};
 
 pub use cache::CpuKvCache;
-use cache::{Head, PAD};
+use cache::Head;
 pub(super) use kernel::Partial;
-use kernel::{BLOCK, JOB_ROWS, Keys, ROWS, attend};
+use kernel::{BLOCK, JOB_ROWS, Keys, QueryRows, ROWS, attend};
 
 /// Positions that are worth a job of their own.
 const MIN_PART: usize = 256;
@@ -46,7 +48,7 @@ impl CpuBackend {
             format_args!("{kv_shape:?}"),
             (k, v),
         )?;
-        self.attend_spans(OP, q, cache, spans, scale, [k, v])
+        self.attend_spans(OP, [q, q], cache, spans, scale, [k, v])
     }
 
     pub(super) fn attention_latent(
@@ -85,38 +87,28 @@ impl CpuBackend {
         )?;
         ensure(kv.dims() == [n_tokens, rank], OP, "kv", format_args!("[n, {rank}]"), kv)?;
         ensure(k_pe.dims() == [n_tokens, rope_dim], OP, "k_pe", format_args!("[n, {rope_dim}]"), k_pe)?;
-        let mut q = self.floats.take(n_tokens * n_heads * (rank + rope_dim));
-        for ((q, nope), pe) in q
-            .chunks_exact_mut(rank + rope_dim)
-            .zip(q_nope.values().chunks_exact(rank))
-            .zip(q_pe.values().chunks_exact(rope_dim))
-        {
-            q[..rank].copy_from_slice(nope);
-            q[rank..].copy_from_slice(pe);
-        }
-        let q = CpuTensor::new(Shape::new(OP, &[n_tokens, n_heads, rank + rope_dim])?, q);
-        self.attend_spans(OP, &q, cache, spans, scale, [kv, k_pe])
+        self.attend_spans(OP, [q_nope, q_pe], cache, spans, scale, [kv, k_pe])
     }
 
     fn attend_spans(
         &self,
         op: &'static str,
-        q: &CpuTensor,
+        q: [&CpuTensor; 2],
         cache: &mut CpuKvCache,
         spans: &[Span],
         scale: f32,
         [first, second]: [&CpuTensor; 2],
     ) -> Result<CpuTensor> {
-        let (q_dim, n_kv_heads) = (cache.q_dim(), cache.n_heads());
-        let &[n_tokens, n_heads, dim] = q.dims() else {
-            return ensure(false, op, "q", "three dimensions", q).map(|()| unreachable!());
+        let (width, n_kv_heads) = (cache.widths()[0], cache.n_heads());
+        let &[n_tokens, n_heads, dim] = q[0].dims() else {
+            return ensure(false, op, "q", "three dimensions", q[0]).map(|()| unreachable!());
         };
         ensure(
-            dim == q_dim && n_heads.is_multiple_of(n_kv_heads),
+            dim == width && n_heads.is_multiple_of(n_kv_heads),
             op,
             "q",
-            format_args!("[n, a multiple of {n_kv_heads}, {q_dim}]"),
-            q,
+            format_args!("[n, a multiple of {n_kv_heads}, {width}]"),
+            q[0],
         )?;
         cache.check(op, spans, n_tokens)?;
         cache.append(spans, first, second);
@@ -127,8 +119,8 @@ impl CpuBackend {
         let attend = attend(self.level);
         let next = AtomicUsize::new(0);
         lock(&self.team).run(&|m| {
-            let mut scratch = lock(&self.scratch[m.idx()]);
-            let Partial { queries, scores, state } = &mut scratch.attention;
+            let mut memory = lock(&self.scratch[m.idx()]);
+            let Partial { scratch, state } = &mut memory.attention;
             loop {
                 // The last rows see the most positions: they go first, so that the short ones fill the gaps.
                 let idx = next.fetch_add(1, Ordering::Relaxed);
@@ -137,11 +129,11 @@ impl CpuBackend {
                 }
                 let idx = jobs.len() - 1 - idx;
                 let job = jobs.get(idx);
-                job.queries(q, scale, queries);
+                let queries = job.queries(q, scale);
                 state.clear();
                 state.resize(job.state_len(), 0.0);
                 // SAFETY: the level was detected when the backend was made; buffers are as the job says.
-                unsafe { attend(&job.keys, queries, job.limits(), job.positions.clone(), scores, state) };
+                unsafe { attend(&job.keys, &queries, job.limits(), job.positions.clone(), scratch, state) };
                 if jobs.n_parts > 1 {
                     // SAFETY: each job has its own part of the buffer.
                     let part = unsafe { parts_ptr.slice(idx * jobs.part_len(), state.len()) };
@@ -230,7 +222,7 @@ impl<'a> Jobs<'a> {
     /// Floats of the largest job's state.
     fn part_len(&self) -> usize {
         let most = self.spans.iter().map(|s| s.n_tokens * self.group).max().unwrap_or(0);
-        kernel::state_len(most.next_multiple_of(ROWS).min(JOB_ROWS), self.v_dim.next_multiple_of(PAD))
+        kernel::state_len(most.next_multiple_of(ROWS).min(JOB_ROWS), cells::stride(self.v_dim))
     }
 
     fn get(&self, idx: usize) -> Job<'a> {
@@ -263,10 +255,10 @@ impl<'a> Jobs<'a> {
         let widths = self.cache.widths();
         let (keys, q_widths) = match self.cache.layout {
             KvLayout::Heads { .. } => {
-                (Keys { parts: [Some(first), None], widths, values: second }, [widths[0], 0])
+                (Keys { parts: [Some(first), None], widths, values: Some(second) }, [widths[0], 0])
             }
             KvLayout::Latent { .. } => {
-                (Keys { parts: [Some(first), Some(second)], widths, values: first }, widths)
+                (Keys { parts: [Some(first), Some(second)], widths, values: None }, widths)
             }
         };
         Job { keys, rows, n_rows, limits, positions: at(part)..at(part + 1), q_widths }
@@ -284,22 +276,10 @@ impl Job<'_> {
         kernel::state_len(self.limits().len(), self.keys.v_stride())
     }
 
-    /// The rows' queries times `scale`, each part padded as the keys are; rows that do not exist are zero.
-    fn queries(&self, q: &CpuTensor, scale: f32, out: &mut Aligned<f32>) {
-        let strides = self.q_widths.map(|w| w.next_multiple_of(PAD));
-        let stride: usize = strides.iter().sum();
-        out.clear();
-        out.resize(self.limits().len() * stride, 0.0);
-        let q_dim: usize = self.q_widths.iter().sum();
-        for (row, out) in self.rows[..self.n_rows].iter().zip(out.chunks_exact_mut(stride)) {
-            let (first, second) = q.values()[row * q_dim..][..q_dim].split_at(self.q_widths[0]);
-            for (out, q) in out.iter_mut().zip(first) {
-                *out = q * scale;
-            }
-            for (out, q) in out[strides[0]..].iter_mut().zip(second) {
-                *out = q * scale;
-            }
-        }
+    /// The rows' queries, times `scale`: of a key's two parts, or the same tensor twice.
+    fn queries<'q>(&'q self, q: [&'q CpuTensor; 2], scale: f32) -> QueryRows<'q> {
+        let parts = q.map(CpuTensor::values);
+        QueryRows { parts, widths: self.q_widths, rows: &self.rows[..self.n_rows], scale }
     }
 
     /// Writes the results of the rows, `row(at)` being where the one at `at` goes.

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use cells::MAX_OVERREAD;
 use dots::{DotFn, MAX_X, ROWS};
-pub(super) use elements::{MAX_I16, to_integers};
+pub(super) use elements::to_integers;
 use kernels::Kernels;
 use layout::{Row, SCALES_OVERREAD};
 use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
@@ -33,7 +33,7 @@ use crate::{Error, HostWeight, Result};
 /// are faster from four (768 columns) or six rows on (2,048 columns), 2026-11.
 const TILES_MIN_X: usize = MAX_X + 1;
 /// Rows whose results are kept together until they are written: a multiple of [`ROWS`].
-const BLOCK_ROWS: usize = 64;
+const BLOCK_ROWS: usize = 256;
 
 /// A weight of the CPU backend: the host's bytes in place, with the kernels for their format.
 #[derive(Clone)]
@@ -458,19 +458,25 @@ struct RowsOf<'a, const W: usize> {
 impl<const W: usize> RowsOf<'_, W> {
     /// Fetches what is read first of these rows.
     fn fetch(&self, rows: &std::ops::Range<usize>) {
-        let runs = Runs::new::<W>(rows.len());
-        if let Some(block) = runs.block(0) {
-            (self.kernels.fetch)(&self.kernels.layout, &self.rows_of(rows.start, &block));
+        if let Some(block) = Runs::new::<W>(rows.len()).block(0) {
+            (self.kernels.fetch)(&self.kernels.layout, &self.firsts(rows.start)(&block));
         }
     }
 
-    /// From which rows on a kernel call walks; `first` is where the block's rows begin.
-    fn rows_of(&self, first: usize, block: &RowBlock) -> [Row; ROWS] {
-        std::array::from_fn(|i| {
-            let part = self.parts[i / (ROWS / W)];
-            let at = first + block.first(i % (ROWS / W));
-            Row { can_overread: at + block.n <= part.n_overread(), ..part.row(self.mat, at) }
-        })
+    /// The rows from which on a kernel call walks in a block of the rows from `start` on.
+    fn firsts(&self, start: usize) -> impl Fn(&RowBlock) -> [Row; ROWS] {
+        let bases = self.parts.map(|part| part.row(self.mat, start));
+        let n_overread = self.parts.map(|part| part.n_overread().saturating_sub(start));
+        let row_bytes = self.parts[0].row_bytes;
+        move |block| {
+            let mut rows = [bases[0]; ROWS];
+            for (i, row) in rows.iter_mut().enumerate() {
+                let (w, first) = (i / (ROWS / W), block.first(i % (ROWS / W)));
+                // SAFETY: the row lies within the matrix, whose rows take these many bytes in all weights.
+                *row = unsafe { bases[w].add(first, row_bytes, first + block.n <= n_overread[w]) };
+            }
+            rows
+        }
     }
 
     /// `ROWS / W` rows of each weight per kernel call, so that they share the loads of the activations; results are
@@ -487,7 +493,7 @@ impl<const W: usize> RowsOf<'_, W> {
         let results = &mut scratch.results;
         let x: [*const f32; MAX_X] = std::array::from_fn(|i| self.xs[i.min(self.xs.len() - 1)]);
         let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][self.xs.len()]];
-        let runs = Runs::new::<W>(rows.len());
+        let (runs, firsts) = (Runs::new::<W>(rows.len()), self.firsts(rows.start));
         let mut idx = 0;
         while let Some(block) = runs.block(idx) {
             idx += 1;
@@ -499,7 +505,7 @@ impl<const W: usize> RowsOf<'_, W> {
             // SAFETY: rows and activations are as the layout says; each of the results' rows has room for the block's of
             // its weight, and those of all activations follow; the level was detected.
             unsafe {
-                dot(&self.kernels.layout, &self.rows_of(rows.start, &block), block.n, &x, &to, BLOCK_ROWS);
+                dot(&self.kernels.layout, &firsts(&block), block.n, &x, &to, BLOCK_ROWS);
             }
             for run in 0..block.n_runs {
                 out(&Results {

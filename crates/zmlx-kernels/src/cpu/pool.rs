@@ -114,16 +114,19 @@ impl<T: Poison> Buffers<T> {
     pub(crate) fn take(&self, len: usize) -> Fresh<T> {
         let mut free = self.0.lock();
         // The smallest buffer that is large enough, else the largest (which then grows).
-        let fits = (0..free.len()).filter(|&i| free[i].capacity() >= len).min_by_key(|&i| free[i].capacity());
-        let best = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].capacity()));
+        let fits = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
+        let best = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
         let mut data = best.map_or_else(|| Arc::new(Aligned::default()), |i| free.swap_remove(i));
         drop(free);
         let values = Arc::get_mut(&mut data).expect("a free buffer has one owner");
-        values.resize(len, T::POISON);
+        // A buffer never shrinks: what has been written once need not be again when it grows.
+        if values.len() < len {
+            values.resize(len, T::POISON);
+        }
         if cfg!(debug_assertions) {
             values.fill(T::POISON);
         }
-        Fresh { buffer: Shared { data: Some(data), pool: Arc::clone(&self.0) } }
+        Fresh { buffer: Shared { data: Some(data), len, pool: Arc::clone(&self.0) } }
     }
 }
 
@@ -147,26 +150,29 @@ impl<T> Deref for Fresh<T> {
 
 impl<T> DerefMut for Fresh<T> {
     fn deref_mut(&mut self) -> &mut [T] {
-        let data = self.buffer.data.as_mut().expect("present until dropped");
-        Arc::get_mut(data).expect("a fresh buffer has one owner")
+        let Shared { data, len, .. } = &mut self.buffer;
+        let data = data.as_mut().expect("present until dropped");
+        &mut Arc::get_mut(data).expect("a fresh buffer has one owner")[..*len]
     }
 }
 
 /// A shared, unchanging buffer; goes back to its pool with its last owner.
 pub(crate) struct Shared<T> {
     data: Option<Arc<Aligned<T>>>,
+    /// How many of the buffer's elements are in use.
+    len: usize,
     pool: Arc<Pool<T>>,
 }
 
 impl<T> Shared<T> {
     pub(crate) fn values(&self) -> &[T] {
-        self.data.as_ref().expect("present until dropped")
+        &self.data.as_ref().expect("present until dropped")[..self.len]
     }
 }
 
 impl<T> Clone for Shared<T> {
     fn clone(&self) -> Self {
-        Self { data: self.data.clone(), pool: Arc::clone(&self.pool) }
+        Self { data: self.data.clone(), len: self.len, pool: Arc::clone(&self.pool) }
     }
 }
 

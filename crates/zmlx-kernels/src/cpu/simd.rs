@@ -53,8 +53,6 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_bf16(self, p: *const u8) -> Self::F;
     /// Reads `LANES` f16 values from `2 · LANES` bytes.
     unsafe fn load_f16(self, p: *const u8) -> Self::F;
-    /// Reads `LANES` signed 16-bit integers.
-    unsafe fn load_i16(self, p: *const i16) -> Self::F;
     /// Reads `2 · LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 4` bytes into 16-bit lanes; may read up
     /// to `LANES · BITS / 4 + 16` bytes.
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I;
@@ -69,11 +67,17 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_e8m0(self, p: *const u8) -> Self::F;
     /// Writes `LANES` floats.
     unsafe fn store(self, p: *mut f32, v: Self::F);
+    /// Writes the integers nearest to `LANES` floats, which fit; of NaN any.
+    unsafe fn store_i16(self, p: *mut i16, v: Self::F);
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
     /// `a · b + c`, rounded once where the hardware can.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
+    /// `a` where it is greater than `b`, else `b`: also if one is NaN.
+    fn max(self, a: Self::F, b: Self::F) -> Self::F;
+    /// `a · 2^n` of whole numbers `n` from -126 to 0.
+    fn times_power(self, a: Self::F, n: Self::F) -> Self::F;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
     /// The floats nearest to the lanes as signed integers.
     fn to_f32(self, a: Self::I) -> Self::F;
@@ -115,6 +119,8 @@ pub(crate) trait Simd: Copy {
     /// # Safety
     /// `LANES · LANES` words can be read and written at `p`.
     unsafe fn transpose(self, p: *mut u32);
+    /// In each 32-bit lane the lower 16 bits of `a` and, above them, of `b`; and the upper ones.
+    fn zip16(self, a: Self::I, b: Self::I) -> (Self::I, Self::I);
     /// Lane `j` of the result is lane `idx[j]` of `v`.
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F;
     /// The first `n` lanes of `v`, whatever the others hold, then zeros.
@@ -123,6 +129,8 @@ pub(crate) trait Simd: Copy {
     fn sum(self, v: Self::F) -> f32;
     /// The sums of the lanes of four vectors.
     fn sums(self, v: [Self::F; 4]) -> [f32; 4];
+    /// The largest of the lanes, none of which is NaN.
+    fn largest(self, v: Self::F) -> f32;
     /// Fetches the cache line at `p`, which need not be valid.
     fn prefetch(self, p: *const u8);
     /// Fetches the cache line at `p`, which need not be valid, into the second-level cache: for what is used later, so that

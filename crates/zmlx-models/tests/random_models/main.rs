@@ -39,8 +39,8 @@ fn check(what: &str, b: &Builder, config: &Value, n_shards: usize) {
             got.extend(rows);
         }
         let error = rel_rms(&got, &want);
-        // Activations of 16 bits, three layers: 5.4e-5 at the most was measured.
-        assert!(error <= 2e-4, "{what}, {fusion}: relative RMS {error}");
+        // Activations of 16 bits and attention's of 15, three layers: 2.7e-4 was measured with latents.
+        assert!(error <= 5e-4, "{what}, {fusion}: relative RMS {error}");
     }
 }
 

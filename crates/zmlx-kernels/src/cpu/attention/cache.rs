@@ -1,22 +1,19 @@
-//! Keys and values of one layer, grown as tokens come: 16-bit integers with a scale for each token and head.
+//! Keys and values of one layer, grown as tokens come: 15-bit integers with a scale for each token and head.
 //!
-//! A value is off by at most 2⁻¹⁶ of the largest of its row, a hundredth of what bf16 would lose, at the same size.
+//! A value is off by at most 2⁻¹⁵ of the largest of its row, a sixtieth of what bf16 would lose, at the same size.
 
-use crate::cpu::matmul::{MAX_I16, to_integers};
-use crate::cpu::pool::{Aligned, CpuTensor};
+use super::cells::{Rows, round, stride};
+use crate::cpu::pool::CpuTensor;
 use crate::error::ensure;
 use crate::{Error, KvLayout, Result, Span};
-
-/// Cached tokens by whose number a sequence's memory grows.
-const GROW_TOKENS: usize = 256;
-/// Rows are padded with zeros to a multiple of this many values: whole vectors on every level.
-pub(super) const PAD: usize = 16;
 
 /// Keys and values of one layer.
 #[derive(Debug)]
 pub struct CpuKvCache {
     pub(super) layout: KvLayout,
     slots: Vec<Slot>,
+    /// A row that is being rounded.
+    integers: Vec<i16>,
 }
 
 /// One sequence.
@@ -36,37 +33,6 @@ pub(super) struct Head {
     pub(super) second: Rows,
 }
 
-/// Rows of integers, padded, and their scales.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    pub(super) values: Aligned<i16>,
-    pub(super) scales: Vec<f32>,
-}
-
-impl Rows {
-    fn reserve(&mut self, n: usize, width: usize) {
-        let n_rows = self.scales.len();
-        if self.scales.capacity() - n_rows < n {
-            // Grown by half as much again, so that a growing context rarely allocates.
-            let n = n.next_multiple_of(GROW_TOKENS) + n_rows / 2;
-            self.scales.reserve_exact(n);
-            self.values.reserve_exact(n * width.next_multiple_of(PAD));
-        }
-    }
-
-    fn push(&mut self, row: &[f32]) {
-        let at = self.values.len();
-        self.values.resize(at + row.len().next_multiple_of(PAD), 0);
-        let (scale, _) = to_integers(row, MAX_I16, &mut self.values[at..at + row.len()]);
-        self.scales.push(scale);
-    }
-
-    fn truncate(&mut self, n: usize, width: usize) {
-        self.scales.truncate(n);
-        self.values.truncate(n * width.next_multiple_of(PAD));
-    }
-}
-
 impl CpuKvCache {
     pub(in crate::cpu) fn new(layout: KvLayout, n_slots: usize) -> Result<Self> {
         let (n_heads, dims_ok) = match layout {
@@ -75,11 +41,10 @@ impl CpuKvCache {
         };
         ensure(dims_ok && n_slots > 0, "kv_cache", "layout", "no zero dimension", (layout, n_slots))?;
         let slot = || Slot { n_tokens: 0, heads: (0..n_heads).map(|_| Head::default()).collect() };
-        Ok(Self { layout, slots: (0..n_slots).map(|_| slot()).collect() })
+        Ok(Self { layout, slots: (0..n_slots).map(|_| slot()).collect(), integers: Vec::new() })
     }
 
     pub(in crate::cpu) fn truncate(&mut self, slot: usize, n_tokens: usize) -> Result<()> {
-        let widths = self.widths();
         let len = self.slots.len();
         let slot = self.slots.get_mut(slot).ok_or(Error::IndexOutOfRange {
             op: "truncate",
@@ -94,11 +59,8 @@ impl CpuKvCache {
             format_args!("at most {}", slot.n_tokens),
             n_tokens,
         )?;
+        // What lies behind is never looked at: it will be overwritten.
         slot.n_tokens = n_tokens;
-        for head in &mut slot.heads {
-            head.first.truncate(n_tokens, widths[0]);
-            head.second.truncate(n_tokens, widths[1]);
-        }
         Ok(())
     }
 
@@ -107,14 +69,6 @@ impl CpuKvCache {
         match self.layout {
             KvLayout::Heads { head_dim, .. } => [head_dim; 2],
             KvLayout::Latent { rank, rope_dim } => [rank, rope_dim],
-        }
-    }
-
-    /// Values of a query.
-    pub(super) fn q_dim(&self) -> usize {
-        match self.layout {
-            KvLayout::Heads { head_dim, .. } => head_dim,
-            KvLayout::Latent { rank, rope_dim } => rank + rope_dim,
         }
     }
 
@@ -153,15 +107,25 @@ impl CpuKvCache {
     /// Appends to each sequence its tokens' rows: `first` and `second` are `[n_tokens, n_heads, width]`.
     pub(super) fn append(&mut self, spans: &[Span], first: &CpuTensor, second: &CpuTensor) {
         let (n_heads, widths) = (self.n_heads(), self.widths());
+        let is_latent = matches!(self.layout, KvLayout::Latent { .. });
+        self.integers.resize(stride(widths[0].max(widths[1])), 0);
         let mut t = 0;
         for span in spans {
             let slot = &mut self.slots[span.slot];
             for (h, head) in slot.heads.iter_mut().enumerate() {
-                let rows = [(&mut head.first, first), (&mut head.second, second)];
-                for ((rows, from), width) in rows.into_iter().zip(widths) {
-                    rows.reserve(span.n_tokens, width);
-                    for t in t..t + span.n_tokens {
-                        rows.push(&from.values()[(t * n_heads + h) * width..][..width]);
+                for (part, from) in [first, second].into_iter().enumerate() {
+                    let (width, stride) = (widths[part], stride(widths[part]));
+                    let rows = if part == 0 { &mut head.first } else { &mut head.second };
+                    rows.grow(slot.n_tokens + span.n_tokens, stride);
+                    let integers = &mut self.integers[..stride];
+                    for i in 0..span.n_tokens {
+                        let scale =
+                            round(&from.values()[((t + i) * n_heads + h) * width..][..width], integers);
+                        if part == 0 || is_latent {
+                            rows.set_key(slot.n_tokens + i, integers, scale);
+                        } else {
+                            rows.set_value(slot.n_tokens + i, integers, scale);
+                        }
                     }
                 }
             }

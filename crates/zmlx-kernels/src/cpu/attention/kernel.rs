@@ -1,11 +1,12 @@
 //! Some query rows against a range of positions, block by block, with a running softmax.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
+use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use super::cache::{PAD, Rows};
+use super::cells::{self, Cells, GROUP, Rows, WIDE, round, stride, to_cells};
+use super::softmax::{Factors, exp2, weigh};
 use crate::cpu::level::Level;
-use crate::cpu::math::exp;
 use crate::cpu::pool::Aligned;
 use crate::cpu::simd::Simd;
 use crate::cpu::simd::scalar::Scalar;
@@ -16,8 +17,6 @@ pub(super) const JOB_ROWS: usize = 32;
 pub(super) const BLOCK: usize = 96;
 /// Jobs are padded to a multiple of this many query rows.
 pub(super) const ROWS: usize = 4;
-/// Positions that a step multiplies with some query rows: the sums and what they need fill the registers.
-const COLUMNS: usize = 3;
 
 /// One head's keys and values.
 pub(super) struct Keys<'a> {
@@ -25,35 +24,90 @@ pub(super) struct Keys<'a> {
     pub(super) parts: [Option<&'a Rows>; 2],
     /// Values of a row of the first and of the second part; the values are as wide as the first.
     pub(super) widths: [usize; 2],
-    pub(super) values: &'a Rows,
+    /// None if the keys' first part is the value too.
+    pub(super) values: Option<&'a Rows>,
 }
 
 impl Keys<'_> {
     /// Values of a padded row of the values.
     pub(super) fn v_stride(&self) -> usize {
-        self.widths[0].next_multiple_of(PAD)
+        stride(self.widths[0])
+    }
+
+    /// The rows whose scales are the values'.
+    #[inline(always)]
+    fn value_rows(&self) -> &Rows {
+        match (self.values, self.parts[0]) {
+            (Some(rows), _) | (None, Some(rows)) => rows,
+            (None, None) => unreachable!("there are keys"),
+        }
     }
 }
 
 /// A member's working memory.
 #[derive(Default)]
 pub(in crate::cpu) struct Partial {
-    pub(super) queries: Aligned<f32>,
-    pub(super) scores: Scores,
+    pub(super) scratch: Scratch,
     /// Of each row the sums of the values; then of all rows the largest scores, then the sums of the weights.
     pub(super) state: Aligned<f32>,
 }
 
-/// Of each position of a block the scores of some rows, which become weights.
-pub(super) struct Scores(Box<[f32; MAX_ROWS * BLOCK]>);
+/// Some rows of queries.
+pub(super) struct QueryRows<'a> {
+    /// The parts of all rows, and the values of a row's part; as the keys have, or none.
+    pub(super) parts: [&'a [f32]; 2],
+    pub(super) widths: [usize; 2],
+    /// Which rows.
+    pub(super) rows: &'a [usize],
+    /// A factor.
+    pub(super) scale: f32,
+}
 
-/// Most rows of a step.
-const MAX_ROWS: usize = 8;
+/// Query rows as integers, in the order of the keys' cells.
+#[derive(Default)]
+pub(super) struct Queries {
+    cells: Aligned<u32>,
+    /// Cells of a row.
+    stride: usize,
+    /// Of each part of a row.
+    scales: [[f32; JOB_ROWS]; 2],
+    /// A part of a row that is being rounded.
+    integers: Aligned<i16>,
+}
 
-impl Default for Scores {
-    fn default() -> Self {
-        Self(Box::new([0.0; MAX_ROWS * BLOCK]))
+impl Queries {
+    /// Rounds the rows; as many more as to make `n_rows` are zero.
+    #[inline(always)]
+    fn set(&mut self, from: &QueryRows<'_>, n_rows: usize) {
+        let strides = [stride(from.widths[0]), stride(from.widths[1])];
+        self.stride = (strides[0] + strides[1]) / 2;
+        self.scales = [[0.0; JOB_ROWS]; 2];
+        self.cells.resize(n_rows * self.stride, 0);
+        self.cells[from.rows.len() * self.stride..].fill(0);
+        let mut at = 0;
+        for part in 0..2 {
+            let (width, n_cells) = (from.widths[part], strides[part] / 2);
+            self.integers.resize(strides[part], 0);
+            for (i, row) in from.rows.iter().enumerate() {
+                let q = &from.parts[part][row * width..][..width];
+                self.scales[part][i] = from.scale * LOG2_E * round(q, &mut self.integers);
+                to_cells(&self.integers, &mut self.cells[i * self.stride + at..][..n_cells]);
+            }
+            at += n_cells;
+        }
     }
+}
+
+/// The rows of a job, and what they make of a block.
+#[derive(Default)]
+pub(super) struct Scratch {
+    queries: Queries,
+    /// Of each row the scores of the positions.
+    scores: Aligned<f32>,
+    /// The weights times the values' scales as integers: pairs of positions are cells.
+    weights: Aligned<i16>,
+    /// Keys as values, where they are both.
+    values: Aligned<u32>,
 }
 
 /// Floats of a state of that many rows, of values of that width.
@@ -73,7 +127,8 @@ pub(super) fn merge(state: &mut [f32], other: &[f32], n_rows: usize, v_stride: u
         let (a, b) = (state[n + r], other[n + r]);
         // A part that saw nothing of a row has no largest score, and NaN is passed on.
         let max = if b > a || b.is_nan() { b } else { a };
-        let factor = |of: f32| if of == f32::NEG_INFINITY { 0.0 } else { exp(of - max) };
+        let factor =
+            |of: f32| if of == f32::NEG_INFINITY { 0.0 } else { exp2(Scalar, Scalar.splat(of - max))[0] };
         let (a, b) = (factor(a), factor(b));
         for (v, other) in state[r * v_stride..][..v_stride].iter_mut().zip(&other[r * v_stride..]) {
             *v = *v * a + other * b;
@@ -84,19 +139,19 @@ pub(super) fn merge(state: &mut [f32], other: &[f32], n_rows: usize, v_stride: u
     }
 }
 
-/// Adds up `Σ exp(score - max) · value` over `positions` for all query rows, with the largest score so far; a score is
-/// `q · k`. Row r sees the positions below `limits[r]`, rows that do not exist none; their number is a
-/// multiple of [`ROWS`]. `queries` has as many rows, as wide as a padded key, `state` [`state_len`] zeros,
-/// which mean nothing seen.
+/// Adds up `Σ 2^(score - max) · value` over `positions` for all query rows, with the largest score so far; a score is
+/// `q · k`, times the queries' factor and log₂e. Row r sees the positions below `limits[r]`, rows that do not exist none; their
+/// number is a multiple of [`ROWS`], up to [`JOB_ROWS`]. Queries are as wide as keys, `state` is [`state_len`] zeros, which
+/// mean nothing seen.
 ///
 /// # Safety
-/// The processor has the level's instructions; all positions are cached.
+/// The processor has the level's instructions; all positions are cached, and the first is a multiple of [`BLOCK`].
 pub(super) type AttendFn = unsafe fn(
     keys: &Keys<'_>,
-    queries: &[f32],
+    queries: &QueryRows<'_>,
     limits: &[usize],
     positions: Range<usize>,
-    scores: &mut Scores,
+    scratch: &mut Scratch,
     state: &mut [f32],
 );
 
@@ -107,9 +162,9 @@ pub(super) fn attend(level: Level) -> AttendFn {
         #[cfg(target_arch = "x86_64")]
         Level::Avx2 => attend_on::<crate::cpu::simd::avx2::Avx2>,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 | Level::Avx512Vnni | Level::Amx => {
-            attend_on::<crate::cpu::simd::avx512::Avx512<false>>
-        }
+        Level::Avx512 => attend_on::<crate::cpu::simd::avx512::Avx512<false>>,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni | Level::Amx => attend_on::<crate::cpu::simd::avx512::Avx512<true>>,
         #[cfg(target_arch = "aarch64")]
         Level::Neon => attend_on::<crate::cpu::simd::neon::Neon>,
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
@@ -119,39 +174,50 @@ pub(super) fn attend(level: Level) -> AttendFn {
 
 unsafe fn attend_on<S: Simd>(
     keys: &Keys<'_>,
-    queries: &[f32],
+    queries: &QueryRows<'_>,
     limits: &[usize],
     positions: Range<usize>,
-    Scores(scores): &mut Scores,
+    scratch: &mut Scratch,
     state: &mut [f32],
 ) {
     let n_rows = limits.len();
-    let q_stride = queries.len() / n_rows;
+    assert!(n_rows.is_multiple_of(ROWS) && n_rows <= JOB_ROWS && positions.start.is_multiple_of(BLOCK));
     let (values, rest) = state.split_at_mut(n_rows * keys.v_stride());
     let (maxima, sums) = rest.split_at_mut(n_rows);
     maxima.fill(f32::NEG_INFINITY);
-    let mut rows = RowStates { limits, queries, q_stride, values, maxima, sums };
+    scratch.scores.resize(JOB_ROWS * BLOCK, 0.0);
+    scratch.weights.resize(JOB_ROWS * BLOCK, 0);
+    if keys.values.is_none() {
+        scratch.values.resize(BLOCK * keys.v_stride() / 2, 0);
+    }
     // SAFETY: the caller vouches for the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
         #[inline(always)]
         || {
-            for from in positions.clone().step_by(BLOCK) {
-                let n = BLOCK.min(positions.end - from);
-                let (mut is_first, mut row) = (true, 0);
-                while row < n_rows {
-                    // SAFETY: the positions are cached; queries and state have these rows.
-                    unsafe {
-                        if S::MANY_REGISTERS && row + MAX_ROWS <= n_rows {
-                            is_first &= !attend_rows::<S, MAX_ROWS>(
-                                s, keys, &mut rows, row, from, n, is_first, scores,
-                            );
-                            row += MAX_ROWS;
-                        } else {
-                            is_first &=
-                                !attend_rows::<S, ROWS>(s, keys, &mut rows, row, from, n, is_first, scores);
-                            row += ROWS;
-                        }
+            scratch.queries.set(queries, n_rows);
+            let end = positions.end;
+            for from in positions.step_by(BLOCK) {
+                let n = BLOCK.min(end - from);
+                let mut visible = [0; JOB_ROWS];
+                for r in 0..n_rows {
+                    visible[r] = limits[r].saturating_sub(from).min(n);
+                }
+                let visible = &visible[..n_rows];
+                let mut block = Block { keys, from, n, end, visible, scratch: &mut *scratch };
+                // SAFETY: the positions are cached; queries and state have these rows. The sums of these rows and
+                // columns, and what they need, fill the registers.
+                unsafe {
+                    if S::MANY_REGISTERS {
+                        block.score::<S, 4, 3>(s);
+                    } else {
+                        block.score::<S, 2, 2>(s);
+                    }
+                    let factors = block.weigh(s, (maxima, sums));
+                    if S::MANY_REGISTERS {
+                        block.add_values::<S, 4, 3>(s, &factors, values);
+                    } else {
+                        block.add_values::<S, 2, 2>(s, &factors, values);
                     }
                 }
             }
@@ -159,269 +225,222 @@ unsafe fn attend_on<S: Simd>(
     );
 }
 
-/// All query rows of a job.
-struct RowStates<'a> {
-    limits: &'a [usize],
-    queries: &'a [f32],
-    q_stride: usize,
-    values: &'a mut [f32],
-    maxima: &'a mut [f32],
-    sums: &'a mut [f32],
-}
-
-/// `R` rows from `row` on against the positions `from..from + n`. Returns whether they see any.
-///
-/// # Safety
-/// As [`AttendFn`]; the rows exist.
-#[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
-#[inline(always)]
-unsafe fn attend_rows<S: Simd, const R: usize>(
-    s: S,
-    keys: &Keys<'_>,
-    rows: &mut RowStates<'_>,
-    row: usize,
+/// Some positions and what the rows make of them.
+struct Block<'a> {
+    keys: &'a Keys<'a>,
+    /// The first of its positions, and how many.
     from: usize,
     n: usize,
-    is_first: bool,
-    scores: &mut [f32; MAX_ROWS * BLOCK],
-) -> bool {
-    let mut visible = [0; R];
-    for r in 0..R {
-        visible[r] = rows.limits[row + r].saturating_sub(from).min(n);
-    }
-    if visible == [0; R] {
-        return false;
-    }
-    let (scores, _) = scores.as_chunks_mut::<R>();
-    // SAFETY: the caller's promise.
-    unsafe {
-        let queries = rows.queries.as_ptr().add(row * rows.q_stride);
-        score(s, keys, queries, rows.q_stride, from, is_first, &mut scores[..n]);
-        let value_scales = &keys.values.scales[from..from + n];
-        let (maxima, sums) = (&mut rows.maxima[row..row + R], &mut rows.sums[row..row + R]);
-        let kept = weigh(scores, visible, value_scales, maxima, sums);
-        let values = rows.values.as_mut_ptr().add(row * keys.v_stride());
-        add_values(s, keys, from, &scores[..n], kept, values);
-    }
-    true
+    /// Where the last block ends.
+    end: usize,
+    /// Positions that each row sees.
+    visible: &'a [usize],
+    scratch: &'a mut Scratch,
 }
 
-/// Fetches the values of `n` positions from `from` on and the keys of as many in the next block.
-#[inline(always)]
-fn fetch<S: Simd>(s: S, keys: &Keys<'_>, from: usize, n: usize) {
-    fetch_rows(s, keys.values, keys.widths[0], from, n);
-    for part in 0..2 {
-        if let Some(rows) = keys.parts[part] {
-            fetch_rows(s, rows, keys.widths[part], from + BLOCK, n);
+impl Block<'_> {
+    /// Whether any of the `R` rows from `row` on sees a position.
+    #[inline(always)]
+    fn is_seen<const R: usize>(&self, row: usize) -> bool {
+        let mut most = 0;
+        for r in row..row + R {
+            most = most.max(self.visible[r]);
+        }
+        most > 0
+    }
+
+    /// What will be needed of rows as wide as the values, `distance` positions after the block: a block in advance, since
+    /// what is asked for while it is needed comes too late.
+    #[inline(always)]
+    fn ahead(&self, rows: &Rows, distance: usize, n_steps: usize) -> Ahead {
+        let from = (self.from + distance).min(self.end);
+        let stride = self.keys.v_stride();
+        let n_lines = (2 * self.n.min(self.end - from) * stride).div_ceil(64);
+        Ahead { at: rows.at(from, stride).cast(), n_lines, per_step: n_lines.div_ceil(n_steps.max(1)) }
+    }
+
+    /// The scores of all rows, `R` rows and `N` vectors of positions at a time.
+    ///
+    /// # Safety
+    /// As [`AttendFn`].
+    #[inline(always)]
+    unsafe fn score<S: Simd, const R: usize, const N: usize>(&mut self, s: S) {
+        let n_vectors = self.n.div_ceil(S::LANES);
+        let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * self.scratch.queries.stride / GROUP;
+        let mut ahead = match (self.keys.values, self.keys.parts[0]) {
+            (Some(rows), _) => self.ahead(rows, BLOCK, n_steps),
+            (None, Some(rows)) => self.ahead(rows, 2 * BLOCK, n_steps),
+            (None, None) => return,
+        };
+        let mut q_at = 0;
+        for part in 0..2 {
+            let Some(rows) = self.keys.parts[part] else { continue };
+            let mut i = 0;
+            while i < n_vectors {
+                // SAFETY: the caller's promise; vectors of positions are whole, as tiles are.
+                unsafe {
+                    i += match n_vectors - i {
+                        1 => self.score_columns::<S, R, 1>(s, (part, q_at), rows, i, &mut ahead),
+                        2 => self.score_columns::<S, R, 2>(s, (part, q_at), rows, i, &mut ahead),
+                        _ => self.score_columns::<S, R, N>(s, (part, q_at), rows, i, &mut ahead),
+                    };
+                }
+            }
+            q_at += stride(self.keys.widths[part]) / 2;
         }
     }
-}
 
-/// Fetches `n` rows from `from` on, which need not exist.
-#[inline(always)]
-fn fetch_rows<S: Simd>(s: S, rows: &Rows, width: usize, from: usize, n: usize) {
-    let stride = width.next_multiple_of(PAD);
-    let first: *const u8 = rows.values.as_ptr().wrapping_add(from * stride).cast();
-    for line in 0..(2 * n * stride).div_ceil(64) {
-        s.prefetch(first.wrapping_add(64 * line));
-    }
-}
-
-/// The scores of `R` rows and the positions from `from` on. The first rows to need them fetch what comes next.
-///
-/// # Safety
-/// As [`AttendFn`].
-#[inline(always)]
-unsafe fn score<S: Simd, const R: usize>(
-    s: S,
-    keys: &Keys<'_>,
-    queries: *const f32,
-    q_stride: usize,
-    from: usize,
-    is_first: bool,
-    scores: &mut [[f32; R]],
-) {
-    let mut q_at = 0;
-    for part in 0..2 {
-        let Some(rows) = keys.parts[part] else { continue };
-        let stride = keys.widths[part].next_multiple_of(PAD);
-        for p in (0..scores.len()).step_by(COLUMNS) {
-            if is_first && part == 0 {
-                fetch(s, keys, from + p, COLUMNS);
+    /// The scores of `N` vectors of positions from vector `first` on, of one part of the keys, which is at `q_at` in the
+    /// queries, added to those of an earlier one. Returns `N`.
+    ///
+    /// # Safety
+    /// As [`AttendFn`].
+    #[inline(always)]
+    unsafe fn score_columns<S: Simd, const R: usize, const N: usize>(
+        &mut self,
+        s: S,
+        (part, q_at): (usize, usize),
+        rows: &Rows,
+        first: usize,
+        ahead: &mut Ahead,
+    ) -> usize {
+        let stride = stride(self.keys.widths[part]);
+        let keys = rows.keys(self.from, stride);
+        let n_groups = stride / (2 * GROUP);
+        let queries = &self.scratch.queries;
+        for row in (0..self.visible.len()).step_by(R) {
+            if !self.is_seen::<R>(row) {
+                continue;
             }
-            // Past the end, the last position is repeated.
-            let mut at = [p; COLUMNS];
-            for c in 0..COLUMNS {
-                at[c] = if p + c < scores.len() { p + c } else { scores.len() - 1 };
-            }
-            let mut sums = [[s.splat(0.0); R]; COLUMNS];
-            // SAFETY: whole vectors of padded rows.
+            // SAFETY: the caller's promise.
             unsafe {
-                let q = queries.add(q_at);
-                let mut k = [rows.values.as_ptr(); COLUMNS];
-                for c in 0..COLUMNS {
-                    k[c] = k[c].add((from + at[c]) * stride);
-                }
-                for i in (0..stride).step_by(S::LANES) {
-                    let mut keys = [s.splat(0.0); COLUMNS];
-                    for c in 0..COLUMNS {
-                        keys[c] = s.load_i16(k[c].add(i));
-                    }
+                let q = queries.cells.as_ptr().add(row * queries.stride + q_at);
+                let sums = keys.products::<S, R, N>(s, first, q, queries.stride, n_groups, || ahead.fetch(s));
+                for i in 0..N {
+                    let at = (first + i) * S::LANES;
+                    let scales = s.load(rows.scales.as_ptr().add(self.from + at));
                     for r in 0..R {
-                        let q = s.load(q.add(r * q_stride + i));
-                        for c in 0..COLUMNS {
-                            sums[c][r] = s.fma(q, keys[c], sums[c][r]);
-                        }
-                    }
-                }
-            }
-            for c in 0..COLUMNS {
-                let scale = rows.scales[from + at[c]];
-                for first in (0..R).step_by(4) {
-                    let four =
-                        s.sums([sums[c][first], sums[c][first + 1], sums[c][first + 2], sums[c][first + 3]]);
-                    // A repeated position's sums are added once.
-                    for r in 0..if p + c < scores.len() { 4 } else { 0 } {
-                        let before = if part == 0 { 0.0 } else { scores[at[c]][first + r] };
-                        scores[at[c]][first + r] = four[r] * scale + before;
+                        let out = self.scratch.scores.as_mut_ptr().add((row + r) * BLOCK + at);
+                        let before = if part == 0 { s.splat(0.0) } else { s.load(out) };
+                        let scores = s.mul(sums[r][i], scales);
+                        s.store(out, s.fma(scores, s.splat(queries.scales[part][row + r]), before));
                     }
                 }
             }
         }
-        q_at += stride;
+        N
     }
-}
 
-/// Turns the scores of `R` rows into weights, times the values' scales, and brings the rows' largest scores and sums up
-/// to date; a row sees its first `visible` positions. Returns what the sums so far must be multiplied by.
-#[inline(always)]
-fn weigh<const R: usize>(
-    scores: &mut [[f32; R]],
-    visible: [usize; R],
-    value_scales: &[f32],
-    maxima: &mut [f32],
-    sums: &mut [f32],
-) -> [f32; R] {
-    /// Scores that become weights at once: vectors on every level.
-    const WIDTH: usize = 16;
-    let n = value_scales.len().next_multiple_of(WIDTH / R);
-    if visible != [n; R] {
-        for r in 0..R {
-            for p in visible[r]..n {
-                scores[p][r] = f32::NEG_INFINITY;
+    /// Turns the scores into weights, and brings the rows' largest scores and sums up to date.
+    #[inline(always)]
+    fn weigh<S: Simd>(&mut self, s: S, state: (&mut [f32], &mut [f32])) -> Factors {
+        let Scratch { scores, weights, .. } = self.scratch;
+        let value_scales = &self.keys.value_rows().scales[self.from..][..self.n.next_multiple_of(WIDE)];
+        weigh(s, scores, self.visible, value_scales, state, weights)
+    }
+
+    /// Adds the values of all rows to what is kept of them, `R` rows and `N` vectors of a value at a time.
+    ///
+    /// # Safety
+    /// As [`AttendFn`]; `values` has the rows.
+    #[inline(always)]
+    unsafe fn add_values<S: Simd, const R: usize, const N: usize>(
+        &mut self,
+        s: S,
+        factors: &Factors,
+        values: &mut [f32],
+    ) {
+        let stride = self.keys.v_stride();
+        let cells = if let Some(rows) = self.keys.values {
+            rows.values(self.from, stride)
+        } else {
+            let out = self.scratch.values.as_mut_ptr();
+            for p in (0..self.n).step_by(WIDE) {
+                // SAFETY: the caller's promise; there is room for a block.
+                unsafe {
+                    let keys = self.keys.value_rows().at(self.from + p, stride);
+                    cells::to_values(s, keys, stride, out.add(p * stride / 2));
+                }
+            }
+            Cells::of_values(out, stride)
+        };
+        let n_vectors = stride / S::LANES;
+        let n_groups = self.n.div_ceil(2 * GROUP);
+        let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * n_groups;
+        let mut ahead = match (self.keys.values, self.keys.parts[0]) {
+            (Some(_), Some(rows)) => self.ahead(rows, 2 * BLOCK, n_steps),
+            _ => Ahead::NONE,
+        };
+        let mut i = 0;
+        while i < n_vectors {
+            // SAFETY: the caller's promise.
+            unsafe {
+                i += match n_vectors - i {
+                    1 => self.add_columns::<S, R, 1>(s, cells, factors, i, values, &mut ahead),
+                    2 => self.add_columns::<S, R, 2>(s, cells, factors, i, values, &mut ahead),
+                    _ => self.add_columns::<S, R, N>(s, cells, factors, i, values, &mut ahead),
+                };
             }
         }
     }
-    let flat = scores[..n].as_flattened_mut();
-    let mut most = [f32::NEG_INFINITY; WIDTH];
-    for scores in flat.chunks_exact(WIDTH) {
-        for i in 0..WIDTH {
-            most[i] = if scores[i] > most[i] { scores[i] } else { most[i] };
-        }
-    }
-    let (mut kept, mut base) = ([0.0; R], [0.0; WIDTH]);
-    for r in 0..R {
-        let before = maxima[r];
-        for i in (r..WIDTH).step_by(R) {
-            maxima[r] = if most[i] > maxima[r] { most[i] } else { maxima[r] };
-        }
-        // A row that has seen nothing keeps nothing, and its weights are exp(-∞).
-        let now = if maxima[r] == f32::NEG_INFINITY { 0.0 } else { maxima[r] };
-        kept[r] = exp(before - now);
-        for i in (r..WIDTH).step_by(R) {
-            base[i] = now;
-        }
-    }
-    let mut added = [0.0; WIDTH];
-    for scores in flat.chunks_exact_mut(WIDTH) {
-        for i in 0..WIDTH {
-            let weight = exp(scores[i] - base[i]);
-            added[i] += weight;
-            scores[i] = weight;
-        }
-    }
-    for r in 0..R {
-        sums[r] *= kept[r];
-        for i in (r..WIDTH).step_by(R) {
-            sums[r] += added[i];
-        }
-    }
-    for (weights, scale) in scores.iter_mut().zip(value_scales) {
-        for weight in weights {
-            *weight *= scale;
-        }
-    }
-    kept
-}
 
-/// `values[r] = kept[r] · values[r] + Σ_p weights[p][r] · value[p]` of `R` rows and the positions from `from` on.
-///
-/// # Safety
-/// As [`AttendFn`].
-#[inline(always)]
-unsafe fn add_values<S: Simd, const R: usize>(
-    s: S,
-    keys: &Keys<'_>,
-    from: usize,
-    weights: &[[f32; R]],
-    kept: [f32; R],
-    values: *mut f32,
-) {
-    let stride = keys.v_stride();
-    let n_vectors = stride / S::LANES;
-    let mut i = 0;
-    while i < n_vectors {
-        // SAFETY: whole vectors of padded rows.
-        unsafe {
-            let v = keys.values.values.as_ptr().add(from * stride + i * S::LANES);
-            let out = values.add(i * S::LANES);
-            i += if n_vectors - i > 1 {
-                add_columns::<S, 2, R>(s, v, weights, kept, stride, out)
-            } else {
-                add_columns::<S, 1, R>(s, v, weights, kept, stride, out)
-            };
-        }
-    }
-}
-
-/// [`add_values`] for some vectors of the values. Returns how many.
-///
-/// # Safety
-/// As [`AttendFn`]: `v` and `out` have rows of `stride` values, at which that many vectors begin.
-#[inline(always)]
-unsafe fn add_columns<S: Simd, const N: usize, const R: usize>(
-    s: S,
-    v: *const i16,
-    weights: &[[f32; R]],
-    kept: [f32; R],
-    stride: usize,
-    out: *mut f32,
-) -> usize {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let mut sums = [[s.splat(0.0); N]; R];
-        for r in 0..R {
-            for c in 0..N {
-                sums[r][c] = s.mul(s.splat(kept[r]), s.load(out.add(r * stride + c * S::LANES)));
+    /// [`Self::add_values`] for `N` vectors of the values from vector `first` on. Returns `N`.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn add_columns<S: Simd, const R: usize, const N: usize>(
+        &self,
+        s: S,
+        cells: Cells,
+        factors: &Factors,
+        first: usize,
+        values: &mut [f32],
+        ahead: &mut Ahead,
+    ) -> usize {
+        let n_groups = self.n.div_ceil(2 * GROUP);
+        for row in (0..self.visible.len()).step_by(R) {
+            if !self.is_seen::<R>(row) {
+                continue;
             }
-        }
-        for p in 0..weights.len() {
-            let mut values = [s.splat(0.0); N];
-            for c in 0..N {
-                values[c] = s.load_i16(v.add(p * stride + c * S::LANES));
-            }
-            for r in 0..R {
-                let weight = s.splat(weights[p][r]);
-                for c in 0..N {
-                    sums[r][c] = s.fma(weight, values[c], sums[r][c]);
+            // SAFETY: the caller's promise.
+            unsafe {
+                let weights = self.scratch.weights.as_ptr().add(row * BLOCK).cast();
+                let sums =
+                    cells.products::<S, R, N>(s, first, weights, BLOCK / 2, n_groups, || ahead.fetch(s));
+                for r in 0..R {
+                    let (kept, scale) = (s.splat(factors.kept[row + r]), s.splat(factors.scales[row + r]));
+                    for i in 0..N {
+                        let at = (row + r) * self.keys.v_stride() + (first + i) * S::LANES;
+                        let out = values.as_mut_ptr().add(at);
+                        s.store(out, s.fma(sums[r][i], scale, s.mul(kept, s.load(out))));
+                    }
                 }
             }
         }
-        for r in 0..R {
-            for c in 0..N {
-                s.store(out.add(r * stride + c * S::LANES), sums[r][c]);
-            }
+        N
+    }
+}
+
+/// Memory that will be needed, fetched bit by bit.
+struct Ahead {
+    at: *const u8,
+    n_lines: usize,
+    /// Lines of a step.
+    per_step: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    const NONE: Self = Self { at: std::ptr::null(), n_lines: 0, per_step: 0 };
+
+    #[inline(always)]
+    fn fetch<S: Simd>(&mut self, s: S) {
+        let n = self.per_step.min(self.n_lines);
+        self.n_lines -= n;
+        for _ in 0..n {
+            s.prefetch_l2(self.at);
+            self.at = self.at.wrapping_add(64);
         }
     }
-    N
 }

@@ -65,7 +65,7 @@ pub(super) struct Floats;
 /// Activations of the most words that are loaded at once.
 const MAX_LOAD: usize = 256;
 /// The largest activations of 16 bits, of two bytes with signs, and of one.
-pub(in crate::cpu) const MAX_I16: f32 = 32767.0;
+pub(super) const MAX_I16: f32 = 32767.0;
 #[cfg(target_arch = "x86_64")]
 const MAX_TWO_I8: f32 = 127.0 * 257.0;
 const MAX_I8: f32 = 127.0;

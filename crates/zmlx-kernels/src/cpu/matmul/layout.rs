@@ -27,6 +27,24 @@ pub(super) struct Row {
     pub(super) can_overread: bool,
 }
 
+impl Row {
+    /// The row `n` rows further on.
+    ///
+    /// # Safety
+    /// It lies within the same matrix, whose rows take `row_bytes` of data, scales and biases, and the overread is as said.
+    pub(super) unsafe fn add(self, n: usize, row_bytes: [usize; 3], can_overread: bool) -> Self {
+        // SAFETY: the caller's promise.
+        unsafe {
+            Self {
+                data: self.data.add(n * row_bytes[0]),
+                scales: self.scales.add(n * row_bytes[1]),
+                biases: self.biases.add(n * row_bytes[2]),
+                can_overread,
+            }
+        }
+    }
+}
+
 /// How scales (and biases) are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum ScaleKind {

@@ -92,11 +92,6 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_i16(self, p: *const i16) -> Self::F {
-        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi16_epi32(_mm_loadu_si128(p.cast()))) }
-    }
-
-    #[inline(always)]
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
         let (bytes, factors) = const { code_tables16(BITS) };
         unsafe {
@@ -152,6 +147,17 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, v: Self::F) {
+        unsafe {
+            let words = _mm256_cvtps_epi32(v);
+            let halves = _mm256_packs_epi32(words, words);
+            // Of each half of the vector the first quarter.
+            let halves = _mm256_permute4x64_epi64::<0b1000>(halves);
+            _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(halves));
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         unsafe { _mm256_add_ps(a, b) }
     }
@@ -164,6 +170,19 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe { _mm256_max_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn times_power(self, a: Self::F, n: Self::F) -> Self::F {
+        unsafe {
+            let exponents = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+            _mm256_mul_ps(a, _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponents)))
+        }
     }
 
     #[inline(always)]
@@ -269,6 +288,14 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn zip16(self, a: Self::I, b: Self::I) -> (Self::I, Self::I) {
+        unsafe {
+            let lower = _mm256_blend_epi16::<0xaa>(a, _mm256_slli_epi32::<16>(b));
+            (lower, _mm256_blend_epi16::<0xaa>(_mm256_srli_epi32::<16>(a), b))
+        }
+    }
+
+    #[inline(always)]
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F {
         unsafe { _mm256_permutevar8x32_ps(v, idx) }
     }
@@ -298,6 +325,15 @@ impl Simd for Avx2 {
             _mm_storeu_ps(sums.as_mut_ptr(), whole);
         }
         sums
+    }
+
+    #[inline(always)]
+    fn largest(self, v: Self::F) -> f32 {
+        unsafe {
+            let q = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let d = _mm_max_ps(q, _mm_movehl_ps(q, q));
+            _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps::<1>(d, d)))
+        }
     }
 
     #[inline(always)]

@@ -97,14 +97,6 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn load_i16(self, p: *const i16) -> Self::F {
-        unsafe {
-            let v = vld1q_s16(p);
-            (vcvtq_f32_s32(vmovl_s16(vget_low_s16(v))), vcvtq_f32_s32(vmovl_high_s16(v)))
-        }
-    }
-
-    #[inline(always)]
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
         let (bytes, shifts) = const { code_tables16(BITS) };
         unsafe {
@@ -159,6 +151,14 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, v: Self::F) {
+        unsafe {
+            let low = vmovn_s32(vcvtnq_s32_f32(v.0));
+            vst1q_s16(p, vmovn_high_s32(low, vcvtnq_s32_f32(v.1)));
+        }
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         unsafe { (vaddq_f32(a.0, b.0), vaddq_f32(a.1, b.1)) }
     }
@@ -171,6 +171,25 @@ impl Simd for Neon {
     #[inline(always)]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         unsafe { (vfmaq_f32(c.0, a.0, b.0), vfmaq_f32(c.1, a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        unsafe {
+            let half = |a, b| vbslq_f32(vcgtq_f32(a, b), a, b);
+            (half(a.0, b.0), half(a.1, b.1))
+        }
+    }
+
+    #[inline(always)]
+    fn times_power(self, a: Self::F, n: Self::F) -> Self::F {
+        unsafe {
+            let half = |a, n| {
+                let exponents = vaddq_s32(vcvtq_s32_f32(n), vdupq_n_s32(127));
+                vmulq_f32(a, vreinterpretq_f32_s32(vshlq_n_s32::<23>(exponents)))
+            };
+            (half(a.0, n.0), half(a.1, n.1))
+        }
     }
 
     #[inline(always)]
@@ -305,6 +324,18 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn zip16(self, a: Self::I, b: Self::I) -> (Self::I, Self::I) {
+        unsafe {
+            let half = |a, b| {
+                let (a, b) = (vreinterpretq_u16_u32(a), vreinterpretq_u16_u32(b));
+                (vreinterpretq_u32_u16(vtrn1q_u16(a, b)), vreinterpretq_u32_u16(vtrn2q_u16(a, b)))
+            };
+            let (first, second) = (half(a.0, b.0), half(a.1, b.1));
+            ((first.0, second.0), (first.1, second.1))
+        }
+    }
+
+    #[inline(always)]
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F {
         unsafe {
             let table = uint8x16x2_t(vreinterpretq_u8_f32(v.0), vreinterpretq_u8_f32(v.1));
@@ -342,6 +373,11 @@ impl Simd for Neon {
             vst1q_f32(sums.as_mut_ptr(), vpaddq_f32(ab, cd));
         }
         sums
+    }
+
+    #[inline(always)]
+    fn largest(self, v: Self::F) -> f32 {
+        unsafe { vmaxvq_f32(vmaxq_f32(v.0, v.1)) }
     }
 
     #[inline(always)]

@@ -70,12 +70,6 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn load_i16(self, p: *const i16) -> Self::F {
-        // SAFETY: the caller passes N readable integers.
-        unsafe { p.cast::<[i16; N]>().read_unaligned() }.map(f32::from)
-    }
-
-    #[inline(always)]
     unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
         // SAFETY: sixteen codes take 2 BITS bytes; the caller passes 16 more readable ones.
         let bits = u128::from_le(unsafe { p.cast::<u128>().read_unaligned() });
@@ -116,6 +110,14 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn store_i16(self, p: *mut i16, v: Self::F) {
+        // Adding this rounds to a whole number.
+        const ROUND: f32 = 12_582_912.0;
+        // SAFETY: the caller passes room for N integers.
+        unsafe { p.cast::<[i16; N]>().write_unaligned(v.map(|v| (v + ROUND - ROUND) as i16)) }
+    }
+
+    #[inline(always)]
     fn add(self, a: Self::F, b: Self::F) -> Self::F {
         std::array::from_fn(|i| a[i] + b[i])
     }
@@ -128,6 +130,16 @@ impl Simd for Scalar {
     #[inline(always)]
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F {
         std::array::from_fn(|i| a[i] * b[i] + c[i]) // two roundings: without hardware, one is a library call
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::F, b: Self::F) -> Self::F {
+        std::array::from_fn(|i| if a[i] > b[i] { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
+    fn times_power(self, a: Self::F, n: Self::F) -> Self::F {
+        std::array::from_fn(|i| a[i] * f32::from_bits((n[i] as i32 + 127).cast_unsigned() << 23))
     }
 
     #[inline(always)]
@@ -224,6 +236,12 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
+    fn zip16(self, a: Self::I, b: Self::I) -> (Self::I, Self::I) {
+        let lower = std::array::from_fn(|i| a[i] & 0xffff | b[i] << 16);
+        (lower, std::array::from_fn(|i| a[i] >> 16 | b[i] & 0xffff_0000))
+    }
+
+    #[inline(always)]
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F {
         idx.map(|i| v[i as usize % N])
     }
@@ -241,6 +259,11 @@ impl Simd for Scalar {
     #[inline(always)]
     fn sums(self, v: [Self::F; 4]) -> [f32; 4] {
         v.map(|v| self.sum(v))
+    }
+
+    #[inline(always)]
+    fn largest(self, v: Self::F) -> f32 {
+        v.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
 
     #[inline(always)]
