@@ -223,17 +223,38 @@ pub(super) unsafe fn group_scales<S: Simd, const R: usize>(
     let mut loaded = unsafe {
         match layout.scales {
             ScaleKind::None => [[s.splat(0.0); R]; 2],
-            ScaleKind::Float(DType::F32) => biased(s, &at, |p| s.load(p.cast())),
-            ScaleKind::Float(DType::F16) => biased(s, &at, |p| s.load_f16(p)),
-            ScaleKind::Float(_) => biased(s, &at, |p| s.load_bf16(p)),
-            ScaleKind::E8m0 => unbiased(s, layout.offset, &at, |p| s.load_e8m0(p)),
-            ScaleKind::E4m3 => unbiased(s, layout.offset, &at, |p| {
-                if has_e4m3_nan(p, S::LANES) {
-                    e4m3_with_nan(s, p)
-                } else {
-                    s.mul(s.load_e4m3(p), s.splat(256.0))
-                }
-            }),
+            ScaleKind::Float(DType::F32) => biased(
+                s,
+                &at,
+                #[inline(always)]
+                |p| s.load(p.cast()),
+            ),
+            ScaleKind::Float(DType::F16) => biased(
+                s,
+                &at,
+                #[inline(always)]
+                |p| s.load_f16(p),
+            ),
+            ScaleKind::Float(_) => biased(
+                s,
+                &at,
+                #[inline(always)]
+                |p| s.load_bf16(p),
+            ),
+            ScaleKind::E8m0 => unbiased(
+                s,
+                layout.offset,
+                &at,
+                #[inline(always)]
+                |p| s.load_e8m0(p),
+            ),
+            ScaleKind::E4m3 => unbiased(
+                s,
+                layout.offset,
+                &at,
+                #[inline(always)]
+                |p| load_e4m3(s, p),
+            ),
         }
     };
     if n < S::LANES {
@@ -303,15 +324,19 @@ unsafe fn copy_groups(
 
 /// # Safety
 /// `LANES` codes are readable at `p`.
-#[cold]
-unsafe fn e4m3_with_nan<S: Simd>(s: S, p: *const u8) -> S::F {
-    let mut scales = [0f32; 16];
-    for (i, scale) in scales[..S::LANES].iter_mut().enumerate() {
-        // SAFETY: the caller's promise.
-        *scale = E4M3[usize::from(unsafe { p.add(i).read() })];
+#[inline(always)]
+unsafe fn load_e4m3<S: Simd>(s: S, p: *const u8) -> S::F {
+    // SAFETY: the caller's promise; no vector has more than 16 lanes.
+    unsafe {
+        if !has_e4m3_nan(p, S::LANES) {
+            return s.mul(s.load_e4m3(p), s.splat(256.0));
+        }
+        let mut scales = [0f32; 16];
+        for i in 0..S::LANES {
+            scales[i] = E4M3[usize::from(p.add(i).read())];
+        }
+        s.load(scales.as_ptr())
     }
-    // SAFETY: no vector has more lanes.
-    unsafe { s.load(scales.as_ptr()) }
 }
 
 /// Whether one of `n` codes, a multiple of 8, is that of NaN.
