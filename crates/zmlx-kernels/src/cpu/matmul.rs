@@ -9,6 +9,7 @@ mod dots;
 mod elements;
 mod kernels;
 mod layout;
+mod shares;
 mod tiles;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -18,6 +19,7 @@ use dots::{DotFn, MAX_X, ROWS};
 pub(super) use elements::to_integers;
 use kernels::Kernels;
 use layout::{Row, SCALES_OVERREAD};
+use shares::{BLOCK_ROWS, Chunks, RowBlock, Runs};
 use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
 
 use super::attention::Partial;
@@ -32,8 +34,6 @@ use crate::{Error, HostWeight, Result};
 /// From this many rows of activations with one matrix on, its rows are unpacked once and used from the cache. On a Zen 4 tiles
 /// are faster from four (768 columns) or six rows on (2,048 columns), 2026-11.
 const TILES_MIN_X: usize = MAX_X + 1;
-/// Rows whose results are kept together until they are written: a multiple of [`ROWS`].
-const BLOCK_ROWS: usize = 256;
 
 /// A weight of the CPU backend: the host's bytes in place, with the kernels for their format.
 #[derive(Clone)]
@@ -364,10 +364,19 @@ impl CpuBackend {
                     unit: if has_tiles { kernels.tile_rows } else { ROWS },
                     n_members: self.n_threads(),
                 };
-                let take = || chunks.get(taken[i].fetch_add(1, Ordering::Relaxed));
-                let mut chunk = take();
-                if let (Some(rows), Some(first)) = (&chunk, groups.mats.first()) {
-                    rows_of(first).fetch(rows);
+                let mut own_chunks =
+                    std::iter::from_fn(|| chunks.get(taken[i].fetch_add(1, Ordering::Relaxed)))
+                        .filter(|rows| !rows.is_empty())
+                        .peekable();
+                // What dots of a group read first, fetched while something else is done.
+                let fetch = |group: Option<&(usize, std::ops::Range<usize>)>,
+                             rows: &std::ops::Range<usize>| {
+                    if let Some(group) = group.filter(|(_, pairs)| !in_tiles(pairs)) {
+                        rows_of(group).fetch(rows);
+                    }
+                };
+                if let Some(rows) = own_chunks.peek() {
+                    fetch(groups.mats.first(), rows);
                 }
                 if i == 0 || kernels.layout != parts[i - 1].kernels.layout {
                     if i > 0 && is_shared {
@@ -389,20 +398,16 @@ impl CpuBackend {
                         m.barrier();
                     }
                 }
-                while let Some(rows) = chunk {
-                    if !rows.is_empty() {
-                        start(part.first_row + rows.start..part.first_row + rows.end);
-                    }
-                    for (g, group) in groups.mats.iter().enumerate().take_while(|_| !rows.is_empty()) {
-                        let next = groups.mats.get(g + 1);
+                for rows in own_chunks {
+                    start(part.first_row + rows.start..part.first_row + rows.end);
+                    for (g, group) in groups.mats.iter().enumerate() {
                         if in_tiles(&group.1) {
                             rows_of(group).by_tiles(rows.clone(), &mut scratch, &out);
                         } else {
-                            let fetch_next = || next.iter().for_each(|next| rows_of(next).fetch(&rows));
+                            let fetch_next = || fetch(groups.mats.get(g + 1), &rows);
                             rows_of(group).by_dots(&rows, &mut scratch, fetch_next, &out);
                         }
                     }
-                    chunk = take();
                 }
             }
             scratch.xs = xs;
@@ -420,31 +425,6 @@ impl CpuBackend {
     }
 }
 
-/// The rows of a part in chunks, which members take as they come: a large one each, then small ones, of which who was
-/// held up takes fewer.
-struct Chunks {
-    /// Rows, by units: chunks are multiples of one, but for the last.
-    n_rows: usize,
-    unit: usize,
-    n_members: usize,
-}
-
-impl Chunks {
-    /// Small chunks of each member, if all are equally fast; they are a quarter of the rows.
-    const SMALL: usize = 2;
-
-    /// The rows of a chunk.
-    fn get(&self, idx: usize) -> Option<std::ops::Range<usize>> {
-        let (n, n_units) = (self.n_members, self.n_rows.div_ceil(self.unit));
-        let large = if n == 1 { n_units } else { n_units * 3 / 4 / n };
-        let (n_small, n_left) = (Self::SMALL * n, n_units - large * n);
-        let small = |i: usize| large * n + n_left * i / n_small;
-        let units = if idx < n { large * idx..large * (idx + 1) } else { small(idx - n)..small(idx - n + 1) };
-        let rows = |units: usize| (units * self.unit).min(self.n_rows);
-        (idx < n + n_small).then(|| rows(units.start)..rows(units.end))
-    }
-}
-
 /// One matrix of each of `W` weights against some prepared rows.
 struct RowsOf<'a, const W: usize> {
     parts: [&'a Part; W],
@@ -459,7 +439,7 @@ impl<const W: usize> RowsOf<'_, W> {
     /// Fetches what is read first of these rows.
     fn fetch(&self, rows: &std::ops::Range<usize>) {
         if let Some(block) = Runs::new::<W>(rows.len()).block(0) {
-            (self.kernels.fetch)(&self.kernels.layout, &self.firsts(rows.start)(&block));
+            (self.kernels.fetch)(&self.firsts(rows.start)(&block));
         }
     }
 
@@ -555,53 +535,6 @@ impl<const W: usize> RowsOf<'_, W> {
     }
 }
 
-/// How rows are parted for dots: into runs far apart, each of successive rows, one row of each at a time.
-///
-/// So each of a kernel's places is a long stream that the processor's prefetching follows. Of neighbouring rows it sees jumps
-/// (4-bit rows of 2,048 from memory, one thread of a Zen 3, 2026-11: 18 GB/s against 9).
-struct Runs {
-    n_runs: usize,
-    run_len: usize,
-    n_rows: usize,
-}
-
-impl Runs {
-    /// Of as many rows of each of `W` weights.
-    fn new<const W: usize>(n_rows: usize) -> Self {
-        let n_runs = ROWS / W;
-        Self { n_runs, run_len: n_rows / n_runs, n_rows }
-    }
-
-    /// Some rows of each run or, behind them all, the rows that are left over.
-    fn block(&self, idx: usize) -> Option<RowBlock> {
-        let Self { n_runs, run_len, n_rows } = *self;
-        let (len, n_in_runs) = (BLOCK_ROWS / n_runs, n_runs * run_len);
-        let from = idx * len;
-        if from < run_len {
-            Some(RowBlock { from, n: len.min(run_len - from), n_runs, run_len })
-        } else if idx == run_len.div_ceil(len) && n_in_runs < n_rows {
-            Some(RowBlock { from: n_in_runs, n: 1, n_runs: n_rows - n_in_runs, run_len: 1 })
-        } else {
-            None
-        }
-    }
-}
-
-/// Rows `from..from + n` of each of some runs.
-struct RowBlock {
-    from: usize,
-    n: usize,
-    n_runs: usize,
-    run_len: usize,
-}
-
-impl RowBlock {
-    /// The first row of a run; past the last run, the same of that.
-    fn first(&self, run: usize) -> usize {
-        self.from + run.min(self.n_runs - 1) * self.run_len
-    }
-}
-
 /// The results of some rows of `W` weights with some pairs.
 pub(super) struct Results<'a, const W: usize> {
     /// The rows.
@@ -622,44 +555,6 @@ impl<const W: usize> Results<'_, W> {
                 *v = &v[i * self.stride..][..self.rows.len()];
             }
             f(*pair as usize, values);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn runs_cover_every_row_once() {
-        for n_rows in (0..70).chain([768, 2051]) {
-            for runs in [Runs::new::<1>(n_rows), Runs::new::<2>(n_rows)] {
-                let blocks: Vec<_> = (0..).map_while(|idx| runs.block(idx)).collect();
-                let mut rows: Vec<_> = blocks
-                    .iter()
-                    .flat_map(|b| (0..b.n_runs).flat_map(|run| b.first(run)..b.first(run) + b.n))
-                    .collect();
-                rows.sort_unstable();
-                assert!(rows.into_iter().eq(0..n_rows), "{n_rows} rows");
-            }
-        }
-    }
-
-    #[test]
-    fn chunks_cover_every_row_once_and_begin_at_units() {
-        for (n_rows, unit, n_members) in
-            [(1, 4, 2), (4, 4, 3), (65, 16, 1), (65, 16, 2), (768, 4, 2), (2048, 32, 16)]
-        {
-            let chunks = Chunks { n_rows, unit, n_members };
-            let mut at = 0;
-            for idx in 0..n_members * (1 + Chunks::SMALL) {
-                let rows = chunks.get(idx).unwrap();
-                assert_eq!(rows.start, at, "{n_rows} rows, chunk {idx}");
-                assert!(rows.start.is_multiple_of(unit) || rows.is_empty());
-                at = rows.end;
-            }
-            assert_eq!(at, n_rows);
-            assert_eq!(chunks.get(n_members * (1 + Chunks::SMALL)), None);
         }
     }
 }

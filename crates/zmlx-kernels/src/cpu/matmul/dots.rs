@@ -83,14 +83,14 @@ pub(super) unsafe fn dot<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
 }
 
 /// Fetches what is read first from each of the rows on: what a kernel call would otherwise wait for.
-pub(super) fn fetch<S: Simd>(layout: &RowLayout, rows: &[Row; ROWS]) {
+pub(super) fn fetch<S: Simd>(rows: &[Row; ROWS]) {
     // SAFETY: nothing but fetching is done with it, for which every processor has instructions.
     let s = unsafe { S::assume() };
     for row in rows {
         for line in (0..PREFETCH_BYTES).step_by(64) {
             s.prefetch_l2(row.data.wrapping_add(line));
         }
-        for line in (0..PREFETCH_SCALES.min(layout.scales_bytes() * PREFETCH_SCALES)).step_by(64) {
+        for line in (0..PREFETCH_SCALES).step_by(64) {
             s.prefetch_l2(row.scales.wrapping_add(line));
             s.prefetch_l2(row.biases.wrapping_add(line));
         }

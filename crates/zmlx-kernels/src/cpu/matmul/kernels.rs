@@ -28,7 +28,7 @@ pub(super) struct Kernels {
     pub(super) dot: [DotFn; 3],
     pub(super) prepare_dot: PrepareFn,
     /// Fetches what the dots read first.
-    pub(super) fetch: fn(&RowLayout, &[Row; ROWS]),
+    pub(super) fetch: fn(&[Row; ROWS]),
     /// For many.
     pub(super) tile: TileFn,
     pub(super) prepare_tile: PrepareFn,
