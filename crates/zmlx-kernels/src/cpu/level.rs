@@ -15,7 +15,7 @@ pub enum Level {
     Avx2,
     /// 512-bit x86 vectors (F, BW, DQ, VL).
     Avx512,
-    /// As [`Level::Avx512`], with VNNI, VBMI and GFNI (Ice Lake, Zen 4 and later).
+    /// As [`Level::Avx512`], with VNNI and VBMI (Ice Lake, Zen 4 and later).
     Avx512Vnni,
     /// As [`Level::Avx512Vnni`], with AMX's products of tiles of bytes.
     Amx,
@@ -88,7 +88,6 @@ impl Level {
                 Self::Avx512.is_supported()
                     && is_x86_feature_detected!("avx512vnni")
                     && is_x86_feature_detected!("avx512vbmi")
-                    && is_x86_feature_detected!("gfni")
             }
             #[cfg(target_arch = "x86_64")]
             Self::Amx => Self::Avx512Vnni.is_supported() && super::simd::amx::is_available(),

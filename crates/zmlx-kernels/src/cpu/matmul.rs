@@ -14,11 +14,10 @@ mod tiles;
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use cells::MAX_OVERREAD;
-use dots::{DotFn, MAX_X, ROWS};
+use dots::{MAX_X, ROWS, scales_len};
 pub(super) use elements::to_integers;
 use kernels::Kernels;
-use layout::{Row, SCALES_OVERREAD};
+use layout::{PaddedRows, Row};
 use shares::{BLOCK_ROWS, Chunks, RowBlock, Runs};
 use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
 
@@ -69,17 +68,22 @@ impl Part {
             data: bytes.data[row * data..].as_ptr(),
             scales: bytes.scales[row * scales..].as_ptr(),
             biases: bytes.biases[row * biases..].as_ptr(),
-            can_overread: row < self.n_overread(),
         }
     }
 
-    /// Of each matrix, the rows behind whose scales (and biases, which take as much) and data there is the overread.
-    fn n_overread(&self) -> usize {
-        let n_without =
-            |row_bytes: usize, overread: usize| overread.checked_div(row_bytes).map_or(0, |n| n + 1);
-        let [data, scales, _] = self.row_bytes;
-        let n = n_without(data, MAX_OVERREAD).max(n_without(scales, SCALES_OVERREAD));
-        self.host.n_out().saturating_sub(n)
+    /// Rows of each matrix, from the first on, that kernels read in place: behind them there is what they read, too.
+    fn n_in_place(&self) -> usize {
+        let layout = &self.kernels.layout;
+        if layout.needs_zeros {
+            return 0;
+        }
+        let n_behind = layout
+            .overread
+            .iter()
+            .zip(self.row_bytes)
+            .filter(|(overread, _)| **overread > 0)
+            .map(|(overread, row_bytes)| overread.div_ceil(row_bytes));
+        self.host.n_out().saturating_sub(n_behind.max().unwrap_or(0))
     }
 }
 
@@ -243,6 +247,9 @@ pub(super) struct Scratch {
     tiles: [TileScratch; 2],
     /// Of each weight the results of a tile, row of activations by row.
     tile_results: [Aligned<f32>; 2],
+    /// The scales of some rows.
+    scales: Aligned<f32>,
+    padded: PaddedRows,
     results: Box<[[[f32; BLOCK_ROWS]; MAX_X]; 2]>,
     xs: Vec<*const f32>,
     pub(super) attention: Partial,
@@ -254,10 +261,24 @@ impl Default for Scratch {
             packed: Aligned::default(),
             tiles: Default::default(),
             tile_results: Default::default(),
+            scales: Aligned::default(),
+            padded: PaddedRows::default(),
             results: Box::new([[[0.0; BLOCK_ROWS]; MAX_X]; 2]),
             xs: Vec::new(),
             attention: Partial::default(),
         }
+    }
+}
+
+impl Scratch {
+    /// Makes room for dots with the rows of a part, and for tiles. Every member does, for which of them takes what is not the
+    /// same every time.
+    fn reserve(&mut self, part: &Part, has_tiles: bool) {
+        let layout = &part.kernels.layout;
+        if self.scales.len() < scales_len(layout) {
+            self.scales.resize(scales_len(layout), 0.0);
+        }
+        self.padded.reserve(layout, part.row_bytes, if has_tiles { MAX_TILE_ROWS } else { ROWS });
     }
 }
 
@@ -352,6 +373,7 @@ impl CpuBackend {
             }
             for (i, part) in parts.iter().enumerate() {
                 let kernels = &part.kernels;
+                scratch.reserve(part, has_tiles);
                 let rows_of = |group: &(usize, std::ops::Range<usize>)| RowsOf {
                     parts: std::array::from_fn(|w| &product.weights[w].0.parts[i]),
                     kernels,
@@ -439,23 +461,25 @@ impl<const W: usize> RowsOf<'_, W> {
     /// Fetches what is read first of these rows.
     fn fetch(&self, rows: &std::ops::Range<usize>) {
         if let Some(block) = Runs::new::<W>(rows.len()).block(0) {
-            (self.kernels.fetch)(&self.firsts(rows.start)(&block));
+            (self.kernels.fetch)(&self.firsts(rows.start)(&block).0);
         }
     }
 
-    /// The rows from which on a kernel call walks in a block of the rows from `start` on.
-    fn firsts(&self, start: usize) -> impl Fn(&RowBlock) -> [Row; ROWS] {
+    /// The rows from which on a kernel call walks in a block of the rows from `start` on, and how many of each in place.
+    fn firsts(&self, start: usize) -> impl Fn(&RowBlock) -> ([Row; ROWS], usize) {
         let bases = self.parts.map(|part| part.row(self.mat, start));
-        let n_overread = self.parts.map(|part| part.n_overread().saturating_sub(start));
+        let n_in_place = self.parts[0].n_in_place().saturating_sub(start);
         let row_bytes = self.parts[0].row_bytes;
         move |block| {
             let mut rows = [bases[0]; ROWS];
+            let mut n = block.n;
             for (i, row) in rows.iter_mut().enumerate() {
                 let (w, first) = (i / (ROWS / W), block.first(i % (ROWS / W)));
                 // SAFETY: the row lies within the matrix, whose rows take these many bytes in all weights.
-                *row = unsafe { bases[w].add(first, row_bytes, first + block.n <= n_overread[w]) };
+                *row = unsafe { bases[w].add(first, row_bytes) };
+                n = n.min(n_in_place.saturating_sub(first));
             }
-            rows
+            (rows, n)
         }
     }
 
@@ -470,9 +494,10 @@ impl<const W: usize> RowsOf<'_, W> {
     ) {
         let n_runs = ROWS / W;
         let block_len = BLOCK_ROWS / n_runs;
-        let results = &mut scratch.results;
+        let Scratch { results, scales, padded, .. } = scratch;
+        let (layout, row_bytes) = (&self.kernels.layout, self.parts[0].row_bytes);
         let x: [*const f32; MAX_X] = std::array::from_fn(|i| self.xs[i.min(self.xs.len() - 1)]);
-        let dot: DotFn = self.kernels.dot[[0, 0, 1, 2, 2][self.xs.len()]];
+        let dot = self.kernels.dot[[0, 0, 1, 2, 2][self.xs.len()]];
         let (runs, firsts) = (Runs::new::<W>(rows.len()), self.firsts(rows.start));
         let mut idx = 0;
         while let Some(block) = runs.block(idx) {
@@ -482,10 +507,16 @@ impl<const W: usize> RowsOf<'_, W> {
             }
             let to: [*mut f32; ROWS] =
                 std::array::from_fn(|r| results[r / n_runs][0][r % n_runs * block_len..].as_mut_ptr());
-            // SAFETY: rows and activations are as the layout says; each of the results' rows has room for the block's of
-            // its weight, and those of all activations follow; the level was detected.
+            let (firsts, n) = firsts(&block);
+            // SAFETY: rows and activations are as the layout says, and what is read behind the rows is there; each of the
+            // results' rows has room for the block's of its weight, and those of all activations follow; the level was
+            // detected.
             unsafe {
-                dot(&self.kernels.layout, &firsts(&block), block.n, &x, &to, BLOCK_ROWS);
+                dot(layout, &firsts, n, &x, scales, &to, BLOCK_ROWS);
+                for i in n..block.n {
+                    let rows = padded.copy(layout, row_bytes, firsts.map(|row| row.add(i, row_bytes)));
+                    dot(layout, &rows, 1, &x, scales, &to.map(|to| to.add(i)), BLOCK_ROWS);
+                }
             }
             for run in 0..block.n_runs {
                 out(&Results {
@@ -508,8 +539,12 @@ impl<const W: usize> RowsOf<'_, W> {
             for first in rows.clone().step_by(tile_rows) {
                 for (w, part) in self.parts.iter().enumerate() {
                     // Past the end, the last row is repeated and its results are dropped.
-                    let tile: [Row; MAX_TILE_ROWS] =
+                    let mut tile: [Row; MAX_TILE_ROWS] =
                         std::array::from_fn(|r| part.row(self.mat, (first + r).min(rows.end - 1)));
+                    if first + tile_rows > part.n_in_place() {
+                        // SAFETY: these are rows of the matrix.
+                        tile = unsafe { scratch.padded.copy(layout, part.row_bytes, tile) };
+                    }
                     let results = &mut scratch.tile_results[w];
                     results.resize(xs.len() * tile_rows, 0.0);
                     // SAFETY: rows and activations are as the layout says; the level was detected.

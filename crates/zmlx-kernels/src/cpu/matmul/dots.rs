@@ -1,46 +1,57 @@
 //! Few rows of activations: four rows of a weight times one, two or four of them, as dot products.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
-use super::cells::{Cells, MAX_OVERREAD};
+use super::cells::Cells;
 use super::elements::Element;
-use super::layout::{PREFETCH_SCALES, Row, RowLayout, SCALES_OVERREAD, ScaleCopies, group_scales};
+use super::layout::{Row, RowLayout, Scales};
 use crate::cpu::simd::Simd;
 
 /// Rows of a weight that a dot kernel takes at once.
 pub(super) const ROWS: usize = 4;
 /// Most rows of activations that a dot kernel takes at once.
 pub(super) const MAX_X: usize = 4;
+/// Most sums of a row of a weight with a row of activations at once.
+const MAX_SUMS: usize = 8;
 /// Most vectors of cells of a load, of any format.
 const MAX_CELLS: usize = 8;
-/// Largest chunk of any format and level, in bytes.
-const MAX_CHUNK_BYTES: usize = 256;
 /// Weight bytes fetched ahead of use in each run, into the second-level cache.
 const PREFETCH_BYTES: usize = 2048;
+/// Bytes of scales, and of biases, fetched so.
+const PREFETCH_SCALES: usize = 512;
 
 /// `out[r][x · x_stride + i] = Σ_k weight[k] · x[k]` for the `i`th row, `i` below `n`, from each of four rows on, and for as many
-/// prepared rows of activations as the instance takes.
+/// prepared rows of activations as the instance takes. `scales` has room for [`scales_len`] floats.
 ///
 /// # Safety
-/// Rows and activations are as the layout says; the results have room; the processor has the instance's instructions.
+/// Rows and activations are as the layout says; whole chunks of the rows and whole vectors of their scales can be read, and of
+/// floats there are zeros behind the row; the results have room; the processor has the instance's instructions.
 pub(super) type DotFn = unsafe fn(
     layout: &RowLayout,
     rows: &[Row; ROWS],
     n: usize,
     x: &[*const f32; MAX_X],
+    scales: &mut [f32],
     out: &[*mut f32; ROWS],
     x_stride: usize,
 );
 
+/// Floats of scales that a [`DotFn`] keeps.
+pub(super) fn scales_len(layout: &RowLayout) -> usize {
+    MAX_SUMS * layout.padded_groups
+}
+
 /// The [`DotFn`] for `X` rows of activations, `R` rows of the weight at a time: `X · R` sums stay in registers.
-pub(super) unsafe fn dot<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
+pub(super) unsafe fn dot<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usize>(
     layout: &RowLayout,
     rows: &[Row; ROWS],
     n: usize,
     x: &[*const f32; MAX_X],
+    scales: &mut [f32],
     out: &[*mut f32; ROWS],
     x_stride: usize,
 ) {
-    const { assert!(C::LOADS * C::LOAD_BYTES <= MAX_CHUNK_BYTES && X * R >= 4) };
+    const { assert!(X * R >= 4 && X * R <= MAX_SUMS) };
+    assert!(scales.len() >= scales_len(layout));
     // SAFETY: the caller vouches for the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
@@ -50,18 +61,14 @@ pub(super) unsafe fn dot<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
             // instructions, unless the compiler inlines them.
             let mut few_x = [x[0]; X];
             few_x.copy_from_slice(&x[..X]);
-            let mut copies = Copies::ZERO;
             for first in (0..ROWS).step_by(R) {
                 let mut few_rows = [rows[first]; R];
                 few_rows.copy_from_slice(&rows[first..first + R]);
-                let mut step = Step { data: 0, scales: 0, can_overread: true };
-                for r in 0..R {
-                    step.can_overread &= few_rows[r].can_overread;
-                }
                 for i in 0..n {
                     // SAFETY: the buffers are as the layout says and have room (the caller's promise).
                     unsafe {
-                        let total = dot_rows::<S, C, X, R>(s, layout, &few_rows, &step, &few_x, &mut copies);
+                        let scales = scales.as_mut_ptr();
+                        let total = dot_rows::<S, C, K, X, R>(s, layout, &few_rows, i, &few_x, scales);
                         for at in (0..X * R).step_by(4) {
                             let mut four = [total[0][0]; 4];
                             for j in 0..4 {
@@ -74,8 +81,6 @@ pub(super) unsafe fn dot<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
                             }
                         }
                     }
-                    step.data += layout.row_bytes;
-                    step.scales += layout.scales_bytes();
                 }
             }
         },
@@ -97,180 +102,131 @@ pub(super) fn fetch<S: Simd>(rows: &[Row; ROWS]) {
     }
 }
 
-/// How far the rows of a step are behind the first ones.
-struct Step {
-    /// Bytes of data.
-    data: usize,
-    /// Bytes of scales, and of biases.
-    scales: usize,
-    can_overread: bool,
-}
-
-/// The lanes' sums of `R` rows with `X` rows of activations.
+/// The lanes' sums of the `i`th row from each of `R` rows on with `X` rows of activations.
 ///
 /// # Safety
 /// As [`DotFn`].
 #[inline(always)]
-unsafe fn dot_rows<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
+unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usize>(
     s: S,
     layout: &RowLayout,
     rows: &[Row; R],
-    step: &Step,
+    i: usize,
     x: &[*const f32; X],
-    copies: &mut Copies<R>,
+    scales: *mut f32,
 ) -> [[S::F; R]; X] {
     let mut total = [[s.splat(0.0); R]; X];
-    let n_direct = layout.n_direct(step.can_overread);
-    let mut x_at = *x;
-    let (mut c, mut from, mut group) = (0, 0, 0);
-    while c < layout.n_chunks {
-        // The chunks of a vector of groups.
-        let end = if C::SCALED { layout.n_chunks.min(c + layout.lanes_per_group) } else { layout.n_chunks };
-        let mut scales = Scales { w: [s.splat(1.0); R], x: [s.splat(1.0); X] };
-        // SAFETY: the buffers are as the layout says (the caller's promise).
+    if C::SCALED {
+        let mut g = 0;
+        // SAFETY: the caller's promise.
         unsafe {
-            if C::SCALED {
-                let [w, biases] = group_scales(s, layout, rows, step.scales, group, &mut copies.scales);
-                add_biases(s, layout, &biases, x, group, &mut total);
-                scales = Scales::new::<C>(s, layout, w, x, group);
+            while g + S::LANES <= layout.n_groups {
+                scale::<S, C, K, X, R, true>(s, layout, rows, i, x, g, scales, &mut total);
+                g += S::LANES;
             }
-            let mut lanes = layout.group_of_lane().as_ptr();
-            while c < end {
-                let idx = if C::SCALED { s.load_words(lanes.cast()) } else { s.splat_i(0) };
-                let mut at = [rows[0].data; R];
-                for r in 0..R {
-                    at[r] = rows[r].data.wrapping_add(step.data + from);
-                }
-                if c >= n_direct {
-                    pad(layout.row_bytes - from, &mut at, &mut copies.chunks);
-                }
-                add_chunk::<S, C, X, R>(s, layout, &at, &x_at, &scales, idx, &mut total);
-                from += C::LOADS * C::LOAD_BYTES;
-                for m in 0..X {
-                    x_at[m] = x_at[m].wrapping_add(C::LOADS * C::CELLS * S::LANES);
-                }
-                lanes = lanes.wrapping_add(S::LANES);
-                c += 1;
+            if g < layout.n_groups {
+                scale::<S, C, K, X, R, false>(s, layout, rows, i, x, g, scales, &mut total);
             }
         }
-        group += S::LANES;
+    }
+    let mut at = [rows[0].data; R];
+    for r in 0..R {
+        at[r] = rows[r].data.wrapping_add(i * layout.row_bytes);
+    }
+    let mut x = *x;
+    let mut scales = scales.cast_const();
+    let first_lanes = layout.group_of_lane().as_ptr();
+    let end_lanes = first_lanes.wrapping_add(layout.lanes_per_group * S::LANES);
+    let mut lanes = first_lanes;
+    for _ in 0..layout.n_chunks {
+        // SAFETY: the buffers are as the layout says (the caller's promise).
+        unsafe {
+            let idx = if C::SCALED { s.load_words(lanes.cast()) } else { s.splat_i(0) };
+            add_chunk::<S, C, X, R>(s, layout, &at, &x, scales, idx, &mut total);
+        }
+        for r in 0..R {
+            at[r] = at[r].wrapping_add(C::LOADS * C::LOAD_BYTES);
+        }
+        for m in 0..X {
+            x[m] = x[m].wrapping_add(C::LOADS * C::CELLS * S::LANES);
+        }
+        lanes = lanes.wrapping_add(S::LANES);
+        if C::SCALED && lanes == end_lanes {
+            lanes = first_lanes;
+            scales = scales.wrapping_add(X * R * S::LANES);
+        }
     }
     total
 }
 
-/// Points `at` to copies of the last `n` bytes of some rows, padded with zeros to a chunk and the overread.
+/// Writes what sums of the vector of groups from `g` on are multiplied by, the scales of the `i`th rows times those of the
+/// activations: a vector for each sum. And adds the biases times the sums of the activations.
 ///
 /// # Safety
-/// The bytes are readable.
-#[cold]
-unsafe fn pad<const R: usize>(n: usize, at: &mut [*const u8; R], padded: &mut [PaddedChunk; R]) {
-    for (at, padded) in at.iter_mut().zip(padded) {
-        // SAFETY: the caller's promise; a row ends within a chunk.
-        unsafe { std::ptr::copy_nonoverlapping(*at, padded.as_mut_ptr(), n) };
-        *at = padded.as_ptr();
-    }
-}
-
-/// A chunk of any format, and the overread.
-type PaddedChunk = [u8; MAX_CHUNK_BYTES + MAX_OVERREAD];
-
-/// What is copied of some rows.
-struct Copies<const R: usize> {
-    scales: ScaleCopies<R>,
-    /// The last chunks, of the same length in all rows: behind them there are always zeros.
-    chunks: [PaddedChunk; R],
-}
-
-impl<const R: usize> Copies<R> {
-    const ZERO: Self =
-        Self { scales: [[[0; SCALES_OVERREAD]; 2]; R], chunks: [[0; MAX_CHUNK_BYTES + MAX_OVERREAD]; R] };
-}
-
-/// The scales of a vector of groups: the rows', and those of the activations where they are multiplied in chunk by chunk.
-struct Scales<S: Simd, const X: usize, const R: usize> {
-    w: [S::F; R],
-    x: [S::F; X],
-}
-
-impl<S: Simd, const X: usize, const R: usize> Scales<S, X, R> {
-    /// Those of the groups from `group` on.
-    ///
-    /// # Safety
-    /// `x` are as the layout says and have the group.
-    #[inline(always)]
-    unsafe fn new<C: Cells<S>>(
-        s: S,
-        layout: &RowLayout,
-        w: [S::F; R],
-        x: &[*const f32; X],
-        group: usize,
-    ) -> Self {
-        let mut scales = Self { w, x: [s.splat(1.0); X] };
-        if C::Element::X_SCALED {
-            for m in 0..X {
-                // SAFETY: the caller's promise.
-                scales.x[m] = unsafe { s.load(x[m].add(layout.n_values + layout.padded_groups + group)) };
-            }
-            if X == 1 {
-                // One row of activations: its scales are multiplied in once, not chunk by chunk.
-                for r in 0..R {
-                    scales.w[r] = s.mul(scales.w[r], scales.x[0]);
-                }
-            }
-        }
-        scales
-    }
-}
-
-/// Adds the biases of the groups from `group` on, times the sums of their activations.
-///
-/// # Safety
-/// `x` are as the layout says and have the group.
+/// As [`DotFn`]; the rows have the group, if `WHOLE` all of the vector.
+#[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
 #[inline(always)]
-unsafe fn add_biases<S: Simd, const X: usize, const R: usize>(
+unsafe fn scale<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usize, const WHOLE: bool>(
     s: S,
     layout: &RowLayout,
-    biases: &[S::F; R],
+    rows: &[Row; R],
+    i: usize,
     x: &[*const f32; X],
-    group: usize,
+    g: usize,
+    out: *mut f32,
     total: &mut [[S::F; R]; X],
 ) {
-    for m in 0..X {
-        // SAFETY: the caller's promise.
-        let x_sums = unsafe { s.load(x[m].add(layout.n_values + group)) };
-        for r in 0..R {
-            total[m][r] = s.fma(biases[r], x_sums, total[m][r]);
+    let at = i * layout.scales_bytes() + g * K::BYTES;
+    for r in 0..R {
+        s.prefetch_l2(rows[r].scales.wrapping_add(at + PREFETCH_SCALES));
+        if K::BIASED {
+            s.prefetch_l2(rows[r].biases.wrapping_add(at + PREFETCH_SCALES));
+        }
+        // SAFETY: rows and activations are as the layout says and have the group; there is room (the caller's promise).
+        unsafe {
+            let [mut scales, mut biases] = K::load(s, layout, &rows[r], at);
+            if !WHOLE {
+                scales = s.first(scales, layout.n_groups - g);
+                biases = s.first(biases, layout.n_groups - g);
+            }
+            for m in 0..X {
+                let x_groups = x[m].add(layout.n_values + g);
+                total[m][r] = s.fma(biases, s.load(x_groups), total[m][r]);
+                let mut scales = scales;
+                if C::Element::X_SCALED {
+                    scales = s.mul(scales, s.load(x_groups.add(layout.padded_groups)));
+                }
+                s.store(out.add(g * X * R + (m * R + r) * S::LANES), scales);
+            }
         }
     }
 }
 
-/// Adds a chunk's products to the sums; lane `j` belongs to group `idx[j]` of the scales.
+/// Adds a chunk's products to the sums; lane `j` belongs to group `idx[j]` of each vector of scales.
 ///
 /// # Safety
-/// `at` holds the chunk of each row and `x` its activations, as the layout says.
+/// `at` holds the chunk of each row and `x` its activations, as the layout says; there are scales for each sum.
 #[inline(always)]
 unsafe fn add_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     s: S,
     layout: &RowLayout,
     at: &[*const u8; R],
     x: &[*const f32; X],
-    scales: &Scales<S, X, R>,
+    scales: *const f32,
     idx: S::I,
     total: &mut [[S::F; R]; X],
 ) {
     // SAFETY: the caller's promise.
-    let sums = unsafe { sum_chunk::<S, C, X, R>(s, layout, at, x) };
-    for m in 0..X {
-        let x_scale = if C::Element::X_SCALED && X > 1 { s.permute(scales.x[m], idx) } else { scales.x[m] };
-        for r in 0..R {
-            if C::SCALED {
-                let mut scale = s.permute(scales.w[r], idx);
-                if C::Element::X_SCALED && X > 1 {
-                    scale = s.mul(scale, x_scale);
+    unsafe {
+        let sums = sum_chunk::<S, C, X, R>(s, layout, at, x);
+        for m in 0..X {
+            for r in 0..R {
+                if C::SCALED {
+                    let scale = s.permute(s.load(scales.add((m * R + r) * S::LANES)), idx);
+                    total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
+                } else {
+                    total[m][r] = s.add(sums[m][r], total[m][r]);
                 }
-                total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
-            } else {
-                total[m][r] = s.add(sums[m][r], total[m][r]);
             }
         }
     }

@@ -3,7 +3,7 @@
 use super::cells::{Cells, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
 use super::dots::{DotFn, ROWS, dot, fetch};
 use super::elements::{Element, Integers, Order, Ways};
-use super::layout::{Row, RowLayout};
+use super::layout::{self, Row, RowLayout, Scales};
 #[cfg(target_arch = "x86_64")]
 use super::tiles::ByAmx;
 use super::tiles::{ByVectors, Multiply, PackFn, TileFn, tile, tile_rows};
@@ -62,44 +62,74 @@ fn on<S: Ways, M>(activations: Activations, format: WeightFormat, n_in: usize) -
 where
     M: Multiply<S, S::Int16> + Multiply<S, Integers<4, 1>>,
 {
-    match format {
-        WeightFormat::Dense(DType::F32) => of::<S, DenseF32, ByVectors>(format, n_in),
-        WeightFormat::Dense(DType::F16) => of::<S, DenseF16, ByVectors>(format, n_in),
-        WeightFormat::Dense(_) => of::<S, DenseBf16, ByVectors>(format, n_in),
-        WeightFormat::Quantized { spec, .. } => match (spec.mode(), spec.bits(), activations) {
-            (QuantMode::Mxfp8, ..) => of::<S, E4m3, ByVectors>(format, n_in),
-            (QuantMode::Affine, 8, _) => of::<S, PowerOfTwoBits<8, S::Int16>, M>(format, n_in),
-            (.., Activations::Int16) => narrow::<S, S::Int16, M>(spec, format, n_in),
-            (.., Activations::Int8) => narrow::<S, Integers<4, 1>, M>(spec, format, n_in),
+    let (spec, scale_dtype) = match format {
+        WeightFormat::Dense(DType::F32) => {
+            return of::<S, DenseF32, layout::None, ByVectors>(format, n_in);
+        }
+        WeightFormat::Dense(DType::F16) => {
+            return of::<S, DenseF16, layout::None, ByVectors>(format, n_in);
+        }
+        WeightFormat::Dense(_) => return of::<S, DenseBf16, layout::None, ByVectors>(format, n_in),
+        WeightFormat::Quantized { spec, scale_dtype } => (spec, scale_dtype),
+    };
+    match (spec.mode(), activations) {
+        (QuantMode::Mxfp8, _) => of::<S, E4m3, layout::E8m0, ByVectors>(format, n_in),
+        (QuantMode::Mxfp4, Activations::Int16) => of::<S, E2m1<S::Int16>, layout::E8m0, M>(format, n_in),
+        (QuantMode::Mxfp4, Activations::Int8) => of::<S, E2m1<Integers<4, 1>>, layout::E8m0, M>(format, n_in),
+        (QuantMode::Nvfp4, Activations::Int16) => of::<S, E2m1<S::Int16>, layout::E4m3, M>(format, n_in),
+        (QuantMode::Nvfp4, Activations::Int8) => of::<S, E2m1<Integers<4, 1>>, layout::E4m3, M>(format, n_in),
+        (QuantMode::Affine, _) => match scale_dtype {
+            DType::F32 => affine::<S, layout::F32, M>(spec, activations, format, n_in),
+            DType::F16 => affine::<S, layout::F16, M>(spec, activations, format, n_in),
+            _ => affine::<S, layout::Bf16, M>(spec, activations, format, n_in),
         },
     }
 }
 
-/// Weights of less than 8 bits.
-fn narrow<S: Ways, E: Element<S>, M: Multiply<S, E>>(
+/// Affine weights, with scales as `K`.
+fn affine<S: Ways, K: Scales<S>, M>(
+    spec: QuantSpec,
+    activations: Activations,
+    format: WeightFormat,
+    n_in: usize,
+) -> Kernels
+where
+    M: Multiply<S, S::Int16> + Multiply<S, Integers<4, 1>>,
+{
+    match (spec.bits(), activations) {
+        (8, _) => of::<S, PowerOfTwoBits<8, S::Int16>, K, M>(format, n_in),
+        (_, Activations::Int16) => narrow::<S, S::Int16, K, M>(spec, format, n_in),
+        (_, Activations::Int8) => narrow::<S, Integers<4, 1>, K, M>(spec, format, n_in),
+    }
+}
+
+/// Affine weights of less than 8 bits.
+fn narrow<S: Ways, E: Element<S>, K: Scales<S>, M: Multiply<S, E>>(
     spec: QuantSpec,
     format: WeightFormat,
     n_in: usize,
 ) -> Kernels {
     // Long chunks where a group has room for them: a chunk's sums are scaled once.
     let is_long = spec.group_size() >= 64;
-    match (spec.mode(), spec.bits()) {
-        (QuantMode::Affine, 2) => of::<S, PowerOfTwoBits<2, E>, M>(format, n_in),
-        (QuantMode::Affine, 3) if is_long => of::<S, S::ThreeBits<E, 64>, M>(format, n_in),
-        (QuantMode::Affine, 3) => of::<S, S::ThreeBits<E, 32>, M>(format, n_in),
-        (QuantMode::Affine, 4) => of::<S, PowerOfTwoBits<4, E>, M>(format, n_in),
-        (QuantMode::Affine, 5) if is_long => of::<S, OddBits<5, E, 64>, M>(format, n_in),
-        (QuantMode::Affine, 5) => of::<S, OddBits<5, E, 32>, M>(format, n_in),
-        (QuantMode::Affine, _) if is_long => of::<S, OddBits<6, E, 64>, M>(format, n_in),
-        (QuantMode::Affine, _) => of::<S, OddBits<6, E, 32>, M>(format, n_in),
-        _ => of::<S, E2m1<E>, M>(format, n_in),
+    match spec.bits() {
+        2 => of::<S, PowerOfTwoBits<2, E>, K, M>(format, n_in),
+        3 if is_long => of::<S, S::ThreeBits<E, 64>, K, M>(format, n_in),
+        3 => of::<S, S::ThreeBits<E, 32>, K, M>(format, n_in),
+        4 => of::<S, PowerOfTwoBits<4, E>, K, M>(format, n_in),
+        5 if is_long => of::<S, OddBits<5, E, 64>, K, M>(format, n_in),
+        5 => of::<S, OddBits<5, E, 32>, K, M>(format, n_in),
+        _ if is_long => of::<S, OddBits<6, E, 64>, K, M>(format, n_in),
+        _ => of::<S, OddBits<6, E, 32>, K, M>(format, n_in),
     }
 }
 
-fn of<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(format: WeightFormat, n_in: usize) -> Kernels {
+fn of<S: Simd, C: Cells<S>, K: Scales<S>, M: Multiply<S, C::Element>>(
+    format: WeightFormat,
+    n_in: usize,
+) -> Kernels {
     Kernels {
         layout: RowLayout::new::<S, C>(format, n_in),
-        dot: [dot::<S, C, 1, 4>, dot::<S, C, 2, 4>, dot::<S, C, 4, 2>],
+        dot: [dot::<S, C, K, 1, 4>, dot::<S, C, K, 2, 4>, dot::<S, C, K, 4, 2>],
         prepare_dot: prepare::<S, C, false>,
         fetch: fetch::<S>,
         pack: M::pack::<C>,

@@ -4,17 +4,12 @@
 
 use std::sync::LazyLock;
 
-use super::cells::Cells;
+use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::Element;
 use crate::cpu::simd::Simd;
 use crate::quant::float::e4m3_to_f32;
 use crate::weight::WeightFormat;
 use crate::{DType, QuantMode};
-
-/// Bytes of scales and of biases that are fetched ahead: some rows.
-pub(super) const PREFETCH_SCALES: usize = 256;
-/// Bytes behind a row's scales that reading whole vectors may take in: the largest vector's.
-pub(super) const SCALES_OVERREAD: usize = 64;
 
 /// The buffers of one row.
 #[derive(Clone, Copy, Debug)]
@@ -22,26 +17,61 @@ pub(super) struct Row {
     pub(super) data: *const u8,
     pub(super) scales: *const u8,
     pub(super) biases: *const u8,
-    /// Whether [`SCALES_OVERREAD`] bytes behind the scales and the biases are readable, and
-    /// [`MAX_OVERREAD`](super::cells::MAX_OVERREAD) behind the data; of several successive rows, behind all of them.
-    pub(super) can_overread: bool,
 }
 
 impl Row {
     /// The row `n` rows further on.
     ///
     /// # Safety
-    /// It lies within the same matrix, whose rows take `row_bytes` of data, scales and biases, and the overread is as said.
-    pub(super) unsafe fn add(self, n: usize, row_bytes: [usize; 3], can_overread: bool) -> Self {
+    /// It lies within the same matrix, whose rows take `row_bytes` of data, scales and biases.
+    pub(super) unsafe fn add(self, n: usize, row_bytes: [usize; 3]) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
             Self {
                 data: self.data.add(n * row_bytes[0]),
                 scales: self.scales.add(n * row_bytes[1]),
                 biases: self.biases.add(n * row_bytes[2]),
-                can_overread,
             }
         }
+    }
+}
+
+/// Copies of rows behind which kernels would read what they may not.
+#[derive(Default)]
+pub(super) struct PaddedRows(Vec<u8>);
+
+impl PaddedRows {
+    /// Makes room for `n` rows.
+    pub(super) fn reserve(&mut self, layout: &RowLayout, row_bytes: [usize; 3], n: usize) {
+        let len = n * (row_bytes.iter().sum::<usize>() + layout.overread.iter().sum::<usize>());
+        self.0.reserve(len.saturating_sub(self.0.len()));
+    }
+
+    /// Copies of some rows that take `row_bytes` of data, scales and biases, with zeros behind each for what the kernels read.
+    ///
+    /// # Safety
+    /// The rows can be read.
+    pub(super) unsafe fn copy<const N: usize>(
+        &mut self,
+        layout: &RowLayout,
+        row_bytes: [usize; 3],
+        rows: [Row; N],
+    ) -> [Row; N] {
+        let lens = [0, 1, 2].map(|i| row_bytes[i] + layout.overread[i]);
+        self.0.clear();
+        self.0.resize(N * lens.iter().sum::<usize>(), 0);
+        let mut rest = &mut self.0[..];
+        rows.map(|row| {
+            let from = [row.data, row.scales, row.biases];
+            let [data, scales, biases] = [0, 1, 2].map(|i| {
+                let (copy, behind) = std::mem::take(&mut rest).split_at_mut(lens[i]);
+                rest = behind;
+                // SAFETY: the row has these bytes (the caller's promise), and the copy room for them.
+                unsafe { std::ptr::copy_nonoverlapping(from[i], copy.as_mut_ptr(), row_bytes[i]) };
+                copy.as_ptr()
+            });
+            Row { data, scales, biases }
+        })
     }
 }
 
@@ -60,15 +90,6 @@ impl ScaleKind {
         match self {
             Self::None => 0,
             Self::Float(dtype) => dtype.size_bytes(),
-            Self::E8m0 | Self::E4m3 => 1,
-        }
-    }
-
-    /// Arrays of scales and biases that there are.
-    const fn n_arrays(self) -> usize {
-        match self {
-            Self::None => 0,
-            Self::Float(_) => 2,
             Self::E8m0 | Self::E4m3 => 1,
         }
     }
@@ -93,9 +114,10 @@ pub(super) struct RowLayout {
     pub(super) n_chunks: usize,
     /// [`Cells::LOADS`], as a number that the compiler does not know.
     pub(super) n_loads: usize,
-    /// Whole chunks of a row, and those that can be read in place without overread; the others go through a padded copy.
-    n_whole: usize,
-    n_direct: usize,
+    /// Bytes behind a row's data, scales and biases that kernels read with its last chunk and its last vector of groups.
+    pub(super) overread: [usize; 3],
+    /// Whether there must be zeros behind the data: of integers activations that are zero take care of what there is.
+    pub(super) needs_zeros: bool,
     /// Lanes that share a scale, in the vectors of a chunk, and chunks of a vector of groups: a power of two.
     pub(super) lanes_per_group: usize,
     /// Groups of a row, rounded up to whole vectors; 0 without scales.
@@ -129,6 +151,10 @@ impl RowLayout {
         let plane = n_chunks * n_vecs * S::LANES;
         let n_values = C::Element::PLANES * plane;
         let padded_groups = if C::SCALED { n_groups.next_multiple_of(S::LANES) } else { 0 };
+        let data_overread =
+            n_chunks * C::LOADS * C::LOAD_BYTES - row_bytes + if C::OVERREAD { MAX_OVERREAD } else { 0 };
+        let has_biases = matches!(scales, ScaleKind::Float(_));
+        let scales_overread = (padded_groups - n_groups) * scales.size_bytes();
         Self {
             n_in,
             row_bytes,
@@ -139,8 +165,8 @@ impl RowLayout {
             offset: C::OFFSET,
             n_chunks,
             n_loads: C::LOADS,
-            n_whole: n_in / chunk,
-            n_direct: if C::OVERREAD { n_chunks - 1 } else { n_in / chunk },
+            overread: [data_overread, scales_overread, if has_biases { scales_overread } else { 0 }],
+            needs_zeros: !C::Element::X_SCALED && !n_in.is_multiple_of(chunk),
             lanes_per_group: (group_size / lane_weights).max(1),
             padded_groups,
             plane,
@@ -153,12 +179,6 @@ impl RowLayout {
     #[inline(always)]
     pub(super) fn group_of_lane(&self) -> &'static [u32] {
         &GROUP_OF_LANE[self.lanes_per_group.trailing_zeros() as usize]
-    }
-
-    /// Chunks that can be read in place, of rows with the overread behind them or without.
-    #[inline(always)]
-    pub(super) fn n_direct(&self, can_overread: bool) -> usize {
-        if can_overread { self.n_whole } else { self.n_direct }
     }
 
     /// Bytes of a row's scales, and of its biases.
@@ -191,135 +211,96 @@ static GROUP_OF_LANE: [[u32; 16 << (N_LANE_COUNTS - 1)]; N_LANE_COUNTS] = {
     groups
 };
 
-/// The scales and biases of some rows' groups from `g`, a multiple of `LANES`, on: of each row a vector, with zeros past the
-/// last group. A format without biases has those of the offset. The rows' scales begin `from` bytes behind those of `rows`.
-///
-/// # Safety
-/// The rows are as the layout says and have group `g`.
-#[inline(always)]
-pub(super) unsafe fn group_scales<S: Simd, const R: usize>(
-    s: S,
-    layout: &RowLayout,
-    rows: &[Row; R],
-    from: usize,
-    g: usize,
-    copies: &mut ScaleCopies<R>,
-) -> [[S::F; R]; 2] {
-    let n = S::LANES.min(layout.n_groups - g);
-    let mut at = [[std::ptr::null(); 2]; R];
-    for r in 0..R {
-        at[r][0] = rows[r].scales.wrapping_add(from + g * layout.scale_bytes);
-        at[r][1] = rows[r].biases.wrapping_add(from + g * layout.scale_bytes);
+/// How the scales and biases of a vector of groups are read.
+pub(super) trait Scales<S: Simd> {
+    /// Bytes of a scale.
+    const BYTES: usize;
+    /// Whether there are biases, else they are those of the offset.
+    const BIASED: bool;
+
+    /// Those that begin `at` bytes behind a row's.
+    ///
+    /// # Safety
+    /// As many as a vector has are readable.
+    unsafe fn load(s: S, layout: &RowLayout, row: &Row, at: usize) -> [S::F; 2];
+}
+
+/// No scales.
+pub(super) struct None;
+/// Scales and biases of affine codes.
+pub(super) struct F32;
+/// Scales and biases of affine codes.
+pub(super) struct F16;
+/// Scales and biases of affine codes.
+pub(super) struct Bf16;
+/// Scales alone, as powers of two.
+pub(super) struct E8m0;
+/// Scales alone, of eight bits.
+pub(super) struct E4m3;
+
+impl<S: Simd> Scales<S> for None {
+    const BYTES: usize = 0;
+    const BIASED: bool = false;
+
+    #[inline(always)]
+    unsafe fn load(s: S, _: &RowLayout, _: &Row, _: usize) -> [S::F; 2] {
+        [s.splat(0.0); 2]
     }
-    if n < S::LANES {
-        for r in 0..R {
-            if !rows[r].can_overread {
-                // SAFETY: the row has these groups.
-                unsafe { copy_groups(layout, n, &mut at[r], &mut copies[r]) };
+}
+
+macro_rules! scales {
+    ($name:ident, $bytes:literal, $biased:literal, |$s:ident, $p:ident| $load:expr) => {
+        impl<S: Simd> Scales<S> for $name {
+            const BYTES: usize = $bytes;
+            const BIASED: bool = $biased;
+
+            #[inline(always)]
+            unsafe fn load($s: S, layout: &RowLayout, row: &Row, at: usize) -> [S::F; 2] {
+                // SAFETY: the caller's promise.
+                unsafe {
+                    let $p = row.scales.add(at);
+                    let scales = $load;
+                    if $biased {
+                        let $p = row.biases.add(at);
+                        [scales, $load]
+                    } else {
+                        [scales, $s.mul(scales, $s.splat(f32::from(layout.offset)))]
+                    }
+                }
             }
-        }
-    }
-    // SAFETY: what is read are the rows' groups and the overread, or copies of the groups.
-    let mut loaded = unsafe {
-        match layout.scales {
-            ScaleKind::None => [[s.splat(0.0); R]; 2],
-            ScaleKind::Float(DType::F32) => biased(
-                s,
-                &at,
-                #[inline(always)]
-                |p| s.load(p.cast()),
-            ),
-            ScaleKind::Float(DType::F16) => biased(
-                s,
-                &at,
-                #[inline(always)]
-                |p| s.load_f16(p),
-            ),
-            ScaleKind::Float(_) => biased(
-                s,
-                &at,
-                #[inline(always)]
-                |p| s.load_bf16(p),
-            ),
-            ScaleKind::E8m0 => unbiased(
-                s,
-                layout.offset,
-                &at,
-                #[inline(always)]
-                |p| s.load_e8m0(p),
-            ),
-            ScaleKind::E4m3 => unbiased(
-                s,
-                layout.offset,
-                &at,
-                #[inline(always)]
-                |p| load_e4m3(s, p),
-            ),
         }
     };
-    if n < S::LANES {
-        for r in 0..R {
-            for kind in 0..2 {
-                loaded[kind][r] = s.first(loaded[kind][r], n);
-            }
-        }
-    }
-    loaded
 }
+scales!(F32, 4, true, |s, p| s.load(p.cast()));
+scales!(F16, 2, true, |s, p| s.load_f16(p));
+scales!(Bf16, 2, true, |s, p| s.load_bf16(p));
+scales!(E8m0, 1, false, |s, p| s.load_e8m0(p));
+scales!(E4m3, 1, false, |s, p| load_e4m3(s, p));
 
-/// What `load` gives of the rows' scales and biases.
-#[inline(always)]
-fn biased<S: Simd, const R: usize>(
-    s: S,
-    at: &[[*const u8; 2]; R],
-    load: impl Fn(*const u8) -> S::F,
-) -> [[S::F; R]; 2] {
-    let mut loaded = [[s.splat(0.0); R]; 2];
-    for r in 0..R {
-        for kind in 0..2 {
-            s.prefetch_l2(at[r][kind].wrapping_add(PREFETCH_SCALES));
-            loaded[kind][r] = load(at[r][kind]);
-        }
-    }
-    loaded
-}
-
-/// What `load` gives of the rows' scales, and these times `offset`.
-#[inline(always)]
-fn unbiased<S: Simd, const R: usize>(
-    s: S,
-    offset: i8,
-    at: &[[*const u8; 2]; R],
-    load: impl Fn(*const u8) -> S::F,
-) -> [[S::F; R]; 2] {
-    let mut loaded = [[s.splat(0.0); R]; 2];
-    for r in 0..R {
-        s.prefetch_l2(at[r][0].wrapping_add(PREFETCH_SCALES));
-        loaded[0][r] = load(at[r][0]);
-        loaded[1][r] = s.mul(loaded[0][r], s.splat(f32::from(offset)));
-    }
-    loaded
-}
-
-/// Of rows without the overread behind them the last groups' scales and biases, and room behind these.
-pub(super) type ScaleCopies<const R: usize> = [[[u8; SCALES_OVERREAD]; 2]; R];
-
-/// Points `at` to copies of `n` of a row's scales (and biases) with the overread behind them.
+/// The scales and biases of a row's vector of groups from `g` on, with zeros past the last group.
 ///
 /// # Safety
-/// These are readable.
-#[cold]
-unsafe fn copy_groups(
-    layout: &RowLayout,
-    n: usize,
-    at: &mut [*const u8; 2],
-    copies: &mut [[u8; SCALES_OVERREAD]; 2],
-) {
-    for (at, copy) in at.iter_mut().zip(copies).take(layout.scales.n_arrays()) {
-        // SAFETY: the caller's promise; a vector of scales takes no more than the overread.
-        unsafe { std::ptr::copy_nonoverlapping(*at, copy.as_mut_ptr(), n * layout.scale_bytes) };
-        *at = copy.as_ptr();
+/// The row is as the layout says, has the group, and whole vectors of its scales can be read.
+#[inline(always)]
+pub(super) unsafe fn group_scales<S: Simd>(s: S, layout: &RowLayout, row: &Row, g: usize) -> [S::F; 2] {
+    let at = g * layout.scale_bytes;
+    // SAFETY: the caller's promise.
+    let mut loaded = unsafe {
+        match layout.scales {
+            ScaleKind::None => None::load(s, layout, row, at),
+            ScaleKind::Float(DType::F32) => F32::load(s, layout, row, at),
+            ScaleKind::Float(DType::F16) => F16::load(s, layout, row, at),
+            ScaleKind::Float(_) => Bf16::load(s, layout, row, at),
+            ScaleKind::E8m0 => E8m0::load(s, layout, row, at),
+            ScaleKind::E4m3 => E4m3::load(s, layout, row, at),
+        }
+    };
+    if layout.n_groups - g < S::LANES {
+        for kind in 0..2 {
+            loaded[kind] = s.first(loaded[kind], layout.n_groups - g);
+        }
     }
+    loaded
 }
 
 /// # Safety

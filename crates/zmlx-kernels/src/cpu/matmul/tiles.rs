@@ -10,7 +10,7 @@ mod amx;
 
 use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::Element;
-use super::layout::{Row, RowLayout, SCALES_OVERREAD, group_scales};
+use super::layout::{Row, RowLayout, group_scales};
 use crate::cpu::pool::Aligned;
 use crate::cpu::simd::Simd;
 
@@ -88,7 +88,7 @@ pub(super) trait Multiply<S: Simd, E: Element<S>> {
 #[derive(Default)]
 pub(super) struct TileScratch {
     cells: Aligned<u32>,
-    /// Scales and biases by groups: those of all rows, then the next group.
+    /// Scales and biases by groups, for each vector of rows: those of its rows, then the next group.
     by_group: [Aligned<f32>; 2],
 }
 
@@ -149,27 +149,23 @@ pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
 /// As [`TileFn`]; the scratch is large enough.
 #[inline(always)]
 unsafe fn scales_by_group<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scratch: &mut TileScratch) {
-    let mut squares = [Square([0; 256]), Square([0; 256])];
-    let mut copies = [[[0; SCALES_OVERREAD]; 2]];
-    let n_kinds = if layout.is_biased() { 2 } else { 1 };
+    let [scales, biases] = scratch.by_group.each_mut().map(|by_group| by_group.as_mut_ptr());
     // SAFETY: the rows have these groups; there is room for whole vectors of groups.
     unsafe {
         for v in 0..ROW_VECS {
+            let from = v * S::LANES * layout.padded_groups;
             for g in (0..layout.n_groups).step_by(S::LANES) {
+                // A square of groups of all rows, which is transposed in place.
+                let at = from + g * S::LANES;
                 for r in 0..S::LANES {
-                    let [[scales], [biases]] =
-                        group_scales(s, layout, &[rows[v * S::LANES + r]], 0, g, &mut copies);
-                    s.store(squares[0].0.as_mut_ptr().add(r * S::LANES).cast(), scales);
-                    s.store(squares[1].0.as_mut_ptr().add(r * S::LANES).cast(), biases);
+                    let row = &rows[v * S::LANES + r];
+                    let [row_scales, row_biases] = group_scales(s, layout, row, g);
+                    s.store(scales.add(at + r * S::LANES), row_scales);
+                    s.store(biases.add(at + r * S::LANES), row_biases);
                 }
-                for kind in 0..n_kinds {
-                    let square = squares[kind].0.as_mut_ptr();
-                    let to = scratch.by_group[kind].as_mut_ptr();
-                    s.transpose(square);
-                    for i in 0..S::LANES {
-                        let values = s.load(square.add(i * S::LANES).cast_const().cast());
-                        s.store(to.add(((g + i) * ROW_VECS + v) * S::LANES), values);
-                    }
+                s.transpose(scales.add(at).cast());
+                if layout.is_biased() {
+                    s.transpose(biases.add(at).cast());
                 }
             }
         }
@@ -275,7 +271,7 @@ impl Block<'_> {
         let cell = self.from + first;
         let idx = cell >> group_cells.trailing_zeros();
         let is_biased = C::SCALED && self.layout.is_biased() && cell.is_multiple_of(group_cells);
-        let at = (idx * ROW_VECS + v) * S::LANES;
+        let at = (v * self.layout.padded_groups + idx) * S::LANES;
         // SAFETY: the group exists, as the layout and the block say.
         unsafe {
             Group {

@@ -1,4 +1,4 @@
-//! 512-bit x86 vectors: AVX-512 F, BW, DQ, VL; and VNNI, VBMI and GFNI where all three are.
+//! 512-bit x86 vectors: AVX-512 F, BW, DQ, VL; and VNNI and VBMI where both are.
 
 use std::arch::asm;
 use std::arch::x86_64::*;
@@ -7,8 +7,8 @@ use super::avx2::Avx2;
 use super::{ByteDots, Simd};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
-/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot products, VBMI's
-/// moves of bytes and GFNI.
+/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot products and
+/// VBMI's moves of bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const VNNI: bool>(());
 
@@ -38,16 +38,6 @@ const fn code_tables8(bits: usize) -> ([u8; 64], [u8; 64]) {
         j += 1;
     }
     (bytes, first_bits)
-}
-
-/// The matrix that takes `bits` bits from bit `from` on to the bottom of a byte.
-const fn bit_matrix(bits: usize, from: usize) -> i64 {
-    let (mut matrix, mut i) = (0, 0);
-    while i < bits {
-        matrix |= 1 << (8 * (7 - i) + i + from);
-        i += 1;
-    }
-    matrix
 }
 
 /// `vpdpwssd`. Of the intrinsic in short chains the compiler makes a product and a sum: twice the instructions.
@@ -91,9 +81,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         unsafe fn enabled<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
-        #[target_feature(
-            enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,gfni,avx2,fma,f16c"
-        )]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")]
         unsafe fn enabled_vnni<R>(f: impl FnOnce() -> R) -> R {
             f()
         }
@@ -251,18 +239,6 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn shl16(self, a: Self::I, n: u32) -> Self::I {
         unsafe { _mm512_sll_epi16(a, _mm_cvtsi32_si128(n.cast_signed())) }
-    }
-
-    #[inline(always)]
-    fn bits_of_8<const BITS: usize>(self, a: Self::I, from: usize) -> Self::I {
-        if VNNI && from > 0 {
-            // A mask is the cheaper one where that is enough.
-            return unsafe {
-                _mm512_gf2p8affine_epi64_epi8::<0>(a, _mm512_set1_epi64(bit_matrix(BITS, from)))
-            };
-        }
-        let shifted = if from == 0 { a } else { self.shr16(a, from as u32) };
-        self.and(shifted, self.splat_i(0x101_0101 * ((1 << BITS) - 1)))
     }
 
     #[inline(always)]
