@@ -384,6 +384,7 @@ impl CpuBackend {
                 let chunks = Chunks {
                     n_rows: part.host.n_out(),
                     unit: if has_tiles { kernels.tile_rows } else { ROWS },
+                    row_bytes: kernels.layout.row_bytes,
                     n_members: self.n_threads(),
                 };
                 let mut own_chunks =
@@ -420,13 +421,16 @@ impl CpuBackend {
                         m.barrier();
                     }
                 }
-                for rows in own_chunks {
+                while let Some(rows) = own_chunks.next() {
                     start(part.first_row + rows.start..part.first_row + rows.end);
                     for (g, group) in groups.mats.iter().enumerate() {
                         if in_tiles(&group.1) {
                             rows_of(group).by_tiles(rows.clone(), &mut scratch, &out);
                         } else {
-                            let fetch_next = || fetch(groups.mats.get(g + 1), &rows);
+                            let fetch_next = || match (groups.mats.get(g + 1), own_chunks.peek()) {
+                                (None, Some(next)) => fetch(groups.mats.first(), next),
+                                (group, _) => fetch(group, &rows),
+                            };
                             rows_of(group).by_dots(&rows, &mut scratch, fetch_next, &out);
                         }
                     }
@@ -489,7 +493,7 @@ impl<const W: usize> RowsOf<'_, W> {
         &self,
         rows: &std::ops::Range<usize>,
         scratch: &mut Scratch,
-        fetch_next: impl Fn(),
+        mut fetch_next: impl FnMut(),
         out: impl Fn(&Results<'_, W>),
     ) {
         let n_runs = ROWS / W;

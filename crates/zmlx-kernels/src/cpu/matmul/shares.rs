@@ -5,28 +5,33 @@ use super::dots::ROWS;
 /// Rows whose results are kept together until they are written: a multiple of [`ROWS`].
 pub(super) const BLOCK_ROWS: usize = 256;
 
-/// The rows of a part in chunks, which members take as they come: a large one each, then small ones, of which who was
-/// held up takes fewer.
+/// The rows of a part in chunks, which members take as they come: a large one each, then a small one, of which who was held
+/// up takes none.
 pub(super) struct Chunks {
     /// Rows, by units: chunks are multiples of one, but for the last.
     pub(super) n_rows: usize,
     pub(super) unit: usize,
+    pub(super) row_bytes: usize,
     pub(super) n_members: usize,
 }
 
 impl Chunks {
-    /// Small chunks of each member, if all are equally fast; they are a quarter of the rows.
-    const SMALL: usize = 2;
+    /// Of the rows, one in so many is in small chunks.
+    const SMALL: usize = 8;
+    /// A small chunk's least bytes: it takes time to begin one.
+    const MIN_BYTES: usize = 32 << 10;
 
-    /// The rows of a chunk.
+    /// The rows of a chunk, perhaps none.
     pub(super) fn get(&self, idx: usize) -> Option<std::ops::Range<usize>> {
         let (n, n_units) = (self.n_members, self.n_rows.div_ceil(self.unit));
-        let large = if n == 1 { n_units } else { n_units * 3 / 4 / n };
-        let (n_small, n_left) = (Self::SMALL * n, n_units - large * n);
-        let small = |i: usize| large * n + n_left * i / n_small;
-        let units = if idx < n { large * idx..large * (idx + 1) } else { small(idx - n)..small(idx - n + 1) };
-        let rows = |units: usize| (units * self.unit).min(self.n_rows);
-        (idx < n + n_small).then(|| rows(units.start)..rows(units.end))
+        let n_small = n_units / Self::SMALL;
+        let has_small = n > 1 && n_small / n * self.unit * self.row_bytes >= Self::MIN_BYTES;
+        let n_large = if has_small { n_units - n_small } else { n_units };
+        let bound = |idx: usize| {
+            let n_units = n_large * idx.min(n) / n + (n_units - n_large) * idx.saturating_sub(n) / n;
+            (n_units * self.unit).min(self.n_rows)
+        };
+        (idx < 2 * n).then(|| bound(idx)..bound(idx + 1))
     }
 }
 
@@ -101,16 +106,18 @@ mod tests {
         for (n_rows, unit, n_members) in
             [(1, 4, 2), (4, 4, 3), (65, 16, 1), (65, 16, 2), (768, 4, 2), (2048, 32, 16)]
         {
-            let chunks = Chunks { n_rows, unit, n_members };
-            let mut at = 0;
-            for idx in 0..n_members * (1 + Chunks::SMALL) {
-                let rows = chunks.get(idx).unwrap();
-                assert_eq!(rows.start, at, "{n_rows} rows, chunk {idx}");
-                assert!(rows.start.is_multiple_of(unit) || rows.is_empty());
-                at = rows.end;
+            for row_bytes in [1, 1024] {
+                let chunks = Chunks { n_rows, unit, row_bytes, n_members };
+                let mut at = 0;
+                for idx in 0..2 * n_members {
+                    let rows = chunks.get(idx).unwrap();
+                    assert_eq!(rows.start, at, "{n_rows} rows, chunk {idx}");
+                    assert!(rows.start.is_multiple_of(unit) || rows.is_empty());
+                    at = rows.end;
+                }
+                assert_eq!(at, n_rows);
+                assert_eq!(chunks.get(2 * n_members), None);
             }
-            assert_eq!(at, n_rows);
-            assert_eq!(chunks.get(n_members * (1 + Chunks::SMALL)), None);
         }
     }
 }
