@@ -64,7 +64,7 @@ fn main() -> Result<()> {
     llama.generate(8, 8)?;
 
     let mut capsules = vec![Value::Null; args.cpu_activations.len()];
-    let mut llama_tests: Vec<Vec<Vec<f64>>> = Vec::new();
+    let mut llama_tests: Vec<Vec<LlamaTest>> = Vec::new();
     for turn in 0..args.repetitions {
         eprintln!("turn {} of {}", turn + 1, args.repetitions);
         if turn % 2 == 1 {
@@ -91,7 +91,7 @@ fn both(
     args: &Args,
     config: &Qwen3MoeConfig,
     capsules: &[Value],
-    llama_tests: &[Vec<Vec<f64>>],
+    llama_tests: &[Vec<LlamaTest>],
 ) -> Result<Value> {
     let mut tests = Vec::new();
     for i in 0..llama_tests[0].len() {
@@ -106,16 +106,18 @@ fn both(
         }
         let first = ours.first().context("no --cpu-activations")?;
         let of_turn =
-            |f: fn(&Vec<f64>) -> f64| -> Vec<f64> { llama_tests.iter().map(|t| f(&t[i])).collect() };
-        let sums = of_turn(|seconds| seconds.iter().sum());
+            |f: fn(&LlamaTest) -> f64| -> Vec<f64> { llama_tests.iter().map(|t| f(&t[i])).collect() };
+        let sums = of_turn(|test| test.seconds.iter().sum());
         let is_prompt = first["n_prompt"] != json!(0);
         let mut theirs = first.clone();
         theirs["backend"] = json!("llama.cpp");
         theirs["fusion"] = json!("Q4_0");
         theirs["samples_s"] = json!(sums);
         theirs["ttft_s"] = if is_prompt { json!(sums) } else { json!([]) };
-        let latencies: Vec<f64> = llama_tests.iter().flat_map(|t| t[i].clone()).collect();
+        let latencies: Vec<f64> = llama_tests.iter().flat_map(|t| t[i].seconds.clone()).collect();
         theirs["token_latencies_s"] = if is_prompt { json!([]) } else { json!(latencies) };
+        let probes: Vec<f64> = llama_tests.iter().filter_map(|t| t[i].probe_bytes_per_second).collect();
+        theirs["probes_bytes_per_second"] = json!(probes);
         theirs["bytes_per_token"] =
             if is_prompt { Value::Null } else { json!(bytes_per_token(config, first)) };
         for unknown in ["launches_per_token", "barriers_per_token", "barrier_s_per_token"] {
@@ -151,16 +153,35 @@ fn bytes_per_token(c: &Qwen3MoeConfig, test: &Value) -> f64 {
     gguf::bytes_per_token(c) as f64 + positions * per_position
 }
 
-/// Of each test the seconds: of the prompt, or of each decoded token.
-fn run(args: &Args, llama: &mut Llama) -> Result<Vec<Vec<f64>>> {
+/// A test of a turn.
+struct LlamaTest {
+    /// Of the prompt, or of each decoded token.
+    seconds: Vec<f64>,
+    /// Read bandwidth just after decoding.
+    probe_bytes_per_second: Option<f64>,
+}
+
+fn run(args: &Args, llama: &mut Llama) -> Result<Vec<LlamaTest>> {
     let mut tests = Vec::new();
     for n in &args.prompt {
-        tests.push(vec![llama.prompt(*n)?]);
+        tests.push(LlamaTest { seconds: vec![llama.prompt(*n)?], probe_bytes_per_second: None });
     }
     for depth in &args.depth {
-        tests.push(llama.generate(*depth, args.generate)?);
+        let seconds = llama.generate(*depth, args.generate)?;
+        tests.push(LlamaTest { seconds, probe_bytes_per_second: Some(probe(args)?) });
     }
     Ok(tests)
+}
+
+/// The read bandwidth that `zmlx bench --bandwidth` measures.
+fn probe(args: &Args) -> Result<f64> {
+    let output = Command::new(&args.zmlx)
+        .args(["bench", "--bandwidth", "-o", "json", "--threads", &args.threads.to_string()])
+        .output()
+        .with_context(|| format!("cannot run {}", args.zmlx.display()))?;
+    ensure!(output.status.success(), "zmlx bench --bandwidth: {}", output.status);
+    let bandwidth: Value = serde_json::from_slice(&output.stdout)?;
+    bandwidth["bytes_per_second"].as_f64().context("a bandwidth without a number")
 }
 
 /// One turn of `zmlx bench`: its capsule, of prompts into empty caches and decoding behind others.
@@ -202,7 +223,7 @@ fn merge(all: &mut Value, turn: Value) -> Result<()> {
         tests.iter_mut().zip(turn["bench"]["tests"].as_array().context("a capsule without tests")?)
     {
         ensure!(all["name"] == turn["name"], "turns with other tests");
-        for key in ["samples_s", "token_latencies_s", "ttft_s"] {
+        for key in ["samples_s", "token_latencies_s", "ttft_s", "probes_bytes_per_second"] {
             let more = turn[key].as_array().cloned().unwrap_or_default();
             all[key].as_array_mut().context("a test without samples")?.extend(more);
         }

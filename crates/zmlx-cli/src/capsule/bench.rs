@@ -54,6 +54,10 @@ pub(crate) struct BenchTest {
     pub(crate) token_latencies_s: Vec<f64>,
     /// Seconds from a prompt to its first token; empty for decoding.
     pub(crate) ttft_s: Vec<f64>,
+    /// The machine's read bandwidth just before each repetition, in bytes per second; empty for prompts, and for models that
+    /// caches could hold.
+    #[serde(default)]
+    pub(crate) probes_bytes_per_second: Vec<f64>,
     /// Bytes of weights and caches that one token reads; null if unknown.
     pub(crate) bytes_per_token: Option<f64>,
     /// Calls of the backend's ops per token; null if they were not counted.

@@ -138,10 +138,24 @@ fn bytes_per_second(test: &BenchTest) -> Option<f64> {
     test.bytes_per_token.map(|bytes| bytes / seconds)
 }
 
-/// Of the bandwidth that the probe reached, from 0 on.
+/// Of the bandwidth that the probes reached, from 0 on.
 pub(crate) fn bandwidth_share(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
-    let probe = bench.bandwidth.as_ref()?.bytes_per_second;
-    bytes_per_second(test).map(|b| b / probe).filter(|share| share.is_finite())
+    share_of_bandwidth(test, bench.bandwidth.as_ref().map(|b| b.bytes_per_second))
+}
+
+/// Of the read bandwidth, from 0 on: the median over repetitions, each beside the probe before it or, without one, beside
+/// `bytes_per_second`. (A machine's bandwidth may double from one minute to the next.)
+pub(crate) fn share_of_bandwidth(test: &BenchTest, bytes_per_second: Option<f64>) -> Option<f64> {
+    let bytes = test.bytes_per_token? * test.tokens_per_sample as f64;
+    let probes =
+        test.probes_bytes_per_second.iter().copied().map(Some).chain(std::iter::repeat(bytes_per_second));
+    let shares: Vec<f64> = test
+        .samples_s
+        .iter()
+        .zip(probes)
+        .filter_map(|(seconds, probe)| Some(bytes / seconds / probe?))
+        .collect();
+    median(&shares).filter(|share| share.is_finite())
 }
 
 /// Where the time of a token goes.

@@ -241,6 +241,10 @@ fn measure(plan: &Plan<'_>, mut arms: Vec<Box<dyn Arm>>, abouts: &[&About]) -> R
                 std::thread::sleep(COOL_DOWN);
                 let result = &mut results[at];
                 if test.is_decoding() {
+                    if cost.weight_bytes > bandwidth::BUFFER_BYTES as u64 {
+                        let probe = bandwidth::probe(n_threads);
+                        result.probes_bytes_per_second.extend(probe.map(|b| b.bytes_per_second));
+                    }
                     let Decoded { seconds, barriers } = arms[arm].decode(fusion, test.n_generate)?;
                     result.samples_s.push(seconds.iter().sum());
                     result.token_latencies_s.extend(seconds);

@@ -7,7 +7,7 @@ use std::time::Instant;
 use crate::capsule::bench::Bandwidth;
 
 /// Several times what the largest last-level caches hold.
-const BUFFER_BYTES: usize = 512 << 20;
+pub(super) const BUFFER_BYTES: usize = 512 << 20;
 const ROUNDS: usize = 9;
 /// Places at which a thread reads in turns, round by round: processors differ in how many they fetch ahead at.
 const STREAMS: [usize; 3] = [1, 4, 12];

@@ -75,6 +75,7 @@ impl Test {
             tokens_per_sample: self.n_prompt + self.n_generate * self.batch,
             samples_s: Vec::new(),
             token_latencies_s: Vec::new(),
+            probes_bytes_per_second: Vec::new(),
             ttft_s: Vec::new(),
             bytes_per_token: (self.is_decoding() && self.batch == 1).then(|| cost.bytes_per_token(n_cached)),
             launches_per_token: None,

@@ -6,6 +6,7 @@ use serde_json::{Value, json};
 
 use super::stats::Stats;
 use crate::capsule::bench::{Bandwidth, BenchTest, PhaseTime};
+use crate::capsule::facts::share_of_bandwidth;
 use crate::table::{HEADER, human_bytes, is_coloured, painted};
 
 /// A spread above this asks for a quieter machine.
@@ -126,7 +127,7 @@ impl Report<'_> {
             p95_ms: ms(95.0),
             p99_ms: ms(99.0),
             bytes_per_second,
-            share_of_bandwidth: bytes_per_second.zip(self.read_bytes_per_second()).map(|(a, b)| a / b),
+            share_of_bandwidth: share_of_bandwidth(test, self.read_bytes_per_second()),
             launches_per_token: test.launches_per_token,
             barriers_per_token: test.barriers_per_token,
             barrier_us_per_token: test.barrier_s_per_token.map(|s| s * 1e6),
@@ -237,6 +238,7 @@ impl Report<'_> {
         let mut value = json!(self.line(test));
         value["samples_s"] = json!(test.samples_s);
         value["token_latencies_s"] = json!(test.token_latencies_s);
+        value["probes_bytes_per_second"] = json!(test.probes_bytes_per_second);
         value
     }
 

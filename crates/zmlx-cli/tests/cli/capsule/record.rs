@@ -43,7 +43,7 @@ pub(super) fn bench() -> Value {
             "name": name, "fusion": fusion, "backend": "cpu",
             "n_prompt": if is_prompt { 128 } else { 0 }, "n_generate": if is_prompt { 0 } else { 128 },
             "depth": 0, "batch": 1, "tokens_per_sample": 128, "samples_s": samples,
-            "token_latencies_s": latencies, "ttft_s": if is_prompt { vec![0.3, 0.3, 0.3] } else { vec![] },
+            "token_latencies_s": latencies, "probes_bytes_per_second": [], "ttft_s": if is_prompt { vec![0.3, 0.3, 0.3] } else { vec![] },
             "bytes_per_token": if is_prompt { Value::Null } else { json!(1e6) }, "barriers_per_token": null, "barrier_s_per_token": null, "launches_per_token": 40.0
         })
     };
