@@ -30,9 +30,8 @@ use crate::error::ensure;
 use crate::mapped::will_need;
 use crate::{Error, HostWeight, Result};
 
-/// From this many rows of activations with one matrix on, its rows are unpacked once and used from the cache. On a Zen 4 tiles
-/// are faster from four (768 columns) or six rows on (2,048 columns), 2026-11.
-const TILES_MIN_X: usize = MAX_X + 1;
+/// Most rows of activations with one matrix that go by dots, some at a time.
+const MAX_DOTS: usize = 12;
 
 /// A weight of the CPU backend: the host's bytes in place, with the kernels for their format.
 #[derive(Clone)]
@@ -250,7 +249,7 @@ pub(super) struct Scratch {
     /// The scales of some rows.
     scales: Aligned<f32>,
     padded: PaddedRows,
-    results: Box<[[[f32; BLOCK_ROWS]; MAX_X]; 2]>,
+    results: Box<[[[f32; BLOCK_ROWS]; MAX_DOTS]; 2]>,
     xs: Vec<*const f32>,
     pub(super) attention: Partial,
 }
@@ -263,7 +262,7 @@ impl Default for Scratch {
             tile_results: Default::default(),
             scales: Aligned::default(),
             padded: PaddedRows::default(),
-            results: Box::new([[[0.0; BLOCK_ROWS]; MAX_X]; 2]),
+            results: Box::new([[[0.0; BLOCK_ROWS]; MAX_DOTS]; 2]),
             xs: Vec::new(),
             attention: Partial::default(),
         }
@@ -343,7 +342,8 @@ impl CpuBackend {
         for (mat, _) in &groups.mats {
             product.weights.iter().for_each(|w| w.announce(*mat));
         }
-        let in_tiles = |pairs: &std::ops::Range<usize>| pairs.len() >= TILES_MIN_X;
+        let max_dots = parts.iter().map(|p| p.kernels.max_dots).max().unwrap_or(0);
+        let in_tiles = |pairs: &std::ops::Range<usize>| pairs.len() > max_dots;
         let has_tiles = groups.mats.iter().any(|(_, pairs)| in_tiles(pairs));
         let has_dots = groups.mats.iter().any(|(_, pairs)| !in_tiles(pairs));
         let stride = parts.iter().map(|p| p.kernels.layout.stride).max().unwrap_or(0);
@@ -500,8 +500,6 @@ impl<const W: usize> RowsOf<'_, W> {
         let block_len = BLOCK_ROWS / n_runs;
         let Scratch { results, scales, padded, .. } = scratch;
         let (layout, row_bytes) = (&self.kernels.layout, self.parts[0].row_bytes);
-        let x: [*const f32; MAX_X] = std::array::from_fn(|i| self.xs[i.min(self.xs.len() - 1)]);
-        let dot = self.kernels.dot[[0, 0, 1, 2, 2][self.xs.len()]];
         let (runs, firsts) = (Runs::new::<W>(rows.len()), self.firsts(rows.start));
         let mut idx = 0;
         while let Some(block) = runs.block(idx) {
@@ -509,17 +507,22 @@ impl<const W: usize> RowsOf<'_, W> {
             if runs.block(idx).is_none() {
                 fetch_next();
             }
-            let to: [*mut f32; ROWS] =
-                std::array::from_fn(|r| results[r / n_runs][0][r % n_runs * block_len..].as_mut_ptr());
             let (firsts, n) = firsts(&block);
-            // SAFETY: rows and activations are as the layout says, and what is read behind the rows is there; each of the
-            // results' rows has room for the block's of its weight, and those of all activations follow; the level was
-            // detected.
-            unsafe {
-                dot(layout, &firsts, n, &x, scales, &to, BLOCK_ROWS);
-                for i in n..block.n {
-                    let rows = padded.copy(layout, row_bytes, firsts.map(|row| row.add(i, row_bytes)));
-                    dot(layout, &rows, 1, &x, scales, &to.map(|to| to.add(i)), BLOCK_ROWS);
+            for (i, xs) in self.xs.chunks(MAX_X).enumerate() {
+                let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
+                let dot = self.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
+                let to: [*mut f32; ROWS] = std::array::from_fn(|r| {
+                    results[r / n_runs][i * MAX_X][r % n_runs * block_len..].as_mut_ptr()
+                });
+                // SAFETY: rows and activations are as the layout says, and what is read behind the rows is there; each of
+                // the results' rows has room for the block's of its weight, and those of all activations follow; the level
+                // was detected.
+                unsafe {
+                    dot(layout, &firsts, n, &x, scales, &to, BLOCK_ROWS);
+                    for i in n..block.n {
+                        let rows = padded.copy(layout, row_bytes, firsts.map(|row| row.add(i, row_bytes)));
+                        dot(layout, &rows, 1, &x, scales, &to.map(|to| to.add(i)), BLOCK_ROWS);
+                    }
                 }
             }
             for run in 0..block.n_runs {

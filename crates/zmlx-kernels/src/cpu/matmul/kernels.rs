@@ -24,6 +24,8 @@ pub(super) type PrepareFn = unsafe fn(layout: &RowLayout, x: *const f32, out: *m
 #[derive(Clone, Copy)]
 pub(super) struct Kernels {
     pub(super) layout: RowLayout,
+    /// Rows of activations up to which dots are used.
+    pub(super) max_dots: usize,
     /// For few rows of activations: one, two or four.
     pub(super) dot: [DotFn; 3],
     pub(super) prepare_dot: PrepareFn,
@@ -129,6 +131,10 @@ fn of<S: Simd, C: Cells<S>, K: Scales<S>, M: Multiply<S, C::Element>>(
 ) -> Kernels {
     Kernels {
         layout: RowLayout::new::<S, C>(format, n_in),
+        max_dots: const {
+            assert!(M::MAX_DOTS <= super::MAX_DOTS);
+            M::MAX_DOTS
+        },
         dot: [dot::<S, C, K, 1, 4>, dot::<S, C, K, 2, 4>, dot::<S, C, K, 4, 2>],
         prepare_dot: prepare::<S, C, false>,
         fetch: fetch::<S>,

@@ -56,6 +56,8 @@ pub(super) type PackFn = unsafe fn(layout: &RowLayout, xs: &[*const f32], packed
 pub(super) trait Multiply<S: Simd, E: Element<S>> {
     /// What it needs while it is at work.
     type State;
+    /// Rows of activations up to which dots are faster, no more than [`super::MAX_DOTS`].
+    const MAX_DOTS: usize;
 
     /// The [`PackFn`].
     unsafe fn pack<C: Cells<S, Element = E>>(
@@ -320,6 +322,8 @@ pub(super) struct ByVectors;
 
 impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
     type State = ();
+    /// With few registers dots take two rows of activations at a time, not four. (4-bit weights, a Zen 4 and a Xeon, 2026-11.)
+    const MAX_DOTS: usize = if S::MANY_REGISTERS { 12 } else { 4 };
 
     unsafe fn pack<C: Cells<S, Element = E>>(_: &RowLayout, _: &[*const f32], _: &mut Aligned<f32>) {}
 

@@ -28,6 +28,8 @@ where
     Integers<4, PLANES>: Element<S, Sum = S::Acc8>,
 {
     type State = Self;
+    /// (4-bit weights, a Xeon, 2026-11.)
+    const MAX_DOTS: usize = 7;
 
     unsafe fn pack<C: Cells<S, Element = Integers<4, PLANES>>>(
         layout: &RowLayout,
