@@ -138,6 +138,11 @@ fn bytes_per_second(test: &BenchTest) -> Option<f64> {
     test.bytes_per_token.map(|bytes| bytes / seconds)
 }
 
+/// What the probes beside a test reached, at the median; without such, the best of the bench's.
+pub(crate) fn probe(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
+    median(&test.probes_bytes_per_second).or_else(|| bench.bandwidth.as_ref().map(|b| b.bytes_per_second))
+}
+
 /// Of the bandwidth that the probes reached, from 0 on.
 pub(crate) fn bandwidth_share(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
     share_of_bandwidth(test, bench.bandwidth.as_ref().map(|b| b.bytes_per_second))

@@ -29,7 +29,7 @@ fn speeds(capsules: &[Capsule]) -> Grid {
             ratio,
             spread,
             share.map_or_else(facts::dash, |share| format!("{:.0} %", share * 100.0)),
-            facts::number(bench.bandwidth.as_ref().map(|b| b.bytes_per_second / 1e9), 1),
+            facts::number(facts::probe(bench, test).map(|bytes_per_second| bytes_per_second / 1e9), 1),
         ]);
     }
     grid.without_repetition()
