@@ -148,6 +148,19 @@ fn what_cannot_be_compared_is_refused() {
 }
 
 #[test]
+fn a_share_is_that_of_the_probe_before_its_repetition() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut probed = bench();
+    // Repetitions at 128, 116 and 142 MB/s: all, nine times and a ninth of what was read just before them.
+    probed["bench"]["tests"][1]["probes_bytes_per_second"] = json!([128e6, 12.8e6, 1.28e9]);
+    write(dir.path(), "a.json", &probed);
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    capsule(&["report", &at("a.json"), "-o", &at("report.md")]).ok();
+    let text = std::fs::read_to_string(at("report.md")).unwrap();
+    assert!(text.contains("| fused | 128.0 | 2.000× | 1.900–2.200 | 100 % | 0.1 |"), "{text}");
+}
+
+#[test]
 fn a_report_has_every_capsule_and_overwrites_nothing() {
     let dir = tempfile::tempdir().unwrap();
     write(dir.path(), "a.json", &bench());

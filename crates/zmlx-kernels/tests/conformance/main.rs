@@ -54,7 +54,7 @@ fn cpu_instance(level: Level, n_threads: usize) -> Instance<CpuBackend> {
         backend: CpuBackend::with_level(level, Some(n_threads)).unwrap(),
         // What more threads change is how rows are shared out, which a part of the sizes shows.
         grid: if n_threads == 1 { Grid::Full } else { Grid::Thinned },
-        // From 5 rows on, by tiles.
+        // From 5 rows on some levels go by tiles.
         same_path_below: 5,
         product_error: activations_of_16_bits,
         // Queries, keys, values and weights are integers of 15 bits, off by up to 2^-15 of the largest of their row (about

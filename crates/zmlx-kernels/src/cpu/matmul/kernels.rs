@@ -130,7 +130,7 @@ fn of<S: Simd, C: Cells<S>, K: Scales<S>, M: Multiply<S, C::Element>>(
     n_in: usize,
 ) -> Kernels {
     Kernels {
-        layout: RowLayout::new::<S, C>(format, n_in),
+        layout: RowLayout::new::<S, C, K>(format, n_in),
         max_dots: const {
             assert!(M::MAX_DOTS <= super::MAX_DOTS);
             M::MAX_DOTS

@@ -6,10 +6,10 @@ use std::sync::LazyLock;
 
 use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::Element;
+use crate::DType;
 use crate::cpu::simd::Simd;
 use crate::quant::float::e4m3_to_f32;
 use crate::weight::WeightFormat;
-use crate::{DType, QuantMode};
 
 /// The buffers of one row.
 #[derive(Clone, Copy, Debug)]
@@ -77,22 +77,11 @@ impl PaddedRows {
 
 /// How scales (and biases) are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum ScaleKind {
+pub(super) enum ScaleKind {
     None,
     Float(DType),
     E8m0,
     E4m3,
-}
-
-impl ScaleKind {
-    /// Bytes of a scale.
-    const fn size_bytes(self) -> usize {
-        match self {
-            Self::None => 0,
-            Self::Float(dtype) => dtype.size_bytes(),
-            Self::E8m0 | Self::E4m3 => 1,
-        }
-    }
 }
 
 /// What a kernel must know of a weight's rows.
@@ -131,20 +120,13 @@ pub(super) struct RowLayout {
 }
 
 impl RowLayout {
-    pub(super) fn new<S: Simd, C: Cells<S>>(format: WeightFormat, n_in: usize) -> Self {
+    pub(super) fn new<S: Simd, C: Cells<S>, K: Scales<S>>(format: WeightFormat, n_in: usize) -> Self {
         let n_vecs = C::LOADS * C::CELLS;
         let lane_weights = n_vecs * C::Element::WEIGHTS;
         let chunk = lane_weights * S::LANES;
-        let (group_size, scales, row_bytes) = match format {
-            WeightFormat::Dense(dtype) => (0, ScaleKind::None, n_in * dtype.size_bytes()),
-            WeightFormat::Quantized { spec, scale_dtype } => {
-                let kind = match spec.mode() {
-                    QuantMode::Affine => ScaleKind::Float(scale_dtype),
-                    QuantMode::Nvfp4 => ScaleKind::E4m3,
-                    QuantMode::Mxfp4 | QuantMode::Mxfp8 => ScaleKind::E8m0,
-                };
-                (spec.group_size(), kind, spec.packed_bytes(n_in))
-            }
+        let (group_size, row_bytes) = match format {
+            WeightFormat::Dense(dtype) => (0, n_in * dtype.size_bytes()),
+            WeightFormat::Quantized { spec, .. } => (spec.group_size(), spec.packed_bytes(n_in)),
         };
         let n_groups = n_in.checked_div(group_size).unwrap_or(0);
         let n_chunks = n_in.div_ceil(chunk);
@@ -153,19 +135,18 @@ impl RowLayout {
         let padded_groups = if C::SCALED { n_groups.next_multiple_of(S::LANES) } else { 0 };
         let data_overread =
             n_chunks * C::LOADS * C::LOAD_BYTES - row_bytes + if C::OVERREAD { MAX_OVERREAD } else { 0 };
-        let has_biases = matches!(scales, ScaleKind::Float(_));
-        let scales_overread = (padded_groups - n_groups) * scales.size_bytes();
+        let scales_overread = (padded_groups - n_groups) * K::BYTES;
         Self {
             n_in,
             row_bytes,
             n_groups,
             group_size,
-            scales,
-            scale_bytes: scales.size_bytes(),
+            scales: K::KIND,
+            scale_bytes: K::BYTES,
             offset: C::OFFSET,
             n_chunks,
             n_loads: C::LOADS,
-            overread: [data_overread, scales_overread, if has_biases { scales_overread } else { 0 }],
+            overread: [data_overread, scales_overread, if K::BIASED { scales_overread } else { 0 }],
             needs_zeros: !C::Element::X_SCALED && !n_in.is_multiple_of(chunk),
             lanes_per_group: (group_size / lane_weights).max(1),
             padded_groups,
@@ -213,6 +194,8 @@ static GROUP_OF_LANE: [[u32; 16 << (N_LANE_COUNTS - 1)]; N_LANE_COUNTS] = {
 
 /// How the scales and biases of a vector of groups are read.
 pub(super) trait Scales<S: Simd> {
+    /// Which implementation this is.
+    const KIND: ScaleKind;
     /// Bytes of a scale.
     const BYTES: usize;
     /// Whether there are biases, else they are those of the offset.
@@ -239,6 +222,7 @@ pub(super) struct E8m0;
 pub(super) struct E4m3;
 
 impl<S: Simd> Scales<S> for None {
+    const KIND: ScaleKind = ScaleKind::None;
     const BYTES: usize = 0;
     const BIASED: bool = false;
 
@@ -249,8 +233,9 @@ impl<S: Simd> Scales<S> for None {
 }
 
 macro_rules! scales {
-    ($name:ident, $bytes:literal, $biased:literal, |$s:ident, $p:ident| $load:expr) => {
+    ($name:ident, $kind:expr, $bytes:literal, $biased:literal, |$s:ident, $p:ident| $load:expr) => {
         impl<S: Simd> Scales<S> for $name {
+            const KIND: ScaleKind = $kind;
             const BYTES: usize = $bytes;
             const BIASED: bool = $biased;
 
@@ -271,11 +256,11 @@ macro_rules! scales {
         }
     };
 }
-scales!(F32, 4, true, |s, p| s.load(p.cast()));
-scales!(F16, 2, true, |s, p| s.load_f16(p));
-scales!(Bf16, 2, true, |s, p| s.load_bf16(p));
-scales!(E8m0, 1, false, |s, p| s.load_e8m0(p));
-scales!(E4m3, 1, false, |s, p| load_e4m3(s, p));
+scales!(F32, ScaleKind::Float(DType::F32), 4, true, |s, p| s.load(p.cast()));
+scales!(F16, ScaleKind::Float(DType::F16), 2, true, |s, p| s.load_f16(p));
+scales!(Bf16, ScaleKind::Float(DType::BF16), 2, true, |s, p| s.load_bf16(p));
+scales!(E8m0, ScaleKind::E8m0, 1, false, |s, p| s.load_e8m0(p));
+scales!(E4m3, ScaleKind::E4m3, 1, false, |s, p| load_e4m3(s, p));
 
 /// The scales and biases of a row's vector of groups from `g` on, with zeros past the last group.
 ///

@@ -322,7 +322,7 @@ pub(super) struct ByVectors;
 
 impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
     type State = ();
-    /// With few registers dots take two rows of activations at a time, not four. (4-bit weights, a Zen 4 and a Xeon, 2026-11.)
+    /// With few registers dots of four rows gain little on dots of two. (4-bit weights, a Zen 4 and a Xeon, 2026-11.)
     const MAX_DOTS: usize = if S::MANY_REGISTERS { 12 } else { 4 };
 
     unsafe fn pack<C: Cells<S, Element = E>>(_: &RowLayout, _: &[*const f32], _: &mut Aligned<f32>) {}
