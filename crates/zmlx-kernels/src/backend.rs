@@ -424,7 +424,7 @@ pub trait Backend {
     /// If `n_group` does not divide the width into groups of two or more, or `topk_group` is 0 or above `n_group`.
     fn keep_top_groups(&self, x: &Self::Tensor, n_group: usize, topk_group: usize) -> Result<Self::Tensor>;
 
-    /// Indices of the `k` largest of each row, in descending order; of equal values the lower index first. NaN
+    /// Indices of the `k` largest of each row, in the backend's order; of equal values the lower index is chosen. NaN
     /// counts as smallest. **Shapes** x `[n, d]` → `[n, k]`.
     ///
     /// # Errors
@@ -572,8 +572,8 @@ pub trait Backend {
 
     /// Chooses experts by softmax probability: `p = softmax(logits)`, the `top_k` largest, renormalised if asked.
     ///
-    /// **Shapes** logits `[n, n_experts]` → indices and weights `[n, top_k]`, the most probable first, of equal ones
-    /// the lower index, unless the backend documents another order. **Numerics** f32. **Source** mlx-lm `qwen3_moe`.
+    /// **Shapes** logits `[n, n_experts]` → indices and weights `[n, top_k]`, in the backend's order; of equal
+    /// probabilities the lower index is chosen. **Numerics** f32. **Source** mlx-lm `qwen3_moe`.
     ///
     /// # Errors
     /// If `top_k` is 0 or above `n_experts`.
@@ -590,8 +590,7 @@ pub trait Backend {
     /// **Formula** `sel = s + bias`; with several groups, [`Backend::keep_top_groups`]; the `top_k` largest of sel;
     /// weights `s` of those, divided by `Σ + 1e-20` if renormalised and more than one, times
     /// `routed_scaling_factor`. **Shapes** logits `[n, n_experts]`, bias `1 × [1, n_experts]` → indices and weights
-    /// `[n, top_k]`, by descending sel, of equal ones the lower index, unless the backend documents another order.
-    /// **Numerics** f32. **Source** mlx-lm `group_expert_select`.
+    /// `[n, top_k]`, in the backend's order; of equal sel the lower index is chosen. **Numerics** f32. **Source** mlx-lm `group_expert_select`.
     ///
     /// # Errors
     /// If the settings do not fit `n_experts`.

@@ -40,6 +40,8 @@ const NAME: &str = "cpu";
 const PARALLEL_MIN: usize = 32 * 1024;
 
 /// The CPU as a [`Backend`].
+///
+/// Fused ops have the bits of the compositions in [`stock`], for experts in the ascending order in which its routers give them.
 pub struct CpuBackend {
     level: Level,
     activations: Activations,

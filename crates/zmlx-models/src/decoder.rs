@@ -89,8 +89,9 @@ pub enum TapValue<'a, B: Backend> {
 }
 
 /// Called with the name of each intermediate result: `embed`, `layers.I.attn`, `layers.I.router_logits`,
-/// `layers.I.expert_indices`, `layers.I.expert_weights`, `layers.I.out`, `norm`, `logits`.
-pub type Tap<'a, B> = &'a mut dyn FnMut(&str, TapValue<'_, B>);
+/// `layers.I.expert_indices`, `layers.I.expert_weights`, `layers.I.out`, `norm`, `logits`. What it returns for
+/// `layers.I.out` takes that result's place; for others it is not used.
+pub type Tap<'a, B> = &'a mut dyn FnMut(&str, TapValue<'_, B>) -> Option<<B as Backend>::Tensor>;
 
 impl<B: Backend> Model<B> {
     /// Loads the model of a checkpoint onto a backend.
@@ -311,11 +312,8 @@ impl<B: Backend> Model<B> {
         mut tap: Option<Tap<'_, B>>,
     ) -> Result<B::Tensor> {
         let b = &self.backend;
-        let mut show = |name: std::fmt::Arguments<'_>, value: TapValue<'_, B>| {
-            if let Some(tap) = &mut tap {
-                tap(&name.to_string(), value);
-            }
-        };
+        let mut show =
+            |name: std::fmt::Arguments<'_>, value: TapValue<'_, B>| tap.as_mut()?(&name.to_string(), value);
         let mut h = b.embed(&self.embed, ids)?;
         show(format_args!("embed"), TapValue::Tensor(&h));
         let Some(first) = self.layers.first() else { return self.logits(&h, spans, logits) };
@@ -336,7 +334,10 @@ impl<B: Backend> Model<B> {
             };
             let next_norm = self.layers.get(i + 1).map_or(&self.norm, |next| &next.input_norm);
             (h, x) = self.add_norm(&h, &y, next_norm, fusion)?;
-            show(format_args!("layers.{i}.out"), TapValue::Tensor(&h));
+            if let Some(other) = show(format_args!("layers.{i}.out"), TapValue::Tensor(&h)) {
+                x = b.rms_norm(&other, next_norm, self.eps)?;
+                h = other;
+            }
         }
         show(format_args!("norm"), TapValue::Tensor(&x));
         let y = self.logits(&x, spans, logits)?;

@@ -164,13 +164,16 @@ fn taps(
         let mut state = model.state(1).unwrap();
         let (mut floats, mut experts) = (BTreeMap::new(), BTreeMap::new());
         let backend = model.backend();
-        let mut tap = |name: &str, value: TapValue<'_, CpuBackend>| match value {
-            TapValue::Tensor(x) => {
-                backend.read(x, floats.entry(name.to_owned()).or_insert_with(Vec::new)).unwrap();
+        let mut tap = |name: &str, value: TapValue<'_, CpuBackend>| {
+            match value {
+                TapValue::Tensor(x) => {
+                    backend.read(x, floats.entry(name.to_owned()).or_insert_with(Vec::new)).unwrap();
+                }
+                TapValue::Indices(x) => {
+                    backend.read_indices(x, experts.entry(name.to_owned()).or_insert_with(Vec::new)).unwrap();
+                }
             }
-            TapValue::Indices(x) => {
-                backend.read_indices(x, experts.entry(name.to_owned()).or_insert_with(Vec::new)).unwrap();
-            }
+            None
         };
         let input = Input { slot: 0, tokens: &tokens };
         model.forward_tapped(&mut state, &[input], LogitsOf::All, &fusion, Some(&mut tap)).unwrap();

@@ -106,6 +106,7 @@ fn taps(
             }
         }
         seen.insert(name.to_owned(), values);
+        None
     };
     let input = Input { slot: 0, tokens };
     model.forward_tapped(state, &[input], LogitsOf::All, fusion, Some(&mut tap)).unwrap();

@@ -22,7 +22,10 @@ pub(super) fn check_groups(op: &'static str, width: usize, n_group: usize, topk_
     ensure((1..=n_group).contains(&topk_group), op, "topk_group", format_args!("1 to {n_group}"), topk_group)
 }
 
-/// The indices of the largest scores, descending; of equal ones the lower first; NaN counts as smallest.
+/// The indices of the largest scores, ascending; of equal ones the lower is chosen; NaN counts as smallest.
+///
+/// Products go through experts in ascending order: so sums over a token's experts have the same order, and the same bits,
+/// whether ops are fused or not.
 pub(super) fn top_k(scores: &[f32], out: &mut [u32]) {
     let mut n = 0;
     for (i, score) in scores.iter().enumerate() {
@@ -41,6 +44,7 @@ pub(super) fn top_k(scores: &[f32], out: &mut [u32]) {
         }
         out[at] = i as u32;
     }
+    out.sort_unstable();
 }
 
 /// Zeros every score outside the `topk_group` groups with the largest sums of their two best.
@@ -126,15 +130,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn top_k_breaks_ties_by_index_and_puts_nan_last() {
+    fn top_k_breaks_ties_by_index_and_takes_nan_last() {
         let mut out = [0; 3];
         top_k(&[1.0, 3.0, 3.0, 2.0, 3.0], &mut out);
         assert_eq!(out, [1, 2, 4]);
         top_k(&[f32::NAN, 1.0, f32::NAN, 2.0], &mut out);
-        assert_eq!(out, [3, 1, 0]);
-        let mut all = [0; 4];
-        top_k(&[0.0, 1.0, 0.0, 1.0], &mut all);
-        assert_eq!(all, [1, 3, 0, 2]);
+        assert_eq!(out, [0, 1, 3]);
+        top_k(&[0.0, 1.0, 0.5, 1.0], &mut out);
+        assert_eq!(out, [1, 2, 3]);
     }
 
     #[test]

@@ -404,7 +404,7 @@ impl Backend for MlxBackend {
         router::keep_top_groups(OP, x, n_group, topk_group, Pick::FirstOfEqual)
     }
 
-    /// By a stable sort, which puts NaN last.
+    /// In descending order, by a stable sort, which puts NaN last.
     fn top_k(&self, x: &Array, k: usize) -> Result<MlxIndices> {
         const OP: &str = "top_k";
         if let Some((experts, _)) = check_route(OP, x, k)? {

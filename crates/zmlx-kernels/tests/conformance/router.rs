@@ -15,8 +15,8 @@ const BOTH: [Renormalize; 2] = [Renormalize::No, Renormalize::Yes];
 /// Scores and weights are f32: two scores that are closer than this may change places. Exponential, sum and quotient.
 const SCORES: f64 = 16.0 * U;
 
-/// Checks a choice: distinct experts whose true scores are, rank by rank, the wanted ones' within rounding, and
-/// their weights.
+/// Checks a choice, in whatever order: distinct experts, the wanted ones or in their stead others whose true scores are the
+/// same within rounding, and their weights.
 fn check_choice(
     (got, weights): (&[u32], &[f32]),
     want: &ops::Routing,
@@ -25,6 +25,18 @@ fn check_choice(
     what: &str,
 ) {
     assert_eq!(got.len(), want.indices.len(), "{what}: number of experts");
+    let choices: Vec<(u32, f32)> = got.iter().copied().zip(weights.iter().copied()).collect();
+    let mut ranked = Vec::new();
+    for (token, (row, want)) in choices.chunks(top_k).zip(want.indices.chunks(top_k)).enumerate() {
+        let (mut others, wanted): (Vec<(u32, f32)>, Vec<_>) =
+            row.iter().partition(|(e, _)| !want.contains(e));
+        others.sort_by(|a, b| score(token, a.0).total_cmp(&score(token, b.0)));
+        ranked.extend(
+            want.iter().filter_map(|w| wanted.iter().find(|(e, _)| e == w).copied().or_else(|| others.pop())),
+        );
+    }
+    let (got, weights): (Vec<u32>, Vec<f32>) = ranked.into_iter().unzip();
+    assert_eq!(got.len(), want.indices.len(), "{what}: an expert twice");
     for (i, (g, w)) in got.iter().zip(&want.indices).enumerate() {
         let (token, from) = (i / top_k, i / top_k * top_k);
         let (got_score, want_score) = (score(token, *g), score(token, *w));
@@ -33,17 +45,27 @@ fn check_choice(
         assert!(!got[from..i].contains(g), "{what}: token {token}: expert {g} twice");
     }
     // Twice the scores' error: renormalised, they are divided by sums of them.
-    Bounded::relative(want.weights.clone(), 0.0, 2.0 * SCORES).check(weights, what);
+    Bounded::relative(want.weights.clone(), 0.0, 2.0 * SCORES).check(&weights, what);
 }
 
-/// Exactly the oracle's order: nothing is computed.
+/// Each row's choice in ascending order.
+fn ascending(mut choices: Vec<u32>, top_k: usize) -> Vec<u32> {
+    choices.chunks_exact_mut(top_k).for_each(<[u32]>::sort_unstable);
+    choices
+}
+
+/// Exactly the oracle's choice: nothing is computed.
 pub fn top_k<B: Backend>(instances: &[Instance<B>]) {
     for (width, k) in SIZES {
         let x = random_f32(5 * width, 1.0, width as u64);
         let want: Vec<u32> = x.chunks_exact(width).flat_map(|row| ops::top_k(row, k)).collect();
         for Instance { name, backend: b, .. } in instances {
             let got = b.top_k(&b.put(&x, &[5, width]), k).unwrap();
-            assert_eq!(b.get_indices(&got), want, "{name}: {k} of {width}");
+            assert_eq!(
+                ascending(b.get_indices(&got), k),
+                ascending(want.clone(), k),
+                "{name}: {k} of {width}"
+            );
             let taken = b.take_last(&b.put(&x, &[5, width]), &got).unwrap();
             assert_eq!(b.shape(&taken), [5, k], "{name}: the shape of indices");
         }
@@ -116,10 +138,11 @@ pub fn noaux_tc<B: Backend>(instances: &[Instance<B>]) {
                     .unwrap();
                 assert_eq!(b.shape(&weights), [n, top_k]);
                 let what = format!("{name}: {n_experts} experts, {settings:?}");
-                // Outside of the kept groups every score is 0 and the lower index wins: only the order is compared.
+                // Outside of the kept groups every score is 0 and the lower index wins.
                 let got = b.get_indices(&experts);
                 if topk_group * (n_experts / n_group) < top_k {
-                    assert_eq!(got, want.indices, "{what}");
+                    let want = ascending(want.indices.clone(), top_k);
+                    assert_eq!(ascending(got.clone(), top_k), want, "{what}");
                 }
                 let got = (&got[..], &b.get(&weights)[..]);
                 check_choice(got, &want, score, top_k, &what);
@@ -157,27 +180,31 @@ pub fn fused_routers_equal_compositions<B: Backend>(instances: &[Instance<B>]) {
 pub fn ties_go_to_the_lower_index<B: Backend>(instances: &[Instance<B>]) {
     const INF: f32 = f32::INFINITY;
     for Instance { name, backend: b, .. } in instances {
-        let top = |row: &[f32], k| b.get_indices(&b.top_k(&b.put(row, &[1, row.len()]), k).unwrap());
+        let top =
+            |row: &[f32], k| ascending(b.get_indices(&b.top_k(&b.put(row, &[1, row.len()]), k).unwrap()), k);
         assert_eq!(top(&[2.0, 5.0, 5.0, 1.0, 5.0], 3), [1, 2, 4], "{name}");
         assert_eq!(top(&[3.0; 20], 7), [0, 1, 2, 3, 4, 5, 6], "{name}");
-        assert_eq!(top(&[f32::NAN, 1.0, f32::NAN, 2.0], 4), [3, 1, 0, 2], "{name}: NaN counts as smallest");
-        assert_eq!(top(&[-INF, f32::NAN, 0.0, INF, -INF], 4), [3, 2, 0, 4], "{name}");
-        assert_eq!(top(&[-0.0, 0.0, -1.0], 2), [0, 1], "{name}: the zeros are equal");
+        assert_eq!(top(&[f32::NAN, 1.0, f32::NAN, 2.0], 2), [1, 3], "{name}: NaN counts as smallest");
+        assert_eq!(top(&[f32::NAN, 1.0, f32::NAN, 2.0], 3), [0, 1, 3], "{name}");
+        assert_eq!(top(&[-INF, f32::NAN, 0.0, INF, -INF], 3), [0, 2, 3], "{name}");
+        assert_eq!(top(&[-INF, f32::NAN, 0.0, INF, -INF], 4), [0, 2, 3, 4], "{name}");
+        assert_eq!(top(&[-0.0, 0.0, -1.0], 1), [0], "{name}: the zeros are equal");
 
         // Eight levels of logits, each several times: equal logits have equal probabilities.
         let logits: Vec<f32> = (0..64u32).map(|i| (i * 37 % 8) as f32 * 0.5).collect();
-        let want = ops::top_k(&logits, 20);
+        let want = ascending(ops::top_k(&logits, 20), 20);
         let t = b.put(&logits, &[1, 64]);
         let settings = SoftmaxTopK { top_k: 20, renormalize: Renormalize::Yes };
         let (experts, _) = b.route_softmax_top_k(&t, &settings).unwrap();
-        assert_eq!(b.get_indices(&experts), want, "{name}");
+        assert_eq!(ascending(b.get_indices(&experts), 20), want, "{name}");
         let bias = b.load_vector(&[0.25; 64]);
         let (experts, _) = b.route_noaux_tc(&t, &bias, &noaux(20, 1, 1, Renormalize::Yes)).unwrap();
-        assert_eq!(b.get_indices(&experts), want, "{name}");
+        assert_eq!(ascending(b.get_indices(&experts), 20), want, "{name}");
         // All groups equal: the first ones stay.
         let (experts, _) =
             b.route_noaux_tc(&b.put(&[1.0; 64], &[1, 64]), &bias, &noaux(16, 8, 2, Renormalize::No)).unwrap();
-        assert_eq!(b.get_indices(&experts), (0..16).collect::<Vec<u32>>(), "{name}");
+        let got = ascending(b.get_indices(&experts), 16);
+        assert_eq!(got, (0..16).collect::<Vec<u32>>(), "{name}");
     }
 }
 

@@ -48,6 +48,7 @@ fn count(name: &str, fusion: &Fusion) -> Step {
         } else if name == "logits" {
             end = b.take_counts();
         }
+        None
     };
     let input = [Input { slot: 0, tokens: &[7] }];
     model.forward_tapped(&mut state, &input, LogitsOf::Last, fusion, Some(&mut tap)).unwrap();

@@ -6,7 +6,7 @@ use anyhow::Result;
 use zmlx_kernels::{Backend, Barriers, Fusion, Hooked};
 use zmlx_models::{Checkpoint, Input, LogitsOf, Model, State, Tap, TapValue};
 
-use super::check::Workload;
+use super::check::{Difference, Workload};
 use super::probe::{Mode, Part, Phase, Probe, phases};
 use crate::engine;
 use crate::progress::Progress;
@@ -18,9 +18,8 @@ const CHECK_TOKENS: usize = 8;
 
 /// What can be measured.
 pub(super) trait Arm {
-    /// The largest relative root mean square by which the logits of each fusion differ from the first one's; none if
-    /// those of the first are not all numbers.
-    fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<f64>>>;
+    /// How each fusion differs from the first one; none if the logits of that are not all numbers.
+    fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<Difference>>>;
 
     /// Seconds from a prompt to the logits of its last token.
     fn prompt(&self, fusion: &Fusion, tokens: &[u32]) -> Result<f64>;
@@ -100,7 +99,7 @@ fn step<B: Backend>(
 }
 
 impl<B: Backend> Arm for Loaded<B> {
-    fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<f64>>> {
+    fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<Difference>>> {
         let vocab = self.model.config().vocab_size();
         let limit = self.model.config().max_position_embeddings();
         let prompt = prompts::seeded_tokens(1, CHECK_PROMPT.min(limit.saturating_sub(1)).max(1), vocab);
@@ -172,6 +171,7 @@ impl<B: Backend> Arm for Loaded<B> {
                 if let Some(part) = Part::ending_at(name) {
                     parts.push((part, probe.take()));
                 }
+                None
             };
             let started = Instant::now();
             step(&self.model, &mut self.filled.state, fusion, i, Some(&mut tap))?;

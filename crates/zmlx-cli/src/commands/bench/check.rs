@@ -1,68 +1,224 @@
 //! Whether the paths agree, on a fixed token sequence: nothing is timed otherwise.
+//!
+//! A path may round otherwise than the first one, and where two experts are nearly equal that turns a router's choice: in a
+//! model of many layers some token will meet that. Its results then differ widely, and rightly so. So tokens are compared
+//! layer by layer, as long as they go to the same experts; a layer in which one did not passes the first path's result on.
 
 use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Input, LogitsOf, Model};
-use zmlx_oracle::compare::rel_rms;
+use zmlx_models::{Input, LogitsOf, Model, State, TapValue};
+use zmlx_oracle::compare::{differing_expert_sets, rel_rms};
 
 use crate::greedy;
 
-/// A prompt, what follows it, and the logits there.
-#[derive(Debug)]
-pub(super) struct Workload {
-    prompt: Vec<u32>,
-    /// Fed one at a time after the prompt.
-    tokens: Vec<u32>,
-    /// After the prompt and after each token but the last.
-    logits: Vec<Vec<f32>>,
+/// What a path made of a prompt and, one by one, of the tokens that it chose after it.
+pub(super) struct Workload<B: Backend> {
+    steps: Vec<(Vec<u32>, Pass<B>)>,
 }
 
-impl Workload {
+/// What a path makes of some tokens.
+struct Pass<B: Backend> {
+    layers: Vec<Layer<B>>,
+    /// Of the last token.
+    logits: Vec<f32>,
+}
+
+/// A layer's results.
+struct Layer<B: Backend> {
+    /// The chosen ones, if the layer has any.
+    experts: Vec<u32>,
+    out: B::Tensor,
+    values: Vec<f32>,
+}
+
+/// How a path differs from the first one.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Difference {
+    /// The largest relative root mean square of what a layer makes of a token that goes to the same experts, and of the
+    /// logits; NaN if there is one.
+    pub(super) rel_rms: f64,
+    /// Of all choices, by token and layer, the share that fell on other experts.
+    pub(super) other_experts: f64,
+}
+
+impl<B: Backend> Workload<B> {
     /// The prompt continued greedily by `fusion`; none if its logits are not all numbers.
-    pub(super) fn greedy<B: Backend>(
+    pub(super) fn greedy(
         model: &Model<B>,
         prompt: Vec<u32>,
         n_tokens: usize,
         fusion: &Fusion,
     ) -> Result<Option<Self>> {
-        let mut logits = Vec::new();
-        let decoded = greedy::decode(model, &prompt, n_tokens, fusion, |row| logits.push(row.to_vec()))?;
-        let tokens = decoded.steps.into_iter().map(|step| step.token).collect();
-        Ok((!decoded.is_broken).then_some(Self { prompt, tokens, logits }))
+        let mut state = model.state(1)?;
+        let mut steps = Vec::new();
+        let mut tokens = prompt;
+        loop {
+            let pass = Pass::run(model, &mut state, &tokens, fusion, |_, _| None)?;
+            let Some(next) = greedy::choose(&pass.logits) else { return Ok(None) };
+            steps.push((std::mem::replace(&mut tokens, vec![next.token]), pass));
+            if steps.len() > n_tokens {
+                return Ok(Some(Self { steps }));
+            }
+        }
     }
 
-    /// The largest relative root mean square by which the logits of `fusion` differ anywhere; NaN if they hold one.
-    pub(super) fn compare<B: Backend>(&self, model: &Model<B>, fusion: &Fusion) -> Result<f64> {
-        let mut worst = 0.0f64;
-        let mut at = 0;
-        self.pass(model, fusion, |row| {
-            let difference = self.logits.get(at).map_or(0.0, |want| rel_rms(row, want));
+    /// Compares `fusion` on the same tokens.
+    pub(super) fn compare(&self, model: &Model<B>, fusion: &Fusion) -> Result<Difference> {
+        let mut state = model.state(1)?;
+        let (mut worst, mut n_choices, mut n_other) = (0.0f64, 0, 0);
+        let mut note = |difference: f64| {
             // f64::max would drop NaN.
             worst = if worst >= difference || worst.is_nan() { worst } else { difference };
-            at += 1;
-        })?;
-        Ok(worst)
+        };
+        for (tokens, want) in &self.steps {
+            let n = tokens.len();
+            let pass = Pass::run(model, &mut state, tokens, fusion, |i, layer| {
+                let want = &want.layers[i];
+                let (top_k, width) = (want.experts.len() / n, want.values.len() / n);
+                let other = match top_k {
+                    0 => Vec::new(),
+                    _ => differing_expert_sets(&layer.experts, &want.experts, top_k),
+                };
+                let rows = layer.values.chunks(width).zip(want.values.chunks(width));
+                let same = rows.enumerate().filter(|(row, _)| !other.contains(row));
+                same.for_each(|(_, (got, want))| note(rel_rms(got, want)));
+                n_choices += if top_k > 0 { n } else { 0 };
+                n_other += other.len();
+                (!other.is_empty()).then(|| want.out.clone())
+            })?;
+            note(rel_rms(&pass.logits, &want.logits));
+        }
+        Ok(Difference {
+            rel_rms: worst,
+            other_experts: f64::from(n_other as u32) / (n_choices.max(1) as f64),
+        })
+    }
+}
+
+impl<B: Backend> Pass<B> {
+    /// Appends the tokens to a sequence. What `passed_on` returns for a layer's number and results, that is passed on.
+    fn run(
+        model: &Model<B>,
+        state: &mut State<B>,
+        tokens: &[u32],
+        fusion: &Fusion,
+        mut passed_on: impl FnMut(usize, &Layer<B>) -> Option<B::Tensor>,
+    ) -> Result<Self> {
+        let b = model.backend();
+        let (mut layers, mut experts, mut failed) = (Vec::new(), Vec::new(), None);
+        let mut tap = |name: &str, value: TapValue<'_, B>| match value {
+            TapValue::Indices(chosen) => {
+                failed = failed.take().or(b.read_indices(chosen, &mut experts).err());
+                None
+            }
+            TapValue::Tensor(out) if name.starts_with("layers.") && name.ends_with(".out") => {
+                let mut values = Vec::new();
+                failed = failed.take().or(b.read(out, &mut values).err());
+                let layer = Layer { experts: std::mem::take(&mut experts), out: out.clone(), values };
+                let other = passed_on(layers.len(), &layer);
+                layers.push(layer);
+                other
+            }
+            TapValue::Tensor(_) => None,
+        };
+        let input = Input { slot: 0, tokens };
+        let y = model.forward_tapped(state, &[input], LogitsOf::Last, fusion, Some(&mut tap))?;
+        if let Some(error) = failed {
+            return Err(error.into());
+        }
+        let mut logits = Vec::new();
+        b.read(&y, &mut logits)?;
+        Ok(Self { layers, logits })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use zmlx_kernels::cpu::CpuBackend;
+    use zmlx_kernels::{GateUp, Hooked, Hooks, NoauxTc};
+    use zmlx_models::Checkpoint;
+
+    use super::*;
+
+    /// What the fused path does wrongly.
+    enum Wrong {
+        Nothing,
+        GateAndUpSwapped,
+        /// In the given call of the router the first token goes to another expert.
+        OtherExpert(AtomicUsize),
     }
 
-    /// Prompt and tokens; `on_logits` sees the logits after the prompt and after each token.
-    fn pass<B: Backend>(
-        &self,
-        model: &Model<B>,
-        fusion: &Fusion,
-        mut on_logits: impl FnMut(&[f32]),
-    ) -> Result<()> {
-        let mut state = model.state(1)?;
-        let mut logits = Vec::new();
-        let prompt = Input { slot: 0, tokens: &self.prompt };
-        let y = model.prefill(&mut state, prompt, fusion, &mut |_, _| ())?;
-        model.backend().read(&y, &mut logits)?;
-        on_logits(&logits);
-        for token in self.tokens.chunks(1) {
-            let input = Input { slot: 0, tokens: token };
-            let y = model.forward(&mut state, &[input], LogitsOf::Last, fusion)?;
-            model.backend().read(&y, &mut logits)?;
-            on_logits(&logits);
+    type Result<T> = zmlx_kernels::Result<T>;
+
+    impl<B: Backend> Hooks<B> for Wrong {
+        fn around<R>(&self, _: &'static str, run: impl FnOnce() -> Result<R>) -> Result<R> {
+            run()
         }
-        Ok(())
+
+        fn gather_qmm_swiglu(
+            &self,
+            backend: &B,
+            x: &B::Tensor,
+            weights: GateUp<'_, B::Weight>,
+            experts: &B::Indices,
+        ) -> Result<B::Tensor> {
+            let weights = match self {
+                Self::GateAndUpSwapped => GateUp { gate: weights.up, up: weights.gate },
+                _ => weights,
+            };
+            backend.gather_qmm_swiglu(x, weights, experts)
+        }
+
+        fn route_noaux_tc(
+            &self,
+            backend: &B,
+            logits: &B::Tensor,
+            bias: &B::Weight,
+            settings: &NoauxTc,
+        ) -> Result<(B::Indices, B::Tensor)> {
+            let (experts, weights) = backend.route_noaux_tc(logits, bias, settings)?;
+            let Self::OtherExpert(calls) = self else { return Ok((experts, weights)) };
+            if calls.fetch_sub(1, Ordering::Relaxed) != 0 {
+                return Ok((experts, weights));
+            }
+            let mut chosen = Vec::new();
+            backend.read_indices(&experts, &mut chosen)?;
+            let other = (0..).find(|e| !chosen[..settings.top_k].contains(e));
+            chosen[0] = other.unwrap_or_default();
+            Ok((backend.indices(&chosen, &[chosen.len() / settings.top_k, settings.top_k])?, weights))
+        }
+    }
+
+    fn difference(wrong: Wrong) -> Difference {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/austen-glm4-moe-lite-4bit");
+        let backend = Hooked::new(CpuBackend::new(Some(1)).unwrap(), wrong);
+        let model = Model::load(backend, &Checkpoint::open(dir.as_ref()).unwrap(), &mut |_, _| ()).unwrap();
+        let workload = Workload::greedy(&model, (1..20).collect(), 4, &Fusion::STOCK).unwrap().unwrap();
+        assert_eq!(workload.steps.len(), 5);
+        workload.compare(&model, &Fusion::FUSED).unwrap()
+    }
+
+    #[test]
+    fn paths_that_agree() {
+        let Difference { rel_rms, other_experts } = difference(Wrong::Nothing);
+        assert_eq!((rel_rms, other_experts), (0.0, 0.0));
+    }
+
+    #[test]
+    fn a_wrong_op_is_found() {
+        let found = difference(Wrong::GateAndUpSwapped);
+        assert!(found.rel_rms > 0.1, "{found:?}");
+    }
+
+    /// Such a token is told apart, and what it does to later ones undone.
+    #[test]
+    fn another_choice_is_not_a_difference() {
+        for call in [0, 1, 3] {
+            let found = difference(Wrong::OtherExpert(call.into()));
+            assert_eq!(found.rel_rms, 0.0, "call {call}: {found:?}");
+            assert!(found.other_experts > 0.0 && found.other_experts < 0.05, "call {call}: {found:?}");
+        }
     }
 }
