@@ -8,6 +8,7 @@ mod softmax;
 use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::level::Level;
 use super::matmul::SyncPtr;
 use super::pool::{CpuTensor, Shape};
 use super::{CpuBackend, lock};
@@ -16,11 +17,12 @@ use crate::{Error, KvLayout, MlaInputs, Result, Span};
 
 pub use cache::CpuKvCache;
 use cache::Head;
+use cells::WIDE;
 pub(super) use kernel::Partial;
-use kernel::{BLOCK, JOB_ROWS, Keys, QueryRows, ROWS, attend};
+use kernel::{JOB_ROWS, Keys, QueryRows, ROWS, attend};
 
-/// Positions that are worth a job of their own.
-const MIN_PART: usize = 256;
+/// Multiply-adds that are worth a job of their own: some ten microseconds.
+const MIN_PART: usize = 1 << 20;
 
 impl CpuBackend {
     pub(super) fn attention_heads(
@@ -114,13 +116,17 @@ impl CpuBackend {
         cache.append(spans, first, second);
         let jobs = Jobs::new(cache, spans, n_heads, self.n_threads());
         let mut out = self.floats.take(n_tokens * n_heads * jobs.v_dim);
-        let mut parts = self.floats.take(if jobs.n_parts > 1 { jobs.len() * jobs.part_len() } else { 0 });
-        let (out_ptr, parts_ptr) = (SyncPtr::new(&mut out), SyncPtr::new(&mut parts));
+        let mut states = self.floats.take(if jobs.n_parts > 1 { jobs.len() * jobs.state_len() } else { 0 });
+        let (out_ptr, states_ptr) = (SyncPtr::new(&mut out), SyncPtr::new(&mut states));
         let attend = attend(self.level);
         let next = AtomicUsize::new(0);
         lock(&self.team).run(&|m| {
             let mut memory = lock(&self.scratch[m.idx()]);
-            let Partial { scratch, state } = &mut memory.attention;
+            let Partial { scratch, state: own } = &mut memory.attention;
+            if jobs.n_parts == 1 {
+                own.resize(jobs.state_len(), 0.0);
+            }
+            let mut last_whole = None;
             loop {
                 // The last rows see the most positions: they go first, so that the short ones fill the gaps.
                 let idx = next.fetch_add(1, Ordering::Relaxed);
@@ -130,35 +136,36 @@ impl CpuBackend {
                 let idx = jobs.len() - 1 - idx;
                 let job = jobs.get(idx);
                 let queries = job.queries(q, scale);
-                state.clear();
-                state.resize(job.state_len(), 0.0);
-                // SAFETY: the level was detected when the backend was made; buffers are as the job says.
-                unsafe { attend(&job.keys, &queries, job.limits(), job.positions.clone(), scratch, state) };
-                if jobs.n_parts > 1 {
+                // Parts of the same rows follow each other.
+                let is_new = last_whole.replace(idx / jobs.n_parts) != Some(idx / jobs.n_parts);
+                let queries = is_new.then_some(&queries);
+                let state = match jobs.n_parts {
+                    1 => &mut own[..job.state_len()],
                     // SAFETY: each job has its own part of the buffer.
-                    let part = unsafe { parts_ptr.slice(idx * jobs.part_len(), state.len()) };
-                    part.copy_from_slice(state);
-                } else {
-                    // SAFETY: each row of the output belongs to one job.
-                    job.write(state, |at| unsafe { out_ptr.slice(at * jobs.v_dim, jobs.v_dim) });
+                    _ => unsafe { states_ptr.slice(idx * jobs.state_len(), job.state_len()) },
+                };
+                // SAFETY: the level was detected when the backend was made; buffers are as the job says.
+                unsafe { attend(&job.keys, queries, job.limits(), job.positions.clone(), scratch, state) };
+                if jobs.n_parts == 1 {
+                    for r in 0..job.n_rows {
+                        // SAFETY: each row of the output belongs to one job.
+                        let out = unsafe { out_ptr.slice(job.rows[r] * jobs.v_dim, jobs.v_dim) };
+                        job.finish(self.level, std::iter::once(&*state), r, out);
+                    }
                 }
             }
             if jobs.n_parts > 1 {
                 m.barrier();
-                for whole in m.share(jobs.len() / jobs.n_parts, 1) {
-                    let from = whole * jobs.n_parts;
+                for from in (0..jobs.len()).step_by(jobs.n_parts) {
                     let job = jobs.get(from);
-                    // SAFETY: no part is written any more.
-                    let part = |i: usize| unsafe {
-                        &*parts_ptr.slice((from + i) * jobs.part_len(), job.state_len())
-                    };
-                    state.clear();
-                    state.extend_from_slice(part(0));
-                    for i in 1..jobs.n_parts {
-                        kernel::merge(state, part(i), job.limits().len(), job.keys.v_stride());
+                    // SAFETY: no state is written any more.
+                    let states = (from..from + jobs.n_parts)
+                        .map(|idx| unsafe { &*states_ptr.slice(idx * jobs.state_len(), job.state_len()) });
+                    for r in (m.idx()..job.n_rows).step_by(self.n_threads()) {
+                        // SAFETY: each row of the output belongs to one job, and of that to one member.
+                        let out = unsafe { out_ptr.slice(job.rows[r] * jobs.v_dim, jobs.v_dim) };
+                        job.finish(self.level, states.clone(), r, out);
                     }
-                    // SAFETY: each row of the output belongs to one whole.
-                    job.write(state, |at| unsafe { out_ptr.slice(at * jobs.v_dim, jobs.v_dim) });
                 }
             }
         });
@@ -196,18 +203,26 @@ struct Job<'a> {
 impl<'a> Jobs<'a> {
     fn new(cache: &'a CpuKvCache, spans: &'a [Span], n_heads: usize, n_threads: usize) -> Self {
         let group = n_heads / cache.n_heads();
-        let v_dim = match cache.layout {
-            KvLayout::Heads { head_dim, .. } => head_dim,
-            KvLayout::Latent { rank, .. } => rank,
+        // Values of a result, and multiply-adds of a row with a position.
+        let (v_dim, row_work) = match cache.layout {
+            KvLayout::Heads { head_dim, .. } => (head_dim, 2 * head_dim),
+            KvLayout::Latent { rank, rope_dim } => (rank, 2 * rank + rope_dim),
         };
         let mut jobs = Self { cache, spans, n_heads, group, n_parts: 1, v_dim, n_whole: 0 };
         jobs.n_whole = spans.iter().map(|s| jobs.n_of(s)).sum();
         let n_positions = spans.iter().map(|s| s.start + s.n_tokens).max().unwrap_or(0);
         if n_threads > 1 && jobs.n_whole > 0 {
+            let work = n_positions * jobs.most_rows() * row_work;
             // Four for each thread: then no thread waits long for the last ones.
-            jobs.n_parts = (4 * n_threads).div_ceil(jobs.n_whole).min(n_positions / MIN_PART).max(1);
+            jobs.n_parts = (4 * n_threads).div_ceil(jobs.n_whole).min(work / MIN_PART).max(1);
         }
         jobs
+    }
+
+    /// Rows of the largest job.
+    fn most_rows(&self) -> usize {
+        let most = self.spans.iter().map(|s| s.n_tokens * self.group).max().unwrap_or(0);
+        most.next_multiple_of(ROWS).min(JOB_ROWS)
     }
 
     /// Jobs of a span.
@@ -220,9 +235,8 @@ impl<'a> Jobs<'a> {
     }
 
     /// Floats of the largest job's state.
-    fn part_len(&self) -> usize {
-        let most = self.spans.iter().map(|s| s.n_tokens * self.group).max().unwrap_or(0);
-        kernel::state_len(most.next_multiple_of(ROWS).min(JOB_ROWS), cells::stride(self.v_dim))
+    fn state_len(&self) -> usize {
+        kernel::state_len(self.most_rows(), cells::stride(self.v_dim))
     }
 
     fn get(&self, idx: usize) -> Job<'a> {
@@ -249,8 +263,8 @@ impl<'a> Jobs<'a> {
             rows[i] = (first_token + r / self.group) * self.n_heads + kv_head * self.group + r % self.group;
             limits[i] = span.start + r / self.group + 1;
         }
-        let n_blocks = limits[n_rows - 1].div_ceil(BLOCK);
-        let at = |part: usize| (n_blocks * part / self.n_parts * BLOCK).min(limits[n_rows - 1]);
+        let n_tiles = limits[n_rows - 1].div_ceil(WIDE);
+        let at = |part: usize| (n_tiles * part / self.n_parts * WIDE).min(limits[n_rows - 1]);
         let Head { first, second } = self.cache.head(span.slot, kv_head);
         let widths = self.cache.widths();
         let (keys, q_widths) = match self.cache.layout {
@@ -282,15 +296,18 @@ impl Job<'_> {
         QueryRows { parts, widths: self.q_widths, rows: &self.rows[..self.n_rows], scale }
     }
 
-    /// Writes the results of the rows, `row(at)` being where the one at `at` goes.
-    fn write<'o>(&self, state: &[f32], row: impl Fn(usize) -> &'o mut [f32]) {
-        let stride = self.keys.v_stride();
-        let sums = kernel::weight_sums(state, self.limits().len());
-        for (i, at) in self.rows[..self.n_rows].iter().enumerate() {
-            let inverse = 1.0 / sums[i];
-            for (out, v) in row(*at).iter_mut().zip(&state[i * stride..]) {
-                *out = v * inverse;
-            }
-        }
+    /// The result of row `r`, from the states of all parts.
+    fn finish<'p>(
+        &self,
+        level: Level,
+        states: impl Iterator<Item = &'p [f32]> + Clone,
+        r: usize,
+        out: &mut [f32],
+    ) {
+        let (n_rows, v_stride) = (self.limits().len(), self.keys.v_stride());
+        level.vectorize(
+            #[inline(always)]
+            || kernel::finish(states, (r, n_rows), v_stride, out),
+        );
     }
 }

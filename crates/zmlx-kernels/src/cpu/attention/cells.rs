@@ -40,26 +40,18 @@ pub(super) fn round(row: &[f32], out: &mut [i16]) -> f32 {
     scale
 }
 
-/// Calls `put` with the cells of a padded key or query. Cells pair numbers that are [`WIDE`] apart, so that [`to_values`]
-/// finds neighbours side by side.
-#[inline(always)]
-fn for_cells(integers: &[i16], mut put: impl FnMut(usize, u32)) {
-    for (b, block) in integers.chunks_exact(PAD).enumerate() {
-        for i in 0..WIDE {
-            let (lower, upper) = (block[i].cast_unsigned(), block[WIDE + i].cast_unsigned());
-            put(b * WIDE + i, u32::from(lower) | u32::from(upper) << 16);
-        }
-    }
-}
-
-/// A padded query as cells.
+/// A padded key or query as cells. They pair numbers that are [`WIDE`] apart, so that [`to_values`] finds neighbours side by
+/// side.
 #[inline(always)]
 pub(super) fn to_cells(integers: &[i16], out: &mut [u32]) {
-    for_cells(
-        integers,
-        #[inline(always)]
-        |i, cell| out[i] = cell,
-    );
+    let (blocks, _) = integers.as_chunks::<PAD>();
+    let (out, _) = out.as_chunks_mut::<WIDE>();
+    for b in 0..blocks.len() {
+        for i in 0..WIDE {
+            let (lower, upper) = (blocks[b][i].cast_unsigned(), blocks[b][WIDE + i].cast_unsigned());
+            out[b][i] = u32::from(lower) | u32::from(upper) << 16;
+        }
+    }
 }
 
 /// The rows of one head, position by position: keys or values.
@@ -101,7 +93,14 @@ impl Rows {
         self.scales[position] = scale;
         let n = integers.len() / 2 * WIDE;
         let tile = &mut self.cells[position / WIDE * n..][..n];
-        for_cells(integers, |i, cell| tile[i * WIDE + position % WIDE] = cell);
+        let (blocks, _) = integers.as_chunks::<PAD>();
+        for (block, units) in blocks.iter().zip(tile.chunks_exact_mut(WIDE * WIDE)) {
+            let mut cells = [0; WIDE];
+            to_cells(block, &mut cells);
+            for i in 0..WIDE {
+                units[i * WIDE + position % WIDE] = cells[i];
+            }
+        }
     }
 
     /// Writes the padded value of a position.

@@ -115,40 +115,48 @@ pub(super) fn state_len(n_rows: usize, v_stride: usize) -> usize {
     n_rows * (v_stride + 2)
 }
 
-/// The sums of the weights.
-pub(super) fn weight_sums(state: &[f32], n_rows: usize) -> &[f32] {
-    &state[state.len() - n_rows..]
-}
-
-/// Adds another part's state of as many rows to a state.
-pub(super) fn merge(state: &mut [f32], other: &[f32], n_rows: usize, v_stride: usize) {
+/// The result of row `r` of `n_rows`, from the states of all parts of the positions.
+#[inline(always)]
+pub(super) fn finish<'p>(
+    parts: impl Iterator<Item = &'p [f32]> + Clone,
+    (r, n_rows): (usize, usize),
+    v_stride: usize,
+    out: &mut [f32],
+) {
     let n = n_rows * v_stride;
-    for r in 0..n_rows {
-        let (a, b) = (state[n + r], other[n + r]);
-        // A part that saw nothing of a row has no largest score, and NaN is passed on.
-        let max = if b > a || b.is_nan() { b } else { a };
-        let factor =
-            |of: f32| if of == f32::NEG_INFINITY { 0.0 } else { exp2(Scalar, Scalar.splat(of - max))[0] };
-        let (a, b) = (factor(a), factor(b));
-        for (v, other) in state[r * v_stride..][..v_stride].iter_mut().zip(&other[r * v_stride..]) {
-            *v = *v * a + other * b;
+    let mut max = f32::NEG_INFINITY;
+    for part in parts.clone() {
+        // NaN is passed on.
+        max = if part[n + r] > max || part[n + r].is_nan() { part[n + r] } else { max };
+    }
+    let mut sum = 0.0;
+    out.fill(0.0);
+    for part in parts {
+        // A part that saw nothing of a row has no largest score.
+        let of = part[n + r];
+        let factor = if of == f32::NEG_INFINITY { 0.0 } else { exp2(Scalar, Scalar.splat(of - max))[0] };
+        sum += part[n + n_rows + r] * factor;
+        let values = &part[r * v_stride..][..out.len()];
+        for i in 0..out.len() {
+            out[i] += values[i] * factor;
         }
-        let sum = n + n_rows + r;
-        state[sum] = state[sum] * a + other[sum] * b;
-        state[n + r] = max;
+    }
+    let inverse = 1.0 / sum;
+    for i in 0..out.len() {
+        out[i] *= inverse;
     }
 }
 
 /// Adds up `Σ 2^(score - max) · value` over `positions` for all query rows, with the largest score so far; a score is
 /// `q · k`, times the queries' factor and log₂e. Row r sees the positions below `limits[r]`, rows that do not exist none; their
-/// number is a multiple of [`ROWS`], up to [`JOB_ROWS`]. Queries are as wide as keys, `state` is [`state_len`] zeros, which
-/// mean nothing seen.
+/// number is a multiple of [`ROWS`], up to [`JOB_ROWS`]. Queries are as wide as keys, without any the last ones are used again; `state` has [`state_len`] floats, whatever
+/// they are.
 ///
 /// # Safety
-/// The processor has the level's instructions; all positions are cached, and the first is a multiple of [`BLOCK`].
+/// The processor has the level's instructions; all positions are cached, and the first is a multiple of [`WIDE`].
 pub(super) type AttendFn = unsafe fn(
     keys: &Keys<'_>,
-    queries: &QueryRows<'_>,
+    queries: Option<&QueryRows<'_>>,
     limits: &[usize],
     positions: Range<usize>,
     scratch: &mut Scratch,
@@ -174,17 +182,19 @@ pub(super) fn attend(level: Level) -> AttendFn {
 
 unsafe fn attend_on<S: Simd>(
     keys: &Keys<'_>,
-    queries: &QueryRows<'_>,
+    queries: Option<&QueryRows<'_>>,
     limits: &[usize],
     positions: Range<usize>,
     scratch: &mut Scratch,
     state: &mut [f32],
 ) {
     let n_rows = limits.len();
-    assert!(n_rows.is_multiple_of(ROWS) && n_rows <= JOB_ROWS && positions.start.is_multiple_of(BLOCK));
+    assert!(n_rows.is_multiple_of(ROWS) && n_rows <= JOB_ROWS && positions.start.is_multiple_of(WIDE));
     let (values, rest) = state.split_at_mut(n_rows * keys.v_stride());
     let (maxima, sums) = rest.split_at_mut(n_rows);
+    values.fill(0.0);
     maxima.fill(f32::NEG_INFINITY);
+    sums.fill(0.0);
     scratch.scores.resize(JOB_ROWS * BLOCK, 0.0);
     scratch.weights.resize(JOB_ROWS * BLOCK, 0);
     if keys.values.is_none() {
@@ -195,7 +205,9 @@ unsafe fn attend_on<S: Simd>(
     s.vectorize(
         #[inline(always)]
         || {
-            scratch.queries.set(queries, n_rows);
+            if let Some(queries) = queries {
+                scratch.queries.set(queries, n_rows);
+            }
             let end = positions.end;
             for from in positions.step_by(BLOCK) {
                 let n = BLOCK.min(end - from);
@@ -249,12 +261,11 @@ impl Block<'_> {
         most > 0
     }
 
-    /// What will be needed of rows as wide as the values, `distance` positions after the block: a block in advance, since
-    /// what is asked for while it is needed comes too late.
+    /// What will be needed of rows of that stride, `distance` positions after the block: a block in advance, since what is
+    /// asked for while it is needed comes too late.
     #[inline(always)]
-    fn ahead(&self, rows: &Rows, distance: usize, n_steps: usize) -> Ahead {
+    fn ahead(&self, rows: &Rows, stride: usize, distance: usize, n_steps: usize) -> Ahead {
         let from = (self.from + distance).min(self.end);
-        let stride = self.keys.v_stride();
         let n_lines = (2 * self.n.min(self.end - from) * stride).div_ceil(64);
         Ahead { at: rows.at(from, stride).cast(), n_lines, per_step: n_lines.div_ceil(n_steps.max(1)) }
     }
@@ -266,15 +277,16 @@ impl Block<'_> {
     #[inline(always)]
     unsafe fn score<S: Simd, const R: usize, const N: usize>(&mut self, s: S) {
         let n_vectors = self.n.div_ceil(S::LANES);
-        let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * self.scratch.queries.stride / GROUP;
-        let mut ahead = match (self.keys.values, self.keys.parts[0]) {
-            (Some(rows), _) => self.ahead(rows, BLOCK, n_steps),
-            (None, Some(rows)) => self.ahead(rows, 2 * BLOCK, n_steps),
-            (None, None) => return,
-        };
         let mut q_at = 0;
         for part in 0..2 {
             let Some(rows) = self.keys.parts[part] else { continue };
+            let stride = stride(self.keys.widths[part]);
+            let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * (stride / (2 * GROUP));
+            // Of keys that are values too there is no other time to fetch them.
+            let mut ahead = match self.keys.values {
+                Some(values) => self.ahead(values, self.keys.v_stride(), BLOCK, n_steps),
+                None => self.ahead(rows, stride, 2 * BLOCK, n_steps),
+            };
             let mut i = 0;
             while i < n_vectors {
                 // SAFETY: the caller's promise; vectors of positions are whole, as tiles are.
@@ -286,7 +298,7 @@ impl Block<'_> {
                     };
                 }
             }
-            q_at += stride(self.keys.widths[part]) / 2;
+            q_at += stride / 2;
         }
     }
 
@@ -368,7 +380,7 @@ impl Block<'_> {
         let n_groups = self.n.div_ceil(2 * GROUP);
         let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * n_groups;
         let mut ahead = match (self.keys.values, self.keys.parts[0]) {
-            (Some(_), Some(rows)) => self.ahead(rows, 2 * BLOCK, n_steps),
+            (Some(_), Some(rows)) => self.ahead(rows, stride, 2 * BLOCK, n_steps),
             _ => Ahead::NONE,
         };
         let mut i = 0;
