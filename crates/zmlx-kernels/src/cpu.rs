@@ -185,11 +185,22 @@ impl CpuBackend {
         groups: &Groups,
         f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
     ) -> CpuTensor {
-        let n_out = shape.last();
         let mut y = self.floats.take(shape.len());
-        let out = SyncPtr::new(&mut y);
-        let write = |results: &Results<'_, W>| {
-            self.level.vectorize(
+        let write = self.write(SyncPtr::new(&mut y), shape.last(), f);
+        self.product(product, groups, |_| (), write);
+        CpuTensor::new(shape, y)
+    }
+
+    /// Writes `f` of the results of pair p to row p of `out`, `n_out` wide.
+    fn write<const W: usize>(
+        &self,
+        out: SyncPtr,
+        n_out: usize,
+        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
+    ) -> impl Fn(&Results<'_, W>) + Sync {
+        let level = self.level;
+        move |results| {
+            level.vectorize(
                 #[inline(always)]
                 || {
                     results.for_each(
@@ -202,9 +213,7 @@ impl CpuBackend {
                     );
                 },
             );
-        };
-        self.product(product, groups, |_| (), write);
-        CpuTensor::new(shape, y)
+        }
     }
 
     /// Products of all rows of x with weights that are single matrices.
@@ -365,7 +374,11 @@ impl Backend for CpuBackend {
         let mut groups = lock(&self.groups);
         groups.by_mat(n_tokens * n_heads, n_heads, |p| p % n_heads);
         let product = Product { weights: [weight], x: x.values(), pairs_per_x: 1 };
-        Ok(self.product_into(x.shape.with_last(weight.n_out()), &product, &groups, copy))
+        let shape = x.shape.with_last(weight.n_out());
+        let mut y = self.floats.take(shape.len());
+        let write = self.write(SyncPtr::new(&mut y), shape.last(), copy);
+        self.product_by_mats(&product, &groups, write);
+        Ok(CpuTensor::new(shape, y))
     }
 
     fn rope(&self, x: &CpuTensor, spans: &[Span], rope: &Rope) -> Result<CpuTensor> {

@@ -11,8 +11,9 @@ mod kernels;
 mod layout;
 mod shares;
 mod tiles;
+mod weight;
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dots::{MAX_X, ROWS, scales_len};
 pub(super) use elements::to_integers;
@@ -20,181 +21,16 @@ use kernels::Kernels;
 use layout::{PaddedRows, Row};
 use shares::{BLOCK_ROWS, Chunks, RowBlock, Runs};
 use tiles::{MAX_TILE_ROWS, TileScratch, X_BLOCK};
+pub use weight::CpuWeight;
+use weight::Part;
 
 use super::attention::Partial;
-use super::level::{Activations, Level};
 use super::pool::Aligned;
 use super::team::Member;
 use super::{CpuBackend, lock};
-use crate::error::ensure;
-use crate::mapped::will_need;
-use crate::{Error, HostWeight, Result};
 
 /// Most rows of activations with one matrix that go by dots, some at a time.
 const MAX_DOTS: usize = 12;
-
-/// A weight of the CPU backend: the host's bytes in place, with the kernels for their format.
-#[derive(Clone)]
-pub struct CpuWeight(std::sync::Arc<Inner>);
-
-struct Inner {
-    n_mats: usize,
-    n_out: usize,
-    n_in: usize,
-    parts: Vec<Part>,
-    /// Which matrices have been used: what is read from disk for the first time is asked for as a whole.
-    is_used: Vec<AtomicBool>,
-    /// The values of a single dense row (norm weights, biases).
-    vector: Option<Vec<f32>>,
-}
-
-/// Rows `first_row..` of every matrix.
-#[derive(Clone)]
-struct Part {
-    host: HostWeight,
-    first_row: usize,
-    kernels: Kernels,
-    /// Bytes of a row's data, scales and biases.
-    row_bytes: [usize; 3],
-}
-
-impl Part {
-    /// The buffers of a row.
-    fn row(&self, mat: usize, row: usize) -> Row {
-        let bytes = self.host.mat(mat);
-        let [data, scales, biases] = self.row_bytes;
-        Row {
-            data: bytes.data[row * data..].as_ptr(),
-            scales: bytes.scales[row * scales..].as_ptr(),
-            biases: bytes.biases[row * biases..].as_ptr(),
-        }
-    }
-
-    /// Rows of each matrix, from the first on, that kernels read in place: behind them there is what they read, too.
-    fn n_in_place(&self) -> usize {
-        let layout = &self.kernels.layout;
-        if layout.needs_zeros {
-            return 0;
-        }
-        let n_behind = layout
-            .overread
-            .iter()
-            .zip(self.row_bytes)
-            .filter(|(overread, _)| **overread > 0)
-            .map(|(overread, row_bytes)| overread.div_ceil(row_bytes));
-        self.host.n_out().saturating_sub(n_behind.max().unwrap_or(0))
-    }
-}
-
-impl CpuWeight {
-    pub(super) fn new(level: Level, activations: Activations, host: HostWeight) -> Self {
-        let kernels = kernels::kernels(level, activations, host.format(), host.n_in());
-        let row_bytes = {
-            let first = host.mat(0);
-            [&first.data, &first.scales, &first.biases].map(|b| b.len() / host.n_out())
-        };
-        let is_vector = host.n_mats() == 1 && host.n_out() == 1;
-        Self(std::sync::Arc::new(Inner {
-            n_mats: host.n_mats(),
-            n_out: host.n_out(),
-            n_in: host.n_in(),
-            vector: is_vector.then(|| host.to_f32_vec()),
-            is_used: unused(host.n_mats()),
-            parts: vec![Part { host, first_row: 0, kernels, row_bytes }],
-        }))
-    }
-
-    pub(super) fn concat_rows(weights: &[&Self]) -> Result<Self> {
-        const OP: &str = "concat_rows";
-        ensure(!weights.is_empty(), OP, "parts", "at least one", 0)?;
-        let (n_mats, n_in) = (weights[0].n_mats(), weights[0].n_in());
-        let (mut parts, mut n_out) = (Vec::new(), 0);
-        for w in weights {
-            let got = (w.n_mats(), w.n_in());
-            ensure(got == (n_mats, n_in), OP, "parts", format_args!("{n_mats} matrices {n_in} wide"), got)?;
-            parts.extend(w.0.parts.iter().map(|p| Part { first_row: p.first_row + n_out, ..p.clone() }));
-            n_out += w.n_out();
-        }
-        Ok(Self(std::sync::Arc::new(Inner {
-            n_mats,
-            n_out,
-            n_in,
-            parts,
-            is_used: unused(n_mats),
-            vector: None,
-        })))
-    }
-
-    /// Tells the system of a matrix that is about to be used for the first time.
-    fn announce(&self, mat: usize) {
-        if !self.0.is_used[mat].swap(true, Ordering::Relaxed) {
-            for part in &self.0.parts {
-                let bytes = part.host.mat(mat);
-                [&bytes.data, &bytes.scales, &bytes.biases].into_iter().for_each(|b| will_need(b));
-            }
-        }
-    }
-
-    /// Number of matrices.
-    pub fn n_mats(&self) -> usize {
-        self.0.n_mats
-    }
-
-    /// Rows of each matrix.
-    pub fn n_out(&self) -> usize {
-        self.0.n_out
-    }
-
-    /// Columns of each matrix.
-    pub fn n_in(&self) -> usize {
-        self.0.n_in
-    }
-
-    pub(super) fn vector(&self, op: &'static str, len: usize) -> Result<&[f32]> {
-        let shape = [self.n_mats(), self.n_out(), self.n_in()];
-        ensure(shape == [1, 1, len], op, "weight", format_args!("[1, 1, {len}]"), shape)?;
-        self.0.vector.as_deref().ok_or_else(|| Error::Unsupported {
-            op,
-            backend: super::NAME,
-            why: "the vector is a concatenation".into(),
-        })
-    }
-
-    /// Writes row `row` of the first matrix, dequantised.
-    pub(super) fn read_row(&self, row: usize, out: &mut [f32]) {
-        let part = self.0.parts.iter().rfind(|p| p.first_row <= row).expect("the first part begins at row 0");
-        let (bytes, row) = (part.host.mat(0), row - part.first_row);
-        let cut = |b: &bytes::Bytes| {
-            let n = b.len() / part.host.n_out();
-            b.slice(row * n..(row + 1) * n)
-        };
-        match part.host.format() {
-            crate::WeightFormat::Dense(dtype) => {
-                let size = dtype.size_bytes();
-                for (o, b) in out.iter_mut().zip(cut(&bytes.data).chunks_exact(size)) {
-                    *o = dtype.read_f32(b);
-                }
-            }
-            crate::WeightFormat::Quantized { spec, scale_dtype } => {
-                let (data, scales, biases) = (cut(&bytes.data), cut(&bytes.scales), cut(&bytes.biases));
-                let mut out = out.iter_mut();
-                crate::quant::dequantize_each(spec, scale_dtype, [&data, &scales, &biases], |weight| {
-                    *out.next().expect("a row has n_in weights") = weight;
-                });
-            }
-        }
-    }
-}
-
-fn unused(n_mats: usize) -> Vec<AtomicBool> {
-    (0..n_mats).map(|_| AtomicBool::new(false)).collect()
-}
-
-impl std::fmt::Debug for CpuWeight {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "CpuWeight({} × [{}, {}])", self.n_mats(), self.n_out(), self.n_in())
-    }
-}
 
 /// Which rows of activations meet which matrix: `pairs[range]` for each matrix that occurs, ascending.
 #[derive(Default)]
@@ -251,6 +87,8 @@ pub(super) struct Scratch {
     padded: PaddedRows,
     results: Box<[[[f32; BLOCK_ROWS]; MAX_DOTS]; 2]>,
     xs: Vec<*const f32>,
+    /// Activations that this member alone multiplies.
+    prepared: Aligned<f32>,
     pub(super) attention: Partial,
 }
 
@@ -264,6 +102,7 @@ impl Default for Scratch {
             padded: PaddedRows::default(),
             results: Box::new([[[0.0; BLOCK_ROWS]; MAX_DOTS]; 2]),
             xs: Vec::new(),
+            prepared: Aligned::default(),
             attention: Partial::default(),
         }
     }
@@ -336,7 +175,7 @@ impl CpuBackend {
         start: impl Fn(std::ops::Range<usize>) + Sync,
         out: impl Fn(&Results<'_, W>) + Sync,
     ) {
-        let parts = &product.weights[0].0.parts;
+        let parts = product.weights[0].parts();
         let n_in = product.weights[0].n_in();
         let n_x = product.x.len() / n_in;
         for (mat, _) in &groups.mats {
@@ -375,7 +214,7 @@ impl CpuBackend {
                 let kernels = &part.kernels;
                 scratch.reserve(part, has_tiles);
                 let rows_of = |group: &(usize, std::ops::Range<usize>)| RowsOf {
-                    parts: std::array::from_fn(|w| &product.weights[w].0.parts[i]),
+                    parts: std::array::from_fn(|w| &product.weights[w].parts()[i]),
                     kernels,
                     mat: group.0,
                     xs: &xs[group.1.clone()],
@@ -440,9 +279,77 @@ impl CpuBackend {
         });
     }
 
+    /// As [`Self::product`] of one weight, but members take whole matrices as they come, and prepare the activations of each for
+    /// themselves: of many small matrices the rows are long enough to be streams only if they are not parted, and no member
+    /// waits for another. All calls for a row still come from one member, but matrices in no order.
+    pub(super) fn product_by_mats(
+        &self,
+        product: &Product<'_, 1>,
+        groups: &Groups,
+        out: impl Fn(&Results<'_, 1>) + Sync,
+    ) {
+        let [weight] = product.weights;
+        let (parts, n_in) = (weight.parts(), weight.n_in());
+        groups.mats.iter().for_each(|(mat, _)| weight.announce(*mat));
+        // Four pieces for each member, so that none waits long for the last one.
+        let n_slices = (4 * self.n_threads()).div_ceil(groups.mats.len().max(1));
+        let next = AtomicUsize::new(0);
+        lock(&self.team).run(&|m: &Member<'_>| {
+            let mut scratch = lock(&self.scratch[m.idx()]);
+            let (mut xs, mut prepared) =
+                (std::mem::take(&mut scratch.xs), std::mem::take(&mut scratch.prepared));
+            let mut pieces = std::iter::from_fn(|| {
+                let at = next.fetch_add(1, Ordering::Relaxed);
+                Some((groups.mats.get(at / n_slices)?, at % n_slices))
+            })
+            .peekable();
+            // The rows of a part that a slice has.
+            let rows_of_slice = |part: &Part, in_tiles: bool, slice: usize| {
+                let (n_rows, unit) =
+                    (part.host.n_out(), if in_tiles { part.kernels.tile_rows } else { ROWS });
+                let bound = |slice: usize| (n_rows.div_ceil(unit) * slice / n_slices * unit).min(n_rows);
+                bound(slice)..bound(slice + 1)
+            };
+            while let Some(((mat, pairs), slice)) = pieces.next() {
+                for (i, part) in parts.iter().enumerate() {
+                    let kernels = &part.kernels;
+                    let (layout, pairs) = (&kernels.layout, &groups.pairs[pairs.clone()]);
+                    let in_tiles = pairs.len() > kernels.max_dots;
+                    scratch.reserve(part, in_tiles);
+                    if i == 0 || *layout != parts[i - 1].kernels.layout {
+                        let len = prepared.len().max(pairs.len() * layout.stride);
+                        prepared.resize(len, 0.0);
+                        let prepare = if in_tiles { kernels.prepare_tile } else { kernels.prepare_dot };
+                        xs.clear();
+                        for (pair, row) in pairs.iter().zip(prepared.chunks_exact_mut(layout.stride)) {
+                            let x = &product.x[*pair as usize / product.pairs_per_x * n_in..][..n_in];
+                            // SAFETY: the rows are as the layout says; the level's instructions were detected when the
+                            // backend was made.
+                            unsafe { prepare(layout, x.as_ptr(), row.as_mut_ptr()) };
+                            xs.push(row.as_ptr());
+                        }
+                    }
+                    let rows_of = |mat| RowsOf { parts: [part], kernels, mat, xs: &xs, pairs };
+                    let rows = rows_of_slice(part, in_tiles, slice);
+                    let fetch_next = || {
+                        if let Some(((mat, _), slice)) = pieces.peek() {
+                            rows_of(*mat).fetch(&rows_of_slice(part, in_tiles, *slice));
+                        }
+                    };
+                    if in_tiles {
+                        rows_of(*mat).by_tiles(rows, &mut scratch, &out);
+                    } else {
+                        rows_of(*mat).by_dots(&rows, &mut scratch, fetch_next, &out);
+                    }
+                }
+            }
+            (scratch.xs, scratch.prepared) = (xs, prepared);
+        });
+    }
+
     /// True if the weights can be computed in lockstep: alike in every part.
     pub(super) fn in_lockstep(a: &CpuWeight, b: &CpuWeight) -> bool {
-        let (a, b) = (&a.0.parts, &b.0.parts);
+        let (a, b) = (a.parts(), b.parts());
         a.len() == b.len()
             && a.iter().zip(b).all(|(a, b)| {
                 (a.kernels.layout, a.host.format(), a.host.n_out())
