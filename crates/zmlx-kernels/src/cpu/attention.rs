@@ -11,7 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::level::Level;
 use super::matmul::SyncPtr;
 use super::pool::{CpuTensor, Shape};
-use super::{CpuBackend, lock};
+use super::{CpuBackend, lock, team};
 use crate::error::ensure;
 use crate::{Error, KvLayout, MlaInputs, Result, Span};
 
@@ -263,8 +263,7 @@ impl<'a> Jobs<'a> {
             rows[i] = (first_token + r / self.group) * self.n_heads + kv_head * self.group + r % self.group;
             limits[i] = span.start + r / self.group + 1;
         }
-        let n_tiles = limits[n_rows - 1].div_ceil(WIDE);
-        let at = |part: usize| (n_tiles * part / self.n_parts * WIDE).min(limits[n_rows - 1]);
+        let positions = team::part(limits[n_rows - 1], WIDE, self.n_parts, part);
         let Head { first, second } = self.cache.head(span.slot, kv_head);
         let widths = self.cache.widths();
         let (keys, q_widths) = match self.cache.layout {
@@ -275,7 +274,7 @@ impl<'a> Jobs<'a> {
                 (Keys { parts: [Some(first), Some(second)], widths, values: None }, widths)
             }
         };
-        Job { keys, rows, n_rows, limits, positions: at(part)..at(part + 1), q_widths }
+        Job { keys, rows, n_rows, limits, positions, q_widths }
     }
 }
 

@@ -26,7 +26,7 @@ use weight::Part;
 
 use super::attention::Partial;
 use super::pool::Aligned;
-use super::team::Member;
+use super::team::{self, Member};
 use super::{CpuBackend, lock};
 
 /// Most rows of activations with one matrix that go by dots, some at a time.
@@ -305,10 +305,8 @@ impl CpuBackend {
             .peekable();
             // The rows of a part that a slice has.
             let rows_of_slice = |part: &Part, in_tiles: bool, slice: usize| {
-                let (n_rows, unit) =
-                    (part.host.n_out(), if in_tiles { part.kernels.tile_rows } else { ROWS });
-                let bound = |slice: usize| (n_rows.div_ceil(unit) * slice / n_slices * unit).min(n_rows);
-                bound(slice)..bound(slice + 1)
+                let unit = if in_tiles { part.kernels.tile_rows } else { ROWS };
+                team::part(part.host.n_out(), unit, n_slices, slice)
             };
             while let Some(((mat, pairs), slice)) = pieces.next() {
                 for (i, part) in parts.iter().enumerate() {

@@ -57,6 +57,13 @@ impl Shared {
     }
 }
 
+/// Of `n_items`, parted evenly into `n` parts that begin at multiples of `unit`, part `idx`.
+pub(crate) fn part(n_items: usize, unit: usize, n: usize, idx: usize) -> std::ops::Range<usize> {
+    let n_units = n_items.div_ceil(unit);
+    let at = |i: usize| (n_units * i / n * unit).min(n_items);
+    at(idx)..at(idx + 1)
+}
+
 /// One thread's place in the team during a job.
 pub(crate) struct Member<'a> {
     idx: usize,
@@ -66,10 +73,7 @@ pub(crate) struct Member<'a> {
 impl Member<'_> {
     /// This member's share of `n_items` items in multiples of `unit`: the shares of all members cover them once.
     pub(crate) fn share(&self, n_items: usize, unit: usize) -> std::ops::Range<usize> {
-        let n_units = n_items.div_ceil(unit);
-        let n = self.shared.n_members;
-        let at = |i: usize| (n_units * i / n * unit).min(n_items);
-        at(self.idx)..at(self.idx + 1)
+        part(n_items, unit, self.shared.n_members, self.idx)
     }
 
     /// This member's number: 0 is the caller.

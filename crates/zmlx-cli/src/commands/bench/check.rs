@@ -88,10 +88,7 @@ impl<B: Backend> Workload<B> {
             })?;
             note(rel_rms(&pass.logits, &want.logits));
         }
-        Ok(Difference {
-            rel_rms: worst,
-            other_experts: f64::from(n_other as u32) / (n_choices.max(1) as f64),
-        })
+        Ok(Difference { rel_rms: worst, other_experts: n_other as f64 / n_choices.max(1) as f64 })
     }
 }
 

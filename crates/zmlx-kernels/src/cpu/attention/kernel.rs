@@ -149,8 +149,8 @@ pub(super) fn finish<'p>(
 
 /// Adds up `Σ 2^(score - max) · value` over `positions` for all query rows, with the largest score so far; a score is
 /// `q · k`, times the queries' factor and log₂e. Row r sees the positions below `limits[r]`, rows that do not exist none; their
-/// number is a multiple of [`ROWS`], up to [`JOB_ROWS`]. Queries are as wide as keys, without any the last ones are used again; `state` has [`state_len`] floats, whatever
-/// they are.
+/// number is a multiple of [`ROWS`], up to [`JOB_ROWS`]. Queries are as wide as keys; without any the last ones are used again.
+/// `state` has [`state_len`] floats, whatever they are.
 ///
 /// # Safety
 /// The processor has the level's instructions; all positions are cached, and the first is a multiple of [`WIDE`].
