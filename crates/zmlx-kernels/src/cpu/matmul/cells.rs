@@ -10,7 +10,7 @@ use std::marker::PhantomData;
 use super::elements::{Element, Floats};
 #[cfg(target_arch = "x86_64")]
 use crate::cpu::simd::ByteDots;
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, codes_of_16};
 
 /// A format's decoder for vectors of `S`.
 pub(super) trait Cells<S: Simd> {
@@ -82,22 +82,35 @@ impl<S: Simd, E: Element<S>, const BITS: usize> Cells<S> for PowerOfTwoBits<BITS
     }
 }
 
-/// Affine codes of 3, 5 or 6 bits in groups of at least `CHUNK`: a word is as many neighbours as a cell holds. A chunk is
-/// `CHUNK` weights, or a vector.
+/// Affine codes of 3, 5 or 6 bits in groups of at least `CHUNK`: a chunk is as many weights, or a vector. A 16-bit lane is
+/// loaded with as many neighbours as it holds, an 8-bit one with one.
 pub(super) struct OddBits<const BITS: usize, E, const CHUNK: usize>(PhantomData<E>);
 
 impl<S: Simd, E: Element<S>, const BITS: usize, const CHUNK: usize> Cells<S> for OddBits<BITS, E, CHUNK> {
     type Element = E;
-    const CELLS: usize = 1;
-    const LOAD_BYTES: usize = S::LANES * BITS * E::WEIGHTS / 8;
-    const LOADS: usize = if CHUNK > E::WEIGHTS * S::LANES { CHUNK / (E::WEIGHTS * S::LANES) } else { 1 };
+    const CELLS: usize = if E::WEIGHTS == 2 { codes_of_16(BITS) } else { 1 };
+    const LOAD_BYTES: usize = S::LANES * BITS * E::WEIGHTS * Self::CELLS / 8;
+    const LOADS: usize = {
+        let load = E::WEIGHTS * Self::CELLS * S::LANES;
+        if CHUNK > load { CHUNK / load } else { 1 }
+    };
     const OVERREAD: bool = true;
     const MAX_WEIGHT: usize = (1 << BITS) - 1;
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> S::I {
         // SAFETY: the caller's promise.
-        unsafe { if E::WEIGHTS == 2 { s.load_codes16::<BITS>(p) } else { s.load_codes8::<BITS>(p) } }
+        unsafe { if E::WEIGHTS == 2 { s.load_tops16::<BITS>(p) } else { s.load_codes8::<BITS>(p) } }
+    }
+
+    #[inline(always)]
+    fn cells(s: S, words: S::I, i: usize) -> S::I {
+        if E::WEIGHTS == 4 {
+            return words;
+        }
+        let n_above = Self::CELLS - 1 - i;
+        let shifted = s.shr16(words, (16 - BITS * (n_above + 1)) as u32);
+        if n_above == 0 { shifted } else { s.and(shifted, s.splat_i(0x1_0001 * ((1 << BITS) - 1))) }
     }
 }
 

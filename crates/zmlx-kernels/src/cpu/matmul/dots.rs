@@ -249,26 +249,32 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     const { assert!(C::CELLS <= MAX_CELLS && (C::Element::PLANES == 1 || C::LOADS == 1)) };
     let mut sums = [[C::Element::zero(s); R]; X];
     for load in 0..if X == 1 { C::LOADS } else { n_loads } {
+        let mut words = [s.splat_i(0); R];
+        for r in 0..R {
+            // SAFETY: the caller's promise.
+            unsafe {
+                if load * C::LOAD_BYTES % 64 < C::LOAD_BYTES {
+                    // A line once, and between the loads: all at once is 6 % slower (Zen 4, 2026-11).
+                    s.prefetch_l2(at[r].wrapping_add(PREFETCH_BYTES + load * C::LOAD_BYTES));
+                }
+                words[r] = C::load(s, at[r].add(load * C::LOAD_BYTES));
+            }
+        }
         let mut cells = [[s.splat_i(0); R]; MAX_CELLS];
         for p in 0..C::Element::PLANES {
             for i in 0..C::CELLS {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    for r in 0..R {
-                        if p == 0 {
-                            if i == 0 && load * C::LOAD_BYTES % 64 < C::LOAD_BYTES {
-                                // A line once, and between the loads: all at once is 6 % slower (Zen 4, 2026-11).
-                                s.prefetch_l2(at[r].wrapping_add(PREFETCH_BYTES + load * C::LOAD_BYTES));
-                            }
-                            cells[i][r] = C::cells(s, C::load(s, at[r].add(load * C::LOAD_BYTES)), i);
+                for r in 0..R {
+                    if p == 0 {
+                        cells[i][r] = C::cells(s, words[r], i);
+                    }
+                    for m in 0..X {
+                        let x = x[m].wrapping_add(p * plane + (load * C::CELLS + i) * S::LANES);
+                        if p > 0 && i == 0 {
+                            sums[m][r] = C::Element::next_plane(s, sums[m][r]);
                         }
-                        for m in 0..X {
-                            let x = x[m].add(p * plane + (load * C::CELLS + i) * S::LANES);
-                            if p > 0 && i == 0 {
-                                sums[m][r] = C::Element::next_plane(s, sums[m][r]);
-                            }
-                            sums[m][r] = C::Element::add(s, sums[m][r], cells[i][r], s.load_words(x.cast()));
-                        }
+                        // SAFETY: the caller's promise.
+                        let x = unsafe { s.load_words(x.cast()) };
+                        sums[m][r] = C::Element::add(s, sums[m][r], cells[i][r], x);
                     }
                 }
             }

@@ -2,21 +2,19 @@
 
 use std::arch::x86_64::*;
 
-use super::Simd;
+use super::{Simd, codes_of_16, in_aligned_frame, windows16};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Proof that AVX2, FMA and F16C are there.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Lane `j`'s code begins at bit `j · bits` of 128: its two bytes, and the factor that shifts it to the lane's top.
-const fn code_tables16(bits: usize) -> ([u8; 32], [u16; 16]) {
-    let (mut bytes, mut factors) = ([0x80; 32], [0; 16]);
+/// [`windows16`], with factors for the shifts.
+const fn windows16_by_factors(bits: usize) -> ([u8; 32], [u16; 16]) {
+    let (bytes, mut factors) = windows16(bits);
     let mut j = 0;
     while j < 16 {
-        bytes[2 * j] = (j * bits / 8) as u8;
-        bytes[2 * j + 1] = (j * bits / 8 + 1) as u8;
-        factors[j] = 1 << (16 - bits - j * bits % 8);
+        factors[j] = 1 << factors[j];
         j += 1;
     }
     (bytes, factors)
@@ -53,7 +51,7 @@ impl Simd for Avx2 {
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         #[target_feature(enable = "avx2,fma,f16c")]
         unsafe fn enabled<R>(f: impl FnOnce() -> R) -> R {
-            f()
+            in_aligned_frame(f)
         }
         unsafe { enabled(f) }
     }
@@ -92,19 +90,22 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
-        let (bytes, factors) = const { code_tables16(BITS) };
+    unsafe fn load_tops16<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, factors) = const { windows16_by_factors(codes_of_16(BITS) * BITS) };
         unsafe {
-            let row = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
-            let windows = _mm256_shuffle_epi8(row, _mm256_loadu_si256(bytes.as_ptr().cast()));
-            let tops = _mm256_mullo_epi16(windows, _mm256_loadu_si256(factors.as_ptr().cast()));
-            self.shr16(tops, 16 - BITS as u32)
+            let low = _mm256_castsi128_si256(_mm_loadu_si128(p.cast()));
+            let high = _mm_loadu_si128(p.add(codes_of_16(BITS) * BITS).cast());
+            let row = _mm256_inserti128_si256::<1>(low, high);
+            let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
+            let factors = _mm_loadu_si128(factors.as_ptr().cast());
+            let windows = _mm256_shuffle_epi8(row, _mm256_broadcastsi128_si256(bytes));
+            _mm256_mullo_epi16(windows, _mm256_broadcastsi128_si256(factors))
         }
     }
 
     #[inline(always)]
     unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I {
-        let (bytes, factors) = const { code_tables16(BITS) };
+        let (bytes, factors) = const { windows16_by_factors(BITS) };
         unsafe {
             let low = _mm256_castsi128_si256(_mm_loadu_si128(p.cast()));
             let row = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(p.add(2 * BITS).cast()));

@@ -4,28 +4,13 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::avx2::Avx2;
-use super::{ByteDots, Simd};
+use super::{ByteDots, Simd, codes_of_16, in_aligned_frame, windows16};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot products and
 /// VBMI's moves of bytes.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const VNNI: bool>(());
-
-/// Lane `j`'s code begins at bit `j · bits` of 256: its two bytes within the 16 that begin at byte `2 · bits · (j / 16)`,
-/// and the shift to the lane's top.
-const fn code_tables16(bits: usize) -> ([u8; 64], [u16; 32]) {
-    let (mut bytes, mut shifts) = ([0x80; 64], [0; 32]);
-    let mut j = 0;
-    while j < 32 {
-        let bit = j % 16 * bits;
-        bytes[2 * j] = (bit / 8) as u8;
-        bytes[2 * j + 1] = (bit / 8 + 1) as u8;
-        shifts[j] = (16 - bits - bit % 8) as u16;
-        j += 1;
-    }
-    (bytes, shifts)
-}
 
 /// Of 64 codes eight are in each 64-bit lane: the bytes they come from, and where in these the window of a byte that
 /// begins with a code begins.
@@ -79,11 +64,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     fn vectorize<R>(self, f: impl FnOnce() -> R) -> R {
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
         unsafe fn enabled<R>(f: impl FnOnce() -> R) -> R {
-            f()
+            in_aligned_frame(f)
         }
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx512vbmi,avx2,fma,f16c")]
         unsafe fn enabled_vnni<R>(f: impl FnOnce() -> R) -> R {
-            f()
+            in_aligned_frame(f)
         }
         if VNNI { unsafe { enabled_vnni(f) } } else { unsafe { enabled(f) } }
     }
@@ -122,15 +107,18 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
-        let (bytes, shifts) = const { code_tables16(BITS) };
+    unsafe fn load_tops16<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, shifts) = const { windows16(codes_of_16(BITS) * BITS) };
         unsafe {
-            let low = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.cast()));
-            let high = _mm256_broadcastsi128_si256(_mm_loadu_si128(p.add(2 * BITS).cast()));
-            let row = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high);
-            let windows = _mm512_shuffle_epi8(row, _mm512_loadu_si512(bytes.as_ptr().cast()));
-            let tops = _mm512_sllv_epi16(windows, _mm512_loadu_si512(shifts.as_ptr().cast()));
-            self.shr16(tops, 16 - BITS as u32)
+            let quarter = |i: usize| _mm_loadu_si128(p.add(i * codes_of_16(BITS) * BITS).cast());
+            let half = |i: usize| {
+                _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(quarter(2 * i)), quarter(2 * i + 1))
+            };
+            let row = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(0)), half(1));
+            let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
+            let shifts = _mm_loadu_si128(shifts.as_ptr().cast());
+            let windows = _mm512_shuffle_epi8(row, _mm512_broadcast_i32x4(bytes));
+            _mm512_sllv_epi16(windows, _mm512_broadcast_i32x4(shifts))
         }
     }
 
@@ -145,7 +133,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
                 self.and(windows, self.splat_i(0x101_0101 * ((1 << BITS) - 1)))
             };
         }
-        let (bytes, shifts) = const { code_tables16(BITS) };
+        let (bytes, shifts) = const { windows16(BITS) };
         unsafe {
             let half = |i: usize| {
                 let low = _mm256_castsi128_si256(_mm_loadu_si128(p.add(4 * BITS * i).cast()));

@@ -2,7 +2,7 @@
 
 use std::arch::aarch64::*;
 
-use super::Simd;
+use super::{Simd, codes_of_16, windows16};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12, e8m0_to_f32};
 
 /// Proof that NEON is there: it is on every 64-bit Arm processor that Rust supports.
@@ -10,19 +10,6 @@ use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12, e8m0_to_f32};
 pub(crate) struct Neon;
 
 type Pair<T> = (T, T);
-
-/// Lane `j`'s code begins at bit `j · bits` of 128: its two bytes (255 gives 0), and the shift to the lane's top.
-const fn code_tables16(bits: usize) -> ([u8; 32], [i16; 16]) {
-    let (mut bytes, mut shifts) = ([255; 32], [0; 16]);
-    let mut j = 0;
-    while j < 16 {
-        bytes[2 * j] = (j * bits / 8) as u8;
-        bytes[2 * j + 1] = (j * bits / 8 + 1) as u8;
-        shifts[j] = (16 - bits - j * bits % 8) as i16;
-        j += 1;
-    }
-    (bytes, shifts)
-}
 
 /// Eight full lanes and eight empty ones: a vector from `8 - n` on covers the first `n` lanes.
 const fn first_lanes() -> [u32; 16] {
@@ -97,28 +84,29 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
-        let (bytes, shifts) = const { code_tables16(BITS) };
+    unsafe fn load_tops16<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let (bytes, shifts) = const { windows16(codes_of_16(BITS) * BITS) };
         unsafe {
-            let row = vld1q_u8(p);
+            let (bytes, shifts) =
+                (vld1q_u8(bytes.as_ptr()), vreinterpretq_s16_u16(vld1q_u16(shifts.as_ptr())));
             let half = |i: usize| {
-                let window = vreinterpretq_u16_u8(vqtbl1q_u8(row, vld1q_u8(bytes.as_ptr().add(16 * i))));
-                vreinterpretq_u32_u16(vshlq_u16(window, vld1q_s16(shifts.as_ptr().add(8 * i))))
+                let row = vld1q_u8(p.add(i * codes_of_16(BITS) * BITS));
+                vreinterpretq_u32_u16(vshlq_u16(vreinterpretq_u16_u8(vqtbl1q_u8(row, bytes)), shifts))
             };
-            self.shr16((half(0), half(1)), 16 - BITS as u32)
+            (half(0), half(1))
         }
     }
 
     #[inline(always)]
     unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I {
-        let (bytes, shifts) = const { code_tables16(BITS) };
+        let (bytes, shifts) = const { windows16(BITS) };
         unsafe {
             let down = vdupq_n_s16(BITS as i16 - 16);
             let sixteen = |half: usize| {
                 let row = vld1q_u8(p.add(2 * BITS * half));
                 let eight = |i: usize| {
                     let window = vreinterpretq_u16_u8(vqtbl1q_u8(row, vld1q_u8(bytes.as_ptr().add(16 * i))));
-                    let top = vshlq_u16(window, vld1q_s16(shifts.as_ptr().add(8 * i)));
+                    let top = vshlq_u16(window, vreinterpretq_s16_u16(vld1q_u16(shifts.as_ptr().add(8 * i))));
                     vmovn_u16(vshlq_u16(top, down))
                 };
                 vreinterpretq_u32_u8(vcombine_u8(eight(0), eight(1)))

@@ -1,6 +1,6 @@
 //! Portable lanes: arrays of eight.
 
-use super::Simd;
+use super::{Simd, codes_of_16};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12, e8m0_to_f32};
 
 /// Needs no instructions beyond the target's baseline.
@@ -70,11 +70,14 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn load_codes16<const BITS: usize>(self, p: *const u8) -> Self::I {
-        // SAFETY: sixteen codes take 2 BITS bytes; the caller passes 16 more readable ones.
-        let bits = u128::from_le(unsafe { p.cast::<u128>().read_unaligned() });
-        let code = |i: usize| (bits >> (i * BITS)) as u32 & ((1 << BITS) - 1);
-        std::array::from_fn(|i| code(2 * i) | code(2 * i + 1) << 16)
+    unsafe fn load_tops16<const BITS: usize>(self, p: *const u8) -> Self::I {
+        let lane_bits = codes_of_16(BITS) * BITS;
+        // SAFETY: eight lanes take `lane_bits` bytes; the caller passes 16 more readable ones.
+        let bits =
+            [0, 1].map(|i| u128::from_le(unsafe { p.add(lane_bits * i).cast::<u128>().read_unaligned() }));
+        let top =
+            |i: usize| u32::from((bits[i / 8] >> (i % 8 * lane_bits)) as u16) << (16 - lane_bits) & 0xffff;
+        std::array::from_fn(|i| top(2 * i) | top(2 * i + 1) << 16)
     }
 
     #[inline(always)]
