@@ -124,10 +124,9 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
         unsafe {
-            let codes = _mm_cvtepu8_epi16(_mm_loadl_epi64(p.cast()));
-            let sign = _mm_slli_epi16::<8>(_mm_and_si128(codes, _mm_set1_epi16(0x80)));
-            let magnitude = _mm_slli_epi16::<7>(_mm_and_si128(codes, _mm_set1_epi16(0x7f)));
-            _mm256_cvtph_ps(_mm_or_si128(sign, magnitude))
+            // The sign twice, then the magnitude; the second sign is dropped.
+            let codes = _mm_slli_epi16::<7>(_mm_cvtepi8_epi16(_mm_loadl_epi64(p.cast())));
+            _mm256_cvtph_ps(_mm_and_si128(codes, _mm_set1_epi16(0xbf80u16.cast_signed())))
         }
     }
 

@@ -156,10 +156,9 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
         unsafe {
-            let codes = _mm256_cvtepu8_epi16(_mm_loadu_si128(p.cast()));
-            let sign = _mm256_slli_epi16::<8>(_mm256_and_si256(codes, _mm256_set1_epi16(0x80)));
-            let magnitude = _mm256_slli_epi16::<7>(_mm256_and_si256(codes, _mm256_set1_epi16(0x7f)));
-            _mm512_cvtph_ps(_mm256_or_si256(sign, magnitude))
+            // The sign twice, then the magnitude; the second sign is dropped.
+            let codes = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())));
+            _mm512_cvtph_ps(_mm256_and_si256(codes, _mm256_set1_epi16(0xbf80u16.cast_signed())))
         }
     }
 
