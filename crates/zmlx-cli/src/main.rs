@@ -13,6 +13,8 @@ mod engine;
 mod greedy;
 mod interrupt;
 mod memory;
+#[cfg(test)]
+mod mutants;
 mod output;
 mod progress;
 mod prompts;

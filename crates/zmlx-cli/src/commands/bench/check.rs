@@ -131,62 +131,12 @@ impl<B: Backend> Pass<B> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-
+    use zmlx_kernels::Hooked;
     use zmlx_kernels::cpu::CpuBackend;
-    use zmlx_kernels::{GateUp, Hooked, Hooks, NoauxTc};
     use zmlx_models::Checkpoint;
 
     use super::*;
-
-    /// What the fused path does wrongly.
-    enum Wrong {
-        Nothing,
-        GateAndUpSwapped,
-        /// In the given call of the router the first token goes to another expert.
-        OtherExpert(AtomicUsize),
-    }
-
-    type Result<T> = zmlx_kernels::Result<T>;
-
-    impl<B: Backend> Hooks<B> for Wrong {
-        fn around<R>(&self, _: &'static str, run: impl FnOnce() -> Result<R>) -> Result<R> {
-            run()
-        }
-
-        fn gather_qmm_swiglu(
-            &self,
-            backend: &B,
-            x: &B::Tensor,
-            weights: GateUp<'_, B::Weight>,
-            experts: &B::Indices,
-        ) -> Result<B::Tensor> {
-            let weights = match self {
-                Self::GateAndUpSwapped => GateUp { gate: weights.up, up: weights.gate },
-                _ => weights,
-            };
-            backend.gather_qmm_swiglu(x, weights, experts)
-        }
-
-        fn route_noaux_tc(
-            &self,
-            backend: &B,
-            logits: &B::Tensor,
-            bias: &B::Weight,
-            settings: &NoauxTc,
-        ) -> Result<(B::Indices, B::Tensor)> {
-            let (experts, weights) = backend.route_noaux_tc(logits, bias, settings)?;
-            let Self::OtherExpert(calls) = self else { return Ok((experts, weights)) };
-            if calls.fetch_sub(1, Ordering::Relaxed) != 0 {
-                return Ok((experts, weights));
-            }
-            let mut chosen = Vec::new();
-            backend.read_indices(&experts, &mut chosen)?;
-            let other = (0..).find(|e| !chosen[..settings.top_k].contains(e));
-            chosen[0] = other.unwrap_or_default();
-            Ok((backend.indices(&chosen, &[chosen.len() / settings.top_k, settings.top_k])?, weights))
-        }
-    }
+    use crate::mutants::Wrong;
 
     fn difference(wrong: Wrong) -> Difference {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/austen-glm4-moe-lite-4bit");
