@@ -52,10 +52,13 @@ pub fn max_abs<G: Into<f64> + Copy, W: Into<f64> + Copy>(got: &[G], want: &[W]) 
     if got.len() != want.len() {
         return f64::NAN;
     }
-    got.iter().zip(want).map(|(&g, &w)| difference(g.into(), w.into())).fold(0.0, |most, d| {
-        // f64::max would drop NaN.
-        if most >= d || most.is_nan() { most } else { d }
-    })
+    got.iter().zip(want).map(|(&g, &w)| difference(g.into(), w.into())).fold(0.0, max_or_nan)
+}
+
+/// The larger number; NaN if one is, which `f64::max` would drop.
+#[must_use]
+pub fn max_or_nan(a: f64, b: f64) -> f64 {
+    if a >= b || a.is_nan() { a } else { b }
 }
 
 /// `√(Σ(got - want)² / Σ want²)`: the root mean square of the difference as a part of that of `want`.

@@ -2,7 +2,7 @@
 
 use zmlx_oracle::compare::{
     Mismatch, Tolerance, argmax, assert_close, differing_expert_sets, log_softmax, logits_difference, margin,
-    max_abs, rel_rms,
+    max_abs, max_or_nan, rel_rms,
 };
 
 const LOOSE: Tolerance = Tolerance { abs: 1e30, rel: 1e30 };
@@ -23,6 +23,9 @@ fn nan_fails_wherever_it_stands() {
         }
         assert!(argmax(&bad).is_none() && margin(&bad).is_nan());
     }
+    for (a, b) in [(f64::NAN, 1.0), (1.0, f64::NAN), (f64::NAN, f64::INFINITY), (f64::NAN, f64::NAN)] {
+        assert!(max_or_nan(a, b).is_nan(), "{a} {b}");
+    }
 }
 
 #[test]
@@ -40,6 +43,7 @@ fn a_tolerance_of_nan_or_a_wrong_length_fails() {
 fn measures_are_what_they_say() {
     let (got, want) = ([1.0f32, 2.5, -3.0], [1.0f64, 2.0, -4.0]);
     assert_eq!(max_abs(&got, &want), 1.0);
+    assert_eq!((max_or_nan(1.0, 2.0), max_or_nan(2.0, 1.0)), (2.0, 2.0));
     assert_eq!(rel_rms(&got, &want), (1.25f64 / 21.0).sqrt());
     assert_eq!(rel_rms::<f32, f32>(&[], &[]), 0.0);
     assert_eq!(rel_rms(&[0.0f32], &[0.0f32]), 0.0);

@@ -7,7 +7,7 @@
 use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Input, LogitsOf, Model, State, TapValue};
-use zmlx_oracle::compare::{differing_expert_sets, rel_rms};
+use zmlx_oracle::compare::{differing_expert_sets, max_or_nan, rel_rms};
 
 use crate::greedy;
 
@@ -66,10 +66,7 @@ impl<B: Backend> Workload<B> {
     pub(super) fn compare(&self, model: &Model<B>, fusion: &Fusion) -> Result<Difference> {
         let mut state = model.state(1)?;
         let (mut worst, mut n_choices, mut n_other) = (0.0f64, 0, 0);
-        let mut note = |difference: f64| {
-            // f64::max would drop NaN.
-            worst = if worst >= difference || worst.is_nan() { worst } else { difference };
-        };
+        let mut note = |difference: f64| worst = max_or_nan(worst, difference);
         for (tokens, want) in &self.steps {
             let n = tokens.len();
             let pass = Pass::run(model, &mut state, tokens, fusion, |i, layer| {

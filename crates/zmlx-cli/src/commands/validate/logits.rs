@@ -5,7 +5,7 @@ use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Input, LogitsOf, Model};
 use zmlx_oracle::checkpoint::KvBSplit;
-use zmlx_oracle::compare::{logits_difference, rel_rms};
+use zmlx_oracle::compare::{logits_difference, max_or_nan, rel_rms};
 use zmlx_oracle::golden::Rounding;
 
 use crate::capsule::finite;
@@ -117,8 +117,7 @@ pub(super) fn compare(names: [&str; 3], got: &Logits, want: &Logits, rounding: R
     let (mut max, mut mean, mut kl) = (0.0f64, 0.0, 0.0);
     for i in 0..n_positions {
         let difference = logits_difference(got.row(i), want.row(i));
-        // f64::max would drop NaN.
-        max = if max >= difference.max || max.is_nan() { max } else { difference.max };
+        max = max_or_nan(max, difference.max);
         mean += difference.mean / n_positions as f64;
         kl += difference.kl / n_positions as f64;
     }
