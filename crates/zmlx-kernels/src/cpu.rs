@@ -13,8 +13,10 @@ mod level;
 mod math;
 mod matmul;
 mod pool;
+mod products;
 mod rope;
 mod route;
+mod rows;
 mod simd;
 mod team;
 
@@ -28,6 +30,7 @@ pub use matmul::CpuWeight;
 use matmul::{Groups, Product, Results, Scratch, SyncPtr};
 use pool::{Buffers, Shape};
 pub use pool::{CpuIndices, CpuTensor};
+use products::{check_gate_up, copy};
 use team::Team;
 
 use crate::backend::{Backend, GateUp, KvLayout, MlaInputs, NoauxTc, Rope, SoftmaxTopK, Span};
@@ -35,9 +38,6 @@ use crate::error::ensure;
 use crate::{Barriers, Error, HostWeight, Result, stock};
 
 const NAME: &str = "cpu";
-
-/// Elementwise work of fewer values than this stays on the calling thread: waking the team costs more.
-const PARALLEL_MIN: usize = 32 * 1024;
 
 /// The CPU as a [`Backend`].
 ///
@@ -113,154 +113,11 @@ impl CpuBackend {
     pub fn n_threads(&self) -> usize {
         self.scratch.len()
     }
-
-    /// Calls `f` for shares of `n_rows` rows of `width` values: on the team if there is enough work.
-    fn for_rows(&self, n_rows: usize, width: usize, f: impl Fn(Range<usize>) + Sync) {
-        if n_rows * width < PARALLEL_MIN {
-            f(0..n_rows);
-        } else {
-            lock(&self.team).run(&|m| f(m.share(n_rows, 1)));
-        }
-    }
-
-    /// A tensor as wide as `width` with the other dimensions of `x`, filled row by row: `f(row, x[row], y[row])`.
-    fn map_rows(
-        &self,
-        op: &'static str,
-        x: &CpuTensor,
-        width: usize,
-        f: impl Fn(usize, &[f32], &mut [f32]) + Sync,
-    ) -> Result<CpuTensor> {
-        let last = x.shape.last();
-        ensure(last > 0 && width > 0, op, "x", "no zero dimension", x)?;
-        let shape = x.shape.with_last(width);
-        let mut y = self.floats.take(shape.len());
-        let out = SyncPtr::new(&mut y);
-        self.for_rows(x.shape.n_rows(), last.max(width), |rows| {
-            self.level.vectorize(
-                #[inline(always)]
-                || {
-                    for r in rows.clone() {
-                        // SAFETY: row r of the output, in one share only.
-                        f(r, &x.values()[r * last..][..last], unsafe { out.slice(r * width, width) });
-                    }
-                },
-            );
-        });
-        Ok(CpuTensor::new(shape, y))
-    }
-
-    /// The shape that `experts` chooses for: its tokens and slots, with every index checked against `n_mats`.
-    fn check_experts(
-        op: &'static str,
-        x: &CpuTensor,
-        weight: &CpuWeight,
-        experts: &CpuIndices,
-    ) -> Result<(usize, usize)> {
-        let &[n_tokens, top_k] = experts.dims() else {
-            return ensure(false, op, "experts", "[n, top_k]", experts).map(|()| unreachable!());
-        };
-        let n_in = weight.n_in();
-        let per_token = x.dims() == [n_tokens, n_in];
-        let per_slot = x.dims() == [n_tokens, top_k, n_in];
-        ensure(
-            per_token || per_slot,
-            op,
-            "x",
-            format_args!("[{n_tokens}, {n_in}] or [{n_tokens}, {top_k}, {n_in}]"),
-            x,
-        )?;
-        let len = weight.n_mats();
-        match experts.values().iter().find(|e| **e as usize >= len) {
-            Some(e) => Err(Error::IndexOutOfRange { op, what: "expert", index: *e as usize, len }),
-            None => Ok((n_tokens, top_k)),
-        }
-    }
-
-    /// `f(values, out[pair][rows])` for all pairs of a product, into a new tensor of that shape.
-    fn product_into<const W: usize>(
-        &self,
-        shape: Shape,
-        product: &Product<'_, W>,
-        groups: &Groups,
-        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
-    ) -> CpuTensor {
-        let mut y = self.floats.take(shape.len());
-        let write = self.write(SyncPtr::new(&mut y), shape.last(), f);
-        self.product(product, groups, |_| (), write);
-        CpuTensor::new(shape, y)
-    }
-
-    /// Writes `f` of the results of pair p to row p of `out`, `n_out` wide.
-    fn write<const W: usize>(
-        &self,
-        out: SyncPtr,
-        n_out: usize,
-        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
-    ) -> impl Fn(&Results<'_, W>) + Sync {
-        let level = self.level;
-        move |results| {
-            level.vectorize(
-                #[inline(always)]
-                || {
-                    results.for_each(
-                        #[inline(always)]
-                        |pair, values| {
-                            let at = pair * n_out + results.rows.start;
-                            // SAFETY: each element is computed by one member.
-                            f(values, unsafe { out.slice(at, results.rows.len()) });
-                        },
-                    );
-                },
-            );
-        }
-    }
-
-    /// Products of all rows of x with weights that are single matrices.
-    fn product_all<const W: usize>(
-        &self,
-        op: &'static str,
-        x: &CpuTensor,
-        weights: [&CpuWeight; W],
-        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
-    ) -> Result<CpuTensor> {
-        let w = weights[0];
-        ensure(w.n_mats() == 1, op, "weight", "one matrix", w)?;
-        ensure(x.shape.last() == w.n_in(), op, "x", format_args!("[.., {}]", w.n_in()), x)?;
-        let mut groups = lock(&self.groups);
-        groups.all(x.shape.n_rows());
-        let product = Product { weights, x: x.values(), pairs_per_x: 1 };
-        Ok(self.product_into(x.shape.with_last(w.n_out()), &product, &groups, f))
-    }
-
-    /// Products of each token's (or slot's) row with its experts' matrices.
-    fn product_gathered<const W: usize>(
-        &self,
-        op: &'static str,
-        x: &CpuTensor,
-        weights: [&CpuWeight; W],
-        experts: &CpuIndices,
-        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
-    ) -> Result<CpuTensor> {
-        let w = weights[0];
-        let (n_tokens, top_k) = Self::check_experts(op, x, w, experts)?;
-        let mut groups = lock(&self.groups);
-        groups.by_mat(n_tokens * top_k, w.n_mats(), |p| experts.values()[p] as usize);
-        let product =
-            Product { weights, x: x.values(), pairs_per_x: if x.dims().len() == 2 { top_k } else { 1 } };
-        Ok(self.product_into(Shape::new(op, &[n_tokens, top_k, w.n_out()])?, &product, &groups, f))
-    }
 }
 
 fn default_threads() -> usize {
     let usable = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     num_cpus::get_physical().clamp(1, usable)
-}
-
-fn check_gate_up(op: &'static str, weights: GateUp<'_, CpuWeight>) -> Result<()> {
-    let shape = |w: &CpuWeight| [w.n_mats(), w.n_out(), w.n_in()];
-    let (gate, up) = (shape(weights.gate), shape(weights.up));
-    ensure(gate == up, op, "up", format_args!("{gate:?}"), up)
 }
 
 impl Backend for CpuBackend {
@@ -355,7 +212,7 @@ impl Backend for CpuBackend {
         const OP: &str = "rms_norm";
         let width = x.shape.last();
         let weight = weight.vector(OP, width)?;
-        self.map_rows(OP, x, width, |_, x, y| rms_norm(x, weight, eps, y))
+        self.map_rows(OP, x, width, |_, x, y| math::rms_norm(x, weight, eps, y))
     }
 
     fn linear(&self, x: &CpuTensor, weight: &CpuWeight) -> Result<CpuTensor> {
@@ -420,7 +277,7 @@ impl Backend for CpuBackend {
     fn swiglu(&self, gate: &CpuTensor, up: &CpuTensor) -> Result<CpuTensor> {
         ensure(gate.dims() == up.dims(), "swiglu", "up", format_args!("{:?}", gate.dims()), up)?;
         let width = gate.shape.last();
-        self.map_rows("swiglu", gate, width, |r, gate, y| swiglu([gate, &up.values()[r * width..]], y))
+        self.map_rows("swiglu", gate, width, |r, gate, y| math::swiglu([gate, &up.values()[r * width..]], y))
     }
 
     fn softmax(&self, x: &CpuTensor) -> Result<CpuTensor> {
@@ -562,7 +419,7 @@ impl Backend for CpuBackend {
         if !Self::in_lockstep(weights.gate, weights.up) {
             return stock::gather_qmm_swiglu(self, x, weights, experts);
         }
-        self.product_gathered(OP, x, [weights.gate, weights.up], experts, swiglu)
+        self.product_gathered(OP, x, [weights.gate, weights.up], experts, math::swiglu)
     }
 
     /// The sum over the slots goes by ascending expert, so that it does not depend on the batch.
@@ -624,7 +481,7 @@ impl Backend for CpuBackend {
         if !Self::in_lockstep(weights.gate, weights.up) {
             return stock::qmm_swiglu(self, x, weights);
         }
-        self.product_all(OP, x, [weights.gate, weights.up], swiglu)
+        self.product_all(OP, x, [weights.gate, weights.up], math::swiglu)
     }
 
     fn add_rms_norm(
@@ -646,7 +503,7 @@ impl Backend for CpuBackend {
             for ((s, x), b) in sum.iter_mut().zip(x).zip(&residual.values()[r * width..]) {
                 *s = x + b;
             }
-            rms_norm(sum, weight, eps, y);
+            math::rms_norm(sum, weight, eps, y);
         })?;
         Ok((CpuTensor::new(x.shape, sum), normed))
     }
@@ -677,53 +534,5 @@ impl Backend for CpuBackend {
         self.route(OP, logits, settings.top_k, |scores, experts, weights| {
             route::noaux_tc(scores, &mut chosen_by, bias, settings, experts, weights);
         })
-    }
-}
-
-impl CpuBackend {
-    /// Calls `f(scores, experts, weights)` for each token, `scores` a copy of its logits to work in.
-    fn route(
-        &self,
-        op: &'static str,
-        logits: &CpuTensor,
-        top_k: usize,
-        mut f: impl FnMut(&mut [f32], &mut [u32], &mut [f32]),
-    ) -> Result<(CpuIndices, CpuTensor)> {
-        let width = route::check_rows(op, logits)?;
-        route::check_top_k(op, top_k, width)?;
-        let shape = logits.shape.with_last(top_k);
-        let (mut experts, mut weights) = (self.words.take(shape.len()), self.floats.take(shape.len()));
-        let mut scores = self.floats.take(width);
-        for ((logits, experts), weights) in logits
-            .values()
-            .chunks_exact(width)
-            .zip(experts.chunks_exact_mut(top_k))
-            .zip(weights.chunks_exact_mut(top_k))
-        {
-            scores.copy_from_slice(logits);
-            f(&mut scores, experts, weights);
-        }
-        Ok((CpuIndices { shape, data: experts.freeze() }, CpuTensor::new(shape, weights)))
-    }
-}
-
-#[inline(always)]
-fn copy([values]: [&[f32]; 1], out: &mut [f32]) {
-    out.copy_from_slice(values);
-}
-
-#[inline(always)]
-fn swiglu([gate, up]: [&[f32]; 2], out: &mut [f32]) {
-    for ((y, gate), up) in out.iter_mut().zip(gate).zip(up) {
-        *y = math::silu(*gate) * up;
-    }
-}
-
-#[inline(always)]
-fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
-    let mean = math::sum_by(x, |v| v * v) / x.len() as f32;
-    let scale = 1.0 / (mean + eps).sqrt();
-    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
-        *y = x * scale * w;
     }
 }

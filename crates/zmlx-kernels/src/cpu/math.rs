@@ -87,6 +87,24 @@ pub(crate) fn softmax(values: &mut [f32]) {
     }
 }
 
+/// `y = silu(gate) · up`.
+#[inline(always)]
+pub(crate) fn swiglu([gate, up]: [&[f32]; 2], out: &mut [f32]) {
+    for ((y, gate), up) in out.iter_mut().zip(gate).zip(up) {
+        *y = silu(*gate) * up;
+    }
+}
+
+/// `y = x / sqrt(mean(x²) + eps) · weight`.
+#[inline(always)]
+pub(crate) fn rms_norm(x: &[f32], weight: &[f32], eps: f32, y: &mut [f32]) {
+    let mean = sum_by(x, |v| v * v) / x.len() as f32;
+    let scale = 1.0 / (mean + eps).sqrt();
+    for ((y, x), w) in y.iter_mut().zip(x).zip(weight) {
+        *y = x * scale * w;
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,10 +1,37 @@
 //! Choosing experts, row by row.
 
 use super::math::{sigmoid, softmax, sum};
-use super::pool::CpuTensor;
+use super::{CpuBackend, CpuIndices, CpuTensor};
 use crate::Result;
 use crate::backend::{NoauxTc, Renormalize, SoftmaxTopK};
 use crate::error::ensure;
+
+impl CpuBackend {
+    /// Calls `f(scores, experts, weights)` for each token, `scores` a copy of its logits to work in.
+    pub(super) fn route(
+        &self,
+        op: &'static str,
+        logits: &CpuTensor,
+        top_k: usize,
+        mut f: impl FnMut(&mut [f32], &mut [u32], &mut [f32]),
+    ) -> Result<(CpuIndices, CpuTensor)> {
+        let width = check_rows(op, logits)?;
+        check_top_k(op, top_k, width)?;
+        let shape = logits.shape.with_last(top_k);
+        let (mut experts, mut weights) = (self.words.take(shape.len()), self.floats.take(shape.len()));
+        let mut scores = self.floats.take(width);
+        for ((logits, experts), weights) in logits
+            .values()
+            .chunks_exact(width)
+            .zip(experts.chunks_exact_mut(top_k))
+            .zip(weights.chunks_exact_mut(top_k))
+        {
+            scores.copy_from_slice(logits);
+            f(&mut scores, experts, weights);
+        }
+        Ok((CpuIndices { shape, data: experts.freeze() }, CpuTensor::new(shape, weights)))
+    }
+}
 
 /// The width of `[n, d]` scores.
 pub(super) fn check_rows(op: &'static str, x: &CpuTensor) -> Result<usize> {
