@@ -1,0 +1,153 @@
+//! What the methods of a backend take and return, apart from the types of its own.
+
+/// Consecutive tokens of one sequence within a batch.
+///
+/// A prompt is one span of many tokens, a decode step one span of one token per sequence.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Span {
+    /// The sequence: an index into the caches' slots.
+    pub slot: usize,
+    /// Position of the first token: the number of tokens of this sequence already cached.
+    pub start: usize,
+    /// Number of tokens.
+    pub n_tokens: usize,
+}
+
+/// Rotary position embedding.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Rope {
+    /// Leading dimensions of each head that are rotated; even.
+    pub dims: usize,
+    /// Base of the frequencies: pair `i` turns by `position · theta^(-2i / dims)`.
+    pub theta: f32,
+    /// Which dimensions form a pair.
+    pub pairing: RopePairing,
+}
+
+/// Which two dimensions a rotation turns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RopePairing {
+    /// `(2i, 2i + 1)`: MLX's `traditional = true`.
+    Interleaved,
+    /// `(i, i + dims / 2)`.
+    HalfSplit,
+}
+
+/// What a layer's key/value cache holds per token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KvLayout {
+    /// Keys and values of `n_kv_heads` heads.
+    Heads {
+        /// Number of key/value heads.
+        n_kv_heads: usize,
+        /// Values per head.
+        head_dim: usize,
+    },
+    /// The compressed latent and one rotated key shared by all heads.
+    Latent {
+        /// Width of the latent.
+        rank: usize,
+        /// Width of the rotated key.
+        rope_dim: usize,
+    },
+}
+
+/// Settings of the softmax router.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct SoftmaxTopK {
+    /// Experts per token.
+    pub top_k: usize,
+    /// Whether the chosen weights are divided by their sum.
+    pub renormalize: Renormalize,
+}
+
+/// Whether routing weights are divided by their sum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Renormalize {
+    /// As the scores give them.
+    No,
+    /// Divided by their sum.
+    Yes,
+}
+
+/// Settings of the auxiliary-loss-free sigmoid router.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct NoauxTc {
+    /// Experts per token.
+    pub top_k: usize,
+    /// Groups that the experts are divided into.
+    pub n_group: usize,
+    /// Groups that may be chosen from.
+    pub topk_group: usize,
+    /// Whether the chosen scores are divided by their sum plus 1e-20.
+    pub renormalize: Renormalize,
+    /// Factor of the final weights.
+    pub routed_scaling_factor: f32,
+}
+
+/// How a prompt is best cut into steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PrefillStyle {
+    /// In chunks of the caller's choice, the last token among them.
+    Whole,
+    /// All but the last token in chunks of this size, whose logits nobody computes, then the last token as a decode
+    /// step: mlx-lm's way, whose rounding it shares.
+    LastTokenAlone {
+        /// Most tokens of a chunk.
+        chunk: usize,
+    },
+}
+
+/// Arguments of [`latent_attention`](crate::Backend::latent_attention) and
+/// [`mla_attention`](crate::Backend::mla_attention): the new tokens' queries and keys.
+#[derive(Debug)]
+pub struct MlaInputs<'a, T> {
+    /// `[n_tokens, n_heads, nope_dim]`, or in latent space `[n_tokens, n_heads, rank]`.
+    pub q_nope: &'a T,
+    /// `[n_tokens, n_heads, rope_dim]`, rotated.
+    pub q_pe: &'a T,
+    /// The normed latent, `[n_tokens, rank]`.
+    pub kv: &'a T,
+    /// The rotated shared key, `[n_tokens, rope_dim]`.
+    pub k_pe: &'a T,
+}
+
+/// The per-head projections of multi-head latent attention.
+#[derive(Debug)]
+pub struct MlaWeights<'a, W> {
+    /// `n_heads × [rank, nope_dim]`: takes a query into latent space.
+    pub embed_q: &'a W,
+    /// `n_heads × [v_dim, rank]`: takes a latent result to the head's values.
+    pub unembed_out: &'a W,
+}
+
+/// The gate and up projections of an MLP or of a bank of experts, `[n_out, n_in]` each.
+#[derive(Debug)]
+pub struct GateUp<'a, W> {
+    /// The projection that goes through SiLU.
+    pub gate: &'a W,
+    /// The projection that multiplies it.
+    pub up: &'a W,
+}
+
+macro_rules! copy_references {
+    ($($name:ident),*) => {$(
+        // Derived, they would ask the tensors themselves to be `Copy`.
+        impl<T> Clone for $name<'_, T> {
+            fn clone(&self) -> Self {
+                *self
+            }
+        }
+        impl<T> Copy for $name<'_, T> {}
+    )*};
+}
+copy_references!(MlaInputs, MlaWeights, GateUp);
+
+/// How often threads that compute together waited for each other.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Barriers {
+    /// Barriers that were passed.
+    pub n: u64,
+    /// The time that the thread which asked for the work waited there.
+    pub waited: std::time::Duration,
+}
