@@ -17,7 +17,7 @@ pub(crate) mod scalar;
 /// Calls a function from a frame that begins a cache line.
 ///
 /// The compiler then aligns vectors that it puts there for lack of registers, too. Elsewhere it leaves to the depth of the stack
-/// which of them cross lines: with two threads of a Zen 4 that made 24 GB/s of weights with 3 bits, or 14 (AVX2, 2026-11).
+/// which of them cross lines: two threads of a Zen 4 then read 15 GB/s of weights with 2 bits, not 23 (AVX2, 2026-11).
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn in_aligned_frame<R>(f: impl FnOnce() -> R) -> R {
@@ -27,7 +27,7 @@ fn in_aligned_frame<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Codes of 3, 5 or 6 bits that a 16-bit lane holds: a power of two.
+/// Codes that a 16-bit lane holds, rounded down to a power of two.
 pub(crate) const fn codes_of_16(bits: usize) -> usize {
     1 << (16 / bits).ilog2()
 }

@@ -55,6 +55,15 @@ pub(super) trait Cells<S: Simd> {
 /// Bytes that a decoder may read past its words.
 pub(super) const MAX_OVERREAD: usize = 16;
 
+/// Code `i` of each 16-bit lane, of lanes with as many as they hold: the last on top, others below it.
+#[inline(always)]
+fn code_of_16<S: Simd, const BITS: usize>(s: S, words: S::I, i: usize) -> S::I {
+    let from = 16 - BITS * (codes_of_16(BITS) - i);
+    let shifted = if from == 0 { words } else { s.shr16(words, from as u32) };
+    // The last shift has left nothing else in a lane.
+    if from + BITS == 16 { shifted } else { s.and(shifted, s.splat_i(0x1_0001 * ((1 << BITS) - 1))) }
+}
+
 /// Affine codes of 2, 4 or 8 bits.
 pub(super) struct PowerOfTwoBits<const BITS: usize, E>(PhantomData<E>);
 
@@ -76,9 +85,7 @@ impl<S: Simd, E: Element<S>, const BITS: usize> Cells<S> for PowerOfTwoBits<BITS
         if E::WEIGHTS == 4 {
             return s.bits_of_8::<BITS>(words, BITS * i);
         }
-        let shifted = if i == 0 { words } else { s.shr16(words, (BITS * i) as u32) };
-        // The last shift has left nothing else in a 16-bit lane.
-        if i + 1 == 16 / BITS { shifted } else { s.and(shifted, s.splat_i(0x1_0001 * ((1 << BITS) - 1))) }
+        code_of_16::<S, BITS>(s, words, i)
     }
 }
 
@@ -108,9 +115,7 @@ impl<S: Simd, E: Element<S>, const BITS: usize, const CHUNK: usize> Cells<S> for
         if E::WEIGHTS == 4 {
             return words;
         }
-        let n_above = Self::CELLS - 1 - i;
-        let shifted = s.shr16(words, (16 - BITS * (n_above + 1)) as u32);
-        if n_above == 0 { shifted } else { s.and(shifted, s.splat_i(0x1_0001 * ((1 << BITS) - 1))) }
+        code_of_16::<S, BITS>(s, words, i)
     }
 }
 

@@ -30,6 +30,19 @@ const fn first_lanes() -> [u32; 16] {
     masks
 }
 
+/// The 16 bytes at `p`, and those `stride` bytes on.
+///
+/// # Safety
+/// AVX2 is there, and the bytes are readable.
+#[inline(always)]
+pub(super) unsafe fn halves(p: *const u8, stride: usize) -> __m256i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm256_castsi128_si256(_mm_loadu_si128(p.cast()));
+        _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(p.add(stride).cast()))
+    }
+}
+
 // SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 impl Simd for Avx2 {
@@ -93,9 +106,7 @@ impl Simd for Avx2 {
     unsafe fn load_tops16<const BITS: usize>(self, p: *const u8) -> Self::I {
         let (bytes, factors) = const { windows16_by_factors(codes_of_16(BITS) * BITS) };
         unsafe {
-            let low = _mm256_castsi128_si256(_mm_loadu_si128(p.cast()));
-            let high = _mm_loadu_si128(p.add(codes_of_16(BITS) * BITS).cast());
-            let row = _mm256_inserti128_si256::<1>(low, high);
+            let row = halves(p, codes_of_16(BITS) * BITS);
             let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
             let factors = _mm_loadu_si128(factors.as_ptr().cast());
             let windows = _mm256_shuffle_epi8(row, _mm256_broadcastsi128_si256(bytes));
@@ -107,8 +118,7 @@ impl Simd for Avx2 {
     unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I {
         let (bytes, factors) = const { windows16_by_factors(BITS) };
         unsafe {
-            let low = _mm256_castsi128_si256(_mm_loadu_si128(p.cast()));
-            let row = _mm256_inserti128_si256::<1>(low, _mm_loadu_si128(p.add(2 * BITS).cast()));
+            let row = halves(p, 2 * BITS);
             // Of each half the first eight codes, or the others, in 16-bit lanes.
             let eight = |i: usize| {
                 let bytes = _mm_loadu_si128(bytes.as_ptr().add(16 * i).cast());

@@ -3,7 +3,7 @@
 use std::arch::asm;
 use std::arch::x86_64::*;
 
-use super::avx2::Avx2;
+use super::avx2::{Avx2, halves};
 use super::{ByteDots, Simd, codes_of_16, in_aligned_frame, windows16};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
@@ -41,6 +41,19 @@ unsafe fn dpwssd(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
         );
     }
     acc
+}
+
+/// The 16 bytes at `p`, and three times those `stride` bytes on.
+///
+/// # Safety
+/// AVX-512 F is there, and the bytes are readable.
+#[inline(always)]
+unsafe fn quarters(p: *const u8, stride: usize) -> __m512i {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let low = _mm512_castsi256_si512(halves(p, stride));
+        _mm512_inserti64x4::<1>(low, halves(p.add(2 * stride), stride))
+    }
 }
 
 // SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
@@ -110,11 +123,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     unsafe fn load_tops16<const BITS: usize>(self, p: *const u8) -> Self::I {
         let (bytes, shifts) = const { windows16(codes_of_16(BITS) * BITS) };
         unsafe {
-            let quarter = |i: usize| _mm_loadu_si128(p.add(i * codes_of_16(BITS) * BITS).cast());
-            let half = |i: usize| {
-                _mm256_inserti128_si256::<1>(_mm256_castsi128_si256(quarter(2 * i)), quarter(2 * i + 1))
-            };
-            let row = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(0)), half(1));
+            let row = quarters(p, codes_of_16(BITS) * BITS);
             let bytes = _mm_loadu_si128(bytes.as_ptr().cast());
             let shifts = _mm_loadu_si128(shifts.as_ptr().cast());
             let windows = _mm512_shuffle_epi8(row, _mm512_broadcast_i32x4(bytes));
@@ -135,12 +144,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         }
         let (bytes, shifts) = const { windows16(BITS) };
         unsafe {
-            let half = |i: usize| {
-                let low = _mm256_castsi128_si256(_mm_loadu_si128(p.add(4 * BITS * i).cast()));
-                let high = _mm_loadu_si128(p.add(4 * BITS * i + 2 * BITS).cast());
-                _mm256_inserti128_si256::<1>(low, high)
-            };
-            let row = _mm512_inserti64x4::<1>(_mm512_castsi256_si512(half(0)), half(1));
+            let row = quarters(p, 2 * BITS);
             // Of each quarter the first eight codes, or the others, in 16-bit lanes.
             let eight = |i: usize| {
                 let bytes = _mm_loadu_si128(bytes.as_ptr().add(16 * i).cast());
