@@ -136,7 +136,7 @@ pub(crate) trait Simd: Copy {
     fn acc_lanes(self, acc: Self::Acc) -> Self::I;
     /// No sums yet.
     fn acc8(self) -> Self::Acc8;
-    /// Adds the products of unsigned 8-bit lanes of `a`, up to 63 unless these are [`ByteDots`], with signed ones of `b`:
+    /// Adds the products of unsigned 8-bit lanes of `a`, up to 63 unless these are [`Vnni`], with signed ones of `b`:
     /// [`Simd::acc8_lanes`] gives in 32-bit lane `j` the sum over lanes `4j` to `4j + 3`. The sums must fit, see
     /// [`Simd::CAPACITY8`].
     fn dot8(self, acc: Self::Acc8, a: Self::I, b: Self::I) -> Self::Acc8;
@@ -146,11 +146,9 @@ pub(crate) trait Simd: Copy {
     fn floats(self, a: Self::I) -> Self::F;
     /// The lanes' bits.
     fn bits(self, a: Self::F) -> Self::I;
-    /// Transposes `LANES` vectors of words, in place.
-    ///
-    /// # Safety
-    /// `LANES · LANES` words can be read and written at `p`.
-    unsafe fn transpose(self, p: *mut u32);
+    /// Transposes `LANES` vectors of words: `row(i)` is called for all of them, then `column(j, v)` for each vector of lanes `j`,
+    /// in any order.
+    fn transpose(self, row: impl Fn(usize) -> Self::I, column: impl FnMut(usize, Self::I));
     /// In each 32-bit lane the lower 16 bits of `a` and, above them, of `b`; and the upper ones.
     fn zip16(self, a: Self::I, b: Self::I) -> (Self::I, Self::I);
     /// Lane `j` of the result is lane `idx[j]` of `v`.
@@ -163,16 +161,14 @@ pub(crate) trait Simd: Copy {
     fn sums(self, v: [Self::F; 4]) -> [f32; 4];
     /// The largest of the lanes, none of which is NaN.
     fn largest(self, v: Self::F) -> f32;
-    /// Fetches the cache line at `p`, which need not be valid.
-    fn prefetch(self, p: *const u8);
     /// Fetches the cache line at `p`, which need not be valid, into the second-level cache: for what is used later, so that
     /// it does not take the first level's few slots for misses.
-    fn prefetch_l2(self, p: *const u8);
+    fn prefetch(self, p: *const u8);
 }
 
-/// Vectors whose sums of products of bytes have 32 bits.
+/// Vectors with VNNI's dot products: sums of products of bytes have 32 bits, those of 16 bits are modulo 2^32.
 #[cfg(target_arch = "x86_64")]
-pub(crate) trait ByteDots: Simd {
+pub(crate) trait Vnni: Simd {
     /// 256 times the sums, which must fit.
     fn times_256(self, acc: Self::Acc8) -> Self::Acc8;
     /// Reads `LANES` words of eight codes of 3 bits from `3 · LANES` bytes into the low 24 bits of 32-bit lanes, whatever
@@ -182,4 +178,10 @@ pub(crate) trait ByteDots: Simd {
     fn codes_of_words3(self, words: Self::I, i: usize) -> Self::I;
     /// Adds to the sums, which are those of 32-bit lanes.
     fn add_lanes(self, acc: Self::Acc8, lanes: Self::I) -> Self::Acc8;
+    /// The sums so far are these 32-bit lanes.
+    fn acc_of(self, lanes: Self::I) -> Self::Acc;
+    /// Adds 16-bit lanes, which must fit.
+    fn add16(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Subtracts 32-bit lanes, modulo 2^32.
+    fn sub32(self, a: Self::I, b: Self::I) -> Self::I;
 }

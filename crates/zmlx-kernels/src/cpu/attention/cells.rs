@@ -213,11 +213,12 @@ pub(super) unsafe fn to_values<S: Simd>(s: S, keys: *const u32, stride: usize, o
             for cell in (0..WIDE).step_by(S::LANES) {
                 // SAFETY: a square of the block's cells and positions; the two vectors of a pair of positions.
                 unsafe {
-                    for i in 0..S::LANES {
-                        let cells = keys.add((block * WIDE + cell + i) * WIDE + position);
-                        s.store(square.add(i * S::LANES).cast(), s.load(cells.cast()));
-                    }
-                    s.transpose(square);
+                    s.transpose(
+                        #[inline(always)]
+                        |i| s.load_words(keys.add((block * WIDE + cell + i) * WIDE + position).cast()),
+                        #[inline(always)]
+                        |i, cells| s.store(square.add(i * S::LANES).cast(), s.floats(cells)),
+                    );
                     for i in (0..S::LANES).step_by(2) {
                         let row = |i: usize| s.load_words(square.add(i * S::LANES).cast());
                         let (lower, upper) = s.zip16(row(i), row(i + 1));

@@ -172,7 +172,7 @@ pub(super) fn attend(level: Level) -> AttendFn {
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => attend_on::<crate::cpu::simd::avx512::Avx512<false>>,
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni | Level::Amx => attend_on::<crate::cpu::simd::avx512::Avx512<true>>,
+        Level::Avx512Vnni | Level::Zen4 | Level::Amx => attend_on::<crate::cpu::simd::avx512::Avx512<true>>,
         #[cfg(target_arch = "aarch64")]
         Level::Neon => attend_on::<crate::cpu::simd::neon::Neon>,
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
@@ -451,7 +451,7 @@ impl Ahead {
         let n = self.per_step.min(self.n_lines);
         self.n_lines -= n;
         for _ in 0..n {
-            s.prefetch_l2(self.at);
+            s.prefetch(self.at);
             self.at = self.at.wrapping_add(64);
         }
     }

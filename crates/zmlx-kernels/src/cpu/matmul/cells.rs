@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use super::elements::{Element, Floats};
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::simd::ByteDots;
+use crate::cpu::simd::Vnni;
 use crate::cpu::simd::{Simd, codes_of_16};
 
 /// A format's decoder for vectors of `S`.
@@ -124,7 +124,7 @@ impl<S: Simd, E: Element<S>, const BITS: usize, const CHUNK: usize> Cells<S> for
 pub(super) struct Words3<E>(PhantomData<E>);
 
 #[cfg(target_arch = "x86_64")]
-impl<S: ByteDots, E: Element<S>> Cells<S> for Words3<E> {
+impl<S: Vnni, E: Element<S>> Cells<S> for Words3<E> {
     type Element = E;
     const CELLS: usize = 2;
     const LOAD_BYTES: usize = 3 * S::LANES;

@@ -93,11 +93,11 @@ pub(super) fn fetch<S: Simd>(rows: &[Row; ROWS]) {
     let s = unsafe { S::assume() };
     for row in rows {
         for line in (0..PREFETCH_BYTES).step_by(64) {
-            s.prefetch_l2(row.data.wrapping_add(line));
+            s.prefetch(row.data.wrapping_add(line));
         }
         for line in (0..PREFETCH_SCALES).step_by(64) {
-            s.prefetch_l2(row.scales.wrapping_add(line));
-            s.prefetch_l2(row.biases.wrapping_add(line));
+            s.prefetch(row.scales.wrapping_add(line));
+            s.prefetch(row.biases.wrapping_add(line));
         }
     }
 }
@@ -178,9 +178,9 @@ unsafe fn scale<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usi
 ) {
     let at = i * layout.scales_bytes() + g * K::BYTES;
     for r in 0..R {
-        s.prefetch_l2(rows[r].scales.wrapping_add(at + PREFETCH_SCALES));
+        s.prefetch(rows[r].scales.wrapping_add(at + PREFETCH_SCALES));
         if K::BIASED {
-            s.prefetch_l2(rows[r].biases.wrapping_add(at + PREFETCH_SCALES));
+            s.prefetch(rows[r].biases.wrapping_add(at + PREFETCH_SCALES));
         }
         // SAFETY: rows and activations are as the layout says and have the group; there is room (the caller's promise).
         unsafe {
@@ -255,7 +255,7 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
             unsafe {
                 if load * C::LOAD_BYTES % 64 < C::LOAD_BYTES {
                     // A line once, and between the loads: all at once is 6 % slower (Zen 4, 2026-11).
-                    s.prefetch_l2(at[r].wrapping_add(PREFETCH_BYTES + load * C::LOAD_BYTES));
+                    s.prefetch(at[r].wrapping_add(PREFETCH_BYTES + load * C::LOAD_BYTES));
                 }
                 words[r] = C::load(s, at[r].add(load * C::LOAD_BYTES));
             }

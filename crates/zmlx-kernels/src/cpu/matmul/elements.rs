@@ -1,21 +1,21 @@
 //! What cells hold: integers, two of 16 bits or four of 8 bits, or floats. And activations as such.
 //!
 //! Quantised weights are integers. Then activations are integers too, with a scale for each group of weights: of 16 bits
-//! an activation is off by at most 2⁻¹⁶ of the largest of its group, of 8 bits 2⁻⁸. Everything else is exact up to the
+//! an activation is off by at most 1/65,000 of the largest of its group, of 8 bits 2⁻⁸. Everything else is exact up to the
 //! sum over the groups, which is in f32: codes are integers, and their products with activations are summed as integers.
 //! Against floats 16 bits take half the instructions, 8 bits a quarter, and the result does not depend on the order
 //! within a group.
 //!
-//! Where sums of products of bytes have 32 bits ([`ByteDots`]), 16 bits are two bytes, `256 · upper + lower`, each in a
+//! Where sums of products of bytes have 32 bits ([`Vnni`]), 16 bits are two bytes, `256 · upper + lower`, each in a
 //! plane of its own: as many products as of 16 bits, but weights stay bytes, which take half the instructions to unpack.
 
 #[cfg(target_arch = "x86_64")]
 use super::cells::Words3;
 use super::cells::{Cells, OddBits};
 use super::layout::RowLayout;
-#[cfg(target_arch = "x86_64")]
-use crate::cpu::simd::ByteDots;
 use crate::cpu::simd::Simd;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::Vnni;
 
 /// What a cell holds, and how cells are multiplied.
 pub(super) trait Element<S: Simd>: Sized {
@@ -44,7 +44,7 @@ pub(super) trait Element<S: Simd>: Sized {
     fn total(s: S, sum: Self::Sum) -> S::F;
 
     /// Puts a row of activations, `layout.n_in` of them, into the order of `C`'s cells: values, plane by plane, then for each
-    /// group their sum, then its scale. `out` has `layout.stride` floats.
+    /// group their sum, then its scale; in [`Order::Pairs`] then what its pairs have in common. `out` has `layout.stride` floats.
     fn prepare<C: Cells<S, Element = Self>>(layout: &RowLayout, order: Order, x: &[f32], out: &mut [f32]);
 }
 
@@ -55,6 +55,8 @@ pub(super) enum Order {
     Vectors,
     /// Word after word, each with all its cells.
     Words,
+    /// As [`Order::Words`], of cells of four integers in two planes: the first and the third as 16 bits, then the others.
+    Pairs,
 }
 
 /// Integers: two of 16 bits, or four of 8 bits, where weights have no sign and activations one byte in each plane.
@@ -64,10 +66,10 @@ pub(super) struct Floats;
 
 /// Activations of the most words that are loaded at once.
 const MAX_LOAD: usize = 256;
-/// The largest activations of 16 bits, of two bytes with signs, and of one.
+/// The largest activations of 16 bits, of two bytes with signs, to which weights of eight bits can be added, and of one byte.
 pub(super) const MAX_I16: f32 = 32767.0;
 #[cfg(target_arch = "x86_64")]
-const MAX_TWO_I8: f32 = 127.0 * 257.0;
+const MAX_TWO_I8: f32 = 127.0 * 256.0;
 const MAX_I8: f32 = 127.0;
 
 /// What levels do in ways of their own.
@@ -158,7 +160,7 @@ impl<S: Simd> Element<S> for Integers<4, 1> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<S: ByteDots> Element<S> for Integers<4, 2> {
+impl<S: Vnni> Element<S> for Integers<4, 2> {
     const WEIGHTS: usize = 4;
     const X_SCALED: bool = true;
     const PLANES: usize = 2;
@@ -201,19 +203,22 @@ fn prepare_integers<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
     out: &mut [f32],
 ) {
     let (values, groups) = out.split_at_mut(layout.n_values);
-    let (sums, scales) = groups.split_at_mut(layout.padded_groups);
+    let (sums, groups) = groups.split_at_mut(layout.padded_groups);
+    let (scales, pairs) = groups.split_at_mut(layout.padded_groups);
     let load = N * C::CELLS * S::LANES;
     let mut integers = [0i16; MAX_LOAD];
     let mut n_done = 0;
     sums.fill(0.0);
     scales.fill(0.0);
     let mut loads = (0..layout.plane).step_by(load / N);
-    for ((group, sum), scale) in x.chunks_exact(layout.group_size).zip(sums).zip(scales) {
+    for (g, group) in x.chunks_exact(layout.group_size).enumerate() {
         let out = &mut integers[n_done..n_done + group.len()];
-        let total;
-        (*scale, total) = to_integers(group, largest, out);
-        *sum = *scale * total as f32;
-        *scale *= C::UNIT;
+        let (scale, total) = to_integers(group, largest, out);
+        sums[g] = scale * total as f32;
+        scales[g] = scale * C::UNIT;
+        if order == Order::Pairs {
+            pairs[g] = f32::from_bits(products_of_pairs::<S, C>(out).cast_unsigned());
+        }
         n_done += group.len();
         // What is loaded at once may be several groups, or a group several loads.
         let mut n_taken = 0;
@@ -256,6 +261,22 @@ pub(in crate::cpu) fn to_integers(group: &[f32], largest: f32, out: &mut [i16]) 
     (max / largest, total)
 }
 
+/// The sum of the products of neighbours, modulo 2^32: of each cell the first number with the second, the third with the fourth.
+#[inline(always)]
+fn products_of_pairs<S: Simd, C: Cells<S>>(x: &[i16]) -> i32 {
+    let mut sum = 0i32;
+    for word in x.chunks_exact(4 * C::CELLS) {
+        let (a, b) = word.split_at(2 * C::CELLS);
+        for half in [a, b] {
+            let (first, second) = half.split_at(C::CELLS);
+            for (a, b) in first.iter().zip(second) {
+                sum = sum.wrapping_add(i32::from(*a) * i32::from(*b));
+            }
+        }
+    }
+    sum
+}
+
 /// The activations of a vector of words, at `at` in each plane.
 #[inline(always)]
 fn in_planes<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
@@ -265,9 +286,27 @@ fn in_planes<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
     at: usize,
     out: &mut [f32],
 ) {
+    if order == Order::Pairs {
+        return in_pairs::<S, C>(x, &mut out[2 * at..]);
+    }
     for plane in 0..PLANES {
         let out = &mut out[plane * layout.plane + at..][..x.len() / N];
         in_order::<S, C, N>(order, x, plane + 1 < PLANES, out);
+    }
+}
+
+/// The activations of a vector of words in [`Order::Pairs`].
+#[inline(always)]
+fn in_pairs<S: Simd, C: Cells<S>>(x: &[i16], out: &mut [f32]) {
+    let n = 4 * C::CELLS * S::LANES;
+    let (x, out) = (&x[..n], &mut out[..n / 2]);
+    let pair =
+        |a: i16, b: i16| f32::from_bits(u32::from(a.cast_unsigned()) | u32::from(b.cast_unsigned()) << 16);
+    for (out, word) in out.chunks_exact_mut(2 * C::CELLS).zip(x.chunks_exact(4 * C::CELLS)) {
+        for (i, out) in out.chunks_exact_mut(2).enumerate() {
+            out[0] = pair(word[i], word[i + 2 * C::CELLS]);
+            out[1] = pair(word[i + C::CELLS], word[i + 3 * C::CELLS]);
+        }
     }
 }
 
@@ -294,7 +333,7 @@ fn in_order<S: Simd, C: Cells<S>, const N: usize>(order: Order, x: &[i16], is_up
                 }
             }
         }
-        Order::Words => {
+        Order::Words | Order::Pairs => {
             for (out, word) in out.chunks_exact_mut(C::CELLS).zip(x.chunks_exact(N * C::CELLS)) {
                 for (i, out) in out.iter_mut().enumerate() {
                     *out = cell(word, i);

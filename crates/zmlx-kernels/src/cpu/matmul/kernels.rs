@@ -5,10 +5,16 @@ use super::dots::{DotFn, ROWS, dot, fetch};
 use super::elements::{Element, Integers, Order, Ways};
 use super::layout::{self, Row, RowLayout, Scales};
 #[cfg(target_arch = "x86_64")]
-use super::tiles::ByAmx;
+use super::tiles::{ByAmx, ByPairs};
 use super::tiles::{ByVectors, Multiply, PackFn, TileFn, tile, tile_rows};
 use crate::cpu::level::{Activations, Level};
 use crate::cpu::simd::Simd;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use crate::cpu::simd::avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+use crate::cpu::simd::neon::Neon;
 use crate::cpu::simd::scalar::Scalar;
 use crate::weight::WeightFormat;
 use crate::{DType, QuantMode, QuantSpec};
@@ -42,28 +48,30 @@ pub(super) struct Kernels {
 /// The kernels for a weight.
 pub(super) fn kernels(level: Level, activations: Activations, format: WeightFormat, n_in: usize) -> Kernels {
     match level {
-        Level::Scalar => on::<Scalar, ByVectors>(activations, format, n_in),
+        Level::Scalar => on::<Scalar, ByVectors, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => on::<crate::cpu::simd::avx2::Avx2, ByVectors>(activations, format, n_in),
+        Level::Avx2 => on::<Avx2, ByVectors, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => on::<crate::cpu::simd::avx512::Avx512<false>, ByVectors>(activations, format, n_in),
+        Level::Avx512 => on::<Avx512<false>, ByVectors, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512Vnni => {
-            on::<crate::cpu::simd::avx512::Avx512<true>, ByVectors>(activations, format, n_in)
-        }
+        Level::Avx512Vnni => on::<Avx512<true>, ByVectors, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Amx => on::<crate::cpu::simd::avx512::Avx512<true>, ByAmx>(activations, format, n_in),
+        Level::Zen4 => on::<Avx512<true>, ByPairs, ByVectors>(activations, format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => on::<Avx512<true>, ByAmx, ByAmx>(activations, format, n_in),
         #[cfg(target_arch = "aarch64")]
-        Level::Neon => on::<crate::cpu::simd::neon::Neon, ByVectors>(activations, format, n_in),
+        Level::Neon => on::<Neon, ByVectors, ByVectors>(activations, format, n_in),
         #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
         _ => unreachable!("level {level:?} does not exist on this architecture"),
     }
 }
 
-fn on<S: Ways, M>(activations: Activations, format: WeightFormat, n_in: usize) -> Kernels
-where
-    M: Multiply<S, S::Int16> + Multiply<S, Integers<4, 1>>,
-{
+/// On vectors of `S`; many rows of activations of 16 bits are multiplied by `M`, of 8 bits by `M8`.
+fn on<S: Ways, M: Multiply<S, S::Int16>, M8: Multiply<S, Integers<4, 1>>>(
+    activations: Activations,
+    format: WeightFormat,
+    n_in: usize,
+) -> Kernels {
     let (spec, scale_dtype) = match format {
         WeightFormat::Dense(DType::F32) => {
             return of::<S, DenseF32, layout::None, ByVectors>(format, n_in);
@@ -77,31 +85,32 @@ where
     match (spec.mode(), activations) {
         (QuantMode::Mxfp8, _) => of::<S, E4m3, layout::E8m0, ByVectors>(format, n_in),
         (QuantMode::Mxfp4, Activations::Int16) => of::<S, E2m1<S::Int16>, layout::E8m0, M>(format, n_in),
-        (QuantMode::Mxfp4, Activations::Int8) => of::<S, E2m1<Integers<4, 1>>, layout::E8m0, M>(format, n_in),
+        (QuantMode::Mxfp4, Activations::Int8) => {
+            of::<S, E2m1<Integers<4, 1>>, layout::E8m0, M8>(format, n_in)
+        }
         (QuantMode::Nvfp4, Activations::Int16) => of::<S, E2m1<S::Int16>, layout::E4m3, M>(format, n_in),
-        (QuantMode::Nvfp4, Activations::Int8) => of::<S, E2m1<Integers<4, 1>>, layout::E4m3, M>(format, n_in),
+        (QuantMode::Nvfp4, Activations::Int8) => {
+            of::<S, E2m1<Integers<4, 1>>, layout::E4m3, M8>(format, n_in)
+        }
         (QuantMode::Affine, _) => match scale_dtype {
-            DType::F32 => affine::<S, layout::F32, M>(spec, activations, format, n_in),
-            DType::F16 => affine::<S, layout::F16, M>(spec, activations, format, n_in),
-            _ => affine::<S, layout::Bf16, M>(spec, activations, format, n_in),
+            DType::F32 => affine::<S, layout::F32, M, M8>(spec, activations, format, n_in),
+            DType::F16 => affine::<S, layout::F16, M, M8>(spec, activations, format, n_in),
+            _ => affine::<S, layout::Bf16, M, M8>(spec, activations, format, n_in),
         },
     }
 }
 
 /// Affine weights, with scales as `K`.
-fn affine<S: Ways, K: Scales<S>, M>(
+fn affine<S: Ways, K: Scales<S>, M: Multiply<S, S::Int16>, M8: Multiply<S, Integers<4, 1>>>(
     spec: QuantSpec,
     activations: Activations,
     format: WeightFormat,
     n_in: usize,
-) -> Kernels
-where
-    M: Multiply<S, S::Int16> + Multiply<S, Integers<4, 1>>,
-{
+) -> Kernels {
     match (spec.bits(), activations) {
         (8, _) => of::<S, PowerOfTwoBits<8, S::Int16>, K, M>(format, n_in),
         (_, Activations::Int16) => narrow::<S, S::Int16, K, M>(spec, format, n_in),
-        (_, Activations::Int8) => narrow::<S, Integers<4, 1>, K, M>(spec, format, n_in),
+        (_, Activations::Int8) => narrow::<S, Integers<4, 1>, K, M8>(spec, format, n_in),
     }
 }
 
@@ -136,17 +145,35 @@ fn of<S: Simd, C: Cells<S>, K: Scales<S>, M: Multiply<S, C::Element>>(
             M::MAX_DOTS
         },
         dot: [dot::<S, C, K, 1, 4>, dot::<S, C, K, 2, 4>, dot::<S, C, K, 4, 2>],
-        prepare_dot: prepare::<S, C, false>,
+        prepare_dot: prepare_dot::<S, C>,
         fetch: fetch::<S>,
         pack: M::pack::<C>,
         tile: tile::<S, C, M>,
-        prepare_tile: prepare::<S, C, true>,
+        prepare_tile: prepare_tile::<S, C, M>,
         tile_rows: tile_rows::<S>(),
     }
 }
 
-/// The [`PrepareFn`] for dots or for tiles.
-unsafe fn prepare<S: Simd, C: Cells<S>, const TILES: bool>(layout: &RowLayout, x: *const f32, out: *mut f32) {
+/// The [`PrepareFn`] for dots.
+unsafe fn prepare_dot<S: Simd, C: Cells<S>>(layout: &RowLayout, x: *const f32, out: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { prepare::<S, C>(layout, Order::Vectors, x, out) }
+}
+
+/// The [`PrepareFn`] for tiles.
+unsafe fn prepare_tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
+    layout: &RowLayout,
+    x: *const f32,
+    out: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { prepare::<S, C>(layout, M::ORDER, x, out) }
+}
+
+/// # Safety
+/// As [`PrepareFn`].
+#[inline(always)]
+unsafe fn prepare<S: Simd, C: Cells<S>>(layout: &RowLayout, order: Order, x: *const f32, out: *mut f32) {
     // SAFETY: the caller vouches for the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
@@ -159,7 +186,6 @@ unsafe fn prepare<S: Simd, C: Cells<S>, const TILES: bool>(layout: &RowLayout, x
                     std::slice::from_raw_parts_mut(out, layout.stride),
                 )
             };
-            let order = if TILES { Order::Words } else { Order::Vectors };
             C::Element::prepare::<C>(layout, order, x, out);
         },
     );

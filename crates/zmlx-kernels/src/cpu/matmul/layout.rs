@@ -20,6 +20,9 @@ pub(super) struct Row {
 }
 
 impl Row {
+    pub(super) const NULL: Self =
+        Self { data: std::ptr::null(), scales: std::ptr::null(), biases: std::ptr::null() };
+
     /// The row `n` rows further on.
     ///
     /// # Safety
@@ -152,7 +155,10 @@ impl RowLayout {
             padded_groups,
             plane,
             n_values,
-            stride: n_values + padded_groups * if C::Element::X_SCALED { 2 } else { 1 },
+            // Of each group the sum, then the scale, then what pairs have in common.
+            stride: n_values
+                + padded_groups
+                    * (1 + usize::from(C::Element::X_SCALED) + usize::from(C::Element::PLANES > 1)),
         }
     }
 

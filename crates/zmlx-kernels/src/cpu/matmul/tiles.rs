@@ -7,22 +7,28 @@
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+
+use std::mem::MaybeUninit;
 
 use super::cells::{Cells, MAX_OVERREAD};
-use super::elements::Element;
+use super::elements::{Element, Order};
 use super::layout::{Row, RowLayout, group_scales};
 use crate::cpu::pool::Aligned;
 use crate::cpu::simd::Simd;
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use amx::ByAmx;
+#[cfg(target_arch = "x86_64")]
+pub(super) use pairs::ByPairs;
 
 /// Vectors of rows of a tile.
 const ROW_VECS: usize = 2;
 /// Most rows of a tile.
 pub(super) const MAX_TILE_ROWS: usize = 32;
-/// Cells of a tile that are made at once: 16 KB, which stay in the first-level cache.
-const BLOCK_CELLS: usize = 4096;
+/// Words of a tile that are made at once: 16 KB, which stay in the first-level cache.
+const BLOCK_WORDS: usize = 4096;
 /// Rows of activations that all tiles of a weight see before the next such: they stay in the second-level cache.
 pub(super) const X_BLOCK: usize = 128;
 
@@ -58,13 +64,32 @@ pub(super) trait Multiply<S: Simd, E: Element<S>> {
     type State;
     /// Rows of activations up to which dots are faster, no more than [`super::MAX_DOTS`].
     const MAX_DOTS: usize;
+    /// How activations lie.
+    const ORDER: Order = Order::Words;
+    /// Vectors of a tile for each vector of cells.
+    const CELL_VECS: usize = 1;
 
-    /// The [`PackFn`].
+    /// The [`PackFn`]; nothing if they are used as they were prepared.
+    ///
+    /// # Safety
+    /// As [`PackFn`].
     unsafe fn pack<C: Cells<S, Element = E>>(
         layout: &RowLayout,
         xs: &[*const f32],
         packed: &mut Aligned<f32>,
-    );
+    ) {
+        let _ = (layout, xs, packed);
+    }
+
+    /// Writes a vector of cells as the tile has them.
+    ///
+    /// # Safety
+    /// There is room.
+    #[inline(always)]
+    unsafe fn put(s: S, cells: S::I, out: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(out, s.floats(cells)) }
+    }
 
     /// Begins a tile.
     ///
@@ -105,7 +130,7 @@ pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
 ) {
     let n_rows = tile_rows::<S>();
     assert!(rows.len() == n_rows && out.len() >= n_rows * xs.len());
-    scratch.cells.resize(BLOCK_CELLS, 0);
+    scratch.cells.resize(BLOCK_WORDS, 0);
     for by_group in &mut scratch.by_group {
         if by_group.len() < n_rows * layout.padded_groups {
             by_group.resize(n_rows * layout.padded_groups, 0.0);
@@ -123,12 +148,12 @@ pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
                     scales_by_group(s, layout, rows, scratch);
                 }
                 let n_cells = layout.n_in.div_ceil(C::Element::WEIGHTS);
-                let block_cells = BLOCK_CELLS / n_rows;
+                let block_cells = BLOCK_WORDS / n_rows / M::CELL_VECS;
                 let mut state = M::begin::<C>(layout);
                 let mut from = 0;
                 while from < n_cells {
                     let n = block_cells.min(n_cells - from);
-                    fill::<S, C>(s, layout, rows, from, n, scratch.cells.as_mut_ptr());
+                    fill::<S, C, M>(s, layout, rows, from, n, scratch.cells.as_mut_ptr());
                     let block = Block {
                         layout,
                         cells: scratch.cells.as_ptr(),
@@ -161,29 +186,43 @@ unsafe fn scales_by_group<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scrat
                 let at = from + g * S::LANES;
                 for r in 0..S::LANES {
                     let row = &rows[v * S::LANES + r];
+                    // The next tile's.
+                    s.prefetch(row.scales.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
+                    s.prefetch(row.biases.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
                     let [row_scales, row_biases] = group_scales(s, layout, row, g);
                     s.store(scales.add(at + r * S::LANES), row_scales);
                     s.store(biases.add(at + r * S::LANES), row_biases);
                 }
-                s.transpose(scales.add(at).cast());
+                transpose_in_place(s, scales.add(at));
                 if layout.is_biased() {
-                    s.transpose(biases.add(at).cast());
+                    transpose_in_place(s, biases.add(at));
                 }
             }
         }
     }
 }
 
-/// Words of `LANES` rows by `LANES`.
-#[repr(align(64))]
-struct Square([u32; 256]);
+/// # Safety
+/// `p` has a square of words.
+#[inline(always)]
+unsafe fn transpose_in_place<S: Simd>(s: S, p: *mut f32) {
+    // SAFETY: the caller's promise; all rows are read before a column is written.
+    unsafe {
+        s.transpose(
+            #[inline(always)]
+            |i| s.load_words(p.add(i * S::LANES).cast()),
+            #[inline(always)]
+            |j, column| s.store(p.add(j * S::LANES), s.floats(column)),
+        );
+    }
+}
 
 /// Writes the cells `from..from + n` of all rows.
 ///
 /// # Safety
 /// As [`TileFn`]; `from` begins a vector of words; `out` has room for the cells, rounded up to vectors of words.
 #[inline(always)]
-unsafe fn fill<S: Simd, C: Cells<S>>(
+unsafe fn fill<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
     s: S,
     layout: &RowLayout,
     rows: &[Row],
@@ -193,8 +232,7 @@ unsafe fn fill<S: Simd, C: Cells<S>>(
 ) {
     let (load_cells, n_rows) = (C::CELLS * S::LANES, ROW_VECS * S::LANES);
     let n_readable = layout.row_bytes.saturating_sub(if C::OVERREAD { MAX_OVERREAD } else { 0 });
-    let mut square = Square([0; 256]);
-    let mut padded = [0u8; 64 + MAX_OVERREAD];
+    let mut ends = MaybeUninit::<Ends>::uninit();
     // SAFETY: whole words are read from the row, others from a padded copy; writes stay within the rounded cells.
     unsafe {
         for load in 0..n.div_ceil(load_cells) {
@@ -207,31 +245,54 @@ unsafe fn fill<S: Simd, C: Cells<S>>(
             } else {
                 n_rows * layout.row_bytes + next - layout.row_bytes
             };
+            let at = if is_direct {
+                rows.as_ptr()
+            } else {
+                ends.write(Ends::EMPTY).copy(rows, offset, C::LOAD_BYTES.min(layout.row_bytes - offset))
+            };
             for v in 0..ROW_VECS {
-                let rows = &rows[v * S::LANES..][..S::LANES];
-                for r in 0..S::LANES {
-                    let mut at = rows[r].data.add(offset);
-                    s.prefetch(rows[r].data.wrapping_add(next));
-                    if !is_direct {
-                        let n = C::LOAD_BYTES.min(layout.row_bytes - offset);
-                        padded.fill(0);
-                        std::ptr::copy_nonoverlapping(at, padded.as_mut_ptr(), n);
-                        at = padded.as_ptr();
-                    }
-                    let words = C::load(s, at);
-                    s.store(square.0.as_mut_ptr().add(r * S::LANES).cast(), s.floats(words));
-                }
-                s.transpose(square.0.as_mut_ptr());
-                for j in 0..S::LANES {
-                    let words = s.load_words(square.0.as_ptr().add(j * S::LANES).cast());
-                    for i in 0..C::CELLS {
-                        let cell = (load * S::LANES + j) * C::CELLS + i;
-                        let at = out.add((cell * ROW_VECS + v) * S::LANES);
-                        s.store(at.cast(), s.floats(C::cells(s, words, i)));
-                    }
-                }
+                s.transpose(
+                    #[inline(always)]
+                    |r| {
+                        let row = &*at.add(v * S::LANES + r);
+                        s.prefetch(row.data.wrapping_add(next));
+                        C::load(s, row.data.wrapping_add(offset))
+                    },
+                    #[inline(always)]
+                    |j, words| {
+                        for i in 0..C::CELLS {
+                            let cell = (load * S::LANES + j) * C::CELLS + i;
+                            let at = out.add((cell * ROW_VECS + v) * M::CELL_VECS * S::LANES);
+                            M::put(s, C::cells(s, words, i), at.cast());
+                        }
+                    },
+                );
             }
         }
+    }
+}
+
+/// The last bytes of a tile's rows, with zeros behind for what loads read.
+struct Ends {
+    rows: [Row; MAX_TILE_ROWS],
+    bytes: [[u8; 64 + MAX_OVERREAD]; MAX_TILE_ROWS],
+}
+
+impl Ends {
+    const EMPTY: Self =
+        Self { rows: [Row::NULL; MAX_TILE_ROWS], bytes: [[0; 64 + MAX_OVERREAD]; MAX_TILE_ROWS] };
+
+    /// Copies `n` bytes of each row from `offset` on; returns rows that have them there.
+    ///
+    /// # Safety
+    /// The rows have these bytes.
+    unsafe fn copy(&mut self, rows: &[Row], offset: usize, n: usize) -> *const Row {
+        for (r, row) in rows.iter().enumerate() {
+            // SAFETY: the caller's promise; a load takes no more than the copy holds.
+            unsafe { std::ptr::copy_nonoverlapping(row.data.add(offset), self.bytes[r].as_mut_ptr(), n) };
+            self.rows[r] = Row { data: self.bytes[r].as_ptr().wrapping_sub(offset), ..*row };
+        }
+        self.rows.as_ptr()
     }
 }
 
@@ -248,7 +309,7 @@ pub(super) struct Block<'a> {
 
 /// Cells of a group, and of a sum that is scaled: a group, or what a sum holds of it.
 const fn sum_cells<S: Simd, C: Cells<S>>(layout: &RowLayout) -> (usize, usize) {
-    let group = if C::SCALED { layout.group_size / C::Element::WEIGHTS } else { BLOCK_CELLS };
+    let group = if C::SCALED { layout.group_size / C::Element::WEIGHTS } else { BLOCK_WORDS };
     (group, if group < C::MAX_CELLS { group } else { C::MAX_CELLS })
 }
 
@@ -324,8 +385,6 @@ impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
     type State = ();
     /// With few registers dots of four rows gain little on dots of two. (4-bit weights, a Zen 4 and a Xeon, 2026-11.)
     const MAX_DOTS: usize = if S::MANY_REGISTERS { 12 } else { 4 };
-
-    unsafe fn pack<C: Cells<S, Element = E>>(_: &RowLayout, _: &[*const f32], _: &mut Aligned<f32>) {}
 
     #[inline(always)]
     unsafe fn begin<C: Cells<S, Element = E>>(_: &RowLayout) {}

@@ -43,6 +43,25 @@ pub(super) unsafe fn halves(p: *const u8, stride: usize) -> __m256i {
     }
 }
 
+/// Of four rows: in each half, column 0 of that half of all four, then column 1, …
+///
+/// # Safety
+/// AVX2 is there.
+#[inline(always)]
+unsafe fn transpose4([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
+        let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
+        [
+            _mm256_unpacklo_epi64(ab, cd),
+            _mm256_unpackhi_epi64(ab, cd),
+            _mm256_unpacklo_epi64(ab_high, cd_high),
+            _mm256_unpackhi_epi64(ab_high, cd_high),
+        ]
+    }
+}
+
 // SAFETY of every block below: `self` proves that the instructions exist; pointers are as the trait's callers promise.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 impl Simd for Avx2 {
@@ -272,27 +291,13 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, p: *mut u32) {
+    fn transpose(self, row: impl Fn(usize) -> Self::I, mut column: impl FnMut(usize, Self::I)) {
         unsafe {
-            let row = |i: usize| _mm256_loadu_si256(p.add(8 * i).cast());
-            // Of rows 4h to 4h + 3: columns c and c + 4 of all four, in the two halves.
-            let four = |h: usize| {
-                let (a, b, c, d) = (row(4 * h), row(4 * h + 1), row(4 * h + 2), row(4 * h + 3));
-                let (ab, cd) = (_mm256_unpacklo_epi32(a, b), _mm256_unpacklo_epi32(c, d));
-                let (ab_high, cd_high) = (_mm256_unpackhi_epi32(a, b), _mm256_unpackhi_epi32(c, d));
-                [
-                    _mm256_unpacklo_epi64(ab, cd),
-                    _mm256_unpackhi_epi64(ab, cd),
-                    _mm256_unpacklo_epi64(ab_high, cd_high),
-                    _mm256_unpackhi_epi64(ab_high, cd_high),
-                ]
-            };
-            let (low, high) = (four(0), four(1));
+            let low = transpose4([row(0), row(1), row(2), row(3)]);
+            let high = transpose4([row(4), row(5), row(6), row(7)]);
             for c in 0..4 {
-                let first = _mm256_permute2x128_si256::<0x20>(low[c], high[c]);
-                let second = _mm256_permute2x128_si256::<0x31>(low[c], high[c]);
-                _mm256_storeu_si256(p.add(8 * c).cast(), first);
-                _mm256_storeu_si256(p.add(8 * (c + 4)).cast(), second);
+                column(c, _mm256_permute2x128_si256::<0x20>(low[c], high[c]));
+                column(c + 4, _mm256_permute2x128_si256::<0x31>(low[c], high[c]));
             }
         }
     }
@@ -348,11 +353,6 @@ impl Simd for Avx2 {
 
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-
-    #[inline(always)]
-    fn prefetch_l2(self, p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }

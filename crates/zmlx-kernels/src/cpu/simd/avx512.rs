@@ -1,10 +1,12 @@
 //! 512-bit x86 vectors: AVX-512 F, BW, DQ, VL; and VNNI and VBMI where both are.
 
+#![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
+
 use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::avx2::{Avx2, halves};
-use super::{ByteDots, Simd, codes_of_16, in_aligned_frame, windows16};
+use super::{Simd, Vnni, codes_of_16, in_aligned_frame, windows16};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot products and
@@ -53,6 +55,25 @@ unsafe fn quarters(p: *const u8, stride: usize) -> __m512i {
     unsafe {
         let low = _mm512_castsi256_si512(halves(p, stride));
         _mm512_inserti64x4::<1>(low, halves(p.add(2 * stride), stride))
+    }
+}
+
+/// Of four rows: in each quarter, column 0 of that quarter of all four, then column 1, …
+///
+/// # Safety
+/// AVX-512 F is there.
+#[inline(always)]
+unsafe fn transpose4([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        [
+            _mm512_unpacklo_epi64(ab, cd),
+            _mm512_unpackhi_epi64(ab, cd),
+            _mm512_unpacklo_epi64(ab_high, cd_high),
+            _mm512_unpackhi_epi64(ab_high, cd_high),
+        ]
     }
 }
 
@@ -295,33 +316,23 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, p: *mut u32) {
+    fn transpose(self, row: impl Fn(usize) -> Self::I, mut column: impl FnMut(usize, Self::I)) {
         unsafe {
-            let row = |i: usize| _mm512_loadu_si512(p.add(16 * i).cast());
             // Of rows 4h to 4h + 3: columns c, c + 4, c + 8 and c + 12 of all four, in the four quarters.
-            let four = |h: usize| {
-                let (a, b, c, d) = (row(4 * h), row(4 * h + 1), row(4 * h + 2), row(4 * h + 3));
-                let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
-                let (ab_high, cd_high) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
-                [
-                    _mm512_unpacklo_epi64(ab, cd),
-                    _mm512_unpackhi_epi64(ab, cd),
-                    _mm512_unpacklo_epi64(ab_high, cd_high),
-                    _mm512_unpackhi_epi64(ab_high, cd_high),
-                ]
-            };
-            let rows = [four(0), four(1), four(2), four(3)];
+            let mut rows = [[self.splat_i(0); 4]; 4];
+            for h in 0..4 {
+                rows[h] = transpose4([row(4 * h), row(4 * h + 1), row(4 * h + 2), row(4 * h + 3)]);
+            }
             for c in 0..4 {
                 // Quarters 0 and 2, and 1 and 3, of eight rows.
-                let halves = |a: [__m512i; 4], b: [__m512i; 4]| {
-                    (_mm512_shuffle_i32x4::<0x88>(a[c], b[c]), _mm512_shuffle_i32x4::<0xdd>(a[c], b[c]))
-                };
-                let ((even, odd), (even2, odd2)) = (halves(rows[0], rows[1]), halves(rows[2], rows[3]));
-                let store = |i: usize, v| _mm512_storeu_si512(p.add(16 * i).cast(), v);
-                store(c, _mm512_shuffle_i32x4::<0x88>(even, even2));
-                store(c + 4, _mm512_shuffle_i32x4::<0x88>(odd, odd2));
-                store(c + 8, _mm512_shuffle_i32x4::<0xdd>(even, even2));
-                store(c + 12, _mm512_shuffle_i32x4::<0xdd>(odd, odd2));
+                let even = _mm512_shuffle_i32x4::<0x88>(rows[0][c], rows[1][c]);
+                let odd = _mm512_shuffle_i32x4::<0xdd>(rows[0][c], rows[1][c]);
+                let even2 = _mm512_shuffle_i32x4::<0x88>(rows[2][c], rows[3][c]);
+                let odd2 = _mm512_shuffle_i32x4::<0xdd>(rows[2][c], rows[3][c]);
+                column(c, _mm512_shuffle_i32x4::<0x88>(even, even2));
+                column(c + 4, _mm512_shuffle_i32x4::<0x88>(odd, odd2));
+                column(c + 8, _mm512_shuffle_i32x4::<0xdd>(even, even2));
+                column(c + 12, _mm512_shuffle_i32x4::<0xdd>(odd, odd2));
             }
         }
     }
@@ -369,16 +380,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
 
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
-    }
-
-    #[inline(always)]
-    fn prefetch_l2(self, p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
     }
 }
 
-impl ByteDots for Avx512<true> {
+impl Vnni for Avx512<true> {
     #[inline(always)]
     fn times_256(self, acc: Self::Acc8) -> Self::Acc8 {
         // SAFETY: as above.
@@ -426,5 +432,22 @@ impl ByteDots for Avx512<true> {
     fn add_lanes(self, acc: Self::Acc8, lanes: Self::I) -> Self::Acc8 {
         // SAFETY: as above.
         unsafe { _mm512_add_epi32(acc, lanes) }
+    }
+
+    #[inline(always)]
+    fn acc_of(self, lanes: Self::I) -> Self::Acc {
+        lanes
+    }
+
+    #[inline(always)]
+    fn add16(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: as above.
+        unsafe { _mm512_add_epi16(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub32(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: as above.
+        unsafe { _mm512_sub_epi32(a, b) }
     }
 }

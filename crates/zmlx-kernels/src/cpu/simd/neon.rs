@@ -21,6 +21,25 @@ const fn first_lanes() -> [u32; 16] {
     masks
 }
 
+/// The columns of four rows.
+///
+/// # Safety
+/// NEON is there.
+#[inline(always)]
+unsafe fn transpose4([a, b, c, d]: [uint32x4_t; 4]) -> [uint32x4_t; 4] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let pair = |a, b| (vreinterpretq_u64_u32(vtrn1q_u32(a, b)), vreinterpretq_u64_u32(vtrn2q_u32(a, b)));
+        let ((even_ab, odd_ab), (even_cd, odd_cd)) = (pair(a, b), pair(c, d));
+        [
+            vreinterpretq_u32_u64(vtrn1q_u64(even_ab, even_cd)),
+            vreinterpretq_u32_u64(vtrn1q_u64(odd_ab, odd_cd)),
+            vreinterpretq_u32_u64(vtrn2q_u64(even_ab, even_cd)),
+            vreinterpretq_u32_u64(vtrn2q_u64(odd_ab, odd_cd)),
+        ]
+    }
+}
+
 // SAFETY of every block below: NEON is part of the target's baseline; pointers are as the trait's callers promise.
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 impl Simd for Neon {
@@ -285,27 +304,16 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, p: *mut u32) {
+    fn transpose(self, row: impl Fn(usize) -> Self::I, mut column: impl FnMut(usize, Self::I)) {
         unsafe {
-            // The four columns from 4c on of the four rows from 4r on.
-            let four = |r: usize, c: usize| {
-                let row = |i: usize| vld1q_u32(p.add(8 * (4 * r + i) + 4 * c));
-                let (a, b, c, d) = (row(0), row(1), row(2), row(3));
-                let pair =
-                    |a, b| (vreinterpretq_u64_u32(vtrn1q_u32(a, b)), vreinterpretq_u64_u32(vtrn2q_u32(a, b)));
-                let ((even_ab, odd_ab), (even_cd, odd_cd)) = (pair(a, b), pair(c, d));
-                [
-                    vreinterpretq_u32_u64(vtrn1q_u64(even_ab, even_cd)),
-                    vreinterpretq_u32_u64(vtrn1q_u64(odd_ab, odd_cd)),
-                    vreinterpretq_u32_u64(vtrn2q_u64(even_ab, even_cd)),
-                    vreinterpretq_u32_u64(vtrn2q_u64(odd_ab, odd_cd)),
-                ]
-            };
-            // All is read before anything is written.
-            let blocks = [(0, 0, four(0, 0)), (0, 1, four(0, 1)), (1, 0, four(1, 0)), (1, 1, four(1, 1))];
-            for (r, c, columns) in blocks {
-                for (i, column) in columns.into_iter().enumerate() {
-                    vst1q_u32(p.add(8 * (4 * c + i) + 4 * r), column);
+            let rows = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
+            let (left, right) = (rows.map(|row| row.0), rows.map(|row| row.1));
+            // The first four columns, then the others, of the first four rows and the others.
+            for (first, half) in [(0, left), (4, right)] {
+                let [a, b, c, d, e, f, g, h] = half;
+                let (upper, lower) = (transpose4([a, b, c, d]), transpose4([e, f, g, h]));
+                for i in 0..4 {
+                    column(first + i, (upper[i], lower[i]));
                 }
             }
         }
@@ -370,7 +378,4 @@ impl Simd for Neon {
 
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
-
-    #[inline(always)]
-    fn prefetch_l2(self, _: *const u8) {}
 }

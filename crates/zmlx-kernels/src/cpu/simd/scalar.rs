@@ -229,12 +229,10 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    unsafe fn transpose(self, p: *mut u32) {
-        for i in 0..N {
-            for j in 0..i {
-                // SAFETY: the caller passes N · N words.
-                unsafe { std::ptr::swap(p.add(N * i + j), p.add(N * j + i)) };
-            }
+    fn transpose(self, row: impl Fn(usize) -> Self::I, mut column: impl FnMut(usize, Self::I)) {
+        let rows: [Self::I; N] = std::array::from_fn(row);
+        for j in 0..N {
+            column(j, rows.map(|row| row[j]));
         }
     }
 
@@ -271,7 +269,4 @@ impl Simd for Scalar {
 
     #[inline(always)]
     fn prefetch(self, _: *const u8) {}
-
-    #[inline(always)]
-    fn prefetch_l2(self, _: *const u8) {}
 }

@@ -6,7 +6,7 @@ use super::super::elements::{Element, Integers};
 use super::super::layout::RowLayout;
 use super::{Block, Multiply, ROW_VECS, sum_cells, tile_rows};
 use crate::cpu::pool::Aligned;
-use crate::cpu::simd::ByteDots;
+use crate::cpu::simd::Vnni;
 use crate::cpu::simd::amx::{Sums, TILE, Tiles};
 
 /// By AMX, for 16 rows of activations at a time, packed: of each 16 rows all planes, of each plane as many cells of all rows
@@ -23,7 +23,7 @@ fn packed_len(layout: &RowLayout) -> usize {
     TILE * (layout.n_values + 2 * layout.n_groups)
 }
 
-impl<S: ByteDots, const PLANES: usize> Multiply<S, Integers<4, PLANES>> for ByAmx
+impl<S: Vnni, const PLANES: usize> Multiply<S, Integers<4, PLANES>> for ByAmx
 where
     Integers<4, PLANES>: Element<S, Sum = S::Acc8>,
 {
@@ -166,7 +166,7 @@ impl ByAmx {
     /// As [`Multiply::multiply`].
     #[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
     #[inline(always)]
-    unsafe fn add_scaled<S: ByteDots, C: Cells<S>, const PLANES: usize>(
+    unsafe fn add_scaled<S: Vnni, C: Cells<S>, const PLANES: usize>(
         &self,
         s: S,
         block: &Block<'_>,
