@@ -95,7 +95,7 @@ pub(super) trait Multiply<S: Simd, E: Element<S>> {
     ///
     /// # Safety
     /// The processor has the instructions.
-    unsafe fn begin<C: Cells<S, Element = E>>(layout: &RowLayout) -> Self::State;
+    unsafe fn begin<C: Cells<S, Element = E>>(s: S, layout: &RowLayout) -> Self::State;
 
     /// Adds the block's products with all of `xs` to `out`.
     ///
@@ -149,7 +149,7 @@ pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
                 }
                 let n_cells = layout.n_in.div_ceil(C::Element::WEIGHTS);
                 let block_cells = BLOCK_WORDS / n_rows / M::CELL_VECS;
-                let mut state = M::begin::<C>(layout);
+                let mut state = M::begin::<C>(s, layout);
                 let mut from = 0;
                 while from < n_cells {
                     let n = block_cells.min(n_cells - from);
@@ -387,7 +387,7 @@ impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
     const MAX_DOTS: usize = if S::MANY_REGISTERS { 12 } else { 4 };
 
     #[inline(always)]
-    unsafe fn begin<C: Cells<S, Element = E>>(_: &RowLayout) {}
+    unsafe fn begin<C: Cells<S, Element = E>>(_: S, _: &RowLayout) {}
 
     #[inline(always)]
     unsafe fn multiply<C: Cells<S, Element = E>>(

@@ -64,7 +64,7 @@ where
     }
 
     #[inline(always)]
-    unsafe fn begin<C: Cells<S, Element = Integers<4, PLANES>>>(layout: &RowLayout) -> Self {
+    unsafe fn begin<C: Cells<S, Element = Integers<4, PLANES>>>(_: S, layout: &RowLayout) -> Self {
         let k = sum_cells::<S, C>(layout).0.min(TILE);
         // SAFETY: the caller's promise.
         Self { tiles: unsafe { Tiles::configure(k) }, sums: [Sums::ZERO; 2], k }

@@ -22,7 +22,8 @@ const CELL_VECS: usize = 2;
 const MAX_GROUPS: usize = BLOCK_WORDS / MAX_TILE_ROWS / CELL_VECS / 4;
 
 impl<S: Vnni> Multiply<S, Integers<4, 2>> for ByPairs {
-    type State = ();
+    /// Minus the products of the weights' pairs, of each group of a block.
+    type State = [[S::I; ROW_VECS]; MAX_GROUPS];
     const MAX_DOTS: usize = 12;
     const ORDER: Order = Order::Pairs;
     const CELL_VECS: usize = CELL_VECS;
@@ -38,12 +39,14 @@ impl<S: Vnni> Multiply<S, Integers<4, 2>> for ByPairs {
     }
 
     #[inline(always)]
-    unsafe fn begin<C: Cells<S, Element = Integers<4, 2>>>(_: &RowLayout) {}
+    unsafe fn begin<C: Cells<S, Element = Integers<4, 2>>>(s: S, _: &RowLayout) -> Self::State {
+        [[s.splat_i(0); ROW_VECS]; MAX_GROUPS]
+    }
 
     #[inline(always)]
     unsafe fn multiply<C: Cells<S, Element = Integers<4, 2>>>(
         s: S,
-        (): &mut (),
+        w_pairs: &mut Self::State,
         block: &Block<'_>,
         xs: &[*const f32],
         _: *const f32,
@@ -51,7 +54,6 @@ impl<S: Vnni> Multiply<S, Integers<4, 2>> for ByPairs {
     ) {
         let (group_cells, sum_cells) = sum_cells::<S, C>(block.layout);
         debug_assert_eq!(group_cells, sum_cells, "a sum holds a group");
-        let mut w_pairs = [[s.splat_i(0); ROW_VECS]; MAX_GROUPS];
         // SAFETY: the caller's promise; a block has no more groups.
         unsafe {
             for (g, first) in (0..block.n).step_by(group_cells).enumerate() {
@@ -72,13 +74,13 @@ impl<S: Vnni> Multiply<S, Integers<4, 2>> for ByPairs {
                 let xs = &xs[at..];
                 // No few rows are left over: of one or two, each sum would wait for the one before.
                 at += match xs.len() {
-                    1 => multiply_few::<S, C, 1>(s, block, &w_pairs, xs, out),
-                    2 => multiply_few::<S, C, 2>(s, block, &w_pairs, xs, out),
-                    3 => multiply_few::<S, C, 3>(s, block, &w_pairs, xs, out),
-                    4 | 7 => multiply_few::<S, C, 4>(s, block, &w_pairs, xs, out),
-                    5 | 9 | 10 => multiply_few::<S, C, 5>(s, block, &w_pairs, xs, out),
-                    6 | 11 | 12 => multiply_few::<S, C, 6>(s, block, &w_pairs, xs, out),
-                    _ => multiply_few::<S, C, 8>(s, block, &w_pairs, xs, out),
+                    1 => multiply_few::<S, C, 1>(s, block, w_pairs, xs, out),
+                    2 => multiply_few::<S, C, 2>(s, block, w_pairs, xs, out),
+                    3 => multiply_few::<S, C, 3>(s, block, w_pairs, xs, out),
+                    4 | 7 => multiply_few::<S, C, 4>(s, block, w_pairs, xs, out),
+                    5 | 9 | 10 => multiply_few::<S, C, 5>(s, block, w_pairs, xs, out),
+                    6 | 11 | 12 => multiply_few::<S, C, 6>(s, block, w_pairs, xs, out),
+                    _ => multiply_few::<S, C, 8>(s, block, w_pairs, xs, out),
                 };
             }
         }
