@@ -2,7 +2,7 @@
 //!
 //! Activations are f32 (the *accurate* mode), with two exceptions. Where they meet a quantised matrix (but mxfp8), they
 //! are rounded to 16-bit integers with a scale for each group of weights, and multiplied with the codes as integers. That
-//! is off by at most 1/65,000 of the largest activation of a group, 2·10⁻⁵ of a product in the root mean square (bf16
+//! is off by about 2⁻¹⁶ at most of the largest activation of a group, 2·10⁻⁵ of a product in the root mean square (bf16
 //! activations: 1.6·10⁻³), and takes half the instructions. [`Activations::Int8`] rounds them further, if asked. Attention
 //! multiplies integers of 15 bits: cached keys and values with a scale for each token and head, queries, and weights.
 //! Weights of matrices are used where they lie, quantised, at any alignment. Buffers are recycled: once warm, a step

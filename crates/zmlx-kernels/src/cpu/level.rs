@@ -27,7 +27,7 @@ pub enum Level {
 /// What activations are rounded to where they meet a quantised matrix, with a scale for each group of weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activations {
-    /// Integers of 16 bits, off by at most 1/65,000 of the largest of the group.
+    /// Integers of 16 bits, off by about 2⁻¹⁶ at most of the largest of the group.
     #[default]
     Int16,
     /// Integers of 8 bits, off by at most 2⁻⁸ of it: half the instructions. Where weights take 8 bits themselves, 16 all

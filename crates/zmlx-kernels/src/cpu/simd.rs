@@ -166,7 +166,18 @@ pub(crate) trait Simd: Copy {
     fn prefetch(self, p: *const u8);
 }
 
-/// Vectors with VNNI's dot products: sums of products of bytes have 32 bits, those of 16 bits are modulo 2^32.
+/// Vectors whose sums of [`Simd::dot16`] are modulo 2^32.
+#[cfg(target_arch = "x86_64")]
+pub(crate) trait WordSums: Simd {
+    /// The sums so far are these 32-bit lanes.
+    fn acc_of(self, lanes: Self::I) -> Self::Acc;
+    /// Adds 16-bit lanes, whose sums must fit.
+    fn add16(self, a: Self::I, b: Self::I) -> Self::I;
+    /// Subtracts 32-bit lanes, modulo 2^32.
+    fn sub32(self, a: Self::I, b: Self::I) -> Self::I;
+}
+
+/// Vectors with VNNI's dot products: sums of products of bytes have 32 bits.
 #[cfg(target_arch = "x86_64")]
 pub(crate) trait Vnni: Simd {
     /// 256 times the sums, which must fit.
@@ -178,10 +189,4 @@ pub(crate) trait Vnni: Simd {
     fn codes_of_words3(self, words: Self::I, i: usize) -> Self::I;
     /// Adds to the sums, which are those of 32-bit lanes.
     fn add_lanes(self, acc: Self::Acc8, lanes: Self::I) -> Self::Acc8;
-    /// The sums so far are these 32-bit lanes.
-    fn acc_of(self, lanes: Self::I) -> Self::Acc;
-    /// Adds 16-bit lanes, which must fit.
-    fn add16(self, a: Self::I, b: Self::I) -> Self::I;
-    /// Subtracts 32-bit lanes, modulo 2^32.
-    fn sub32(self, a: Self::I, b: Self::I) -> Self::I;
 }

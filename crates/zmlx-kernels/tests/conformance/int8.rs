@@ -13,10 +13,10 @@ use crate::suite::Host;
 /// Values of the smallest groups.
 const GROUP: usize = 16;
 
-fn backends() -> Vec<(String, CpuBackend)> {
+fn backends(activations: Activations) -> Vec<(String, CpuBackend)> {
     let backend = |level: Level| {
-        let b = CpuBackend::with_level(level, Some(2)).unwrap().with_activations(Activations::Int8);
-        (level.name().to_owned(), b)
+        let b = CpuBackend::with_level(level, Some(2)).unwrap().with_activations(activations);
+        (format!("{}, {}", level.name(), activations.name()), b)
     };
     Level::supported().into_iter().map(backend).collect()
 }
@@ -41,7 +41,7 @@ fn round_values(n: usize, seed: u64) -> Vec<f32> {
 /// Every format × every batch, on every size of rows in turn.
 #[test]
 fn linear_is_exact_for_round_activations() {
-    let backends = backends();
+    let backends = backends(Activations::Int8);
     for (f, format) in formats() {
         let sizes = (0..4).map(|i| {
             (N_OUT[(f + 3 * i) % N_OUT.len()], N_GROUPS[(f + i) % N_GROUPS.len()] * cases::group_size(format))
@@ -65,7 +65,7 @@ fn linear_is_exact_for_round_activations() {
 /// The fused ops of a mixture of experts.
 #[test]
 fn experts_are_exact_for_round_activations() {
-    let backends = backends();
+    let backends = backends(Activations::Int8);
     for (f, format) in formats() {
         let Experts { n_tokens, top_k, n_experts, n_out, n_groups } = EXPERTS[f % EXPERTS.len()];
         let n_in = n_groups * cases::group_size(format);
@@ -91,9 +91,10 @@ fn experts_are_exact_for_round_activations() {
     }
 }
 
-/// The largest weights and activations of one sign: the sums that are nearest to overflowing.
+/// The largest weights and activations of one sign: the sums that are nearest to overflowing. Of 16 bits, too.
 #[test]
 fn the_largest_sums_do_not_overflow() {
+    let backends = [Activations::Int8, Activations::Int16].map(backends);
     for (f, format) in cases::quantised().into_iter().enumerate() {
         let n_in = 2 * cases::group_size(format).max(64);
         let mut raw = Raw::random(format, [1, 16, n_in], f as u64);
@@ -104,10 +105,10 @@ fn the_largest_sums_do_not_overflow() {
         let mut w = raw.at(Place::Odd);
         w.values = w.host.to_f32_vec().into_iter().map(f64::from).collect();
         for sign in [1.0, -1.0] {
-            let x = vec![sign; 9 * n_in];
+            let x = vec![sign; 16 * n_in];
             let want = bounds::linear(&x, &w);
-            for (level, b) in backends() {
-                for n in [1, 2, 4, 9] {
+            for (level, b) in backends.iter().flatten() {
+                for n in [1, 2, 4, 9, 16] {
                     let y = b.linear(&b.put(&x[..n * n_in], &[n, n_in]), &b.load(&w)).unwrap();
                     let what = format_args!("{level}: {n} × {n_in} in {}", cases::name(format));
                     want.first(n * 16).check(&b.get(&y), what);

@@ -1,7 +1,7 @@
 //! What cells hold: integers, two of 16 bits or four of 8 bits, or floats. And activations as such.
 //!
 //! Quantised weights are integers. Then activations are integers too, with a scale for each group of weights: of 16 bits
-//! an activation is off by at most 1/65,000 of the largest of its group, of 8 bits 2⁻⁸. Everything else is exact up to the
+//! an activation is off by about 2⁻¹⁶ at most of the largest of its group, of 8 bits 2⁻⁸. Everything else is exact up to the
 //! sum over the groups, which is in f32: codes are integers, and their products with activations are summed as integers.
 //! Against floats 16 bits take half the instructions, 8 bits a quarter, and the result does not depend on the order
 //! within a group.
@@ -55,7 +55,8 @@ pub(super) enum Order {
     Vectors,
     /// Word after word, each with all its cells.
     Words,
-    /// As [`Order::Words`], of cells of four integers in two planes: the first and the third as 16 bits, then the others.
+    /// As [`Order::Words`], but cells of four integers in two planes become two of 16-bit integers: the first and the third,
+    /// then the others.
     Pairs,
 }
 
@@ -66,11 +67,15 @@ pub(super) struct Floats;
 
 /// Activations of the most words that are loaded at once.
 const MAX_LOAD: usize = 256;
-/// The largest activations of 16 bits, of two bytes with signs, to which weights of eight bits can be added, and of one byte.
-pub(super) const MAX_I16: f32 = 32767.0;
+/// The largest activations of two bytes with signs, and of one.
 #[cfg(target_arch = "x86_64")]
-const MAX_TWO_I8: f32 = 127.0 * 256.0;
+const MAX_TWO_I8: f32 = 127.0 * 257.0;
 const MAX_I8: f32 = 127.0;
+
+/// The largest activations of 16 bits to which the weights can be added.
+fn max_i16<S: Simd, C: Cells<S>>() -> f32 {
+    (i16::MAX as usize - C::MAX_WEIGHT) as f32
+}
 
 /// What levels do in ways of their own.
 pub(super) trait Ways: Simd {
@@ -108,7 +113,7 @@ impl Ways for crate::cpu::simd::avx512::Avx512<true> {
 impl<S: Simd> Element<S> for Integers<2, 1> {
     const WEIGHTS: usize = 2;
     const X_SCALED: bool = true;
-    const CAPACITY: usize = i32::MAX as usize / (2 * MAX_I16 as usize);
+    const CAPACITY: usize = i32::MAX as usize / (2 * i16::MAX as usize);
     type Sum = S::Acc;
 
     #[inline(always)]
@@ -128,7 +133,7 @@ impl<S: Simd> Element<S> for Integers<2, 1> {
 
     #[inline(always)]
     fn prepare<C: Cells<S, Element = Self>>(layout: &RowLayout, order: Order, x: &[f32], out: &mut [f32]) {
-        prepare_integers::<S, C, 2, 1>(layout, order, MAX_I16, x, out);
+        prepare_integers::<S, C, 2, 1>(layout, order, max_i16::<S, C>(), x, out);
     }
 }
 
@@ -189,7 +194,7 @@ impl<S: Vnni> Element<S> for Integers<4, 2> {
 
     #[inline(always)]
     fn prepare<C: Cells<S, Element = Self>>(layout: &RowLayout, order: Order, x: &[f32], out: &mut [f32]) {
-        prepare_integers::<S, C, 4, 2>(layout, order, MAX_TWO_I8, x, out);
+        prepare_integers::<S, C, 4, 2>(layout, order, MAX_TWO_I8.min(max_i16::<S, C>()), x, out);
     }
 }
 
@@ -217,7 +222,7 @@ fn prepare_integers<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
         sums[g] = scale * total as f32;
         scales[g] = scale * C::UNIT;
         if order == Order::Pairs {
-            pairs[g] = f32::from_bits(products_of_pairs::<S, C>(out).cast_unsigned());
+            pairs[g] = f32::from_bits(products_of_pairs::<S, C, N>(out).cast_unsigned());
         }
         n_done += group.len();
         // What is loaded at once may be several groups, or a group several loads.
@@ -261,16 +266,24 @@ pub(in crate::cpu) fn to_integers(group: &[f32], largest: f32, out: &mut [i16]) 
     (max / largest, total)
 }
 
-/// The sum of the products of neighbours, modulo 2^32: of each cell the first number with the second, the third with the fourth.
+/// The sum of the products of pairs, modulo 2^32: in [`Order::Pairs`] of each 16-bit cell with the next.
 #[inline(always)]
-fn products_of_pairs<S: Simd, C: Cells<S>>(x: &[i16]) -> i32 {
+fn products_of_pairs<S: Simd, C: Cells<S>, const N: usize>(x: &[i16]) -> i32 {
     let mut sum = 0i32;
-    for word in x.chunks_exact(4 * C::CELLS) {
-        let (a, b) = word.split_at(2 * C::CELLS);
-        for half in [a, b] {
-            let (first, second) = half.split_at(C::CELLS);
-            for (a, b) in first.iter().zip(second) {
-                sum = sum.wrapping_add(i32::from(*a) * i32::from(*b));
+    let mut add = |a: &[i16], b: &[i16]| {
+        for (a, b) in a.iter().zip(b) {
+            sum = sum.wrapping_add(i32::from(*a) * i32::from(*b));
+        }
+    };
+    for word in x.chunks_exact(N * C::CELLS) {
+        if N == 2 {
+            for pair in word.chunks_exact(2) {
+                add(&pair[..1], &pair[1..]);
+            }
+        } else {
+            for half in word.chunks_exact(2 * C::CELLS) {
+                let (a, b) = half.split_at(C::CELLS);
+                add(a, b);
             }
         }
     }
@@ -286,7 +299,7 @@ fn in_planes<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
     at: usize,
     out: &mut [f32],
 ) {
-    if order == Order::Pairs {
+    if order == Order::Pairs && N == 4 {
         return in_pairs::<S, C>(x, &mut out[2 * at..]);
     }
     for plane in 0..PLANES {

@@ -50,9 +50,9 @@ pub(super) fn kernels(level: Level, activations: Activations, format: WeightForm
     match level {
         Level::Scalar => on::<Scalar, ByVectors, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx2 => on::<Avx2, ByVectors, ByVectors>(activations, format, n_in),
+        Level::Avx2 => on::<Avx2, ByPairs, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
-        Level::Avx512 => on::<Avx512<false>, ByVectors, ByVectors>(activations, format, n_in),
+        Level::Avx512 => on::<Avx512<false>, ByPairs, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512Vnni => on::<Avx512<true>, ByVectors, ByVectors>(activations, format, n_in),
         #[cfg(target_arch = "x86_64")]

@@ -155,10 +155,8 @@ impl RowLayout {
             padded_groups,
             plane,
             n_values,
-            // Of each group the sum, then the scale, then what pairs have in common.
-            stride: n_values
-                + padded_groups
-                    * (1 + usize::from(C::Element::X_SCALED) + usize::from(C::Element::PLANES > 1)),
+            // Of each group the sum and, of integers, the scale and what pairs have in common.
+            stride: n_values + padded_groups * if C::Element::X_SCALED { 3 } else { 1 },
         }
     }
 

@@ -81,7 +81,7 @@ pub(super) trait Multiply<S: Simd, E: Element<S>> {
         let _ = (layout, xs, packed);
     }
 
-    /// Writes a vector of cells as the tile has them.
+    /// Writes a vector of cells as the tile has them, every `ROW_VECS`th vector from `out` on.
     ///
     /// # Safety
     /// There is room.
@@ -194,9 +194,7 @@ unsafe fn scales_by_group<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scrat
                     s.store(biases.add(at + r * S::LANES), row_biases);
                 }
                 transpose_in_place(s, scales.add(at));
-                if layout.is_biased() {
-                    transpose_in_place(s, biases.add(at));
-                }
+                transpose_in_place(s, biases.add(at));
             }
         }
     }
@@ -262,7 +260,7 @@ unsafe fn fill<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
                     |j, words| {
                         for i in 0..C::CELLS {
                             let cell = (load * S::LANES + j) * C::CELLS + i;
-                            let at = out.add((cell * ROW_VECS + v) * M::CELL_VECS * S::LANES);
+                            let at = out.add((cell * M::CELL_VECS * ROW_VECS + v) * S::LANES);
                             M::put(s, C::cells(s, words, i), at.cast());
                         }
                     },

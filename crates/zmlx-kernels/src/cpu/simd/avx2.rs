@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Simd, codes_of_16, in_aligned_frame, windows16};
+use super::{Simd, WordSums, codes_of_16, in_aligned_frame, windows16};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Proof that AVX2, FMA and F16C are there.
@@ -354,5 +354,24 @@ impl Simd for Avx2 {
     #[inline(always)]
     fn prefetch(self, p: *const u8) {
         unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+}
+
+impl WordSums for Avx2 {
+    #[inline(always)]
+    fn acc_of(self, lanes: Self::I) -> Self::Acc {
+        lanes
+    }
+
+    #[inline(always)]
+    fn add16(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: `self` proves that the instructions exist.
+        unsafe { _mm256_add_epi16(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub32(self, a: Self::I, b: Self::I) -> Self::I {
+        // SAFETY: as above.
+        unsafe { _mm256_sub_epi32(a, b) }
     }
 }

@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::avx2::{Avx2, halves};
-use super::{Simd, Vnni, codes_of_16, in_aligned_frame, windows16};
+use super::{Simd, Vnni, WordSums, codes_of_16, in_aligned_frame, windows16};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot products and
@@ -433,7 +433,9 @@ impl Vnni for Avx512<true> {
         // SAFETY: as above.
         unsafe { _mm512_add_epi32(acc, lanes) }
     }
+}
 
+impl<const VNNI: bool> WordSums for Avx512<VNNI> {
     #[inline(always)]
     fn acc_of(self, lanes: Self::I) -> Self::Acc {
         lanes
@@ -441,13 +443,13 @@ impl Vnni for Avx512<true> {
 
     #[inline(always)]
     fn add16(self, a: Self::I, b: Self::I) -> Self::I {
-        // SAFETY: as above.
+        // SAFETY: `self` proves that the instructions exist.
         unsafe { _mm512_add_epi16(a, b) }
     }
 
     #[inline(always)]
     fn sub32(self, a: Self::I, b: Self::I) -> Self::I {
-        // SAFETY: as above.
+        // SAFETY: `self` proves that the instructions exist.
         unsafe { _mm512_sub_epi32(a, b) }
     }
 }
