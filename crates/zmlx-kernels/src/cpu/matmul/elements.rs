@@ -269,22 +269,13 @@ pub(in crate::cpu) fn to_integers(group: &[f32], largest: f32, out: &mut [i16]) 
 /// The sum of the products of pairs, modulo 2^32: in [`Order::Pairs`] of each 16-bit cell with the next.
 #[inline(always)]
 fn products_of_pairs<S: Simd, C: Cells<S>, const N: usize>(x: &[i16]) -> i32 {
+    // A number's partner is next to it or, of cells of four, in the same cell.
+    let apart = if N == 2 { 1 } else { C::CELLS };
     let mut sum = 0i32;
-    let mut add = |a: &[i16], b: &[i16]| {
-        for (a, b) in a.iter().zip(b) {
+    for pairs in x.chunks_exact(2 * apart) {
+        let (firsts, seconds) = pairs.split_at(apart);
+        for (a, b) in firsts.iter().zip(seconds) {
             sum = sum.wrapping_add(i32::from(*a) * i32::from(*b));
-        }
-    };
-    for word in x.chunks_exact(N * C::CELLS) {
-        if N == 2 {
-            for pair in word.chunks_exact(2) {
-                add(&pair[..1], &pair[1..]);
-            }
-        } else {
-            for half in word.chunks_exact(2 * C::CELLS) {
-                let (a, b) = half.split_at(C::CELLS);
-                add(a, b);
-            }
         }
     }
     sum
