@@ -9,7 +9,7 @@ use super::super::cells::Cells;
 use super::super::elements::{Element, Integers, Order};
 use super::super::layout::RowLayout;
 use super::{BLOCK_WORDS, Block, ByVectors, Multiply, ROW_VECS, sum_cells, tile_rows};
-use crate::cpu::simd::{Vnni, WordSums};
+use crate::cpu::simd::WordSums;
 
 /// By pairs of weights and activations, for some rows of activations at a time as they were prepared.
 ///
@@ -23,19 +23,37 @@ const MAX_GROUPS: usize = BLOCK_WORDS / (ROW_VECS * 8) / 8;
 /// Minus what the weights' pairs have in common, of each group of a block.
 type Common<S> = [[<S as crate::cpu::simd::Simd>::I; ROW_VECS]; MAX_GROUPS];
 
-impl<S: WordSums> Multiply<S, Integers<2, 1>> for ByPairs {
+impl<S: WordSums, const N: usize, const PLANES: usize> Multiply<S, Integers<N, PLANES>> for ByPairs
+where
+    Integers<N, PLANES>: Element<S>,
+{
     type State = Common<S>;
-    /// As [`ByVectors`].
-    const MAX_DOTS: usize = if S::MANY_REGISTERS { 12 } else { 4 };
+    const MAX_DOTS: usize = <ByVectors as Multiply<S, Integers<N, PLANES>>>::MAX_DOTS;
     const ORDER: Order = Order::Pairs;
+    const CELL_VECS: usize = if N == 4 { 2 } else { 1 };
+
+    /// Of four bytes the first and third, then the others.
+    #[inline(always)]
+    unsafe fn put(s: S, cells: S::I, out: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            if N == 4 {
+                s.store(out, s.floats(s.and(cells, s.splat_i(0x00ff_00ff))));
+                s.store(out.add(ROW_VECS * S::LANES), s.floats(s.shr16(cells, 8)));
+            } else {
+                s.store(out, s.floats(cells));
+            }
+        }
+    }
 
     #[inline(always)]
-    unsafe fn begin<C: Cells<S, Element = Integers<2, 1>>>(s: S, _: &RowLayout) -> Self::State {
+    unsafe fn begin<C: Cells<S, Element = Integers<N, PLANES>>>(s: S, _: &RowLayout) -> Self::State {
+        const { assert!((N == 2 && PLANES == 1) || (N == 4 && PLANES == 2), "activations have 16 bits") };
         [[s.splat_i(0); ROW_VECS]; MAX_GROUPS]
     }
 
     #[inline(always)]
-    unsafe fn multiply<C: Cells<S, Element = Integers<2, 1>>>(
+    unsafe fn multiply<C: Cells<S, Element = Integers<N, PLANES>>>(
         s: S,
         common: &mut Self::State,
         block: &Block<'_>,
@@ -46,51 +64,14 @@ impl<S: WordSums> Multiply<S, Integers<2, 1>> for ByPairs {
         let (group_cells, sum_cells) = sum_cells::<S, C>(block.layout);
         // SAFETY: the caller's promise.
         unsafe {
-            if sum_cells < group_cells {
+            if N == 2 && sum_cells < group_cells {
                 // The sums of a group would not fit.
                 ByVectors::multiply::<C>(s, &mut (), block, xs, packed, out);
             } else {
+                debug_assert_eq!(group_cells, sum_cells, "a sum holds a group");
                 multiply(s, common, block, Pairs::of::<S, C>(block), xs, out);
             }
         }
-    }
-}
-
-impl<S: Vnni + WordSums> Multiply<S, Integers<4, 2>> for ByPairs {
-    type State = Common<S>;
-    const MAX_DOTS: usize = 12;
-    const ORDER: Order = Order::Pairs;
-    const CELL_VECS: usize = 2;
-
-    /// The first and third of the four bytes, then the others.
-    #[inline(always)]
-    unsafe fn put(s: S, cells: S::I, out: *mut f32) {
-        let bytes = s.splat_i(0x00ff_00ff);
-        // SAFETY: the caller's promise.
-        unsafe {
-            s.store(out, s.floats(s.and(cells, bytes)));
-            s.store(out.add(ROW_VECS * S::LANES), s.floats(s.shr16(cells, 8)));
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn begin<C: Cells<S, Element = Integers<4, 2>>>(s: S, _: &RowLayout) -> Self::State {
-        [[s.splat_i(0); ROW_VECS]; MAX_GROUPS]
-    }
-
-    #[inline(always)]
-    unsafe fn multiply<C: Cells<S, Element = Integers<4, 2>>>(
-        s: S,
-        common: &mut Self::State,
-        block: &Block<'_>,
-        xs: &[*const f32],
-        _: *const f32,
-        out: *mut f32,
-    ) {
-        let (group_cells, sum_cells) = sum_cells::<S, C>(block.layout);
-        debug_assert_eq!(group_cells, sum_cells, "a sum holds a group");
-        // SAFETY: the caller's promise.
-        unsafe { multiply(s, common, block, Pairs::of::<S, C>(block), xs, out) }
     }
 }
 
