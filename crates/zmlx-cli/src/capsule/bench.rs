@@ -23,7 +23,7 @@ pub(crate) struct BenchRecord {
 /// What the probe read.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub(crate) struct Bandwidth {
-    /// Bytes per second, the best pass of all probes.
+    /// Bytes per second, of the faster probe.
     pub(crate) bytes_per_second: f64,
     /// Threads that read.
     pub(crate) threads: usize,

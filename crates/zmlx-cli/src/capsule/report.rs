@@ -11,12 +11,12 @@ use super::validate::Verdict;
 /// The look of the page; it follows the reader's choice of light or dark.
 const STYLE: &str = include_str!("report.css");
 
-/// Speeds of all benches: a row per test and path.
-fn speeds(capsules: &[Capsule]) -> Grid {
+/// Speeds of some benches: a row per test and path.
+fn speeds(capsules: &[&Capsule]) -> Grid {
     let header =
         ["model", "test", "backend", "path", "tokens/s", "vs first", "range", "of probe", "probe GB/s"];
     let mut grid = Grid::new(4, &header);
-    for (capsule, bench, test) in tests(capsules) {
+    for (capsule, bench, test) in capsules.iter().copied().flat_map(tests) {
         let rate = median(&test.samples_s).map(|s| test.tokens_per_sample as f64 / s);
         let [ratio, spread] = facts::speed_up_cells(bench, test);
         let share = facts::bandwidth_share(bench, test);
@@ -35,8 +35,8 @@ fn speeds(capsules: &[Capsule]) -> Grid {
     grid.without_repetition()
 }
 
-/// What all validations came to: a row each.
-fn verdicts(capsules: &[Capsule]) -> Grid {
+/// What some validations came to: a row each.
+fn verdicts(capsules: &[&Capsule]) -> Grid {
     let mut grid =
         Grid::new(4, &["model", "backend", "suite", "against", "checks", "explained", "failed", "verdict"]);
     for capsule in capsules {
@@ -58,37 +58,48 @@ fn verdicts(capsules: &[Capsule]) -> Grid {
     grid
 }
 
-/// Where and when capsules were recorded, one line per machine, commit and day.
-fn origins(capsules: &[Capsule]) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for c in capsules {
-        let day = c.date.get(..10).unwrap_or(&c.date);
-        let (m, commit, profile) = (&c.machine, c.zmlx.short_commit(), &c.zmlx.profile);
-        let line =
-            format!("{day}: {}, {} cores, {}; commit {commit}, {profile}", m.cpu, m.physical_cores, m.level);
-        if !lines.contains(&line) {
-            lines.push(line);
-        }
-    }
-    lines
+/// A machine and what was recorded there.
+struct Origin<'a> {
+    machine: String,
+    /// Of each day and commit a line.
+    builds: Vec<String>,
+    capsules: Vec<&'a Capsule>,
 }
 
-/// All tests of all benches.
-fn tests(capsules: &[Capsule]) -> impl Iterator<Item = (&Capsule, &BenchRecord, &BenchTest)> {
-    let benches = capsules.iter().filter_map(|c| Some((c, c.bench.as_ref()?)));
-    benches.flat_map(|(c, bench)| bench.tests.iter().map(move |test| (c, bench, test)))
+/// The machines, in the order of their first capsules.
+fn origins(capsules: &[Capsule]) -> Vec<Origin<'_>> {
+    let mut origins: Vec<Origin<'_>> = Vec::new();
+    for c in capsules {
+        let machine = format!("{}, {} cores, {}", c.machine.cpu, c.machine.physical_cores, c.machine.level);
+        let at = origins.iter().position(|o| o.machine == machine).unwrap_or_else(|| {
+            origins.push(Origin { machine, builds: Vec::new(), capsules: Vec::new() });
+            origins.len() - 1
+        });
+        let day = c.date.get(..10).unwrap_or(&c.date);
+        let build = format!("{day}, commit {}, {}", c.zmlx.short_commit(), c.zmlx.profile);
+        if !origins[at].builds.contains(&build) {
+            origins[at].builds.push(build);
+        }
+        origins[at].capsules.push(c);
+    }
+    origins
+}
+
+/// All tests of a capsule's bench.
+fn tests(capsule: &Capsule) -> impl Iterator<Item = (&Capsule, &BenchRecord, &BenchTest)> {
+    capsule.bench.iter().flat_map(move |bench| bench.tests.iter().map(move |test| (capsule, bench, test)))
 }
 
 /// The tables as Markdown.
 pub(crate) fn markdown(capsules: &[Capsule]) -> String {
     let mut text = String::new();
-    for line in origins(capsules) {
-        text += &format!("- {}\n", markdown_escaped(&line));
-    }
-    let (speeds, verdicts) = (speeds(capsules), verdicts(capsules));
-    for (title, grid) in [("Speed", speeds), ("Validation", verdicts)] {
-        if !grid.is_empty() {
-            text += &format!("\n**{title}**\n\n{}", grid.markdown());
+    for origin in origins(capsules) {
+        let builds = origin.builds.join("; ");
+        text += &format!("\n**{}** ({})\n", markdown_escaped(&origin.machine), markdown_escaped(&builds));
+        for grid in [speeds(&origin.capsules), verdicts(&origin.capsules)] {
+            if !grid.is_empty() {
+                text += &format!("\n{}", grid.markdown());
+            }
         }
     }
     text
@@ -97,28 +108,34 @@ pub(crate) fn markdown(capsules: &[Capsule]) -> String {
 /// Tables and plots as one page.
 pub(crate) fn html(capsules: &[Capsule]) -> String {
     let mut body = String::from("<h1>zmlx report</h1>\n<ul class=\"origins\">\n");
-    for line in origins(capsules) {
-        body += &format!("<li>{}</li>\n", escaped(&line));
+    let origins = origins(capsules);
+    for origin in &origins {
+        body += &format!("<li>{}: {}</li>\n", escaped(&origin.machine), escaped(&origin.builds.join("; ")));
     }
     body += "</ul>\n";
-    let verdicts = verdicts(capsules);
+    // A table of each machine.
+    let by_machine = |grid: &dyn Fn(&[&Capsule]) -> Grid| {
+        let tables = origins.iter().map(|o| (&o.machine, grid(&o.capsules))).filter(|(_, g)| !g.is_empty());
+        tables.map(|(m, g)| format!("<h3>{}</h3>\n{}", escaped(m), g.html())).collect::<String>()
+    };
+    let verdicts = by_machine(&verdicts);
     if !verdicts.is_empty() {
         body += &section(
             "Verdicts",
             "Every check of every validation; a divergence is explained where the margin is \
              within what rounding may decide.",
-            &verdicts.html(),
+            &verdicts,
         );
     }
-    let palette = Palette::new(tests(capsules).map(|(_, bench, test)| series(bench, test)));
+    let palette = Palette::new(capsules.iter().flat_map(tests).map(|(_, bench, test)| series(bench, test)));
     body += &speed_plots(capsules, &palette);
-    let speeds = speeds(capsules);
+    let speeds = by_machine(&speeds);
     if !speeds.is_empty() {
         body += &section(
             "Speeds",
             "Medians; the ratio is the median over repetitions that ran next to each other, the \
              range its smallest and largest.",
-            &speeds.html(),
+            &speeds,
         );
     }
     body += "<section><h2>Capsules</h2>\n";
@@ -174,7 +191,7 @@ fn speed_plots(capsules: &[Capsule], palette: &Palette) -> String {
         push_group(&mut shares, group(), rows);
         curves += &distributions(capsule, bench, palette);
     }
-    let names = tests(capsules).map(|(_, bench, test)| series(bench, test));
+    let names = capsules.iter().flat_map(tests).map(|(_, bench, test)| series(bench, test));
     let mut used: Vec<String> = Vec::new();
     names.for_each(|n| {
         if !used.contains(&n) {

@@ -5,11 +5,13 @@ use std::process::{Command, Stdio};
 use std::time::Instant;
 
 use crate::capsule::bench::Bandwidth;
+use crate::capsule::stats::median;
 
 /// Several times what the largest last-level caches hold.
 pub(super) const BUFFER_BYTES: usize = 512 << 20;
-const ROUNDS: usize = 9;
-/// Places at which a thread reads in turns, round by round: processors differ in how many they fetch ahead at.
+/// Rounds of each pattern.
+const ROUNDS: usize = 5;
+/// The patterns: places at which a thread reads in turns. Processors differ in how many they fetch ahead at.
 const STREAMS: [usize; 3] = [1, 4, 12];
 
 /// Measures in a process of its own, whose buffer does not count as memory of the bench; none if that fails.
@@ -20,8 +22,9 @@ pub(super) fn probe(n_threads: usize) -> Option<Bandwidth> {
     serde_json::from_slice(&output.stdout).ok()
 }
 
-/// The best of some rounds in which `n_threads` threads together sum a large buffer; none if that much memory
-/// cannot be had.
+/// What `n_threads` threads read together, summing a large buffer: the median of the rounds of the pattern with the highest
+/// one. The speeds it is compared with are medians, too: beside the best round, a machine with busy neighbours would never
+/// be seen to read at its full rate. None if that much memory cannot be had.
 pub(super) fn read_bytes_per_second(n_threads: usize) -> Option<f64> {
     let n_words = BUFFER_BYTES / size_of::<u64>();
     let mut words: Vec<u64> = Vec::new();
@@ -38,8 +41,13 @@ pub(super) fn read_bytes_per_second(n_threads: usize) -> Option<f64> {
         });
         BUFFER_BYTES as f64 / started.elapsed().as_secs_f64()
     };
-    // The best: whatever disturbs a round makes it slower.
-    (0..ROUNDS).map(|i| round(STREAMS[i % STREAMS.len()])).reduce(f64::max)
+    let mut rates = STREAMS.map(|_| Vec::new());
+    for _ in 0..ROUNDS {
+        for (rates, n_streams) in rates.iter_mut().zip(STREAMS) {
+            rates.push(round(n_streams));
+        }
+    }
+    rates.iter().filter_map(|rates| median(rates)).reduce(f64::max)
 }
 
 /// Independent sums, so that loads and not additions are waited for.
