@@ -61,7 +61,7 @@ fn verdicts(capsules: &[&Capsule]) -> Grid {
 /// A machine and what was recorded there.
 struct Origin<'a> {
     machine: String,
-    /// Of each day and commit a line.
+    /// The days and commits.
     builds: Vec<String>,
     capsules: Vec<&'a Capsule>,
 }
@@ -127,8 +127,7 @@ pub(crate) fn html(capsules: &[Capsule]) -> String {
             &verdicts,
         );
     }
-    let palette = Palette::new(capsules.iter().flat_map(tests).map(|(_, bench, test)| series(bench, test)));
-    body += &speed_plots(capsules, &palette);
+    body += &speed_plots(capsules);
     let speeds = by_machine(&speeds);
     if !speeds.is_empty() {
         body += &section(
@@ -162,7 +161,15 @@ fn series(bench: &BenchRecord, test: &BenchTest) -> String {
     if is_alone { test.fusion.clone() } else { format!("{} on {}", test.fusion, test.backend) }
 }
 
-fn speed_plots(capsules: &[Capsule], palette: &Palette) -> String {
+fn speed_plots(capsules: &[Capsule]) -> String {
+    let mut names: Vec<String> = Vec::new();
+    for (_, bench, test) in capsules.iter().flat_map(tests) {
+        let name = series(bench, test);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    let palette = &Palette::new(names.iter().cloned());
     let (mut ratios, mut shares, mut curves) = (Vec::new(), Vec::new(), String::new());
     for capsule in capsules {
         let Some(bench) = &capsule.bench else { continue };
@@ -191,14 +198,7 @@ fn speed_plots(capsules: &[Capsule], palette: &Palette) -> String {
         push_group(&mut shares, group(), rows);
         curves += &distributions(capsule, bench, palette);
     }
-    let names = capsules.iter().flat_map(tests).map(|(_, bench, test)| series(bench, test));
-    let mut used: Vec<String> = Vec::new();
-    names.for_each(|n| {
-        if !used.contains(&n) {
-            used.push(n)
-        }
-    });
-    let legend = palette.legend(used.iter().map(String::as_str));
+    let legend = palette.legend(names.iter().map(String::as_str));
     let mut body = String::new();
     if !ratios.is_empty() {
         let chart = RowChart {

@@ -192,6 +192,32 @@ fn a_report_has_every_capsule_and_overwrites_nothing() {
 }
 
 #[test]
+fn a_report_has_a_table_for_each_machine() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut other = bench();
+    other["machine"]["cpu"] = json!("Other CPU");
+    other["zmlx"]["commit"] = json!("fedcba9876543210fedcba9876543210fedcba98");
+    let mut later = bench();
+    later["date"] = json!("2026-11-24T08:00:00Z");
+    for (name, capsule) in [("a.json", bench()), ("b.json", other), ("c.json", later)] {
+        write(dir.path(), name, &capsule);
+    }
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    capsule(&["report", &at(""), "-o", &at("r.md")]).ok();
+    let text = std::fs::read_to_string(at("r.md")).unwrap();
+    let (first, second) =
+        text.split_once("**Other CPU, 4 cores, avx2** (2026-11-23, commit fedcba9876, release)").unwrap();
+    let title = "**Test CPU, 4 cores, avx2** (2026-11-23, commit 0123456789, release; 2026-11-24, commit 0123456789, release)";
+    assert!(first.trim_start().starts_with(title), "{text}");
+    let n_rows = |table: &str| table.matches("| fused | 128.0 | 2.000× |").count();
+    assert_eq!((n_rows(first), n_rows(second)), (2, 1), "{text}");
+    capsule(&["report", &at(""), "-o", &at("r.html")]).ok();
+    let page = std::fs::read_to_string(at("r.html")).unwrap();
+    assert_eq!(page.matches("<h3>Test CPU, 4 cores, avx2</h3>").count(), 1);
+    assert_eq!(page.matches("<h3>Other CPU, 4 cores, avx2</h3>").count(), 1);
+}
+
+#[test]
 fn nothing_from_a_file_becomes_markup() {
     let dir = tempfile::tempdir().unwrap();
     let file = write(dir.path(), "a.json", &record::hostile());

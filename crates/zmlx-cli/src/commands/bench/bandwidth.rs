@@ -47,6 +47,11 @@ pub(super) fn read_bytes_per_second(n_threads: usize) -> Option<f64> {
             rates.push(round(n_streams));
         }
     }
+    fastest(&rates)
+}
+
+/// The highest of the patterns' medians.
+fn fastest(rates: &[Vec<f64>]) -> Option<f64> {
     rates.iter().filter_map(|rates| median(rates)).reduce(f64::max)
 }
 
@@ -73,6 +78,12 @@ fn sum(words: &[u64], n_streams: usize) -> u64 {
 
 #[cfg(test)]
 mod tests {
+    #[test]
+    fn one_fast_round_is_not_the_rate_of_its_pattern() {
+        let rates = [vec![30.0, 31.0, 90.0], vec![33.0, 20.0, 34.0], vec![10.0, 10.0, 10.0]];
+        assert_eq!(super::fastest(&rates), Some(33.0));
+    }
+
     #[test]
     fn every_word_counts() {
         for n in [0, 1, 15, 16, 17, 100, 1000] {
