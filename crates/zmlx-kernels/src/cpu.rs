@@ -471,7 +471,16 @@ impl Backend for CpuBackend {
                 },
             );
         };
-        self.product(&product, &groups, clear, add);
+        // Sums lie far apart, and those of other tokens came since they were last touched.
+        let fetch = |rows: &Range<usize>, pairs: &[u32]| {
+            for pair in pairs {
+                let at = *pair as usize / top_k * n_out + rows.start;
+                // SAFETY: these elements are this member's.
+                let sums = unsafe { out.slice(at, rows.len()) };
+                sums.chunks(16).for_each(|line| simd::prefetch(line.as_ptr().cast()));
+            }
+        };
+        self.product(&product, &groups, clear, fetch, add);
         Ok(CpuTensor::new(Shape::new(OP, &[n_tokens, n_out])?, y))
     }
 

@@ -167,12 +167,14 @@ pub(super) struct Product<'a, const W: usize> {
 impl CpuBackend {
     /// Calls `out` with the results of every pair of `groups` and all rows of the weights, a block at a time. All calls for
     /// a row come from one member, matrices in ascending order; `start(rows)` is called before the first of them, for some
-    /// rows at a time.
+    /// rows at a time. Where pairs are many, `fetch(rows, pairs)` is called some time before `out` is for these, to fetch what
+    /// that will need.
     pub(super) fn product<const W: usize>(
         &self,
         product: &Product<'_, W>,
         groups: &Groups,
         start: impl Fn(std::ops::Range<usize>) + Sync,
+        fetch: impl Fn(&std::ops::Range<usize>, &[u32]) + Sync,
         out: impl Fn(&Results<'_, W>) + Sync,
     ) {
         let parts = product.weights[0].parts();
@@ -231,14 +233,14 @@ impl CpuBackend {
                         .filter(|rows| !rows.is_empty())
                         .peekable();
                 // What dots of a group read first, fetched while something else is done.
-                let fetch = |group: Option<&(usize, std::ops::Range<usize>)>,
-                             rows: &std::ops::Range<usize>| {
+                let fetch_rows = |group: Option<&(usize, std::ops::Range<usize>)>,
+                                  rows: &std::ops::Range<usize>| {
                     if let Some(group) = group.filter(|(_, pairs)| !in_tiles(pairs)) {
                         rows_of(group).fetch(rows);
                     }
                 };
                 if let Some(rows) = own_chunks.peek() {
-                    fetch(groups.mats.first(), rows);
+                    fetch_rows(groups.mats.first(), rows);
                 }
                 if i == 0 || kernels.layout != parts[i - 1].kernels.layout {
                     if i > 0 && is_shared {
@@ -264,11 +266,11 @@ impl CpuBackend {
                     start(part.first_row + rows.start..part.first_row + rows.end);
                     for (g, group) in groups.mats.iter().enumerate() {
                         if in_tiles(&group.1) {
-                            rows_of(group).by_tiles(rows.clone(), &mut scratch, &out);
+                            rows_of(group).by_tiles(rows.clone(), &mut scratch, &fetch, &out);
                         } else {
                             let fetch_next = || match (groups.mats.get(g + 1), own_chunks.peek()) {
-                                (None, Some(next)) => fetch(groups.mats.first(), next),
-                                (group, _) => fetch(group, &rows),
+                                (None, Some(next)) => fetch_rows(groups.mats.first(), next),
+                                (group, _) => fetch_rows(group, &rows),
                             };
                             rows_of(group).by_dots(&rows, &mut scratch, fetch_next, &out);
                         }
@@ -335,7 +337,7 @@ impl CpuBackend {
                         }
                     };
                     if in_tiles {
-                        rows_of(*mat).by_tiles(rows, &mut scratch, &out);
+                        rows_of(*mat).by_tiles(rows, &mut scratch, |_, _| (), &out);
                     } else {
                         rows_of(*mat).by_dots(&rows, &mut scratch, fetch_next, &out);
                     }
@@ -370,7 +372,7 @@ impl<const W: usize> RowsOf<'_, W> {
     /// Fetches what is read first of these rows.
     fn fetch(&self, rows: &std::ops::Range<usize>) {
         if let Some(block) = Runs::new::<W>(rows.len()).block(0) {
-            (self.kernels.fetch)(&self.firsts(rows.start)(&block).0);
+            dots::fetch(&self.firsts(rows.start)(&block).0);
         }
     }
 
@@ -441,14 +443,22 @@ impl<const W: usize> RowsOf<'_, W> {
         }
     }
 
-    /// A tile of rows of each weight for all activations, some of them at a time.
-    fn by_tiles(&self, rows: std::ops::Range<usize>, scratch: &mut Scratch, out: impl Fn(&Results<'_, W>)) {
+    /// A tile of rows of each weight for all activations, some of them at a time. `fetch` is called before each, with its rows.
+    fn by_tiles(
+        &self,
+        rows: std::ops::Range<usize>,
+        scratch: &mut Scratch,
+        fetch: impl Fn(&std::ops::Range<usize>, &[u32]),
+        out: impl Fn(&Results<'_, W>),
+    ) {
         let (layout, tile_rows) = (&self.kernels.layout, self.kernels.tile_rows);
         for (xs, pairs) in self.xs.chunks(X_BLOCK).zip(self.pairs.chunks(X_BLOCK)) {
             let packed = &mut scratch.packed;
             // SAFETY: activations are as the layout says.
             unsafe { (self.kernels.pack)(layout, xs, packed) };
             for first in rows.clone().step_by(tile_rows) {
+                let rows_of_tile = self.global(first, tile_rows.min(rows.end - first));
+                fetch(&rows_of_tile, pairs);
                 for (w, part) in self.parts.iter().enumerate() {
                     // Past the end, the last row is repeated and its results are dropped.
                     let mut tile: [Row; MAX_TILE_ROWS] =
@@ -466,7 +476,7 @@ impl<const W: usize> RowsOf<'_, W> {
                     };
                 }
                 out(&Results {
-                    rows: self.global(first, tile_rows.min(rows.end - first)),
+                    rows: rows_of_tile,
                     pairs,
                     values: std::array::from_fn(|w| &scratch.tile_results[w][..]),
                     stride: tile_rows,

@@ -53,7 +53,7 @@ impl CpuBackend {
     ) -> CpuTensor {
         let mut y = self.floats.take(shape.len());
         let write = self.write(SyncPtr::new(&mut y), shape.last(), f);
-        self.product(product, groups, |_| (), write);
+        self.product(product, groups, |_| (), |_, _| (), write);
         CpuTensor::new(shape, y)
     }
 

@@ -27,6 +27,20 @@ fn in_aligned_frame<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
+/// Fetches the cache line at `p`, which need not be valid, into the second-level cache: for what is used later, so that it does not
+/// take the first level's few slots for misses. Only on x86-64: elsewhere there is no stable intrinsic.
+#[inline(always)]
+pub(crate) fn prefetch(p: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        // SAFETY: every x86-64 processor has the instruction, which accesses nothing.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
+}
+
 /// Codes that a 16-bit lane holds, rounded down to a power of two.
 pub(crate) const fn codes_of_16(bits: usize) -> usize {
     1 << (16 / bits).ilog2()
@@ -161,9 +175,6 @@ pub(crate) trait Simd: Copy {
     fn sums(self, v: [Self::F; 4]) -> [f32; 4];
     /// The largest of the lanes, none of which is NaN.
     fn largest(self, v: Self::F) -> f32;
-    /// Fetches the cache line at `p`, which need not be valid, into the second-level cache: for what is used later, so that
-    /// it does not take the first level's few slots for misses.
-    fn prefetch(self, p: *const u8);
 }
 
 /// Vectors whose sums of [`Simd::dot16`] are modulo 2^32.

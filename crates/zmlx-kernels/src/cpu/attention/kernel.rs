@@ -8,8 +8,8 @@ use super::cells::{self, Cells, GROUP, Rows, WIDE, round, stride, to_cells};
 use super::softmax::{Factors, exp2, weigh};
 use crate::cpu::level::Level;
 use crate::cpu::pool::Aligned;
-use crate::cpu::simd::Simd;
 use crate::cpu::simd::scalar::Scalar;
+use crate::cpu::simd::{Simd, prefetch};
 
 /// Most query rows of a job: they share what they read of the cache.
 pub(super) const JOB_ROWS: usize = 32;
@@ -327,7 +327,7 @@ impl Block<'_> {
             // SAFETY: the caller's promise.
             unsafe {
                 let q = queries.cells.as_ptr().add(row * queries.stride + q_at);
-                let sums = keys.products::<S, R, N>(s, first, q, queries.stride, n_groups, || ahead.fetch(s));
+                let sums = keys.products::<S, R, N>(s, first, q, queries.stride, n_groups, || ahead.fetch());
                 for i in 0..N {
                     let at = (first + i) * S::LANES;
                     let scales = s.load(rows.scales.as_ptr().add(self.from + at));
@@ -419,7 +419,7 @@ impl Block<'_> {
             unsafe {
                 let weights = self.scratch.weights.as_ptr().add(row * BLOCK).cast();
                 let sums =
-                    cells.products::<S, R, N>(s, first, weights, BLOCK / 2, n_groups, || ahead.fetch(s));
+                    cells.products::<S, R, N>(s, first, weights, BLOCK / 2, n_groups, || ahead.fetch());
                 for r in 0..R {
                     let (kept, scale) = (s.splat(factors.kept[row + r]), s.splat(factors.scales[row + r]));
                     for i in 0..N {
@@ -447,11 +447,11 @@ impl Ahead {
     const NONE: Self = Self { at: std::ptr::null(), n_lines: 0, per_step: 0 };
 
     #[inline(always)]
-    fn fetch<S: Simd>(&mut self, s: S) {
+    fn fetch(&mut self) {
         let n = self.per_step.min(self.n_lines);
         self.n_lines -= n;
         for _ in 0..n {
-            s.prefetch(self.at);
+            prefetch(self.at);
             self.at = self.at.wrapping_add(64);
         }
     }

@@ -4,7 +4,7 @@
 use super::cells::Cells;
 use super::elements::Element;
 use super::layout::{Row, RowLayout, Scales};
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, prefetch};
 
 /// Rows of a weight that a dot kernel takes at once.
 pub(super) const ROWS: usize = 4;
@@ -88,16 +88,14 @@ pub(super) unsafe fn dot<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, con
 }
 
 /// Fetches what is read first from each of the rows on: what a kernel call would otherwise wait for.
-pub(super) fn fetch<S: Simd>(rows: &[Row; ROWS]) {
-    // SAFETY: nothing but fetching is done with it, for which every processor has instructions.
-    let s = unsafe { S::assume() };
+pub(super) fn fetch(rows: &[Row; ROWS]) {
     for row in rows {
         for line in (0..PREFETCH_BYTES).step_by(64) {
-            s.prefetch(row.data.wrapping_add(line));
+            prefetch(row.data.wrapping_add(line));
         }
         for line in (0..PREFETCH_SCALES).step_by(64) {
-            s.prefetch(row.scales.wrapping_add(line));
-            s.prefetch(row.biases.wrapping_add(line));
+            prefetch(row.scales.wrapping_add(line));
+            prefetch(row.biases.wrapping_add(line));
         }
     }
 }
@@ -178,9 +176,9 @@ unsafe fn scale<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usi
 ) {
     let at = i * layout.scales_bytes() + g * K::BYTES;
     for r in 0..R {
-        s.prefetch(rows[r].scales.wrapping_add(at + PREFETCH_SCALES));
+        prefetch(rows[r].scales.wrapping_add(at + PREFETCH_SCALES));
         if K::BIASED {
-            s.prefetch(rows[r].biases.wrapping_add(at + PREFETCH_SCALES));
+            prefetch(rows[r].biases.wrapping_add(at + PREFETCH_SCALES));
         }
         // SAFETY: rows and activations are as the layout says and have the group; there is room (the caller's promise).
         unsafe {
@@ -255,7 +253,7 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
             unsafe {
                 if load * C::LOAD_BYTES % 64 < C::LOAD_BYTES {
                     // A line once, and between the loads: all at once is 6 % slower (Zen 4, 2026-11).
-                    s.prefetch(at[r].wrapping_add(PREFETCH_BYTES + load * C::LOAD_BYTES));
+                    prefetch(at[r].wrapping_add(PREFETCH_BYTES + load * C::LOAD_BYTES));
                 }
                 words[r] = C::load(s, at[r].add(load * C::LOAD_BYTES));
             }

@@ -1,9 +1,9 @@
 //! The instances of the inner kernels: one per instruction set and format.
 
 use super::cells::{Cells, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
-use super::dots::{DotFn, ROWS, dot, fetch};
+use super::dots::{DotFn, dot};
 use super::elements::{Element, Integers, Order, Ways};
-use super::layout::{self, Row, RowLayout, Scales};
+use super::layout::{self, RowLayout, Scales};
 #[cfg(target_arch = "x86_64")]
 use super::tiles::{ByAmx, ByPairs};
 use super::tiles::{ByVectors, Multiply, PackFn, TileFn, tile, tile_rows};
@@ -35,8 +35,6 @@ pub(super) struct Kernels {
     /// For few rows of activations: one, two or four.
     pub(super) dot: [DotFn; 3],
     pub(super) prepare_dot: PrepareFn,
-    /// Fetches what the dots read first.
-    pub(super) fetch: fn(&[Row; ROWS]),
     /// For many.
     pub(super) tile: TileFn,
     pub(super) prepare_tile: PrepareFn,
@@ -146,7 +144,6 @@ fn of<S: Simd, C: Cells<S>, K: Scales<S>, M: Multiply<S, C::Element>>(
         },
         dot: [dot::<S, C, K, 1, 4>, dot::<S, C, K, 2, 4>, dot::<S, C, K, 4, 2>],
         prepare_dot: prepare_dot::<S, C>,
-        fetch: fetch::<S>,
         pack: M::pack::<C>,
         tile: tile::<S, C, M>,
         prepare_tile: prepare_tile::<S, C, M>,

@@ -26,7 +26,8 @@ impl Chunks {
         let (n, n_units) = (self.n_members, self.n_rows.div_ceil(self.unit));
         let n_small = n_units / Self::SMALL;
         let has_small = n > 1 && n_small / n * self.unit * self.row_bytes >= Self::MIN_BYTES;
-        let n_large = if has_small { n_units - n_small } else { n_units };
+        // Large chunks are alike: of few units one more makes a difference.
+        let n_large = if has_small { (n_units - n_small) / n * n } else { n_units };
         let bound = |idx: usize| {
             let n_units = n_large * idx.min(n) / n + (n_units - n_large) * idx.saturating_sub(n) / n;
             (n_units * self.unit).min(self.n_rows)
@@ -99,6 +100,14 @@ mod tests {
                 assert!(rows.into_iter().eq(0..n_rows), "{n_rows} rows");
             }
         }
+    }
+
+    #[test]
+    fn equal_members_get_equal_chunks_of_few_tiles() {
+        // 24 tiles: of 21 and 3 one of two members would get 10 and 1, the other 11 and 2.
+        let chunks = Chunks { n_rows: 768, unit: 32, row_bytes: 1024, n_members: 2 };
+        let lens: Vec<_> = (0..4).map(|idx| chunks.get(idx).unwrap().len() / 32).collect();
+        assert_eq!(lens, [10, 10, 2, 2]);
     }
 
     #[test]

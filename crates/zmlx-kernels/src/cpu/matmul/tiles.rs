@@ -16,7 +16,7 @@ use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::{Element, Order};
 use super::layout::{Row, RowLayout, group_scales};
 use crate::cpu::pool::Aligned;
-use crate::cpu::simd::Simd;
+use crate::cpu::simd::{Simd, prefetch};
 
 #[cfg(target_arch = "x86_64")]
 pub(super) use amx::ByAmx;
@@ -187,8 +187,8 @@ unsafe fn scales_by_group<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scrat
                 for r in 0..S::LANES {
                     let row = &rows[v * S::LANES + r];
                     // The next tile's.
-                    s.prefetch(row.scales.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
-                    s.prefetch(row.biases.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
+                    prefetch(row.scales.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
+                    prefetch(row.biases.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
                     let [row_scales, row_biases] = group_scales(s, layout, row, g);
                     s.store(scales.add(at + r * S::LANES), row_scales);
                     s.store(biases.add(at + r * S::LANES), row_biases);
@@ -253,7 +253,7 @@ unsafe fn fill<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
                     #[inline(always)]
                     |r| {
                         let row = &*at.add(v * S::LANES + r);
-                        s.prefetch(row.data.wrapping_add(next));
+                        prefetch(row.data.wrapping_add(next));
                         C::load(s, row.data.wrapping_add(offset))
                     },
                     #[inline(always)]

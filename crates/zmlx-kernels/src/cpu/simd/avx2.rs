@@ -350,11 +350,6 @@ impl Simd for Avx2 {
             _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps::<1>(d, d)))
         }
     }
-
-    #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-    }
 }
 
 impl WordSums for Avx2 {

@@ -377,11 +377,6 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     fn largest(self, v: Self::F) -> f32 {
         unsafe { _mm512_reduce_max_ps(v) }
     }
-
-    #[inline(always)]
-    fn prefetch(self, p: *const u8) {
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(p.cast()) }
-    }
 }
 
 impl Vnni for Avx512<true> {

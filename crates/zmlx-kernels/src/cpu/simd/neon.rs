@@ -375,7 +375,4 @@ impl Simd for Neon {
     fn largest(self, v: Self::F) -> f32 {
         unsafe { vmaxvq_f32(vmaxq_f32(v.0, v.1)) }
     }
-
-    #[inline(always)]
-    fn prefetch(self, _: *const u8) {}
 }

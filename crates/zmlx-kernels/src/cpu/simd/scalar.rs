@@ -266,7 +266,4 @@ impl Simd for Scalar {
     fn largest(self, v: Self::F) -> f32 {
         v.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
-
-    #[inline(always)]
-    fn prefetch(self, _: *const u8) {}
 }
