@@ -201,6 +201,8 @@ unsafe fn multiply_few<S: WordSums, const X: usize>(
                 let at = (v * padded_groups + idx) * S::LANES;
                 (scales[v], biases[v]) = (s.load(block.scales.add(at)), s.load(block.biases.add(at)));
             }
+            // Else the compiler keeps what it writes here on the stack as well.
+            let out = std::hint::black_box(out);
             for m in 0..X {
                 let x = x[m].add(n_values + idx);
                 let x_sum = s.splat(x.read());
