@@ -26,17 +26,26 @@ impl<W> Attention<W> {
         }
     }
 
-    /// **Shapes** x `[n, hidden]`, normed → `[n, hidden]`.
+    /// **Shapes** x `[n, hidden]`, normed → `[n, hidden]`, or only the `wanted` rows.
     pub(crate) fn forward<B: Backend<Weight = W>>(
         &self,
         b: &B,
         x: &B::Tensor,
         (cache, spans): (&mut B::KvCache, &[Span]),
+        wanted: Option<&[usize]>,
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
         match self {
-            Self::Gqa(a) => a.forward(b, x, (cache, spans), fusion),
-            Self::Mla(a) => a.forward(b, x, (cache, spans), fusion),
+            Self::Gqa(a) => a.forward(b, x, (cache, spans), wanted, fusion),
+            Self::Mla(a) => a.forward(b, x, (cache, spans), wanted, fusion),
         }
+    }
+}
+
+/// These rows of a tensor, or all.
+pub(crate) fn take_rows<B: Backend>(b: &B, x: B::Tensor, rows: Option<&[usize]>) -> Result<B::Tensor> {
+    match rows {
+        Some(rows) => b.take_rows(&x, rows),
+        None => Ok(x),
     }
 }

@@ -3,7 +3,7 @@
 use zmlx_kernels::{Backend, Fusion, PrefillStyle, Span, stock};
 use zmlx_moe::{Mlp, MoeBlock};
 
-use crate::attention::Attention;
+use crate::attention::{Attention, take_rows};
 use crate::loader::{Loader, Progress};
 use crate::{Checkpoint, Error, ModelConfig, Result, glm4_moe_lite, qwen3_moe};
 
@@ -90,7 +90,8 @@ pub enum TapValue<'a, B: Backend> {
 
 /// Called with the name of each intermediate result: `embed`, `layers.I.attn`, `layers.I.router_logits`,
 /// `layers.I.expert_indices`, `layers.I.expert_weights`, `layers.I.out`, `norm`, `logits`. What it returns for
-/// `layers.I.out` takes that result's place; for others it is not used.
+/// `layers.I.out` takes that result's place; for others it is not used. From the last layer's `attn` on these have only the
+/// positions whose logits are asked for.
 pub type Tap<'a, B> = &'a mut dyn FnMut(&str, TapValue<'_, B>) -> Option<<B as Backend>::Tensor>;
 
 impl<B: Backend> Model<B> {
@@ -312,14 +313,20 @@ impl<B: Backend> Model<B> {
         mut tap: Option<Tap<'_, B>>,
     ) -> Result<B::Tensor> {
         let b = &self.backend;
+        let wanted = wanted_rows(spans, logits);
         let mut show =
             |name: std::fmt::Arguments<'_>, value: TapValue<'_, B>| tap.as_mut()?(&name.to_string(), value);
         let mut h = b.embed(&self.embed, ids)?;
         show(format_args!("embed"), TapValue::Tensor(&h));
-        let Some(first) = self.layers.first() else { return self.logits(&h, spans, logits) };
+        let Some(first) = self.layers.first() else {
+            return Ok(b.linear(&take_rows(b, h, wanted.as_deref())?, &self.head)?);
+        };
         let mut x = b.rms_norm(&h, &first.input_norm, self.eps)?;
         for (i, (layer, cache)) in self.layers.iter().zip(&mut state.caches).enumerate() {
-            let y = layer.attention.forward(b, &x, (cache, spans), fusion)?;
+            // What no other layer sees is computed only where it is asked for.
+            let wanted = wanted.as_deref().filter(|_| i + 1 == self.layers.len());
+            let y = layer.attention.forward(b, &x, (cache, spans), wanted, fusion)?;
+            h = take_rows(b, h, wanted)?;
             (h, x) = self.add_norm(&h, &y, &layer.post_norm, fusion)?;
             show(format_args!("layers.{i}.attn"), TapValue::Tensor(&h));
             let y = match &layer.feed_forward {
@@ -340,7 +347,7 @@ impl<B: Backend> Model<B> {
             }
         }
         show(format_args!("norm"), TapValue::Tensor(&x));
-        let y = self.logits(&x, spans, logits)?;
+        let y = b.linear(&x, &self.head)?;
         show(format_args!("logits"), TapValue::Tensor(&y));
         Ok(y)
     }
@@ -358,21 +365,17 @@ impl<B: Backend> Model<B> {
             stock::add_rms_norm(&self.backend, h, y, weight, self.eps)?
         })
     }
+}
 
-    /// The head on the positions asked for.
-    fn logits(&self, x: &B::Tensor, spans: &[Span], logits: LogitsOf) -> Result<B::Tensor> {
-        let b = &self.backend;
-        if logits == LogitsOf::All || spans.iter().all(|s| s.n_tokens == 1) {
-            return Ok(b.linear(x, &self.head)?);
-        }
-        let mut end = 0;
-        let last: Vec<usize> = spans
-            .iter()
-            .map(|s| {
-                end += s.n_tokens;
-                end - 1
-            })
-            .collect();
-        Ok(b.linear(&b.take_rows(x, &last)?, &self.head)?)
+/// The rows whose logits are asked for, if these are not all.
+fn wanted_rows(spans: &[Span], logits: LogitsOf) -> Option<Vec<usize>> {
+    if logits == LogitsOf::All || spans.iter().all(|s| s.n_tokens == 1) {
+        return None;
     }
+    let mut end = 0;
+    let last = spans.iter().map(|s| {
+        end += s.n_tokens;
+        end - 1
+    });
+    Some(last.collect())
 }

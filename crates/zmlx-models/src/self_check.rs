@@ -102,7 +102,7 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
         check.layer_idx = layer_idx;
         let mut attend = |slot: usize, fusion: &Fusion| {
             let span = Span { slot, start: 0, n_tokens: 1 };
-            layer.attention.forward(b, &x, (&mut *cache, &[span]), fusion)
+            layer.attention.forward(b, &x, (&mut *cache, &[span]), None, fusion)
         };
         let y = attend(0, &Fusion::STOCK)?;
         if let Attention::Gqa(a) = &layer.attention {

@@ -120,6 +120,33 @@ fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3
     }
 }
 
+/// For them the last layer computes no other rows.
+#[rstest]
+fn last_logits_are_those_of_the_last_tokens(
+    #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
+) {
+    let model = load(name);
+    let vocab = model.config().vocab_size();
+    let texts = [tokens(5, 3), tokens(40, 4), tokens(1, 5)];
+    let inputs: Vec<_> = (0..3).map(|slot| Input { slot, tokens: &texts[slot] }).collect();
+    let next = [0, 1, 2].map(|slot| Input { slot, tokens: &texts[0][slot..=slot] });
+    let (mut of_all, mut of_last) = (model.state(3).unwrap(), model.state(3).unwrap());
+    let all = logits(&model, &mut of_all, &inputs);
+    let y = model.forward(&mut of_last, &inputs, LogitsOf::Last, &Fusion::FUSED).unwrap();
+    assert_eq!(model.backend().shape(&y), [3, vocab]);
+    let mut last = Vec::new();
+    model.backend().read(&y, &mut last).unwrap();
+    let mut end = 0;
+    for (text, last) in texts.iter().zip(last.chunks_exact(vocab)) {
+        end += text.len() * vocab;
+        let error = rel_rms(last, &all[end - vocab..end]);
+        assert!(error <= BOUND, "{name}, {} tokens: {error}", text.len());
+    }
+    // All tokens were cached all the same.
+    let error = rel_rms(&logits(&model, &mut of_last, &next), &logits(&model, &mut of_all, &next));
+    assert!(error <= BOUND, "{name}, the next tokens: {error}");
+}
+
 #[rstest]
 fn truncate_and_replay(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
     let (model, tokens) = (load(name), tokens(24, 9));

@@ -2,6 +2,8 @@
 
 use zmlx_kernels::{Backend, Fusion, KvLayout, Result, Rope, Span};
 
+use super::take_rows;
+
 /// `o( attend( rope(norm(q(x))), rope(norm(k(x))), v(x) ) )`.
 #[derive(Debug)]
 pub(crate) struct Gqa<W> {
@@ -36,6 +38,7 @@ impl<W> Gqa<W> {
         b: &B,
         x: &B::Tensor,
         (cache, spans): (&mut B::KvCache, &[Span]),
+        wanted: Option<&[usize]>,
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
         let n_tokens = spans.iter().map(|s| s.n_tokens).sum();
@@ -53,6 +56,7 @@ impl<W> Gqa<W> {
         let k = b.rope(&b.rms_norm(&k, &self.k_norm, self.eps)?, spans, &self.rope)?;
         let scale = (self.head_dim as f32).sqrt().recip();
         let y = b.attention(&q, &k, &v, cache, spans, scale)?;
-        b.linear(&b.reshape(&y, &[n_tokens, q_width])?, &self.o)
+        let y = take_rows(b, b.reshape(&y, &[n_tokens, q_width])?, wanted)?;
+        b.linear(&y, &self.o)
     }
 }

@@ -2,6 +2,8 @@
 
 use zmlx_kernels::{Backend, Fusion, KvLayout, MlaInputs, MlaWeights, Result, Rope, Span};
 
+use super::take_rows;
+
 /// How queries come from the hidden state.
 #[derive(Debug)]
 pub(crate) enum QueryProjection<W> {
@@ -52,6 +54,7 @@ impl<W> Mla<W> {
         b: &B,
         x: &B::Tensor,
         (cache, spans): (&mut B::KvCache, &[Span]),
+        wanted: Option<&[usize]>,
         _: &Fusion,
     ) -> Result<B::Tensor> {
         let n_tokens = spans.iter().map(|s| s.n_tokens).sum();
@@ -76,6 +79,7 @@ impl<W> Mla<W> {
         };
         let weights = MlaWeights { embed_q: &self.embed_q, unembed_out: &self.unembed_out };
         let y = b.mla_attention(inputs, weights, cache, spans, self.scale)?;
-        b.linear(&b.reshape(&y, &[n_tokens, self.n_heads * self.v_dim])?, &self.o)
+        let y = take_rows(b, b.reshape(&y, &[n_tokens, self.n_heads * self.v_dim])?, wanted)?;
+        b.linear(&y, &self.o)
     }
 }
