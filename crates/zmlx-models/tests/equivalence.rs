@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use rstest::rstest;
 use zmlx_kernels::cpu::CpuBackend;
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Checkpoint, Error, Input, LogitsOf, Model, PREFILL_CHUNK, State};
+use zmlx_models::{Checkpoint, Error, Input, LogitsOf, Model, PREFILL_CHUNK, State, TapValue};
 use zmlx_oracle::compare::rel_rms;
 
 /// Few rows are multiplied as 16-bit integers, many as floats. Routers may not flip on that in these texts; 1.2e-4 at the
@@ -132,7 +132,16 @@ fn last_logits_are_those_of_the_last_tokens(
     let next = [0, 1, 2].map(|slot| Input { slot, tokens: &texts[0][slot..=slot] });
     let (mut of_all, mut of_last) = (model.state(3).unwrap(), model.state(3).unwrap());
     let all = logits(&model, &mut of_all, &inputs);
-    let y = model.forward(&mut of_last, &inputs, LogitsOf::Last, &Fusion::FUSED).unwrap();
+    let mut n_rows = Vec::new();
+    let mut tap = |tapped: &str, value: TapValue<'_, CpuBackend>| {
+        if let (true, TapValue::Tensor(x)) = (tapped.ends_with(".out"), value) {
+            n_rows.push(model.backend().shape(x)[0]);
+        }
+        None
+    };
+    let y =
+        model.forward_tapped(&mut of_last, &inputs, LogitsOf::Last, &Fusion::FUSED, Some(&mut tap)).unwrap();
+    assert_eq!((n_rows.pop(), n_rows.iter().all(|n| *n == 46)), (Some(3), true), "{name}");
     assert_eq!(model.backend().shape(&y), [3, vocab]);
     let mut last = Vec::new();
     model.backend().read(&y, &mut last).unwrap();
