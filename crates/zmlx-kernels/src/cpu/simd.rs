@@ -137,8 +137,8 @@ pub(crate) trait Simd: Copy {
         let shifted = if from == 0 { a } else { self.shr16(a, from as u32) };
         self.and(shifted, self.splat_i(0x101_0101 * ((1 << BITS) - 1)))
     }
-    /// 512 times the e2m1 values of the codes in bits 8 to 11 of each 16-bit lane, whose other bits are 0.
-    fn e2m1_times_512(self, codes: Self::I) -> Self::I;
+    /// Twice the e2m1 values of the codes in the 8-bit lanes, with signs.
+    fn e2m1_times_2(self, codes: Self::I) -> Self::I;
     /// Twice the e2m1 values of the codes in the 8-bit lanes, and 12.
     fn e2m1_times_2_plus_12(self, codes: Self::I) -> Self::I;
     /// No sums yet.

@@ -115,6 +115,7 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: 
 ) -> [[S::F; R]; X] {
     let mut total = [[s.splat(0.0); R]; X];
     if C::SCALED {
+        fetch_scales::<S, K, R>(layout, rows, i);
         let mut g = 0;
         // SAFETY: the caller's promise.
         unsafe {
@@ -133,28 +134,61 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: 
     }
     let mut x = *x;
     let mut scales = scales.cast_const();
-    let first_lanes = layout.group_of_lane().as_ptr();
-    let end_lanes = first_lanes.wrapping_add(layout.lanes_per_group * S::LANES);
-    let mut lanes = first_lanes;
-    for _ in 0..layout.n_chunks {
+    let lanes = layout.group_of_lane().as_ptr();
+    // A vector of groups at a time, or all.
+    let mut n_left = layout.n_chunks;
+    while n_left > 0 {
+        let n = if C::SCALED { layout.lanes_per_group.min(n_left) } else { n_left };
         // SAFETY: the buffers are as the layout says (the caller's promise).
         unsafe {
-            let idx = if C::SCALED { s.load_words(lanes.cast()) } else { s.splat_i(0) };
-            add_chunk::<S, C, X, R>(s, layout, &at, &x, scales, idx, &mut total);
+            if C::SCALED && layout.lanes_per_group == S::LANES {
+                // Each chunk is a group.
+                for c in 0..n {
+                    let sums = sum_chunk::<S, C, X, R>(s, layout, &mut at, &mut x);
+                    for m in 0..X {
+                        for r in 0..R {
+                            let scale = s.splat(scales.add((m * R + r) * S::LANES + c).read());
+                            total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
+                        }
+                    }
+                }
+            } else {
+                for c in 0..n {
+                    let sums = sum_chunk::<S, C, X, R>(s, layout, &mut at, &mut x);
+                    let groups = s.load_words(lanes.add(c * S::LANES).cast());
+                    for m in 0..X {
+                        for r in 0..R {
+                            total[m][r] = if C::SCALED {
+                                let scale = s.load(scales.add((m * R + r) * S::LANES));
+                                s.fma(sums[m][r], s.permute(scale, groups), total[m][r])
+                            } else {
+                                s.add(sums[m][r], total[m][r])
+                            };
+                        }
+                    }
+                }
+            }
         }
-        for r in 0..R {
-            at[r] = at[r].wrapping_add(C::LOADS * C::LOAD_BYTES);
-        }
-        for m in 0..X {
-            x[m] = x[m].wrapping_add(C::LOADS * C::CELLS * S::LANES);
-        }
-        lanes = lanes.wrapping_add(S::LANES);
-        if C::SCALED && lanes == end_lanes {
-            lanes = first_lanes;
-            scales = scales.wrapping_add(X * R * S::LANES);
-        }
+        n_left -= n;
+        scales = scales.wrapping_add(X * R * S::LANES);
     }
     total
+}
+
+/// Fetches as many scales and biases as the `i`th rows have, of rows to come.
+#[inline(always)]
+fn fetch_scales<S: Simd, K: Scales<S>, const R: usize>(layout: &RowLayout, rows: &[Row; R], i: usize) {
+    let at = i * layout.scales_bytes() + PREFETCH_SCALES;
+    let mut line = 0;
+    while line < layout.scales_bytes() {
+        for r in 0..R {
+            prefetch(rows[r].scales.wrapping_add(at + line));
+            if K::BIASED {
+                prefetch(rows[r].biases.wrapping_add(at + line));
+            }
+        }
+        line += 64;
+    }
 }
 
 /// Writes what sums of the vector of groups from `g` on are multiplied by, the scales of the `i`th rows times those of the
@@ -176,10 +210,6 @@ unsafe fn scale<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usi
 ) {
     let at = i * layout.scales_bytes() + g * K::BYTES;
     for r in 0..R {
-        prefetch(rows[r].scales.wrapping_add(at + PREFETCH_SCALES));
-        if K::BIASED {
-            prefetch(rows[r].biases.wrapping_add(at + PREFETCH_SCALES));
-        }
         // SAFETY: rows and activations are as the layout says and have the group; there is room (the caller's promise).
         unsafe {
             let [mut scales, mut biases] = K::load(s, layout, &rows[r], at);
@@ -200,37 +230,7 @@ unsafe fn scale<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usi
     }
 }
 
-/// Adds a chunk's products to the sums; lane `j` belongs to group `idx[j]` of each vector of scales.
-///
-/// # Safety
-/// `at` holds the chunk of each row and `x` its activations, as the layout says; there are scales for each sum.
-#[inline(always)]
-unsafe fn add_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
-    s: S,
-    layout: &RowLayout,
-    at: &[*const u8; R],
-    x: &[*const f32; X],
-    scales: *const f32,
-    idx: S::I,
-    total: &mut [[S::F; R]; X],
-) {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let sums = sum_chunk::<S, C, X, R>(s, layout, at, x);
-        for m in 0..X {
-            for r in 0..R {
-                if C::SCALED {
-                    let scale = s.permute(s.load(scales.add((m * R + r) * S::LANES)), idx);
-                    total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
-                } else {
-                    total[m][r] = s.add(sums[m][r], total[m][r]);
-                }
-            }
-        }
-    }
-}
-
-/// `sums[m][r] = Σ w[r][k] · x[m][k]` over a chunk of each row, lane by lane, before scale and bias.
+/// `sums[m][r] = Σ w[r][k] · x[m][k]` over a chunk of each row, lane by lane, before scale and bias; moves on to the next.
 ///
 /// `n_loads` is [`Cells::LOADS`] as a bound that the compiler does not know: with several rows of activations a loop unrolled as
 /// a whole would be reordered until nothing fits the registers.
@@ -241,8 +241,8 @@ unsafe fn add_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
 unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     s: S,
     &RowLayout { n_loads, plane, .. }: &RowLayout,
-    at: &[*const u8; R],
-    x: &[*const f32; X],
+    at: &mut [*const u8; R],
+    x: &mut [*const f32; X],
 ) -> [[S::F; R]; X] {
     const { assert!(C::CELLS <= MAX_CELLS && (C::Element::PLANES == 1 || C::LOADS == 1)) };
     let mut sums = [[C::Element::zero(s); R]; X];
@@ -277,6 +277,12 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
                 }
             }
         }
+    }
+    for r in 0..R {
+        at[r] = at[r].wrapping_add(C::LOADS * C::LOAD_BYTES);
+    }
+    for m in 0..X {
+        x[m] = x[m].wrapping_add(C::LOADS * C::CELLS * S::LANES);
     }
     let mut totals = [[s.splat(0.0); R]; X];
     for m in 0..X {

@@ -235,7 +235,7 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
-    fn e2m1_times_512(self, codes: Self::I) -> Self::I {
+    fn e2m1_times_2(self, codes: Self::I) -> Self::I {
         unsafe {
             let table = _mm256_broadcastsi128_si256(_mm_loadu_si128(E2M1_TIMES_2.as_ptr().cast()));
             _mm256_shuffle_epi8(table, codes)

@@ -254,7 +254,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
-    fn e2m1_times_512(self, codes: Self::I) -> Self::I {
+    fn e2m1_times_2(self, codes: Self::I) -> Self::I {
         unsafe {
             let table = _mm512_broadcast_i32x4(_mm_loadu_si128(E2M1_TIMES_2.as_ptr().cast()));
             _mm512_shuffle_epi8(table, codes)

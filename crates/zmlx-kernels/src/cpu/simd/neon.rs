@@ -228,7 +228,7 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
-    fn e2m1_times_512(self, codes: Self::I) -> Self::I {
+    fn e2m1_times_2(self, codes: Self::I) -> Self::I {
         unsafe {
             let table = vld1q_s8(E2M1_TIMES_2.as_ptr());
             let half = |c| vreinterpretq_u32_s8(vqtbl1q_s8(table, vreinterpretq_u8_u32(c)));

@@ -166,10 +166,11 @@ impl Simd for Scalar {
     }
 
     #[inline(always)]
-    fn e2m1_times_512(self, codes: Self::I) -> Self::I {
-        let times_512 =
-            |code: u16| (256 * i16::from(E2M1_TIMES_2[usize::from(code >> 8 & 15)])).cast_unsigned();
-        codes.map(|c| halves(c, times_512))
+    fn e2m1_times_2(self, codes: Self::I) -> Self::I {
+        codes.map(|c| {
+            let twice = |code: u8| E2M1_TIMES_2[usize::from(code & 15)].cast_unsigned();
+            u32::from_le_bytes(c.to_le_bytes().map(twice))
+        })
     }
 
     #[inline(always)]
