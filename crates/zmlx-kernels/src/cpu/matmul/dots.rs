@@ -155,7 +155,8 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: 
             } else {
                 for c in 0..n {
                     let sums = sum_chunk::<S, C, X, R>(s, layout, &mut at, &mut x);
-                    let groups = s.load_words(lanes.add(c * S::LANES).cast());
+                    let groups =
+                        if C::SCALED { s.load_words(lanes.add(c * S::LANES).cast()) } else { s.splat_i(0) };
                     for m in 0..X {
                         for r in 0..R {
                             total[m][r] = if C::SCALED {
