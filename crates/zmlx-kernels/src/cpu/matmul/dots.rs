@@ -233,8 +233,8 @@ unsafe fn scale<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usi
 
 /// `sums[m][r] = Σ w[r][k] · x[m][k]` over a chunk of each row, lane by lane, before scale and bias; moves on to the next.
 ///
-/// `n_loads` is [`Cells::LOADS`] as a bound that the compiler does not know: with several rows of activations a loop unrolled as
-/// a whole would be reordered until nothing fits the registers.
+/// `n_loads` is [`Cells::LOADS`] as a bound that the compiler does not know: several loads' products with several rows of
+/// activations, unrolled as a whole, would be reordered until nothing fits the registers.
 ///
 /// # Safety
 /// A chunk, and the overread, are readable at each of `at`, and a chunk of prepared activations at each of `x`.
@@ -247,7 +247,7 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
 ) -> [[S::F; R]; X] {
     const { assert!(C::CELLS <= MAX_CELLS && (C::Element::PLANES == 1 || C::LOADS == 1)) };
     let mut sums = [[C::Element::zero(s); R]; X];
-    for load in 0..if X == 1 { C::LOADS } else { n_loads } {
+    for load in 0..if X == 1 || C::LOADS == 1 { C::LOADS } else { n_loads } {
         let mut words = [s.splat_i(0); R];
         for r in 0..R {
             // SAFETY: the caller's promise.
