@@ -157,12 +157,13 @@ mod tests {
         assert!(found.rel_rms > 0.1, "{found:?}");
     }
 
-    /// Such a token is told apart, and what it does to later ones undone.
+    /// Such a token is told apart, and what it does to later ones undone. Others may meet the expert in a smaller or larger
+    /// company, for which its matrix takes other kernels, whose sums are in another order.
     #[test]
     fn another_choice_is_not_a_difference() {
         for call in 0..4 {
             let found = difference(Wrong::OtherExpert(call.into()));
-            assert_eq!(found.rel_rms, 0.0, "call {call}: {found:?}");
+            assert!(found.rel_rms < 1e-5, "call {call}: {found:?}");
             assert!(found.other_experts > 0.0 && found.other_experts < 0.05, "call {call}: {found:?}");
         }
     }
