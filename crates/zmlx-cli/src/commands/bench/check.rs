@@ -136,34 +136,35 @@ mod tests {
     use super::*;
     use crate::mutants::Wrong;
 
-    fn difference(wrong: Wrong) -> Difference {
+    fn difference(wrong: Wrong, n_tokens: u32) -> Difference {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/austen-glm4-moe-lite-4bit");
         let backend = Hooked::new(CpuBackend::new(Some(1)).unwrap(), wrong);
         let model = Model::load(backend, &Checkpoint::open(dir.as_ref()).unwrap(), &mut |_, _| ()).unwrap();
-        let workload = Workload::greedy(&model, (1..20).collect(), 4, &Fusion::STOCK).unwrap().unwrap();
+        let workload =
+            Workload::greedy(&model, (1..=n_tokens).collect(), 4, &Fusion::STOCK).unwrap().unwrap();
         assert_eq!(workload.steps.len(), 5);
         workload.compare(&model, &Fusion::FUSED).unwrap()
     }
 
     #[test]
     fn paths_that_agree() {
-        let Difference { rel_rms, other_experts } = difference(Wrong::Nothing);
+        let Difference { rel_rms, other_experts } = difference(Wrong::Nothing, 19);
         assert_eq!((rel_rms, other_experts), (0.0, 0.0));
     }
 
     #[test]
     fn a_wrong_op_is_found() {
-        let found = difference(Wrong::GateAndUpSwapped);
+        let found = difference(Wrong::GateAndUpSwapped, 19);
         assert!(found.rel_rms > 0.1, "{found:?}");
     }
 
-    /// Such a token is told apart, and what it does to later ones undone. Others may meet the expert in a smaller or larger
-    /// company, for which its matrix takes other kernels, whose sums are in another order.
+    /// Such a token is told apart, and what it does to later ones undone. There are so few tokens that an expert takes the same
+    /// kernels for the others, whether this one is with them or not: equal bits.
     #[test]
     fn another_choice_is_not_a_difference() {
         for call in 0..4 {
-            let found = difference(Wrong::OtherExpert(call.into()));
-            assert!(found.rel_rms < 1e-5, "call {call}: {found:?}");
+            let found = difference(Wrong::OtherExpert(call.into()), 4);
+            assert_eq!(found.rel_rms, 0.0, "call {call}: {found:?}");
             assert!(found.other_experts > 0.0 && found.other_experts < 0.05, "call {call}: {found:?}");
         }
     }
