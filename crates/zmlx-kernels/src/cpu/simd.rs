@@ -188,6 +188,28 @@ pub(crate) trait WordSums: Simd {
     fn sub32(self, a: Self::I, b: Self::I) -> Self::I;
 }
 
+/// Vectors that multiply 16-bit activations as two planes of bytes, `256 · upper + lower`.
+#[cfg(target_arch = "x86_64")]
+pub(crate) trait TwoBytes: Simd {
+    /// Whether sums of products of bytes have 16 bits: then each plane has sums of its own, and words are zipped, so that the sums of
+    /// two vectors of words, which are of the same groups, become sums of 32 bits together.
+    const ZIPPED: bool;
+    /// Running sums of products with both planes.
+    type Sum2: Copy;
+
+    /// No sums yet.
+    fn sum2(self) -> Self::Sum2;
+    /// Adds products as [`Simd::dot8`] with the upper plane, 0, or the lower one.
+    fn dot8_of(self, sum: Self::Sum2, a: Self::I, b: Self::I, plane: usize) -> Self::Sum2;
+    /// What comes between all products with the upper plane and those with the lower one, if words are not zipped.
+    fn lower_plane(self, sum: Self::Sum2) -> Self::Sum2;
+    /// The sums so far, as signed 32-bit lanes.
+    fn sum2_lanes(self, sum: Self::Sum2) -> Self::I;
+    /// Vector `i` of the two vectors of words from `p` on. If words are zipped: of each half of both, the first has the first two words,
+    /// the other the last two.
+    unsafe fn load_zipped(self, p: *const u8, i: usize) -> Self::I;
+}
+
 /// Vectors with VNNI's dot products: sums of products of bytes have 32 bits.
 #[cfg(target_arch = "x86_64")]
 pub(crate) trait Vnni: Simd {

@@ -44,6 +44,26 @@ pub(super) trait Cells<S: Simd> {
     /// `LOAD_BYTES` bytes, and the overread, are readable at `p`.
     unsafe fn load(s: S, p: *const u8) -> S::I;
 
+    /// Vector `i` of the words of the chunk at `p`.
+    ///
+    /// # Safety
+    /// As many bytes as [`Cells::LOADS`] loads take, and the overread, are readable at `p`.
+    #[inline(always)]
+    unsafe fn load_of_chunk(s: S, p: *const u8, i: usize) -> S::I {
+        // SAFETY: the caller's promise.
+        unsafe { Self::load(s, p.add(i * Self::LOAD_BYTES)) }
+    }
+
+    /// Which of the chunk's words is in a lane of vector `i`.
+    #[inline(always)]
+    fn word(i: usize, lane: usize) -> usize {
+        if Self::Element::ZIPPED {
+            lane / 2 % 2 * S::LANES + lane / 4 * 4 + 2 * i + lane % 2
+        } else {
+            i * S::LANES + lane
+        }
+    }
+
     /// Vector `i` of cells.
     #[inline(always)]
     fn cells(s: S, words: S::I, i: usize) -> S::I {
@@ -71,13 +91,19 @@ impl<S: Simd, E: Element<S>, const BITS: usize> Cells<S> for PowerOfTwoBits<BITS
     type Element = E;
     const CELLS: usize = 32 / E::WEIGHTS / BITS;
     const LOAD_BYTES: usize = 4 * S::LANES;
-    const LOADS: usize = 1;
+    const LOADS: usize = if E::ZIPPED { 2 } else { 1 };
     const MAX_WEIGHT: usize = (1 << BITS) - 1;
 
     #[inline(always)]
     unsafe fn load(s: S, p: *const u8) -> S::I {
         // SAFETY: the caller's promise.
         unsafe { s.load_words(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_of_chunk(s: S, p: *const u8, i: usize) -> S::I {
+        // SAFETY: the caller's promise.
+        unsafe { E::load_words(s, p, i) }
     }
 
     #[inline(always)]
@@ -151,7 +177,7 @@ impl<S: Simd, E: Element<S>> Cells<S> for E2m1<E> {
     type Element = E;
     const CELLS: usize = 8 / E::WEIGHTS;
     const LOAD_BYTES: usize = 4 * S::LANES;
-    const LOADS: usize = 1;
+    const LOADS: usize = if E::ZIPPED { 2 } else { 1 };
     const UNIT: f32 = if E::WEIGHTS == 2 { 1.0 / 512.0 } else { 0.5 };
     const OFFSET: i8 = if E::WEIGHTS == 2 { 0 } else { -6 };
     const MAX_WEIGHT: usize = if E::WEIGHTS == 2 { 6 * 512 } else { 24 };
@@ -160,6 +186,12 @@ impl<S: Simd, E: Element<S>> Cells<S> for E2m1<E> {
     unsafe fn load(s: S, p: *const u8) -> S::I {
         // SAFETY: the caller's promise.
         unsafe { s.load_words(p) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_of_chunk(s: S, p: *const u8, i: usize) -> S::I {
+        // SAFETY: the caller's promise.
+        unsafe { E::load_words(s, p, i) }
     }
 
     #[inline(always)]

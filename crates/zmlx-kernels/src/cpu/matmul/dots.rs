@@ -14,6 +14,8 @@ pub(super) const MAX_X: usize = 4;
 const MAX_SUMS: usize = 8;
 /// Most vectors of cells of a load, of any format.
 const MAX_CELLS: usize = 8;
+/// Most lanes of a vector.
+const MAX_LANES: usize = 16;
 /// Weight bytes fetched ahead of use in each run, into the second-level cache.
 const PREFETCH_BYTES: usize = 2048;
 /// Bytes of scales, and of biases, fetched so.
@@ -37,7 +39,12 @@ pub(super) type DotFn = unsafe fn(
 
 /// Floats of scales that a [`DotFn`] keeps.
 pub(super) fn scales_len(layout: &RowLayout) -> usize {
-    MAX_SUMS * layout.padded_groups
+    MAX_SUMS * scales_stride(layout)
+}
+
+/// Floats of them that each sum has: whole vectors can be read from any group on.
+fn scales_stride(layout: &RowLayout) -> usize {
+    layout.padded_groups + MAX_LANES
 }
 
 /// The [`DotFn`] for `X` rows of activations, `R` rows of the weight at a time: `X · R` sums stay in registers.
@@ -132,6 +139,26 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: 
     for r in 0..R {
         at[r] = rows[r].data.wrapping_add(i * layout.row_bytes);
     }
+    if C::Element::ZIPPED {
+        // Row after row, with two rows of activations at most: sums of more, for each plane, would not fit the registers.
+        for r in 0..R {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let scales = scales.add(r * scales_stride(layout)).cast_const();
+                if X == 1 {
+                    let [sums] = dot_zipped::<S, C, 1>(s, layout, at[r], [x[0]], [scales]);
+                    total[0][r] = s.add(total[0][r], sums);
+                }
+                for m in (0..X / 2 * 2).step_by(2) {
+                    let scales = [m, m + 1].map(|m| scales.add(m * R * scales_stride(layout)));
+                    let [a, b] = dot_zipped::<S, C, 2>(s, layout, at[r], [x[m], x[m + 1]], scales);
+                    total[m][r] = s.add(total[m][r], a);
+                    total[m + 1][r] = s.add(total[m + 1][r], b);
+                }
+            }
+        }
+        return total;
+    }
     let mut x = *x;
     let mut scales = scales.cast_const();
     let lanes = layout.group_of_lane().as_ptr();
@@ -148,7 +175,8 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: 
                     for m in 0..X {
                         for r in 0..R {
                             let scale = s.splat(scales.add((m * R + r) * S::LANES + c).read());
-                            total[m][r] = s.fma(sums[m][r], scale, total[m][r]);
+                            let sum = C::Element::total(s, sums[m][r]);
+                            total[m][r] = s.fma(sum, scale, total[m][r]);
                         }
                     }
                 }
@@ -159,11 +187,12 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: 
                         if C::SCALED { s.load_words(lanes.add(c * S::LANES).cast()) } else { s.splat_i(0) };
                     for m in 0..X {
                         for r in 0..R {
+                            let sum = C::Element::total(s, sums[m][r]);
                             total[m][r] = if C::SCALED {
                                 let scale = s.load(scales.add((m * R + r) * S::LANES));
-                                s.fma(sums[m][r], s.permute(scale, groups), total[m][r])
+                                s.fma(sum, s.permute(scale, groups), total[m][r])
                             } else {
-                                s.add(sums[m][r], total[m][r])
+                                s.add(sum, total[m][r])
                             };
                         }
                     }
@@ -172,6 +201,47 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: 
         }
         n_left -= n;
         scales = scales.wrapping_add(X * R * S::LANES);
+    }
+    total
+}
+
+/// The lanes' sums of the row at `row` times its scales, those of each row of activations.
+///
+/// # Safety
+/// As [`DotFn`]; words are zipped.
+#[inline(always)]
+unsafe fn dot_zipped<S: Simd, C: Cells<S>, const X: usize>(
+    s: S,
+    layout: &RowLayout,
+    row: *const u8,
+    mut x: [*const f32; X],
+    mut scales: [*const f32; X],
+) -> [S::F; X] {
+    let mut total = [s.splat(0.0); X];
+    let mut at = [row];
+    // SAFETY: the buffers are as the layout says (the caller's promise).
+    unsafe {
+        let groups = s.load_words(layout.zipped_groups.as_ptr().cast());
+        let n_groups = S::LANES >> layout.lanes_per_group.trailing_zeros();
+        // Of one row of activations a chunk's sums are scaled after the next one's products, which need not wait for them: e2m1 codes
+        // with 17 instead of 15 GB/s from the cache (Zen 3, 2026-11). For two rows there are no registers.
+        let mut last = [([C::Element::zero(s)], s.splat(0.0)); X];
+        for _ in 0..layout.n_chunks {
+            let sums = sum_chunk::<S, C, X, 1>(s, layout, &mut at, &mut x);
+            for m in 0..X {
+                let mut sum = (sums[m], s.permute(s.load(scales[m]), groups));
+                scales[m] = scales[m].wrapping_add(n_groups);
+                if X == 1 {
+                    sum = std::mem::replace(&mut last[m], sum);
+                }
+                let ([sum], scale) = sum;
+                total[m] = s.fma(C::Element::total(s, sum), scale, total[m]);
+            }
+        }
+        for m in 0..X {
+            let ([sum], scale) = last[m];
+            total[m] = s.fma(C::Element::total(s, sum), scale, total[m]);
+        }
     }
     total
 }
@@ -193,7 +263,7 @@ fn fetch_scales<S: Simd, K: Scales<S>, const R: usize>(layout: &RowLayout, rows:
 }
 
 /// Writes what sums of the vector of groups from `g` on are multiplied by, the scales of the `i`th rows times those of the
-/// activations: a vector for each sum. And adds the biases times the sums of the activations.
+/// activations, for each sum apart. And adds the biases times the sums of the activations.
 ///
 /// # Safety
 /// As [`DotFn`]; the rows have the group, if `WHOLE` all of the vector.
@@ -225,7 +295,12 @@ unsafe fn scale<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usi
                 if C::Element::X_SCALED {
                     scales = s.mul(scales, s.load(x_groups.add(layout.padded_groups)));
                 }
-                s.store(out.add(g * X * R + (m * R + r) * S::LANES), scales);
+                let at = if C::Element::ZIPPED {
+                    (m * R + r) * scales_stride(layout) + g
+                } else {
+                    g * X * R + (m * R + r) * S::LANES
+                };
+                s.store(out.add(at), scales);
             }
         }
     }
@@ -244,10 +319,10 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     &RowLayout { n_loads, plane, .. }: &RowLayout,
     at: &mut [*const u8; R],
     x: &mut [*const f32; X],
-) -> [[S::F; R]; X] {
-    const { assert!(C::CELLS <= MAX_CELLS && (C::Element::PLANES == 1 || C::LOADS == 1)) };
+) -> [[<C::Element as Element<S>>::Sum; R]; X] {
+    const { assert!(C::CELLS <= MAX_CELLS && (C::Element::PLANES == 1 || C::LOADS == 1 || C::Element::ZIPPED)) };
     let mut sums = [[C::Element::zero(s); R]; X];
-    for load in 0..if X == 1 || C::LOADS == 1 { C::LOADS } else { n_loads } {
+    for load in 0..if X == 1 || C::LOADS == 1 || C::Element::ZIPPED { C::LOADS } else { n_loads } {
         let mut words = [s.splat_i(0); R];
         for r in 0..R {
             // SAFETY: the caller's promise.
@@ -256,25 +331,29 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
                     // A line once, and between the loads: all at once is 6 % slower (Zen 4, 2026-11).
                     prefetch(at[r].wrapping_add(PREFETCH_BYTES + load * C::LOAD_BYTES));
                 }
-                words[r] = C::load(s, at[r].add(load * C::LOAD_BYTES));
+                words[r] = C::load_of_chunk(s, at[r], load);
             }
         }
         let mut cells = [[s.splat_i(0); R]; MAX_CELLS];
-        for p in 0..C::Element::PLANES {
-            for i in 0..C::CELLS {
-                for r in 0..R {
-                    if p == 0 {
-                        cells[i][r] = C::cells(s, words[r], i);
+        for step in 0..C::Element::PLANES * C::CELLS {
+            // Plane after plane, or cells after cells.
+            let (p, i) = if C::Element::ZIPPED {
+                (step % C::Element::PLANES, step / C::Element::PLANES)
+            } else {
+                (step / C::CELLS, step % C::CELLS)
+            };
+            for r in 0..R {
+                if p == 0 {
+                    cells[i][r] = C::cells(s, words[r], i);
+                }
+                for m in 0..X {
+                    let x = x[m].wrapping_add(p * plane + (load * C::CELLS + i) * S::LANES);
+                    if p > 0 && i == 0 {
+                        sums[m][r] = C::Element::next_plane(s, sums[m][r]);
                     }
-                    for m in 0..X {
-                        let x = x[m].wrapping_add(p * plane + (load * C::CELLS + i) * S::LANES);
-                        if p > 0 && i == 0 {
-                            sums[m][r] = C::Element::next_plane(s, sums[m][r]);
-                        }
-                        // SAFETY: the caller's promise.
-                        let x = unsafe { s.load_words(x.cast()) };
-                        sums[m][r] = C::Element::add(s, sums[m][r], cells[i][r], x);
-                    }
+                    // SAFETY: the caller's promise.
+                    let x = unsafe { s.load_words(x.cast()) };
+                    sums[m][r] = C::Element::add(s, sums[m][r], cells[i][r], x, p);
                 }
             }
         }
@@ -285,11 +364,5 @@ unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
     for m in 0..X {
         x[m] = x[m].wrapping_add(C::LOADS * C::CELLS * S::LANES);
     }
-    let mut totals = [[s.splat(0.0); R]; X];
-    for m in 0..X {
-        for r in 0..R {
-            totals[m][r] = C::Element::total(s, sums[m][r]);
-        }
-    }
-    totals
+    sums
 }

@@ -6,8 +6,8 @@
 //! Against floats 16 bits take half the instructions, 8 bits a quarter, and the result does not depend on the order
 //! within a group.
 //!
-//! Where sums of products of bytes have 32 bits ([`Vnni`]), 16 bits are two bytes, `256 · upper + lower`, each in a
-//! plane of its own: as many products as of 16 bits, but weights stay bytes, which take half the instructions to unpack.
+//! Where codes become bytes easily and levels have the products ([`TwoBytes`]), 16 bits are two bytes, `256 · upper + lower`, each in
+//! a plane of its own: as many products as of 16 bits, but weights stay bytes, which take half the instructions to unpack.
 
 #[cfg(target_arch = "x86_64")]
 use super::cells::Words3;
@@ -15,7 +15,7 @@ use super::cells::{Cells, OddBits};
 use super::layout::RowLayout;
 use crate::cpu::simd::Simd;
 #[cfg(target_arch = "x86_64")]
-use crate::cpu::simd::Vnni;
+use crate::cpu::simd::TwoBytes;
 
 /// What a cell holds, and how cells are multiplied.
 pub(super) trait Element<S: Simd>: Sized {
@@ -26,6 +26,9 @@ pub(super) trait Element<S: Simd>: Sized {
     /// Planes of a row of activations: after the products with one and before those with the next, sums go through
     /// [`Element::next_plane`].
     const PLANES: usize = 1;
+    /// Whether words are zipped ([`Cells::word`]) in chunks of two vectors, which then are of the same groups lane by lane, and sums
+    /// are those of each plane apart, so that products with all planes may come in any order.
+    const ZIPPED: bool = false;
     /// What the weights may add up to whose products with the largest activations a sum holds.
     const CAPACITY: usize;
     /// Running sums of products, lane by lane.
@@ -33,8 +36,17 @@ pub(super) trait Element<S: Simd>: Sized {
 
     /// No sums yet.
     fn zero(s: S) -> Self::Sum;
-    /// Adds the products of weights and activations.
-    fn add(s: S, sum: Self::Sum, w: S::I, x: S::I) -> Self::Sum;
+    /// Vector `i` of words at `p`, zipped if words are.
+    ///
+    /// # Safety
+    /// The words, if zipped two vectors of them, are readable at `p`.
+    #[inline(always)]
+    unsafe fn load_words(s: S, p: *const u8, i: usize) -> S::I {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_words(p.add(4 * i * S::LANES)) }
+    }
+    /// Adds the products of weights and a plane's activations.
+    fn add(s: S, sum: Self::Sum, w: S::I, x: S::I, plane: usize) -> Self::Sum;
     /// Multiplies sums by what a number of this plane is worth in the next.
     fn next_plane(s: S, sum: Self::Sum) -> Self::Sum {
         let _ = s;
@@ -51,7 +63,7 @@ pub(super) trait Element<S: Simd>: Sized {
 /// In which order activations lie in memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// Vectors of cells: for a vector of words, the first cells of all words, then the second, …
+    /// Vectors of cells: for each vector of a chunk's words, the first cells of all words, then the second, …
     Vectors,
     /// Word after word, each with all its cells.
     Words,
@@ -65,8 +77,8 @@ pub(super) struct Integers<const N: usize, const PLANES: usize>;
 /// Floats.
 pub(super) struct Floats;
 
-/// Activations of the most words that are loaded at once.
-const MAX_LOAD: usize = 256;
+/// Activations of the longest chunk.
+const MAX_CHUNK: usize = 256;
 /// The largest activations of two bytes with signs, and of one.
 #[cfg(target_arch = "x86_64")]
 const MAX_TWO_I8: f32 = 127.0 * 257.0;
@@ -81,32 +93,39 @@ fn max_i16<S: Simd, C: Cells<S>>() -> f32 {
 pub(super) trait Ways: Simd {
     /// How activations of 16 bits are held.
     type Int16: Element<Self>;
+    /// How they are held for codes that become bytes easily, of which a group has at least four words.
+    type Int16ForBytes: Element<Self>;
     /// How affine codes of 3 bits in groups of at least `CHUNK` are decoded.
     type ThreeBits<E: Element<Self>, const CHUNK: usize>: Cells<Self, Element = E>;
 }
 
 impl Ways for crate::cpu::simd::scalar::Scalar {
     type Int16 = Integers<2, 1>;
+    type Int16ForBytes = Integers<2, 1>;
     type ThreeBits<E: Element<Self>, const CHUNK: usize> = OddBits<3, E, CHUNK>;
 }
 #[cfg(target_arch = "aarch64")]
 impl Ways for crate::cpu::simd::neon::Neon {
     type Int16 = Integers<2, 1>;
+    type Int16ForBytes = Integers<2, 1>;
     type ThreeBits<E: Element<Self>, const CHUNK: usize> = OddBits<3, E, CHUNK>;
 }
 #[cfg(target_arch = "x86_64")]
 impl Ways for crate::cpu::simd::avx2::Avx2 {
     type Int16 = Integers<2, 1>;
+    type Int16ForBytes = Integers<4, 2>;
     type ThreeBits<E: Element<Self>, const CHUNK: usize> = OddBits<3, E, CHUNK>;
 }
 #[cfg(target_arch = "x86_64")]
 impl Ways for crate::cpu::simd::avx512::Avx512<false> {
     type Int16 = Integers<2, 1>;
+    type Int16ForBytes = Integers<2, 1>;
     type ThreeBits<E: Element<Self>, const CHUNK: usize> = OddBits<3, E, CHUNK>;
 }
 #[cfg(target_arch = "x86_64")]
 impl Ways for crate::cpu::simd::avx512::Avx512<true> {
     type Int16 = Integers<4, 2>;
+    type Int16ForBytes = Integers<4, 2>;
     type ThreeBits<E: Element<Self>, const CHUNK: usize> = Words3<E>;
 }
 
@@ -122,7 +141,7 @@ impl<S: Simd> Element<S> for Integers<2, 1> {
     }
 
     #[inline(always)]
-    fn add(s: S, sum: S::Acc, w: S::I, x: S::I) -> S::Acc {
+    fn add(s: S, sum: S::Acc, w: S::I, x: S::I, _: usize) -> S::Acc {
         s.dot16(sum, w, x)
     }
 
@@ -149,7 +168,7 @@ impl<S: Simd> Element<S> for Integers<4, 1> {
     }
 
     #[inline(always)]
-    fn add(s: S, sum: S::Acc8, w: S::I, x: S::I) -> S::Acc8 {
+    fn add(s: S, sum: S::Acc8, w: S::I, x: S::I, _: usize) -> S::Acc8 {
         s.dot8(sum, w, x)
     }
 
@@ -165,31 +184,38 @@ impl<S: Simd> Element<S> for Integers<4, 1> {
 }
 
 #[cfg(target_arch = "x86_64")]
-impl<S: Vnni> Element<S> for Integers<4, 2> {
+impl<S: TwoBytes> Element<S> for Integers<4, 2> {
     const WEIGHTS: usize = 4;
     const X_SCALED: bool = true;
     const PLANES: usize = 2;
+    const ZIPPED: bool = S::ZIPPED;
     const CAPACITY: usize = i32::MAX as usize / (4 * MAX_TWO_I8 as usize);
-    type Sum = S::Acc8;
+    type Sum = S::Sum2;
 
     #[inline(always)]
-    fn zero(s: S) -> S::Acc8 {
-        s.acc8()
+    fn zero(s: S) -> S::Sum2 {
+        s.sum2()
     }
 
     #[inline(always)]
-    fn add(s: S, sum: S::Acc8, w: S::I, x: S::I) -> S::Acc8 {
-        s.dot8(sum, w, x)
+    unsafe fn load_words(s: S, p: *const u8, i: usize) -> S::I {
+        // SAFETY: the caller's promise.
+        unsafe { s.load_zipped(p, i) }
     }
 
     #[inline(always)]
-    fn next_plane(s: S, sum: S::Acc8) -> S::Acc8 {
-        s.times_256(sum)
+    fn add(s: S, sum: S::Sum2, w: S::I, x: S::I, plane: usize) -> S::Sum2 {
+        s.dot8_of(sum, w, x, plane)
     }
 
     #[inline(always)]
-    fn total(s: S, sum: S::Acc8) -> S::F {
-        s.to_f32(s.acc8_lanes(sum))
+    fn next_plane(s: S, sum: S::Sum2) -> S::Sum2 {
+        s.lower_plane(sum)
+    }
+
+    #[inline(always)]
+    fn total(s: S, sum: S::Sum2) -> S::F {
+        s.to_f32(s.sum2_lanes(sum))
     }
 
     #[inline(always)]
@@ -210,12 +236,12 @@ fn prepare_integers<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
     let (values, groups) = out.split_at_mut(layout.n_values);
     let (sums, groups) = groups.split_at_mut(layout.padded_groups);
     let (scales, pairs) = groups.split_at_mut(layout.padded_groups);
-    let load = N * C::CELLS * S::LANES;
-    let mut integers = [0i16; MAX_LOAD];
+    let chunk = N * C::CELLS * S::LANES * C::LOADS;
+    let mut integers = [0i16; MAX_CHUNK];
     let mut n_done = 0;
     sums.fill(0.0);
     scales.fill(0.0);
-    let mut loads = (0..layout.plane).step_by(load / N);
+    let mut chunks = (0..layout.plane).step_by(chunk / N);
     for (g, group) in x.chunks_exact(layout.group_size).enumerate() {
         let out = &mut integers[n_done..n_done + group.len()];
         let (scale, total) = to_integers(group, largest, out);
@@ -225,23 +251,23 @@ fn prepare_integers<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
             pairs[g] = f32::from_bits(products_of_pairs::<S, C, N>(out).cast_unsigned());
         }
         n_done += group.len();
-        // What is loaded at once may be several groups, or a group several loads.
+        // A chunk may be several groups, or a group several chunks.
         let mut n_taken = 0;
-        while n_done - n_taken >= load {
-            if let Some(at) = loads.next() {
-                let integers = &integers[n_taken..n_taken + load];
+        while n_done - n_taken >= chunk {
+            if let Some(at) = chunks.next() {
+                let integers = &integers[n_taken..n_taken + chunk];
                 in_planes::<S, C, N, PLANES>(layout, order, integers, at, values);
             }
-            n_taken += load;
+            n_taken += chunk;
         }
         if n_taken > 0 && n_taken < n_done {
             integers.copy_within(n_taken..n_done, 0);
         }
         n_done -= n_taken;
     }
-    for at in loads {
-        integers[n_done..load].fill(0);
-        in_planes::<S, C, N, PLANES>(layout, order, &integers[..load], at, values);
+    for at in chunks {
+        integers[n_done..chunk].fill(0);
+        in_planes::<S, C, N, PLANES>(layout, order, &integers[..chunk], at, values);
         n_done = 0;
     }
 }
@@ -281,7 +307,7 @@ fn products_of_pairs<S: Simd, C: Cells<S>, const N: usize>(x: &[i16]) -> i32 {
     sum
 }
 
-/// The activations of a vector of words, at `at` in each plane.
+/// The activations of a chunk, at `at` in each plane.
 #[inline(always)]
 fn in_planes<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
     layout: &RowLayout,
@@ -299,10 +325,10 @@ fn in_planes<S: Simd, C: Cells<S>, const N: usize, const PLANES: usize>(
     }
 }
 
-/// The activations of a vector of words in [`Order::Pairs`].
+/// The activations of a chunk in [`Order::Pairs`].
 #[inline(always)]
 fn in_pairs<S: Simd, C: Cells<S>>(x: &[i16], out: &mut [f32]) {
-    let n = 4 * C::CELLS * S::LANES;
+    let n = 4 * C::CELLS * S::LANES * C::LOADS;
     let (x, out) = (&x[..n], &mut out[..n / 2]);
     let pair =
         |a: i16, b: i16| f32::from_bits(u32::from(a.cast_unsigned()) | u32::from(b.cast_unsigned()) << 16);
@@ -314,11 +340,11 @@ fn in_pairs<S: Simd, C: Cells<S>>(x: &[i16], out: &mut [f32]) {
     }
 }
 
-/// The activations of a vector of words; of two bytes the upper ones if `is_upper`, rounded: the lower ones have signs.
+/// The activations of a chunk; of two bytes the upper ones if `is_upper`, rounded: the lower ones have signs.
 #[inline(always)]
 fn in_order<S: Simd, C: Cells<S>, const N: usize>(order: Order, x: &[i16], is_upper: bool, out: &mut [f32]) {
     // Known to the compiler, so that the loops need no bounds checks.
-    let n = N * C::CELLS * S::LANES;
+    let n = N * C::CELLS * S::LANES * C::LOADS;
     let (x, out) = (&x[..n], &mut out[..n / N]);
     let cell = |word: &[i16], i: usize| {
         let mut bits = 0;
@@ -331,9 +357,12 @@ fn in_order<S: Simd, C: Cells<S>, const N: usize>(order: Order, x: &[i16], is_up
     };
     match order {
         Order::Vectors => {
-            for (i, out) in out.chunks_exact_mut(S::LANES).enumerate() {
-                for (out, word) in out.iter_mut().zip(x.chunks_exact(N * C::CELLS)) {
-                    *out = cell(word, i);
+            for (load, out) in out.chunks_exact_mut(C::CELLS * S::LANES).enumerate() {
+                for (i, out) in out.chunks_exact_mut(S::LANES).enumerate() {
+                    for (lane, out) in out.iter_mut().enumerate() {
+                        let word = C::word(load, lane) * N * C::CELLS;
+                        *out = cell(&x[word..word + N * C::CELLS], i);
+                    }
                 }
             }
         }
@@ -359,7 +388,7 @@ impl<S: Simd> Element<S> for Floats {
     }
 
     #[inline(always)]
-    fn add(s: S, sum: S::F, w: S::I, x: S::I) -> S::F {
+    fn add(s: S, sum: S::F, w: S::I, x: S::I, _: usize) -> S::F {
         s.fma(s.floats(w), s.floats(x), sum)
     }
 

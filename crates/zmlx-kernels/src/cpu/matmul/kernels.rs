@@ -65,11 +65,14 @@ pub(super) fn kernels(level: Level, activations: Activations, format: WeightForm
 }
 
 /// On vectors of `S`; many rows of activations of 16 bits are multiplied by `M`, of 8 bits by `M8`.
-fn on<S: Ways, M: Multiply<S, S::Int16>, M8: Multiply<S, Integers<4, 1>>>(
+fn on<S: Ways, M, M8: Multiply<S, Integers<4, 1>>>(
     activations: Activations,
     format: WeightFormat,
     n_in: usize,
-) -> Kernels {
+) -> Kernels
+where
+    M: Multiply<S, S::Int16> + Multiply<S, S::Int16ForBytes>,
+{
     let (spec, scale_dtype) = match format {
         WeightFormat::Dense(DType::F32) => {
             return of::<S, DenseF32, layout::None, ByVectors>(format, n_in);
@@ -82,7 +85,9 @@ fn on<S: Ways, M: Multiply<S, S::Int16>, M8: Multiply<S, Integers<4, 1>>>(
     };
     match (spec.mode(), activations) {
         (QuantMode::Mxfp8, _) => of::<S, E4m3, layout::E8m0, ByVectors>(format, n_in),
-        (QuantMode::Mxfp4, Activations::Int16) => of::<S, E2m1<S::Int16>, layout::E8m0, M>(format, n_in),
+        (QuantMode::Mxfp4, Activations::Int16) => {
+            of::<S, E2m1<S::Int16ForBytes>, layout::E8m0, M>(format, n_in)
+        }
         (QuantMode::Mxfp4, Activations::Int8) => {
             of::<S, E2m1<Integers<4, 1>>, layout::E8m0, M8>(format, n_in)
         }
@@ -99,21 +104,24 @@ fn on<S: Ways, M: Multiply<S, S::Int16>, M8: Multiply<S, Integers<4, 1>>>(
 }
 
 /// Affine weights, with scales as `K`.
-fn affine<S: Ways, K: Scales<S>, M: Multiply<S, S::Int16>, M8: Multiply<S, Integers<4, 1>>>(
+fn affine<S: Ways, K: Scales<S>, M, M8: Multiply<S, Integers<4, 1>>>(
     spec: QuantSpec,
     activations: Activations,
     format: WeightFormat,
     n_in: usize,
-) -> Kernels {
+) -> Kernels
+where
+    M: Multiply<S, S::Int16> + Multiply<S, S::Int16ForBytes>,
+{
     match (spec.bits(), activations) {
         (8, _) => of::<S, PowerOfTwoBits<8, S::Int16>, K, M>(format, n_in),
-        (_, Activations::Int16) => narrow::<S, S::Int16, K, M>(spec, format, n_in),
-        (_, Activations::Int8) => narrow::<S, Integers<4, 1>, K, M8>(spec, format, n_in),
+        (_, Activations::Int16) => narrow::<S, S::Int16, S::Int16ForBytes, K, M>(spec, format, n_in),
+        (_, Activations::Int8) => narrow::<S, Integers<4, 1>, Integers<4, 1>, K, M8>(spec, format, n_in),
     }
 }
 
-/// Affine weights of less than 8 bits.
-fn narrow<S: Ways, E: Element<S>, K: Scales<S>, M: Multiply<S, E>>(
+/// Affine weights of less than 8 bits; `B` is as [`Ways::Int16ForBytes`].
+fn narrow<S: Ways, E: Element<S>, B: Element<S>, K: Scales<S>, M: Multiply<S, E> + Multiply<S, B>>(
     spec: QuantSpec,
     format: WeightFormat,
     n_in: usize,
@@ -121,6 +129,7 @@ fn narrow<S: Ways, E: Element<S>, K: Scales<S>, M: Multiply<S, E>>(
     // Long chunks where a group has room for them: a chunk's sums are scaled once.
     let is_long = spec.group_size() >= 64;
     match spec.bits() {
+        2 if is_long => of::<S, PowerOfTwoBits<2, B>, K, M>(format, n_in),
         2 => of::<S, PowerOfTwoBits<2, E>, K, M>(format, n_in),
         3 if is_long => of::<S, S::ThreeBits<E, 64>, K, M>(format, n_in),
         3 => of::<S, S::ThreeBits<E, 32>, K, M>(format, n_in),

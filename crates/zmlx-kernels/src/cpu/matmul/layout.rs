@@ -112,6 +112,8 @@ pub(super) struct RowLayout {
     pub(super) needs_zeros: bool,
     /// Lanes that share a scale, in the vectors of a chunk, and chunks of a vector of groups: a power of two.
     pub(super) lanes_per_group: usize,
+    /// Of zipped words, the group of each lane of a chunk.
+    pub(super) zipped_groups: [u32; 8],
     /// Groups of a row, rounded up to whole vectors; 0 without scales.
     pub(super) padded_groups: usize,
     /// Floats that a plane of a prepared row's values takes: whole chunks.
@@ -131,6 +133,15 @@ impl RowLayout {
             WeightFormat::Dense(dtype) => (0, n_in * dtype.size_bytes()),
             WeightFormat::Quantized { spec, .. } => (spec.group_size(), spec.packed_bytes(n_in)),
         };
+        let mut zipped_groups = [0; 8];
+        if C::Element::ZIPPED {
+            let groups = |load, lane| C::word(load, lane) * (lane_weights / C::LOADS) / group_size;
+            zipped_groups = std::array::from_fn(|lane| groups(0, lane) as u32);
+            assert!(
+                (0..8).all(|lane| groups(0, lane) == groups(1, lane)),
+                "the lanes' words are of one group"
+            );
+        }
         let n_groups = n_in.checked_div(group_size).unwrap_or(0);
         let n_chunks = n_in.div_ceil(chunk);
         let plane = n_chunks * n_vecs * S::LANES;
@@ -152,6 +163,7 @@ impl RowLayout {
             overread: [data_overread, scales_overread, if K::BIASED { scales_overread } else { 0 }],
             needs_zeros: !C::Element::X_SCALED && !n_in.is_multiple_of(chunk),
             lanes_per_group: (group_size / lane_weights).max(1),
+            zipped_groups,
             padded_groups,
             plane,
             n_values,

@@ -453,7 +453,7 @@ unsafe fn multiply_few<S: Simd, C: Cells<S>, const X: usize>(
                     for m in 0..X {
                         let x = s.splat_i(x[m].add(x_at + cell).cast::<u32>().read());
                         for v in 0..ROW_VECS {
-                            sums[m][v] = C::Element::add(s, sums[m][v], w[v], x);
+                            sums[m][v] = C::Element::add(s, sums[m][v], w[v], x, plane);
                         }
                     }
                 }

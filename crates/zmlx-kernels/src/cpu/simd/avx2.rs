@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::{Simd, WordSums, codes_of_16, in_aligned_frame, windows16};
+use super::{Simd, TwoBytes, WordSums, codes_of_16, in_aligned_frame, windows16};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Proof that AVX2, FMA and F16C are there.
@@ -348,6 +348,46 @@ impl Simd for Avx2 {
             let q = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
             let d = _mm_max_ps(q, _mm_movehl_ps(q, q));
             _mm_cvtss_f32(_mm_max_ss(d, _mm_shuffle_ps::<1>(d, d)))
+        }
+    }
+}
+
+// SAFETY of every block below: as above.
+#[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
+impl TwoBytes for Avx2 {
+    const ZIPPED: bool = true;
+    type Sum2 = [__m256i; 2];
+
+    #[inline(always)]
+    fn sum2(self) -> Self::Sum2 {
+        [self.acc8(); 2]
+    }
+
+    #[inline(always)]
+    fn dot8_of(self, mut sum: Self::Sum2, a: Self::I, b: Self::I, plane: usize) -> Self::Sum2 {
+        sum[plane] = self.dot8(sum[plane], a, b);
+        sum
+    }
+
+    #[inline(always)]
+    fn lower_plane(self, sum: Self::Sum2) -> Self::Sum2 {
+        sum
+    }
+
+    #[inline(always)]
+    fn sum2_lanes(self, [upper, lower]: Self::Sum2) -> Self::I {
+        unsafe {
+            let upper = _mm256_madd_epi16(upper, _mm256_set1_epi16(256));
+            _mm256_add_epi32(upper, self.acc8_lanes(lower))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn load_zipped(self, p: *const u8, i: usize) -> Self::I {
+        unsafe {
+            // Both are loaded for each, once after inlining.
+            let (a, b) = (self.load_words(p), self.load_words(p.add(32)));
+            if i == 0 { _mm256_unpacklo_epi64(a, b) } else { _mm256_unpackhi_epi64(a, b) }
         }
     }
 }

@@ -6,7 +6,7 @@ use std::arch::asm;
 use std::arch::x86_64::*;
 
 use super::avx2::{Avx2, halves};
-use super::{Simd, Vnni, WordSums, codes_of_16, in_aligned_frame, windows16};
+use super::{Simd, TwoBytes, Vnni, WordSums, codes_of_16, in_aligned_frame, windows16};
 use crate::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
 /// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot products and
@@ -376,6 +376,37 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn largest(self, v: Self::F) -> f32 {
         unsafe { _mm512_reduce_max_ps(v) }
+    }
+}
+
+impl TwoBytes for Avx512<true> {
+    const ZIPPED: bool = false;
+    type Sum2 = __m512i;
+
+    #[inline(always)]
+    fn sum2(self) -> Self::Sum2 {
+        self.acc8()
+    }
+
+    #[inline(always)]
+    fn dot8_of(self, sum: Self::Sum2, a: Self::I, b: Self::I, _: usize) -> Self::Sum2 {
+        self.dot8(sum, a, b)
+    }
+
+    #[inline(always)]
+    fn lower_plane(self, sum: Self::Sum2) -> Self::Sum2 {
+        self.times_256(sum)
+    }
+
+    #[inline(always)]
+    fn sum2_lanes(self, sum: Self::Sum2) -> Self::I {
+        self.acc8_lanes(sum)
+    }
+
+    #[inline(always)]
+    unsafe fn load_zipped(self, p: *const u8, i: usize) -> Self::I {
+        // SAFETY: the caller's promise.
+        unsafe { self.load_words(p.add(4 * i * Self::LANES)) }
     }
 }
 
