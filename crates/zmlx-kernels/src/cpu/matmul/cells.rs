@@ -51,7 +51,13 @@ pub(super) trait Cells<S: Simd> {
     #[inline(always)]
     unsafe fn load_of_chunk(s: S, p: *const u8, i: usize) -> S::I {
         // SAFETY: the caller's promise.
-        unsafe { Self::load(s, p.add(i * Self::LOAD_BYTES)) }
+        unsafe {
+            if Self::Element::ZIPPED {
+                Self::Element::load_zipped(s, p, i)
+            } else {
+                Self::load(s, p.add(i * Self::LOAD_BYTES))
+            }
+        }
     }
 
     /// Which of the chunk's words is in a lane of vector `i`.
@@ -98,12 +104,6 @@ impl<S: Simd, E: Element<S>, const BITS: usize> Cells<S> for PowerOfTwoBits<BITS
     unsafe fn load(s: S, p: *const u8) -> S::I {
         // SAFETY: the caller's promise.
         unsafe { s.load_words(p) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_of_chunk(s: S, p: *const u8, i: usize) -> S::I {
-        // SAFETY: the caller's promise.
-        unsafe { E::load_words(s, p, i) }
     }
 
     #[inline(always)]
@@ -186,12 +186,6 @@ impl<S: Simd, E: Element<S>> Cells<S> for E2m1<E> {
     unsafe fn load(s: S, p: *const u8) -> S::I {
         // SAFETY: the caller's promise.
         unsafe { s.load_words(p) }
-    }
-
-    #[inline(always)]
-    unsafe fn load_of_chunk(s: S, p: *const u8, i: usize) -> S::I {
-        // SAFETY: the caller's promise.
-        unsafe { E::load_words(s, p, i) }
     }
 
     #[inline(always)]

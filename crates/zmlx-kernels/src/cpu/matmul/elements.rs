@@ -36,12 +36,12 @@ pub(super) trait Element<S: Simd>: Sized {
 
     /// No sums yet.
     fn zero(s: S) -> Self::Sum;
-    /// Vector `i` of words at `p`, zipped if words are.
+    /// Vector `i` of the two vectors of words at `p`, zipped if words are.
     ///
     /// # Safety
-    /// The words, if zipped two vectors of them, are readable at `p`.
+    /// The words are readable.
     #[inline(always)]
-    unsafe fn load_words(s: S, p: *const u8, i: usize) -> S::I {
+    unsafe fn load_zipped(s: S, p: *const u8, i: usize) -> S::I {
         // SAFETY: the caller's promise.
         unsafe { s.load_words(p.add(4 * i * S::LANES)) }
     }
@@ -198,7 +198,7 @@ impl<S: TwoBytes> Element<S> for Integers<4, 2> {
     }
 
     #[inline(always)]
-    unsafe fn load_words(s: S, p: *const u8, i: usize) -> S::I {
+    unsafe fn load_zipped(s: S, p: *const u8, i: usize) -> S::I {
         // SAFETY: the caller's promise.
         unsafe { s.load_zipped(p, i) }
     }
