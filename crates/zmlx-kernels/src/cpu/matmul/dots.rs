@@ -3,7 +3,7 @@
 
 use super::cells::Cells;
 use super::elements::Element;
-use super::layout::{Row, RowLayout, Scales};
+use super::layout::{Row, RowLayout, Scales, group_scales};
 use crate::cpu::simd::{Simd, prefetch};
 
 /// Rows of a weight that a dot kernel takes at once.
@@ -48,7 +48,7 @@ fn scales_stride(layout: &RowLayout) -> usize {
 }
 
 /// The [`DotFn`] for `X` rows of activations, `R` rows of the weight at a time: `X · R` sums stay in registers.
-pub(super) unsafe fn dot<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usize>(
+pub(super) unsafe fn dot<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usize>(
     layout: &RowLayout,
     rows: &[Row; ROWS],
     n: usize,
@@ -64,6 +64,8 @@ pub(super) unsafe fn dot<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, con
     s.vectorize(
         #[inline(always)]
         || {
+            // A copy of one's own does not change with what is written to the scales: so nothing of it is read again and again.
+            let layout = &{ *layout };
             // In vector code loops, not functions of arrays: those are code of their own, without the level's
             // instructions, unless the compiler inlines them.
             let mut few_x = [x[0]; X];
@@ -112,7 +114,7 @@ pub(super) fn fetch(rows: &[Row; ROWS]) {
 /// # Safety
 /// As [`DotFn`].
 #[inline(always)]
-unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usize>(
+unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usize>(
     s: S,
     layout: &RowLayout,
     rows: &[Row; R],
@@ -122,7 +124,7 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: 
 ) -> [[S::F; R]; X] {
     let mut total = [[s.splat(0.0); R]; X];
     if C::SCALED {
-        fetch_scales::<S, K, R>(layout, rows, i);
+        fetch_scales::<K, R>(layout, rows, i);
         let mut g = 0;
         // SAFETY: the caller's promise.
         unsafe {
@@ -247,13 +249,13 @@ unsafe fn dot_zipped<S: Simd, C: Cells<S>, const X: usize>(
 
 /// Fetches as many scales and biases as the `i`th rows have, of rows to come.
 #[inline(always)]
-fn fetch_scales<S: Simd, K: Scales<S>, const R: usize>(layout: &RowLayout, rows: &[Row; R], i: usize) {
+fn fetch_scales<K: Scales, const R: usize>(layout: &RowLayout, rows: &[Row; R], i: usize) {
     let at = i * layout.scales_bytes() + PREFETCH_SCALES;
     let mut line = 0;
     while line < layout.scales_bytes() {
         for r in 0..R {
             prefetch(rows[r].scales.wrapping_add(at + line));
-            if K::BIASED {
+            if K::has_biases(layout) {
                 prefetch(rows[r].biases.wrapping_add(at + line));
             }
         }
@@ -268,7 +270,7 @@ fn fetch_scales<S: Simd, K: Scales<S>, const R: usize>(layout: &RowLayout, rows:
 /// As [`DotFn`]; the rows have the group, if `WHOLE` all of the vector.
 #[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
 #[inline(always)]
-unsafe fn scale<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usize, const WHOLE: bool>(
+unsafe fn scale<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usize, const WHOLE: bool>(
     s: S,
     layout: &RowLayout,
     rows: &[Row; R],
@@ -278,15 +280,11 @@ unsafe fn scale<S: Simd, C: Cells<S>, K: Scales<S>, const X: usize, const R: usi
     out: *mut f32,
     total: &mut [[S::F; R]; X],
 ) {
-    let at = i * layout.scales_bytes() + g * K::BYTES;
+    let at = i * layout.scales_bytes() + g * K::size_bytes(layout);
     for r in 0..R {
         // SAFETY: rows and activations are as the layout says and have the group; there is room (the caller's promise).
         unsafe {
-            let [mut scales, mut biases] = K::load(s, layout, &rows[r], at);
-            if !WHOLE {
-                scales = s.first(scales, layout.n_groups - g);
-                biases = s.first(biases, layout.n_groups - g);
-            }
+            let [scales, biases] = group_scales::<S, K, WHOLE>(s, layout, &rows[r], at, layout.n_groups - g);
             for m in 0..X {
                 let x_groups = x[m].add(layout.n_values + g);
                 total[m][r] = s.fma(biases, s.load(x_groups), total[m][r]);

@@ -75,12 +75,12 @@ where
 {
     let (spec, scale_dtype) = match format {
         WeightFormat::Dense(DType::F32) => {
-            return of::<S, DenseF32, layout::None, ByVectors>(format, n_in);
+            return of::<S, DenseF32, layout::Any, ByVectors>(format, n_in);
         }
         WeightFormat::Dense(DType::F16) => {
-            return of::<S, DenseF16, layout::None, ByVectors>(format, n_in);
+            return of::<S, DenseF16, layout::Any, ByVectors>(format, n_in);
         }
-        WeightFormat::Dense(_) => return of::<S, DenseBf16, layout::None, ByVectors>(format, n_in),
+        WeightFormat::Dense(_) => return of::<S, DenseBf16, layout::Any, ByVectors>(format, n_in),
         WeightFormat::Quantized { spec, scale_dtype } => (spec, scale_dtype),
     };
     match (spec.mode(), activations) {
@@ -96,15 +96,14 @@ where
             of::<S, E2m1<Integers<4, 1>>, layout::E4m3, M8>(format, n_in)
         }
         (QuantMode::Affine, _) => match scale_dtype {
-            DType::F32 => affine::<S, layout::F32, M, M8>(spec, activations, format, n_in),
-            DType::F16 => affine::<S, layout::F16, M, M8>(spec, activations, format, n_in),
-            _ => affine::<S, layout::Bf16, M, M8>(spec, activations, format, n_in),
+            DType::BF16 => affine::<S, layout::Bf16, M, M8>(spec, activations, format, n_in),
+            _ => affine::<S, layout::Any, M, M8>(spec, activations, format, n_in),
         },
     }
 }
 
 /// Affine weights, with scales as `K`.
-fn affine<S: Ways, K: Scales<S>, M, M8: Multiply<S, Integers<4, 1>>>(
+fn affine<S: Ways, K: Scales, M, M8: Multiply<S, Integers<4, 1>>>(
     spec: QuantSpec,
     activations: Activations,
     format: WeightFormat,
@@ -121,7 +120,7 @@ where
 }
 
 /// Affine weights of less than 8 bits; `B` is as [`Ways::Int16ForBytes`].
-fn narrow<S: Ways, E: Element<S>, B: Element<S>, K: Scales<S>, M: Multiply<S, E> + Multiply<S, B>>(
+fn narrow<S: Ways, E: Element<S>, B: Element<S>, K: Scales, M: Multiply<S, E> + Multiply<S, B>>(
     spec: QuantSpec,
     format: WeightFormat,
     n_in: usize,
@@ -141,12 +140,12 @@ fn narrow<S: Ways, E: Element<S>, B: Element<S>, K: Scales<S>, M: Multiply<S, E>
     }
 }
 
-fn of<S: Simd, C: Cells<S>, K: Scales<S>, M: Multiply<S, C::Element>>(
+fn of<S: Simd, C: Cells<S>, K: Scales, M: Multiply<S, C::Element>>(
     format: WeightFormat,
     n_in: usize,
 ) -> Kernels {
     Kernels {
-        layout: RowLayout::new::<S, C, K>(format, n_in),
+        layout: RowLayout::new::<S, C>(format, n_in),
         max_dots: const {
             assert!(M::MAX_DOTS <= super::MAX_DOTS);
             M::MAX_DOTS

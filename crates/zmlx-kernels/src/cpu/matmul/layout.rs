@@ -6,10 +6,10 @@ use std::sync::LazyLock;
 
 use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::Element;
-use crate::DType;
 use crate::cpu::simd::Simd;
 use crate::quant::float::e4m3_to_f32;
 use crate::weight::WeightFormat;
+use crate::{DType, QuantMode};
 
 /// The buffers of one row.
 #[derive(Clone, Copy, Debug)]
@@ -82,9 +82,41 @@ impl PaddedRows {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ScaleKind {
     None,
+    /// Scales and biases, of affine codes.
     Float(DType),
+    /// Scales alone, as powers of two.
     E8m0,
+    /// Scales alone, of eight bits.
     E4m3,
+}
+
+impl ScaleKind {
+    fn of(format: WeightFormat) -> Self {
+        match format {
+            WeightFormat::Dense(_) => Self::None,
+            WeightFormat::Quantized { spec, scale_dtype } => match spec.mode() {
+                QuantMode::Affine => Self::Float(scale_dtype),
+                QuantMode::Mxfp4 | QuantMode::Mxfp8 => Self::E8m0,
+                QuantMode::Nvfp4 => Self::E4m3,
+            },
+        }
+    }
+
+    /// Bytes of a scale.
+    #[inline(always)]
+    fn size_bytes(self) -> usize {
+        match self {
+            Self::None => 0,
+            Self::Float(dtype) => dtype.size_bytes(),
+            Self::E8m0 | Self::E4m3 => 1,
+        }
+    }
+
+    /// Whether there are biases, else they are those of the offset.
+    #[inline(always)]
+    pub(super) fn has_biases(self) -> bool {
+        matches!(self, Self::Float(_))
+    }
 }
 
 /// What a kernel must know of a weight's rows.
@@ -125,7 +157,8 @@ pub(super) struct RowLayout {
 }
 
 impl RowLayout {
-    pub(super) fn new<S: Simd, C: Cells<S>, K: Scales<S>>(format: WeightFormat, n_in: usize) -> Self {
+    pub(super) fn new<S: Simd, C: Cells<S>>(format: WeightFormat, n_in: usize) -> Self {
+        let scales = ScaleKind::of(format);
         let n_vecs = C::LOADS * C::CELLS;
         let lane_weights = n_vecs * C::Element::WEIGHTS;
         let chunk = lane_weights * S::LANES;
@@ -149,18 +182,18 @@ impl RowLayout {
         let padded_groups = if C::SCALED { n_groups.next_multiple_of(S::LANES) } else { 0 };
         let data_overread =
             n_chunks * C::LOADS * C::LOAD_BYTES - row_bytes + if C::OVERREAD { MAX_OVERREAD } else { 0 };
-        let scales_overread = (padded_groups - n_groups) * K::BYTES;
+        let scales_overread = (padded_groups - n_groups) * scales.size_bytes();
         Self {
             n_in,
             row_bytes,
             n_groups,
             group_size,
-            scales: K::KIND,
-            scale_bytes: K::BYTES,
+            scales,
+            scale_bytes: scales.size_bytes(),
             offset: C::OFFSET,
             n_chunks,
             n_loads: C::LOADS,
-            overread: [data_overread, scales_overread, if K::BIASED { scales_overread } else { 0 }],
+            overread: [data_overread, scales_overread, if scales.has_biases() { scales_overread } else { 0 }],
             needs_zeros: !C::Element::X_SCALED && !n_in.is_multiple_of(chunk),
             lanes_per_group: (group_size / lane_weights).max(1),
             zipped_groups,
@@ -186,7 +219,7 @@ impl RowLayout {
 
     /// Whether the format has biases, or the integers an offset.
     pub(super) fn is_biased(&self) -> bool {
-        matches!(self.scales, ScaleKind::Float(_)) || self.offset != 0
+        self.scales.has_biases() || self.offset != 0
     }
 }
 
@@ -208,100 +241,106 @@ static GROUP_OF_LANE: [[u32; 16 << (N_LANE_COUNTS - 1)]; N_LANE_COUNTS] = {
     groups
 };
 
-/// How the scales and biases of a vector of groups are read.
-pub(super) trait Scales<S: Simd> {
-    /// Which implementation this is.
-    const KIND: ScaleKind;
+/// What a kernel knows of scales when it is compiled.
+pub(super) trait Scales {
+    /// How they are stored, if that is known.
+    const KIND: Option<ScaleKind>;
+
     /// Bytes of a scale.
-    const BYTES: usize;
-    /// Whether there are biases, else they are those of the offset.
-    const BIASED: bool;
-
-    /// Those that begin `at` bytes behind a row's.
-    ///
-    /// # Safety
-    /// As many as a vector has are readable.
-    unsafe fn load(s: S, layout: &RowLayout, row: &Row, at: usize) -> [S::F; 2];
-}
-
-/// No scales.
-pub(super) struct None;
-/// Scales and biases of affine codes.
-pub(super) struct F32;
-/// Scales and biases of affine codes.
-pub(super) struct F16;
-/// Scales and biases of affine codes.
-pub(super) struct Bf16;
-/// Scales alone, as powers of two.
-pub(super) struct E8m0;
-/// Scales alone, of eight bits.
-pub(super) struct E4m3;
-
-impl<S: Simd> Scales<S> for None {
-    const KIND: ScaleKind = ScaleKind::None;
-    const BYTES: usize = 0;
-    const BIASED: bool = false;
-
     #[inline(always)]
-    unsafe fn load(s: S, _: &RowLayout, _: &Row, _: usize) -> [S::F; 2] {
-        [s.splat(0.0); 2]
+    fn size_bytes(layout: &RowLayout) -> usize {
+        match Self::KIND {
+            Some(kind) => kind.size_bytes(),
+            None => layout.scale_bytes,
+        }
+    }
+
+    /// Whether there are biases, else they are those of the offset.
+    #[inline(always)]
+    fn has_biases(layout: &RowLayout) -> bool {
+        Self::KIND.unwrap_or(layout.scales).has_biases()
     }
 }
 
-macro_rules! scales {
-    ($name:ident, $kind:expr, $bytes:literal, $biased:literal, |$s:ident, $p:ident| $load:expr) => {
-        impl<S: Simd> Scales<S> for $name {
-            const KIND: ScaleKind = $kind;
-            const BYTES: usize = $bytes;
-            const BIASED: bool = $biased;
+/// Scales and biases in bf16.
+pub(super) struct Bf16;
+/// Scales as powers of two.
+pub(super) struct E8m0;
+/// Scales of eight bits.
+pub(super) struct E4m3;
+/// Scales as the layout says, or none.
+pub(super) struct Any;
 
-            #[inline(always)]
-            unsafe fn load($s: S, layout: &RowLayout, row: &Row, at: usize) -> [S::F; 2] {
-                // SAFETY: the caller's promise.
-                unsafe {
-                    let $p = row.scales.add(at);
-                    let scales = $load;
-                    if $biased {
-                        let $p = row.biases.add(at);
-                        [scales, $load]
-                    } else {
-                        [scales, $s.mul(scales, $s.splat(f32::from(layout.offset)))]
-                    }
-                }
-            }
-        }
-    };
+impl Scales for Bf16 {
+    const KIND: Option<ScaleKind> = Some(ScaleKind::Float(DType::BF16));
 }
-scales!(F32, ScaleKind::Float(DType::F32), 4, true, |s, p| s.load(p.cast()));
-scales!(F16, ScaleKind::Float(DType::F16), 2, true, |s, p| s.load_f16(p));
-scales!(Bf16, ScaleKind::Float(DType::BF16), 2, true, |s, p| s.load_bf16(p));
-scales!(E8m0, ScaleKind::E8m0, 1, false, |s, p| s.load_e8m0(p));
-scales!(E4m3, ScaleKind::E4m3, 1, false, |s, p| load_e4m3(s, p));
+impl Scales for E8m0 {
+    const KIND: Option<ScaleKind> = Some(ScaleKind::E8m0);
+}
+impl Scales for E4m3 {
+    const KIND: Option<ScaleKind> = Some(ScaleKind::E4m3);
+}
+impl Scales for Any {
+    const KIND: Option<ScaleKind> = None;
+}
 
-/// The scales and biases of a row's vector of groups from `g` on, with zeros past the last group.
+/// The scales and biases of a vector of groups, which begin `at` bytes behind those of the row: of the first `n` groups, then zeros, or
+/// if `WHOLE` of all.
 ///
 /// # Safety
-/// The row is as the layout says, has the group, and whole vectors of its scales can be read.
+/// The row is as the layout says, has the first group, and a whole vector of scales can be read.
 #[inline(always)]
-pub(super) unsafe fn group_scales<S: Simd>(s: S, layout: &RowLayout, row: &Row, g: usize) -> [S::F; 2] {
-    let at = g * layout.scale_bytes;
+pub(super) unsafe fn group_scales<S: Simd, K: Scales, const WHOLE: bool>(
+    s: S,
+    layout: &RowLayout,
+    row: &Row,
+    at: usize,
+    n: usize,
+) -> [S::F; 2] {
     // SAFETY: the caller's promise.
-    let mut loaded = unsafe {
-        match layout.scales {
-            ScaleKind::None => None::load(s, layout, row, at),
-            ScaleKind::Float(DType::F32) => F32::load(s, layout, row, at),
-            ScaleKind::Float(DType::F16) => F16::load(s, layout, row, at),
-            ScaleKind::Float(_) => Bf16::load(s, layout, row, at),
-            ScaleKind::E8m0 => E8m0::load(s, layout, row, at),
-            ScaleKind::E4m3 => E4m3::load(s, layout, row, at),
+    let [scales, biases] = unsafe {
+        match K::KIND {
+            Some(kind) => load_scales(s, kind, layout, row, at),
+            None => load_any_scales::<S>(layout, row, at),
         }
     };
-    if layout.n_groups - g < S::LANES {
-        for kind in 0..2 {
-            loaded[kind] = s.first(loaded[kind], layout.n_groups - g);
-        }
+    if WHOLE { [scales, biases] } else { [s.first(scales, n), s.first(biases, n)] }
+}
+
+/// [`load_scales`] as the layout says. Code of its own, once for each instruction set: inlined it would make every kernel longer.
+///
+/// # Safety
+/// As [`group_scales`]; the processor has the instructions of `S`.
+#[inline(never)]
+unsafe fn load_any_scales<S: Simd>(layout: &RowLayout, row: &Row, at: usize) -> [S::F; 2] {
+    // SAFETY: the caller's promise.
+    let s = unsafe { S::assume() };
+    s.vectorize(
+        #[inline(always)]
+        || {
+            // SAFETY: as above.
+            unsafe { load_scales(s, layout.scales, layout, row, at) }
+        },
+    )
+}
+
+/// # Safety
+/// As [`group_scales`].
+#[inline(always)]
+unsafe fn load_scales<S: Simd>(s: S, kind: ScaleKind, layout: &RowLayout, row: &Row, at: usize) -> [S::F; 2] {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let (p, biases) = (row.scales.add(at), row.biases.wrapping_add(at));
+        let scales = match kind {
+            ScaleKind::None => s.splat(0.0),
+            ScaleKind::Float(DType::F32) => return [s.load(p.cast()), s.load(biases.cast())],
+            ScaleKind::Float(DType::F16) => return [s.load_f16(p), s.load_f16(biases)],
+            ScaleKind::Float(_) => return [s.load_bf16(p), s.load_bf16(biases)],
+            ScaleKind::E8m0 => s.load_e8m0(p),
+            ScaleKind::E4m3 => load_e4m3(s, p),
+        };
+        [scales, s.mul(scales, s.splat(f32::from(layout.offset)))]
     }
-    loaded
 }
 
 /// # Safety

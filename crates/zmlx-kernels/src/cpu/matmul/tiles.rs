@@ -14,7 +14,7 @@ use std::mem::MaybeUninit;
 
 use super::cells::{Cells, MAX_OVERREAD};
 use super::elements::{Element, Order};
-use super::layout::{Row, RowLayout, group_scales};
+use super::layout::{Any, Row, RowLayout, Scales, group_scales};
 use crate::cpu::pool::Aligned;
 use crate::cpu::simd::{Simd, prefetch};
 
@@ -189,7 +189,9 @@ unsafe fn scales_by_group<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scrat
                     // The next tile's.
                     prefetch(row.scales.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
                     prefetch(row.biases.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
-                    let [row_scales, row_biases] = group_scales(s, layout, row, g);
+                    let n = (layout.n_groups - g).min(S::LANES);
+                    let [row_scales, row_biases] =
+                        group_scales::<S, Any, false>(s, layout, row, g * Any::size_bytes(layout), n);
                     s.store(scales.add(at + r * S::LANES), row_scales);
                     s.store(biases.add(at + r * S::LANES), row_biases);
                 }
