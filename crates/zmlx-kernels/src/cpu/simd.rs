@@ -202,12 +202,19 @@ pub(crate) trait TwoBytes: Simd {
     /// Adds products as [`Simd::dot8`] with the upper plane, 0, or the lower one.
     fn dot8_of(self, sum: Self::Sum2, a: Self::I, b: Self::I, plane: usize) -> Self::Sum2;
     /// What comes between all products with the upper plane and those with the lower one, if words are not zipped.
-    fn lower_plane(self, sum: Self::Sum2) -> Self::Sum2;
+    #[inline(always)]
+    fn lower_plane(self, sum: Self::Sum2) -> Self::Sum2 {
+        sum
+    }
     /// The sums so far, as signed 32-bit lanes.
     fn sum2_lanes(self, sum: Self::Sum2) -> Self::I;
     /// Vector `i` of the two vectors of words from `p` on. If words are zipped: of each half of both, the first has the first two words,
     /// the other the last two.
-    unsafe fn load_zipped(self, p: *const u8, i: usize) -> Self::I;
+    #[inline(always)]
+    unsafe fn load_zipped(self, p: *const u8, i: usize) -> Self::I {
+        // SAFETY: the caller's promise.
+        unsafe { self.load_words(p.add(4 * i * Self::LANES)) }
+    }
 }
 
 /// Vectors with VNNI's dot products: sums of products of bytes have 32 bits.

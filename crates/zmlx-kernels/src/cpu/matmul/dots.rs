@@ -164,7 +164,6 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usi
     }
     let mut x = *x;
     let mut scales = scales.cast_const();
-    let lanes = layout.group_of_lane().as_ptr();
     // A vector of groups at a time, or all.
     let mut n_left = layout.n_chunks;
     while n_left > 0 {
@@ -172,40 +171,57 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usi
         // SAFETY: the buffers are as the layout says (the caller's promise).
         unsafe {
             if C::SCALED && layout.lanes_per_group == S::LANES {
-                // Each chunk is a group.
-                for c in 0..n {
-                    let sums = sum_chunk::<S, C, X, R>(s, layout, &mut at, &mut x);
-                    for m in 0..X {
-                        for r in 0..R {
-                            let scale = s.splat(scales.add((m * R + r) * S::LANES + c).read());
-                            let sum = C::Element::total(s, sums[m][r]);
-                            total[m][r] = s.fma(sum, scale, total[m][r]);
-                        }
-                    }
-                }
+                add_chunks::<S, C, X, R, true>(s, layout, n, &mut at, &mut x, scales, &mut total);
             } else {
-                for c in 0..n {
-                    let sums = sum_chunk::<S, C, X, R>(s, layout, &mut at, &mut x);
-                    let groups =
-                        if C::SCALED { s.load_words(lanes.add(c * S::LANES).cast()) } else { s.splat_i(0) };
-                    for m in 0..X {
-                        for r in 0..R {
-                            let sum = C::Element::total(s, sums[m][r]);
-                            total[m][r] = if C::SCALED {
-                                let scale = s.load(scales.add((m * R + r) * S::LANES));
-                                s.fma(sum, s.permute(scale, groups), total[m][r])
-                            } else {
-                                s.add(sum, total[m][r])
-                            };
-                        }
-                    }
-                }
+                add_chunks::<S, C, X, R, false>(s, layout, n, &mut at, &mut x, scales, &mut total);
             }
         }
         n_left -= n;
         scales = scales.wrapping_add(X * R * S::LANES);
     }
     total
+}
+
+/// Adds the products of `n` chunks, times the scales of their lanes' groups: `scales` are a vector of groups' for each sum. If
+/// `ONE_GROUP` each chunk is a group.
+///
+/// # Safety
+/// As [`DotFn`]; `at` and `x` are as [`sum_chunk`] wants them.
+#[inline(always)]
+unsafe fn add_chunks<S: Simd, C: Cells<S>, const X: usize, const R: usize, const ONE_GROUP: bool>(
+    s: S,
+    layout: &RowLayout,
+    n: usize,
+    at: &mut [*const u8; R],
+    x: &mut [*const f32; X],
+    scales: *const f32,
+    total: &mut [[S::F; R]; X],
+) {
+    let lanes = layout.group_of_lane().as_ptr();
+    for c in 0..n {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let sums = sum_chunk::<S, C, X, R>(s, layout, at, x);
+            let groups = if C::SCALED && !ONE_GROUP {
+                s.load_words(lanes.add(c * S::LANES).cast())
+            } else {
+                s.splat_i(0)
+            };
+            for m in 0..X {
+                for r in 0..R {
+                    let sum = C::Element::total(s, sums[m][r]);
+                    let scales = scales.wrapping_add((m * R + r) * S::LANES);
+                    total[m][r] = if !C::SCALED {
+                        s.add(sum, total[m][r])
+                    } else if ONE_GROUP {
+                        s.fma(sum, s.splat(scales.add(c).read()), total[m][r])
+                    } else {
+                        s.fma(sum, s.permute(s.load(scales), groups), total[m][r])
+                    };
+                }
+            }
+        }
+    }
 }
 
 /// The lanes' sums of the row at `row` times its scales, those of each row of activations.

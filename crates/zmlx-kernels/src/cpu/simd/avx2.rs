@@ -370,11 +370,6 @@ impl TwoBytes for Avx2 {
     }
 
     #[inline(always)]
-    fn lower_plane(self, sum: Self::Sum2) -> Self::Sum2 {
-        sum
-    }
-
-    #[inline(always)]
     fn sum2_lanes(self, [upper, lower]: Self::Sum2) -> Self::I {
         unsafe {
             let upper = _mm256_madd_epi16(upper, _mm256_set1_epi16(256));

@@ -402,12 +402,6 @@ impl TwoBytes for Avx512<true> {
     fn sum2_lanes(self, sum: Self::Sum2) -> Self::I {
         self.acc8_lanes(sum)
     }
-
-    #[inline(always)]
-    unsafe fn load_zipped(self, p: *const u8, i: usize) -> Self::I {
-        // SAFETY: the caller's promise.
-        unsafe { self.load_words(p.add(4 * i * Self::LANES)) }
-    }
 }
 
 impl Vnni for Avx512<true> {
