@@ -37,18 +37,7 @@ fn mlx_gives_the_recorded_bf16_tokens() {
 #[cfg(feature = "mlx")]
 fn mlx_is_valid() {
     // Twice instead of five times: MLX's CPU kernels take seconds per text.
-    let args = [
-        "validate",
-        "--json",
-        "--backend",
-        "mlx",
-        "--model",
-        &model(QWEN),
-        "--max-tokens",
-        "8",
-        "--runs",
-        "2",
-    ];
+    let args = ["validate", "--json", "--backend", "mlx", "--model", &model(QWEN), "-m", "8", "-r", "2"];
     let report = zmlx(&args).ok().json();
     assert_eq!(report["verdict"], "pass", "{report:#}");
     assert!(report["backend"].as_str().unwrap().starts_with("mlx 0.32.2"), "{report:#}");
