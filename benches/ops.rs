@@ -1,16 +1,11 @@
 //! Every kind of op on the CPU backend, with the bytes that it reads as throughput, over the formats and counts of the
 //! conformance suite at the widths of released models.
 
-#[path = "../crates/zmlx-kernels/tests/conformance/cases.rs"]
-#[allow(dead_code, reason = "the suite's odd sizes are for its tests")]
-#[allow(unreachable_pub, reason = "the file is a module of a test program")]
-mod cases;
-
 use std::time::Duration;
 
-use cases::{Experts, Grid};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use zmlx_benches::random_weight_of;
+use zmlx_conformance::cases::{self, Experts, Grid};
 use zmlx_kernels::cpu::CpuBackend;
 use zmlx_kernels::{Backend, DType, GateUp, QuantMode, QuantSpec, WeightFormat};
 

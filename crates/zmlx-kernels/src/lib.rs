@@ -1,33 +1,17 @@
-//! Quantised formats, the [`Backend`] trait, and its kernels.
+//! The kernels of zmlx behind one [`Backend`] trait: the one crate that a program names.
 //!
-//! # Numerics
+//! | what | where |
+//! |---|---|
+//! | formats, weights, the trait with every op's contract | zmlx-core, at this crate's root |
+//! | [`cpu`] | the CPU backend, zmlx-cpu |
+//! | [`metal`] | the sources of the Metal kernels and how they are launched |
+//! | `mlx` | stock MLX with these kernels (feature `mlx`) |
 //!
-//! Two modes are declared. *Accurate*: activations are f32, weights are used as `scale · q + bias` in f32, every
-//! product accumulates in f32 and rounds once. *Exact*: reproduces the rounding and the order of a stock engine's ops
-//! bit for bit. The CPU backend is accurate; the MLX backend is exact, or accurate if asked.
+//! The CPU backend is accurate; the MLX backend is exact, or accurate if asked: see [`zmlx_core`] for these modes.
 
-mod backend;
-pub mod cpu;
-mod dtype;
-mod error;
-mod fusion;
-mod hooked;
-mod mapped;
 pub mod metal;
 #[cfg(feature = "mlx")]
 pub mod mlx;
-pub mod quant;
-pub mod stock;
-mod weight;
 
-pub use backend::{
-    Backend, Barriers, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope,
-    RopePairing, SoftmaxTopK, Span,
-};
-pub use dtype::DType;
-pub use error::{Error, Result};
-pub use fusion::{ExpertFusion, Fusion, ParseFusionError, SoftmaxRoute, Switch};
-pub use hooked::{Hooked, Hooks};
-pub use mapped::map_file;
-pub use quant::{QuantMode, QuantSpec};
-pub use weight::{HostWeight, WeightBytes, WeightFormat};
+pub use zmlx_core::*;
+pub use zmlx_cpu as cpu;

@@ -29,12 +29,12 @@ pub(super) use weight::packed;
 use super::Runtime;
 use super::raw::{Order, Product};
 use super::runtime::{NAME, fault as f};
-use crate::backend::{
-    Backend, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Rope, SoftmaxTopK, Span,
-};
-use crate::error::ensure;
+use crate::check::ensure;
 use crate::metal::Numerics;
-use crate::{Error, HostWeight, Result, stock};
+use crate::{
+    Backend, Error, GateUp, HostWeight, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope,
+    SoftmaxTopK, Span, stock,
+};
 use router::Pick;
 
 /// Tokens of a prompt that are computed at once: mlx-lm's `prefill_step_size`.

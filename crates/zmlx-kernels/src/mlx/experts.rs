@@ -3,7 +3,7 @@
 use mlx_rs::{Array, Dtype};
 
 use super::runtime::fault;
-use crate::error::ensure;
+use crate::check::ensure;
 use crate::{QuantMode, QuantSpec, Result};
 
 const WHAT: &str = "quantised experts";

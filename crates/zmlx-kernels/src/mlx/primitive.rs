@@ -26,7 +26,7 @@ use mlx_rs::{Array, Dtype};
 
 use super::runtime::fault;
 use super::{MlxBackend, QuantizedExperts};
-use crate::error::ensure;
+use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::{NoauxTc, Result, SoftmaxTopK};
 use combine::Combine;

@@ -4,10 +4,9 @@ use mlx_rs::fast::{ScaledDotProductAttentionMask as Mask, scaled_dot_product_att
 use mlx_rs::{Array, Dtype, ops};
 
 use super::{MlxWeight, dims, f, scalar};
-use crate::backend::{KvLayout, MlaInputs, MlaWeights, Span, check_spans};
-use crate::error::ensure;
+use crate::check::{check_spans, ensure};
 use crate::mlx::raw::{self, Product};
-use crate::{Error, Result};
+use crate::{Error, KvLayout, MlaInputs, MlaWeights, Result, Span};
 
 /// Positions that a cache grows by: mlx-lm's step.
 const STEP: usize = 256;

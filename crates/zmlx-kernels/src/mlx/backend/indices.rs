@@ -3,7 +3,7 @@
 use mlx_rs::{Array, Dtype};
 
 use super::f;
-use crate::error::ensure;
+use crate::check::ensure;
 use crate::{Error, Result};
 
 /// From this many choices on, mlx-lm sorts them by expert, so that each expert is read once.

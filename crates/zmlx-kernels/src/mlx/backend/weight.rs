@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mlx_rs::{Array, Dtype, ops};
 
 use super::{f, zeros};
-use crate::error::ensure;
+use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::mlx::QuantizedExperts;
 use crate::mlx::raw::{self, Packed, Product, mlx_dtype};

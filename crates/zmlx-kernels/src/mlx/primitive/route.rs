@@ -3,7 +3,7 @@
 use mlx_rs::Array;
 
 use super::{Call, check_float, f32_of, rows, shape_of};
-use crate::error::ensure;
+use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::mlx::runtime::fault;
 use crate::mlx::{MlxBackend, MlxIndices, MlxWeight};

@@ -3,7 +3,7 @@
 use mlx_rs::{Array, ops};
 
 use super::{Call, GatherOptions, check_indices, check_pair, check_width, f32_bank, f32_of, rows, shape_of};
-use crate::error::ensure;
+use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::mlx::backend::{Pairs, launch_gather_qmm_swiglu, packed};
 use crate::mlx::raw::{self, Order};

@@ -1,0 +1,314 @@
+//! Every precondition violated once: the typed error, no panic, and caches as they were.
+
+use zmlx_core::{
+    Backend, Error, GateUp, KvLayout, NoauxTc, Renormalize, Result, Rope, RopePairing, SoftmaxTopK,
+};
+
+use crate::cases;
+use crate::inputs::TestWeight;
+use crate::session::{Heads, Latent, Session};
+use crate::suite::{Host, Instance, span};
+
+/// Passes if the op refused its arguments. A fused op may leave a check to one of its parts: then the part is named.
+#[track_caller]
+fn refused<T>(result: Result<T>, ops: &[&str]) {
+    match result {
+        Err(Error::Precondition { op, .. }) if ops.contains(&op) => {}
+        Err(error) => panic!("{ops:?}: another error: {error}"),
+        Ok(_) => panic!("{ops:?}: no error"),
+    }
+}
+
+#[track_caller]
+fn out_of_range<T>(result: Result<T>, ops: &[&str], want_index: usize, want_len: usize) {
+    match result {
+        Err(Error::IndexOutOfRange { op, index, len, .. })
+            if ops.contains(&op) && (index, len) == (want_index, want_len) => {}
+        Err(error) => panic!("{ops:?}: another error: {error}"),
+        Ok(_) => panic!("{ops:?}: no error"),
+    }
+}
+
+/// Making tensors and indices, moving values, and elementwise ops.
+pub fn tensors<B: Backend>(instances: &[Instance<B>]) {
+    for Instance { backend: b, .. } in instances {
+        refused(b.tensor(&[0.0; 5], &[2, 3]), &["tensor"]);
+        refused(b.tensor(&[0.0; 5], &[]), &["tensor"]);
+        refused(b.tensor(&[0.0], &[1; 5]), &["tensor"]);
+        refused(b.tensor(&[0.0; 5], &[usize::MAX, 2]), &["tensor"]);
+        refused(b.indices(&[0; 5], &[2, 3]), &["indices"]);
+        refused(b.indices(&[0], &[]), &["indices"]);
+
+        let x = b.put(&[0.0; 6], &[2, 3]);
+        let other = b.put(&[0.0; 6], &[3, 2]);
+        refused(b.reshape(&x, &[5]), &["reshape"]);
+        refused(b.reshape(&x, &[]), &["reshape"]);
+        refused(b.reshape(&x, &[6, 1, 1, 1, 1]), &["reshape"]);
+        refused(b.slice_last(&x, 1..1), &["slice_last"]);
+        refused(b.slice_last(&x, 2..4), &["slice_last"]);
+        #[allow(clippy::reversed_empty_ranges, reason = "the point of the test")]
+        refused(b.slice_last(&x, 2..1), &["slice_last"]);
+        out_of_range(b.take_rows(&x, &[0, 2]), &["take_rows"], 2, 2);
+        refused(b.add(&x, &other), &["add"]);
+        refused(b.swiglu(&x, &other), &["swiglu"]);
+        refused(b.add_vector(&x, &b.load_vector(&[0.0; 2])), &["add_vector"]);
+        refused(b.take_last(&x, &b.put_indices(&[0; 3], &[3, 1])), &["take_last"]);
+        out_of_range(b.take_last(&x, &b.put_indices(&[0, 3], &[2, 1])), &["take_last"], 3, 3);
+        refused(b.weighted_sum(&x, &x), &["weighted_sum"]);
+        refused(b.weighted_sum(&b.put(&[0.0; 6], &[1, 2, 3]), &b.put(&[0.0; 3], &[1, 3])), &["weighted_sum"]);
+    }
+}
+
+/// `linear`, `qmm_swiglu`, `head_linear`, `concat_rows` and `embed`.
+pub fn products<B: Backend>(instances: &[Instance<B>]) {
+    let format = cases::quantised()[4];
+    let weight = |shape| TestWeight::random(format, shape, 1);
+    let (one, wide, tall) = (weight([1, 3, 64]), weight([1, 3, 128]), weight([1, 4, 64]));
+    let bank = weight([2, 3, 64]);
+    for Instance { backend: b, .. } in instances {
+        let [one, wide, tall, bank] = [&one, &wide, &tall, &bank].map(|w| b.load(w));
+        let x = b.put(&[1.0; 128], &[2, 64]);
+        refused(b.linear(&x, &wide), &["linear"]);
+        refused(b.linear(&x, &bank), &["linear"]);
+        const SWIGLU: &[&str] = &["qmm_swiglu", "linear", "swiglu"];
+        refused(b.qmm_swiglu(&x, GateUp { gate: &wide, up: &wide }), SWIGLU);
+        refused(b.qmm_swiglu(&x, GateUp { gate: &one, up: &tall }), SWIGLU);
+        refused(b.qmm_swiglu(&x, GateUp { gate: &one, up: &bank }), SWIGLU);
+        refused(b.qmm_swiglu(&x, GateUp { gate: &bank, up: &bank }), SWIGLU);
+        refused(b.head_linear(&x, &bank), &["head_linear"]);
+        refused(b.head_linear(&b.put(&[1.0; 192], &[1, 3, 64]), &bank), &["head_linear"]);
+        refused(b.head_linear(&b.put(&[1.0; 64], &[1, 2, 32]), &bank), &["head_linear"]);
+        refused(b.head_linear(&b.put(&[1.0; 128], &[1, 1, 2, 64]), &bank), &["head_linear"]);
+        refused(b.concat_rows(&[]), &["concat_rows"]);
+        refused(b.concat_rows(&[&one, &wide]), &["concat_rows"]);
+        refused(b.concat_rows(&[&one, &bank]), &["concat_rows"]);
+
+        let ids = b.put_indices(&[2, 3], &[2]);
+        out_of_range(b.embed(&one, &ids), &["embed"], 3, 3);
+        out_of_range(b.embed(&one, &b.put_indices(&[u32::MAX], &[1])), &["embed"], u32::MAX as usize, 3);
+        refused(b.embed(&bank, &b.put_indices(&[0], &[1])), &["embed"]);
+    }
+}
+
+/// `gather_linear`, `gather_qmm_swiglu` and `gather_qmm_combine`.
+pub fn experts<B: Backend>(instances: &[Instance<B>]) {
+    let format = cases::quantised()[4];
+    let weight = |shape| TestWeight::random(format, shape, 1);
+    let (bank, tall, more) = (weight([3, 4, 64]), weight([3, 5, 64]), weight([4, 4, 64]));
+    for Instance { backend: b, .. } in instances {
+        let [bank, tall, more] = [&bank, &tall, &more].map(|w| b.load(w));
+        let (per_token, per_slot) = (b.put(&[1.0; 128], &[2, 64]), b.put(&[1.0; 256], &[2, 2, 64]));
+        let experts = b.put_indices(&[0, 1, 2, 0], &[2, 2]);
+        let beyond = b.put_indices(&[0, 1, 3, 0], &[2, 2]);
+        let flat = b.put_indices(&[0, 1], &[2]);
+        let fewer = b.put_indices(&[0, 1], &[1, 2]);
+        let narrow = b.put(&[1.0; 64], &[2, 32]);
+        let three_slots = b.put(&[1.0; 384], &[2, 3, 64]);
+
+        const GATHER: &[&str] = &["gather_linear"];
+        out_of_range(b.gather_linear(&per_token, &bank, &beyond), GATHER, 3, 3);
+        for (x, e) in
+            [(&per_token, &flat), (&per_token, &fewer), (&narrow, &experts), (&three_slots, &experts)]
+        {
+            refused(b.gather_linear(x, &bank, e), GATHER);
+        }
+
+        const SWIGLU: &[&str] = &["gather_qmm_swiglu", "gather_linear", "swiglu"];
+        let weights = GateUp { gate: &bank, up: &bank };
+        out_of_range(b.gather_qmm_swiglu(&per_token, weights, &beyond), SWIGLU, 3, 3);
+        for (x, e) in
+            [(&per_token, &flat), (&per_token, &fewer), (&narrow, &experts), (&three_slots, &experts)]
+        {
+            refused(b.gather_qmm_swiglu(x, weights, e), SWIGLU);
+        }
+        for up in [&tall, &more] {
+            refused(b.gather_qmm_swiglu(&per_token, GateUp { gate: &bank, up }, &experts), SWIGLU);
+        }
+
+        const COMBINE: &[&str] = &["gather_qmm_combine", "gather_linear", "weighted_sum"];
+        let combine = |x, e, w: &[usize]| {
+            let w = b.put(&vec![0.5; w.iter().product()], w);
+            b.gather_qmm_combine(x, &bank, e, &w)
+        };
+        out_of_range(combine(&per_slot, &beyond, &[2, 2]), COMBINE, 3, 3);
+        refused(combine(&per_slot, &flat, &[2, 2]), COMBINE);
+        refused(combine(&three_slots, &experts, &[2, 2]), COMBINE);
+        refused(combine(&per_slot, &experts, &[4]), COMBINE);
+        refused(combine(&per_slot, &experts, &[2, 3]), COMBINE);
+        refused(combine(&narrow, &experts, &[2, 2]), COMBINE);
+    }
+}
+
+/// `rms_norm`, `add_rms_norm` and `rope`.
+pub fn rows<B: Backend>(instances: &[Instance<B>]) {
+    for Instance { backend: b, .. } in instances {
+        let x = b.put(&[1.0; 8], &[2, 4]);
+        let (fits, longer) = (b.load_vector(&[1.0; 4]), b.load_vector(&[1.0; 5]));
+        let matrix = b.upload(zmlx_core::HostWeight::from_f32(&[1.0; 8], 2, 4).unwrap()).unwrap();
+        for weight in [&longer, &matrix] {
+            refused(b.rms_norm(&x, weight, 1e-6), &["rms_norm"]);
+            refused(b.add_rms_norm(&x, &x, weight, 1e-6), &["add_rms_norm", "rms_norm"]);
+        }
+        let other = b.put(&[1.0; 8], &[4, 2]);
+        refused(b.add_rms_norm(&x, &other, &fits, 1e-6), &["add_rms_norm", "add"]);
+        // A vector that was made of parts may be supported or not, but is no reason to panic.
+        let halves = b.load_vector(&[1.0; 2]);
+        assert!(b.rms_norm(&x, &b.concat_rows(&[&halves, &halves]).unwrap(), 1e-6).is_err());
+
+        let rope = |x: &B::Tensor, spans: &[_], dims| {
+            b.rope(x, spans, &Rope { dims, theta: 1e4, pairing: RopePairing::HalfSplit })
+        };
+        let heads = b.put(&[1.0; 16], &[2, 2, 4]);
+        for dims in [0, 3, 6, usize::MAX - 1] {
+            refused(rope(&heads, &[span(0, 0, 2)], dims), &["rope"]);
+        }
+        for spans in [vec![], vec![span(0, 0, 1)], vec![span(0, 0, 3)], vec![span(0, 0, 2), span(1, 0, 1)]] {
+            refused(rope(&heads, &spans, 4), &["rope"]);
+        }
+        refused(rope(&heads, &[span(0, 0, usize::MAX), span(1, 0, 3)], 4), &["rope"]);
+        refused(rope(&x, &[span(0, 0, 2)], 4), &["rope"]);
+        refused(rope(&b.put(&[], &[2, 0, 4]), &[span(0, 0, 2)], 4), &["rope"]);
+        refused(rope(&heads, &[span(0, usize::MAX, 2)], 4), &["rope"]); // no number for the last position
+    }
+}
+
+/// Routers and their steps.
+pub fn routers<B: Backend>(instances: &[Instance<B>]) {
+    let noaux = |top_k, n_group, topk_group| NoauxTc {
+        top_k,
+        n_group,
+        topk_group,
+        renormalize: Renormalize::Yes,
+        routed_scaling_factor: 1.0,
+    };
+    for Instance { backend: b, .. } in instances {
+        let x = b.put(&[1.0; 12], &[2, 6]);
+        let flat = b.put(&[1.0; 12], &[12]);
+        for k in [0, 7] {
+            refused(b.top_k(&x, k), &["top_k"]);
+            let settings = SoftmaxTopK { top_k: k, renormalize: Renormalize::Yes };
+            refused(b.route_softmax_top_k(&x, &settings), &["route_softmax_top_k", "top_k"]);
+        }
+        refused(b.top_k(&flat, 1), &["top_k"]);
+        let settings = SoftmaxTopK { top_k: 1, renormalize: Renormalize::No };
+        refused(b.route_softmax_top_k(&flat, &settings), &["route_softmax_top_k", "top_k"]);
+        // Groups of unequal size, of one, none; none kept, too many.
+        let groups = [(4, 1), (6, 1), (0, 1), (2, 0), (2, 3)];
+        for (n_group, topk_group) in groups {
+            refused(b.keep_top_groups(&x, n_group, topk_group), &["keep_top_groups"]);
+        }
+        const NOAUX: &[&str] = &["route_noaux_tc", "keep_top_groups", "top_k", "add_vector"];
+        let bias = b.load_vector(&[0.0; 6]);
+        for (n_group, topk_group) in groups.into_iter().filter(|(n_group, _)| *n_group > 1) {
+            refused(b.route_noaux_tc(&x, &bias, &noaux(1, n_group, topk_group)), NOAUX);
+        }
+        refused(b.route_noaux_tc(&x, &bias, &noaux(0, 1, 1)), NOAUX);
+        refused(b.route_noaux_tc(&x, &bias, &noaux(7, 1, 1)), NOAUX);
+        refused(b.route_noaux_tc(&x, &b.load_vector(&[0.0; 5]), &noaux(1, 1, 1)), NOAUX);
+        refused(b.route_noaux_tc(&flat, &bias, &noaux(1, 1, 1)), NOAUX);
+    }
+}
+
+/// Between two pieces of a session, calls that must fail; the pieces after them give what they would have.
+pub fn attention<B: Backend>(instances: &[Instance<B>]) {
+    const OP: &[&str] = &["attention"];
+    let op = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 8 };
+    for instance in instances {
+        let b = &instance.backend;
+        let mut session = Session::new(instance, &op, &[9, 9], 1);
+        session.feed(&[(0, 3), (1, 2)]);
+        let (x, spans) = session.next(&[(0, 2), (1, 1)]);
+        let good = (x[0].clone(), x[1].clone(), x[2].clone());
+        let put = |shape: &[usize]| b.put(&vec![9.0; shape.iter().product()], shape);
+        let shapes = [
+            (put(&[3, 3, 8]), good.1.clone(), good.2.clone()), // heads that the kv heads do not divide
+            (put(&[3, 4, 7]), good.1.clone(), good.2.clone()),
+            (put(&[2, 4, 8]), good.1.clone(), good.2.clone()),
+            (put(&[12, 8]), good.1.clone(), good.2.clone()),
+            (good.0.clone(), put(&[3, 4, 8]), good.2.clone()),
+            (good.0.clone(), put(&[2, 2, 8]), good.2.clone()),
+            (good.0.clone(), good.1.clone(), put(&[3, 2, 9])),
+            (good.0.clone(), good.1.clone(), put(&[3, 16])),
+        ];
+        for (q, k, v) in &shapes {
+            refused(b.attention(q, k, v, &mut session.cache, &spans, 1.0), OP);
+        }
+        let mut bad_spans =
+            |spans: &[_]| b.attention(&good.0, &good.1, &good.2, &mut session.cache, spans, 1.0);
+        for spans in [
+            vec![],
+            vec![span(0, 3, 2)],                // too few tokens
+            vec![span(0, 3, 2), span(1, 2, 2)], // too many
+            vec![span(0, 3, 2), span(1, 1, 1)], // not at the end of the slot
+            vec![span(0, 4, 2), span(1, 2, 1)], // beyond it
+            vec![span(0, 3, 2), span(0, 5, 1)], // a slot twice
+            vec![span(1, usize::MAX, 2), span(0, 3, 1)],
+        ] {
+            refused(bad_spans(&spans), OP);
+        }
+        out_of_range(bad_spans(&[span(0, 3, 2), span(2, 0, 1)]), OP, 2, 2);
+        let mut latent = b.kv_cache(KvLayout::Latent { rank: 8, rope_dim: 8 }, 2).unwrap();
+        refused(b.attention(&good.0, &good.1, &good.2, &mut latent, &spans, 1.0), OP);
+
+        session.feed(&[(0, 2), (1, 1)]);
+        session.feed(&[(1, 6), (0, 4)]);
+    }
+}
+
+/// As [`attention`], on latents.
+pub fn latent_attention<B: Backend>(instances: &[Instance<B>]) {
+    const OP: &[&str] = &["latent_attention"];
+    let op = Latent { n_heads: 3, rank: 8, rope_dim: 4, weights: None };
+    for instance in instances {
+        let b = &instance.backend;
+        let mut session = Session::new(instance, &op, &[9, 9], 1);
+        session.feed(&[(0, 3), (1, 2)]);
+        let (x, spans) = session.next(&[(0, 2), (1, 1)]);
+        let call = |x: &[B::Tensor], cache: &mut B::KvCache, spans: &[_]| {
+            crate::session::Attend::call(&op, b, x, cache, spans)
+        };
+        for (i, shape) in [
+            (0, vec![3, 3, 7]),
+            (0, vec![2, 3, 8]),
+            (0, vec![9, 8]),
+            (1, vec![3, 2, 4]),
+            (1, vec![3, 3, 5]),
+            (2, vec![3, 9]),
+            (2, vec![2, 8]),
+            (3, vec![3, 3]),
+            (3, vec![3, 1, 4]),
+        ] {
+            let mut x = x.clone();
+            x[i] = b.put(&vec![9.0; shape.iter().product()], &shape);
+            refused(call(&x, &mut session.cache, &spans), OP);
+        }
+        for spans in [vec![span(0, 3, 3), span(1, 2, 1)], vec![span(0, 2, 2), span(1, 2, 1)], vec![]] {
+            refused(call(&x, &mut session.cache, &spans), OP);
+        }
+        out_of_range(call(&x, &mut session.cache, &[span(7, 0, 3)]), OP, 7, 2);
+        let mut heads = b.kv_cache(KvLayout::Heads { n_kv_heads: 1, head_dim: 12 }, 2).unwrap();
+        refused(call(&x, &mut heads, &spans), OP);
+
+        session.feed(&[(0, 2), (1, 1)]);
+        session.feed(&[(1, 6), (0, 4)]);
+    }
+}
+
+/// Layouts of caches, and `truncate`.
+pub fn caches<B: Backend>(instances: &[Instance<B>]) {
+    let op = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 4 };
+    for instance in instances {
+        let b = &instance.backend;
+        for (n_kv_heads, head_dim, n_slots) in [(0, 4, 1), (1, 0, 1), (1, 4, 0)] {
+            refused(b.kv_cache(KvLayout::Heads { n_kv_heads, head_dim }, n_slots), &["kv_cache"]);
+        }
+        for (rank, rope_dim, n_slots) in [(0, 4, 1), (4, 0, 1), (4, 4, 0)] {
+            refused(b.kv_cache(KvLayout::Latent { rank, rope_dim }, n_slots), &["kv_cache"]);
+        }
+        let mut session = Session::new(instance, &op, &[6], 1);
+        session.feed(&[(0, 4)]);
+        out_of_range(b.truncate(&mut session.cache, 1, 0), &["truncate"], 1, 1);
+        refused(b.truncate(&mut session.cache, 0, 5), &["truncate"]);
+        session.feed(&[(0, 2)]);
+    }
+}

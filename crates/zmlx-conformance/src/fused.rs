@@ -1,0 +1,169 @@
+//! Fused ops against the oracle and against their composition of plain ops.
+
+use zmlx_core::{Backend, GateUp, WeightFormat, stock};
+use zmlx_oracle::ops;
+use zmlx_oracle::testing::{random_experts, random_f32};
+
+use crate::bounds::{self, U, check_bits};
+use crate::cases::{self, EXPERTS, Experts, N_OUT};
+use crate::inputs::TestWeight;
+use crate::suite::{Host, Instance};
+
+/// A gate and an up bank with tokens for them.
+struct Case {
+    gate: TestWeight,
+    up: TestWeight,
+    x: Vec<f32>,
+    experts: Vec<u32>,
+    sizes: Experts,
+}
+
+impl Case {
+    fn new([gate, up]: [WeightFormat; 2], n_in: usize, sizes: Experts, seed: u64) -> Self {
+        let Experts { n_tokens, top_k, n_experts, n_out, .. } = sizes;
+        let bank = |format, seed| TestWeight::random(format, [n_experts, n_out, n_in], seed);
+        Self {
+            gate: bank(gate, seed),
+            up: bank(up, seed + 1),
+            x: random_f32(n_tokens * n_in, 1.0, seed + 2),
+            experts: random_experts(n_tokens, top_k, n_experts, seed + 3),
+            sizes,
+        }
+    }
+
+    fn check<B: Backend>(&self, i: &Instance<B>) {
+        let Experts { n_tokens, top_k, n_out, .. } = self.sizes;
+        let b = &i.backend;
+        let what = format!(
+            "{}: {:?}, gate {}, up {}",
+            i.name,
+            self.sizes,
+            cases::name(self.gate.host.format()),
+            cases::name(self.up.host.format())
+        );
+        let (gate, up) = (b.load(&self.gate), b.load(&self.up));
+        let x = b.put(&self.x, &[n_tokens, self.gate.n_in]);
+        let experts = b.put_indices(&self.experts, &[n_tokens, top_k]);
+        let weights = GateUp { gate: &gate, up: &up };
+        let fused = b.gather_qmm_swiglu(&x, weights, &experts).unwrap();
+        assert_eq!(b.shape(&fused), [n_tokens, top_k, n_out]);
+        let fused = b.get(&fused);
+        let want = bounds::swiglu(
+            &bounds::gather(&self.x, &self.gate, &self.experts, top_k),
+            &bounds::gather(&self.x, &self.up, &self.experts, top_k),
+        );
+        want.on(i).check(&fused, &what);
+        let stock = b.get(&stock::gather_qmm_swiglu(b, &x, weights, &experts).unwrap());
+        want.around(&stock).on(i).check(&fused, format_args!("{what}: against the composition"));
+        let gate_up = b.concat_rows(&[&gate, &up]).unwrap();
+        let concat = b.get(&stock::gather_concat_swiglu(b, &x, &gate_up, &experts).unwrap());
+        want.around(&concat).on(i).check(&fused, format_args!("{what}: against the concatenation"));
+    }
+}
+
+/// Every format on two of the cases in turn.
+pub fn gather_qmm_swiglu<B: Backend>(instances: &[Instance<B>]) {
+    for i in instances {
+        for (f, format) in cases::formats_of(i.grid).into_iter().enumerate() {
+            for sizes in [EXPERTS[f % 8], EXPERTS[(f * 3 + 4) % 8]] {
+                let n_in = sizes.n_groups * cases::group_size(format);
+                Case::new([format; 2], n_in, sizes, 10 * f as u64).check(i);
+            }
+        }
+    }
+}
+
+/// Gate and up quantised differently: in mode, bits, group or only in the type of scales.
+pub fn gather_qmm_swiglu_of_two_formats<B: Backend>(instances: &[Instance<B>]) {
+    let formats = cases::formats();
+    for f in 0..formats.len() {
+        // Neighbours differ in the type of scales; those further away in the rest.
+        let pair = [formats[f], formats[(f + [1, 3, 20][f % 3]) % formats.len()]];
+        let sizes = EXPERTS[f % 8];
+        for i in instances.iter().filter(|i| i.is_full() || f % 4 == 0) {
+            Case::new(pair, 128, sizes, f as u64).check(i);
+        }
+    }
+}
+
+/// A dense MLP.
+pub fn qmm_swiglu<B: Backend>(instances: &[Instance<B>]) {
+    let formats = cases::formats();
+    for (f, format) in formats.iter().copied().enumerate() {
+        let up_format = if f % 5 == 4 { formats[(f + 7) % formats.len()] } else { format };
+        let (n_in, n_out) = (128 * (1 + f % 2), N_OUT[f % N_OUT.len()]);
+        let gate = TestWeight::random(format, [1, n_out, n_in], f as u64);
+        let up = TestWeight::random(up_format, [1, n_out, n_in], 100 + f as u64);
+        for n in [1, 3, 9] {
+            let x = random_f32(n * n_in, 1.0, 200 + f as u64);
+            let want = bounds::swiglu(&bounds::linear(&x, &gate), &bounds::linear(&x, &up));
+            for i @ Instance { name, backend: b, .. } in instances {
+                let what = format_args!("{name}: {n} × {n_out}, {}", cases::name(format));
+                let x = b.put(&x, &[n, n_in]);
+                let weights = GateUp { gate: &b.load(&gate), up: &b.load(&up) };
+                let fused = b.qmm_swiglu(&x, weights).unwrap();
+                assert_eq!(b.shape(&fused), [n, n_out]);
+                let fused = b.get(&fused);
+                want.on(i).check(&fused, what);
+                let stock = b.get(&stock::qmm_swiglu(b, &x, weights).unwrap());
+                want.around(&stock).on(i).check(&fused, format_args!("{what}: against the composition"));
+            }
+        }
+    }
+}
+
+/// Down projection and weighted sum; also with one expert twice, and with weights of either sign and zero.
+pub fn gather_qmm_combine<B: Backend>(instances: &[Instance<B>]) {
+    for i in instances {
+        let b = &i.backend;
+        for (f, format) in cases::formats_of(i.grid).into_iter().enumerate() {
+            for sizes in [EXPERTS[(f + 1) % 8], EXPERTS[(f * 3 + 2) % 8]] {
+                let Experts { n_tokens, top_k, n_experts, n_out, n_groups } = sizes;
+                let n_in = n_groups * cases::group_size(format);
+                let down = TestWeight::random(format, [n_experts, n_out, n_in], f as u64);
+                let mut experts = random_experts(n_tokens, top_k, n_experts, 90 + f as u64);
+                experts[top_k - 1] = experts[0];
+                let x = random_f32(n_tokens * top_k * n_in, 1.0, 30 + f as u64);
+                let mut weights = random_f32(n_tokens * top_k, 0.5, 60 + f as u64);
+                weights[(n_tokens - 1) * top_k] = 0.0;
+                let want = bounds::combine(&bounds::gather(&x, &down, &experts, top_k), &weights, top_k);
+                let what = format_args!("{}: {sizes:?}, {}", i.name, cases::name(format));
+                let (x, down) = (b.put(&x, &[n_tokens, top_k, n_in]), b.load(&down));
+                let (experts, weights) =
+                    (b.put_indices(&experts, &[n_tokens, top_k]), b.put(&weights, &[n_tokens, top_k]));
+                let fused = b.gather_qmm_combine(&x, &down, &experts, &weights).unwrap();
+                assert_eq!(b.shape(&fused), [n_tokens, n_out]);
+                let fused = b.get(&fused);
+                want.on(i).check(&fused, what);
+                let stock = b.get(&stock::gather_qmm_combine(b, &x, &down, &experts, &weights).unwrap());
+                want.around(&stock).on(i).check(&fused, format_args!("{what}: against the composition"));
+            }
+        }
+    }
+}
+
+/// Sum and norm: the bits of the composition, and the oracle's values.
+pub fn add_rms_norm<B: Backend>(instances: &[Instance<B>]) {
+    for (n, width) in [(1, 1), (1, 7), (3, 8), (2, 9), (5, 64), (1, 257), (2, 2048), (33, 1536)] {
+        let x = random_f32(n * width, 1.0, 1);
+        let residual = random_f32(n * width, 3.0, 2);
+        let weight = random_f32(width, 1.0, 3);
+        // The sum as f32 is an output; the norm is that of the rounded sum.
+        let sum: Vec<f32> = x.iter().zip(&residual).map(|(a, b)| a + b).collect();
+        let eps = 1e-6f32;
+        // A mean of up to 2048 squares in f32, two roundings of the factor, two of the products.
+        let normed = bounds::Bounded::relative(ops::rms_norm(&sum, &weight, f64::from(eps)), 0.0, 16.0 * U);
+        for Instance { name, backend: b, .. } in instances {
+            let what = format_args!("{name}: {n} × {width}");
+            let (x, residual) = (b.put(&x, &[n, width]), b.put(&residual, &[n, width]));
+            let weight = b.load_vector(&weight);
+            let (got_sum, got_normed) = b.add_rms_norm(&x, &residual, &weight, eps).unwrap();
+            assert_eq!((b.shape(&got_sum), b.shape(&got_normed)), (vec![n, width], vec![n, width]));
+            check_bits(&b.get(&got_sum), &sum, what);
+            normed.check(&b.get(&got_normed), what);
+            let (stock_sum, stock_normed) = stock::add_rms_norm(b, &x, &residual, &weight, eps).unwrap();
+            check_bits(&b.get(&got_sum), &b.get(&stock_sum), what);
+            check_bits(&b.get(&got_normed), &b.get(&stock_normed), what);
+        }
+    }
+}

@@ -1,0 +1,247 @@
+//! Sequences that are fed to an attention op piece by piece, each piece checked against the oracle's whole.
+
+use zmlx_core::{Backend, KvLayout, MlaInputs, MlaWeights, Result, Span, WeightFormat};
+use zmlx_oracle::ops;
+use zmlx_oracle::testing::random_f32;
+
+use crate::bounds::Bounded;
+use crate::inputs::TestWeight;
+use crate::suite::{Host, Instance, span};
+
+/// Bound on results that are averages of values of about 1, at most 6: a score is a sum of up to 640 products, scaled
+/// to about 1 (its error some 1e-6), and shifts the average by as much of the largest value.
+pub const TOLERANCE: f64 = 1e-5;
+
+/// An attention op with its sizes.
+pub trait Attend<B: Backend> {
+    /// What the op keeps of each token.
+    fn layout(&self) -> KvLayout;
+    /// The dimensions of each input behind the token.
+    fn inputs(&self) -> Vec<Vec<usize>>;
+    /// Appends the tokens `x` to the cache and attends.
+    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::KvCache, spans: &[Span]) -> Result<B::Tensor>;
+    /// The results of a whole sequence.
+    fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64>;
+    /// Formats of the weights that take part.
+    fn formats(&self) -> Vec<WeightFormat> {
+        Vec::new()
+    }
+}
+
+/// `attention`.
+#[derive(Clone, Copy, Debug)]
+pub struct Heads {
+    /// Heads of the queries.
+    pub n_heads: usize,
+    /// Heads of keys and values.
+    pub n_kv_heads: usize,
+    /// Values of a head.
+    pub head_dim: usize,
+}
+
+impl Heads {
+    fn scale(&self) -> f32 {
+        1.0 / (self.head_dim as f32).sqrt()
+    }
+}
+
+impl<B: Backend> Attend<B> for Heads {
+    fn layout(&self) -> KvLayout {
+        KvLayout::Heads { n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
+    }
+
+    fn inputs(&self) -> Vec<Vec<usize>> {
+        [self.n_heads, self.n_kv_heads, self.n_kv_heads].map(|h| vec![h, self.head_dim]).to_vec()
+    }
+
+    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::KvCache, spans: &[Span]) -> Result<B::Tensor> {
+        b.attention(&x[0], &x[1], &x[2], cache, spans, self.scale())
+    }
+
+    fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64> {
+        let Self { n_heads, n_kv_heads, head_dim } = *self;
+        let scale = f64::from(self.scale());
+        let sizes = ops::Attention {
+            n_tokens,
+            n_kv: n_tokens,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            v_head_dim: head_dim,
+            scale,
+        };
+        ops::attention(&x[0], &x[1], &x[2], sizes)
+    }
+}
+
+/// `latent_attention`; with weights, `mla_attention`.
+pub struct Latent {
+    /// Heads of the queries.
+    pub n_heads: usize,
+    /// Values of a latent.
+    pub rank: usize,
+    /// Values of a rotated key.
+    pub rope_dim: usize,
+    /// `embed_q` and `unembed_out`.
+    pub weights: Option<[TestWeight; 2]>,
+}
+
+impl Latent {
+    /// Width of a query head without position.
+    fn nope(&self) -> usize {
+        self.weights.as_ref().map_or(self.rank, |w| w[0].n_in)
+    }
+
+    fn scale(&self) -> f32 {
+        1.0 / ((self.nope() + self.rope_dim) as f32).sqrt()
+    }
+}
+
+impl<B: Backend> Attend<B> for Latent {
+    fn layout(&self) -> KvLayout {
+        KvLayout::Latent { rank: self.rank, rope_dim: self.rope_dim }
+    }
+
+    fn inputs(&self) -> Vec<Vec<usize>> {
+        let Self { n_heads, rank, rope_dim, .. } = *self;
+        vec![vec![n_heads, self.nope()], vec![n_heads, rope_dim], vec![rank], vec![rope_dim]]
+    }
+
+    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::KvCache, spans: &[Span]) -> Result<B::Tensor> {
+        let inputs = MlaInputs { q_nope: &x[0], q_pe: &x[1], kv: &x[2], k_pe: &x[3] };
+        match &self.weights {
+            None => b.latent_attention(inputs, cache, spans, self.scale()),
+            Some([embed_q, unembed_out]) => {
+                let weights = MlaWeights { embed_q: &b.load(embed_q), unembed_out: &b.load(unembed_out) };
+                b.mla_attention(inputs, weights, cache, spans, self.scale())
+            }
+        }
+    }
+
+    fn formats(&self) -> Vec<WeightFormat> {
+        self.weights.iter().flatten().map(|w| w.host.format()).collect()
+    }
+
+    /// With weights in the expanded form, whose keys and values the op never makes.
+    fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64> {
+        let Self { n_heads, rank, rope_dim, .. } = *self;
+        let scale = f64::from(self.scale());
+        if let Some([embed_q, unembed_out]) = &self.weights {
+            let sizes = ops::MlaAttention {
+                n_tokens,
+                n_kv: n_tokens,
+                n_heads,
+                qk_nope_head_dim: embed_q.n_in,
+                qk_rope_head_dim: rope_dim,
+                kv_lora_rank: rank,
+                v_head_dim: unembed_out.n_out,
+                scale,
+            };
+            let weights = (&embed_q.values[..], &unembed_out.values[..]);
+            return ops::mla_attention((&x[0], &x[1]), (&x[2], &x[3]), weights, sizes);
+        }
+        let beside = |a: &[f32], a_dim: usize, b: &[f32]| -> Vec<f32> {
+            a.chunks_exact(a_dim).zip(b.chunks_exact(rope_dim)).flat_map(|(a, b)| [a, b].concat()).collect()
+        };
+        let (q, k) = (beside(&x[0], rank, &x[1]), beside(&x[2], rank, &x[3]));
+        let sizes = ops::Attention {
+            n_tokens,
+            n_kv: n_tokens,
+            n_heads,
+            n_kv_heads: 1,
+            head_dim: rank + rope_dim,
+            v_head_dim: rank,
+            scale,
+        };
+        ops::attention(&q, &k, &x[2], sizes)
+    }
+}
+
+/// A cache with the sequences of its slots.
+pub struct Session<'a, B: Backend, A> {
+    /// The backend and its bounds.
+    pub instance: &'a Instance<B>,
+    /// The op.
+    pub op: &'a A,
+    /// The cache, on the backend.
+    pub cache: B::KvCache,
+    slots: Vec<Slot>,
+}
+
+struct Slot {
+    /// Each input for all tokens, those to come included.
+    inputs: Vec<Vec<f32>>,
+    want: Vec<f64>,
+    n_total: usize,
+    n_fed: usize,
+}
+
+impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
+    /// Slots whose sequences have these lengths in the end. Equal seeds give equal sequences.
+    pub fn new(instance: &'a Instance<B>, op: &'a A, n_totals: &[usize], seed: u64) -> Self {
+        let slot = |(i, n): (usize, &usize)| Self::slot(op, *n, seed + 100 * i as u64);
+        Self {
+            instance,
+            op,
+            cache: instance.backend.kv_cache(op.layout(), n_totals.len()).unwrap(),
+            slots: n_totals.iter().enumerate().map(slot).collect(),
+        }
+    }
+
+    fn slot(op: &A, n_total: usize, seed: u64) -> Slot {
+        let input = |(i, dims): (usize, Vec<usize>)| {
+            random_f32(n_total * dims.iter().product::<usize>(), 1.0, seed + i as u64)
+        };
+        let inputs: Vec<_> = op.inputs().into_iter().enumerate().map(input).collect();
+        Slot { want: op.want(&inputs, n_total), inputs, n_total, n_fed: 0 }
+    }
+
+    /// The next tokens of slots, `(slot, n_tokens)` each, as tensors and spans.
+    pub fn next(&self, pieces: &[(usize, usize)]) -> (Vec<B::Tensor>, Vec<Span>) {
+        let spans: Vec<Span> = pieces.iter().map(|(s, n)| span(*s, self.slots[*s].n_fed, *n)).collect();
+        let n_tokens = spans.iter().map(|s| s.n_tokens).sum();
+        let put = |(i, dims): (usize, Vec<usize>)| {
+            let width: usize = dims.iter().product();
+            let of =
+                |s: &Span| self.slots[s.slot].inputs[i][s.start * width..][..s.n_tokens * width].to_vec();
+            let values: Vec<f32> = spans.iter().flat_map(of).collect();
+            self.instance.backend.put(&values, &[vec![n_tokens], dims].concat())
+        };
+        (self.op.inputs().into_iter().enumerate().map(put).collect(), spans)
+    }
+
+    /// Feeds the next tokens of slots in one batch and checks the results, which it returns.
+    #[track_caller]
+    pub fn feed(&mut self, pieces: &[(usize, usize)]) -> Vec<f32> {
+        let (x, spans) = self.next(pieces);
+        let b = &self.instance.backend;
+        let y = b.get(&self.op.call(b, &x, &mut self.cache, &spans).unwrap());
+        let mut want = Vec::new();
+        for s in &spans {
+            let slot = &mut self.slots[s.slot];
+            let width = slot.want.len() / slot.n_total;
+            want.extend_from_slice(&slot.want[s.start * width..][..s.n_tokens * width]);
+            slot.n_fed += s.n_tokens;
+        }
+        let want = Bounded {
+            formats: self.op.formats(),
+            ..Bounded::uniform(want, TOLERANCE * self.instance.attention_error)
+        };
+        want.on(self.instance).check(&y, format_args!("{}: {spans:?}", self.instance.name));
+        y
+    }
+
+    /// Shortens a slot; what follows are other tokens than before.
+    pub fn truncate(&mut self, slot: usize, n_tokens: usize, seed: u64) {
+        self.instance.backend.truncate(&mut self.cache, slot, n_tokens).unwrap();
+        let old = &self.slots[slot];
+        let mut new = Self::slot(self.op, old.n_total, seed);
+        for ((new, old), dims) in new.inputs.iter_mut().zip(&old.inputs).zip(self.op.inputs()) {
+            let kept = n_tokens * dims.iter().product::<usize>();
+            new[..kept].copy_from_slice(&old[..kept]);
+        }
+        new.want = self.op.want(&new.inputs, new.n_total);
+        new.n_fed = n_tokens;
+        self.slots[slot] = new;
+    }
+}

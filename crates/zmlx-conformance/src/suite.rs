@@ -1,0 +1,129 @@
+//! What a backend declares to be tested, and the list of tests.
+
+use zmlx_core::{Backend, Span, WeightFormat};
+
+use crate::cases::Grid;
+use crate::inputs::TestWeight;
+
+/// A backend in one configuration, and what it promises beyond the trait.
+pub struct Instance<B> {
+    /// For messages.
+    pub name: String,
+    /// The backend.
+    pub backend: B,
+    /// The sizes it is run on.
+    pub grid: Grid,
+    /// Batches of fewer rows than this give each row the same bits as the row alone.
+    pub same_path_below: usize,
+    /// Error of a product with weights of that format, as a multiple of what f32 activations with f32 sums have.
+    pub product_error: fn(WeightFormat) -> f64,
+    /// Error of attention, as a multiple of what it is with a cache in f32.
+    pub attention_error: f64,
+    /// Error of an exponential, as a multiple of 2 units in the last place.
+    pub exponential_error: f64,
+    /// Error of a rope angle, in radians per position. The trait allows that of f32 angles, `2^-23`.
+    pub angle_error: f64,
+}
+
+impl<B> Instance<B> {
+    /// True if all sizes are to be run.
+    pub fn is_full(&self) -> bool {
+        self.grid == Grid::Full
+    }
+}
+
+/// Host values in and out of a backend, for calls that must succeed.
+pub trait Host: Backend {
+    /// A tensor with these values.
+    fn put(&self, values: &[f32], shape: &[usize]) -> Self::Tensor {
+        self.tensor(values, shape).unwrap()
+    }
+
+    /// The values of a tensor.
+    fn get(&self, x: &Self::Tensor) -> Vec<f32> {
+        let mut out = vec![f32::NAN; 3]; // replaced, not appended to
+        self.read(x, &mut out).unwrap();
+        out
+    }
+
+    /// Indices with these values.
+    fn put_indices(&self, values: &[u32], shape: &[usize]) -> Self::Indices {
+        self.indices(values, shape).unwrap()
+    }
+
+    /// The values of indices.
+    fn get_indices(&self, x: &Self::Indices) -> Vec<u32> {
+        let mut out = vec![u32::MAX; 3];
+        self.read_indices(x, &mut out).unwrap();
+        out
+    }
+
+    /// The weight on the device.
+    fn load(&self, weight: &TestWeight) -> Self::Weight {
+        self.upload(weight.host.clone()).unwrap()
+    }
+
+    /// A dense f32 vector as a weight.
+    fn load_vector(&self, values: &[f32]) -> Self::Weight {
+        self.upload(zmlx_core::HostWeight::from_f32(values, 1, values.len()).unwrap()).unwrap()
+    }
+}
+
+impl<B: Backend> Host for B {}
+
+/// A span.
+pub fn span(slot: usize, start: usize, n_tokens: usize) -> Span {
+    Span { slot, start, n_tokens }
+}
+
+/// A module of tests for one backend: each test runs on all instances that the function at `$instances` gives, a
+/// `fn() -> Vec<Instance<B>>`. Named from within the new module: start the path with `crate::`.
+#[macro_export]
+macro_rules! conformance {
+    ($backend:ident, $instances:path) => {
+        mod $backend {
+            $crate::conformance! { @ $instances;
+                linear { all_formats, real_widths, dense_of_odd_widths, leading_dimensions, one_matrix_per_head }
+                gather {
+                    per_token_and_per_slot, same_expert_twice, unchosen_experts_are_not_read,
+                    one_expert_takes_all_tokens
+                }
+                fused {
+                    gather_qmm_swiglu, gather_qmm_swiglu_of_two_formats, qmm_swiglu, gather_qmm_combine,
+                    add_rms_norm
+                }
+                embed_concat {
+                    embed, concat_rows_of_one_format, concat_rows_of_different_formats, concat_rows_of_banks,
+                    concat_rows_in_fused_ops, embed_from_a_concatenation
+                }
+                rope_norm { rms_norm, rope, rope_far_out, rope_of_several_spans }
+                attention {
+                    grouped_heads, chunks_equal_one_go, slots_in_one_batch_equal_each_alone,
+                    truncate_and_continue, past_the_growth_step, latent, latent_with_projections
+                }
+                elementwise {
+                    softmax, sigmoid, swiglu, arithmetic, weighted_sum, moves_are_exact, large_tensors
+                }
+                router {
+                    top_k, softmax_top_k, noaux_tc, fused_routers_equal_compositions, ties_go_to_the_lower_index,
+                    groups
+                }
+                invariance { linear, experts, rows_of_one_expert }
+                extremes {
+                    large_activations, zero_rows, zero_scales, silu_under_and_overflow, attention_of_large_scores,
+                    router_of_large_logits, no_tokens
+                }
+                errors { tensors, products, experts, rows, routers, attention, latent_attention, caches }
+                buffers { ends_at_a_page_end, experts_end_at_a_page_end }
+            }
+        }
+    };
+    (@ $instances:path; $($family:ident { $($test:ident),* $(,)? })*) => {$(
+        mod $family {$(
+            #[test]
+            fn $test() {
+                $crate::$family::$test(&$instances());
+            }
+        )*}
+    )*};
+}

@@ -1,0 +1,31 @@
+//! What every backend and every model shares: quantised formats, weights in host memory, the [`Backend`] trait with the
+//! contract of every op, and the compositions of fused ops ([`stock`]).
+//!
+//! # Numerics
+//!
+//! Two modes are declared. *Accurate*: activations are f32, weights are used as `scale · q + bias` in f32, every
+//! product accumulates in f32 and rounds once. *Exact*: reproduces the rounding and the order of a stock engine's ops
+//! bit for bit. Each backend says which it is.
+
+mod backend;
+pub mod check;
+mod dtype;
+mod error;
+mod fusion;
+mod hooked;
+mod mapped;
+pub mod quant;
+pub mod stock;
+mod weight;
+
+pub use backend::{
+    Backend, Barriers, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope,
+    RopePairing, SoftmaxTopK, Span,
+};
+pub use dtype::DType;
+pub use error::{Error, Result};
+pub use fusion::{ExpertFusion, Fusion, ParseFusionError, SoftmaxRoute, Switch};
+pub use hooked::{Hooked, Hooks};
+pub use mapped::{map_file, will_need};
+pub use quant::{QuantMode, QuantSpec};
+pub use weight::{HostWeight, WeightBytes, WeightFormat};

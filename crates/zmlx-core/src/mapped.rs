@@ -1,0 +1,64 @@
+//! Files as host memory: mapped read-only and shared by every weight cut from them.
+
+use std::fs::File;
+use std::io;
+use std::path::Path;
+
+use bytes::Bytes;
+
+/// The contents of the file at `path`, mapped read-only: pages are read when first touched and can be dropped
+/// by the system at any time, so weights used in place cost no memory beyond the page cache.
+///
+/// # Errors
+/// Whatever opening or mapping the file gives. An empty file gives empty bytes.
+pub fn map_file(path: &Path) -> io::Result<Bytes> {
+    let file = File::open(path)?;
+    if file.metadata()?.len() == 0 {
+        return Ok(Bytes::new());
+    }
+    // SAFETY: the mapping is private and read-only. Another process that truncates or rewrites the file while it
+    // is mapped would break the assumption that the bytes do not change; that hazard is inherent to mapping and
+    // shared by every engine that maps its weights.
+    let map = unsafe { memmap2::Mmap::map(&file)? };
+    Ok(Bytes::from_owner(map))
+}
+
+/// Asks the system to read bytes of a mapped file that will soon be used, as a whole: of pages that are touched one by
+/// one, in several places in turns, it sees no order and reads little at a time. Other memory stays as it is.
+pub fn will_need(bytes: &[u8]) {
+    #[cfg(unix)]
+    {
+        use nix::sys::mman::{MmapAdvise, madvise};
+        // At a time no more than any system reads ahead: it would leave out the rest. A multiple of all page sizes.
+        const PIECE: usize = 128 * 1024;
+        let start = bytes.as_ptr();
+        let lead = start.addr() % PIECE;
+        for offset in (0..lead + bytes.len()).step_by(PIECE) {
+            let piece = start.wrapping_sub(lead).wrapping_add(offset);
+            let Some(at) = std::ptr::NonNull::new(piece.cast_mut().cast()) else { continue };
+            // SAFETY: this advice changes no memory. Pages that are not mapped are an error, which does not matter.
+            let _ = unsafe { madvise(at, PIECE, MmapAdvise::MADV_WILLNEED) };
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = bytes;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn advice_is_taken_for_any_memory_and_changes_none() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        let content: Vec<u8> = (0..300_000).map(|i| (i % 251) as u8).collect();
+        file.write_all(&content).unwrap();
+        let mapped = map_file(file.path()).unwrap();
+        for bytes in [&mapped[..], &mapped[5..7], &mapped[299_999..], &content[..], &[]] {
+            will_need(bytes);
+        }
+        assert_eq!(mapped[..], content[..]);
+    }
+}

@@ -1,0 +1,312 @@
+//! Causal attention over a growing cache: separate keys and values, or one latent that serves as both.
+
+mod cache;
+mod cells;
+mod kernel;
+mod softmax;
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use super::level::Level;
+use super::matmul::SyncPtr;
+use super::pool::{CpuTensor, Shape};
+use super::{CpuBackend, lock, team};
+use zmlx_core::check::ensure;
+use zmlx_core::{Error, KvLayout, MlaInputs, Result, Span};
+
+pub use cache::CpuKvCache;
+use cache::Head;
+use cells::WIDE;
+pub(super) use kernel::Partial;
+use kernel::{JOB_ROWS, Keys, QueryRows, ROWS, attend};
+
+/// Multiply-adds that are worth a job of their own: some ten microseconds.
+const MIN_PART: usize = 1 << 20;
+
+impl CpuBackend {
+    pub(super) fn attention_heads(
+        &self,
+        [q, k, v]: [&CpuTensor; 3],
+        cache: &mut CpuKvCache,
+        spans: &[Span],
+        scale: f32,
+    ) -> Result<CpuTensor> {
+        const OP: &str = "attention";
+        let KvLayout::Heads { n_kv_heads, head_dim } = cache.layout else {
+            return Err(Error::Precondition {
+                op: OP,
+                what: "cache",
+                want: "keys and values".into(),
+                got: format!("{:?}", cache.layout),
+            });
+        };
+        let n_tokens = q.dims()[0];
+        let kv_shape = [n_tokens, n_kv_heads, head_dim];
+        ensure(
+            k.dims() == kv_shape && v.dims() == kv_shape,
+            OP,
+            "k, v",
+            format_args!("{kv_shape:?}"),
+            (k, v),
+        )?;
+        self.attend_spans(OP, [q, q], cache, spans, scale, [k, v])
+    }
+
+    pub(super) fn attention_latent(
+        &self,
+        inputs: MlaInputs<'_, CpuTensor>,
+        cache: &mut CpuKvCache,
+        spans: &[Span],
+        scale: f32,
+    ) -> Result<CpuTensor> {
+        const OP: &str = "latent_attention";
+        let KvLayout::Latent { rank, rope_dim } = cache.layout else {
+            return Err(Error::Precondition {
+                op: OP,
+                what: "cache",
+                want: "a latent".into(),
+                got: format!("{:?}", cache.layout),
+            });
+        };
+        let MlaInputs { q_nope, q_pe, kv, k_pe } = inputs;
+        let &[n_tokens, n_heads, _] = q_nope.dims() else {
+            return ensure(false, OP, "q_nope", "[n, n_heads, rank]", q_nope).map(|()| unreachable!());
+        };
+        ensure(
+            q_nope.dims() == [n_tokens, n_heads, rank],
+            OP,
+            "q_nope",
+            format_args!("[n, n_heads, {rank}]"),
+            q_nope,
+        )?;
+        ensure(
+            q_pe.dims() == [n_tokens, n_heads, rope_dim],
+            OP,
+            "q_pe",
+            format_args!("[n, n_heads, {rope_dim}]"),
+            q_pe,
+        )?;
+        ensure(kv.dims() == [n_tokens, rank], OP, "kv", format_args!("[n, {rank}]"), kv)?;
+        ensure(k_pe.dims() == [n_tokens, rope_dim], OP, "k_pe", format_args!("[n, {rope_dim}]"), k_pe)?;
+        self.attend_spans(OP, [q_nope, q_pe], cache, spans, scale, [kv, k_pe])
+    }
+
+    fn attend_spans(
+        &self,
+        op: &'static str,
+        q: [&CpuTensor; 2],
+        cache: &mut CpuKvCache,
+        spans: &[Span],
+        scale: f32,
+        [first, second]: [&CpuTensor; 2],
+    ) -> Result<CpuTensor> {
+        let (width, n_kv_heads) = (cache.widths()[0], cache.n_heads());
+        let &[n_tokens, n_heads, dim] = q[0].dims() else {
+            return ensure(false, op, "q", "three dimensions", q[0]).map(|()| unreachable!());
+        };
+        ensure(
+            dim == width && n_heads.is_multiple_of(n_kv_heads),
+            op,
+            "q",
+            format_args!("[n, a multiple of {n_kv_heads}, {width}]"),
+            q[0],
+        )?;
+        cache.check(op, spans, n_tokens)?;
+        cache.append(spans, first, second);
+        let jobs = Jobs::new(cache, spans, n_heads, self.n_threads());
+        let mut out = self.floats.take(n_tokens * n_heads * jobs.v_dim);
+        let mut states = self.floats.take(if jobs.n_parts > 1 { jobs.len() * jobs.state_len() } else { 0 });
+        let (out_ptr, states_ptr) = (SyncPtr::new(&mut out), SyncPtr::new(&mut states));
+        let attend = attend(self.level);
+        let next = AtomicUsize::new(0);
+        lock(&self.team).run(&|m| {
+            let mut memory = lock(&self.scratch[m.idx()]);
+            let Partial { scratch, state: own } = &mut memory.attention;
+            if jobs.n_parts == 1 {
+                own.resize(jobs.state_len(), 0.0);
+            }
+            let mut last_whole = None;
+            loop {
+                // The last rows see the most positions: they go first, so that the short ones fill the gaps.
+                let idx = next.fetch_add(1, Ordering::Relaxed);
+                if idx >= jobs.len() {
+                    break;
+                }
+                let idx = jobs.len() - 1 - idx;
+                let job = jobs.get(idx);
+                let queries = job.queries(q, scale);
+                // Parts of the same rows follow each other.
+                let is_new = last_whole.replace(idx / jobs.n_parts) != Some(idx / jobs.n_parts);
+                let queries = is_new.then_some(&queries);
+                let state = match jobs.n_parts {
+                    1 => &mut own[..job.state_len()],
+                    // SAFETY: each job has its own part of the buffer.
+                    _ => unsafe { states_ptr.slice(idx * jobs.state_len(), job.state_len()) },
+                };
+                // SAFETY: the level was detected when the backend was made; buffers are as the job says.
+                unsafe { attend(&job.keys, queries, job.limits(), job.positions.clone(), scratch, state) };
+                if jobs.n_parts == 1 {
+                    for r in 0..job.n_rows {
+                        // SAFETY: each row of the output belongs to one job.
+                        let out = unsafe { out_ptr.slice(job.rows[r] * jobs.v_dim, jobs.v_dim) };
+                        job.finish(self.level, std::iter::once(&*state), r, out);
+                    }
+                }
+            }
+            if jobs.n_parts > 1 {
+                m.barrier();
+                for from in (0..jobs.len()).step_by(jobs.n_parts) {
+                    let job = jobs.get(from);
+                    // SAFETY: no state is written any more.
+                    let states = (from..from + jobs.n_parts)
+                        .map(|idx| unsafe { &*states_ptr.slice(idx * jobs.state_len(), job.state_len()) });
+                    for r in (m.idx()..job.n_rows).step_by(self.n_threads()) {
+                        // SAFETY: each row of the output belongs to one job, and of that to one member.
+                        let out = unsafe { out_ptr.slice(job.rows[r] * jobs.v_dim, jobs.v_dim) };
+                        job.finish(self.level, states.clone(), r, out);
+                    }
+                }
+            }
+        });
+        Ok(CpuTensor::new(Shape::new(op, &[n_tokens, n_heads, jobs.v_dim])?, out))
+    }
+}
+
+/// The work of one call: for each span and kv head some query rows at a time, against all positions or, if there would
+/// be too few jobs for the team, against parts of them.
+struct Jobs<'a> {
+    cache: &'a CpuKvCache,
+    spans: &'a [Span],
+    n_heads: usize,
+    /// Query heads of a kv head.
+    group: usize,
+    n_parts: usize,
+    /// Values of a result.
+    v_dim: usize,
+    /// Jobs of all spans, before they are parted.
+    n_whole: usize,
+}
+
+/// Some query rows against some positions of a kv head.
+struct Job<'a> {
+    keys: Keys<'a>,
+    /// Of each row, where it lies among all rows of queries and of results.
+    rows: [usize; JOB_ROWS],
+    n_rows: usize,
+    /// Visible positions of each row; none of rows that do not exist.
+    limits: [usize; JOB_ROWS],
+    positions: Range<usize>,
+    q_widths: [usize; 2],
+}
+
+impl<'a> Jobs<'a> {
+    fn new(cache: &'a CpuKvCache, spans: &'a [Span], n_heads: usize, n_threads: usize) -> Self {
+        let group = n_heads / cache.n_heads();
+        // Values of a result, and multiply-adds of a row with a position.
+        let (v_dim, row_work) = match cache.layout {
+            KvLayout::Heads { head_dim, .. } => (head_dim, 2 * head_dim),
+            KvLayout::Latent { rank, rope_dim } => (rank, 2 * rank + rope_dim),
+        };
+        let mut jobs = Self { cache, spans, n_heads, group, n_parts: 1, v_dim, n_whole: 0 };
+        jobs.n_whole = spans.iter().map(|s| jobs.n_of(s)).sum();
+        let n_positions = spans.iter().map(|s| s.start + s.n_tokens).max().unwrap_or(0);
+        if n_threads > 1 && jobs.n_whole > 0 {
+            let work = n_positions * jobs.most_rows() * row_work;
+            // Four for each thread: then no thread waits long for the last ones.
+            jobs.n_parts = (4 * n_threads).div_ceil(jobs.n_whole).min(work / MIN_PART).max(1);
+        }
+        jobs
+    }
+
+    /// Rows of the largest job.
+    fn most_rows(&self) -> usize {
+        let most = self.spans.iter().map(|s| s.n_tokens * self.group).max().unwrap_or(0);
+        most.next_multiple_of(ROWS).min(JOB_ROWS)
+    }
+
+    /// Jobs of a span.
+    fn n_of(&self, span: &Span) -> usize {
+        (span.n_tokens * self.group).div_ceil(JOB_ROWS) * self.cache.n_heads()
+    }
+
+    fn len(&self) -> usize {
+        self.n_whole * self.n_parts
+    }
+
+    /// Floats of the largest job's state.
+    fn state_len(&self) -> usize {
+        kernel::state_len(self.most_rows(), cells::stride(self.v_dim))
+    }
+
+    fn get(&self, idx: usize) -> Job<'a> {
+        let (mut whole, part) = (idx / self.n_parts, idx % self.n_parts);
+        let mut first_token = 0;
+        let mut spans = self.spans.iter();
+        let span = loop {
+            let span = spans.next().expect("jobs are counted from the spans");
+            let n = self.n_of(span);
+            if whole < n {
+                break span;
+            }
+            whole -= n;
+            first_token += span.n_tokens;
+        };
+        let n_kv_heads = self.cache.n_heads();
+        let (block, kv_head) = (whole / n_kv_heads, whole % n_kv_heads);
+        let first = block * JOB_ROWS;
+        let n_rows = JOB_ROWS.min(span.n_tokens * self.group - first);
+        let (mut rows, mut limits) = ([0; JOB_ROWS], [0; JOB_ROWS]);
+        for i in 0..n_rows {
+            // Row r is token r / group, head r % group of this kv head's group.
+            let r = first + i;
+            rows[i] = (first_token + r / self.group) * self.n_heads + kv_head * self.group + r % self.group;
+            limits[i] = span.start + r / self.group + 1;
+        }
+        let positions = team::part(limits[n_rows - 1], WIDE, self.n_parts, part);
+        let Head { first, second } = self.cache.head(span.slot, kv_head);
+        let widths = self.cache.widths();
+        let (keys, q_widths) = match self.cache.layout {
+            KvLayout::Heads { .. } => {
+                (Keys { parts: [Some(first), None], widths, values: Some(second) }, [widths[0], 0])
+            }
+            KvLayout::Latent { .. } => {
+                (Keys { parts: [Some(first), Some(second)], widths, values: None }, widths)
+            }
+        };
+        Job { keys, rows, n_rows, limits, positions, q_widths }
+    }
+}
+
+impl Job<'_> {
+    /// Visible positions of the rows that exist, and of as many more as the kernel wants.
+    fn limits(&self) -> &[usize] {
+        &self.limits[..self.n_rows.next_multiple_of(ROWS)]
+    }
+
+    /// Floats of its state: of each row the sums of the values, the largest score and the sum of the weights.
+    fn state_len(&self) -> usize {
+        kernel::state_len(self.limits().len(), self.keys.v_stride())
+    }
+
+    /// The rows' queries, times `scale`: of a key's two parts, or the same tensor twice.
+    fn queries<'q>(&'q self, q: [&'q CpuTensor; 2], scale: f32) -> QueryRows<'q> {
+        let parts = q.map(CpuTensor::values);
+        QueryRows { parts, widths: self.q_widths, rows: &self.rows[..self.n_rows], scale }
+    }
+
+    /// The result of row `r`, from the states of all parts.
+    fn finish<'p>(
+        &self,
+        level: Level,
+        states: impl Iterator<Item = &'p [f32]> + Clone,
+        r: usize,
+        out: &mut [f32],
+    ) {
+        let (n_rows, v_stride) = (self.limits().len(), self.keys.v_stride());
+        level.vectorize(
+            #[inline(always)]
+            || kernel::finish(states, (r, n_rows), v_stride, out),
+        );
+    }
+}

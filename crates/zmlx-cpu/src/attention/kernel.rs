@@ -1,0 +1,458 @@
+//! Some query rows against a range of positions, block by block, with a running softmax.
+#![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
+
+use std::f32::consts::LOG2_E;
+use std::ops::Range;
+
+use super::cells::{self, Cells, GROUP, Rows, WIDE, round, stride, to_cells};
+use super::softmax::{Factors, exp2, weigh};
+use crate::level::Level;
+use crate::pool::Aligned;
+use crate::simd::scalar::Scalar;
+use crate::simd::{Simd, prefetch};
+
+/// Most query rows of a job: they share what they read of the cache.
+pub(super) const JOB_ROWS: usize = 32;
+/// Positions that are scored before their values are added: the keys of all stay in the second-level cache.
+pub(super) const BLOCK: usize = 96;
+/// Jobs are padded to a multiple of this many query rows.
+pub(super) const ROWS: usize = 4;
+
+/// One head's keys and values.
+pub(super) struct Keys<'a> {
+    /// A key is one row, or two side by side, each with its own scale.
+    pub(super) parts: [Option<&'a Rows>; 2],
+    /// Values of a row of the first and of the second part; the values are as wide as the first.
+    pub(super) widths: [usize; 2],
+    /// None if the keys' first part is the value too.
+    pub(super) values: Option<&'a Rows>,
+}
+
+impl Keys<'_> {
+    /// Values of a padded row of the values.
+    pub(super) fn v_stride(&self) -> usize {
+        stride(self.widths[0])
+    }
+
+    /// The rows whose scales are the values'.
+    #[inline(always)]
+    fn value_rows(&self) -> &Rows {
+        match (self.values, self.parts[0]) {
+            (Some(rows), _) | (None, Some(rows)) => rows,
+            (None, None) => unreachable!("there are keys"),
+        }
+    }
+}
+
+/// A member's working memory.
+#[derive(Default)]
+pub(crate) struct Partial {
+    pub(super) scratch: Scratch,
+    /// Of each row the sums of the values; then of all rows the largest scores, then the sums of the weights.
+    pub(super) state: Aligned<f32>,
+}
+
+/// Some rows of queries.
+pub(super) struct QueryRows<'a> {
+    /// The parts of all rows, and the values of a row's part; as the keys have, or none.
+    pub(super) parts: [&'a [f32]; 2],
+    pub(super) widths: [usize; 2],
+    /// Which rows.
+    pub(super) rows: &'a [usize],
+    /// A factor.
+    pub(super) scale: f32,
+}
+
+/// Query rows as integers, in the order of the keys' cells.
+#[derive(Default)]
+pub(super) struct Queries {
+    cells: Aligned<u32>,
+    /// Cells of a row.
+    stride: usize,
+    /// Of each part of a row.
+    scales: [[f32; JOB_ROWS]; 2],
+    /// A part of a row that is being rounded.
+    integers: Aligned<i16>,
+}
+
+impl Queries {
+    /// Rounds the rows; as many more as to make `n_rows` are zero.
+    #[inline(always)]
+    fn set(&mut self, from: &QueryRows<'_>, n_rows: usize) {
+        let strides = [stride(from.widths[0]), stride(from.widths[1])];
+        self.stride = (strides[0] + strides[1]) / 2;
+        self.scales = [[0.0; JOB_ROWS]; 2];
+        self.cells.resize(n_rows * self.stride, 0);
+        self.cells[from.rows.len() * self.stride..].fill(0);
+        let mut at = 0;
+        for part in 0..2 {
+            let (width, n_cells) = (from.widths[part], strides[part] / 2);
+            self.integers.resize(strides[part], 0);
+            for (i, row) in from.rows.iter().enumerate() {
+                let q = &from.parts[part][row * width..][..width];
+                self.scales[part][i] = from.scale * LOG2_E * round(q, &mut self.integers);
+                to_cells(&self.integers, &mut self.cells[i * self.stride + at..][..n_cells]);
+            }
+            at += n_cells;
+        }
+    }
+}
+
+/// The rows of a job, and what they make of a block.
+#[derive(Default)]
+pub(super) struct Scratch {
+    queries: Queries,
+    /// Of each row the scores of the positions.
+    scores: Aligned<f32>,
+    /// The weights times the values' scales as integers: pairs of positions are cells.
+    weights: Aligned<i16>,
+    /// Keys as values, where they are both.
+    values: Aligned<u32>,
+}
+
+/// Floats of a state of that many rows, of values of that width.
+pub(super) fn state_len(n_rows: usize, v_stride: usize) -> usize {
+    n_rows * (v_stride + 2)
+}
+
+/// The result of row `r` of `n_rows`, from the states of all parts of the positions.
+#[inline(always)]
+pub(super) fn finish<'p>(
+    parts: impl Iterator<Item = &'p [f32]> + Clone,
+    (r, n_rows): (usize, usize),
+    v_stride: usize,
+    out: &mut [f32],
+) {
+    let n = n_rows * v_stride;
+    let mut max = f32::NEG_INFINITY;
+    for part in parts.clone() {
+        // NaN is passed on.
+        max = if part[n + r] > max || part[n + r].is_nan() { part[n + r] } else { max };
+    }
+    let mut sum = 0.0;
+    out.fill(0.0);
+    for part in parts {
+        // A part that saw nothing of a row has no largest score.
+        let of = part[n + r];
+        let factor = if of == f32::NEG_INFINITY { 0.0 } else { exp2(Scalar, Scalar.splat(of - max))[0] };
+        sum += part[n + n_rows + r] * factor;
+        let values = &part[r * v_stride..][..out.len()];
+        for i in 0..out.len() {
+            out[i] += values[i] * factor;
+        }
+    }
+    let inverse = 1.0 / sum;
+    for i in 0..out.len() {
+        out[i] *= inverse;
+    }
+}
+
+/// Adds up `Σ 2^(score - max) · value` over `positions` for all query rows, with the largest score so far; a score is
+/// `q · k`, times the queries' factor and log₂e. Row r sees the positions below `limits[r]`, rows that do not exist none; their
+/// number is a multiple of [`ROWS`], up to [`JOB_ROWS`]. Queries are as wide as keys; without any the last ones are used again.
+/// `state` has [`state_len`] floats, whatever they are.
+///
+/// # Safety
+/// The processor has the level's instructions; all positions are cached, and the first is a multiple of [`WIDE`].
+pub(super) type AttendFn = unsafe fn(
+    keys: &Keys<'_>,
+    queries: Option<&QueryRows<'_>>,
+    limits: &[usize],
+    positions: Range<usize>,
+    scratch: &mut Scratch,
+    state: &mut [f32],
+);
+
+/// The instance for a level.
+pub(super) fn attend(level: Level) -> AttendFn {
+    match level {
+        Level::Scalar => attend_on::<Scalar>,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => attend_on::<crate::simd::avx2::Avx2>,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => attend_on::<crate::simd::avx512::Avx512<false>>,
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni | Level::Zen4 | Level::Amx => attend_on::<crate::simd::avx512::Avx512<true>>,
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => attend_on::<crate::simd::neon::Neon>,
+        #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
+        _ => unreachable!("level {level:?} does not exist on this architecture"),
+    }
+}
+
+unsafe fn attend_on<S: Simd>(
+    keys: &Keys<'_>,
+    queries: Option<&QueryRows<'_>>,
+    limits: &[usize],
+    positions: Range<usize>,
+    scratch: &mut Scratch,
+    state: &mut [f32],
+) {
+    let n_rows = limits.len();
+    assert!(n_rows.is_multiple_of(ROWS) && n_rows <= JOB_ROWS && positions.start.is_multiple_of(WIDE));
+    let (values, rest) = state.split_at_mut(n_rows * keys.v_stride());
+    let (maxima, sums) = rest.split_at_mut(n_rows);
+    values.fill(0.0);
+    maxima.fill(f32::NEG_INFINITY);
+    sums.fill(0.0);
+    scratch.scores.resize(JOB_ROWS * BLOCK, 0.0);
+    scratch.weights.resize(JOB_ROWS * BLOCK, 0);
+    if keys.values.is_none() {
+        scratch.values.resize(BLOCK * keys.v_stride() / 2, 0);
+    }
+    // SAFETY: the caller vouches for the instructions.
+    let s = unsafe { S::assume() };
+    s.vectorize(
+        #[inline(always)]
+        || {
+            if let Some(queries) = queries {
+                scratch.queries.set(queries, n_rows);
+            }
+            let end = positions.end;
+            for from in positions.step_by(BLOCK) {
+                let n = BLOCK.min(end - from);
+                let mut visible = [0; JOB_ROWS];
+                for r in 0..n_rows {
+                    visible[r] = limits[r].saturating_sub(from).min(n);
+                }
+                let visible = &visible[..n_rows];
+                let mut block = Block { keys, from, n, end, visible, scratch: &mut *scratch };
+                // SAFETY: the positions are cached; queries and state have these rows. The sums of these rows and
+                // columns, and what they need, fill the registers.
+                unsafe {
+                    if S::MANY_REGISTERS {
+                        block.score::<S, 4, 3>(s);
+                    } else {
+                        block.score::<S, 2, 2>(s);
+                    }
+                    let factors = block.weigh(s, (maxima, sums));
+                    if S::MANY_REGISTERS {
+                        block.add_values::<S, 4, 3>(s, &factors, values);
+                    } else {
+                        block.add_values::<S, 2, 2>(s, &factors, values);
+                    }
+                }
+            }
+        },
+    );
+}
+
+/// Some positions and what the rows make of them.
+struct Block<'a> {
+    keys: &'a Keys<'a>,
+    /// The first of its positions, and how many.
+    from: usize,
+    n: usize,
+    /// Where the last block ends.
+    end: usize,
+    /// Positions that each row sees.
+    visible: &'a [usize],
+    scratch: &'a mut Scratch,
+}
+
+impl Block<'_> {
+    /// Whether any of the `R` rows from `row` on sees a position.
+    #[inline(always)]
+    fn is_seen<const R: usize>(&self, row: usize) -> bool {
+        let mut most = 0;
+        for r in row..row + R {
+            most = most.max(self.visible[r]);
+        }
+        most > 0
+    }
+
+    /// What will be needed of rows of that stride, `distance` positions after the block: a block in advance, since what is
+    /// asked for while it is needed comes too late.
+    #[inline(always)]
+    fn ahead(&self, rows: &Rows, stride: usize, distance: usize, n_steps: usize) -> Ahead {
+        let from = (self.from + distance).min(self.end);
+        let n_lines = (2 * self.n.min(self.end - from) * stride).div_ceil(64);
+        Ahead { at: rows.at(from, stride).cast(), n_lines, per_step: n_lines.div_ceil(n_steps.max(1)) }
+    }
+
+    /// The scores of all rows, `R` rows and `N` vectors of positions at a time.
+    ///
+    /// # Safety
+    /// As [`AttendFn`].
+    #[inline(always)]
+    unsafe fn score<S: Simd, const R: usize, const N: usize>(&mut self, s: S) {
+        let n_vectors = self.n.div_ceil(S::LANES);
+        let mut q_at = 0;
+        for part in 0..2 {
+            let Some(rows) = self.keys.parts[part] else { continue };
+            let stride = stride(self.keys.widths[part]);
+            let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * (stride / (2 * GROUP));
+            // Of keys that are values too there is no other time to fetch them.
+            let mut ahead = match self.keys.values {
+                Some(values) => self.ahead(values, self.keys.v_stride(), BLOCK, n_steps),
+                None => self.ahead(rows, stride, 2 * BLOCK, n_steps),
+            };
+            let mut i = 0;
+            while i < n_vectors {
+                // SAFETY: the caller's promise; vectors of positions are whole, as tiles are.
+                unsafe {
+                    i += match n_vectors - i {
+                        1 => self.score_columns::<S, R, 1>(s, (part, q_at), rows, i, &mut ahead),
+                        2 => self.score_columns::<S, R, 2>(s, (part, q_at), rows, i, &mut ahead),
+                        _ => self.score_columns::<S, R, N>(s, (part, q_at), rows, i, &mut ahead),
+                    };
+                }
+            }
+            q_at += stride / 2;
+        }
+    }
+
+    /// The scores of `N` vectors of positions from vector `first` on, of one part of the keys, which is at `q_at` in the
+    /// queries, added to those of an earlier one. Returns `N`.
+    ///
+    /// # Safety
+    /// As [`AttendFn`].
+    #[inline(always)]
+    unsafe fn score_columns<S: Simd, const R: usize, const N: usize>(
+        &mut self,
+        s: S,
+        (part, q_at): (usize, usize),
+        rows: &Rows,
+        first: usize,
+        ahead: &mut Ahead,
+    ) -> usize {
+        let stride = stride(self.keys.widths[part]);
+        let keys = rows.keys(self.from, stride);
+        let n_groups = stride / (2 * GROUP);
+        let queries = &self.scratch.queries;
+        for row in (0..self.visible.len()).step_by(R) {
+            if !self.is_seen::<R>(row) {
+                continue;
+            }
+            // SAFETY: the caller's promise.
+            unsafe {
+                let q = queries.cells.as_ptr().add(row * queries.stride + q_at);
+                let sums = keys.products::<S, R, N>(s, first, q, queries.stride, n_groups, || ahead.fetch());
+                for i in 0..N {
+                    let at = (first + i) * S::LANES;
+                    let scales = s.load(rows.scales.as_ptr().add(self.from + at));
+                    for r in 0..R {
+                        let out = self.scratch.scores.as_mut_ptr().add((row + r) * BLOCK + at);
+                        let before = if part == 0 { s.splat(0.0) } else { s.load(out) };
+                        let scores = s.mul(sums[r][i], scales);
+                        s.store(out, s.fma(scores, s.splat(queries.scales[part][row + r]), before));
+                    }
+                }
+            }
+        }
+        N
+    }
+
+    /// Turns the scores into weights, and brings the rows' largest scores and sums up to date.
+    #[inline(always)]
+    fn weigh<S: Simd>(&mut self, s: S, state: (&mut [f32], &mut [f32])) -> Factors {
+        let Scratch { scores, weights, .. } = self.scratch;
+        let value_scales = &self.keys.value_rows().scales[self.from..][..self.n.next_multiple_of(WIDE)];
+        weigh(s, scores, self.visible, value_scales, state, weights)
+    }
+
+    /// Adds the values of all rows to what is kept of them, `R` rows and `N` vectors of a value at a time.
+    ///
+    /// # Safety
+    /// As [`AttendFn`]; `values` has the rows.
+    #[inline(always)]
+    unsafe fn add_values<S: Simd, const R: usize, const N: usize>(
+        &mut self,
+        s: S,
+        factors: &Factors,
+        values: &mut [f32],
+    ) {
+        let stride = self.keys.v_stride();
+        let cells = if let Some(rows) = self.keys.values {
+            rows.values(self.from, stride)
+        } else {
+            let out = self.scratch.values.as_mut_ptr();
+            for p in (0..self.n).step_by(WIDE) {
+                // SAFETY: the caller's promise; there is room for a block.
+                unsafe {
+                    let keys = self.keys.value_rows().at(self.from + p, stride);
+                    cells::to_values(s, keys, stride, out.add(p * stride / 2));
+                }
+            }
+            Cells::of_values(out, stride)
+        };
+        let n_vectors = stride / S::LANES;
+        let n_groups = self.n.div_ceil(2 * GROUP);
+        let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * n_groups;
+        let mut ahead = match (self.keys.values, self.keys.parts[0]) {
+            (Some(_), Some(rows)) => self.ahead(rows, stride, 2 * BLOCK, n_steps),
+            _ => Ahead::NONE,
+        };
+        let mut i = 0;
+        while i < n_vectors {
+            // SAFETY: the caller's promise.
+            unsafe {
+                i += match n_vectors - i {
+                    1 => self.add_columns::<S, R, 1>(s, cells, factors, i, values, &mut ahead),
+                    2 => self.add_columns::<S, R, 2>(s, cells, factors, i, values, &mut ahead),
+                    _ => self.add_columns::<S, R, N>(s, cells, factors, i, values, &mut ahead),
+                };
+            }
+        }
+    }
+
+    /// [`Self::add_values`] for `N` vectors of the values from vector `first` on. Returns `N`.
+    ///
+    /// # Safety
+    /// As there.
+    #[inline(always)]
+    unsafe fn add_columns<S: Simd, const R: usize, const N: usize>(
+        &self,
+        s: S,
+        cells: Cells,
+        factors: &Factors,
+        first: usize,
+        values: &mut [f32],
+        ahead: &mut Ahead,
+    ) -> usize {
+        let n_groups = self.n.div_ceil(2 * GROUP);
+        for row in (0..self.visible.len()).step_by(R) {
+            if !self.is_seen::<R>(row) {
+                continue;
+            }
+            // SAFETY: the caller's promise.
+            unsafe {
+                let weights = self.scratch.weights.as_ptr().add(row * BLOCK).cast();
+                let sums =
+                    cells.products::<S, R, N>(s, first, weights, BLOCK / 2, n_groups, || ahead.fetch());
+                for r in 0..R {
+                    let (kept, scale) = (s.splat(factors.kept[row + r]), s.splat(factors.scales[row + r]));
+                    for i in 0..N {
+                        let at = (row + r) * self.keys.v_stride() + (first + i) * S::LANES;
+                        let out = values.as_mut_ptr().add(at);
+                        s.store(out, s.fma(sums[r][i], scale, s.mul(kept, s.load(out))));
+                    }
+                }
+            }
+        }
+        N
+    }
+}
+
+/// Memory that will be needed, fetched bit by bit.
+struct Ahead {
+    at: *const u8,
+    n_lines: usize,
+    /// Lines of a step.
+    per_step: usize,
+}
+
+impl Ahead {
+    /// Nothing.
+    const NONE: Self = Self { at: std::ptr::null(), n_lines: 0, per_step: 0 };
+
+    #[inline(always)]
+    fn fetch(&mut self) {
+        let n = self.per_step.min(self.n_lines);
+        self.n_lines -= n;
+        for _ in 0..n {
+            prefetch(self.at);
+            self.at = self.at.wrapping_add(64);
+        }
+    }
+}

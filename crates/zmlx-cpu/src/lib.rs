@@ -1,0 +1,549 @@
+//! The CPU backend: SIMD kernels on a persistent team of threads.
+//!
+//! Activations are f32 (the *accurate* mode), with two exceptions. Where they meet a quantised matrix (but mxfp8), they
+//! are rounded to 16-bit integers with a scale for each group of weights, and multiplied with the codes as integers. That
+//! is off by about 2⁻¹⁶ at most of the largest activation of a group, 2·10⁻⁵ of a product in the root mean square (bf16
+//! activations: 1.6·10⁻³), and takes half the instructions. [`Activations::Int8`] rounds them further, if asked. Attention
+//! multiplies integers of 15 bits: cached keys and values with a scale for each token and head, queries, and weights.
+//! Weights of matrices are used where they lie, quantised, at any alignment. Buffers are recycled: once warm, a step
+//! allocates nothing.
+
+mod attention;
+mod level;
+mod math;
+mod matmul;
+mod pool;
+mod products;
+mod rope;
+mod route;
+mod rows;
+mod simd;
+mod team;
+
+use std::ops::Range;
+use std::sync::atomic::AtomicUsize;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+pub use attention::CpuKvCache;
+pub use level::{Activations, Level};
+pub use matmul::CpuWeight;
+use matmul::{Groups, Product, Results, Scratch, SyncPtr};
+use pool::{Buffers, Shape};
+pub use pool::{CpuIndices, CpuTensor};
+use products::{check_gate_up, copy};
+use team::Team;
+
+use zmlx_core::check::ensure;
+use zmlx_core::{
+    Backend, Barriers, Error, GateUp, HostWeight, KvLayout, MlaInputs, NoauxTc, Result, Rope, SoftmaxTopK,
+    Span, stock,
+};
+
+const NAME: &str = "cpu";
+
+/// The CPU as a [`Backend`].
+///
+/// Fused ops have the bits of the compositions in [`stock`], for experts in the ascending order in which its routers give them.
+pub struct CpuBackend {
+    level: Level,
+    activations: Activations,
+    team: Mutex<Team>,
+    floats: Buffers<f32>,
+    words: Buffers<u32>,
+    scratch: Vec<Mutex<Scratch>>,
+    /// Of each part of the weight that is multiplied, the chunks of rows that members have taken.
+    taken: Mutex<Vec<AtomicUsize>>,
+    groups: Mutex<Groups>,
+    angles: Mutex<rope::Angles>,
+}
+
+/// Locks; a panic in another holder does not matter, as every holder overwrites what it uses.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl CpuBackend {
+    /// A backend with `n_threads` threads, the caller's included; by default one per physical core that this process
+    /// may use. The level is the best supported, or what `ZMLX_CPU_LEVEL` names.
+    ///
+    /// # Errors
+    /// If the variable names a level that this machine cannot run.
+    pub fn new(n_threads: Option<usize>) -> Result<Self> {
+        Self::with_level(Level::from_env()?, n_threads)
+    }
+
+    /// As [`CpuBackend::new`] with a given level.
+    ///
+    /// # Errors
+    /// If this machine cannot run the level.
+    pub fn with_level(level: Level, n_threads: Option<usize>) -> Result<Self> {
+        if !level.is_supported() {
+            let why = format!("this processor cannot run the level {}", level.name());
+            return Err(Error::Unavailable { backend: NAME, why });
+        }
+        let team = Team::new(n_threads.unwrap_or_else(default_threads));
+        Ok(Self {
+            level,
+            activations: Activations::default(),
+            scratch: (0..team.n_members()).map(|_| Mutex::default()).collect(),
+            taken: Mutex::default(),
+            team: Mutex::new(team),
+            floats: Buffers::new(),
+            words: Buffers::new(),
+            groups: Mutex::default(),
+            angles: Mutex::default(),
+        })
+    }
+
+    /// The backend with activations rounded so, for weights that are uploaded from now on.
+    #[must_use]
+    pub fn with_activations(self, activations: Activations) -> Self {
+        Self { activations, ..self }
+    }
+
+    /// What activations are rounded to.
+    pub fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// The instruction-set level in use.
+    pub fn level(&self) -> Level {
+        self.level
+    }
+
+    /// Number of threads in use.
+    pub fn n_threads(&self) -> usize {
+        self.scratch.len()
+    }
+}
+
+fn default_threads() -> usize {
+    let usable = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    num_cpus::get_physical().clamp(1, usable)
+}
+
+impl Backend for CpuBackend {
+    type Tensor = CpuTensor;
+    type Indices = CpuIndices;
+    type Weight = CpuWeight;
+    type KvCache = CpuKvCache;
+
+    fn name(&self) -> &'static str {
+        NAME
+    }
+
+    fn upload(&self, weight: HostWeight) -> Result<CpuWeight> {
+        Ok(CpuWeight::new(self.level, self.activations, weight))
+    }
+
+    fn barriers(&self) -> Option<Barriers> {
+        Some(lock(&self.team).barriers())
+    }
+
+    fn concat_rows(&self, parts: &[&CpuWeight]) -> Result<CpuWeight> {
+        CpuWeight::concat_rows(parts)
+    }
+
+    fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<CpuTensor> {
+        let shape = Shape::new("tensor", shape)?;
+        ensure(
+            shape.len() == values.len(),
+            "tensor",
+            "values",
+            format_args!("{} for {shape:?}", shape.len()),
+            values.len(),
+        )?;
+        let mut data = self.floats.take(values.len());
+        data.copy_from_slice(values);
+        Ok(CpuTensor::new(shape, data))
+    }
+
+    fn read(&self, x: &CpuTensor, out: &mut Vec<f32>) -> Result<()> {
+        out.clear();
+        out.extend_from_slice(x.values());
+        Ok(())
+    }
+
+    fn shape(&self, x: &CpuTensor) -> Vec<usize> {
+        x.dims().to_vec()
+    }
+
+    fn indices(&self, values: &[u32], shape: &[usize]) -> Result<CpuIndices> {
+        let shape = Shape::new("indices", shape)?;
+        ensure(
+            shape.len() == values.len(),
+            "indices",
+            "values",
+            format_args!("{} for {shape:?}", shape.len()),
+            values.len(),
+        )?;
+        let mut data = self.words.take(values.len());
+        data.copy_from_slice(values);
+        Ok(CpuIndices { shape, data: data.freeze() })
+    }
+
+    fn read_indices(&self, indices: &CpuIndices, out: &mut Vec<u32>) -> Result<()> {
+        out.clear();
+        out.extend_from_slice(indices.values());
+        Ok(())
+    }
+
+    fn kv_cache(&self, layout: KvLayout, n_slots: usize) -> Result<CpuKvCache> {
+        CpuKvCache::new(layout, n_slots)
+    }
+
+    fn truncate(&self, cache: &mut CpuKvCache, slot: usize, n_tokens: usize) -> Result<()> {
+        cache.truncate(slot, n_tokens)
+    }
+
+    fn embed(&self, table: &CpuWeight, ids: &CpuIndices) -> Result<CpuTensor> {
+        const OP: &str = "embed";
+        ensure(table.n_mats() == 1, OP, "table", "one matrix", table)?;
+        let (vocab, hidden) = (table.n_out(), table.n_in());
+        if let Some(id) = ids.values().iter().find(|id| **id as usize >= vocab) {
+            return Err(Error::IndexOutOfRange { op: OP, what: "token", index: *id as usize, len: vocab });
+        }
+        let mut y = self.floats.take(ids.values().len() * hidden);
+        for (id, row) in ids.values().iter().zip(y.chunks_exact_mut(hidden)) {
+            table.read_row(*id as usize, row);
+        }
+        Ok(CpuTensor::new(Shape::new(OP, &[ids.values().len(), hidden])?, y))
+    }
+
+    fn rms_norm(&self, x: &CpuTensor, weight: &CpuWeight, eps: f32) -> Result<CpuTensor> {
+        const OP: &str = "rms_norm";
+        let width = x.shape.last();
+        let weight = weight.vector(OP, width)?;
+        self.map_rows(OP, x, width, |_, x, y| math::rms_norm(x, weight, eps, y))
+    }
+
+    fn linear(&self, x: &CpuTensor, weight: &CpuWeight) -> Result<CpuTensor> {
+        self.product_all("linear", x, [weight], copy)
+    }
+
+    fn gather_linear(&self, x: &CpuTensor, weight: &CpuWeight, experts: &CpuIndices) -> Result<CpuTensor> {
+        self.product_gathered("gather_linear", x, [weight], experts, copy)
+    }
+
+    fn head_linear(&self, x: &CpuTensor, weight: &CpuWeight) -> Result<CpuTensor> {
+        const OP: &str = "head_linear";
+        let (n_heads, n_in) = (weight.n_mats(), weight.n_in());
+        let n_tokens = x.dims()[0];
+        ensure(x.dims() == [n_tokens, n_heads, n_in], OP, "x", format_args!("[n, {n_heads}, {n_in}]"), x)?;
+        let mut groups = lock(&self.groups);
+        groups.by_mat(n_tokens * n_heads, n_heads, |p| p % n_heads);
+        let product = Product { weights: [weight], x: x.values(), pairs_per_x: 1 };
+        let shape = x.shape.with_last(weight.n_out());
+        let mut y = self.floats.take(shape.len());
+        let write = self.write(SyncPtr::new(&mut y), shape.last(), copy);
+        self.product_by_mats(&product, &groups, write);
+        Ok(CpuTensor::new(shape, y))
+    }
+
+    fn rope(&self, x: &CpuTensor, spans: &[Span], rope: &Rope) -> Result<CpuTensor> {
+        self.rotate(x, spans, rope)
+    }
+
+    fn attention(
+        &self,
+        q: &CpuTensor,
+        k: &CpuTensor,
+        v: &CpuTensor,
+        cache: &mut CpuKvCache,
+        spans: &[Span],
+        scale: f32,
+    ) -> Result<CpuTensor> {
+        self.attention_heads([q, k, v], cache, spans, scale)
+    }
+
+    fn latent_attention(
+        &self,
+        inputs: MlaInputs<'_, CpuTensor>,
+        cache: &mut CpuKvCache,
+        spans: &[Span],
+        scale: f32,
+    ) -> Result<CpuTensor> {
+        self.attention_latent(inputs, cache, spans, scale)
+    }
+
+    fn add(&self, a: &CpuTensor, b: &CpuTensor) -> Result<CpuTensor> {
+        ensure(a.dims() == b.dims(), "add", "b", format_args!("{:?}", a.dims()), b)?;
+        let width = a.shape.last();
+        self.map_rows("add", a, width, |r, a, y| {
+            for ((y, a), b) in y.iter_mut().zip(a).zip(&b.values()[r * width..]) {
+                *y = a + b;
+            }
+        })
+    }
+
+    fn swiglu(&self, gate: &CpuTensor, up: &CpuTensor) -> Result<CpuTensor> {
+        ensure(gate.dims() == up.dims(), "swiglu", "up", format_args!("{:?}", gate.dims()), up)?;
+        let width = gate.shape.last();
+        self.map_rows("swiglu", gate, width, |r, gate, y| math::swiglu([gate, &up.values()[r * width..]], y))
+    }
+
+    fn softmax(&self, x: &CpuTensor) -> Result<CpuTensor> {
+        self.map_rows("softmax", x, x.shape.last(), |_, x, y| {
+            y.copy_from_slice(x);
+            math::softmax(y);
+        })
+    }
+
+    fn sigmoid(&self, x: &CpuTensor) -> Result<CpuTensor> {
+        self.map_rows("sigmoid", x, x.shape.last(), |_, x, y| {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = math::sigmoid(*x));
+        })
+    }
+
+    fn add_vector(&self, x: &CpuTensor, vector: &CpuWeight) -> Result<CpuTensor> {
+        const OP: &str = "add_vector";
+        let vector = vector.vector(OP, x.shape.last())?;
+        self.map_rows(OP, x, x.shape.last(), |_, x, y| {
+            y.iter_mut().zip(x).zip(vector).for_each(|((y, x), v)| *y = x + v);
+        })
+    }
+
+    fn keep_top_groups(&self, x: &CpuTensor, n_group: usize, topk_group: usize) -> Result<CpuTensor> {
+        const OP: &str = "keep_top_groups";
+        route::check_groups(OP, x.shape.last(), n_group, topk_group)?;
+        self.map_rows(OP, x, x.shape.last(), |_, x, y| {
+            y.copy_from_slice(x);
+            route::keep_top_groups(y, n_group, topk_group);
+        })
+    }
+
+    fn top_k(&self, x: &CpuTensor, k: usize) -> Result<CpuIndices> {
+        let width = route::check_rows("top_k", x)?;
+        route::check_top_k("top_k", k, width)?;
+        let mut out = self.words.take(x.shape.n_rows() * k);
+        for (x, out) in x.values().chunks_exact(width).zip(out.chunks_exact_mut(k)) {
+            route::top_k(x, out);
+        }
+        Ok(CpuIndices { shape: x.shape.with_last(k), data: out.freeze() })
+    }
+
+    fn take_last(&self, x: &CpuTensor, indices: &CpuIndices) -> Result<CpuTensor> {
+        const OP: &str = "take_last";
+        let (width, k) = (x.shape.last(), indices.shape.last());
+        ensure(indices.dims() == x.shape.with_last(k).dims(), OP, "indices", "the rows of x", indices)?;
+        if let Some(i) = indices.values().iter().find(|i| **i as usize >= width) {
+            return Err(Error::IndexOutOfRange { op: OP, what: "column", index: *i as usize, len: width });
+        }
+        self.map_rows(OP, x, k, |r, x, y| {
+            y.iter_mut().zip(&indices.values()[r * k..]).for_each(|(y, i)| *y = x[*i as usize]);
+        })
+    }
+
+    fn div_by_sum(&self, x: &CpuTensor, eps: f32) -> Result<CpuTensor> {
+        self.map_rows("div_by_sum", x, x.shape.last(), |_, x, y| {
+            let sum = math::sum(x) + eps;
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = x / sum);
+        })
+    }
+
+    fn scale(&self, x: &CpuTensor, factor: f32) -> Result<CpuTensor> {
+        self.map_rows("scale", x, x.shape.last(), |_, x, y| {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = x * factor);
+        })
+    }
+
+    fn weighted_sum(&self, x: &CpuTensor, weights: &CpuTensor) -> Result<CpuTensor> {
+        const OP: &str = "weighted_sum";
+        let &[n_tokens, top_k, width] = x.dims() else {
+            return ensure(false, OP, "x", "[n, top_k, d]", x).map(|()| unreachable!());
+        };
+        ensure(
+            weights.dims() == [n_tokens, top_k],
+            OP,
+            "weights",
+            format_args!("[{n_tokens}, {top_k}]"),
+            weights,
+        )?;
+        self.map_rows(OP, weights, width, |t, weights, y| {
+            y.fill(0.0);
+            for (w, x) in weights.iter().zip(x.values()[t * top_k * width..].chunks_exact(width)) {
+                y.iter_mut().zip(x).for_each(|(y, x)| *y += w * x);
+            }
+        })
+    }
+
+    fn reshape(&self, x: &CpuTensor, shape: &[usize]) -> Result<CpuTensor> {
+        let shape = Shape::new("reshape", shape)?;
+        ensure(
+            shape.len() == x.shape.len(),
+            "reshape",
+            "shape",
+            format_args!("{} values", x.shape.len()),
+            shape,
+        )?;
+        Ok(CpuTensor { shape, data: x.data.clone() })
+    }
+
+    fn slice_last(&self, x: &CpuTensor, range: Range<usize>) -> Result<CpuTensor> {
+        const OP: &str = "slice_last";
+        let width = x.shape.last();
+        ensure(
+            !range.is_empty() && range.end <= width,
+            OP,
+            "range",
+            format_args!("within 0..{width}"),
+            &range,
+        )?;
+        self.map_rows(OP, x, range.len(), |_, x, y| y.copy_from_slice(&x[range.clone()]))
+    }
+
+    fn take_rows(&self, x: &CpuTensor, rows: &[usize]) -> Result<CpuTensor> {
+        const OP: &str = "take_rows";
+        let n_rows = x.dims()[0];
+        if let Some(r) = rows.iter().find(|r| **r >= n_rows) {
+            return Err(Error::IndexOutOfRange { op: OP, what: "row", index: *r, len: n_rows });
+        }
+        let mut dims = [0; 4];
+        let dims = &mut dims[..x.dims().len()];
+        dims.copy_from_slice(x.dims());
+        dims[0] = rows.len();
+        let width = x.shape.len() / n_rows.max(1);
+        let mut y = self.floats.take(rows.len() * width);
+        for (y, r) in y.chunks_exact_mut(width.max(1)).zip(rows) {
+            y.copy_from_slice(&x.values()[r * width..][..width]);
+        }
+        Ok(CpuTensor::new(Shape::new(OP, dims)?, y))
+    }
+
+    fn gather_qmm_swiglu(
+        &self,
+        x: &CpuTensor,
+        weights: GateUp<'_, CpuWeight>,
+        experts: &CpuIndices,
+    ) -> Result<CpuTensor> {
+        const OP: &str = "gather_qmm_swiglu";
+        check_gate_up(OP, weights)?;
+        if !Self::in_lockstep(weights.gate, weights.up) {
+            return stock::gather_qmm_swiglu(self, x, weights, experts);
+        }
+        self.product_gathered(OP, x, [weights.gate, weights.up], experts, math::swiglu)
+    }
+
+    /// The sum over the slots goes by ascending expert, so that it does not depend on the batch.
+    fn gather_qmm_combine(
+        &self,
+        x: &CpuTensor,
+        down: &CpuWeight,
+        experts: &CpuIndices,
+        weights: &CpuTensor,
+    ) -> Result<CpuTensor> {
+        const OP: &str = "gather_qmm_combine";
+        let (n_tokens, top_k) = Self::check_experts(OP, x, down, experts)?;
+        ensure(x.dims().len() == 3, OP, "x", "[n, top_k, n_in]", x)?;
+        ensure(
+            weights.dims() == [n_tokens, top_k],
+            OP,
+            "weights",
+            format_args!("[{n_tokens}, {top_k}]"),
+            weights,
+        )?;
+        let n_out = down.n_out();
+        let mut groups = lock(&self.groups);
+        groups.by_mat(n_tokens * top_k, down.n_mats(), |p| experts.values()[p] as usize);
+        let mut y = self.floats.take(n_tokens * n_out);
+        let out = SyncPtr::new(&mut y);
+        let product = Product { weights: [down], x: x.values(), pairs_per_x: 1 };
+        let clear = |rows: Range<usize>| {
+            for t in 0..n_tokens {
+                // SAFETY: these rows are this member's.
+                unsafe { out.slice(t * n_out + rows.start, rows.len()) }.fill(0.0);
+            }
+        };
+        let add = |results: &Results<'_, 1>| {
+            self.level.vectorize(
+                #[inline(always)]
+                || {
+                    results.for_each(
+                        #[inline(always)]
+                        |pair, [values]| {
+                            let at = pair / top_k * n_out + results.rows.start;
+                            // SAFETY: all slots of a row are summed by one member.
+                            let out = unsafe { out.slice(at, values.len()) };
+                            let weight = weights.values()[pair];
+                            for (y, v) in out.iter_mut().zip(values) {
+                                *y += weight * v;
+                            }
+                        },
+                    );
+                },
+            );
+        };
+        // Sums lie far apart, and those of other tokens came since they were last touched.
+        let fetch = |rows: &Range<usize>, pairs: &[u32]| {
+            for pair in pairs {
+                let at = *pair as usize / top_k * n_out + rows.start;
+                // SAFETY: these elements are this member's.
+                let sums = unsafe { out.slice(at, rows.len()) };
+                sums.chunks(16).for_each(|line| simd::prefetch(line.as_ptr().cast()));
+            }
+        };
+        self.product(&product, &groups, clear, fetch, add);
+        Ok(CpuTensor::new(Shape::new(OP, &[n_tokens, n_out])?, y))
+    }
+
+    fn qmm_swiglu(&self, x: &CpuTensor, weights: GateUp<'_, CpuWeight>) -> Result<CpuTensor> {
+        const OP: &str = "qmm_swiglu";
+        check_gate_up(OP, weights)?;
+        if !Self::in_lockstep(weights.gate, weights.up) {
+            return stock::qmm_swiglu(self, x, weights);
+        }
+        self.product_all(OP, x, [weights.gate, weights.up], math::swiglu)
+    }
+
+    fn add_rms_norm(
+        &self,
+        x: &CpuTensor,
+        residual: &CpuTensor,
+        weight: &CpuWeight,
+        eps: f32,
+    ) -> Result<(CpuTensor, CpuTensor)> {
+        const OP: &str = "add_rms_norm";
+        ensure(x.dims() == residual.dims(), OP, "residual", format_args!("{:?}", x.dims()), residual)?;
+        let width = x.shape.last();
+        let weight = weight.vector(OP, width)?;
+        let mut sum = self.floats.take(x.shape.len());
+        let sums = SyncPtr::new(&mut sum);
+        let normed = self.map_rows(OP, x, width, |r, x, y| {
+            // SAFETY: row r of the sums, in one share only.
+            let sum = unsafe { sums.slice(r * width, width) };
+            for ((s, x), b) in sum.iter_mut().zip(x).zip(&residual.values()[r * width..]) {
+                *s = x + b;
+            }
+            math::rms_norm(sum, weight, eps, y);
+        })?;
+        Ok((CpuTensor::new(x.shape, sum), normed))
+    }
+
+    fn route_softmax_top_k(
+        &self,
+        logits: &CpuTensor,
+        settings: &SoftmaxTopK,
+    ) -> Result<(CpuIndices, CpuTensor)> {
+        self.route("route_softmax_top_k", logits, settings.top_k, |scores, experts, weights| {
+            route::softmax_top_k(scores, settings, experts, weights);
+        })
+    }
+
+    fn route_noaux_tc(
+        &self,
+        logits: &CpuTensor,
+        bias: &CpuWeight,
+        settings: &NoauxTc,
+    ) -> Result<(CpuIndices, CpuTensor)> {
+        const OP: &str = "route_noaux_tc";
+        let width = route::check_rows(OP, logits)?;
+        if settings.n_group > 1 {
+            route::check_groups(OP, width, settings.n_group, settings.topk_group)?;
+        }
+        let bias = bias.vector(OP, width)?;
+        let mut chosen_by = self.floats.take(width);
+        self.route(OP, logits, settings.top_k, |scores, experts, weights| {
+            route::noaux_tc(scores, &mut chosen_by, bias, settings, experts, weights);
+        })
+    }
+}

@@ -1,0 +1,196 @@
+//! The instances of the inner kernels: one per instruction set and format.
+
+use super::cells::{Cells, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
+use super::dots::{DotFn, dot};
+use super::elements::{Element, Integers, Order, Ways};
+use super::layout::{self, RowLayout, Scales};
+#[cfg(target_arch = "x86_64")]
+use super::tiles::{ByAmx, ByPairs};
+use super::tiles::{ByVectors, Multiply, PackFn, TileFn, tile, tile_rows};
+use crate::level::{Activations, Level};
+use crate::simd::Simd;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+use crate::simd::neon::Neon;
+use crate::simd::scalar::Scalar;
+use zmlx_core::{DType, QuantMode, QuantSpec, WeightFormat};
+
+/// Puts a row of activations into the order of a kernel and appends the sums and scales of its groups.
+///
+/// # Safety
+/// `x` has the layout's number of inputs, `out` room for its stride; the processor has the instance's instructions.
+pub(super) type PrepareFn = unsafe fn(layout: &RowLayout, x: *const f32, out: *mut f32);
+
+/// The kernels of one format at one level, and what they know of its rows: function pointers that are called once per
+/// some rows (kilobytes of weights), never per element.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels {
+    pub(super) layout: RowLayout,
+    /// Rows of activations up to which dots are used.
+    pub(super) max_dots: usize,
+    /// For few rows of activations: one, two or four.
+    pub(super) dot: [DotFn; 3],
+    pub(super) prepare_dot: PrepareFn,
+    /// For many.
+    pub(super) tile: TileFn,
+    pub(super) prepare_tile: PrepareFn,
+    pub(super) pack: PackFn,
+    /// Rows of the weight that a call of `tile` takes.
+    pub(super) tile_rows: usize,
+}
+
+/// The kernels for a weight.
+pub(super) fn kernels(level: Level, activations: Activations, format: WeightFormat, n_in: usize) -> Kernels {
+    match level {
+        Level::Scalar => on::<Scalar, ByVectors, ByVectors>(activations, format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx2 => on::<Avx2, ByPairs, ByVectors>(activations, format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512 => on::<Avx512<false>, ByPairs, ByVectors>(activations, format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Vnni => on::<Avx512<true>, ByVectors, ByVectors>(activations, format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Zen4 => on::<Avx512<true>, ByPairs, ByVectors>(activations, format, n_in),
+        #[cfg(target_arch = "x86_64")]
+        Level::Amx => on::<Avx512<true>, ByAmx, ByAmx>(activations, format, n_in),
+        #[cfg(target_arch = "aarch64")]
+        Level::Neon => on::<Neon, ByVectors, ByVectors>(activations, format, n_in),
+        #[allow(unreachable_patterns, reason = "which levels exist depends on the architecture")]
+        _ => unreachable!("level {level:?} does not exist on this architecture"),
+    }
+}
+
+/// On vectors of `S`; many rows of activations of 16 bits are multiplied by `M`, of 8 bits by `M8`.
+fn on<S: Ways, M, M8: Multiply<S, Integers<4, 1>>>(
+    activations: Activations,
+    format: WeightFormat,
+    n_in: usize,
+) -> Kernels
+where
+    M: Multiply<S, S::Int16> + Multiply<S, S::Int16ForBytes>,
+{
+    let (spec, scale_dtype) = match format {
+        WeightFormat::Dense(DType::F32) => {
+            return of::<S, DenseF32, layout::Any, ByVectors>(format, n_in);
+        }
+        WeightFormat::Dense(DType::F16) => {
+            return of::<S, DenseF16, layout::Any, ByVectors>(format, n_in);
+        }
+        WeightFormat::Dense(_) => return of::<S, DenseBf16, layout::Any, ByVectors>(format, n_in),
+        WeightFormat::Quantized { spec, scale_dtype } => (spec, scale_dtype),
+    };
+    match (spec.mode(), activations) {
+        (QuantMode::Mxfp8, _) => of::<S, E4m3, layout::E8m0, ByVectors>(format, n_in),
+        (QuantMode::Mxfp4, Activations::Int16) => {
+            of::<S, E2m1<S::Int16ForBytes>, layout::E8m0, M>(format, n_in)
+        }
+        (QuantMode::Mxfp4, Activations::Int8) => {
+            of::<S, E2m1<Integers<4, 1>>, layout::E8m0, M8>(format, n_in)
+        }
+        (QuantMode::Nvfp4, Activations::Int16) => of::<S, E2m1<S::Int16>, layout::E4m3, M>(format, n_in),
+        (QuantMode::Nvfp4, Activations::Int8) => {
+            of::<S, E2m1<Integers<4, 1>>, layout::E4m3, M8>(format, n_in)
+        }
+        (QuantMode::Affine, _) => match scale_dtype {
+            DType::BF16 => affine::<S, layout::Bf16, M, M8>(spec, activations, format, n_in),
+            _ => affine::<S, layout::Any, M, M8>(spec, activations, format, n_in),
+        },
+    }
+}
+
+/// Affine weights, with scales as `K`.
+fn affine<S: Ways, K: Scales, M, M8: Multiply<S, Integers<4, 1>>>(
+    spec: QuantSpec,
+    activations: Activations,
+    format: WeightFormat,
+    n_in: usize,
+) -> Kernels
+where
+    M: Multiply<S, S::Int16> + Multiply<S, S::Int16ForBytes>,
+{
+    match (spec.bits(), activations) {
+        (8, _) => of::<S, PowerOfTwoBits<8, S::Int16>, K, M>(format, n_in),
+        (_, Activations::Int16) => narrow::<S, S::Int16, S::Int16ForBytes, K, M>(spec, format, n_in),
+        (_, Activations::Int8) => narrow::<S, Integers<4, 1>, Integers<4, 1>, K, M8>(spec, format, n_in),
+    }
+}
+
+/// Affine weights of less than 8 bits; `B` is as [`Ways::Int16ForBytes`].
+fn narrow<S: Ways, E: Element<S>, B: Element<S>, K: Scales, M: Multiply<S, E> + Multiply<S, B>>(
+    spec: QuantSpec,
+    format: WeightFormat,
+    n_in: usize,
+) -> Kernels {
+    // Long chunks where a group has room for them: a chunk's sums are scaled once.
+    let is_long = spec.group_size() >= 64;
+    match spec.bits() {
+        2 if is_long => of::<S, PowerOfTwoBits<2, B>, K, M>(format, n_in),
+        2 => of::<S, PowerOfTwoBits<2, E>, K, M>(format, n_in),
+        3 if is_long => of::<S, S::ThreeBits<E, 64>, K, M>(format, n_in),
+        3 => of::<S, S::ThreeBits<E, 32>, K, M>(format, n_in),
+        4 => of::<S, PowerOfTwoBits<4, E>, K, M>(format, n_in),
+        5 if is_long => of::<S, OddBits<5, E, 64>, K, M>(format, n_in),
+        5 => of::<S, OddBits<5, E, 32>, K, M>(format, n_in),
+        _ if is_long => of::<S, OddBits<6, E, 64>, K, M>(format, n_in),
+        _ => of::<S, OddBits<6, E, 32>, K, M>(format, n_in),
+    }
+}
+
+fn of<S: Simd, C: Cells<S>, K: Scales, M: Multiply<S, C::Element>>(
+    format: WeightFormat,
+    n_in: usize,
+) -> Kernels {
+    Kernels {
+        layout: RowLayout::new::<S, C>(format, n_in),
+        max_dots: const {
+            assert!(M::MAX_DOTS <= super::MAX_DOTS);
+            M::MAX_DOTS
+        },
+        dot: [dot::<S, C, K, 1, 4>, dot::<S, C, K, 2, 4>, dot::<S, C, K, 4, 2>],
+        prepare_dot: prepare_dot::<S, C>,
+        pack: M::pack::<C>,
+        tile: tile::<S, C, M>,
+        prepare_tile: prepare_tile::<S, C, M>,
+        tile_rows: tile_rows::<S>(),
+    }
+}
+
+/// The [`PrepareFn`] for dots.
+unsafe fn prepare_dot<S: Simd, C: Cells<S>>(layout: &RowLayout, x: *const f32, out: *mut f32) {
+    // SAFETY: the caller's promise.
+    unsafe { prepare::<S, C>(layout, Order::Vectors, x, out) }
+}
+
+/// The [`PrepareFn`] for tiles.
+unsafe fn prepare_tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
+    layout: &RowLayout,
+    x: *const f32,
+    out: *mut f32,
+) {
+    // SAFETY: the caller's promise.
+    unsafe { prepare::<S, C>(layout, M::ORDER, x, out) }
+}
+
+/// # Safety
+/// As [`PrepareFn`].
+#[inline(always)]
+unsafe fn prepare<S: Simd, C: Cells<S>>(layout: &RowLayout, order: Order, x: *const f32, out: *mut f32) {
+    // SAFETY: the caller vouches for the instructions.
+    let s = unsafe { S::assume() };
+    s.vectorize(
+        #[inline(always)]
+        || {
+            // SAFETY: x has n_in values and out room for the stride (the caller's promise).
+            let (x, out) = unsafe {
+                (
+                    std::slice::from_raw_parts(x, layout.n_in),
+                    std::slice::from_raw_parts_mut(out, layout.stride),
+                )
+            };
+            C::Element::prepare::<C>(layout, order, x, out);
+        },
+    );
+}

@@ -1,0 +1,481 @@
+//! Many rows of activations: tiles of a weight are turned into cells once and used for all of them.
+//!
+//! In a tile the lanes are rows of the weight: cell `k` of all its rows is one run of vectors. A cell of activations is
+//! then the same for all lanes, sums never have to be added up across lanes, and what a group costs beside its products
+//! (scales and biases) is spread over the group.
+#![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
+
+#[cfg(target_arch = "x86_64")]
+mod amx;
+#[cfg(target_arch = "x86_64")]
+mod pairs;
+
+use std::mem::MaybeUninit;
+
+use super::cells::{Cells, MAX_OVERREAD};
+use super::elements::{Element, Order};
+use super::layout::{Any, Row, RowLayout, Scales, group_scales};
+use crate::pool::Aligned;
+use crate::simd::{Simd, prefetch};
+
+#[cfg(target_arch = "x86_64")]
+pub(super) use amx::ByAmx;
+#[cfg(target_arch = "x86_64")]
+pub(super) use pairs::ByPairs;
+
+/// Vectors of rows of a tile.
+const ROW_VECS: usize = 2;
+/// Most rows of a tile.
+pub(super) const MAX_TILE_ROWS: usize = 32;
+/// Words of a tile that are made at once: 16 KB, which stay in the first-level cache.
+const BLOCK_WORDS: usize = 4096;
+/// Rows of activations that all tiles of a weight see before the next such: they stay in the second-level cache.
+pub(super) const X_BLOCK: usize = 128;
+
+/// Rows of a tile of vectors of `S`.
+pub(super) const fn tile_rows<S: Simd>() -> usize {
+    ROW_VECS * S::LANES
+}
+
+/// `out[x][row] = Σ_k weight[row][k] · xs[x][k]` for a tile of rows and all of the prepared rows of activations, up to
+/// [`X_BLOCK`] of them, which have also been packed; `out` is `[xs.len(), rows.len()]`.
+///
+/// # Safety
+/// Rows and activations are as the layout says, the rows as many as the instance's tiles have; the processor has the
+/// instance's instructions.
+pub(super) type TileFn = unsafe fn(
+    layout: &RowLayout,
+    rows: &[Row],
+    xs: &[*const f32],
+    packed: &[f32],
+    scratch: &mut TileScratch,
+    out: &mut [f32],
+);
+
+/// Puts prepared rows of activations together as [`TileFn`] wants them.
+///
+/// # Safety
+/// Activations are as the layout says.
+pub(super) type PackFn = unsafe fn(layout: &RowLayout, xs: &[*const f32], packed: &mut Aligned<f32>);
+
+/// How the cells of a tile are multiplied with activations.
+pub(super) trait Multiply<S: Simd, E: Element<S>> {
+    /// What it needs while it is at work.
+    type State;
+    /// Rows of activations up to which dots are faster, no more than [`super::MAX_DOTS`].
+    const MAX_DOTS: usize;
+    /// How activations lie.
+    const ORDER: Order = Order::Words;
+    /// Vectors of a tile for each vector of cells.
+    const CELL_VECS: usize = 1;
+
+    /// The [`PackFn`]; nothing if they are used as they were prepared.
+    ///
+    /// # Safety
+    /// As [`PackFn`].
+    unsafe fn pack<C: Cells<S, Element = E>>(
+        layout: &RowLayout,
+        xs: &[*const f32],
+        packed: &mut Aligned<f32>,
+    ) {
+        let _ = (layout, xs, packed);
+    }
+
+    /// Writes a vector of cells as the tile has them, every `ROW_VECS`th vector from `out` on.
+    ///
+    /// # Safety
+    /// There is room.
+    #[inline(always)]
+    unsafe fn put(s: S, cells: S::I, out: *mut f32) {
+        // SAFETY: the caller's promise.
+        unsafe { s.store(out, s.floats(cells)) }
+    }
+
+    /// Begins a tile.
+    ///
+    /// # Safety
+    /// The processor has the instructions.
+    unsafe fn begin<C: Cells<S, Element = E>>(s: S, layout: &RowLayout) -> Self::State;
+
+    /// Adds the block's products with all of `xs` to `out`.
+    ///
+    /// # Safety
+    /// The block's cells have been written; as [`TileFn`].
+    unsafe fn multiply<C: Cells<S, Element = E>>(
+        s: S,
+        state: &mut Self::State,
+        block: &Block<'_>,
+        xs: &[*const f32],
+        packed: *const f32,
+        out: *mut f32,
+    );
+}
+
+/// Working memory of [`TileFn`].
+#[derive(Default)]
+pub(super) struct TileScratch {
+    cells: Aligned<u32>,
+    /// Scales and biases by groups, for each vector of rows: those of its rows, then the next group.
+    by_group: [Aligned<f32>; 2],
+}
+
+/// The [`TileFn`].
+pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
+    layout: &RowLayout,
+    rows: &[Row],
+    xs: &[*const f32],
+    packed: &[f32],
+    scratch: &mut TileScratch,
+    out: &mut [f32],
+) {
+    let n_rows = tile_rows::<S>();
+    assert!(rows.len() == n_rows && out.len() >= n_rows * xs.len());
+    scratch.cells.resize(BLOCK_WORDS, 0);
+    for by_group in &mut scratch.by_group {
+        if by_group.len() < n_rows * layout.padded_groups {
+            by_group.resize(n_rows * layout.padded_groups, 0.0);
+        }
+    }
+    out.fill(0.0);
+    // SAFETY: the caller vouches for the instructions.
+    let s = unsafe { S::assume() };
+    s.vectorize(
+        #[inline(always)]
+        || {
+            // SAFETY: the buffers have been made large enough; rows and activations are as the layout says.
+            unsafe {
+                if C::SCALED {
+                    scales_by_group(s, layout, rows, scratch);
+                }
+                let n_cells = layout.n_in.div_ceil(C::Element::WEIGHTS);
+                let block_cells = BLOCK_WORDS / n_rows / M::CELL_VECS;
+                let mut state = M::begin::<C>(s, layout);
+                let mut from = 0;
+                while from < n_cells {
+                    let n = block_cells.min(n_cells - from);
+                    fill::<S, C, M>(s, layout, rows, from, n, scratch.cells.as_mut_ptr());
+                    let block = Block {
+                        layout,
+                        cells: scratch.cells.as_ptr(),
+                        from,
+                        n,
+                        scales: scratch.by_group[0].as_ptr(),
+                        biases: scratch.by_group[1].as_ptr(),
+                    };
+                    M::multiply::<C>(s, &mut state, &block, xs, packed.as_ptr(), out.as_mut_ptr());
+                    from += n;
+                }
+            }
+        },
+    );
+}
+
+/// The rows' scales and biases, by groups.
+///
+/// # Safety
+/// As [`TileFn`]; the scratch is large enough.
+#[inline(always)]
+unsafe fn scales_by_group<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scratch: &mut TileScratch) {
+    let [scales, biases] = scratch.by_group.each_mut().map(|by_group| by_group.as_mut_ptr());
+    // SAFETY: the rows have these groups; there is room for whole vectors of groups.
+    unsafe {
+        for v in 0..ROW_VECS {
+            let from = v * S::LANES * layout.padded_groups;
+            for g in (0..layout.n_groups).step_by(S::LANES) {
+                // A square of groups of all rows, which is transposed in place.
+                let at = from + g * S::LANES;
+                for r in 0..S::LANES {
+                    let row = &rows[v * S::LANES + r];
+                    // The next tile's.
+                    prefetch(row.scales.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
+                    prefetch(row.biases.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
+                    let n = (layout.n_groups - g).min(S::LANES);
+                    let [row_scales, row_biases] =
+                        group_scales::<S, Any, false>(s, layout, row, g * Any::size_bytes(layout), n);
+                    s.store(scales.add(at + r * S::LANES), row_scales);
+                    s.store(biases.add(at + r * S::LANES), row_biases);
+                }
+                transpose_in_place(s, scales.add(at));
+                transpose_in_place(s, biases.add(at));
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `p` has a square of words.
+#[inline(always)]
+unsafe fn transpose_in_place<S: Simd>(s: S, p: *mut f32) {
+    // SAFETY: the caller's promise; all rows are read before a column is written.
+    unsafe {
+        s.transpose(
+            #[inline(always)]
+            |i| s.load_words(p.add(i * S::LANES).cast()),
+            #[inline(always)]
+            |j, column| s.store(p.add(j * S::LANES), s.floats(column)),
+        );
+    }
+}
+
+/// Writes the cells `from..from + n` of all rows.
+///
+/// # Safety
+/// As [`TileFn`]; `from` begins a vector of words; `out` has room for the cells, rounded up to vectors of words.
+#[inline(always)]
+unsafe fn fill<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
+    s: S,
+    layout: &RowLayout,
+    rows: &[Row],
+    from: usize,
+    n: usize,
+    out: *mut u32,
+) {
+    let (load_cells, n_rows) = (C::CELLS * S::LANES, ROW_VECS * S::LANES);
+    let n_readable = layout.row_bytes.saturating_sub(if C::OVERREAD { MAX_OVERREAD } else { 0 });
+    let mut ends = MaybeUninit::<Ends>::uninit();
+    // SAFETY: whole words are read from the row, others from a padded copy; writes stay within the rounded cells.
+    unsafe {
+        for load in 0..n.div_ceil(load_cells) {
+            let offset = (from / load_cells + load) * C::LOAD_BYTES;
+            let is_direct = offset + C::LOAD_BYTES <= n_readable;
+            // The next block, or the next tile's first: the products take long enough for it to arrive.
+            let next = offset + n.div_ceil(load_cells) * C::LOAD_BYTES;
+            let next = if next < layout.row_bytes {
+                next
+            } else {
+                n_rows * layout.row_bytes + next - layout.row_bytes
+            };
+            let at = if is_direct {
+                rows.as_ptr()
+            } else {
+                ends.write(Ends::EMPTY).copy(rows, offset, C::LOAD_BYTES.min(layout.row_bytes - offset))
+            };
+            for v in 0..ROW_VECS {
+                s.transpose(
+                    #[inline(always)]
+                    |r| {
+                        let row = &*at.add(v * S::LANES + r);
+                        prefetch(row.data.wrapping_add(next));
+                        C::load(s, row.data.wrapping_add(offset))
+                    },
+                    #[inline(always)]
+                    |j, words| {
+                        for i in 0..C::CELLS {
+                            let cell = (load * S::LANES + j) * C::CELLS + i;
+                            let at = out.add((cell * M::CELL_VECS * ROW_VECS + v) * S::LANES);
+                            M::put(s, C::cells(s, words, i), at.cast());
+                        }
+                    },
+                );
+            }
+        }
+    }
+}
+
+/// The last bytes of a tile's rows, with zeros behind for what loads read.
+struct Ends {
+    rows: [Row; MAX_TILE_ROWS],
+    bytes: [[u8; 64 + MAX_OVERREAD]; MAX_TILE_ROWS],
+}
+
+impl Ends {
+    const EMPTY: Self =
+        Self { rows: [Row::NULL; MAX_TILE_ROWS], bytes: [[0; 64 + MAX_OVERREAD]; MAX_TILE_ROWS] };
+
+    /// Copies `n` bytes of each row from `offset` on; returns rows that have them there.
+    ///
+    /// # Safety
+    /// The rows have these bytes.
+    unsafe fn copy(&mut self, rows: &[Row], offset: usize, n: usize) -> *const Row {
+        for (r, row) in rows.iter().enumerate() {
+            // SAFETY: the caller's promise; a load takes no more than the copy holds.
+            unsafe { std::ptr::copy_nonoverlapping(row.data.add(offset), self.bytes[r].as_mut_ptr(), n) };
+            self.rows[r] = Row { data: self.bytes[r].as_ptr().wrapping_sub(offset), ..*row };
+        }
+        self.rows.as_ptr()
+    }
+}
+
+/// A block of a tile: some cells of all its rows.
+pub(super) struct Block<'a> {
+    layout: &'a RowLayout,
+    cells: *const u32,
+    /// Of the row's cells, the first and how many.
+    from: usize,
+    n: usize,
+    scales: *const f32,
+    biases: *const f32,
+}
+
+/// Cells of a group, and of a sum that is scaled: a group, or what a sum holds of it.
+const fn sum_cells<S: Simd, C: Cells<S>>(layout: &RowLayout) -> (usize, usize) {
+    let group = if C::SCALED { layout.group_size / C::Element::WEIGHTS } else { BLOCK_WORDS };
+    (group, if group < C::MAX_CELLS { group } else { C::MAX_CELLS })
+}
+
+/// A group's scales and biases of a vector of rows.
+struct Group<S: Simd> {
+    /// Where prepared activations have the group's sum and scale.
+    x_sum_at: usize,
+    x_scale_at: usize,
+    scales: S::F,
+    /// Where the group begins, if the format has them.
+    biases: Option<S::F>,
+}
+
+impl Block<'_> {
+    /// The group of cell `first` of the block, of vector `v` of the rows.
+    ///
+    /// # Safety
+    /// As [`TileFn`].
+    #[inline(always)]
+    unsafe fn group<S: Simd, C: Cells<S>>(&self, s: S, first: usize, v: usize) -> Group<S> {
+        let (group_cells, _) = sum_cells::<S, C>(self.layout);
+        let cell = self.from + first;
+        let idx = cell >> group_cells.trailing_zeros();
+        let is_biased = C::SCALED && self.layout.is_biased() && cell.is_multiple_of(group_cells);
+        let at = (v * self.layout.padded_groups + idx) * S::LANES;
+        // SAFETY: the group exists, as the layout and the block say.
+        unsafe {
+            Group {
+                x_sum_at: self.layout.n_values + idx,
+                x_scale_at: self.layout.n_values + self.layout.padded_groups + idx,
+                scales: if C::SCALED { s.load(self.scales.add(at)) } else { s.splat(1.0) },
+                biases: if is_biased { Some(s.load(self.biases.add(at))) } else { None },
+            }
+        }
+    }
+
+    /// Adds sums of a group with activations `x`, times their scales and with the biases, to a vector at `out`.
+    ///
+    /// # Safety
+    /// As [`TileFn`].
+    #[inline(always)]
+    unsafe fn add_scaled<S: Simd, C: Cells<S>>(
+        s: S,
+        group: &Group<S>,
+        sums: S::F,
+        x: *const f32,
+        out: *mut f32,
+    ) {
+        // SAFETY: the group exists, as the layout and the block say.
+        unsafe {
+            let mut total = s.load(out);
+            if C::SCALED {
+                let mut scale = group.scales;
+                if C::Element::X_SCALED {
+                    scale = s.mul(scale, s.splat(x.add(group.x_scale_at).read()));
+                }
+                total = s.fma(sums, scale, total);
+                if let Some(biases) = group.biases {
+                    total = s.fma(biases, s.splat(x.add(group.x_sum_at).read()), total);
+                }
+            } else {
+                total = s.add(total, sums);
+            }
+            s.store(out, total);
+        }
+    }
+}
+
+/// By vectors, for some rows of activations at a time as they were prepared.
+pub(super) struct ByVectors;
+
+impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
+    type State = ();
+    /// With few registers dots of four rows gain little on dots of two. (4-bit weights, a Zen 4 and a Xeon, 2026-11.)
+    const MAX_DOTS: usize = if S::MANY_REGISTERS { 12 } else { 4 };
+
+    #[inline(always)]
+    unsafe fn begin<C: Cells<S, Element = E>>(_: S, _: &RowLayout) {}
+
+    #[inline(always)]
+    unsafe fn multiply<C: Cells<S, Element = E>>(
+        s: S,
+        (): &mut (),
+        block: &Block<'_>,
+        xs: &[*const f32],
+        _: *const f32,
+        out: *mut f32,
+    ) {
+        let mut at = 0;
+        while at < xs.len() {
+            // SAFETY: the caller's promise; these rows exist.
+            unsafe {
+                let out = out.add(at * tile_rows::<S>());
+                let xs = &xs[at..];
+                at += if S::MANY_REGISTERS && xs.len() >= 8 {
+                    multiply_few::<S, C, 8>(s, block, xs, out)
+                } else if xs.len() >= 4 {
+                    multiply_few::<S, C, 4>(s, block, xs, out)
+                } else if xs.len() >= 2 {
+                    multiply_few::<S, C, 2>(s, block, xs, out)
+                } else {
+                    multiply_few::<S, C, 1>(s, block, xs, out)
+                };
+            }
+        }
+    }
+}
+
+/// Adds the block's products with the first `X` of `xs` to `out`; returns `X`.
+///
+/// # Safety
+/// As [`Multiply::multiply`].
+#[inline(always)]
+unsafe fn multiply_few<S: Simd, C: Cells<S>, const X: usize>(
+    s: S,
+    block: &Block<'_>,
+    xs: &[*const f32],
+    out: *mut f32,
+) -> usize {
+    let mut x = [xs[0]; X];
+    x.copy_from_slice(&xs[..X]);
+    let (_, sum_cells) = sum_cells::<S, C>(block.layout);
+    // SAFETY: cells, groups and rows exist, as the layout and the block say.
+    unsafe {
+        let mut first = 0;
+        while first < block.n {
+            let last = (first + sum_cells).min(block.n);
+            let mut sums = [[C::Element::zero(s); ROW_VECS]; X];
+            for plane in 0..C::Element::PLANES {
+                if plane > 0 {
+                    for m in 0..X {
+                        for v in 0..ROW_VECS {
+                            sums[m][v] = C::Element::next_plane(s, sums[m][v]);
+                        }
+                    }
+                }
+                let x_at = plane * block.layout.plane + block.from;
+                for cell in first..last {
+                    let mut w = [s.splat_i(0); ROW_VECS];
+                    for v in 0..ROW_VECS {
+                        w[v] = s.load_words(block.cells.add((cell * ROW_VECS + v) * S::LANES).cast());
+                    }
+                    for m in 0..X {
+                        let x = s.splat_i(x[m].add(x_at + cell).cast::<u32>().read());
+                        for v in 0..ROW_VECS {
+                            sums[m][v] = C::Element::add(s, sums[m][v], w[v], x, plane);
+                        }
+                    }
+                }
+            }
+            // A loop so small that it is unrolled: then the sums stay in registers until here.
+            let mut totals = [[s.splat(0.0); ROW_VECS]; X];
+            for m in 0..X {
+                for v in 0..ROW_VECS {
+                    totals[m][v] = C::Element::total(s, sums[m][v]);
+                }
+            }
+            for v in 0..ROW_VECS {
+                let group = block.group::<S, C>(s, first, v);
+                for m in 0..X {
+                    let out = out.add(m * tile_rows::<S>() + v * S::LANES);
+                    Block::add_scaled::<S, C>(s, &group, totals[m][v], x[m], out);
+                }
+            }
+            first = last;
+        }
+    }
+    X
+}

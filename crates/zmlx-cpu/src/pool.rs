@@ -1,0 +1,261 @@
+//! Buffers that are used again: once warm, a decode step allocates nothing.
+
+use std::ops::{Deref, DerefMut};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aligned_vec::AVec;
+
+use zmlx_core::Result;
+use zmlx_core::check::ensure;
+
+/// The dimensions of a tensor: one to four.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    dims: [usize; 4],
+    rank: usize,
+}
+
+impl Shape {
+    /// # Errors
+    /// If there are no or more than four dimensions, or the product overflows.
+    pub(crate) fn new(op: &'static str, shape: &[usize]) -> Result<Self> {
+        let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
+        ensure(
+            (1..=4).contains(&shape.len()) && len.is_some(),
+            op,
+            "shape",
+            "one to four dimensions",
+            shape,
+        )?;
+        let mut dims = [1; 4];
+        dims[..shape.len()].copy_from_slice(shape);
+        Ok(Self { dims, rank: shape.len() })
+    }
+
+    pub(crate) fn dims(&self) -> &[usize] {
+        &self.dims[..self.rank]
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.dims().iter().product()
+    }
+
+    pub(crate) fn last(&self) -> usize {
+        self.dims[self.rank - 1]
+    }
+
+    /// The product of all dimensions but the last.
+    pub(crate) fn n_rows(&self) -> usize {
+        self.dims[..self.rank - 1].iter().product()
+    }
+
+    pub(crate) fn with_last(mut self, last: usize) -> Self {
+        self.dims[self.rank - 1] = last;
+        self
+    }
+}
+
+/// A vector that begins on a cache line: rows of whole vectors are loaded without crossing one.
+#[derive(Debug)]
+pub(crate) struct Aligned<T>(AVec<T>);
+
+impl<T> Default for Aligned<T> {
+    fn default() -> Self {
+        // The type's own alignment, twice a cache line, is the least.
+        Self(AVec::new(0))
+    }
+}
+
+impl<T> Deref for Aligned<T> {
+    type Target = AVec<T>;
+    fn deref(&self) -> &AVec<T> {
+        &self.0
+    }
+}
+
+impl<T> DerefMut for Aligned<T> {
+    fn deref_mut(&mut self) -> &mut AVec<T> {
+        &mut self.0
+    }
+}
+
+/// Free buffers of one element type.
+struct Pool<T> {
+    free: Mutex<Vec<Arc<Aligned<T>>>>,
+}
+
+impl<T> Pool<T> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Vec<Arc<Aligned<T>>>> {
+        self.free.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What a buffer holds before it is written, in builds with debug assertions: a value that spoils every result.
+pub(crate) trait Poison: Copy {
+    const POISON: Self;
+}
+
+impl Poison for f32 {
+    const POISON: Self = Self::NAN;
+}
+
+impl Poison for u32 {
+    const POISON: Self = Self::MAX;
+}
+
+/// A handle to a pool.
+pub(crate) struct Buffers<T>(Arc<Pool<T>>);
+
+impl<T: Poison> Buffers<T> {
+    pub(crate) fn new() -> Self {
+        Self(Arc::new(Pool { free: Mutex::new(Vec::new()) }))
+    }
+
+    /// A buffer of `len` elements whose values are whatever they were: the caller writes all of them.
+    pub(crate) fn take(&self, len: usize) -> Fresh<T> {
+        let mut free = self.0.lock();
+        // The smallest buffer that is large enough, else the largest (which then grows).
+        let fits = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
+        let best = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
+        let mut data = best.map_or_else(|| Arc::new(Aligned::default()), |i| free.swap_remove(i));
+        drop(free);
+        let values = Arc::get_mut(&mut data).expect("a free buffer has one owner");
+        // A buffer never shrinks: what has been written once need not be again when it grows.
+        if values.len() < len {
+            values.resize(len, T::POISON);
+        }
+        if cfg!(debug_assertions) {
+            values.fill(T::POISON);
+        }
+        Fresh { buffer: Shared { data: Some(data), len, pool: Arc::clone(&self.0) } }
+    }
+}
+
+/// A buffer that only its holder sees: it may be written.
+pub(crate) struct Fresh<T> {
+    buffer: Shared<T>,
+}
+
+impl<T> Fresh<T> {
+    pub(crate) fn freeze(self) -> Shared<T> {
+        self.buffer
+    }
+}
+
+impl<T> Deref for Fresh<T> {
+    type Target = [T];
+    fn deref(&self) -> &[T] {
+        self.buffer.values()
+    }
+}
+
+impl<T> DerefMut for Fresh<T> {
+    fn deref_mut(&mut self) -> &mut [T] {
+        let Shared { data, len, .. } = &mut self.buffer;
+        let data = data.as_mut().expect("present until dropped");
+        &mut Arc::get_mut(data).expect("a fresh buffer has one owner")[..*len]
+    }
+}
+
+/// A shared, unchanging buffer; goes back to its pool with its last owner.
+pub(crate) struct Shared<T> {
+    data: Option<Arc<Aligned<T>>>,
+    /// How many of the buffer's elements are in use.
+    len: usize,
+    pool: Arc<Pool<T>>,
+}
+
+impl<T> Shared<T> {
+    pub(crate) fn values(&self) -> &[T] {
+        &self.data.as_ref().expect("present until dropped")[..self.len]
+    }
+}
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        Self { data: self.data.clone(), len: self.len, pool: Arc::clone(&self.pool) }
+    }
+}
+
+impl<T> Drop for Shared<T> {
+    fn drop(&mut self) {
+        if let Some(mut data) = self.data.take()
+            && Arc::get_mut(&mut data).is_some()
+        {
+            self.pool.lock().push(data);
+        }
+    }
+}
+
+/// Activations of the CPU backend: f32, row-major.
+#[derive(Clone)]
+pub struct CpuTensor {
+    pub(crate) shape: Shape,
+    pub(crate) data: Shared<f32>,
+}
+
+impl CpuTensor {
+    pub(crate) fn new(shape: Shape, data: Fresh<f32>) -> Self {
+        debug_assert_eq!(shape.len(), data.len());
+        Self { shape, data: data.freeze() }
+    }
+
+    pub(crate) fn values(&self) -> &[f32] {
+        self.data.values()
+    }
+
+    pub(crate) fn dims(&self) -> &[usize] {
+        self.shape.dims()
+    }
+}
+
+impl std::fmt::Debug for CpuTensor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuTensor").field("shape", &self.dims()).finish_non_exhaustive()
+    }
+}
+
+/// Token ids or expert indices of the CPU backend.
+#[derive(Clone)]
+pub struct CpuIndices {
+    pub(crate) shape: Shape,
+    pub(crate) data: Shared<u32>,
+}
+
+impl CpuIndices {
+    pub(crate) fn values(&self) -> &[u32] {
+        self.data.values()
+    }
+
+    pub(crate) fn dims(&self) -> &[usize] {
+        self.shape.dims()
+    }
+}
+
+impl std::fmt::Debug for CpuIndices {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CpuIndices").field("shape", &self.dims()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buffers_come_poisoned_and_come_back() {
+        let pool = Buffers::<f32>::new();
+        for _ in 0..2 {
+            let mut buffer = pool.take(5);
+            assert!(!cfg!(debug_assertions) || buffer.iter().all(|v| v.is_nan()));
+            buffer.fill(1.0);
+            let shared = buffer.freeze();
+            let other = shared.clone();
+            drop(shared);
+            assert!(pool.0.lock().is_empty(), "still in use");
+            assert_eq!(other.values(), [1.0; 5]);
+            drop(other);
+            assert_eq!(pool.0.lock().len(), 1);
+        }
+    }
+}

@@ -1,0 +1,121 @@
+//! Products as ops ask for them: what they check, which rows meet which matrices, and where results go.
+
+use super::matmul::{Groups, Product, Results, SyncPtr};
+use super::pool::Shape;
+use super::{CpuBackend, CpuIndices, CpuTensor, CpuWeight, lock};
+use zmlx_core::check::ensure;
+use zmlx_core::{Error, GateUp, Result};
+
+impl CpuBackend {
+    /// Products of all rows of x with weights that are single matrices.
+    pub(super) fn product_all<const W: usize>(
+        &self,
+        op: &'static str,
+        x: &CpuTensor,
+        weights: [&CpuWeight; W],
+        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
+    ) -> Result<CpuTensor> {
+        let w = weights[0];
+        ensure(w.n_mats() == 1, op, "weight", "one matrix", w)?;
+        ensure(x.shape.last() == w.n_in(), op, "x", format_args!("[.., {}]", w.n_in()), x)?;
+        let mut groups = lock(&self.groups);
+        groups.all(x.shape.n_rows());
+        let product = Product { weights, x: x.values(), pairs_per_x: 1 };
+        Ok(self.product_into(x.shape.with_last(w.n_out()), &product, &groups, f))
+    }
+
+    /// Products of each token's (or slot's) row with its experts' matrices.
+    pub(super) fn product_gathered<const W: usize>(
+        &self,
+        op: &'static str,
+        x: &CpuTensor,
+        weights: [&CpuWeight; W],
+        experts: &CpuIndices,
+        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
+    ) -> Result<CpuTensor> {
+        let w = weights[0];
+        let (n_tokens, top_k) = Self::check_experts(op, x, w, experts)?;
+        let mut groups = lock(&self.groups);
+        groups.by_mat(n_tokens * top_k, w.n_mats(), |p| experts.values()[p] as usize);
+        let product =
+            Product { weights, x: x.values(), pairs_per_x: if x.dims().len() == 2 { top_k } else { 1 } };
+        Ok(self.product_into(Shape::new(op, &[n_tokens, top_k, w.n_out()])?, &product, &groups, f))
+    }
+
+    /// `f(values, out[pair][rows])` for all pairs of a product, into a new tensor of that shape.
+    fn product_into<const W: usize>(
+        &self,
+        shape: Shape,
+        product: &Product<'_, W>,
+        groups: &Groups,
+        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
+    ) -> CpuTensor {
+        let mut y = self.floats.take(shape.len());
+        let write = self.write(SyncPtr::new(&mut y), shape.last(), f);
+        self.product(product, groups, |_| (), |_, _| (), write);
+        CpuTensor::new(shape, y)
+    }
+
+    /// Writes `f` of the results of pair p to row p of `out`, `n_out` wide.
+    pub(super) fn write<const W: usize>(
+        &self,
+        out: SyncPtr,
+        n_out: usize,
+        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
+    ) -> impl Fn(&Results<'_, W>) + Sync {
+        let level = self.level;
+        move |results| {
+            level.vectorize(
+                #[inline(always)]
+                || {
+                    results.for_each(
+                        #[inline(always)]
+                        |pair, values| {
+                            let at = pair * n_out + results.rows.start;
+                            // SAFETY: each element is computed by one member.
+                            f(values, unsafe { out.slice(at, results.rows.len()) });
+                        },
+                    );
+                },
+            );
+        }
+    }
+
+    /// The shape that `experts` chooses for: its tokens and slots, with every index checked against `n_mats`.
+    pub(super) fn check_experts(
+        op: &'static str,
+        x: &CpuTensor,
+        weight: &CpuWeight,
+        experts: &CpuIndices,
+    ) -> Result<(usize, usize)> {
+        let &[n_tokens, top_k] = experts.dims() else {
+            return ensure(false, op, "experts", "[n, top_k]", experts).map(|()| unreachable!());
+        };
+        let n_in = weight.n_in();
+        let per_token = x.dims() == [n_tokens, n_in];
+        let per_slot = x.dims() == [n_tokens, top_k, n_in];
+        ensure(
+            per_token || per_slot,
+            op,
+            "x",
+            format_args!("[{n_tokens}, {n_in}] or [{n_tokens}, {top_k}, {n_in}]"),
+            x,
+        )?;
+        let len = weight.n_mats();
+        match experts.values().iter().find(|e| **e as usize >= len) {
+            Some(e) => Err(Error::IndexOutOfRange { op, what: "expert", index: *e as usize, len }),
+            None => Ok((n_tokens, top_k)),
+        }
+    }
+}
+
+pub(super) fn check_gate_up(op: &'static str, weights: GateUp<'_, CpuWeight>) -> Result<()> {
+    let shape = |w: &CpuWeight| [w.n_mats(), w.n_out(), w.n_in()];
+    let (gate, up) = (shape(weights.gate), shape(weights.up));
+    ensure(gate == up, op, "up", format_args!("{gate:?}"), up)
+}
+
+#[inline(always)]
+pub(super) fn copy([values]: [&[f32]; 1], out: &mut [f32]) {
+    out.copy_from_slice(values);
+}

@@ -1,0 +1,106 @@
+//! Rotary position embedding. Angles depend on positions only: one table serves queries and keys of all layers.
+
+use super::matmul::SyncPtr;
+use super::{CpuBackend, CpuTensor, lock};
+use zmlx_core::check::check_spans;
+use zmlx_core::check::ensure;
+use zmlx_core::{Result, Rope, RopePairing, Span};
+
+const OP: &str = "rope";
+
+/// The cosines and sines for the tokens of some spans: `dims / 2` of each per token.
+#[derive(Default)]
+pub(super) struct Angles {
+    dims: usize,
+    theta: f32,
+    spans: Vec<Span>,
+    frequencies: Vec<f64>,
+    cos: Vec<f32>,
+    sin: Vec<f32>,
+}
+
+impl Angles {
+    /// Computes what is asked for, unless it is there.
+    fn set(&mut self, rope: &Rope, spans: &[Span]) {
+        let is_same_rope = (self.dims, self.theta) == (rope.dims, rope.theta);
+        if is_same_rope && self.spans == spans {
+            return;
+        }
+        if !is_same_rope {
+            let exponent = |i: usize| -((2 * i) as f64) / rope.dims as f64;
+            self.frequencies.clear();
+            self.frequencies.extend((0..rope.dims / 2).map(|i| f64::from(rope.theta).powf(exponent(i))));
+            (self.dims, self.theta) = (rope.dims, rope.theta);
+        }
+        self.spans.clear();
+        self.spans.extend_from_slice(spans);
+        self.cos.clear();
+        self.sin.clear();
+        for position in spans.iter().flat_map(|s| s.start..s.start + s.n_tokens) {
+            for frequency in &self.frequencies {
+                let (sin, cos) = (position as f64 * frequency).sin_cos();
+                self.cos.push(cos as f32);
+                self.sin.push(sin as f32);
+            }
+        }
+    }
+}
+
+impl CpuBackend {
+    /// [`Backend::rope`](zmlx_core::Backend::rope); angles are computed in f64.
+    pub(super) fn rotate(&self, x: &CpuTensor, spans: &[Span], rope: &Rope) -> Result<CpuTensor> {
+        let &[n_tokens, n_heads, width] = x.dims() else {
+            return ensure(false, OP, "x", "[n, n_heads, d]", x).map(|()| unreachable!());
+        };
+        let dims_ok = rope.dims > 0 && rope.dims.is_multiple_of(2) && rope.dims <= width;
+        ensure(dims_ok, OP, "dims", format_args!("even, at most {width}"), rope.dims)?;
+        ensure(n_heads > 0, OP, "x", "no zero dimension", x)?;
+        check_spans(OP, spans, n_tokens)?;
+        let mut angles = lock(&self.angles);
+        angles.set(rope, spans);
+        let angles = &*angles;
+        let half = rope.dims / 2;
+        let mut y = self.floats.take(x.values().len());
+        let out = SyncPtr::new(&mut y);
+        self.for_rows(n_tokens, n_heads * width, |tokens| {
+            for t in tokens {
+                let (cos, sin) = (&angles.cos[t * half..][..half], &angles.sin[t * half..][..half]);
+                for head in t * n_heads..(t + 1) * n_heads {
+                    let x = &x.values()[head * width..][..width];
+                    // SAFETY: each head is in one share only.
+                    let y = unsafe { out.slice(head * width, width) };
+                    self.level.vectorize(
+                        #[inline(always)]
+                        || rotate(x, cos, sin, rope.pairing, y),
+                    );
+                }
+            }
+        });
+        Ok(CpuTensor::new(x.shape, y))
+    }
+}
+
+/// Rotates the first dimensions of a head, as many as there are angles twice, and copies the others.
+#[inline(always)]
+fn rotate(x: &[f32], cos: &[f32], sin: &[f32], pairing: RopePairing, y: &mut [f32]) {
+    let half = cos.len();
+    let sin = &sin[..half];
+    let (x, x_rest) = x.split_at(2 * half);
+    let (y, y_rest) = y.split_at_mut(2 * half);
+    y_rest.copy_from_slice(x_rest);
+    match pairing {
+        RopePairing::Interleaved => {
+            for i in 0..half {
+                y[2 * i] = x[2 * i] * cos[i] - x[2 * i + 1] * sin[i];
+                y[2 * i + 1] = x[2 * i] * sin[i] + x[2 * i + 1] * cos[i];
+            }
+        }
+        RopePairing::HalfSplit => {
+            let ((x_a, x_b), (y_a, y_b)) = (x.split_at(half), y.split_at_mut(half));
+            for i in 0..half {
+                y_a[i] = x_a[i] * cos[i] - x_b[i] * sin[i];
+                y_b[i] = x_a[i] * sin[i] + x_b[i] * cos[i];
+            }
+        }
+    }
+}
