@@ -49,7 +49,7 @@ fn decode(c: &mut Criterion) {
     ];
     for (name, checkpoint) in models {
         let (model, mut state) = prepared(&checkpoint, 1, 64);
-        let vocab = model.config().vocab_size() as u32;
+        let vocab = model.architecture().vocab_size as u32;
         let n_rounds = if name.contains("layers") { 200 } else { 2000 };
         in_turns(name, n_rounds, |token, fusion| step(&model, &mut state, token % vocab, fusion));
         let mut group = c.benchmark_group(format!("decode/{name}"));

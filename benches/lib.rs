@@ -64,7 +64,7 @@ pub fn prepared(
     let backend = CpuBackend::new(Some(n_threads)).expect("the level is supported");
     let model = Model::load(backend, checkpoint, &mut |_, _| ()).expect("the model loads");
     let mut state = model.state(1).expect("one slot");
-    let vocab = model.config().vocab_size() as u32;
+    let vocab = model.architecture().vocab_size as u32;
     let prompt: Vec<u32> = (0..depth as u32).map(|i| i * 37 % vocab).collect();
     let fusion = zmlx_kernels::Fusion::FUSED;
     let input = Input { slot: 0, tokens: &prompt };

@@ -8,7 +8,8 @@ use clap::{ArgAction, Args, ValueEnum};
 use serde_json::{Map, Value};
 use zmlx_kernels::cpu::{Activations, CpuBackend};
 use zmlx_kernels::{Fusion, SoftmaxRoute};
-use zmlx_models::{ModelConfig, SamplingParams};
+use zmlx_models::SamplingParams;
+use zmlx_models::architecture::{Architecture, RouterSpec};
 
 /// Which checkpoint.
 #[derive(Clone, Debug, Args)]
@@ -100,8 +101,8 @@ pub(crate) struct FusionArgs {
 
 impl FusionArgs {
     /// The fused ops for a model, `default` if none were named.
-    pub(crate) fn of(&self, config: &ModelConfig, default: Fusion) -> Result<Fusion> {
-        self.route.apply(self.fusion.unwrap_or(default), config)
+    pub(crate) fn of(&self, architecture: &Architecture, default: Fusion) -> Result<Fusion> {
+        self.route.apply(self.fusion.unwrap_or(default), architecture)
     }
 }
 
@@ -129,7 +130,7 @@ pub(crate) struct RouteArgs {
 
 impl RouteArgs {
     /// The fusion with the route that was asked for.
-    pub(crate) fn apply(&self, fusion: Fusion, config: &ModelConfig) -> Result<Fusion> {
+    pub(crate) fn apply(&self, fusion: Fusion, architecture: &Architecture) -> Result<Fusion> {
         let softmax_route = match (
             self.qwen_router_argpartition_logits,
             self.qwen_router_argpartition_logits_topk,
@@ -142,10 +143,11 @@ impl RouteArgs {
             (true, false) => SoftmaxRoute::Logits,
             (true, true) => SoftmaxRoute::ChosenLogits,
         };
-        if !matches!(config, ModelConfig::Qwen3Moe(_)) {
+        let mut routers = architecture.moe_layers().map(|(_, moe)| &moe.router);
+        if !routers.any(|router| matches!(router, RouterSpec::SoftmaxTopK { .. })) {
             tracing::warn!(
                 "{} has no softmax router: --qwen-router-argpartition-logits changes nothing",
-                config.model_type()
+                architecture.model_type
             );
         }
         Ok(Fusion { softmax_route, ..fusion })

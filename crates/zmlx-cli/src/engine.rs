@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use zmlx_kernels::cpu::Activations;
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Checkpoint, Model, ModelConfig, self_check};
+use zmlx_models::{Architecture, Checkpoint, Model, self_check};
 use zmlx_oracle::golden::Rounding;
 
 use crate::args::{BackendArgs, BackendKind, FusionArgs};
@@ -29,14 +29,14 @@ pub(crate) struct About {
     /// Whether fused ops are checked before they are used: those that a device's own compiler has just made.
     checks_itself: bool,
     /// The fused ops that suit a model, if none are named.
-    default_fusion: Box<dyn Fn(&ModelConfig) -> Fusion>,
+    default_fusion: Box<dyn Fn(&Architecture) -> Fusion>,
 }
 
 impl About {
     /// The fused ops that are asked for, without those that fail the self-check, which warns of them.
     pub(crate) fn fusion<B: Backend>(&self, model: &Model<B>, args: FusionArgs) -> Result<Fusion> {
-        let config = model.config();
-        let fusion = args.of(config, (self.default_fusion)(config))?;
+        let architecture = model.architecture();
+        let fusion = args.of(architecture, (self.default_fusion)(architecture))?;
         if !self.checks_itself {
             return Ok(fusion);
         }
@@ -111,8 +111,8 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         checks_itself: true,
         default_fusion: {
             let backend = backend.clone();
-            Box::new(move |config| {
-                let choice = zmlx_models::mlx::default_fusion(config, &backend);
+            Box::new(move |architecture| {
+                let choice = zmlx_models::mlx::default_fusion(architecture, &backend);
                 tracing::info!("fusion {}: {}", choice.fusion, choice.reason);
                 choice.fusion
             })

@@ -44,7 +44,7 @@ pub(crate) fn decode<B: Backend>(
     while steps.len() < n_tokens {
         let y = match steps.last() {
             None => model.prefill(&mut state, Input { slot: 0, tokens: prompt }, fusion, &mut |_, _| ())?,
-            Some(_) if state.n_tokens(0) == model.config().max_position_embeddings() => break,
+            Some(_) if state.n_tokens(0) == model.architecture().max_position_embeddings => break,
             Some(last) => {
                 let input = Input { slot: 0, tokens: &[last.token] };
                 model.forward(&mut state, &[input], LogitsOf::Last, fusion)?

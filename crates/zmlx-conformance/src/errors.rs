@@ -156,7 +156,7 @@ pub fn rows<B: Backend>(instances: &[Instance<B>]) {
         assert!(b.rms_norm(&x, &b.concat_rows(&[&halves, &halves]).unwrap(), 1e-6).is_err());
 
         let rope = |x: &B::Tensor, spans: &[_], dims| {
-            b.rope(x, spans, &Rope { dims, theta: 1e4, pairing: RopePairing::HalfSplit })
+            b.rope(x, spans, &Rope::plain(dims, 1e4, RopePairing::HalfSplit))
         };
         let heads = b.put(&[1.0; 16], &[2, 2, 4]);
         for dims in [0, 3, 6, usize::MAX - 1] {
@@ -179,6 +179,7 @@ pub fn routers<B: Backend>(instances: &[Instance<B>]) {
         n_group,
         topk_group,
         renormalize: Renormalize::Yes,
+        eps: 1e-20,
         routed_scaling_factor: 1.0,
     };
     for Instance { backend: b, .. } in instances {

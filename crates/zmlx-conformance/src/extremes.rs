@@ -128,6 +128,7 @@ pub fn router_of_large_logits<B: Backend>(instances: &[Instance<B>]) {
             n_group: 1,
             topk_group: 1,
             renormalize: Renormalize::Yes,
+            eps: 1e-20,
             routed_scaling_factor: 2.5,
         };
         let (experts, weights) = b.route_noaux_tc(&none, &b.load_vector(&[0.0; 4]), &settings).unwrap();

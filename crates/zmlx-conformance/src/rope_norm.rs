@@ -1,6 +1,8 @@
 //! `rms_norm` and `rope`.
 
-use zmlx_core::{Backend, Rope, RopePairing, Span};
+use std::sync::Arc;
+
+use zmlx_core::{Backend, Rope, RopeFrequencies, RopePairing, Span};
 use zmlx_oracle::ops::{self, RopeLayout};
 use zmlx_oracle::testing::random_f32;
 
@@ -38,7 +40,8 @@ struct Case {
 
 impl Case {
     fn check<B: Backend>(&self, instances: &[Instance<B>]) {
-        let Self { rope, n_heads, head_dim, .. } = *self;
+        let Self { rope, n_heads, head_dim, .. } = self;
+        let (n_heads, head_dim) = (*n_heads, *head_dim);
         let positions: Vec<u32> =
             self.spans.iter().flat_map(|s| s.start as u32..(s.start + s.n_tokens) as u32).collect();
         let n = positions.len();
@@ -47,26 +50,26 @@ impl Case {
             RopePairing::Interleaved => RopeLayout::Interleaved,
             RopePairing::HalfSplit => RopeLayout::HalfSplit,
         };
-        let sizes = ops::Rope {
-            n_tokens: n,
-            n_heads,
-            head_dim,
-            n_rot: rope.dims,
-            theta: f64::from(rope.theta),
-            position_scale: 1.0,
-            layout,
+        let frequencies = match &rope.frequencies {
+            RopeFrequencies::Powers { theta, position_scale } => {
+                let powers = ops::rope_frequencies(rope.dims, f64::from(*theta));
+                powers.iter().map(|f| f * f64::from(*position_scale)).collect()
+            }
+            RopeFrequencies::Given(given) => given.to_vec(),
         };
+        let scale = f64::from(rope.scale);
+        let sizes = ops::Rope { n_tokens: n, n_heads, head_dim, frequencies: &frequencies, scale, layout };
         let want = ops::rope(&x, &positions, sizes);
         let most = x.iter().fold(0.0, |m: f64, v| m.max(f64::from(v.abs())));
         for Instance { name, backend: b, angle_error, .. } in instances {
-            let y = b.rope(&b.put(&x, &[n, n_heads, head_dim]), &self.spans, &rope).unwrap();
+            let y = b.rope(&b.put(&x, &[n, n_heads, head_dim]), &self.spans, rope).unwrap();
             assert_eq!(b.shape(&y), [n, n_heads, head_dim]);
             let y = b.get(&y);
             let what = format_args!("{name}: {rope:?}, {n_heads} × {head_dim}, {:?}", self.spans);
             for (t, position) in positions.iter().enumerate() {
                 let at = t * n_heads * head_dim..(t + 1) * n_heads * head_dim;
                 // Both factors, both products and their sum are rounded; two values of the largest size take part.
-                let allowed = 2.0 * most * (3.0 * U + angle_error * f64::from(*position));
+                let allowed = 2.0 * most * scale * (3.0 * U + angle_error * f64::from(*position));
                 Bounded::uniform(want[at.clone()].to_vec(), allowed).check(&y[at], what);
             }
             for (y, x) in y.chunks_exact(head_dim).zip(x.chunks_exact(head_dim)) {
@@ -83,9 +86,25 @@ pub fn rope<B: Backend>(instances: &[Instance<B>]) {
     for pairing in PAIRINGS {
         for (head_dim, dims) in [(2, 2), (3, 2), (8, 8), (8, 6), (64, 64), (64, 2), (80, 34), (128, 128)] {
             for (n_heads, theta) in [(1, 1e4), (3, 1e6)] {
-                let rope = Rope { dims, theta, pairing };
+                let rope = Rope::plain(dims, theta, pairing);
                 Case { rope, n_heads, head_dim, spans: vec![span(0, 0, 5)] }.check(instances);
             }
+        }
+    }
+}
+
+/// Frequencies that are no powers (one pair does not turn at all), positions and results that are scaled.
+pub fn rope_of_other_frequencies<B: Backend>(instances: &[Instance<B>]) {
+    let given: Arc<[f64]> = [1.0, 0.25, 0.3, 0.0].into();
+    let kinds = [
+        (RopeFrequencies::Given(given), 1.25),
+        (RopeFrequencies::Powers { theta: 1e4, position_scale: 0.125 }, 1.0),
+    ];
+    for pairing in PAIRINGS {
+        for (frequencies, scale) in kinds.clone() {
+            let rope = Rope { dims: 8, frequencies, scale, pairing };
+            Case { rope, n_heads: 3, head_dim: 12, spans: vec![span(0, 0, 3), span(1, 40, 2)] }
+                .check(instances);
         }
     }
 }
@@ -94,7 +113,7 @@ pub fn rope<B: Backend>(instances: &[Instance<B>]) {
 pub fn rope_far_out<B: Backend>(instances: &[Instance<B>]) {
     for pairing in PAIRINGS {
         for start in [1000, 40_959, 99_997] {
-            let rope = Rope { dims: 64, theta: 1e6, pairing };
+            let rope = Rope::plain(64, 1e6, pairing);
             Case { rope, n_heads: 2, head_dim: 64, spans: vec![span(0, start, 4)] }.check(instances);
         }
     }
@@ -102,7 +121,7 @@ pub fn rope_far_out<B: Backend>(instances: &[Instance<B>]) {
 
 /// Each span counts from its own start, whatever the slot; a span may be empty.
 pub fn rope_of_several_spans<B: Backend>(instances: &[Instance<B>]) {
-    let rope = Rope { dims: 16, theta: 1e4, pairing: RopePairing::HalfSplit };
+    let rope = Rope::plain(16, 1e4, RopePairing::HalfSplit);
     let spans = vec![span(2, 7, 1), span(0, 0, 3), span(5, 30, 0), span(1, 123, 2)];
     Case { rope, n_heads: 2, head_dim: 24, spans }.check(instances);
 }

@@ -96,7 +96,7 @@ pub fn softmax_top_k<B: Backend>(instances: &[Instance<B>]) {
 }
 
 fn noaux(top_k: usize, n_group: usize, topk_group: usize, renormalize: Renormalize) -> NoauxTc {
-    NoauxTc { top_k, n_group, topk_group, renormalize, routed_scaling_factor: 1.8 }
+    NoauxTc { top_k, n_group, topk_group, renormalize, eps: 1e-20, routed_scaling_factor: 1.8 }
 }
 
 /// Experts, and settings: without groups, groups of two and more, all groups and one.
@@ -128,6 +128,7 @@ pub fn noaux_tc<B: Backend>(instances: &[Instance<B>]) {
                 n_group,
                 topk_group,
                 norm_topk_prob: settings.renormalize == Renormalize::Yes,
+                eps: f64::from(settings.eps),
                 routed_scaling_factor: f64::from(settings.routed_scaling_factor),
             };
             let want = ops::noaux_tc(&logits, &bias, sizes);

@@ -3,8 +3,8 @@
 mod types;
 
 pub use types::{
-    Barriers, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope, RopePairing,
-    SoftmaxTopK, Span,
+    Barriers, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope,
+    RopeFrequencies, RopePairing, SoftmaxTopK, Span,
 };
 
 use crate::error::ensure;
@@ -194,13 +194,14 @@ pub trait Backend {
     /// If the shapes do not fit.
     fn head_linear(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor>;
 
-    /// Rotates the first `rope.dims` dimensions of every head by its token's position.
+    /// Rotates the first `rope.dims` dimensions of every head by its token's position, and multiplies them by
+    /// `rope.scale`.
     ///
     /// **Shapes** x `[n, n_heads, d]`; the spans cover the n tokens in order. **Numerics** angles in f32, sine and
     /// cosine as the platform's; absolute error grows with the position as f32 angles do. **Source** `mx.fast.rope`.
     ///
     /// # Errors
-    /// If `rope.dims` is odd or above d, or the spans do not cover n tokens.
+    /// If `rope.dims` is odd or above d, there are not `dims / 2` frequencies, or the spans do not cover n tokens.
     fn rope(&self, x: &Self::Tensor, spans: &[Span], rope: &Rope) -> Result<Self::Tensor>;
 
     /// Appends the new keys and values to the cache and attends causally:
@@ -444,7 +445,7 @@ pub trait Backend {
     /// Chooses experts without an auxiliary loss: `s = sigmoid(logits)`; the bias takes part in the choice only.
     ///
     /// **Formula** `sel = s + bias`; with several groups, [`Backend::keep_top_groups`]; the `top_k` largest of sel;
-    /// weights `s` of those, divided by `Σ + 1e-20` if renormalised and more than one, times
+    /// weights `s` of those, divided by `Σ + eps` if renormalised and more than one, times
     /// `routed_scaling_factor`. **Shapes** logits `[n, n_experts]`, bias `1 × [1, n_experts]` → indices and weights
     /// `[n, top_k]`, in the backend's order; of equal sel the lower index is chosen. **Numerics** f32. **Source** mlx-lm `group_expert_select`.
     ///

@@ -20,7 +20,7 @@ mod weight;
 
 pub use backend::{
     Backend, Barriers, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope,
-    RopePairing, SoftmaxTopK, Span,
+    RopeFrequencies, RopePairing, SoftmaxTopK, Span,
 };
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -115,7 +115,7 @@ pub fn route_noaux_tc<B: Backend + ?Sized>(
     let experts = b.top_k(&sel, settings.top_k)?;
     let mut weights = b.take_last(&scores, &experts)?;
     if settings.top_k > 1 && settings.renormalize == Renormalize::Yes {
-        weights = b.div_by_sum(&weights, 1e-20)?;
+        weights = b.div_by_sum(&weights, settings.eps)?;
     }
     Ok((experts, b.scale(&weights, settings.routed_scaling_factor)?))
 }

@@ -8,11 +8,11 @@ use zmlx_core::{Result, Rope, RopePairing, Span};
 
 const OP: &str = "rope";
 
-/// The cosines and sines for the tokens of some spans: `dims / 2` of each per token.
+/// The cosines and sines, times the scale, for the tokens of some spans: `dims / 2` of each per token.
 #[derive(Default)]
 pub(super) struct Angles {
-    dims: usize,
-    theta: f32,
+    /// The rope that these are for.
+    rope: Option<Rope>,
     spans: Vec<Span>,
     frequencies: Vec<f64>,
     cos: Vec<f32>,
@@ -22,25 +22,24 @@ pub(super) struct Angles {
 impl Angles {
     /// Computes what is asked for, unless it is there.
     fn set(&mut self, rope: &Rope, spans: &[Span]) {
-        let is_same_rope = (self.dims, self.theta) == (rope.dims, rope.theta);
+        let is_same_rope = self.rope.as_ref() == Some(rope);
         if is_same_rope && self.spans == spans {
             return;
         }
         if !is_same_rope {
-            let exponent = |i: usize| -((2 * i) as f64) / rope.dims as f64;
-            self.frequencies.clear();
-            self.frequencies.extend((0..rope.dims / 2).map(|i| f64::from(rope.theta).powf(exponent(i))));
-            (self.dims, self.theta) = (rope.dims, rope.theta);
+            self.frequencies = rope.frequencies();
+            self.rope = Some(rope.clone());
         }
         self.spans.clear();
         self.spans.extend_from_slice(spans);
         self.cos.clear();
         self.sin.clear();
+        let scale = f64::from(rope.scale);
         for position in spans.iter().flat_map(|s| s.start..s.start + s.n_tokens) {
             for frequency in &self.frequencies {
                 let (sin, cos) = (position as f64 * frequency).sin_cos();
-                self.cos.push(cos as f32);
-                self.sin.push(sin as f32);
+                self.cos.push((cos * scale) as f32);
+                self.sin.push((sin * scale) as f32);
             }
         }
     }
@@ -52,8 +51,7 @@ impl CpuBackend {
         let &[n_tokens, n_heads, width] = x.dims() else {
             return ensure(false, OP, "x", "[n, n_heads, d]", x).map(|()| unreachable!());
         };
-        let dims_ok = rope.dims > 0 && rope.dims.is_multiple_of(2) && rope.dims <= width;
-        ensure(dims_ok, OP, "dims", format_args!("even, at most {width}"), rope.dims)?;
+        rope.check(OP, width)?;
         ensure(n_heads > 0, OP, "x", "no zero dimension", x)?;
         check_spans(OP, spans, n_tokens)?;
         let mut angles = lock(&self.angles);

@@ -141,7 +141,7 @@ pub(super) fn noaux_tc(
     top_k(chosen_by, experts);
     take(scores, experts, weights);
     if settings.top_k > 1 && settings.renormalize == Renormalize::Yes {
-        let total = sum(weights) + 1e-20;
+        let total = sum(weights) + settings.eps;
         weights.iter_mut().for_each(|w| *w /= total);
     }
     weights.iter_mut().for_each(|w| *w *= settings.routed_scaling_factor);

@@ -66,7 +66,7 @@ const N_HEADS: usize = 4;
 const HEAD_DIM: usize = HIDDEN / N_HEADS;
 const RANK: usize = 64;
 const ROPE_DIM: usize = 16;
-const ROPE: Rope = Rope { dims: ROPE_DIM, theta: 1e4, pairing: RopePairing::Interleaved };
+const ROPE: Rope = Rope::plain(ROPE_DIM, 1e4, RopePairing::Interleaved);
 
 /// A bank of quantised matrices; what they hold does not matter.
 fn weight(b: &CpuBackend, mode: QuantMode, shape: [usize; 3]) -> CpuWeight {
@@ -134,6 +134,7 @@ fn check_ops(b: &CpuBackend, mode: QuantMode, batch: &Batch, name: &str) {
         n_group: 3,
         topk_group: 2,
         renormalize: Renormalize::Yes,
+        eps: 1e-20,
         routed_scaling_factor: 1.5,
     };
     let spans = [Span { slot: 0, start: 9, n_tokens: *n }];

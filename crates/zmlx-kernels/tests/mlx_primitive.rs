@@ -218,6 +218,7 @@ fn routers_have_the_bits_of_mlx_lm() {
         n_group: 1,
         topk_group: 1,
         renormalize: Renormalize::No,
+        eps: 1e-20,
         routed_scaling_factor: 2.5,
     };
     let (experts, weights) = route_noaux_tc(&logits, &bias, &settings, Numerics::Exact).unwrap();
@@ -282,8 +283,8 @@ fn refused_arguments_are_named() {
     assert_eq!(softmax(&Array::from_f32(1.0), 1), "logits");
     assert_eq!(softmax(&empty(&[0, 16], f16), 1), "logits");
     let noaux = |bias: &Array, n_group| {
-        let (renormalize, routed_scaling_factor) = (Renormalize::Yes, 1.0);
-        let settings = NoauxTc { top_k: 4, n_group, topk_group: 1, renormalize, routed_scaling_factor };
+        let (renormalize, eps, routed_scaling_factor) = (Renormalize::Yes, 1e-20, 1.0);
+        let settings = NoauxTc { top_k: 4, n_group, topk_group: 1, renormalize, eps, routed_scaling_factor };
         field(route_noaux_tc(&logits, bias, &settings, exact))
     };
     assert_eq!(noaux(&normal(&[15], 6, f16), 1), "bias");
@@ -307,6 +308,7 @@ fn self_checks_report_what_was_launched() {
         n_group: 1,
         topk_group: 1,
         renormalize: Renormalize::Yes,
+        eps: 1e-20,
         routed_scaling_factor: 2.5,
     };
     let exact = Numerics::Exact;

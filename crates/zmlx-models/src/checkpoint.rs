@@ -16,7 +16,9 @@ use bytes::Bytes;
 use safetensors::Dtype;
 use zmlx_kernels::HostWeight;
 
-use crate::config::{ConfigFile, ModelConfig, QuantConfig, parse_json};
+use crate::architecture::Architecture;
+use crate::config::{ConfigFile, QuantConfig};
+use crate::fields::parse_json;
 use crate::{Error, Result};
 use shard::Entry;
 
@@ -28,11 +30,16 @@ pub struct Checkpoint {
     config: ConfigFile,
     shards: Vec<String>,
     tensors: BTreeMap<String, Entry>,
+    /// What stands before all names of the text model: [`WRAPPED`] or nothing.
+    prefix: &'static str,
     /// The seed of random weights instead of tensors.
     synthetic: Option<u64>,
     /// The sizes of the random weights that were made.
     made: Mutex<BTreeMap<String, u64>>,
 }
+
+/// Before the names of a text model inside a model of several kinds of input.
+const WRAPPED: &str = "language_model.";
 
 /// What a shard's header says of a tensor.
 #[derive(Clone, Copy, Debug)]
@@ -94,9 +101,15 @@ impl Checkpoint {
         Self::build(name.to_owned(), None, config, shards)
     }
 
-    /// The hyperparameters.
-    pub fn config(&self) -> &ModelConfig {
-        &self.config.model
+    /// The model as its config describes it.
+    pub fn architecture(&self) -> &Architecture {
+        &self.config.architecture
+    }
+
+    /// A tensor's name (or path) as the [architecture](Self::architecture) has it: without what a wrapper puts before the
+    /// names of its text model. `None` if it is another model's: a wrapper's for images, say.
+    pub fn name_in_model<'n>(&self, name: &'n str) -> Option<&'n str> {
+        name.strip_prefix(self.prefix)
     }
 
     /// How the config says that the weights are quantised.
@@ -119,7 +132,7 @@ impl Checkpoint {
         &self.name
     }
 
-    /// The folder; none for an embedded checkpoint.
+    /// The folder; `None` for an embedded checkpoint.
     pub fn dir(&self) -> Option<&Path> {
         self.dir.as_deref()
     }
@@ -134,7 +147,7 @@ impl Checkpoint {
         &self.shards
     }
 
-    /// The seed of random weights; none for a checkpoint that has files.
+    /// The seed of random weights; `None` for a checkpoint that has files.
     pub fn seed(&self) -> Option<u64> {
         self.synthetic
     }
@@ -189,11 +202,17 @@ impl Checkpoint {
             shard::read(&shard, names.len(), &bytes, &names, &mut tensors)?;
             names.push(shard);
         }
-        Ok(Self { name, dir, config, shards: names, tensors, synthetic: None, made: Mutex::default() })
+        let has = |prefix: &str| {
+            let name = format!("{prefix}{}.weight", config.architecture.embed.path);
+            tensors.contains_key(&name)
+        };
+        let prefix = if !has("") && has(WRAPPED) { WRAPPED } else { "" };
+        let made = Mutex::default();
+        Ok(Self { name, dir, config, shards: names, tensors, prefix, synthetic: None, made })
     }
 }
 
-/// The text of a file; none if it does not exist.
+/// The text of a file; `None` if it does not exist.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),

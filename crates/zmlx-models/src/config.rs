@@ -1,106 +1,23 @@
-//! `config.json`: typed, with every field named as Hugging Face writes it, and checked before anything is built.
+//! `config.json` and `generation_config.json`: read and checked before anything is built.
 
-mod fields;
-mod glm4_moe_lite;
 mod quant;
-mod qwen3_moe;
 
-pub use glm4_moe_lite::Glm4MoeLiteConfig;
+pub(crate) use quant::mlx_defaults;
 pub use quant::{QuantConfig, QuantOverride};
-pub use qwen3_moe::Qwen3MoeConfig;
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
+use crate::architecture::Architecture;
+use crate::fields::Fields;
+use crate::{Result, families};
 
-use crate::{Error, Result};
-use fields::Fields;
-pub(crate) use fields::short;
-
-/// The values of `model_type` that have a decoder.
-pub const MODEL_TYPES: &[&str] = &["glm4_moe_lite", "qwen3_moe"];
-
-/// The hyperparameters of a model.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum ModelConfig {
-    /// GLM-4.7-Flash: latent attention, sigmoid router with a correction bias, shared experts.
-    Glm4MoeLite(Glm4MoeLiteConfig),
-    /// Qwen3-30B-A3B: grouped-query attention, softmax router.
-    Qwen3Moe(Qwen3MoeConfig),
-}
-
-impl ModelConfig {
-    /// The value of `model_type`.
-    pub fn model_type(&self) -> &'static str {
-        match self {
-            Self::Glm4MoeLite(_) => "glm4_moe_lite",
-            Self::Qwen3Moe(_) => "qwen3_moe",
-        }
-    }
-
-    /// Number of token ids, the width of the logits.
-    pub fn vocab_size(&self) -> usize {
-        match self {
-            Self::Glm4MoeLite(c) => c.vocab_size,
-            Self::Qwen3Moe(c) => c.vocab_size,
-        }
-    }
-
-    /// Width of the residual stream.
-    pub fn hidden_size(&self) -> usize {
-        match self {
-            Self::Glm4MoeLite(c) => c.hidden_size,
-            Self::Qwen3Moe(c) => c.hidden_size,
-        }
-    }
-
-    /// Number of decoder layers.
-    pub fn num_hidden_layers(&self) -> usize {
-        match self {
-            Self::Glm4MoeLite(c) => c.num_hidden_layers,
-            Self::Qwen3Moe(c) => c.num_hidden_layers,
-        }
-    }
-
-    /// Longest sequence that the model was made for.
-    pub fn max_position_embeddings(&self) -> usize {
-        match self {
-            Self::Glm4MoeLite(c) => c.max_position_embeddings,
-            Self::Qwen3Moe(c) => c.max_position_embeddings,
-        }
-    }
-
-    /// The epsilon of every norm.
-    pub fn rms_norm_eps(&self) -> f64 {
-        match self {
-            Self::Glm4MoeLite(c) => c.rms_norm_eps,
-            Self::Qwen3Moe(c) => c.rms_norm_eps,
-        }
-    }
-
-    /// True if the head is the embedding table.
-    pub fn tie_word_embeddings(&self) -> bool {
-        match self {
-            Self::Glm4MoeLite(c) => c.tie_word_embeddings,
-            Self::Qwen3Moe(c) => c.tie_word_embeddings,
-        }
-    }
-
-    /// True if the layer has experts, false if its MLP is dense.
-    pub fn is_moe_layer(&self, layer_idx: usize) -> bool {
-        match self {
-            Self::Glm4MoeLite(c) => c.is_moe_layer(layer_idx),
-            Self::Qwen3Moe(c) => c.is_moe_layer(layer_idx),
-        }
-    }
-}
+pub(crate) use crate::fields::{parse_json, short};
 
 /// Everything that `config.json` and `generation_config.json` say.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConfigFile {
-    /// The hyperparameters.
-    pub model: ModelConfig,
+    /// The model.
+    pub architecture: Architecture,
     /// How the weights are quantised.
     pub quantization: QuantConfig,
     /// The tokens that end a text: the union of both files, ascending.
@@ -118,40 +35,41 @@ impl ConfigFile {
     /// If a text is not JSON, a key is missing or senseless, or names something that is not implemented.
     pub fn parse(file: &str, config_json: &str, generation_config: Option<&str>) -> Result<Self> {
         let value = parse_json(file, config_json)?;
-        let fields = Fields::new(file, &value)?;
-        let model_type = fields.str("model_type")?;
-        let model = match model_type {
-            "glm4_moe_lite" => ModelConfig::Glm4MoeLite(Glm4MoeLiteConfig::parse(&fields)?),
-            "qwen3_moe" => ModelConfig::Qwen3Moe(Qwen3MoeConfig::parse(&fields)?),
-            got => {
-                return Err(Error::UnknownModelType {
-                    file: file.into(),
-                    got: got.into(),
-                    known: MODEL_TYPES,
-                });
-            }
-        };
+        let whole = Fields::new(file, &value)?;
+        let text_model = whole.text_model()?;
+        let architecture = families::architecture(file, &whole, &text_model)?;
+        ensure_addressable(&architecture, &text_model)?;
+
         let mut eos = BTreeSet::new();
-        fields.token_ids("eos_token_id", &mut eos)?;
+        whole.token_ids("eos_token_id", &mut eos)?;
+        text_model.token_ids("eos_token_id", &mut eos)?;
         if let Some(text) = generation_config {
             let name =
                 format!("{}generation_config.json", file.strip_suffix("config.json").unwrap_or_default());
             Fields::new(&name, &parse_json(&name, text)?)?.token_ids("eos_token_id", &mut eos)?;
         }
-        if let Some(&id) = eos.iter().find(|&&id| id as usize >= model.vocab_size()) {
-            return Err(fields.wrong("eos_token_id", format!("ids below {}", model.vocab_size()), id));
+        let vocab_size = architecture.vocab_size;
+        if let Some(&id) = eos.iter().find(|&&id| id as usize >= vocab_size) {
+            return Err(whole.wrong("eos_token_id", format!("ids below {vocab_size}"), id));
         }
-        let dtype = match (fields.get("dtype"), fields.get("torch_dtype")) {
-            (Some(v), _) | (None, Some(v)) => v.as_str().map(str::to_owned),
-            (None, None) => None,
-        };
-        let quantization = QuantConfig::parse(&fields)?;
-        let text = config_json.to_owned();
-        Ok(Self { model, quantization, eos_token_ids: eos.into_iter().collect(), dtype, text })
+        let dtype = text_model.get(text_model.named(&["dtype", "torch_dtype"]));
+        Ok(Self {
+            architecture,
+            quantization: QuantConfig::parse(&whole, &text_model)?,
+            eos_token_ids: eos.into_iter().collect(),
+            dtype: dtype.and_then(|v| v.as_str()).map(str::to_owned),
+            text: config_json.to_owned(),
+        })
     }
 }
 
-/// The JSON value in the text of `file`.
-pub(crate) fn parse_json(file: &str, text: &str) -> Result<Value> {
-    serde_json::from_str(text).map_err(|source| Error::Json { file: file.into(), source })
+/// Refuses a weight that no machine could address, so that no later product overflows.
+fn ensure_addressable(architecture: &Architecture, f: &Fields<'_>) -> Result<()> {
+    const MAX_ELEMENTS: usize = 1 << 48;
+    let Some((path, dims)) = architecture.largest_weight() else { return Ok(()) };
+    let product = dims.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+    if product.is_some_and(|n| n <= MAX_ELEMENTS) {
+        return Ok(());
+    }
+    Err(f.wrong(&path, "a weight of at most 2^48 values", format!("{dims:?}")))
 }

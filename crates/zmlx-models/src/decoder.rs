@@ -1,39 +1,24 @@
 //! The decoder: embedding, layers, final norm and head, for every model type.
 
-use zmlx_kernels::{Backend, Fusion, PrefillStyle, Span, stock};
-use zmlx_moe::{Mlp, MoeBlock};
+mod load;
 
-use crate::attention::{Attention, take_rows};
-use crate::loader::{Loader, Progress};
-use crate::{Checkpoint, Error, ModelConfig, Result, glm4_moe_lite, qwen3_moe};
+use zmlx_kernels::{Backend, Fusion, PrefillStyle, Span, stock};
+
+use crate::architecture::Architecture;
+use crate::attention::take_rows;
+use crate::layer::{FeedForward, Layer};
+use crate::loader::Progress;
+use crate::{Error, Result};
 
 /// Tokens of a prompt that are computed at once: bounds the memory that a long prompt needs. A backend may prefer
 /// another size ([`Backend::prefill_style`]).
 pub const PREFILL_CHUNK: usize = 512;
 
-/// What follows attention in a layer.
-#[derive(Debug)]
-pub(crate) enum FeedForward<W> {
-    /// One MLP for every token.
-    Dense(Mlp<W>),
-    /// A mixture of experts.
-    Moe(MoeBlock<W>),
-}
-
-/// `h = x + attention(norm(x)); y = h + feed_forward(norm(h))`.
-#[derive(Debug)]
-pub(crate) struct Layer<W> {
-    pub(crate) input_norm: W,
-    pub(crate) attention: Attention<W>,
-    pub(crate) post_norm: W,
-    pub(crate) feed_forward: FeedForward<W>,
-}
-
 /// A loaded model on a backend.
 #[derive(Debug)]
 pub struct Model<B: Backend> {
     pub(crate) backend: B,
-    pub(crate) config: ModelConfig,
+    pub(crate) architecture: Architecture,
     pub(crate) eps: f32,
     pub(crate) embed: B::Weight,
     pub(crate) layers: Vec<Layer<B::Weight>>,
@@ -95,56 +80,14 @@ pub enum TapValue<'a, B: Backend> {
 pub type Tap<'a, B> = &'a mut dyn FnMut(&str, TapValue<'_, B>) -> Option<<B as Backend>::Tensor>;
 
 impl<B: Backend> Model<B> {
-    /// Loads the model of a checkpoint onto a backend.
-    ///
-    /// # Errors
-    /// [`Error::Weights`] with every tensor that is missing, left over or does not fit; whatever the backend refuses.
-    pub fn load(backend: B, checkpoint: &Checkpoint, progress: Progress<'_>) -> Result<Self> {
-        let config = checkpoint.config();
-        let (hidden, vocab) = (config.hidden_size(), config.vocab_size());
-        let n_layers = config.num_hidden_layers();
-        let mut loader = Loader::new(&backend, checkpoint);
-        let embed = loader.matrix("model.embed_tokens", vocab, hidden)?;
-        let mut layers = Vec::new();
-        for layer_idx in 0..n_layers {
-            layers.push(match config {
-                ModelConfig::Glm4MoeLite(c) => glm4_moe_lite::layer(&mut loader, c, layer_idx)?,
-                ModelConfig::Qwen3Moe(c) => qwen3_moe::layer(&mut loader, c, layer_idx)?,
-            });
-            progress(layer_idx + 1, n_layers);
-        }
-        let norm = loader.vector("model.norm.weight", hidden)?;
-        let head = if config.tie_word_embeddings() {
-            // Some files hold the tied head all the same.
-            loader.reader.ignore("lm_head");
-            embed.clone()
-        } else {
-            loader.matrix("lm_head", vocab, hidden)?
-        };
-        loader.reader.ignore_layers_from("model.layers", n_layers);
-        for layer_idx in 0..n_layers {
-            loader.reader.ignore(&format!("model.layers.{layer_idx}.self_attn.rotary_emb.inv_freq"));
-        }
-        loader.reader.finish()?;
-        Ok(Self {
-            eps: config.rms_norm_eps() as f32,
-            config: config.clone(),
-            embed,
-            layers,
-            norm,
-            head,
-            backend,
-        })
-    }
-
     /// The backend that the model lives on.
     pub fn backend(&self) -> &B {
         &self.backend
     }
 
-    /// The model's configuration.
-    pub fn config(&self) -> &ModelConfig {
-        &self.config
+    /// The model as its config describes it.
+    pub fn architecture(&self) -> &Architecture {
+        &self.architecture
     }
 
     /// Empty caches for `n_slots` sequences.
@@ -282,7 +225,7 @@ impl<B: Backend> Model<B> {
     }
 
     fn spans(&self, state: &State<B>, inputs: &[Input<'_>]) -> Result<Vec<Span>> {
-        let (vocab, limit) = (self.config.vocab_size(), self.config.max_position_embeddings());
+        let (vocab, limit) = (self.architecture.vocab_size, self.architecture.max_position_embeddings);
         let mut spans: Vec<Span> = Vec::with_capacity(inputs.len());
         for input in inputs {
             if input.slot >= state.n_slots() || spans.iter().any(|s| s.slot == input.slot) {

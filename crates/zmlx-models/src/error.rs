@@ -62,7 +62,7 @@ pub enum Error {
         /// The type it names.
         got: String,
         /// The types that are implemented.
-        known: &'static [&'static str],
+        known: Vec<&'static str>,
     },
     /// A shard that is not a sound safetensors file.
     #[error("{file}: not a sound safetensors file: {source}")]

@@ -1,4 +1,4 @@
-//! GLM-4.7-Flash and Qwen3 mixture-of-experts decoders for MLX checkpoints.
+//! Decoders for MLX checkpoints of the model families in `families`: GLM-4 and Qwen3, with experts and without.
 //!
 //! The host side needs no backend: [`Checkpoint`] opens a folder (config, mapped shards), [`Tokenizer`],
 //! [`Detokenizer`], [`StopStrings`] and [`ChatTemplate`] turn text into tokens and back, [`Sampler`] chooses the
@@ -7,6 +7,7 @@
 //! [`Model`] runs a checkpoint on any [`Backend`](zmlx_kernels::Backend), [`generate`] continues a prompt with it.
 #![forbid(unsafe_code)]
 
+pub mod architecture;
 mod attention;
 pub mod chat;
 pub mod checkpoint;
@@ -14,23 +15,26 @@ pub mod config;
 mod decoder;
 pub mod detokenizer;
 mod error;
+mod families;
+mod fields;
 mod generate;
-mod glm4_moe_lite;
+mod layer;
 mod loader;
 #[cfg(feature = "mlx")]
 pub mod mlx;
-mod qwen3_moe;
 pub mod sampler;
 pub mod self_check;
 pub mod stop;
 pub mod tokenizer;
 
+pub use architecture::Architecture;
 pub use chat::{ChatMessage, ChatRequest, ChatTemplate};
 pub use checkpoint::{Checkpoint, KvBDims, TensorInfo, TensorReader};
-pub use config::{Glm4MoeLiteConfig, ModelConfig, QuantConfig, Qwen3MoeConfig};
+pub use config::QuantConfig;
 pub use decoder::{Input, LogitsOf, Model, PREFILL_CHUNK, State, Tap, TapValue};
 pub use detokenizer::Detokenizer;
 pub use error::{Error, Result, WeightProblem};
+pub use families::model_types;
 pub use generate::{GenerateOptions, Generation, Step, StopReason, generate};
 pub use loader::Progress;
 pub use sampler::{Sampled, Sampler, SamplingParams};

@@ -1,16 +1,22 @@
-//! From a checkpoint's tensors to a backend's weights.
+//! From an architecture and a checkpoint's tensors to a backend's weights.
 
 use zmlx_kernels::{Backend, HostWeight};
-use zmlx_moe::Mlp;
+use zmlx_moe::{ExpertBank, Mlp, MoeBlock, Router};
 
-use crate::{Checkpoint, Result, TensorReader};
+use crate::architecture::{
+    Activation, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec,
+    MlpSpec, MoeSpec, QuerySpec, RouterSpec, VectorSpec,
+};
+use crate::attention::{Attention, Gqa, Mla, QueryProjection};
+use crate::layer::{FeedForward, Layer, Linear};
+use crate::{Checkpoint, KvBDims, Result, TensorReader};
 
 /// Called after each layer with the number of layers loaded and of all.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
 /// A reader that uploads what it reads.
 pub(crate) struct Loader<'a, B> {
-    pub(crate) backend: &'a B,
+    backend: &'a B,
     pub(crate) reader: TensorReader<'a>,
 }
 
@@ -19,51 +25,137 @@ impl<'a, B: Backend> Loader<'a, B> {
         Self { backend, reader: checkpoint.reader() }
     }
 
-    pub(crate) fn upload(&self, weight: HostWeight) -> Result<B::Weight> {
+    pub(crate) fn matrix(&mut self, spec: &MatrixSpec) -> Result<B::Weight> {
+        let weight = self.reader.matrix_of(spec);
+        self.upload(weight)
+    }
+
+    pub(crate) fn vector(&mut self, spec: &VectorSpec) -> Result<B::Weight> {
+        let weight = self.reader.vector_of(spec);
+        self.upload(weight)
+    }
+
+    pub(crate) fn layer(&mut self, spec: &LayerSpec) -> Result<Layer<B::Weight>> {
+        Ok(Layer {
+            input_norm: self.vector(&spec.input_norm)?,
+            attention: match &spec.mixer {
+                MixerSpec::Attention(spec) => Attention::Gqa(self.gqa(spec)?),
+                MixerSpec::Latent(spec) => Attention::Mla(self.mla(spec)?),
+            },
+            post_norm: self.vector(&spec.post_norm)?,
+            feed_forward: match &spec.feed_forward {
+                FeedForwardSpec::Dense(spec) => FeedForward::Dense(self.mlp(spec)?),
+                FeedForwardSpec::Moe(spec) => FeedForward::Moe(self.moe(spec)?),
+            },
+        })
+    }
+
+    pub(crate) fn moe(&mut self, spec: &MoeSpec) -> Result<MoeBlock<B::Weight>> {
+        Ok(MoeBlock {
+            router: match &spec.router {
+                RouterSpec::SoftmaxTopK { gate, settings } => {
+                    Router::SoftmaxTopK { gate: self.matrix(gate)?, settings: *settings }
+                }
+                RouterSpec::NoauxTc { gate, bias, settings } => Router::NoauxTc {
+                    gate: self.matrix(gate)?,
+                    bias: self.vector(bias)?,
+                    settings: *settings,
+                },
+            },
+            experts: self.experts(&spec.experts)?,
+            shared: spec.shared.as_ref().map(|spec| self.mlp(spec)).transpose()?,
+        })
+    }
+
+    fn experts(&mut self, spec: &ExpertsSpec) -> Result<ExpertBank<B::Weight>> {
+        let Activation::SwiGlu = spec.activation;
+        let [gate, up, down] = self.reader.experts(spec).map(|weight| self.upload(weight));
+        Ok(ExpertBank::new(gate?, up?, down?))
+    }
+
+    fn mlp(&mut self, spec: &MlpSpec) -> Result<Mlp<B::Weight>> {
+        let Activation::SwiGlu = spec.activation;
+        Ok(Mlp { gate: self.matrix(&spec.gate)?, up: self.matrix(&spec.up)?, down: self.matrix(&spec.down)? })
+    }
+
+    fn gqa(&mut self, spec: &GqaSpec) -> Result<Gqa<B::Weight>> {
+        let [q, k, v] = [&spec.q, &spec.k, &spec.v].map(|spec| self.linear(spec));
+        let (q, k, v) = (q?, k?, v?);
+        Ok(Gqa {
+            n_heads: spec.n_heads,
+            n_kv_heads: spec.n_kv_heads,
+            head_dim: spec.head_dim,
+            rope: spec.rope.clone(),
+            eps: spec.eps,
+            scale: spec.scale,
+            qkv: self.concat(&[&q.weight, &k.weight, &v.weight])?,
+            q,
+            k,
+            v,
+            o: self.linear(&spec.o)?,
+            qk_norm: match &spec.qk_norm {
+                Some([q, k]) => Some([self.vector(q)?, self.vector(k)?]),
+                None => None,
+            },
+        })
+    }
+
+    fn mla(&mut self, spec: &MlaSpec) -> Result<Mla<B::Weight>> {
+        let MlaSpec { path, n_heads, nope_dim, rope_dim, v_dim, rank, .. } = spec;
+        let q = match &spec.q {
+            QuerySpec::Direct(q) => QueryProjection::Direct(self.linear(q)?),
+            QuerySpec::LowRank { a, norm, b } => {
+                QueryProjection::LowRank { a: self.linear(a)?, norm: self.vector(norm)?, b: self.linear(b)? }
+            }
+        };
+        let old_layout = format!("{path}.kv_b_proj");
+        let (embed_q, unembed_out) = if self.reader.contains(&format!("{old_layout}.weight")) {
+            let dims = KvBDims {
+                n_heads: *n_heads,
+                qk_nope_head_dim: *nope_dim,
+                v_head_dim: *v_dim,
+                kv_lora_rank: *rank,
+            };
+            self.reader.kv_b_proj(&old_layout, dims)
+        } else {
+            (
+                self.reader.heads(&format!("{path}.embed_q"), *n_heads, *rank, *nope_dim),
+                self.reader.heads(&format!("{path}.unembed_out"), *n_heads, *v_dim, *rank),
+            )
+        };
+        Ok(Mla {
+            n_heads: *n_heads,
+            nope_dim: *nope_dim,
+            rope_dim: *rope_dim,
+            v_dim: *v_dim,
+            rank: *rank,
+            rope: spec.rope.clone(),
+            eps: spec.eps,
+            scale: spec.scale,
+            q,
+            kv_a: self.linear(&spec.kv_a)?,
+            kv_norm: self.vector(&spec.kv_norm)?,
+            embed_q: self.upload(embed_q)?,
+            unembed_out: self.upload(unembed_out)?,
+            o: self.linear(&spec.o)?,
+        })
+    }
+
+    fn linear(&mut self, spec: &LinearSpec) -> Result<Linear<B::Weight>> {
+        let weight = self.matrix(&spec.matrix)?;
+        let bias = spec.bias.as_ref().map(|spec| self.vector(spec)).transpose()?;
+        Ok(Linear { weight, bias })
+    }
+
+    fn upload(&self, weight: HostWeight) -> Result<B::Weight> {
         Ok(self.backend.upload(weight)?)
     }
 
     /// The rows of all `parts` as one weight. Placeholders of weights that could not be read need not fit together.
-    pub(crate) fn concat(&self, parts: &[&B::Weight]) -> Result<B::Weight> {
+    fn concat(&self, parts: &[&B::Weight]) -> Result<B::Weight> {
         if self.reader.has_problems() {
             return Ok(parts[0].clone());
         }
         Ok(self.backend.concat_rows(parts)?)
-    }
-
-    pub(crate) fn matrix(&mut self, path: &str, n_out: usize, n_in: usize) -> Result<B::Weight> {
-        let weight = self.reader.matrix(path, n_out, n_in);
-        self.upload(weight)
-    }
-
-    pub(crate) fn vector(&mut self, name: &str, len: usize) -> Result<B::Weight> {
-        let weight = self.reader.vector(name, len);
-        self.upload(weight)
-    }
-
-    /// Gate, up and down projections below `path`.
-    pub(crate) fn mlp(&mut self, path: &str, inter: usize, hidden: usize) -> Result<Mlp<B::Weight>> {
-        Ok(Mlp {
-            gate: self.matrix(&format!("{path}.gate_proj"), inter, hidden)?,
-            up: self.matrix(&format!("{path}.up_proj"), inter, hidden)?,
-            down: self.matrix(&format!("{path}.down_proj"), hidden, inter)?,
-        })
-    }
-
-    /// The three projections of all experts below `path` (the layer's `mlp`), stacked or one by one.
-    pub(crate) fn experts(
-        &mut self,
-        path: &str,
-        [n_experts, inter, hidden]: [usize; 3],
-    ) -> Result<zmlx_moe::ExpertBank<B::Weight>> {
-        let mut bank = |projection: &str, n_out: usize, n_in: usize| {
-            let stacked = format!("{path}.switch_mlp.{projection}");
-            let per_expert = |e: usize| format!("{path}.experts.{e}.{projection}");
-            let weight = self.reader.bank(&stacked, per_expert, [n_experts, n_out, n_in]);
-            self.upload(weight)
-        };
-        let gate = bank("gate_proj", inter, hidden)?;
-        let up = bank("up_proj", inter, hidden)?;
-        Ok(zmlx_moe::ExpertBank::new(gate, up, bank("down_proj", hidden, inter)?))
     }
 }

@@ -20,7 +20,7 @@ use zmlx_kernels::mlx::{Array, MlxBackend, MlxWeight};
 use zmlx_kernels::{Backend, ExpertFusion, Fusion, Switch};
 
 use crate::loader::Loader;
-use crate::{Checkpoint, Error, ModelConfig, Result, glm4_moe_lite, qwen3_moe};
+use crate::{Architecture, Checkpoint, Error, Result};
 
 /// A set of fusions and why it was chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,39 +33,43 @@ pub struct FusionChoice {
 
 /// The fusions that a model uses on this backend unless told otherwise.
 ///
-/// | backend | model | experts | combine | dense_swiglu | route | add_rms_norm, qkv |
-/// |---|---|---|---|---|---|---|
-/// | MLX without Metal | any | stock | off | off | off | off |
-/// | MLX with Metal | GLM | fused | on | on | on | off |
-/// | MLX with Metal | Qwen | fused | on | off | on | off |
+/// | backend | model | experts, combine, route | dense_swiglu | add_rms_norm, qkv |
+/// |---|---|---|---|---|
+/// | MLX without Metal | any | stock | off | off |
+/// | MLX with Metal | with experts | fused | on if it has shared experts or dense layers | off |
+/// | MLX with Metal | without | stock | on | off |
 ///
 /// - *experts*: of a token, `top_k` experts of `moe_intermediate_size` rows each are read. Stock takes two gathers, SiLU and
-///   a product, each waiting for the one before; the kernel is one launch, and gate and up never go to memory. GLM's
-///   4 × 1536 and Qwen's 8 × 768 are 6,144 rows either way: enough threadgroups to fill a GPU, with groups of 64 that
-///   a kernel's lanes share evenly. Concatenation would save a launch, too, but holds gate and up of every layer twice.
+///   a product, each waiting for the one before; the kernel is one launch, and gate and up never go to memory.
+///   GLM-4.7-Flash's 4 × 1536 and Qwen3-30B-A3B's 8 × 768 are 6,144 rows either way: enough threadgroups to fill a GPU,
+///   with groups of 64 that a kernel's lanes share evenly. Concatenation would save a launch, too, but holds gate and
+///   up of every layer twice.
 /// - *combine*: `top_k` partial results of the hidden width are summed where they are computed instead of being written.
-/// - *dense_swiglu*: only GLM has shared experts and a dense layer.
+/// - *dense_swiglu*: the same for the MLPs that every token goes through.
 /// - *route*: one launch of a few hundred values instead of six.
 /// - *add_rms_norm* and *qkv* have no kernel on Metal: the first is the composition, the second copies the projections.
 ///
 /// Without Metal every fused op is the composition of the same stock ops, so nothing is to be gained. In exact numerics
 /// the results have the same bits whichever is chosen. No speed on Metal has been measured; the choice rests on counts.
-pub fn default_fusion(config: &ModelConfig, backend: &MlxBackend) -> FusionChoice {
+pub fn default_fusion(architecture: &Architecture, backend: &MlxBackend) -> FusionChoice {
     if !backend.runtime().has_metal() {
         let reason = "MLX runs without Metal: fused ops would be compositions of the same stock ops";
         return FusionChoice { fusion: Fusion::STOCK, reason: reason.to_owned() };
     }
-    let (top_k, inter, n_shared) = match config {
-        ModelConfig::Glm4MoeLite(c) => (c.num_experts_per_tok, c.moe_intermediate_size, c.n_shared_experts),
-        ModelConfig::Qwen3Moe(c) => (c.num_experts_per_tok, c.moe_intermediate_size, 0),
+    let has_mlps = architecture.layers.iter().any(|layer| layer.dense_mlp().is_some());
+    let dense_swiglu = if has_mlps { Switch::On } else { Switch::Off };
+    let Some((_, moe)) = architecture.moe_layers().next() else {
+        let reason = "one launch over gate and up of each MLP instead of three".to_owned();
+        return FusionChoice { fusion: Fusion { dense_swiglu, ..Fusion::STOCK }, reason };
     };
     let fusion = Fusion {
         experts: ExpertFusion::Fused,
         combine: Switch::On,
-        dense_swiglu: if n_shared > 0 { Switch::On } else { Switch::Off },
+        dense_swiglu,
         route: Switch::On,
         ..Fusion::STOCK
     };
+    let (top_k, inter) = (moe.router.top_k(), moe.experts.inter);
     let rows = top_k * inter;
     let reason = format!(
         "{top_k} experts of {inter} rows per token: one launch over {rows} rows of gate and up instead of four dependent ones"
@@ -86,21 +90,17 @@ pub struct MoeBlock {
 /// # Errors
 /// [`Error::Parameter`] if the layer does not exist or has no experts; as [`crate::Model::load`] for its weights.
 pub fn moe_block(checkpoint: &Checkpoint, layer_idx: usize, backend: &MlxBackend) -> Result<MoeBlock> {
-    let config = checkpoint.config();
-    if layer_idx >= config.num_hidden_layers() || !config.is_moe_layer(layer_idx) {
+    let architecture = checkpoint.architecture();
+    let Some(spec) = architecture.layers.get(layer_idx).and_then(|layer| layer.moe()) else {
         let want = "a layer with experts";
         return Err(Error::Parameter { field: "layer_idx", want, got: layer_idx.to_string() });
-    }
-    let mut loader = Loader::new(backend, checkpoint);
-    let block = match config {
-        ModelConfig::Glm4MoeLite(c) => glm4_moe_lite::moe(&mut loader, c, layer_idx)?,
-        ModelConfig::Qwen3Moe(c) => qwen3_moe::moe(&mut loader, c, layer_idx)?,
     };
+    let mut loader = Loader::new(backend, checkpoint);
+    let block = loader.moe(spec)?;
     // The rest of the model is the caller's.
-    loader.reader.ignore("model");
-    loader.reader.ignore("lm_head");
+    loader.reader.ignore_rest();
     loader.reader.finish()?;
-    let FusionChoice { fusion, reason } = default_fusion(config, backend);
+    let FusionChoice { fusion, reason } = default_fusion(architecture, backend);
     tracing::info!(layer_idx, %fusion, reason, "fusions of a MoE block");
     Ok(MoeBlock { block, backend: backend.clone(), fusion })
 }

@@ -5,9 +5,10 @@ use std::fmt;
 use zmlx_kernels::{Backend, ExpertFusion, Fusion, SoftmaxRoute, Span, Switch, stock};
 use zmlx_moe::{Mlp, MoeBlock, Router, Routing};
 
+use crate::architecture::{FeedForwardSpec, MlpSpec, MoeSpec};
 use crate::attention::Attention;
-use crate::decoder::FeedForward;
-use crate::{Model, ModelConfig, Result};
+use crate::layer::FeedForward;
+use crate::{Model, Result};
 
 /// The most that a fused op may differ from its composition: see [`Outcome::Agrees`]'s difference.
 ///
@@ -91,14 +92,16 @@ impl fmt::Display for Outcome {
 pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfCheck> {
     let b = &model.backend;
     let mut check = Checker { b, wanted, eps: model.eps, layer_idx: 0, ops: Vec::new() };
-    let widths = Widths::of(&model.config);
     // One sequence for the stock attention, one for the fused.
     let mut state = model.state(2)?;
-    let token = (model.config.vocab_size() / 2) as u32;
+    let token = (model.architecture.vocab_size / 2) as u32;
     let mut h = b.embed(&model.embed, &b.indices(&[token], &[1])?)?;
     let Some(first) = model.layers.first() else { return Ok(check.finish()) };
     let mut x = b.rms_norm(&h, &first.input_norm, model.eps)?;
-    for (layer_idx, (layer, cache)) in model.layers.iter().zip(&mut state.caches).enumerate() {
+    let specs = &model.architecture.layers;
+    for (layer_idx, ((layer, spec), cache)) in
+        model.layers.iter().zip(specs).zip(&mut state.caches).enumerate()
+    {
         check.layer_idx = layer_idx;
         let mut attend = |slot: usize, fusion: &Fusion| {
             let span = Span { slot, start: 0, n_tokens: 1 };
@@ -106,13 +109,15 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
         };
         let y = attend(0, &Fusion::STOCK)?;
         if let Attention::Gqa(a) = &layer.attention {
-            let shape = format!("{} → {}", widths.hidden, (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
+            let hidden = model.architecture.hidden_size;
+            let shape = format!("{hidden} → {}", (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
             check.tensor(("qkv", "linear"), &shape, &y, |fusion| attend(1, fusion))?;
         }
         (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;
-        let y = match &layer.feed_forward {
-            FeedForward::Dense(mlp) => check.mlp(mlp, &x, &widths.dense)?,
-            FeedForward::Moe(moe) => check.moe(moe, &x, &widths)?,
+        let y = match (&layer.feed_forward, &spec.feed_forward) {
+            (FeedForward::Dense(mlp), FeedForwardSpec::Dense(spec)) => check.mlp(mlp, spec, &x)?,
+            (FeedForward::Moe(moe), FeedForwardSpec::Moe(spec)) => check.moe(moe, spec, &x)?,
+            _ => unreachable!("a layer is made from its spec"),
         };
         let next_norm = model.layers.get(layer_idx + 1).map_or(&model.norm, |next| &next.input_norm);
         (h, x) = check.add_norm(&h, &y, next_norm)?;
@@ -120,47 +125,9 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
     Ok(check.finish())
 }
 
-/// What a report calls the shapes.
-struct Widths {
-    hidden: usize,
-    /// Of a dense layer's MLP.
-    dense: String,
-    shared: String,
-    up: String,
-    down: String,
-    router: String,
-}
-
-impl Widths {
-    fn of(config: &ModelConfig) -> Self {
-        let (hidden, dense, moe, n_shared, n_experts, top_k) = match config {
-            ModelConfig::Glm4MoeLite(c) => (
-                c.hidden_size,
-                c.intermediate_size,
-                c.moe_intermediate_size,
-                c.n_shared_experts,
-                c.n_routed_experts,
-                c.num_experts_per_tok,
-            ),
-            ModelConfig::Qwen3Moe(c) => (
-                c.hidden_size,
-                c.intermediate_size,
-                c.moe_intermediate_size,
-                0,
-                c.num_experts,
-                c.num_experts_per_tok,
-            ),
-        };
-        let experts = format!("{top_k} of {n_experts}");
-        Self {
-            hidden,
-            dense: format!("{hidden} → {dense}"),
-            shared: format!("{hidden} → {}", n_shared * moe),
-            up: format!("{hidden} → {moe}, {experts}"),
-            down: format!("{moe} → {hidden}, {experts}"),
-            router: experts,
-        }
-    }
+/// What a report calls the shapes of an MLP.
+fn mlp_shape(spec: &MlpSpec) -> String {
+    format!("{} → {}", spec.gate.n_in, spec.gate.n_out)
 }
 
 /// Name of the op in a fusion, and of the kernel.
@@ -176,7 +143,7 @@ struct Checker<'a, B> {
 }
 
 impl<B: Backend> Checker<'_, B> {
-    /// The fusion of `op` alone, as it is wanted; none if it is not.
+    /// The fusion of `op` alone, as it is wanted; `None` if it is not.
     fn only(&self, op: &str) -> Option<Fusion> {
         let (mut fusion, wanted) = (Fusion::STOCK, self.wanted);
         match op {
@@ -222,15 +189,20 @@ impl<B: Backend> Checker<'_, B> {
         Ok((sum, normed))
     }
 
-    fn mlp(&mut self, mlp: &Mlp<B::Weight>, x: &B::Tensor, shape: &str) -> Result<B::Tensor> {
+    fn mlp(&mut self, mlp: &Mlp<B::Weight>, spec: &MlpSpec, x: &B::Tensor) -> Result<B::Tensor> {
         let y = mlp.forward(self.b, x, &Fusion::STOCK)?;
-        let b = self.b;
+        let (b, shape) = (self.b, &mlp_shape(spec));
         self.tensor(("dense_swiglu", "qmm_swiglu"), shape, &y, |fusion| mlp.forward(b, x, fusion))?;
         Ok(y)
     }
 
-    fn moe(&mut self, moe: &MoeBlock<B::Weight>, x: &B::Tensor, widths: &Widths) -> Result<B::Tensor> {
+    fn moe(&mut self, moe: &MoeBlock<B::Weight>, spec: &MoeSpec, x: &B::Tensor) -> Result<B::Tensor> {
         let b = self.b;
+        let (top_k, n_experts) = (spec.router.top_k(), spec.experts.n_experts);
+        let (hidden, inter) = (spec.experts.hidden, spec.experts.inter);
+        let chosen_of = format!("{top_k} of {n_experts}");
+        let up = format!("{hidden} → {inter}, {chosen_of}");
+        let down = format!("{inter} → {hidden}, {chosen_of}");
         let routing = moe.router.route(b, x, &Fusion::STOCK)?;
         if let Some(fusion) = self.only("route") {
             let kernel = match &moe.router {
@@ -243,7 +215,7 @@ impl<B: Backend> Checker<'_, B> {
                 let part = |i: usize| difference(&got[i], &want[i]);
                 worse(part(0), part(1))
             });
-            self.record(("route", kernel), &widths.router, result);
+            self.record(("route", kernel), &chosen_of, result);
         }
         let chosen = (&routing.experts, &routing.weights);
         let mut y = moe.experts.forward(b, x, chosen, &Fusion::STOCK)?;
@@ -251,13 +223,11 @@ impl<B: Backend> Checker<'_, B> {
             ExpertFusion::Fused => "gather_qmm_swiglu",
             ExpertFusion::Concat | ExpertFusion::Stock => "gather_linear",
         };
-        for (names, shape) in
-            [(("experts", kernel), &widths.up), (("combine", "gather_qmm_combine"), &widths.down)]
-        {
+        for (names, shape) in [(("experts", kernel), &up), (("combine", "gather_qmm_combine"), &down)] {
             self.tensor(names, shape, &y, |fusion| moe.experts.forward(b, x, chosen, fusion))?;
         }
-        if let Some(shared) = &moe.shared {
-            y = b.add(&y, &self.mlp(shared, x, &widths.shared)?)?;
+        if let (Some(shared), Some(spec)) = (&moe.shared, &spec.shared) {
+            y = b.add(&y, &self.mlp(shared, spec, x)?)?;
         }
         Ok(y)
     }

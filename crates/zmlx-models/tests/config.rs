@@ -3,9 +3,10 @@
 
 use rstest::rstest;
 use serde_json::{Value, json};
-use zmlx_kernels::{QuantMode, QuantSpec};
+use zmlx_kernels::{NoauxTc, QuantMode, QuantSpec, Renormalize, RopeFrequencies, RopePairing};
+use zmlx_models::architecture::{Architecture, HeadSpec, MixerSpec, QuerySpec, RouterSpec};
 use zmlx_models::config::{ConfigFile, QuantOverride};
-use zmlx_models::{Error, ModelConfig};
+use zmlx_models::{Error, model_types};
 
 fn glm() -> Value {
     json!({
@@ -37,39 +38,132 @@ fn parse(config: &Value) -> Result<ConfigFile, Error> {
     ConfigFile::parse("dir/config.json", &config.to_string(), None)
 }
 
+fn architecture(config: &Value) -> Architecture {
+    parse(config).unwrap().architecture
+}
+
 fn moe_layers(config: &Value) -> Vec<usize> {
-    let model = parse(config).unwrap().model;
-    (0..model.num_hidden_layers()).filter(|&i| model.is_moe_layer(i)).collect()
+    architecture(config).moe_layers().map(|(layer_idx, _)| layer_idx).collect()
 }
 
 #[test]
 fn glm_with_the_references_defaults() {
-    let ModelConfig::Glm4MoeLite(c) = parse(&glm()).unwrap().model else { panic!("not GLM") };
-    assert_eq!((c.n_group, c.topk_group, c.n_shared_experts, c.moe_layer_freq), (1, 1, 1, 1));
-    assert_eq!((c.routed_scaling_factor, c.rope_theta, c.norm_topk_prob), (1.8, 1e6, true));
-    assert_eq!((c.first_k_dense_replace, c.max_position_embeddings), (1, 202_752));
-    assert_eq!((c.q_lora_rank, c.attention_scale, c.tie_word_embeddings), (Some(32), 0.125, false));
-    let plain = with(glm(), &json!({"q_lora_rank": null, "n_shared_experts": null}));
-    let ModelConfig::Glm4MoeLite(c) = parse(&plain).unwrap().model else { panic!("not GLM") };
-    assert_eq!((c.q_lora_rank, c.n_shared_experts), (None, 0));
+    let model = architecture(&glm());
+    assert_eq!((model.max_position_embeddings, model.config["rope_theta"].as_f64()), (202_752, Some(1e6)));
+    assert!(matches!(&model.head, HeadSpec::Own(head) if head.path == "lm_head"));
+    let MixerSpec::Latent(attention) = &model.layers[0].mixer else { panic!("another mixer") };
+    assert!(matches!(&attention.q, QuerySpec::LowRank { a, .. } if a.matrix.n_out == 32));
+    assert_eq!((attention.scale, attention.rope.pairing), (0.125, RopePairing::Interleaved));
+    let (layer_idx, moe) = model.moe_layers().next().unwrap();
+    assert_eq!((layer_idx, moe.shared.as_ref().unwrap().gate.n_out), (1, 32));
+    let RouterSpec::NoauxTc { settings, .. } = &moe.router else { panic!("another router") };
+    let want = NoauxTc {
+        top_k: 2,
+        n_group: 1,
+        topk_group: 1,
+        renormalize: Renormalize::Yes,
+        eps: 1e-20,
+        routed_scaling_factor: 1.8,
+    };
+    assert_eq!(*settings, want);
+
+    let model = architecture(&with(glm(), &json!({"q_lora_rank": null, "n_shared_experts": null})));
+    let MixerSpec::Latent(attention) = &model.layers[0].mixer else { panic!("another mixer") };
+    assert!(matches!(&attention.q, QuerySpec::Direct(_)));
+    assert!(model.moe_layers().all(|(_, moe)| moe.shared.is_none()));
 }
 
 #[test]
 fn rope_parameters() {
-    let theta = |config: &Value| match parse(config).unwrap().model {
-        ModelConfig::Glm4MoeLite(c) => c.rope_theta,
-        ModelConfig::Qwen3Moe(c) => c.rope_theta,
-        _ => panic!("an unknown model"),
-    };
+    let theta = |config: &Value| architecture(config).config["rope_theta"].as_f64().unwrap();
     let nested = json!({"rope_theta": null, "rope_parameters": {"rope_theta": 5e5, "rope_type": "default"}});
     assert_eq!(theta(&with(glm(), &nested)), 5e5);
     assert_eq!(theta(&with(qwen(), &nested)), 5e5);
     assert_eq!(theta(&with(qwen(), &json!({"rope_scaling": {"type": "default"}}))), 1e7);
 
     let mscale = json!({"rope_scaling": {"rope_type": "default", "mscale_all_dim": 1.0, "factor": 40.0}});
-    let ModelConfig::Glm4MoeLite(c) = parse(&with(glm(), &mscale)).unwrap().model else { panic!("not GLM") };
+    let model = architecture(&with(glm(), &mscale));
+    let MixerSpec::Latent(attention) = &model.layers[0].mixer else { panic!("another mixer") };
     let m = 0.1 * 40f64.ln() + 1.0;
-    assert!((c.attention_scale - 0.125 * m * m).abs() < 1e-15);
+    assert!((f64::from(attention.scale) - 0.125 * m * m).abs() < 1e-7);
+}
+
+/// Frequencies and scale of a Qwen model of head_dim 8, base 100, with this scaling.
+fn rope(scaling: &Value) -> (Vec<f64>, f32) {
+    let config = json!({"head_dim": 8, "rope_theta": 100.0, "max_position_embeddings": 1024});
+    let model = architecture(&with(with(qwen(), &config), &json!({"rope_scaling": scaling})));
+    let MixerSpec::Attention(attention) = &model.layers[0].mixer else { panic!("another mixer") };
+    assert_eq!((attention.rope.dims, attention.rope.pairing), (8, RopePairing::HalfSplit));
+    (attention.rope.frequencies(), attention.rope.scale)
+}
+
+#[test]
+fn scaled_rope() {
+    // theta^(-2i/8) = 1, 10^-0.5, 10^-1, 10^-1.5.
+    let e = [1.0, 0.1f64.sqrt(), 0.1, 0.1f64.powf(1.5)];
+    let check = |scaling: &Value, want: [f64; 4], want_scale: f64| {
+        let (got, scale) = rope(scaling);
+        for (got, want) in got.iter().zip(want) {
+            assert!((got - want).abs() <= 1e-7 * want, "{scaling}: {got}, want {want}");
+        }
+        assert!((f64::from(scale) - want_scale).abs() < 1e-6, "{scaling}: {scale}, want {want_scale}");
+    };
+    check(&json!(null), e, 1.0);
+    check(&json!({"type": "dynamic", "factor": 4.0}), e, 1.0);
+    check(&json!({"rope_type": "linear", "factor": 4.0}), e.map(|e| e / 4.0), 1.0);
+    // Pairs that make 32 and 1 turns over 64 positions: below 0 and at 8 ln(64 / 2π) / (2 ln 100) = 2.016, so 0 and 3.
+    let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
+    let slowed = [0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0];
+    let want = std::array::from_fn(|i| e[i] * (1.0 - slowed[i]) + e[i] / 4.0 * slowed[i]);
+    check(&yarn, want, 0.1 * 4f64.ln() + 1.0);
+    let both = with(yarn, &json!({"mscale": 0.707, "mscale_all_dim": 0.707}));
+    check(&both, want, 1.0);
+    // Waves of 2π, 19.9, 62.8 and 198.7 positions; 64 / 4 = 16 and 64 / 1 are the bounds.
+    let llama = json!({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64,
+        "low_freq_factor": 1.0, "high_freq_factor": 4.0});
+    let mixed = |e: f64| {
+        let s = (64.0 * e / std::f64::consts::TAU - 1.0) / 3.0;
+        e * ((1.0 - s) / 8.0 + s)
+    };
+    check(&llama, [e[0], mixed(e[1]), mixed(e[2]), e[3] / 8.0], 1.0);
+    // 1024 positions of originally 64: √(1 + ln 16 / ln 64).
+    let long = json!({"type": "longrope", "original_max_position_embeddings": 64,
+        "long_factor": [1.0, 2.0, 4.0, 8.0], "short_factor": [1, 1, 1, 1]});
+    check(&long, [e[0], e[1] / 2.0, e[2] / 4.0, e[3] / 8.0], (1.0f64 + 4.0 / 6.0).sqrt());
+    let model = architecture(&with(qwen(), &json!({"rope_scaling": {"type": "linear", "factor": 2}})));
+    let MixerSpec::Attention(attention) = &model.layers[0].mixer else { panic!("another mixer") };
+    let powers = RopeFrequencies::Powers { theta: 1e7, position_scale: 0.5 };
+    assert_eq!(attention.rope.frequencies, powers, "as MLX takes it: its bits depend on it");
+}
+
+#[test]
+fn keys_of_other_times_and_places() {
+    let mut renamed = qwen();
+    renamed.as_object_mut().unwrap().remove("num_experts");
+    renamed["num_local_experts"] = json!(8);
+    assert_eq!(architecture(&renamed), architecture(&qwen()));
+
+    // Wrapped: the inner type counts where the outer one is unknown; some keys may stand outside.
+    let mut inner = qwen();
+    for key in ["tie_word_embeddings", "eos_token_id"] {
+        inner.as_object_mut().unwrap().remove(key);
+    }
+    let outside = json!({"model_type": "qwen3_vl_moe", "tie_word_embeddings": false, "eos_token_id": 7,
+        "quantization": {"bits": 4}, "text_config": inner, "vision_config": {"hidden_size": 7}});
+    let wrapped = parse(&outside).unwrap();
+    assert_eq!(wrapped.architecture, architecture(&qwen()));
+    assert_eq!(wrapped.eos_token_ids, [7]);
+    assert_eq!(wrapped.quantization.global(), QuantSpec::new(QuantMode::Affine, 4, 64).ok());
+    wrong(
+        &with(outside, &json!({"text_config": with(inner_without_layers(), &json!({}))})),
+        "text_config.num_hidden_layers",
+    );
+}
+
+fn inner_without_layers() -> Value {
+    let mut config = qwen();
+    config.as_object_mut().unwrap().remove("num_hidden_layers");
+    config
 }
 
 #[test]
@@ -115,6 +209,12 @@ fn quantisation() {
         parse(&with(qwen(), &json!({"quantization": {"group_size": 64, "bits": 4}}))).unwrap().quantization;
     assert_eq!(q.global(), Some(spec(QuantMode::Affine, 4, 64)));
     assert_eq!(parse(&qwen()).unwrap().quantization.global(), None);
+    // What is left out is MLX's for the mode.
+    let table = json!({"group_size": 32, "bits": 4, "a": {"bits": 8}, "b": {"mode": "mxfp8"}, "c": {"mode": "nvfp4", "bits": 4}});
+    let q = parse(&with(qwen(), &json!({"quantization": table}))).unwrap().quantization;
+    assert_eq!(q.get("a"), Some(QuantOverride::Spec(spec(QuantMode::Affine, 8, 64))));
+    assert_eq!(q.get("b"), Some(QuantOverride::Spec(spec(QuantMode::Mxfp8, 8, 32))));
+    assert_eq!(q.get("c"), Some(QuantOverride::Spec(spec(QuantMode::Nvfp4, 4, 16))));
 }
 
 #[test]
@@ -128,9 +228,8 @@ fn the_declared_type_is_kept() {
 }
 
 #[rstest]
-#[case(json!({"rope_scaling": {"type": "yarn", "factor": 4.0}}), "rope_scaling.type", "yarn")]
-#[case(json!({"rope_scaling": {"rope_type": "linear", "factor": 4.0}}), "rope_scaling.rope_type", "linear")]
-#[case(json!({"rope_parameters": {"rope_type": "llama3"}}), "rope_parameters.rope_type", "llama3")]
+#[case(json!({"rope_scaling": {"type": "ntk", "factor": 4.0}}), "rope_scaling.type", "ntk")]
+#[case(json!({"rope_parameters": {"rope_type": "su"}}), "rope_parameters.rope_type", "su")]
 #[case(json!({"partial_rotary_factor": 0.5}), "partial_rotary_factor", "0.5")]
 #[case(json!({"attention_bias": true}), "attention_bias", "true")]
 #[case(json!({"hidden_act": "gelu"}), "hidden_act", "gelu")]
@@ -172,7 +271,8 @@ fn unsupported(config: &Value, want_key: &str, value: &str) {
 #[case(glm(), json!({"qk_rope_head_dim": 15}), "qk_rope_head_dim")]
 #[case(glm(), json!({"moe_layer_freq": 0}), "moe_layer_freq")]
 #[case(glm(), json!({"routed_scaling_factor": -1.0}), "routed_scaling_factor")]
-#[case(glm(), json!({"n_shared_experts": 16_000_000, "moe_intermediate_size": 16_000_000}), "n_shared_experts")]
+#[case(glm(), json!({"n_shared_experts": 16_000_000, "moe_intermediate_size": 16_000_000}),
+    "model.layers.1.mlp.shared_experts.gate_proj")]
 #[case(glm(), json!({"rope_scaling": {"mscale_all_dim": 1.0}}), "rope_scaling.factor")]
 #[case(qwen(), json!({"num_experts_per_tok": 9}), "num_experts_per_tok")]
 #[case(qwen(), json!({"num_key_value_heads": 3}), "num_key_value_heads")]
@@ -183,15 +283,20 @@ fn unsupported(config: &Value, want_key: &str, value: &str) {
 #[case(qwen(), json!({"rope_theta": 0.0}), "rope_theta")]
 #[case(qwen(), json!({"rope_theta": null}), "rope_theta")]
 #[case(qwen(), json!({"rope_theta": "1e6"}), "rope_theta")]
-#[case(qwen(), json!({"hidden_size": 1 << 24, "head_dim": 1 << 24, "num_attention_heads": 1 << 24}), "num_attention_heads")]
+#[case(qwen(), json!({"hidden_size": 1 << 24, "head_dim": 1 << 24, "num_attention_heads": 1 << 24}),
+    "model.layers.0.self_attn.q_proj")]
+#[case(qwen(), json!({"hidden_size": 1 << 24, "num_experts": 1 << 24}), "model.layers.0.mlp")]
 #[case(qwen(), json!({"rms_norm_eps": 1e300}), "rms_norm_eps")]
 #[case(qwen(), json!({"norm_topk_prob": 1}), "norm_topk_prob")]
 #[case(qwen(), json!({"eos_token_id": 100}), "eos_token_id")]
 #[case(qwen(), json!({"eos_token_id": [1, 4294967296u64]}), "eos_token_id")]
 #[case(qwen(), json!({"quantization": 4}), "quantization")]
-#[case(qwen(), json!({"quantization": {"bits": 4}}), "quantization.group_size")]
 #[case(qwen(), json!({"quantization": {"bits": 4, "group_size": 64, "x": {"bits": "8"}}}), "quantization.x.bits")]
 #[case(qwen(), json!({"rope_scaling": "none"}), "rope_scaling")]
+#[case(qwen(), json!({"rope_scaling": {"type": 4}}), "rope_scaling.type")]
+#[case(qwen(), json!({"rope_scaling": {"type": "yarn"}}), "rope_scaling.factor")]
+#[case(qwen(), json!({"rope_scaling": {"type": "linear", "factor": 0}}), "rope_scaling.factor")]
+#[case(qwen(), json!({"rope_scaling": {"type": "longrope", "long_factor": [1.0]}}), "rope_scaling.long_factor")]
 fn senseless(#[case] config: Value, #[case] change: Value, #[case] key: &str) {
     wrong(&with(config, &change), key);
 }
@@ -233,7 +338,7 @@ fn wrong(config: &Value, want_key: &str) {
 fn other_models_and_other_files() {
     match parse(&json!({"model_type": "llama"})) {
         Err(Error::UnknownModelType { got, known, .. }) => {
-            assert_eq!((got.as_str(), known), ("llama", &["glm4_moe_lite", "qwen3_moe"][..]));
+            assert_eq!((got.as_str(), known), ("llama", model_types().collect()));
         }
         other => panic!("{other:?}"),
     }

@@ -81,7 +81,7 @@ fn prefill_beyond_one_chunk(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-
     let input = Input { slot: 0, tokens: &tokens };
     let y = model.prefill(&mut state, input, &Fusion::FUSED, &mut |done, of| seen.push((done, of))).unwrap();
     assert_eq!(seen, [(PREFILL_CHUNK, tokens.len()), (tokens.len(), tokens.len())]);
-    let (mut got, vocab) = (Vec::new(), model.config().vocab_size());
+    let (mut got, vocab) = (Vec::new(), model.architecture().vocab_size);
     model.backend().read(&y, &mut got).unwrap();
     let whole = in_chunks(&model, &tokens, tokens.len());
     let error = rel_rms(&got, &whole[whole.len() - vocab..]);
@@ -91,7 +91,7 @@ fn prefill_beyond_one_chunk(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-
 #[rstest]
 fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
     let model = load(name);
-    let vocab = model.config().vocab_size();
+    let vocab = model.architecture().vocab_size;
     let texts = [tokens(5, 3), tokens(19, 4), tokens(1, 5)];
     let next = [tokens(6, 6), tokens(6, 7), tokens(6, 8)];
     let alone: Vec<Vec<f32>> =
@@ -126,7 +126,7 @@ fn last_logits_are_those_of_the_last_tokens(
     #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
 ) {
     let model = load(name);
-    let vocab = model.config().vocab_size();
+    let vocab = model.architecture().vocab_size;
     let texts = [tokens(5, 3), tokens(40, 4), tokens(1, 5)];
     let inputs: Vec<_> = (0..3).map(|slot| Input { slot, tokens: &texts[slot] }).collect();
     let next = [0, 1, 2].map(|slot| Input { slot, tokens: &texts[0][slot..=slot] });
@@ -179,7 +179,7 @@ fn refused_inputs_leave_the_state(
     for state in [&mut state, &mut fresh] {
         logits(&model, state, &[Input { slot: 0, tokens: &text[..6] }]);
     }
-    let long = tokens(model.config().max_position_embeddings(), 11);
+    let long = tokens(model.architecture().max_position_embeddings, 11);
     let one = |slot, tokens| vec![Input { slot, tokens }];
     type IsExpected = fn(&Error) -> bool;
     let refused: [(Vec<Input<'_>>, IsExpected); 6] = [

@@ -102,7 +102,7 @@ fn forced_arg_maxes_and_log_probabilities(
 ) {
     let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
     let model = load(name, Level::fastest(), 2);
-    let (fusion, vocab) = (fusion.parse().unwrap(), model.config().vocab_size());
+    let (fusion, vocab) = (fusion.parse().unwrap(), model.architecture().vocab_size);
     for p in &golden.prompts {
         let forced = &p.bf16.tokens;
         let tokens: Vec<u32> = p.prompt_tokens.iter().chain(&forced[..forced.len() - 1]).copied().collect();

@@ -26,18 +26,18 @@ fn blocks_fit_between_the_taps_of_mlx_lm(
 ) {
     let file = TensorFile::open(fixtures().join(format!("golden/{name}-taps.safetensors"))).unwrap();
     let (checkpoint, b) = (open(name), MlxBackend::new(Numerics::Exact).unwrap());
-    let config = checkpoint.config();
+    let architecture = checkpoint.architecture();
     let mut reader = checkpoint.reader();
     let mut n_blocks = 0;
-    for layer_idx in (0..config.num_hidden_layers()).filter(|i| config.is_moe_layer(*i)) {
+    for (layer_idx, _) in architecture.moe_layers() {
         let tap = |what: &str| -> Array {
             let tap = file.floats(&format!("bf16.layers.{layer_idx}.{what}")).unwrap();
             b.tensor(&tap.data, &[1, tap.shape[0], tap.shape[1]]).unwrap().as_dtype(Dtype::Bfloat16).unwrap()
         };
         let norm = format!("model.layers.{layer_idx}.post_attention_layernorm.weight");
-        let norm = b.upload(reader.vector(&norm, config.hidden_size())).unwrap();
+        let norm = b.upload(reader.vector(&norm, architecture.hidden_size)).unwrap();
         let attn = tap("attn");
-        let x = b.rms_norm(&attn, &norm, config.rms_norm_eps() as f32).unwrap();
+        let x = b.rms_norm(&attn, &norm, architecture.rms_norm_eps as f32).unwrap();
         let block = mlx::moe_block(&checkpoint, layer_idx, &b).unwrap();
         let block = block.with_fusion(Fusion::FUSED);
         for y in [block.forward(&x).unwrap(), block.forward_stock(&x).unwrap()] {
@@ -55,7 +55,7 @@ fn without_metal_nothing_is_fused(
     #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
 ) {
     let (checkpoint, b) = (open(name), MlxBackend::new(Numerics::Exact).unwrap());
-    let choice = mlx::default_fusion(checkpoint.config(), &b);
+    let choice = mlx::default_fusion(checkpoint.architecture(), &b);
     if b.runtime().has_metal() {
         assert_ne!(choice.fusion, Fusion::STOCK);
     } else {

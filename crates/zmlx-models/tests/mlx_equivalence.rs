@@ -61,7 +61,7 @@ fn chunks_of_any_size(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4b
 #[rstest]
 fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
     let model = load(name, Numerics::Accurate);
-    let vocab = model.config().vocab_size();
+    let vocab = model.architecture().vocab_size;
     let texts = [tokens(5, 3), tokens(19, 4), tokens(1, 5)];
     let next = [tokens(6, 6), tokens(6, 7), tokens(6, 8)];
     let alone: Vec<Vec<f32>> =

@@ -80,6 +80,7 @@ fn a_block_is_its_formula(
             n_group,
             topk_group,
             renormalize: Renormalize::Yes,
+            eps: 1e-20,
             routed_scaling_factor: 1.8,
         };
         let of = ops::NoauxTc {
@@ -88,6 +89,7 @@ fn a_block_is_its_formula(
             n_group,
             topk_group,
             norm_topk_prob: true,
+            eps: 1e-20,
             routed_scaling_factor: f64::from(1.8f32),
         };
         let bias = dense(&b, &bias_values, 1);

@@ -1,10 +1,12 @@
 //! Checkpoints: `config.json` and safetensors shards, everything dequantised to `f32`.
 //!
 //! Tensors are asked for by module path and wanted shape. A path `P` is quantised if and only if the file holds
-//! `P.scales`; then its format is the override for `P` in config.json, else the general one there, else what the
-//! shapes say. A format from config.json that does not fit the shapes is an error.
+//! `P.scales`; then its format is the override for `P` in config.json, else what the shapes say. An override that does
+//! not fit the shapes is an error.
+//!
+//! The text model inside a wrapper is read as if it stood alone: names lose their `language_model.`, and what does not
+//! begin with it is left out.
 
-mod config;
 mod mla;
 mod quantization;
 
@@ -14,12 +16,16 @@ use std::path::Path;
 use candle_core::{Device, Tensor};
 use safetensors::{Dtype, SafeTensors};
 
+use crate::families;
+use crate::plan::Plan;
 use crate::quant::{Format, Mode, QuantizedMatrix, Scales};
 use crate::{Error, Result};
 
-pub use config::{Glm4MoeLiteConfig, ModelConfig, Qwen3MoeConfig};
-pub use mla::{KvBSplit, MlaProjections};
+pub use mla::KvBSplit;
 pub use quantization::QuantizationConfig;
+
+/// Before the names of a text model inside a wrapper.
+const TEXT_PREFIX: &str = "language_model.";
 
 #[derive(Debug, Clone)]
 struct RawTensor {
@@ -31,7 +37,7 @@ struct RawTensor {
 /// A checkpoint in memory. Tensors of layers from `num_hidden_layers` on are left out.
 #[derive(Debug, Clone)]
 pub struct Checkpoint {
-    config: ModelConfig,
+    plan: Plan,
     quantization: QuantizationConfig,
     tensors: BTreeMap<String, RawTensor>,
 }
@@ -83,17 +89,23 @@ impl Checkpoint {
     fn parse(config_json: &str) -> Result<Self> {
         let value: serde_json::Value = serde_json::from_str(config_json)
             .map_err(|source| Error::Json { what: "config.json".into(), source })?;
-        let config = ModelConfig::from_json(&value)?;
-        let quantization = QuantizationConfig::from_json(&value)?;
-        Ok(Self { config, quantization, tensors: BTreeMap::new() })
+        let plan = families::plan(&value)?;
+        let quantization = QuantizationConfig::from_json(&families::text_model(&value))?;
+        Ok(Self { plan, quantization, tensors: BTreeMap::new() })
     }
 
     fn add_shard(&mut self, what: &str, bytes: &[u8]) -> Result<()> {
         let file = SafeTensors::deserialize(bytes)
             .map_err(|source| Error::SafeTensors { what: what.to_owned(), source })?;
+        let is_wrapped = file.names().iter().any(|name| name.starts_with(TEXT_PREFIX));
         for (name, view) in file.iter() {
+            let name = match name.strip_prefix(TEXT_PREFIX) {
+                Some(name) => name,
+                None if is_wrapped => continue,
+                None => name,
+            };
             let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
-            if layer.and_then(|n| n.parse().ok()).is_some_and(|n: usize| n >= self.config.n_layers()) {
+            if layer.and_then(|n| n.parse().ok()).is_some_and(|n: usize| n >= self.plan.layers.len()) {
                 continue;
             }
             let tensor =
@@ -103,10 +115,10 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// The model's configuration.
+    /// What the configuration asks for.
     #[must_use]
-    pub fn config(&self) -> &ModelConfig {
-        &self.config
+    pub fn plan(&self) -> &Plan {
+        &self.plan
     }
 
     /// The names of the tensors in the file, sorted.
@@ -123,7 +135,7 @@ impl Checkpoint {
     /// Whether `path.weight` is quantised.
     #[must_use]
     pub fn is_quantized(&self, path: &str) -> bool {
-        self.contains(&format!("{path}.scales"))
+        self.contains(&self.part(path, "scales"))
     }
 
     /// The module `path` with a weight of `shape` (`[.., out, in]`), as `f32`, dequantised if need be.
@@ -134,7 +146,7 @@ impl Checkpoint {
         let values = if self.is_quantized(path) {
             self.quantized(path, shape)?.dequantize()
         } else {
-            self.floats(&format!("{path}.weight"), shape)?
+            self.floats(&self.part(path, "weight"), shape)?
         };
         Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
     }
@@ -154,7 +166,7 @@ impl Checkpoint {
     /// # Errors
     /// Missing tensors, other shapes, or parts that do not belong together.
     pub fn quantized(&self, path: &str, shape: &[usize]) -> Result<QuantizedMatrix> {
-        let name = |part: &str| format!("{path}.{part}");
+        let name = |part: &str| self.part(path, part);
         let (weight, scales) = (self.raw(&name("weight"))?, self.raw(&name("scales"))?);
         let biases = self.tensors.get(&name("biases"));
         let format = self.format(path, shape)?;
@@ -197,7 +209,8 @@ impl Checkpoint {
     /// # Errors
     /// Missing tensors, or no known format that fits the shapes.
     pub fn format(&self, path: &str, shape: &[usize]) -> Result<Format> {
-        let (weight, scales) = (self.raw(&format!("{path}.weight"))?, self.raw(&format!("{path}.scales"))?);
+        let part = |part: &str| self.raw(&self.part(path, part));
+        let (weight, scales) = (part("weight")?, part("scales")?);
         let last = |dims: &[usize]| dims.last().copied().unwrap_or(0);
         let (words, n_groups, cols) = (last(&weight.shape), last(&scales.shape), last(shape));
         let codes = scales.dtype == Dtype::U8;
@@ -220,19 +233,54 @@ impl Checkpoint {
         Ok(format)
     }
 
-    /// The experts' weights of `prefix.{switch_mlp,experts.E}.proj`, stacked `[n_experts, out, in]`.
+    /// The experts' gate, up and down projections below `prefix`, stacked: `[n_experts, inner, hidden]` twice and
+    /// `[n_experts, hidden, inner]`.
+    ///
+    /// Files hold them stacked (`switch_mlp.gate_proj`), one by one (`experts.E.gate_proj`), or with gate and up in one
+    /// stack (`experts.gate_up_proj`), of whose rows the first half are gate's.
     ///
     /// # Errors
     /// As [`Self::weight`], for any expert.
-    pub fn experts(&self, prefix: &str, proj: &str, shape: [usize; 3]) -> Result<Tensor> {
-        let stacked = format!("{prefix}.switch_mlp.{proj}");
-        if self.contains(&format!("{prefix}.experts.0.{proj}.weight")) {
+    pub fn experts(&self, prefix: &str, [n, inner, hidden]: [usize; 3]) -> Result<[Tensor; 3]> {
+        let down = self.projection(prefix, "down_proj", [n, hidden, inner])?;
+        let is_fused = |module: &&&str| self.has_weight(&format!("{prefix}.{module}.gate_up_proj"));
+        if let Some(module) = ["switch_mlp", "experts"].iter().find(is_fused) {
+            let path = format!("{prefix}.{module}.gate_up_proj");
+            let both = self.weight(&path, &[n, 2 * inner, hidden])?;
+            let half = |first: usize| both.narrow(1, first, inner)?.contiguous();
+            return Ok([half(0)?, half(inner)?, down]);
+        }
+        let [gate, up] =
+            ["gate_proj", "up_proj"].map(|proj| self.projection(prefix, proj, [n, inner, hidden]));
+        Ok([gate?, up?, down])
+    }
+
+    fn projection(&self, prefix: &str, proj: &str, shape: [usize; 3]) -> Result<Tensor> {
+        if self.has_weight(&format!("{prefix}.experts.0.{proj}")) {
             let experts = (0..shape[0])
                 .map(|e| self.weight(&format!("{prefix}.experts.{e}.{proj}"), &shape[1..]))
                 .collect::<Result<Vec<_>>>()?;
             return Ok(Tensor::stack(&experts, 0)?);
         }
-        self.weight(&stacked, &shape)
+        let stacked = format!("{prefix}.experts.{proj}");
+        if self.has_weight(&stacked) {
+            return self.weight(&stacked, &shape);
+        }
+        self.weight(&format!("{prefix}.switch_mlp.{proj}"), &shape)
+    }
+
+    fn has_weight(&self, path: &str) -> bool {
+        self.contains(path) || self.contains(&format!("{path}.weight"))
+    }
+
+    /// The name of a part of the module `path`: a tensor that is no module's has the bare path as its weight, and its
+    /// scales and biases after an underscore.
+    fn part(&self, path: &str, part: &str) -> String {
+        match part {
+            "weight" if self.contains(path) => path.to_owned(),
+            _ if self.contains(&format!("{path}_{part}")) => format!("{path}_{part}"),
+            _ => format!("{path}.{part}"),
+        }
     }
 
     fn raw(&self, name: &str) -> Result<&RawTensor> {

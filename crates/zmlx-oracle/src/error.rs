@@ -42,11 +42,13 @@ pub enum Error {
         /// The cause.
         source: serde_json::Error,
     },
-    /// A `model_type` other than `glm4_moe_lite` and `qwen3_moe`.
-    #[error("model_type {got:?}: want glm4_moe_lite or qwen3_moe")]
+    /// A `model_type` that no file of the crate knows.
+    #[error("model_type {got:?}: want {}", known.join(" or "))]
     UnknownModelType {
         /// What config.json says.
         got: String,
+        /// The types that are known.
+        known: Vec<&'static str>,
     },
     /// A configuration field with a value that makes no sense.
     #[error("config field {field}: {why}")]

@@ -8,8 +8,9 @@
 //! |---|---|
 //! | [`quant`] | the quantised formats: element by element decoding, and the reference quantiser |
 //! | [`ops`] | operations on slices with `f64` results: the truth that kernels are compared with |
+//! | [`plan`] | what a `config.json` asks for; a file of `families` for each `model_type` |
 //! | [`checkpoint`] | `config.json` and safetensors shards, dequantised to `f32` |
-//! | [`model`] | `glm4_moe_lite` and `qwen3_moe`: full passes with taps, and sessions with a key/value cache |
+//! | [`model`] | full passes with taps, and sessions with a key/value cache |
 //! | [`compare`] | comparisons in which NaN fails |
 //! | [`golden`] | readers for recorded token streams and taps, and the verdict on a greedy decoding |
 //! | [`testing`] | deterministic random inputs and quantised weights as raw bytes |
@@ -23,10 +24,11 @@
 pub mod checkpoint;
 pub mod compare;
 mod error;
+mod families;
 pub mod golden;
 pub mod model;
 pub mod ops;
-
+pub mod plan;
 pub mod quant;
 pub mod testing;
 

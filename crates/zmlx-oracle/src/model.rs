@@ -1,11 +1,13 @@
-//! Whole models: `qwen3_moe` and `glm4_moe_lite` in `f32`.
+//! Whole models in `f32`.
 //!
 //! A block is `h = x + attention(rms_norm(x)); out = h + mlp(rms_norm(h))`; before the first stands the embedding,
 //! after the last a norm and the output projection. Matrix products run on [`candle_core`] in `f32`; all else is
 //! [`crate::ops`] in `f64`, rounded to `f32` where it meets a matrix product or the residual stream.
 
 mod attention;
+mod gqa;
 mod layers;
+mod mla;
 mod mlp;
 mod session;
 mod trace;
@@ -14,7 +16,8 @@ use std::path::Path;
 
 use candle_core::Tensor;
 
-use crate::checkpoint::{Checkpoint, KvBSplit, ModelConfig};
+use crate::checkpoint::{Checkpoint, KvBSplit};
+use crate::plan::Plan;
 use crate::{Error, Result};
 
 use attention::AttentionLayer;
@@ -27,7 +30,7 @@ pub use trace::{Matrix, Trace};
 /// A model with all its weights in `f32`.
 #[derive(Debug)]
 pub struct Model {
-    config: ModelConfig,
+    vocab_size: usize,
     /// `[vocab_size, hidden]`
     embed_tokens: Tensor,
     layers: Vec<Layer>,
@@ -65,39 +68,29 @@ impl Model {
     /// # Errors
     /// Missing tensors, tensors of the wrong shape, unknown kinds of rope scaling.
     pub fn from_checkpoint(checkpoint: &Checkpoint, split: KvBSplit) -> Result<Self> {
-        let config = checkpoint.config().clone();
-        let (vocab_size, hidden) = (config.vocab_size(), config.hidden_size());
-        let eps = config.rms_norm_eps();
+        let Plan { vocab_size, hidden_size: hidden, rms_norm_eps: eps, .. } = *checkpoint.plan();
         let embed_tokens = checkpoint.weight("model.embed_tokens", &[vocab_size, hidden])?;
-        let lm_head = if config.tie_word_embeddings() {
+        let lm_head = if checkpoint.plan().tie_word_embeddings {
             Linear::from_weight(embed_tokens.clone())
         } else {
             Linear::load(checkpoint, "lm_head", vocab_size, hidden)?
         };
-        let layers = (0..config.n_layers())
-            .map(|layer_idx| {
+        let layers = checkpoint.plan().layers.iter().enumerate();
+        let layers = layers
+            .map(|(layer_idx, plan)| {
                 let path = |part: &str| format!("model.layers.{layer_idx}.{part}");
+                let norm = |part: &str| Norm::load(checkpoint, &path(part), hidden, eps);
+                let attention = (&plan.attention, hidden, eps);
                 Ok(Layer {
-                    input_layernorm: Norm::load(checkpoint, &path("input_layernorm"), hidden, eps)?,
-                    self_attn: AttentionLayer::load(checkpoint, &path("self_attn"), split)?,
-                    post_attention_layernorm: Norm::load(
-                        checkpoint,
-                        &path("post_attention_layernorm"),
-                        hidden,
-                        eps,
-                    )?,
-                    mlp: Mlp::load(checkpoint, &path("mlp"), layer_idx)?,
+                    input_layernorm: norm("input_layernorm")?,
+                    self_attn: AttentionLayer::load(checkpoint, &path("self_attn"), attention, split)?,
+                    post_attention_layernorm: norm("post_attention_layernorm")?,
+                    mlp: Mlp::load(checkpoint, &path("mlp"), &plan.mlp, hidden)?,
                 })
             })
             .collect::<Result<_>>()?;
         let norm = Norm::load(checkpoint, "model.norm", hidden, eps)?;
-        Ok(Self { config, embed_tokens, layers, norm, lm_head })
-    }
-
-    /// The model's configuration.
-    #[must_use]
-    pub fn config(&self) -> &ModelConfig {
-        &self.config
+        Ok(Self { vocab_size, embed_tokens, layers, norm, lm_head })
     }
 
     /// One pass over a sequence from position 0, with all intermediate results.
@@ -126,7 +119,7 @@ impl Model {
         if tokens.is_empty() {
             return Err(Error::Unsupported { what: "a pass over no tokens".into() });
         }
-        let vocab_size = self.config.vocab_size();
+        let vocab_size = self.vocab_size;
         match tokens.iter().position(|&token| token as usize >= vocab_size) {
             Some(position) => Err(Error::Token { token: tokens[position], position, vocab_size }),
             None => Ok(()),

@@ -17,7 +17,7 @@ pub use activation::{add, sigmoid, silu, softmax, swiglu};
 pub use attention::{Attention, MlaAttention, attention, mla_attention};
 pub use matmul::{Combine, GatherInput, GatherMatmul, combine, gather_matmul, matmul};
 pub use norm::rms_norm;
-pub use rope::{Rope, RopeLayout, rope};
+pub use rope::{Rope, RopeLayout, rope, rope_frequencies};
 pub use router::{NoauxTc, Routing, SoftmaxTopK, noaux_tc, softmax_top_k, top_k};
 
 /// A number that widens to `f64` without loss.

@@ -6,8 +6,8 @@ use rstest::rstest;
 use zmlx_oracle::compare::{max_abs, rel_rms};
 use zmlx_oracle::ops::{
     Attention, Combine, GatherInput, GatherMatmul, MlaAttention, NoauxTc, Rope, RopeLayout, SoftmaxTopK, add,
-    attention, combine, gather_matmul, matmul, mla_attention, noaux_tc, rms_norm, rope, silu, softmax,
-    softmax_top_k, swiglu, top_k,
+    attention, combine, gather_matmul, matmul, mla_attention, noaux_tc, rms_norm, rope, rope_frequencies,
+    silu, softmax, softmax_top_k, swiglu, top_k,
 };
 use zmlx_oracle::testing::{random_experts, random_f32};
 
@@ -91,15 +91,9 @@ fn elementwise_functions() {
 
 #[test]
 fn rope_turns_pairs_and_leaves_the_rest() {
-    let sizes = Rope {
-        n_tokens: 2,
-        n_heads: 2,
-        head_dim: 6,
-        n_rot: 4,
-        theta: 100.0,
-        position_scale: 1.0,
-        layout: RopeLayout::Interleaved,
-    };
+    let frequencies = rope_frequencies(4, 100.0);
+    let layout = RopeLayout::Interleaved;
+    let sizes = Rope { n_tokens: 2, n_heads: 2, head_dim: 6, frequencies: &frequencies, scale: 1.0, layout };
     let x = random_f32(24, 1.0, 6);
     let y = rope(&x, &[0, 3], sizes);
     assert_eq!(max_abs(&y[..12], &x[..12]), 0.0, "position 0 turns nothing");
@@ -118,8 +112,13 @@ fn rope_turns_pairs_and_leaves_the_rest() {
     let split = rope(&permuted, &[0, 3], Rope { layout: RopeLayout::HalfSplit, ..sizes });
     let want: Vec<f64> = y.chunks(6).flat_map(|head| order.map(|i| head[i])).collect();
     assert_eq!(split, want);
-    let half = rope(&x, &[0, 6], Rope { position_scale: 0.5, ..sizes });
-    assert_eq!(half, y);
+    let slower: Vec<f64> = frequencies.iter().map(|f| 0.5 * f).collect();
+    assert_eq!(rope(&x, &[0, 6], Rope { frequencies: &slower, ..sizes }), y);
+    let scaled = rope(&x, &[0, 3], Rope { scale: 2.0, ..sizes });
+    for (scaled, y) in scaled.chunks(6).zip(y.chunks(6)) {
+        assert_eq!(scaled[..4], [2.0 * y[0], 2.0 * y[1], 2.0 * y[2], 2.0 * y[3]]);
+        assert_eq!(scaled[4..], y[4..]);
+    }
 }
 
 #[test]
@@ -148,6 +147,7 @@ fn noaux_router() {
         n_group: 1,
         topk_group: 1,
         norm_topk_prob: true,
+        eps: 1e-20,
         routed_scaling_factor: 1.8,
     };
     // sigmoid: 0.5 for all but expert 5; the bias alone decides between the others, but is no part of the weights.

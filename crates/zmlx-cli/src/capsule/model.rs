@@ -52,8 +52,8 @@ impl ModelFacts {
         let name = checkpoint.name().to_owned();
         let synthetic = checkpoint.seed().map(|seed| Synthetic { spec: name.clone(), seed });
         Ok(Self {
-            model_type: checkpoint.config().model_type().to_owned(),
-            n_layers: checkpoint.config().num_hidden_layers(),
+            model_type: checkpoint.architecture().model_type.to_owned(),
+            n_layers: checkpoint.architecture().layers.len(),
             config_sha256: config_sha256(checkpoint),
             weights_sha256: weights_sha256(checkpoint)?,
             weight_bytes: Cost::new(checkpoint).weight_bytes,

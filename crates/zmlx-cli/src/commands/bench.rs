@@ -127,7 +127,7 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
         None => Source::resolve(&args.model.model())?.checkpoint()?,
     };
     let tests = plan::tests(&args.n_prompt, &args.n_gen, &args.n_depth, &args.batch);
-    let limit = checkpoint.config().max_position_embeddings();
+    let limit = checkpoint.architecture().max_position_embeddings;
     let Some(n_tokens) = tests.iter().map(Test::n_tokens).max() else {
         bail!("nothing to measure: -p and -n are 0");
     };
@@ -146,7 +146,7 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
         };
     }
     for fusion in &mut args.fusion {
-        *fusion = args.route.apply(*fusion, checkpoint.config())?;
+        *fusion = args.route.apply(*fusion, checkpoint.architecture())?;
     }
     let plan = Plan { args: &args, checkpoint: &checkpoint, tests: &tests };
     let (first, rest) = match waiting.split_first() {
@@ -214,7 +214,7 @@ fn measure(plan: &Plan<'_>, mut arms: Vec<Box<dyn Arm>>, abouts: &[&About]) -> R
     let lanes: Vec<(usize, &Fusion)> =
         (0..arms.len()).flat_map(|arm| fusions.iter().map(move |f| (arm, f))).collect();
     let longest = tests.iter().map(|t| t.n_prompt).max().unwrap_or(0);
-    let prompt = prompts::seeded_tokens(PROMPT_SEED, longest, checkpoint.config().vocab_size());
+    let prompt = prompts::seeded_tokens(PROMPT_SEED, longest, checkpoint.architecture().vocab_size);
     let mut records = Vec::new();
     let mut profile = Vec::new();
     let mut progress = Progress::new("Measuring");

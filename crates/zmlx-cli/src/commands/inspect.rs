@@ -1,6 +1,5 @@
 //! `zmlx inspect`: what a checkpoint is, what it costs, and whether it can be used.
 
-mod architecture;
 pub(crate) mod cost;
 mod formats;
 
@@ -56,7 +55,7 @@ struct Inspect {
 struct Report<'a> {
     name: &'a str,
     model_type: &'static str,
-    config: Map<String, Value>,
+    config: &'a Map<String, Value>,
     dtype: Option<&'a str>,
     eos_token_ids: &'a [u32],
     quantization: Option<String>,
@@ -77,10 +76,10 @@ struct Report<'a> {
 impl Job for Inspect {
     fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
         let checkpoint = &self.checkpoint;
-        let config = checkpoint.config();
+        let architecture = checkpoint.architecture();
         let entries = formats::entries(checkpoint);
         let cost = Cost::new(checkpoint);
-        let context_tokens = self.args.context.unwrap_or(config.max_position_embeddings());
+        let context_tokens = self.args.context.unwrap_or(architecture.max_position_embeddings);
         let problems = match engine::load(backend, checkpoint) {
             Ok(_) => Vec::new(),
             Err(error) => match error.downcast::<Error>().context("loading")? {
@@ -90,8 +89,8 @@ impl Job for Inspect {
         };
         let report = Report {
             name: checkpoint.name(),
-            model_type: config.model_type(),
-            config: architecture::fields(config),
+            model_type: architecture.model_type,
+            config: &architecture.config,
             dtype: checkpoint.declared_dtype(),
             eos_token_ids: checkpoint.eos_token_ids(),
             quantization: checkpoint.quantization().global().map(|spec| spec.to_string()),
@@ -129,7 +128,7 @@ impl Job for Inspect {
 impl Report<'_> {
     fn text(&self, about: &About) -> String {
         let mut text = format!("{} ({})\n\n", self.name, self.model_type);
-        for (key, value) in &self.config {
+        for (key, value) in self.config {
             text += &format!("  {key}: {value}\n");
         }
         let eos: Vec<String> = self.eos_token_ids.iter().map(ToString::to_string).collect();

@@ -34,7 +34,8 @@ pub(crate) struct Args {
 pub(crate) fn run(args: Args) -> Result<Outcome> {
     let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
     // All tokens are checked before the first is computed: a long sequence takes minutes.
-    let (vocab, limit) = (checkpoint.config().vocab_size(), checkpoint.config().max_position_embeddings());
+    let (vocab, limit) =
+        (checkpoint.architecture().vocab_size, checkpoint.architecture().max_position_embeddings);
     if let Some(&token) = args.tokens.iter().find(|&&t| t as usize >= vocab) {
         return Err(Error::TokenOutOfRange { token, vocab }.into());
     }
@@ -62,7 +63,7 @@ impl Job for Logits {
         let busy = interrupt::begin();
         let (mut logits, mut bytes, mut n_done) = (Vec::new(), Vec::new(), 0);
         write_file(&self.out, |out| {
-            out.write_all(&header(self.tokens.len(), model.config().vocab_size())?)?;
+            out.write_all(&header(self.tokens.len(), model.architecture().vocab_size)?)?;
             // Chunk by chunk into the file: a long sequence's logits may not fit memory.
             for tokens in self.tokens.chunks(PREFILL_CHUNK) {
                 if busy.is_asked() {

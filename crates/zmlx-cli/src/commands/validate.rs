@@ -159,7 +159,7 @@ impl Validate {
             is_baseline: false,
         }));
         for path in &mut paths {
-            path.fusion = args.route.apply(path.fusion, checkpoint.config())?;
+            path.fusion = args.route.apply(path.fusion, checkpoint.architecture())?;
         }
         let (suite, runs) = (args.suite, args.runs);
         Ok(Self { source, checkpoint, suite, configurations, paths, against, max_tokens, runs })
@@ -276,7 +276,7 @@ impl Validate {
         let forced = logits::Forced::new(
             &configuration.tokens,
             &decoded[0].tokens(),
-            model.config().max_position_embeddings(),
+            model.architecture().max_position_embeddings,
         );
         let (of, against) = match reference {
             Reference::Oracle(_) => (None, Against::Oracle.name()),

@@ -1,5 +1,10 @@
 //! What the methods of a backend take and return, apart from the types of its own.
 
+use std::sync::Arc;
+
+use crate::Result;
+use crate::error::ensure;
+
 /// Consecutive tokens of one sequence within a batch.
 ///
 /// A prompt is one span of many tokens, a decode step one span of one token per sequence.
@@ -13,15 +18,65 @@ pub struct Span {
     pub n_tokens: usize,
 }
 
-/// Rotary position embedding.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Rotary position embedding: pair `i` of a head turns by `position · frequency(i)` and is multiplied by `scale`.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Leading dimensions of each head that are rotated; even.
     pub dims: usize,
-    /// Base of the frequencies: pair `i` turns by `position · theta^(-2i / dims)`.
-    pub theta: f32,
+    /// How fast each pair turns.
+    pub frequencies: RopeFrequencies,
+    /// Factor of the rotated dimensions: 1 but for ropes that were stretched (yarn, longrope).
+    pub scale: f32,
     /// Which dimensions form a pair.
     pub pairing: RopePairing,
+}
+
+/// Radians that each pair turns from one position to the next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum RopeFrequencies {
+    /// Pair `i` by `position_scale · theta^(-2i / dims)`.
+    Powers {
+        /// Base of the frequencies.
+        theta: f32,
+        /// Factor of positions: 1, or less where a context was stretched linearly.
+        position_scale: f32,
+    },
+    /// These, one per pair.
+    Given(Arc<[f64]>),
+}
+
+impl Rope {
+    /// The plain kind: pair `i` turns by `position · theta^(-2i / dims)`.
+    pub const fn plain(dims: usize, theta: f32, pairing: RopePairing) -> Self {
+        let frequencies = RopeFrequencies::Powers { theta, position_scale: 1.0 };
+        Self { dims, frequencies, scale: 1.0, pairing }
+    }
+
+    /// The frequencies of all pairs, `dims / 2` of them (or as many as were given).
+    pub fn frequencies(&self) -> Vec<f64> {
+        match &self.frequencies {
+            RopeFrequencies::Powers { theta, position_scale } => {
+                let exponent = |i: usize| -((2 * i) as f64) / self.dims as f64;
+                let power = |i: usize| f64::from(*position_scale) * f64::from(*theta).powf(exponent(i));
+                (0..self.dims / 2).map(power).collect()
+            }
+            RopeFrequencies::Given(frequencies) => frequencies.to_vec(),
+        }
+    }
+
+    /// Checks `dims` against the width of a head, and the frequencies against `dims`.
+    ///
+    /// # Errors
+    /// If `dims` is 0, odd or above `width`, or there are not `dims / 2` frequencies.
+    pub fn check(&self, op: &'static str, width: usize) -> Result<()> {
+        let dims_ok = self.dims > 0 && self.dims.is_multiple_of(2) && self.dims <= width;
+        ensure(dims_ok, op, "rope.dims", format_args!("even, at most {width}"), self.dims)?;
+        if let RopeFrequencies::Given(given) = &self.frequencies {
+            let want = self.dims / 2;
+            ensure(given.len() == want, op, "rope.frequencies", format_args!("{want} of them"), given.len())?;
+        }
+        Ok(())
+    }
 }
 
 /// Which two dimensions a rotation turns.
@@ -79,8 +134,10 @@ pub struct NoauxTc {
     pub n_group: usize,
     /// Groups that may be chosen from.
     pub topk_group: usize,
-    /// Whether the chosen scores are divided by their sum plus 1e-20.
+    /// Whether the chosen scores are divided by their sum plus `eps`.
     pub renormalize: Renormalize,
+    /// Added to that sum.
+    pub eps: f32,
     /// Factor of the final weights.
     pub routed_scaling_factor: f32,
 }

@@ -48,12 +48,13 @@ fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
             n_group: 1,
             topk_group: 1,
             renormalize: Renormalize::Yes,
+            eps: 1e-20,
             routed_scaling_factor: 1.8,
         };
         let spec = metal::route_noaux_tc(DType::BF16, [1, n_experts], &settings).unwrap();
         let logits = activations(DType::BF16, &[1, n_experts], 1);
         let bias = activations(DType::F32, &[n_experts], 2);
-        all.push((spec, vec![logits, bias, Buffer::of_floats(DType::F32, &[1.8], &[1])]));
+        all.push((spec, vec![logits, bias, Buffer::of_floats(DType::F32, &[1.8, 1e-20], &[2])]));
     }
     all
 }

@@ -101,6 +101,7 @@ fn noaux_tc_is_near_the_oracle_and_equals_the_stock_order() {
                     n_group: 1,
                     topk_group: 1,
                     renormalize,
+                    eps: 1e-20,
                     routed_scaling_factor: 1.8,
                 };
                 let logits = activations(dtype, &[3, n_experts], 7);
@@ -113,9 +114,9 @@ fn noaux_tc_is_near_the_oracle_and_equals_the_stock_order() {
                     .map(|(e, v)| if e % 2 == 0 { 0.0 } else { *v })
                     .collect();
                 bias = Buffer::of_floats(DType::F32, &halved, &[n_experts]);
-                let factor = Buffer::of_floats(DType::F32, &[1.8], &[1]);
+                let factors = Buffer::of_floats(DType::F32, &[1.8, 1e-20], &[2]);
                 let spec = metal::route_noaux_tc(dtype, [3, n_experts], &settings).unwrap();
-                let out = sim::run(&spec, &[&logits, &bias, &factor]);
+                let out = sim::run(&spec, &[&logits, &bias, &factors]);
                 let (indices, weights) = (out[0].words(), out[1].floats());
                 for (t, row) in logits.floats().chunks_exact(n_experts).enumerate() {
                     // The stock ops in f32, one after the other.
@@ -137,6 +138,7 @@ fn noaux_tc_is_near_the_oracle_and_equals_the_stock_order() {
                     n_group: 1,
                     topk_group: 1,
                     norm_topk_prob: renormalize == Renormalize::Yes,
+                    eps: 1e-20,
                     routed_scaling_factor: 1.8,
                 };
                 let want = ops::noaux_tc(&logits.floats(), &halved, router);

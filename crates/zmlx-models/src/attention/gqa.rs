@@ -1,10 +1,11 @@
-//! Grouped-query attention with normed queries and keys.
+//! Grouped-query attention.
 
 use zmlx_kernels::{Backend, Fusion, KvLayout, Result, Rope, Span};
 
 use super::take_rows;
+use crate::layer::Linear;
 
-/// `o( attend( rope(norm(q(x))), rope(norm(k(x))), v(x) ) )`.
+/// `o( attend( rope(norm(q(x))), rope(norm(k(x))), v(x) ) )`, the norms if there are any.
 #[derive(Debug)]
 pub(crate) struct Gqa<W> {
     pub(crate) n_heads: usize,
@@ -12,20 +13,19 @@ pub(crate) struct Gqa<W> {
     pub(crate) head_dim: usize,
     pub(crate) rope: Rope,
     pub(crate) eps: f32,
+    pub(crate) scale: f32,
     /// `[n_heads · head_dim, hidden]`.
-    pub(crate) q: W,
+    pub(crate) q: Linear<W>,
     /// `[n_kv_heads · head_dim, hidden]`.
-    pub(crate) k: W,
+    pub(crate) k: Linear<W>,
     /// `[n_kv_heads · head_dim, hidden]`.
-    pub(crate) v: W,
+    pub(crate) v: Linear<W>,
     /// The rows of q, k and v, for the fused product.
     pub(crate) qkv: W,
     /// `[hidden, n_heads · head_dim]`.
-    pub(crate) o: W,
-    /// `[head_dim]`, before rope.
-    pub(crate) q_norm: W,
-    /// `[head_dim]`, before rope.
-    pub(crate) k_norm: W,
+    pub(crate) o: Linear<W>,
+    /// Of each head's query and key before rope, `[head_dim]`.
+    pub(crate) qk_norm: Option<[W; 2]>,
 }
 
 impl<W> Gqa<W> {
@@ -48,15 +48,20 @@ impl<W> Gqa<W> {
             let (k_at, v_at) = (q_width, q_width + kv_width);
             [0..k_at, k_at..v_at, v_at..v_at + kv_width].map(|range| b.slice_last(&qkv, range))
         } else {
-            [&self.q, &self.k, &self.v].map(|w| b.linear(x, w))
+            [&self.q, &self.k, &self.v].map(|linear| b.linear(x, &linear.weight))
         };
-        let heads = |x: B::Tensor, n: usize| b.reshape(&x, &[n_tokens, n, self.head_dim]);
-        let (q, k, v) = (heads(q?, self.n_heads)?, heads(k?, self.n_kv_heads)?, heads(v?, self.n_kv_heads)?);
-        let q = b.rope(&b.rms_norm(&q, &self.q_norm, self.eps)?, spans, &self.rope)?;
-        let k = b.rope(&b.rms_norm(&k, &self.k_norm, self.eps)?, spans, &self.rope)?;
-        let scale = (self.head_dim as f32).sqrt().recip();
-        let y = b.attention(&q, &k, &v, cache, spans, scale)?;
+        let heads = |x: B::Tensor, linear: &Linear<W>, n: usize| {
+            b.reshape(&linear.add_bias(b, x)?, &[n_tokens, n, self.head_dim])
+        };
+        let mut q = heads(q?, &self.q, self.n_heads)?;
+        let mut k = heads(k?, &self.k, self.n_kv_heads)?;
+        let v = heads(v?, &self.v, self.n_kv_heads)?;
+        if let Some([q_norm, k_norm]) = &self.qk_norm {
+            (q, k) = (b.rms_norm(&q, q_norm, self.eps)?, b.rms_norm(&k, k_norm, self.eps)?);
+        }
+        let (q, k) = (b.rope(&q, spans, &self.rope)?, b.rope(&k, spans, &self.rope)?);
+        let y = b.attention(&q, &k, &v, cache, spans, self.scale)?;
         let y = take_rows(b, b.reshape(&y, &[n_tokens, q_width])?, wanted)?;
-        b.linear(&y, &self.o)
+        self.o.forward(b, &y)
     }
 }

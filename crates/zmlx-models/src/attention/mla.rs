@@ -3,20 +3,21 @@
 use zmlx_kernels::{Backend, Fusion, KvLayout, MlaInputs, MlaWeights, Result, Rope, Span};
 
 use super::take_rows;
+use crate::layer::Linear;
 
 /// How queries come from the hidden state.
 #[derive(Debug)]
 pub(crate) enum QueryProjection<W> {
     /// One matrix `[n_heads · (nope + rope), hidden]`.
-    Direct(W),
+    Direct(Linear<W>),
     /// Through a normed bottleneck: `b(norm(a(x)))`.
     LowRank {
         /// `[q_lora_rank, hidden]`.
-        a: W,
+        a: Linear<W>,
         /// `[q_lora_rank]`.
         norm: W,
         /// `[n_heads · (nope + rope), q_lora_rank]`.
-        b: W,
+        b: Linear<W>,
     },
 }
 
@@ -33,7 +34,7 @@ pub(crate) struct Mla<W> {
     pub(crate) scale: f32,
     pub(crate) q: QueryProjection<W>,
     /// `[rank + rope_dim, hidden]`: the latent, then the shared key.
-    pub(crate) kv_a: W,
+    pub(crate) kv_a: Linear<W>,
     /// `[rank]`.
     pub(crate) kv_norm: W,
     /// `n_heads × [rank, nope_dim]`.
@@ -41,7 +42,7 @@ pub(crate) struct Mla<W> {
     /// `n_heads × [v_dim, rank]`.
     pub(crate) unembed_out: W,
     /// `[hidden, n_heads · v_dim]`.
-    pub(crate) o: W,
+    pub(crate) o: Linear<W>,
 }
 
 impl<W> Mla<W> {
@@ -59,15 +60,15 @@ impl<W> Mla<W> {
     ) -> Result<B::Tensor> {
         let n_tokens = spans.iter().map(|s| s.n_tokens).sum();
         let q = match &self.q {
-            QueryProjection::Direct(w) => b.linear(x, w)?,
+            QueryProjection::Direct(q) => q.forward(b, x)?,
             QueryProjection::LowRank { a, norm, b: up } => {
-                b.linear(&b.rms_norm(&b.linear(x, a)?, norm, self.eps)?, up)?
+                up.forward(b, &b.rms_norm(&a.forward(b, x)?, norm, self.eps)?)?
             }
         };
         let q = b.reshape(&q, &[n_tokens, self.n_heads, self.nope_dim + self.rope_dim])?;
         let q_nope = b.slice_last(&q, 0..self.nope_dim)?;
         let q_pe = b.slice_last(&q, self.nope_dim..self.nope_dim + self.rope_dim)?;
-        let kv_a = b.linear(x, &self.kv_a)?;
+        let kv_a = self.kv_a.forward(b, x)?;
         let kv = b.rms_norm(&b.slice_last(&kv_a, 0..self.rank)?, &self.kv_norm, self.eps)?;
         let k_pe = b.slice_last(&kv_a, self.rank..self.rank + self.rope_dim)?;
         let k_pe = b.rope(&b.reshape(&k_pe, &[n_tokens, 1, self.rope_dim])?, spans, &self.rope)?;
@@ -80,6 +81,6 @@ impl<W> Mla<W> {
         let weights = MlaWeights { embed_q: &self.embed_q, unembed_out: &self.unembed_out };
         let y = b.mla_attention(inputs, weights, cache, spans, self.scale)?;
         let y = take_rows(b, b.reshape(&y, &[n_tokens, self.n_heads * self.v_dim])?, wanted)?;
-        b.linear(&y, &self.o)
+        self.o.forward(b, &y)
     }
 }

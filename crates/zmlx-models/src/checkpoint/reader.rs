@@ -1,5 +1,7 @@
 //! Taking the model's tensors out of a checkpoint, with one report of everything that does not fit.
 
+mod experts;
+
 use std::collections::HashSet;
 
 use bytes::Bytes;
@@ -7,10 +9,11 @@ use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightF
 
 use super::Checkpoint;
 use super::shard::Entry;
+use crate::architecture::{MatrixSpec, Storage, VectorSpec};
 use crate::config::QuantOverride;
 use crate::{Error, Result, WeightProblem};
 
-/// Hands out a checkpoint's tensors.
+/// Hands out a checkpoint's tensors, by their names in the text model ([`Checkpoint::name_in_model`]).
 ///
 /// The getters never fail: they note what is missing or does not fit and return a placeholder, so that
 /// [`finish`](Self::finish) can report everything at once. Use nothing that was read unless it succeeds.
@@ -27,9 +30,19 @@ pub(super) struct WeightShape {
     pub(super) n_mats: Option<usize>,
     pub(super) n_out: usize,
     pub(super) n_in: usize,
+    /// How a random one is made.
+    pub(super) storage: Storage,
 }
 
 impl WeightShape {
+    fn matrix(n_out: usize, n_in: usize) -> Self {
+        Self { n_mats: None, n_out, n_in, storage: Storage::Model }
+    }
+
+    fn stack([n_mats, n_out, n_in]: [usize; 3]) -> Self {
+        Self { n_mats: Some(n_mats), ..Self::matrix(n_out, n_in) }
+    }
+
     fn with_last(self, last: usize) -> Vec<usize> {
         self.n_mats.into_iter().chain([self.n_out, last]).collect()
     }
@@ -42,13 +55,40 @@ impl<'a> TensorReader<'a> {
 
     /// True if the checkpoint has a tensor of that full name.
     pub fn contains(&self, name: &str) -> bool {
-        self.checkpoint.tensors.contains_key(name)
+        self.checkpoint.tensors.contains_key(&self.full(name))
+    }
+
+    /// The name in the files.
+    fn full(&self, name: &str) -> String {
+        format!("{}{name}", self.checkpoint.prefix)
+    }
+
+    /// The name of a part (`weight`, `scales`, `biases`) of the weight at `path`. A tensor that is no module's has the bare
+    /// path as its weight, and its other parts after an underscore.
+    fn part(&self, path: &str, part: &str) -> String {
+        let bare = if part == "weight" { path.to_owned() } else { format!("{path}_{part}") };
+        if self.contains(&bare) { bare } else { format!("{path}.{part}") }
+    }
+
+    fn contains_weight(&self, path: &str) -> bool {
+        self.contains(&self.part(path, "weight"))
     }
 
     /// The matrix `[n_out, n_in]` at `path` (the name without `.weight`): quantised if `path.scales` exists, dense
     /// in its own type otherwise.
     pub fn matrix(&mut self, path: &str, n_out: usize, n_in: usize) -> HostWeight {
-        self.weight(path, path, WeightShape { n_mats: None, n_out, n_in })
+        self.weight(path, path, WeightShape::matrix(n_out, n_in))
+    }
+
+    /// The matrix that a spec describes.
+    pub fn matrix_of(&mut self, spec: &MatrixSpec) -> HostWeight {
+        let shape = WeightShape { storage: spec.storage, ..WeightShape::matrix(spec.n_out, spec.n_in) };
+        self.weight(&spec.path, &spec.path, shape)
+    }
+
+    /// The vector that a spec describes.
+    pub fn vector_of(&mut self, spec: &VectorSpec) -> HostWeight {
+        self.vector(&spec.name, spec.len)
     }
 
     /// A bank of `n_mats` matrices: the stack at `stacked_path`, or else the matrices at `per_expert(i)`.
@@ -58,17 +98,20 @@ impl<'a> TensorReader<'a> {
         per_expert: impl Fn(usize) -> String,
         [n_mats, n_out, n_in]: [usize; 3],
     ) -> HostWeight {
-        let stacked = self.contains(&format!("{stacked_path}.weight"));
-        if stacked || n_mats == 0 || !self.contains(&format!("{}.weight", per_expert(0))) {
-            return self.weight(
-                stacked_path,
-                stacked_path,
-                WeightShape { n_mats: Some(n_mats), n_out, n_in },
-            );
+        /// More missing experts than this are not listed.
+        const MAX_LISTED: usize = 1000;
+        let stacked = self.contains_weight(stacked_path);
+        if stacked || n_mats == 0 || !self.contains_weight(&per_expert(0)) {
+            return self.weight(stacked_path, stacked_path, WeightShape::stack([n_mats, n_out, n_in]));
         }
         let n_problems = self.problems.len();
-        let shape = WeightShape { n_mats: None, n_out, n_in };
-        let parts = (0..n_mats).map(|i| self.weight(&per_expert(i), stacked_path, shape)).collect();
+        let mut parts = Vec::new();
+        for i in 0..n_mats {
+            parts.push(self.weight(&per_expert(i), stacked_path, WeightShape::matrix(n_out, n_in)));
+            if self.problems.len() > n_problems + MAX_LISTED {
+                break;
+            }
+        }
         if self.problems.len() > n_problems {
             return placeholder();
         }
@@ -80,7 +123,7 @@ impl<'a> TensorReader<'a> {
 
     /// One matrix `[n_out, n_in]` per head, stacked at `path`.
     pub fn heads(&mut self, path: &str, n_heads: usize, n_out: usize, n_in: usize) -> HostWeight {
-        self.weight(path, path, WeightShape { n_mats: Some(n_heads), n_out, n_in })
+        self.weight(path, path, WeightShape::stack([n_heads, n_out, n_in]))
     }
 
     /// The float vector called `name`, one row in its own type.
@@ -112,7 +155,23 @@ impl<'a> TensorReader<'a> {
     pub fn ignore(&mut self, name_or_path: &str) {
         let below =
             |n: &str| n.strip_prefix(name_or_path).is_some_and(|r| r.is_empty() || r.starts_with('.'));
-        self.used.extend(self.checkpoint.tensors.keys().map(String::as_str).filter(|n| below(n)));
+        self.ignore_where(below);
+    }
+
+    /// Lets all tensors with this segment in their dotted name be left over.
+    pub fn ignore_segment(&mut self, segment: &str) {
+        self.ignore_where(|n| n.split('.').any(|s| s == segment));
+    }
+
+    /// Lets all tensors that were not taken be left over.
+    pub fn ignore_rest(&mut self) {
+        self.ignore_where(|_| true);
+    }
+
+    fn ignore_where(&mut self, holds: impl Fn(&str) -> bool) {
+        let checkpoint = self.checkpoint;
+        let names = checkpoint.tensors.keys().map(String::as_str);
+        self.used.extend(names.filter(|n| checkpoint.name_in_model(n).is_some_and(&holds)));
     }
 
     /// Lets the layers `path.I` with `I >= first` be left over: heads for multi-token prediction are stored as
@@ -123,7 +182,7 @@ impl<'a> TensorReader<'a> {
             let layer = rest.and_then(|r| r.split('.').next()).and_then(|l| l.parse::<usize>().ok());
             layer.is_some_and(|l| l >= first)
         };
-        self.used.extend(self.checkpoint.tensors.keys().map(String::as_str).filter(|n| beyond(n)));
+        self.ignore_where(beyond);
     }
 
     /// True if something was missing or did not fit so far.
@@ -134,9 +193,11 @@ impl<'a> TensorReader<'a> {
     /// Ends the reading.
     ///
     /// # Errors
-    /// [`Error::Weights`] with everything that was missing or did not fit, and every tensor that nobody took.
+    /// [`Error::Weights`] with everything that was missing or did not fit, and every tensor of the text model that was
+    /// not taken.
     pub fn finish(mut self) -> Result<()> {
-        let names = self.checkpoint.tensors.keys();
+        let checkpoint = self.checkpoint;
+        let names = checkpoint.tensors.keys().filter(|n| checkpoint.name_in_model(n).is_some());
         let extra = names.filter(|n| !self.used.contains(n.as_str()));
         let extra: Vec<_> = extra.map(|name| WeightProblem::Extra { name: name.clone() }).collect();
         self.problems.extend(extra);
@@ -160,11 +221,11 @@ impl<'a> TensorReader<'a> {
                 }
             };
         }
-        let Some(words) = self.take(&format!("{path}.weight")) else { return placeholder() };
-        if self.contains(&format!("{path}.scales")) {
+        let name = self.part(path, "weight");
+        let Some(words) = self.take(&name) else { return placeholder() };
+        if self.contains(&self.part(path, "scales")) {
             return self.quantized(path, module, words, shape);
         }
-        let name = format!("{path}.weight");
         let Some(dtype) = words.kernel_dtype().filter(|d| d.is_float()) else {
             return if words.kernel_dtype() == Some(DType::U32) {
                 self.problem(WeightProblem::Missing { name: format!("{path}.scales") })
@@ -180,7 +241,7 @@ impl<'a> TensorReader<'a> {
     }
 
     fn quantized(&mut self, path: &str, module: &str, words: &'a Entry, shape: WeightShape) -> HostWeight {
-        let [w_name, s_name, b_name] = ["weight", "scales", "biases"].map(|part| format!("{path}.{part}"));
+        let [w_name, s_name, b_name] = ["weight", "scales", "biases"].map(|part| self.part(path, part));
         let Some(scales) = self.take(&s_name) else { return placeholder() };
         let biases = if self.contains(&b_name) { self.take(&b_name) } else { None };
         if words.kernel_dtype() != Some(DType::U32) {
@@ -232,7 +293,8 @@ impl<'a> TensorReader<'a> {
         n_in: usize,
     ) -> std::result::Result<QuantSpec, String> {
         let config = self.checkpoint.quantization();
-        let exception = config.get(path).or_else(|| config.get(module));
+        let exception = |path: &str| config.get(&self.full(path)).or_else(|| config.get(path));
+        let exception = exception(path).or_else(|| exception(module));
         let (n_words, n_groups) = (words.shape.last().copied(), scales.shape.last().copied());
         let inferred = infer(n_words.unwrap_or(0), n_groups.unwrap_or(0), n_in, scale_dtype);
         match (exception, inferred) {
@@ -266,13 +328,14 @@ impl<'a> TensorReader<'a> {
     /// Marks a tensor as wanted; a missing one is noted.
     fn take(&mut self, name: &str) -> Option<&'a Entry> {
         let checkpoint = self.checkpoint;
-        match checkpoint.tensors.get_key_value(name) {
+        let name = self.full(name);
+        match checkpoint.tensors.get_key_value(&name) {
             Some((name, entry)) => {
                 self.used.insert(name);
                 Some(entry)
             }
             None => {
-                self.problems.push(WeightProblem::Missing { name: name.into() });
+                self.problems.push(WeightProblem::Missing { name });
                 None
             }
         }

@@ -9,7 +9,8 @@ use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightF
 
 use super::Checkpoint;
 use super::reader::WeightShape;
-use crate::config::{ConfigFile, ModelConfig, QuantOverride};
+use crate::architecture::Storage;
+use crate::config::{ConfigFile, QuantOverride, mlx_defaults};
 use crate::{Error, Result};
 use random::Random;
 
@@ -64,6 +65,7 @@ impl Checkpoint {
             config,
             shards: Vec::new(),
             tensors: std::collections::BTreeMap::new(),
+            prefix: "",
             synthetic: Some(seed),
             made: std::sync::Mutex::default(),
         })
@@ -81,8 +83,8 @@ impl Checkpoint {
         let random = Random::new(seed, path);
         // Products of unit activations then have unit variance.
         let std_dev = (shape.n_in as f32).sqrt().recip();
-        let Some(spec) = self.random_format(path).filter(|s| shape.n_in.is_multiple_of(s.group_size()))
-        else {
+        let spec = self.random_format(path, shape.storage);
+        let Some(spec) = spec.filter(|s| shape.n_in.is_multiple_of(s.group_size())) else {
             let data = random.bf16(n, std_dev);
             let bytes = WeightBytes { data, scales: Bytes::new(), biases: Bytes::new() };
             return HostWeight::new(WeightFormat::Dense(DType::BF16), dims, bytes);
@@ -111,35 +113,28 @@ impl Checkpoint {
         HostWeight::new(WeightFormat::Quantized { spec, scale_dtype }, dims, bytes)
     }
 
-    /// The random vector called `name`: norms are ones, correction biases small.
+    /// The random vector called `name`: norms are ones, biases small.
     pub(super) fn random_vector(&self, seed: u64, name: &str, len: usize) -> Vec<f32> {
-        if name.ends_with("e_score_correction_bias") {
+        if name.ends_with("bias") {
             DType::BF16.to_f32_vec(&Random::new(seed, name).bf16(len, 0.05))
         } else {
             vec![1.0; len]
         }
     }
 
-    /// As converters quantise: what the config says; GLM's router stays dense, Qwen's has 8 bits.
-    fn random_format(&self, path: &str) -> Option<QuantSpec> {
-        let (config, is_router) = (self.quantization(), path.ends_with(".mlp.gate"));
-        match (config.get(path), self.config()) {
+    /// As converters quantise: what the config says, else what the architecture says.
+    fn random_format(&self, path: &str, storage: Storage) -> Option<QuantSpec> {
+        match (self.quantization().get(path), storage) {
             (Some(QuantOverride::Spec(spec)), _) => Some(spec),
-            (Some(QuantOverride::Dense), _) => None,
-            (None, ModelConfig::Glm4MoeLite(_)) if is_router => None,
-            (None, ModelConfig::Qwen3Moe(_)) if is_router => QuantSpec::new(QuantMode::Affine, 8, 64).ok(),
-            (None, _) => config.global(),
+            (Some(QuantOverride::Dense), _) | (None, Storage::Dense) => None,
+            (None, Storage::EightBit) => QuantSpec::new(QuantMode::Affine, 8, 64).ok(),
+            (None, Storage::Model) => self.quantization().global(),
         }
     }
 }
 
 /// A mode with the sizes that MLX's converter gives it.
 fn default_format(mode: &str) -> Option<Value> {
-    let (bits, group_size) = match QuantMode::from_name(mode)? {
-        QuantMode::Affine => (4, 64),
-        QuantMode::Mxfp4 => (4, 32),
-        QuantMode::Mxfp8 => (8, 32),
-        QuantMode::Nvfp4 => (4, 16),
-    };
+    let (bits, group_size) = mlx_defaults(QuantMode::from_name(mode)?);
     Some(json!({ "group_size": group_size, "bits": bits, "mode": mode }))
 }

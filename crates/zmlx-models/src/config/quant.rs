@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use serde_json::Value;
 use zmlx_kernels::{QuantMode, QuantSpec};
 
-use super::fields::{Fields, short};
 use crate::Result;
+use crate::fields::{Fields, short};
 
 /// An exception for one module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +27,7 @@ pub struct QuantConfig {
 }
 
 impl QuantConfig {
-    /// The format of every module without an exception; none if the checkpoint is not quantised.
+    /// The format of every module without an exception; `None` if the checkpoint is not quantised.
     pub fn global(&self) -> Option<QuantSpec> {
         self.global
     }
@@ -43,14 +43,12 @@ impl QuantConfig {
     }
 
     /// Reads `quantization` or, where only that is present, its twin `quantization_config`.
-    pub(super) fn parse(config: &Fields<'_>) -> Result<Self> {
-        let table = match config.object("quantization")? {
-            Some(table) => table,
-            None => match config.object("quantization_config")? {
-                Some(table) => table,
-                None => return Ok(Self::default()),
-            },
-        };
+    ///
+    /// A text model inside another keeps the table outside, or in its own object.
+    pub(super) fn parse(whole: &Fields<'_>, text_model: &Fields<'_>) -> Result<Self> {
+        let places = [whole, text_model].map(|f| f.object(f.named(&["quantization", "quantization_config"])));
+        let [outside, inside] = places;
+        let Some(table) = outside?.or(inside?) else { return Ok(Self::default()) };
         // Other tools' formats (AWQ, GPTQ, FP8 blocks) name themselves here; MLX's own writes no such key.
         if let Some(method) = table.get("quant_method") {
             return Err(table.unsupported("quant_method", "MLX's own quantisation", short(method)));
@@ -73,8 +71,8 @@ impl QuantConfig {
     }
 }
 
-/// The format in an object; files from before the other modes have no `mode`, and neither have exceptions that
-/// are affine.
+/// The format in an object. Files from before the other modes have no `mode`, and neither have exceptions that are
+/// affine; bits and group size may be left out, too, and are then MLX's for the mode.
 fn spec(fields: &Fields<'_>) -> Result<QuantSpec> {
     let mode = match fields.get("mode") {
         None => QuantMode::Affine,
@@ -83,7 +81,8 @@ fn spec(fields: &Fields<'_>) -> Result<QuantSpec> {
             fields.unsupported("mode", known, short(v))
         })?,
     };
-    let (bits, group_size) = (fields.dim("bits")?, fields.dim("group_size")?);
+    let (bits, group_size) = mlx_defaults(mode);
+    let (bits, group_size) = (fields.dim_or("bits", bits)?, fields.dim_or("group_size", group_size)?);
     QuantSpec::new(mode, bits, group_size).map_err(|_| {
         let want = match mode {
             QuantMode::Affine => "2, 3, 4, 5, 6 or 8 bits in groups of 32, 64 or 128",
@@ -94,4 +93,14 @@ fn spec(fields: &Fields<'_>) -> Result<QuantSpec> {
         let got = format!("{bits} bits in groups of {group_size}");
         fields.unsupported("bits and group_size", format!("{} of {want}", mode.name()), got)
     })
+}
+
+/// Bits and group size that MLX's converter gives a mode.
+pub(crate) fn mlx_defaults(mode: QuantMode) -> (usize, usize) {
+    match mode {
+        QuantMode::Affine => (4, 64),
+        QuantMode::Mxfp4 => (4, 32),
+        QuantMode::Mxfp8 => (8, 32),
+        QuantMode::Nvfp4 => (4, 16),
+    }
 }

@@ -62,7 +62,7 @@ impl<'a, B: Backend> Steps<'a, B> {
         n_generated: usize,
     ) -> Result<Option<Sampled>> {
         let b = self.model.backend();
-        let is_full = state.n_tokens(0) == self.model.config().max_position_embeddings();
+        let is_full = state.n_tokens(0) == self.model.architecture().max_position_embeddings;
         match &mut self.next {
             Next::Logits(first) => {
                 let y = match first.take() {

@@ -11,7 +11,7 @@ fn fixtures(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] mode
     assert_eq!((checkpoint.name(), checkpoint.dir()), (model, Some(dir.as_path())));
     assert_eq!(checkpoint.eos_token_ids(), [0, 2]);
     assert_eq!(checkpoint.declared_dtype(), Some("bfloat16"));
-    assert_eq!(checkpoint.config().vocab_size(), 3072);
+    assert_eq!(checkpoint.architecture().vocab_size, 3072);
     let file = std::fs::metadata(dir.join("model.safetensors")).unwrap().len();
     let total: u64 = checkpoint.tensors().map(|t| t.n_bytes as u64).sum();
     assert_eq!(checkpoint.total_bytes(), total);

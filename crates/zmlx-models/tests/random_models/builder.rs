@@ -75,6 +75,45 @@ impl Builder {
         self.weight(&format!("{path}.switch_mlp.down_proj"), &[n, hidden, inter]);
     }
 
+    /// Turns stacked experts into one tensor each.
+    pub(crate) fn unstack_experts(&mut self) {
+        for name in self.names_with("switch_mlp") {
+            let (dtype, shape, bytes) = self.tensors.remove(&name).unwrap();
+            for (e, bytes) in bytes.chunks_exact(bytes.len() / shape[0]).enumerate() {
+                let name = name.replace("switch_mlp", &format!("experts.{e}"));
+                self.tensors.insert(name, (dtype, shape[1..].to_vec(), bytes.to_vec()));
+            }
+        }
+    }
+
+    /// Puts gate and up of all experts into one stack, gate's rows first, and all experts under `module`. The weight's
+    /// name ends in `suffix`: with an empty one, the other parts' follow after an underscore.
+    pub(crate) fn join_gate_up(&mut self, module: &str, suffix: &str) {
+        for name in self.names_with("switch_mlp") {
+            if name.contains("up_proj") {
+                continue; // goes with gate
+            }
+            let (dtype, mut shape, mut bytes) = self.tensors.remove(&name).unwrap();
+            let mut renamed = name.replace("mlp.switch_mlp", module).replace("gate_proj", "gate_up_proj");
+            if suffix.is_empty() {
+                renamed = renamed.replace(".weight", "");
+                renamed = renamed.replace(".scales", "_scales").replace(".biases", "_biases");
+            }
+            if name.contains("gate_proj") {
+                let (_, _, up) = self.tensors.remove(&name.replace("gate_proj", "up_proj")).unwrap();
+                let n_bytes = bytes.len() / shape[0];
+                let pairs = bytes.chunks_exact(n_bytes).zip(up.chunks_exact(n_bytes));
+                bytes = pairs.flat_map(|(gate, up)| [gate, up].concat()).collect();
+                shape[1] *= 2;
+            }
+            self.tensors.insert(renamed, (dtype, shape, bytes));
+        }
+    }
+
+    fn names_with(&self, part: &str) -> Vec<String> {
+        self.tensors.keys().filter(|name| name.contains(part)).cloned().collect()
+    }
+
     /// A bf16 norm weight near 1.
     pub(crate) fn norm(&mut self, name: &str, len: usize) {
         let values = self.values(len, 0.1);

@@ -169,15 +169,63 @@ fn qwen_with_experts_one_by_one() {
     let config = qwen_config(affine(4, 64), json!({}));
     let mut b = Builder::new(41, affine(4, 64));
     qwen(&mut b, &config);
-    let stacked: Vec<String> = b.tensors.keys().filter(|n| n.contains("switch_mlp")).cloned().collect();
-    for name in stacked {
-        let (dtype, shape, bytes) = b.tensors.remove(&name).unwrap();
-        for (e, bytes) in bytes.chunks_exact(bytes.len() / shape[0]).enumerate() {
-            let name = name.replace("switch_mlp", &format!("experts.{e}"));
-            b.tensors.insert(name, (dtype, shape[1..].to_vec(), bytes.to_vec()));
-        }
-    }
+    b.unstack_experts();
     check("experts one by one", &b, &config, 2);
+}
+
+#[rstest]
+fn qwen_with_gate_and_up_in_one(
+    #[values("mlp.experts", "mlp.switch_mlp")] module: &str,
+    #[values("", ".weight")] suffix: &str,
+    #[values(None, affine(4, 64), of_mode(Mode::Mxfp4))] format: Option<Format>,
+) {
+    let config = qwen_config(format, json!({}));
+    let mut b = Builder::new(43, format);
+    qwen(&mut b, &config);
+    b.join_gate_up(module, suffix);
+    check(&format!("{module}.gate_up_proj{suffix}"), &b, &config, 1);
+}
+
+/// A text model among others: its config and names are wrapped, what else is in the file is left alone.
+#[test]
+fn qwen_within_a_model_of_several_kinds_of_input() {
+    let text = qwen_config(affine(4, 64), json!({ "model_type": "qwen3_moe_text" }));
+    let mut b = Builder::new(47, affine(4, 64));
+    qwen(&mut b, &text);
+    let names: Vec<String> = b.tensors.keys().cloned().collect();
+    for name in names {
+        let tensor = b.tensors.remove(&name).unwrap();
+        b.tensors.insert(format!("language_model.{name}"), tensor);
+    }
+    // One module has a format of its own, by its full name.
+    let path = "language_model.model.layers.1.self_attn.q_proj";
+    b.weight_in(path, &[128, HIDDEN], affine(8, 32));
+    b.weight("vision_tower.blocks.0.attn.qkv", &[96, 64]);
+    let quantization = json!({ "group_size": 64, "bits": 4, path: { "group_size": 32, "bits": 8 } });
+    let config = json!({ "model_type": "qwen3_moe", "text_config": text, "quantization": quantization });
+    check("wrapped", &b, &config, 2);
+}
+
+fn dense_qwen_config(scaling: Value) -> Value {
+    let mut config = qwen_config(affine(4, 64), json!({ "model_type": "qwen3", "rope_scaling": scaling }));
+    config["mlp_only_layers"] = json!([0, 1, 2]); // what the builder goes by
+    config
+}
+
+#[rstest]
+#[case(json!({ "type": "linear", "factor": 3.0 }))]
+#[case(json!({ "type": "dynamic", "factor": 3.0 }))]
+#[case(json!({ "rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16 }))]
+#[case(json!({ "rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 64, "beta_fast": 8,
+    "beta_slow": 2, "mscale": 0.7, "mscale_all_dim": 0.3 }))]
+#[case(json!({ "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 32 }))]
+#[case(json!({ "rope_type": "longrope", "original_max_position_embeddings": 64, "short_factor": [1.0],
+    "long_factor": [1, 1.5, 2, 2.5, 3, 3.5, 4, 4.5, 5, 5.5, 6, 6.5, 7, 7.5, 8, 8.5] }))]
+fn dense_qwen_with_scaled_rope(#[case] scaling: Value) {
+    let config = dense_qwen_config(scaling.clone());
+    let mut b = Builder::new(49, affine(4, 64));
+    qwen(&mut b, &config);
+    check(&scaling.to_string(), &b, &config, 1);
 }
 
 fn glm_config(changes: Value) -> Value {
@@ -270,4 +318,102 @@ fn glm_with_a_layer_for_multi_token_prediction() {
     b.weight("model.layers.3.eh_proj", &[HIDDEN, 2 * HIDDEN]);
     b.norm("model.layers.3.enorm.weight", HIDDEN);
     check("a layer beyond the last", &b, &config, 2);
+}
+
+fn big_glm_config(changes: Value) -> Value {
+    let mut config = json!({
+        "model_type": "glm4_moe", "hidden_size": HIDDEN, "num_hidden_layers": 3, "num_attention_heads": 4,
+        "num_key_value_heads": 2, "head_dim": 32, "partial_rotary_factor": 0.5, "use_qk_norm": true,
+        "attention_bias": true, "intermediate_size": 256, "moe_intermediate_size": 64, "n_routed_experts": 8,
+        "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "norm_topk_prob": true,
+        "routed_scaling_factor": 2.5, "first_k_dense_replace": 1, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+        "rope_scaling": null, "vocab_size": VOCAB, "max_position_embeddings": 512, "tie_word_embeddings": false,
+        "hidden_act": "silu", "eos_token_id": [0, 2], "num_nextn_predict_layers": 1,
+        "quantization": table(Format { mode: Mode::Affine, bits: 4, group_size: 64 }),
+    });
+    merge(&mut config, changes);
+    config
+}
+
+/// Tensors of `glm4_moe`, those of a layer for multi-token prediction included; `bias_spread` is that of the router's
+/// correction.
+fn big_glm(b: &mut Builder, config: &Value, bias_spread: f64) {
+    let number = |key: &str| config[key].as_u64().unwrap() as usize;
+    let is_on = |key: &str| config[key] == true;
+    b.weight("model.embed_tokens", &[VOCAB, HIDDEN]);
+    b.weight("lm_head", &[VOCAB, HIDDEN]);
+    b.norm("model.norm.weight", HIDDEN);
+    for i in 0..3usize {
+        let path = format!("model.layers.{i}");
+        b.norm(&format!("{path}.input_layernorm.weight"), HIDDEN);
+        b.norm(&format!("{path}.post_attention_layernorm.weight"), HIDDEN);
+        for (name, n_out, n_in) in
+            [("q", 128, HIDDEN), ("k", 64, HIDDEN), ("v", 64, HIDDEN), ("o", HIDDEN, 128)]
+        {
+            let path = format!("{path}.self_attn.{name}_proj");
+            b.weight(&path, &[n_out, n_in]);
+            if name != "o" && is_on("attention_bias") {
+                b.floats(&format!("{path}.bias"), n_out, 0.5);
+            }
+        }
+        if is_on("use_qk_norm") {
+            b.norm(&format!("{path}.self_attn.q_norm.weight"), 32);
+            b.norm(&format!("{path}.self_attn.k_norm.weight"), 32);
+        }
+        if i < number("first_k_dense_replace") {
+            b.mlp(&format!("{path}.mlp"), 256, HIDDEN);
+            continue;
+        }
+        b.weight_in(&format!("{path}.mlp.gate"), &[8, HIDDEN], None);
+        b.floats(&format!("{path}.mlp.gate.e_score_correction_bias"), 8, bias_spread);
+        b.experts(&format!("{path}.mlp"), 8, 64, HIDDEN);
+        if number("n_shared_experts") > 0 {
+            b.mlp(&format!("{path}.mlp.shared_experts"), 64 * number("n_shared_experts"), HIDDEN);
+        }
+    }
+    b.weight("model.layers.3.eh_proj", &[HIDDEN, 2 * HIDDEN]);
+    b.norm("model.layers.3.enorm.weight", HIDDEN);
+}
+
+#[rstest]
+#[case("plain", json!({}))]
+#[case("as GLM-4.5-Air", json!({ "use_qk_norm": false }))]
+#[case("no biases", json!({ "attention_bias": false }))]
+#[case("groups", json!({ "n_group": 4, "topk_group": 2 }))]
+#[case("one group of two, both experts chosen", json!({ "n_group": 4, "topk_group": 1 }))]
+#[case("two shared experts", json!({ "n_shared_experts": 2 }))]
+#[case("no shared experts", json!({ "n_shared_experts": 0 }))]
+#[case("scores as they are", json!({ "norm_topk_prob": false }))]
+#[case("rope on whole heads", json!({ "partial_rotary_factor": 1.0 }))]
+#[case("rope as transformers 5 writes it", json!({ "rope_theta": null, "partial_rotary_factor": null,
+    "rope_parameters": { "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.25 } }))]
+#[case("a scaling that the reference does not read", json!({ "rope_scaling": { "type": "yarn", "factor": 4.0 } }))]
+fn big_glm_variants(#[case] what: &str, #[case] changes: Value) {
+    let config = big_glm_config(changes);
+    let mut b = Builder::new(83, affine(4, 64));
+    big_glm(&mut b, &config, 0.2);
+    check(what, &b, &config, 2);
+}
+
+/// Biases so negative that experts of a group that is out, whose scores are 0, are chosen.
+#[test]
+fn big_glm_chooses_experts_of_other_groups() {
+    let config = big_glm_config(json!({ "n_group": 4, "topk_group": 2 }));
+    let mut b = Builder::new(89, affine(4, 64));
+    big_glm(&mut b, &config, 0.2);
+    for layer_idx in [1, 2] {
+        let name = format!("model.layers.{layer_idx}.mlp.gate.e_score_correction_bias");
+        let (_, _, bytes) = b.tensors.get_mut(&name).unwrap();
+        *bytes = (0..8).flat_map(|e| (-1.5f32 - 0.1 * e as f32).to_le_bytes()).collect();
+    }
+    check("all scores below 0", &b, &config, 1);
+}
+
+#[test]
+fn big_glm_with_experts_one_by_one() {
+    let config = big_glm_config(json!({}));
+    let mut b = Builder::new(97, affine(4, 64));
+    big_glm(&mut b, &config, 0.2);
+    b.unstack_experts();
+    check("experts one by one", &b, &config, 2);
 }

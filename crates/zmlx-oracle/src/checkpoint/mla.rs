@@ -3,6 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::Checkpoint;
+use crate::plan::MlaProjections;
 use crate::quant::{QuantizedMatrix, StorageDtype, quantize};
 use crate::{Error, Result};
 
@@ -15,19 +16,6 @@ pub enum KvBSplit {
     /// use what that gives. The key part is transposed, so its groups run along other elements and the values
     /// change by up to half a quantisation step.
     Requantized,
-}
-
-/// Sizes of [`Checkpoint::mla_projections`].
-#[derive(Debug, Clone, Copy)]
-pub struct MlaProjections {
-    /// Heads.
-    pub n_heads: usize,
-    /// Elements of a query head without position.
-    pub qk_nope_head_dim: usize,
-    /// Elements of a value head.
-    pub v_head_dim: usize,
-    /// Elements of the latent.
-    pub kv_lora_rank: usize,
 }
 
 impl Checkpoint {

@@ -4,13 +4,14 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value};
 
+use super::TEXT_PREFIX;
 use crate::quant::{Format, Mode};
 use crate::{Error, Result};
 
-/// General format and overrides by module path.
+/// Formats by module path. The general format is not kept: a tensor's shapes say which one it has, and converters write
+/// others than the general one without naming them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct QuantizationConfig {
-    general: Option<Format>,
     overrides: BTreeMap<String, Option<Format>>,
 }
 
@@ -25,27 +26,28 @@ impl QuantizationConfig {
             .filter_map(|key| config.get(key)?.as_object())
             .find(|entry| entry.contains_key("bits") || entry.contains_key("mode"));
         let Some(entry) = entry else { return Ok(Self::default()) };
-        let general = format_of(entry, "quantization", None)?;
+        format_of(entry, "quantization")?;
         let mut overrides = BTreeMap::new();
         for (path, value) in entry {
             let format = match value {
-                Value::Object(fields) => Some(format_of(fields, path, Some(general))?),
+                Value::Object(fields) => Some(format_of(fields, path)?),
                 Value::Bool(false) => None,
                 // `true` asks for the general format; all else are the general format's own fields.
                 _ => continue,
             };
-            overrides.insert(path.clone(), format);
+            let path = path.strip_prefix(TEXT_PREFIX).unwrap_or(path);
+            overrides.insert(path.to_owned(), format);
         }
-        Ok(Self { general: Some(general), overrides })
+        Ok(Self { overrides })
     }
 
-    /// What config.json says of a module: its override, else the general format; `None` if it says nothing, or that
-    /// the module is not quantised. For an expert of its own, `..experts.E.proj`, the entry may also stand at the
-    /// stacked module's path, `..switch_mlp.proj`.
+    /// What config.json says of a module by name; `None` if it says nothing, or that the module is not quantised. For an
+    /// expert of its own, `..experts.E.proj`, the entry may also stand at the stacked module's path,
+    /// `..switch_mlp.proj`.
     #[must_use]
     pub fn format(&self, path: &str) -> Option<Format> {
         let entry = |path: &str| self.overrides.get(path).copied();
-        entry(path).or_else(|| entry(&stacked_path(path)?)).unwrap_or(self.general)
+        entry(path).or_else(|| entry(&stacked_path(path)?)).flatten()
     }
 }
 
@@ -56,8 +58,9 @@ fn stacked_path(path: &str) -> Option<String> {
     Some(format!("{module}.switch_mlp.{proj}"))
 }
 
-/// A missing mode is affine, also in an override of a general format that is not.
-fn format_of(fields: &Map<String, Value>, path: &str, general: Option<Format>) -> Result<Format> {
+/// A missing mode is affine, also in an override of a general format that is not; missing numbers are MLX's for the
+/// mode.
+fn format_of(fields: &Map<String, Value>, path: &str) -> Result<Format> {
     let fail = |field: &str, why: String| Error::Config { field: format!("{path}.{field}"), why };
     let mode = match fields.get("mode") {
         None | Some(Value::Null) => Mode::Affine,
@@ -66,7 +69,7 @@ fn format_of(fields: &Map<String, Value>, path: &str, general: Option<Format>) -
         }
         Some(other) => return Err(fail("mode", format!("{other} is no string"))),
     };
-    let default = general.filter(|general| general.mode == mode).unwrap_or(Format::of_mode(mode));
+    let default = Format::of_mode(mode);
     let number = |field: &str, default: usize| match fields.get(field) {
         None | Some(Value::Null) => Ok(default),
         Some(value) => value
@@ -98,8 +101,7 @@ mod tests {
         assert_eq!(q.format("a"), Some(Format::affine(8, 64)), "no mode means affine");
         assert_eq!(q.format("b"), None);
         assert_eq!(q.format("c"), Some(Format::of_mode(Mode::Nvfp4)));
-        assert_eq!(q.format("d"), Some(Format::of_mode(Mode::Mxfp4)));
-        assert_eq!(q.format("elsewhere"), Some(Format::of_mode(Mode::Mxfp4)));
+        assert_eq!((q.format("d"), q.format("elsewhere")), (None, None));
     }
 
     #[test]
@@ -110,18 +112,17 @@ mod tests {
         );
         assert_eq!(q.format("m.mlp.experts.0.up_proj"), Some(Format::affine(8, 64)));
         assert_eq!(q.format("m.mlp.experts.1.up_proj"), Some(Format::affine(3, 64)));
-        assert_eq!(q.format("m.mlp.experts.0.gate_proj"), Some(Format::affine(4, 64)));
-        assert_eq!(q.format("m.mlp.shared_experts.up_proj"), Some(Format::affine(4, 64)));
+        assert_eq!(q.format("m.mlp.experts.0.gate_proj"), None);
+        assert_eq!(q.format("m.mlp.shared_experts.up_proj"), None);
     }
 
     #[test]
     fn legacy_foreign_and_absent_entries() {
-        assert_eq!(
-            parse(r#"{"quantization": {"group_size": 128, "bits": 3}}"#).format("x"),
-            Some(Format::affine(3, 128))
-        );
-        assert_eq!(parse(r#"{"quantization_config": {"quant_method": "fp8"}}"#).format("x"), None);
-        assert_eq!(parse("{}").format("x"), None);
+        let q = parse(r#"{"quantization_config": {"group_size": 128, "bits": 3, "a": {"bits": 8}}}"#);
+        assert_eq!(q.format("a"), Some(Format::affine(8, 64)), "MLX's group, not the general one");
+        let foreign = r#"{"quantization_config": {"quant_method": "fp8", "a": {"bits": 8}}}"#;
+        assert_eq!(parse(foreign).format("a"), None);
+        assert_eq!(parse("{}").format("a"), None);
     }
 
     #[test]

@@ -1,10 +1,11 @@
-//! Linear layers, norms, and the way from tensors to slices and back.
+//! Linear layers, norms, rotations, caches, and the way from tensors to slices and back.
 
 use candle_core::{Device, Tensor};
 
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::ops::rms_norm;
+use crate::ops::{Real, Rope, rms_norm, rope};
+use crate::plan::RopePlan;
 
 /// `y = x · weightᵀ + bias`.
 #[derive(Debug)]
@@ -62,6 +63,30 @@ impl Norm {
     pub(super) fn rows(&self, x: &[f32]) -> Vec<f64> {
         rms_norm(x, &self.weight, self.eps)
     }
+}
+
+/// Rope on heads of `head_dim` elements.
+#[derive(Debug)]
+pub(super) struct Rotation {
+    pub(super) head_dim: usize,
+    pub(super) plan: RopePlan,
+}
+
+impl Rotation {
+    /// `x [n_tokens, n_heads, head_dim]` → the same shape.
+    pub(super) fn apply<X: Real>(&self, x: &[X], positions: &[u32], n_heads: usize) -> Vec<f64> {
+        let RopePlan { frequencies, scale, layout } = &self.plan;
+        let (n_tokens, head_dim) = (positions.len(), self.head_dim);
+        let sizes = Rope { n_tokens, n_heads, head_dim, frequencies, scale: *scale, layout: *layout };
+        rope(x, positions, sizes)
+    }
+}
+
+/// Keys `[n_kv, n_kv_heads, head_dim]` and values `[n_kv, n_kv_heads, v_head_dim]`.
+#[derive(Debug, Default)]
+pub(super) struct KvCache {
+    pub(super) k: Vec<f32>,
+    pub(super) v: Vec<f32>,
 }
 
 /// The elements, row-major.

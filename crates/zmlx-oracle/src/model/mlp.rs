@@ -5,8 +5,9 @@ use candle_core::{DType, Device, Tensor};
 use super::layers::{Linear, to_slice, to_tensor};
 use super::trace::Recorder;
 use crate::Result;
-use crate::checkpoint::{Checkpoint, ModelConfig};
+use crate::checkpoint::Checkpoint;
 use crate::ops::{NoauxTc, Routing, SoftmaxTopK, noaux_tc, softmax_top_k, swiglu};
+use crate::plan::{MlpPlan, MoePlan, RouterPlan};
 
 /// An MLP module of either kind.
 #[derive(Debug)]
@@ -16,15 +17,10 @@ pub(super) enum Mlp {
 }
 
 impl Mlp {
-    pub(super) fn load(checkpoint: &Checkpoint, path: &str, layer_idx: usize) -> Result<Self> {
-        let (hidden, intermediate, is_moe) = match checkpoint.config() {
-            ModelConfig::Qwen3Moe(c) => (c.hidden_size, c.intermediate_size, c.is_moe_layer(layer_idx)),
-            ModelConfig::Glm4MoeLite(c) => (c.hidden_size, c.intermediate_size, c.is_moe_layer(layer_idx)),
-        };
-        Ok(if is_moe {
-            Self::Moe(Box::new(Moe::load(checkpoint, path)?))
-        } else {
-            Self::Dense(Dense::load(checkpoint, path, hidden, intermediate)?)
+    pub(super) fn load(checkpoint: &Checkpoint, path: &str, plan: &MlpPlan, hidden: usize) -> Result<Self> {
+        Ok(match plan {
+            MlpPlan::Dense(inner) => Self::Dense(Dense::load(checkpoint, path, hidden, *inner)?),
+            MlpPlan::Moe(plan) => Self::Moe(Box::new(Moe::load(checkpoint, path, plan, hidden)?)),
         })
     }
 
@@ -78,34 +74,16 @@ enum Router {
 }
 
 impl Moe {
-    fn load(checkpoint: &Checkpoint, path: &str) -> Result<Self> {
-        let (hidden, inner, n_experts, n_shared, router) = match checkpoint.config() {
-            ModelConfig::Qwen3Moe(c) => {
-                let router = SoftmaxTopK {
-                    n_experts: c.num_experts,
-                    top_k: c.num_experts_per_tok,
-                    norm_topk_prob: c.norm_topk_prob,
-                };
-                (c.hidden_size, c.moe_intermediate_size, c.num_experts, None, Router::Softmax(router))
-            }
-            ModelConfig::Glm4MoeLite(c) => {
-                let n_experts = c.n_routed_experts.unwrap_or(0);
-                let router = NoauxTc {
-                    n_experts,
-                    top_k: c.num_experts_per_tok,
-                    n_group: c.n_group,
-                    topk_group: c.topk_group,
-                    norm_topk_prob: c.norm_topk_prob,
-                    routed_scaling_factor: c.routed_scaling_factor,
-                };
+    fn load(checkpoint: &Checkpoint, path: &str, plan: &MoePlan, hidden: usize) -> Result<Self> {
+        let n_experts = plan.router.n_experts();
+        let router = match plan.router {
+            RouterPlan::Softmax(router) => Router::Softmax(router),
+            RouterPlan::NoauxTc(router) => {
                 let name = format!("{path}.gate.e_score_correction_bias");
-                let router = Router::NoauxTc(router, checkpoint.floats(&name, &[n_experts])?);
-                (c.hidden_size, c.moe_intermediate_size, n_experts, c.n_shared_experts, router)
+                Router::NoauxTc(router, checkpoint.floats(&name, &[n_experts])?)
             }
         };
-        let gate_proj = checkpoint.experts(path, "gate_proj", [n_experts, inner, hidden])?;
-        let up_proj = checkpoint.experts(path, "up_proj", [n_experts, inner, hidden])?;
-        let down_proj = checkpoint.experts(path, "down_proj", [n_experts, hidden, inner])?;
+        let [gate_proj, up_proj, down_proj] = checkpoint.experts(path, [n_experts, plan.inner, hidden])?;
         let experts = (0..n_experts)
             .map(|e| {
                 Ok(Dense {
@@ -115,10 +93,9 @@ impl Moe {
                 })
             })
             .collect::<Result<_>>()?;
-        let shared = format!("{path}.shared_experts");
-        let shared_experts = match n_shared {
-            Some(n) if n > 0 => Some(Dense::load(checkpoint, &shared, hidden, n * inner)?),
-            _ => None,
+        let shared_experts = match plan.shared_inner {
+            0 => None,
+            inner => Some(Dense::load(checkpoint, &format!("{path}.shared_experts"), hidden, inner)?),
         };
         let gate = Linear::load(checkpoint, &format!("{path}.gate"), n_experts, hidden)?;
         Ok(Self { gate, router, experts, shared_experts })

@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 
 use super::Model;
-use super::attention::KvCache;
+use super::layers::KvCache;
 use super::trace::{Matrix, Recorder, Trace};
 use crate::Result;
 use crate::compare::argmax;

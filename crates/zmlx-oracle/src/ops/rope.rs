@@ -7,51 +7,56 @@ use super::{Real, check_len};
 pub enum RopeLayout {
     /// Pair `i` is elements `2i` and `2i + 1` ("traditional").
     Interleaved,
-    /// Pair `i` is elements `i` and `i + n_rot/2`.
+    /// Pair `i` of `n` is elements `i` and `i + n`.
     HalfSplit,
 }
 
 /// Sizes and parameters of [`rope`].
 #[derive(Debug, Clone, Copy)]
-pub struct Rope {
+pub struct Rope<'a> {
     /// Tokens.
     pub n_tokens: usize,
     /// Heads of each token.
     pub n_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// How many of them, from the first, are rotated; even. The others pass through.
-    pub n_rot: usize,
-    /// Base of the frequencies.
-    pub theta: f64,
-    /// Factor on the positions: 1, or 1/factor for linear scaling.
-    pub position_scale: f64,
+    /// Radians that each pair turns from one position to the next. A head's elements beyond the pairs pass through.
+    pub frequencies: &'a [f64],
+    /// Factor on what is rotated.
+    pub scale: f64,
     /// Which elements make a pair.
     pub layout: RopeLayout,
 }
 
-/// Rotates pair `i` of every head by `positions[t] · position_scale · theta^(-2i/n_rot)`:
-/// `(a, b) → (a·cos - b·sin, a·sin + b·cos)`.
+/// The usual frequencies of `n_rot / 2` pairs: `theta^(-2i/n_rot)`.
+#[must_use]
+pub fn rope_frequencies(n_rot: usize, theta: f64) -> Vec<f64> {
+    (0..n_rot / 2).map(|pair| theta.powf(-2.0 * pair as f64 / n_rot as f64)).collect()
+}
+
+/// Rotates pair `i` of every head by `positions[t] · frequencies[i]`:
+/// `(a, b) → scale · (a·cos - b·sin, a·sin + b·cos)`.
 ///
 /// **Shapes** `x [n_tokens, n_heads, head_dim]`, `positions [n_tokens]`, result as `x`. **Numerics** the angle is
 /// computed in `f64`; an engine with `f32` angles is off by about `position · 6e-8` radians in the first pairs.
 ///
 /// # Panics
-/// On lengths that do not fit, an odd `n_rot`, or `n_rot > head_dim`.
+/// On lengths that do not fit, or more than `head_dim / 2` frequencies.
 #[must_use]
-pub fn rope<X: Real>(x: &[X], positions: &[u32], sizes: Rope) -> Vec<f64> {
-    let Rope { n_tokens, n_heads, head_dim, n_rot, theta, position_scale, layout } = sizes;
+pub fn rope<X: Real>(x: &[X], positions: &[u32], sizes: Rope<'_>) -> Vec<f64> {
+    let Rope { n_tokens, n_heads, head_dim, frequencies, scale, layout } = sizes;
+    let n_pairs = frequencies.len();
     check_len("rope", "x", x, &[n_tokens, n_heads, head_dim]);
     check_len("rope", "positions", positions, &[n_tokens]);
-    assert!(n_rot.is_multiple_of(2) && n_rot <= head_dim, "rope: n_rot {n_rot} of head_dim {head_dim}");
+    assert!(2 * n_pairs <= head_dim, "rope: {n_pairs} pairs of head_dim {head_dim}");
     let mut y: Vec<f64> = x.iter().map(|&x| x.into()).collect();
     for (token, &position) in positions.iter().enumerate() {
-        for pair in 0..n_rot / 2 {
-            let frequency = theta.powf(-2.0 * pair as f64 / n_rot as f64);
-            let (sin, cos) = (f64::from(position) * position_scale * frequency).sin_cos();
+        for (pair, frequency) in frequencies.iter().enumerate() {
+            let (sin, cos) = (f64::from(position) * frequency).sin_cos();
+            let (sin, cos) = (scale * sin, scale * cos);
             let (first, second) = match layout {
                 RopeLayout::Interleaved => (2 * pair, 2 * pair + 1),
-                RopeLayout::HalfSplit => (pair, pair + n_rot / 2),
+                RopeLayout::HalfSplit => (pair, pair + n_pairs),
             };
             for head in y[token * n_heads * head_dim..][..n_heads * head_dim].chunks_exact_mut(head_dim) {
                 let (a, b) = (head[first], head[second]);

@@ -15,7 +15,7 @@ pub struct Routing {
 }
 
 /// Sizes and parameters of [`softmax_top_k`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SoftmaxTopK {
     /// Experts.
     pub n_experts: usize,
@@ -59,7 +59,7 @@ pub fn softmax_top_k<T: Real>(logits: &[T], router: SoftmaxTopK) -> Routing {
 }
 
 /// Sizes and parameters of [`noaux_tc`].
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NoauxTc {
     /// Experts.
     pub n_experts: usize,
@@ -69,8 +69,10 @@ pub struct NoauxTc {
     pub n_group: usize,
     /// Groups whose experts may be chosen.
     pub topk_group: usize,
-    /// Whether the chosen weights are divided by their sum (only if `top_k > 1`).
+    /// Whether the chosen weights are divided by their sum plus `eps` (only if `top_k > 1`).
     pub norm_topk_prob: bool,
+    /// Added to that sum.
+    pub eps: f64,
     /// Factor on the weights.
     pub routed_scaling_factor: f64,
 }
@@ -80,7 +82,7 @@ pub struct NoauxTc {
 /// s = sigmoid(logits);  sel = s + bias
 /// with n_group > 1: a group's score is the sum of its two largest sel;
 ///     outside of the best topk_group groups sel is set to 0
-/// the top_k largest sel are chosen;  weight = s, or s / (Σ s + 1e-20);  · routed_scaling_factor
+/// the top_k largest sel are chosen;  weight = s, or s / (Σ s + eps);  · routed_scaling_factor
 /// ```
 /// **Shapes** `logits [n_tokens, n_experts]`, `bias [n_experts]`. Of equal groups the lower index is kept. The
 /// margins of the result are differences of `sel`; with groups they say nothing of how close the groups were.
@@ -90,7 +92,8 @@ pub struct NoauxTc {
 /// expert; `topk_group > n_group`.
 #[must_use]
 pub fn noaux_tc<T: Real, B: Real>(logits: &[T], bias: &[B], router: NoauxTc) -> Routing {
-    let NoauxTc { n_experts, top_k: k, n_group, topk_group, norm_topk_prob, routed_scaling_factor } = router;
+    let NoauxTc { n_experts, top_k: k, n_group, topk_group, norm_topk_prob, eps, routed_scaling_factor } =
+        router;
     check_len("noaux_tc", "bias", bias, &[n_experts]);
     route("noaux_tc", logits, n_experts, k, |row| {
         let s: Vec<f64> = row.iter().map(|&x| sigmoid(x.into())).collect();
@@ -100,7 +103,7 @@ pub fn noaux_tc<T: Real, B: Real>(logits: &[T], bias: &[B], router: NoauxTc) -> 
         }
         let chosen = top_k(&sel, k);
         let sum: f64 = chosen.iter().map(|&e| s[e as usize]).sum();
-        let divisor = if norm_topk_prob && k > 1 { sum + 1e-20 } else { 1.0 };
+        let divisor = if norm_topk_prob && k > 1 { sum + eps } else { 1.0 };
         let weights = chosen.iter().map(|&e| s[e as usize] / divisor * routed_scaling_factor).collect();
         (sel, chosen, weights)
     })

@@ -90,7 +90,7 @@ fn step<B: Backend>(
     tap: Option<Tap<'_, B>>,
 ) -> Result<()> {
     // Other tokens in each step and sequence, so that other experts are chosen; the same for every path.
-    let tokens = prompts::seeded_tokens(0x5eed + i as u64, state.n_slots(), model.config().vocab_size());
+    let tokens = prompts::seeded_tokens(0x5eed + i as u64, state.n_slots(), model.architecture().vocab_size);
     let inputs: Vec<_> = tokens.chunks(1).enumerate().map(|(slot, tokens)| Input { slot, tokens }).collect();
     let y = model.forward_tapped(state, &inputs, LogitsOf::Last, fusion, tap)?;
     // Reading waits for the device.
@@ -100,8 +100,8 @@ fn step<B: Backend>(
 
 impl<B: Backend> Arm for Loaded<B> {
     fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<Difference>>> {
-        let vocab = self.model.config().vocab_size();
-        let limit = self.model.config().max_position_embeddings();
+        let vocab = self.model.architecture().vocab_size;
+        let limit = self.model.architecture().max_position_embeddings;
         let prompt = prompts::seeded_tokens(1, CHECK_PROMPT.min(limit.saturating_sub(1)).max(1), vocab);
         let n_tokens = CHECK_TOKENS.min(limit.saturating_sub(prompt.len()));
         let Some(first) = fusions.first() else { return Ok(Some(Vec::new())) };
@@ -123,7 +123,7 @@ impl<B: Backend> Arm for Loaded<B> {
         let mut state = self.model.state(batch)?;
         let mut progress = Progress::new("Filling caches");
         for slot in 0..if depth == 0 { 0 } else { batch } {
-            let tokens = prompts::seeded_tokens(slot as u64 + 1, depth, self.model.config().vocab_size());
+            let tokens = prompts::seeded_tokens(slot as u64 + 1, depth, self.model.architecture().vocab_size);
             let input = Input { slot, tokens: &tokens };
             let mut on_chunk = |done: usize, _: usize| progress.update(slot * depth + done, batch * depth);
             self.model.prefill(&mut state, input, fusion, &mut on_chunk)?;

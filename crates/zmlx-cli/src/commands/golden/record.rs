@@ -43,8 +43,8 @@ pub(super) fn run(args: Args) -> Result<Outcome> {
     let source = Source::resolve(&args.model.model())?;
     let checkpoint = source.checkpoint()?;
     let prompts = match &args.prompts {
-        Some(file) => prompts::read_file(file, &source, checkpoint.config().vocab_size())?,
-        None => prompts::built_in(&source, checkpoint.config().vocab_size())?,
+        Some(file) => prompts::read_file(file, &source, checkpoint.architecture().vocab_size)?,
+        None => prompts::built_in(&source, checkpoint.architecture().vocab_size)?,
     };
     engine::with_backend(args.backend, Record { checkpoint, prompts, args })
 }

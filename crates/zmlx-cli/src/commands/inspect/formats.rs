@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 
 use serde::Serialize;
 use zmlx_kernels::QuantSpec;
+use zmlx_models::Checkpoint;
+use zmlx_models::architecture::WeightUses;
 use zmlx_models::checkpoint::TensorInfo;
 use zmlx_models::config::QuantOverride;
-use zmlx_models::{Checkpoint, ModelConfig};
 
 /// A weight: a dense tensor, or the two or three tensors of a quantised one.
 #[derive(Clone, Debug, Serialize)]
@@ -38,6 +39,7 @@ pub(super) struct Group {
 pub(super) fn entries(checkpoint: &Checkpoint) -> Vec<WeightEntry> {
     let tensors: BTreeMap<&str, TensorInfo<'_>> = checkpoint.tensors().map(|t| (t.name, t)).collect();
     let part_of = |path: &str, part: &str| tensors.get(format!("{path}.{part}").as_str());
+    let uses = checkpoint.architecture().weight_uses();
     let mut entries = Vec::new();
     for tensor in tensors.values() {
         let path = tensor.name.strip_suffix(".weight").unwrap_or(tensor.name);
@@ -58,7 +60,7 @@ pub(super) fn entries(checkpoint: &Checkpoint) -> Vec<WeightEntry> {
         if let (true, Some(scales)) = (tensor.name.ends_with(".weight"), part_of(path, "scales")) {
             let biases = part_of(path, "biases").map_or(0, |b| b.n_bytes);
             entry.n_bytes += (scales.n_bytes + biases) as u64;
-            match spec(checkpoint, path, tensor, scales) {
+            match spec((checkpoint, &uses), path, tensor, scales) {
                 Some((spec, n_in)) => {
                     entry.format = spec.to_string();
                     if let Some(last) = entry.shape.last_mut() {
@@ -93,10 +95,10 @@ pub(super) fn groups(entries: &[WeightEntry]) -> Vec<Group> {
     groups
 }
 
-/// Format and width of a quantised weight: what the config says if that fits the tensors, else the one format that
-/// fits them and one of the model's widths.
+/// Format and width of a quantised weight: the one format that fits its tensors and its width in the model. Of a weight
+/// that the model has no use for, what the config says if that fits the tensors.
 fn spec(
-    checkpoint: &Checkpoint,
+    (checkpoint, uses): (&Checkpoint, &WeightUses),
     path: &str,
     words: &TensorInfo<'_>,
     scales: &TensorInfo<'_>,
@@ -108,37 +110,15 @@ fn spec(
         let fits = n_in.checked_mul(spec.bits())? == n_words.checked_mul(32)?;
         (fits && spec.has_biases() != has_codes).then_some((spec, n_in))
     };
+    let in_model = checkpoint.name_in_model(path).and_then(|path| uses.get(path));
+    if let Some(weight) = in_model {
+        let fits = |found: &(QuantSpec, usize)| found.1 == weight.n_in;
+        return QuantSpec::all().into_iter().filter_map(width).find(fits);
+    }
     let config = checkpoint.quantization();
     let said = match config.get(path) {
         Some(QuantOverride::Spec(spec)) => Some(spec),
         _ => config.global(),
     };
-    let widths = widths(checkpoint.config());
-    let of_model = |found: &(QuantSpec, usize)| widths.contains(&found.1);
-    let said = said.and_then(width);
-    let inferred = || QuantSpec::all().into_iter().filter_map(width).find(of_model);
-    said.filter(of_model).or_else(inferred).or(said)
-}
-
-/// The widths that the model's matrices have.
-fn widths(config: &ModelConfig) -> Vec<usize> {
-    match config {
-        ModelConfig::Glm4MoeLite(c) => vec![
-            c.hidden_size,
-            c.intermediate_size,
-            c.moe_intermediate_size,
-            c.n_shared_experts * c.moe_intermediate_size,
-            c.q_lora_rank.unwrap_or(c.hidden_size),
-            c.kv_lora_rank,
-            c.qk_nope_head_dim,
-            c.num_attention_heads * c.v_head_dim,
-        ],
-        ModelConfig::Qwen3Moe(c) => vec![
-            c.hidden_size,
-            c.intermediate_size,
-            c.moe_intermediate_size,
-            c.num_attention_heads * c.head_dim,
-        ],
-        _ => Vec::new(),
-    }
+    said.and_then(width)
 }

@@ -80,7 +80,7 @@ impl Suite {
         file: Option<&Path>,
         max_tokens: usize,
     ) -> Result<Vec<Configuration>> {
-        let vocab = checkpoint.config().vocab_size();
+        let vocab = checkpoint.architecture().vocab_size;
         let prompts = match file {
             Some(file) => plain(prompts::read_file(file, source, vocab)?),
             None if self == Self::Standard && *source == Source::Embedded => recorded()?,

@@ -6,7 +6,7 @@ use mlx_rs::{Array, Dtype, ops};
 use super::{MlxWeight, dims, f, scalar};
 use crate::check::{check_spans, ensure};
 use crate::mlx::raw::{self, Product};
-use crate::{Error, KvLayout, MlaInputs, MlaWeights, Result, Span};
+use crate::{Error, KvLayout, MlaInputs, MlaWeights, Result, RopeFrequencies, Span};
 
 /// Positions that a cache grows by: mlx-lm's step.
 const STEP: usize = 256;
@@ -315,14 +315,24 @@ fn causal(scores: &Array, n_before: usize, n: usize) -> Result<Array> {
     mask().and_then(|mask| ops::select(&mask, scores, &lowest)).map_err(f(OP))
 }
 
+/// The rotated dimensions times the rope's scale, rounded to the type of `x` as mlx-lm does before it rotates.
+fn scaled(x: &Array, rope: &crate::Rope, width: usize) -> Result<Array> {
+    if rope.scale == 1.0 {
+        return Ok(x.clone());
+    }
+    let mut factors = vec![rope.scale; rope.dims];
+    factors.resize(width, 1.0);
+    let factors = Array::from_slice(&factors, &[width as i32]).as_dtype(x.dtype());
+    factors.and_then(|factors| x.multiply(factors)).map_err(f("rope"))
+}
+
 /// `rope`: one `mx.fast.rope` per sequence.
 pub(super) fn rope(x: &Array, spans: &[Span], rope: &crate::Rope) -> Result<Array> {
     const OP: &str = "rope";
     let shape = dims(x);
     let fits = shape.len() == 3 && shape[1] > 0;
     ensure(fits, OP, "x", "[n, n_heads, d]", &shape)?;
-    let even = rope.dims > 0 && rope.dims.is_multiple_of(2) && rope.dims <= shape[2];
-    ensure(even, OP, "rope.dims", format_args!("even, at most {}", shape[2]), rope.dims)?;
+    rope.check(OP, shape[2])?;
     check_spans(OP, spans, shape[0])?;
     let fits = spans.iter().all(|s| i32::try_from(s.start + s.n_tokens).is_ok());
     ensure(fits, OP, "spans", "positions below 2^31", spans)?;
@@ -330,11 +340,21 @@ pub(super) fn rope(x: &Array, spans: &[Span], rope: &crate::Rope) -> Result<Arra
         return Ok(x.clone());
     }
     let traditional = rope.pairing == crate::RopePairing::Interleaved;
+    // As mlx-lm: powers are computed by the op itself; other frequencies are given to it as their reciprocals, in f32.
+    let (base, scale, periods) = match &rope.frequencies {
+        RopeFrequencies::Powers { theta, position_scale } => (Some(*theta), *position_scale, None),
+        RopeFrequencies::Given(given) => {
+            let periods: Vec<f32> = given.iter().map(|f| f.recip() as f32).collect();
+            (None, 1.0, Some(Array::from_slice(&periods, &[periods.len() as i32])))
+        }
+    };
+    let x = &scaled(x, rope, shape[2])?;
     let mut parts = Vec::with_capacity(spans.len());
     for (span, rows) in spans.iter().zip(Rows::of(OP, spans)).filter(|(s, _)| s.n_tokens > 0) {
         let dims = rope.dims as i32;
         let heads = rows.heads(x)?;
-        let y = mlx_rs::fast::rope(&heads, dims, traditional, rope.theta, 1.0, span.start as i32, None);
+        let offset = span.start as i32;
+        let y = mlx_rs::fast::rope(&heads, dims, traditional, base, scale, offset, periods.as_ref());
         let y = y.and_then(|y| y.transpose_axes(&[0, 2, 1, 3])?.squeeze_axes(&[0]));
         parts.push(y.map_err(f(OP))?);
     }

@@ -173,8 +173,8 @@ impl MlxBackend {
         let spec = metal::route_noaux_tc(dtype, [n, n_experts], settings);
         let Some(spec) = fits(OP, spec) else { return Ok(None) };
         let bias = bias.vector(OP, n_experts)?.as_dtype(Dtype::Float32).map_err(f(OP))?;
-        let factor = Array::from_slice(&[settings.routed_scaling_factor], &[1]);
-        let [experts, weights] = raw::launch(OP, &spec, &[logits, &bias, &factor])?;
+        let factors = Array::from_slice(&[settings.routed_scaling_factor, settings.eps], &[2]);
+        let [experts, weights] = raw::launch(OP, &spec, &[logits, &bias, &factors])?;
         Ok(Some((MlxIndices::computed(OP, experts, n_experts)?, weights)))
     }
 }

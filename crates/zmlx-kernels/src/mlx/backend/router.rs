@@ -48,7 +48,7 @@ pub(super) fn noaux_tc(logits: &Array, bias: &Array, settings: &NoauxTc) -> Resu
     let experts = columns(OP, &order, 0, top_k)?;
     let mut weights = scores.take_along_axis(&experts, -1).map_err(f(OP))?;
     if top_k > 1 && settings.renormalize == Renormalize::Yes {
-        let sum = weights.sum_axis(-1, true).and_then(|s| s.add(Array::from_f32(1e-20)));
+        let sum = weights.sum_axis(-1, true).and_then(|s| s.add(Array::from_f32(settings.eps)));
         weights = sum.and_then(|sum| weights.divide(sum)).map_err(f(OP))?;
     }
     let factor = scalar(settings.routed_scaling_factor, Dtype::Float32)?;

@@ -1,7 +1,8 @@
 // The TOP_K experts of each row with the largest sigmoid(logit) + bias, and their weights without the bias.
 //
-// logits [rows, E], bias f32 [E], factor f32 [1] → indices u32 and weights f32 [rows, TOP_K], by descending score, of
-// equal ones the lower index first. Weights: sigmoid(logit), divided by their sum + 1e-20 if NORMALIZE, times factor.
+// logits [rows, E], bias f32 [E], factors f32 [2] → indices u32 and weights f32 [rows, TOP_K], by descending score, of
+// equal ones the lower index first. Weights: sigmoid(logit), divided by their sum + factors[1] if NORMALIZE, times
+// factors[0].
 // Template: T, TOP_K, NORMALIZE.
 // One threadgroup per row, a thread per 4 logits, whole simdgroups. Grid: (1, rows, 1).
 
@@ -29,6 +30,6 @@ threadgroup_barrier(metal::mem_flags::mem_threadgroup);
 
 if (group == 0 && lane < TOP_K) {
   const float v = chosen[lane];
-  const float weight = NORMALIZE ? v / (zmlx::sum_of<float>(chosen, TOP_K) + 1e-20f) : v;
-  weights[row * TOP_K + lane] = weight * factor[0];
+  const float weight = NORMALIZE ? v / (zmlx::sum_of<float>(chosen, TOP_K) + factors[1]) : v;
+  weights[row * TOP_K + lane] = weight * factors[0];
 }

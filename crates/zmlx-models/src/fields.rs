@@ -9,90 +9,109 @@ use crate::{Error, Result};
 /// Above this, a width or count is not a model but a broken file; products of two stay far below overflow.
 const MAX_DIM: u64 = 1 << 24;
 
+/// Keys of a text model that may stand outside of its `text_config`.
+const OUTER_KEYS: &[&str] = &["tie_word_embeddings", "vocab_size", "torch_dtype", "dtype"];
+
 /// A JSON object of a named file.
-pub(super) struct Fields<'a> {
+pub(crate) struct Fields<'a> {
     file: &'a str,
     /// Put before the key in errors: the path of a nested object.
     prefix: String,
     map: &'a Map<String, Value>,
+    /// The object that wraps a text model's.
+    outer: Option<&'a Map<String, Value>>,
 }
 
 impl<'a> Fields<'a> {
-    pub(super) fn new(file: &'a str, value: &'a Value) -> Result<Self> {
+    pub(crate) fn new(file: &'a str, value: &'a Value) -> Result<Self> {
         let map = value.as_object().ok_or_else(|| Error::Field {
             file: file.into(),
             key: "the file".into(),
             want: "a JSON object".into(),
             got: short(value),
         })?;
-        Ok(Self { file, prefix: String::new(), map })
+        Ok(Self { file, prefix: String::new(), map, outer: None })
     }
 
-    /// The object under `key`; absent and null are none.
-    pub(super) fn object(&self, key: &str) -> Result<Option<Self>> {
+    /// The text model's keys: those in `text_config`, where a model of several kinds of input wraps one, else all.
+    pub(crate) fn text_model(&self) -> Result<Self> {
+        Ok(match self.object("text_config")? {
+            Some(text) => Self { outer: Some(self.map), ..text },
+            None => Self { file: self.file, prefix: self.prefix.clone(), map: self.map, outer: None },
+        })
+    }
+
+    /// The object under `key`; absent and null are `None`.
+    pub(crate) fn object(&self, key: &str) -> Result<Option<Self>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let map = value.as_object().ok_or_else(|| self.wrong(key, "an object", short(value)))?;
-        Ok(Some(Self { file: self.file, prefix: format!("{}{key}.", self.prefix), map }))
+        let prefix = format!("{}{key}.", self.prefix);
+        Ok(Some(Self { file: self.file, prefix, map, outer: None }))
     }
 
-    /// The value of `key`; absent and null are none.
-    pub(super) fn get(&self, key: &str) -> Option<&'a Value> {
-        self.map.get(key).filter(|v| !v.is_null())
+    /// The value of `key`; absent and null are `None`.
+    pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
+        self.raw(key).filter(|v| !v.is_null())
     }
 
-    pub(super) fn contains(&self, key: &str) -> bool {
-        self.map.contains_key(key)
+    fn raw(&self, key: &str) -> Option<&'a Value> {
+        let outside = || self.outer.filter(|_| OUTER_KEYS.contains(&key))?.get(key);
+        self.map.get(key).or_else(outside)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
+    pub(crate) fn contains(&self, key: &str) -> bool {
+        self.raw(key).is_some()
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&'a String, &'a Value)> {
         self.map.iter()
     }
 
-    pub(super) fn str(&self, key: &str) -> Result<&'a str> {
+    pub(crate) fn str(&self, key: &str) -> Result<&'a str> {
         self.required(key, "a string", Value::as_str)
     }
 
     /// A width or count: at least 1.
-    pub(super) fn dim(&self, key: &str) -> Result<usize> {
+    pub(crate) fn dim(&self, key: &str) -> Result<usize> {
         let in_range = |v: &Value| v.as_u64().filter(|n| (1..=MAX_DIM).contains(n)).map(|n| n as usize);
         self.required(key, "a whole number from 1 to 16777216", in_range)
     }
 
     /// A width or count that may be absent.
-    pub(super) fn dim_or(&self, key: &str, default: usize) -> Result<usize> {
+    pub(crate) fn dim_or(&self, key: &str, default: usize) -> Result<usize> {
         if self.get(key).is_some() { self.dim(key) } else { Ok(default) }
     }
 
     /// A count that may be 0.
-    pub(super) fn count(&self, key: &str) -> Result<usize> {
+    pub(crate) fn count(&self, key: &str) -> Result<usize> {
         let in_range = |v: &Value| v.as_u64().filter(|&n| n <= MAX_DIM).map(|n| n as usize);
         self.required(key, "a whole number from 0 to 16777216", in_range)
     }
 
-    pub(super) fn count_or(&self, key: &str, default: usize) -> Result<usize> {
+    pub(crate) fn count_or(&self, key: &str, default: usize) -> Result<usize> {
         if self.get(key).is_some() { self.count(key) } else { Ok(default) }
     }
 
     /// A positive number that a float holds.
-    pub(super) fn positive(&self, key: &str) -> Result<f64> {
+    pub(crate) fn positive(&self, key: &str) -> Result<f64> {
         let in_range = |v: &Value| v.as_f64().filter(|&x| x > 0.0 && x <= f64::from(f32::MAX));
         self.required(key, "a positive number", in_range)
     }
 
-    pub(super) fn positive_or(&self, key: &str, default: f64) -> Result<f64> {
+    pub(crate) fn positive_or(&self, key: &str, default: f64) -> Result<f64> {
         if self.get(key).is_some() { self.positive(key) } else { Ok(default) }
     }
 
-    pub(super) fn bool(&self, key: &str) -> Result<bool> {
+    pub(crate) fn bool(&self, key: &str) -> Result<bool> {
         self.required(key, "true or false", Value::as_bool)
     }
 
-    pub(super) fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
+    pub(crate) fn bool_or(&self, key: &str, default: bool) -> Result<bool> {
         if self.get(key).is_some() { self.bool(key) } else { Ok(default) }
     }
 
     /// A list of counts.
-    pub(super) fn counts(&self, key: &str) -> Result<Vec<usize>> {
+    pub(crate) fn counts(&self, key: &str) -> Result<Vec<usize>> {
         let list = |v: &Value| {
             let each = v.as_array()?.iter().map(|v| v.as_u64().filter(|&n| n <= MAX_DIM).map(|n| n as usize));
             each.collect::<Option<Vec<_>>>()
@@ -101,7 +120,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Adds the token id, or the list of them, under `key`.
-    pub(super) fn token_ids(&self, key: &str, into: &mut BTreeSet<u32>) -> Result<()> {
+    pub(crate) fn token_ids(&self, key: &str, into: &mut BTreeSet<u32>) -> Result<()> {
         let Some(value) = self.get(key) else { return Ok(()) };
         let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
         for v in values {
@@ -112,7 +131,7 @@ impl<'a> Fields<'a> {
     }
 
     /// Refuses a setting of a string key other than `want`; absent is accepted.
-    pub(super) fn only(&self, key: &str, want: &str) -> Result<()> {
+    pub(crate) fn only(&self, key: &str, want: &str) -> Result<()> {
         match self.get(key) {
             Some(v) if v.as_str() != Some(want) => Err(self.unsupported(key, want, short(v))),
             _ => Ok(()),
@@ -120,54 +139,48 @@ impl<'a> Fields<'a> {
     }
 
     /// Refuses a switch that is on.
-    pub(super) fn off(&self, key: &str) -> Result<()> {
+    pub(crate) fn off(&self, key: &str) -> Result<()> {
         if self.bool_or(key, false)? { Err(self.unsupported(key, "false", "true")) } else { Ok(()) }
     }
 
-    /// `rope_theta`, written at the top level or, by newer files, in `rope_parameters`.
-    pub(super) fn rope_theta(&self) -> Result<Option<f64>> {
-        if self.get("rope_theta").is_some() {
-            return self.positive("rope_theta").map(Some);
-        }
-        match self.object("rope_parameters")? {
-            Some(p) if p.get("rope_theta").is_some() => p.positive("rope_theta").map(Some),
-            _ => Ok(None),
+    /// The first of these keys that is there, else the first: the same setting by its names of different times.
+    pub(crate) fn named<'k>(&self, keys: &[&'k str]) -> &'k str {
+        let first = keys.iter().find(|key| self.get(key).is_some()).or(keys.first());
+        first.copied().unwrap_or_default()
+    }
+
+    /// A positive number that may be 0.
+    pub(crate) fn non_negative_or(&self, key: &str, default: f64) -> Result<f64> {
+        match self.get(key) {
+            Some(v) if v.as_f64() == Some(0.0) => Ok(0.0),
+            _ => self.positive_or(key, default),
         }
     }
 
-    /// Refuses every kind of RoPE but the plain one, in `rope_scaling` and in `rope_parameters`.
-    pub(super) fn plain_rope(&self) -> Result<()> {
-        for key in ["rope_scaling", "rope_parameters"] {
-            let Some(scaling) = self.object(key)? else { continue };
-            scaling.only("type", "default")?;
-            scaling.only("rope_type", "default")?;
-        }
-        for fields in [Some(self), self.object("rope_parameters")?.as_ref()].into_iter().flatten() {
-            let part = fields.positive_or("partial_rotary_factor", 1.0)?;
-            if part != 1.0 {
-                return Err(fields.unsupported("partial_rotary_factor", "1", part.to_string()));
-            }
-        }
-        Ok(())
+    /// A list of positive numbers.
+    pub(crate) fn positives(&self, key: &str) -> Result<Vec<f64>> {
+        let in_range = |v: &Value| v.as_f64().filter(|&x| x > 0.0 && x <= f64::from(f32::MAX));
+        let list = |v: &Value| v.as_array()?.iter().map(in_range).collect::<Option<Vec<_>>>();
+        self.required(key, "a list of positive numbers", list)
     }
 
     /// Refuses unless `ok`.
-    pub(super) fn ensure(&self, ok: bool, key: &str, want: impl Into<String>, got: usize) -> Result<()> {
+    pub(crate) fn ensure(&self, ok: bool, key: &str, want: impl Into<String>, got: usize) -> Result<()> {
         if ok { Ok(()) } else { Err(self.wrong(key, want, got)) }
     }
 
-    pub(super) fn wrong(&self, key: &str, want: impl Into<String>, got: impl ToString) -> Error {
+    pub(crate) fn wrong(&self, key: &str, want: impl Into<String>, got: impl ToString) -> Error {
         let key = format!("{}{key}", self.prefix);
         Error::Field { file: self.file.into(), key, want: want.into(), got: got.to_string() }
     }
 
-    pub(super) fn unsupported(&self, key: &str, want: impl Into<String>, got: impl ToString) -> Error {
+    pub(crate) fn unsupported(&self, key: &str, want: impl Into<String>, got: impl ToString) -> Error {
         let key = format!("{}{key}", self.prefix);
         Error::UnsupportedSetting { file: self.file.into(), key, want: want.into(), got: got.to_string() }
     }
 
     fn required<T>(&self, key: &str, want: &str, read: impl Fn(&'a Value) -> Option<T>) -> Result<T> {
-        match self.map.get(key) {
+        match self.raw(key) {
             Some(v) => read(v).ok_or_else(|| self.wrong(key, want, short(v))),
             None => Err(self.wrong(key, want, "nothing: the key is missing")),
         }
@@ -182,4 +195,9 @@ pub(crate) fn short(value: &Value) -> String {
         text.push('…');
     }
     text
+}
+
+/// The JSON value in the text of `file`.
+pub(crate) fn parse_json(file: &str, text: &str) -> Result<Value> {
+    serde_json::from_str(text).map_err(|source| Error::Json { file: file.into(), source })
 }

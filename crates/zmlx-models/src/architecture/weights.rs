@@ -1,0 +1,213 @@
+//! Every weight of an architecture: under which names files hold it, how wide it is, how much of it a token reads.
+
+use std::collections::BTreeMap;
+
+use super::{
+    Architecture, ExpertsSpec, FeedForwardSpec, HeadSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec,
+    MlpSpec, QuerySpec, RouterSpec, VectorSpec,
+};
+
+/// The part of the model that a weight belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Part {
+    /// The embedding table.
+    Embedding,
+    /// A norm of the residual stream.
+    Norm,
+    /// A mixer.
+    Attention,
+    /// A router.
+    Router,
+    /// The gate or up projection of an MLP or of experts.
+    GateUp,
+    /// The down projection of these.
+    Down,
+    /// The head, which may be the embedding table.
+    Head,
+}
+
+/// How much of a weight one decoded token reads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ReadPerToken {
+    /// All of it.
+    Whole,
+    /// One of so many rows.
+    RowOf(usize),
+    /// `top_k` of `n_experts` parts of a stack.
+    Chosen {
+        /// Experts that a token goes to.
+        top_k: usize,
+        /// Experts in the stack.
+        n_experts: usize,
+    },
+}
+
+/// What a weight is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WeightUse {
+    /// The part of the model.
+    pub part: Part,
+    /// Values of a row: the width of the input.
+    pub n_in: usize,
+    /// What a token reads of it.
+    pub read: ReadPerToken,
+}
+
+/// Every path (a tensor's name without `.weight`, `.scales` and the like) under which a file may hold a weight of a
+/// model, in whatever layout.
+#[derive(Debug)]
+pub struct WeightUses {
+    by_path: BTreeMap<String, WeightUse>,
+}
+
+impl WeightUses {
+    /// What the weight at `path` is for; `None` if the model has no use for it.
+    pub fn get(&self, path: &str) -> Option<WeightUse> {
+        // Experts one by one share an entry, with a star for their number.
+        let of_expert = || {
+            let (mixture, expert) = path.split_once(".experts.")?;
+            let (_, projection) = expert.split_once('.')?;
+            self.by_path.get(&one_by_one(mixture, "*", projection))
+        };
+        self.by_path.get(path).or_else(of_expert).copied()
+    }
+}
+
+fn one_by_one(mixture: &str, expert: impl std::fmt::Display, projection: &str) -> String {
+    format!("{mixture}.experts.{expert}.{projection}")
+}
+
+impl Architecture {
+    /// What each weight is for.
+    pub fn weight_uses(&self) -> WeightUses {
+        let mut uses = Uses::default();
+        match &self.head {
+            HeadSpec::Tied(_) => uses.matrix(&self.embed, Part::Head),
+            HeadSpec::Own(head) => {
+                let read = ReadPerToken::RowOf(self.vocab_size);
+                uses.add(&self.embed.path, WeightUse { part: Part::Embedding, n_in: self.embed.n_in, read });
+                uses.matrix(head, Part::Head);
+            }
+        }
+        uses.vector(&self.norm, Part::Norm);
+        for layer in &self.layers {
+            uses.vector(&layer.input_norm, Part::Norm);
+            uses.vector(&layer.post_norm, Part::Norm);
+            uses.mixer(&layer.mixer);
+            match &layer.feed_forward {
+                FeedForwardSpec::Dense(mlp) => uses.mlp(mlp),
+                FeedForwardSpec::Moe(moe) => {
+                    uses.matrix(moe.router.gate(), Part::Router);
+                    if let RouterSpec::NoauxTc { bias, .. } = &moe.router {
+                        uses.vector(bias, Part::Router);
+                    }
+                    uses.experts(&moe.experts, moe.router.top_k());
+                    moe.shared.iter().for_each(|mlp| uses.mlp(mlp));
+                }
+            }
+        }
+        WeightUses { by_path: uses.by_path }
+    }
+
+    /// The largest weight: its path and dimensions, as `n_mats`, `n_out`, `n_in`.
+    pub(crate) fn largest_weight(&self) -> Option<(String, [usize; 3])> {
+        let mut uses = Uses::default();
+        uses.matrix(&self.embed, Part::Embedding);
+        for layer in &self.layers {
+            uses.mixer(&layer.mixer);
+            match &layer.feed_forward {
+                FeedForwardSpec::Dense(mlp) => uses.mlp(mlp),
+                FeedForwardSpec::Moe(moe) => {
+                    let e = &moe.experts;
+                    uses.size(&e.path, [e.n_experts, e.inter, e.hidden]);
+                    moe.shared.iter().for_each(|mlp| uses.mlp(mlp));
+                }
+            }
+        }
+        uses.largest
+    }
+}
+
+#[derive(Default)]
+struct Uses {
+    by_path: BTreeMap<String, WeightUse>,
+    largest: Option<(String, [usize; 3])>,
+}
+
+impl Uses {
+    fn add(&mut self, path: &str, weight: WeightUse) {
+        self.by_path.insert(path.to_owned(), weight);
+    }
+
+    fn size(&mut self, path: &str, dims: [usize; 3]) {
+        let n = |dims: &[usize; 3]| dims.iter().map(|&d| d as f64).product::<f64>();
+        if self.largest.as_ref().is_none_or(|(_, known)| n(&dims) > n(known)) {
+            self.largest = Some((path.to_owned(), dims));
+        }
+    }
+
+    fn matrix(&mut self, matrix: &MatrixSpec, part: Part) {
+        self.add(&matrix.path, WeightUse { part, n_in: matrix.n_in, read: ReadPerToken::Whole });
+        self.size(&matrix.path, [1, matrix.n_out, matrix.n_in]);
+    }
+
+    fn vector(&mut self, vector: &VectorSpec, part: Part) {
+        let path = vector.name.strip_suffix(".weight").unwrap_or(&vector.name);
+        self.add(path, WeightUse { part, n_in: vector.len, read: ReadPerToken::Whole });
+    }
+
+    fn linear(&mut self, linear: &LinearSpec, part: Part) {
+        self.matrix(&linear.matrix, part);
+        linear.bias.iter().for_each(|bias| self.vector(bias, part));
+    }
+
+    fn mlp(&mut self, mlp: &MlpSpec) {
+        self.matrix(&mlp.gate, Part::GateUp);
+        self.matrix(&mlp.up, Part::GateUp);
+        self.matrix(&mlp.down, Part::Down);
+    }
+
+    fn mixer(&mut self, mixer: &MixerSpec) {
+        const PART: Part = Part::Attention;
+        match mixer {
+            MixerSpec::Attention(a) => {
+                for linear in [&a.q, &a.k, &a.v, &a.o] {
+                    self.linear(linear, PART);
+                }
+                a.qk_norm.iter().flatten().for_each(|norm| self.vector(norm, PART));
+            }
+            MixerSpec::Latent(a) => {
+                match &a.q {
+                    QuerySpec::Direct(q) => self.linear(q, PART),
+                    QuerySpec::LowRank { a, norm, b } => {
+                        self.linear(a, PART);
+                        self.vector(norm, PART);
+                        self.linear(b, PART);
+                    }
+                }
+                self.linear(&a.kv_a, PART);
+                self.vector(&a.kv_norm, PART);
+                self.linear(&a.o, PART);
+                let MlaSpec { path, n_heads, nope_dim, v_dim, rank, .. } = a;
+                for (name, n_in) in [("embed_q", *nope_dim), ("unembed_out", *rank), ("kv_b_proj", *rank)] {
+                    let weight = WeightUse { part: PART, n_in, read: ReadPerToken::Whole };
+                    self.add(&format!("{path}.{name}"), weight);
+                }
+                self.size(&format!("{path}.kv_b_proj"), [*n_heads, nope_dim.saturating_add(*v_dim), *rank]);
+            }
+        }
+    }
+
+    fn experts(&mut self, experts: &ExpertsSpec, top_k: usize) {
+        let n_experts = experts.n_experts;
+        let read = ReadPerToken::Chosen { top_k, n_experts };
+        for (name, _, n_in) in experts.projections() {
+            let part = if name == "down_proj" { Part::Down } else { Part::GateUp };
+            let weight = WeightUse { part, n_in, read };
+            experts.stacked(name).iter().for_each(|path| self.add(path, weight));
+            self.add(&one_by_one(&experts.path, "*", name), weight);
+        }
+        let weight = WeightUse { part: Part::GateUp, n_in: experts.hidden, read };
+        experts.gate_up().iter().for_each(|path| self.add(path, weight));
+    }
+}

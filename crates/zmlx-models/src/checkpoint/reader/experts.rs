@@ -1,0 +1,61 @@
+//! The experts of a mixture, in any of the layouts that files have.
+
+use zmlx_kernels::{HostWeight, Result, WeightBytes};
+
+use super::{TensorReader, WeightShape, placeholder};
+use crate::WeightProblem;
+use crate::architecture::ExpertsSpec;
+
+impl TensorReader<'_> {
+    /// Gate, up and down of all experts.
+    pub fn experts(&mut self, spec: &ExpertsSpec) -> [HostWeight; 3] {
+        let [gate, up, down] = spec.projections();
+        if let Some(path) = spec.gate_up().into_iter().find(|path| self.contains_weight(path)) {
+            let [gate, up] = self.gate_up(&path, spec);
+            return [gate, up, self.projection(spec, down)];
+        }
+        [gate, up, down].map(|projection| self.projection(spec, projection))
+    }
+
+    fn projection(
+        &mut self,
+        spec: &ExpertsSpec,
+        (name, n_out, n_in): (&'static str, usize, usize),
+    ) -> HostWeight {
+        let [usual, other] = spec.stacked(name);
+        let stacked = if self.contains_weight(&other) { other } else { usual };
+        self.bank(&stacked, |e| spec.one_by_one(e, name), [spec.n_experts, n_out, n_in])
+    }
+
+    /// Gate and up from one stack, whose upper rows are gate's.
+    fn gate_up(&mut self, path: &str, spec: &ExpertsSpec) -> [HostWeight; 2] {
+        let n_problems = self.problems.len();
+        let dims = [spec.n_experts, spec.inter.saturating_mul(2), spec.hidden];
+        let both = self.weight(path, path, WeightShape::stack(dims));
+        if self.problems.len() > n_problems {
+            return [placeholder(), placeholder()];
+        }
+        let halves = [0..spec.inter, spec.inter..2 * spec.inter].map(|rows| rows_of(&both, rows));
+        halves.map(|half| {
+            half.unwrap_or_else(|e| {
+                let (got, want) = (e.to_string(), "gate and up, one above the other".to_owned());
+                self.problem(WeightProblem::Format { name: path.into(), got, want })
+            })
+        })
+    }
+}
+
+/// These rows of each matrix, sharing their bytes.
+fn rows_of(weight: &HostWeight, rows: std::ops::Range<usize>) -> Result<HostWeight> {
+    let part = |bytes: &bytes::Bytes| {
+        let row_bytes = bytes.len() / weight.n_out();
+        bytes.slice(rows.start * row_bytes..rows.end * row_bytes)
+    };
+    let dims = [1, rows.len(), weight.n_in()];
+    let mats = (0..weight.n_mats()).map(|i| {
+        let WeightBytes { data, scales, biases } = weight.mat(i);
+        let bytes = WeightBytes { data: part(data), scales: part(scales), biases: part(biases) };
+        HostWeight::new(weight.format(), dims, bytes)
+    });
+    HostWeight::stack(mats.collect::<Result<Vec<_>>>()?)
+}

@@ -1,0 +1,49 @@
+//! Loading a model.
+
+use zmlx_kernels::Backend;
+
+use super::Model;
+use crate::architecture::HeadSpec;
+use crate::loader::{Loader, Progress};
+use crate::{Checkpoint, Result};
+
+impl<B: Backend> Model<B> {
+    /// Loads the model of a checkpoint onto a backend.
+    ///
+    /// # Errors
+    /// [`Error::Weights`](crate::Error::Weights) with every tensor that is missing, left over or does not fit; whatever
+    /// the backend refuses.
+    pub fn load(backend: B, checkpoint: &Checkpoint, progress: Progress<'_>) -> Result<Self> {
+        let architecture = checkpoint.architecture();
+        let n_layers = architecture.layers.len();
+        let mut loader = Loader::new(&backend, checkpoint);
+        let embed = loader.matrix(&architecture.embed)?;
+        let mut layers = Vec::with_capacity(n_layers);
+        for spec in &architecture.layers {
+            layers.push(loader.layer(spec)?);
+            progress(layers.len(), n_layers);
+        }
+        let norm = loader.vector(&architecture.norm)?;
+        let head = match &architecture.head {
+            HeadSpec::Own(head) => loader.matrix(head)?,
+            HeadSpec::Tied(path) => {
+                loader.reader.ignore(path);
+                embed.clone()
+            }
+        };
+        loader.reader.ignore_layers_from(architecture.layers_path, n_layers);
+        for segment in architecture.left_over {
+            loader.reader.ignore_segment(segment);
+        }
+        loader.reader.finish()?;
+        Ok(Self {
+            eps: architecture.rms_norm_eps as f32,
+            architecture: architecture.clone(),
+            embed,
+            layers,
+            norm,
+            head,
+            backend,
+        })
+    }
+}

@@ -1,0 +1,81 @@
+//! Keys that several families read in the same way.
+
+mod rope;
+
+pub(super) use rope::{RopeKeys, RopeOf};
+
+use zmlx_kernels::{NoauxTc, Renormalize};
+
+use crate::Result;
+use crate::fields::Fields;
+
+/// More layers than this are a broken file; each one lists its missing tensors.
+const MAX_LAYERS: usize = 4096;
+
+/// `num_hidden_layers`.
+pub(super) fn n_layers(f: &Fields<'_>) -> Result<usize> {
+    const KEY: &str = "num_hidden_layers";
+    let n = f.dim(KEY)?;
+    f.ensure(n <= MAX_LAYERS, KEY, format!("at most {MAX_LAYERS}"), n)?;
+    Ok(n)
+}
+
+/// `num_attention_heads`, and `num_key_value_heads`, which divides it.
+pub(super) fn heads(f: &Fields<'_>) -> Result<(usize, usize)> {
+    const KEY: &str = "num_key_value_heads";
+    let (n_heads, n_kv_heads) = (f.dim("num_attention_heads")?, f.dim(KEY)?);
+    let want = format!("a divisor of the {n_heads} heads");
+    f.ensure(n_heads.is_multiple_of(n_kv_heads), KEY, want, n_kv_heads)?;
+    Ok((n_heads, n_kv_heads))
+}
+
+/// A width whose pairs rope turns: even.
+pub(super) fn even_dim(f: &Fields<'_>, key: &str) -> Result<usize> {
+    let dim = f.dim(key)?;
+    f.ensure(dim.is_multiple_of(2), key, "an even number (rope pairs)", dim)?;
+    Ok(dim)
+}
+
+/// Experts per token, of so many.
+pub(super) fn top_k(f: &Fields<'_>, (n_experts_key, n_experts): (&str, usize)) -> Result<usize> {
+    const KEY: &str = "num_experts_per_tok";
+    let top_k = f.dim(KEY)?;
+    let want = format!("at most {n_experts_key} = {n_experts}");
+    f.ensure(n_experts == 0 || top_k <= n_experts, KEY, want, top_k)?;
+    Ok(top_k)
+}
+
+/// The router without auxiliary loss over `n_routed_experts`; `eps` is the family's. Refuses groups that cannot be
+/// chosen from.
+pub(super) fn noaux_tc(
+    f: &Fields<'_>,
+    n_experts: usize,
+    (norm_topk_prob, routed_scaling_factor, eps): (bool, f64, f32),
+) -> Result<NoauxTc> {
+    f.only("scoring_func", "sigmoid")?;
+    f.only("topk_method", "noaux_tc")?;
+    let top_k = top_k(f, ("n_routed_experts", n_experts))?;
+    let (n_group, topk_group) = (f.dim_or("n_group", 1)?, f.dim_or("topk_group", 1)?);
+    let want = format!("a divisor of n_routed_experts = {n_experts}");
+    f.ensure(n_experts.is_multiple_of(n_group), "n_group", want, n_group)?;
+    f.ensure(topk_group <= n_group, "topk_group", format!("at most n_group = {n_group}"), topk_group)?;
+    let group = n_experts / n_group;
+    let want = "at least two experts in each group, whose best two are its score";
+    f.ensure(n_group == 1 || group >= 2, "n_group", want, n_group)?;
+    let reach = topk_group.saturating_mul(group);
+    let want = format!("at most the {reach} experts of topk_group = {topk_group} groups");
+    f.ensure(top_k <= reach, "num_experts_per_tok", want, top_k)?;
+    Ok(NoauxTc {
+        top_k,
+        n_group,
+        topk_group,
+        renormalize: renormalize(norm_topk_prob),
+        eps,
+        routed_scaling_factor: routed_scaling_factor as f32,
+    })
+}
+
+/// `norm_topk_prob` as the routers take it.
+pub(super) fn renormalize(norm_topk_prob: bool) -> Renormalize {
+    if norm_topk_prob { Renormalize::Yes } else { Renormalize::No }
+}

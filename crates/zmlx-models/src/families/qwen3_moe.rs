@@ -1,0 +1,147 @@
+//! `qwen3_moe`: Qwen3-30B-A3B, 235B-A22B and Coder. Grouped queries with normed heads, a softmax router.
+
+use serde::Serialize;
+use serde_json::Value;
+use zmlx_kernels::{RopePairing, SoftmaxTopK};
+
+use super::keys::{self, RopeKeys, RopeOf};
+use crate::Result;
+use crate::architecture::{
+    Activation, Architecture, ExpertsSpec, FeedForwardSpec, GqaSpec, HeadSpec, LayerSpec, LinearSpec,
+    MatrixSpec, MixerSpec, MlpSpec, MoeSpec, RouterSpec, Storage, VectorSpec,
+};
+use crate::fields::Fields;
+
+pub(super) const MODEL_TYPE: &str = "qwen3_moe";
+
+/// The hyperparameters, named as Hugging Face names them.
+#[derive(Serialize)]
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: usize,
+    intermediate_size: usize,
+    moe_intermediate_size: usize,
+    num_experts: usize,
+    num_experts_per_tok: usize,
+    norm_topk_prob: bool,
+    decoder_sparse_step: usize,
+    mlp_only_layers: Vec<usize>,
+    rms_norm_eps: f64,
+    rope_theta: f64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rope_scaling: Option<Value>,
+    max_position_embeddings: usize,
+    tie_word_embeddings: bool,
+}
+
+impl Config {
+    fn parse(f: &Fields<'_>, rope: &RopeKeys<'_, '_>) -> Result<Self> {
+        f.only("hidden_act", "silu")?;
+        f.off("attention_bias")?;
+        f.off("use_sliding_window")?;
+        rope.whole_heads()?;
+        let (num_attention_heads, num_key_value_heads) = keys::heads(f)?;
+        let num_experts = f.count(f.named(&["num_experts", "num_local_experts"]))?;
+        Ok(Self {
+            vocab_size: f.dim("vocab_size")?,
+            hidden_size: f.dim("hidden_size")?,
+            num_hidden_layers: keys::n_layers(f)?,
+            num_attention_heads,
+            num_key_value_heads,
+            head_dim: keys::even_dim(f, "head_dim")?,
+            intermediate_size: f.dim("intermediate_size")?,
+            moe_intermediate_size: f.dim("moe_intermediate_size")?,
+            num_experts,
+            num_experts_per_tok: keys::top_k(f, ("num_experts", num_experts))?,
+            norm_topk_prob: f.bool("norm_topk_prob")?,
+            decoder_sparse_step: f.dim("decoder_sparse_step")?,
+            mlp_only_layers: f.counts("mlp_only_layers")?,
+            rms_norm_eps: f.positive("rms_norm_eps")?,
+            rope_theta: rope.theta(None)?,
+            rope_scaling: rope.scaling(),
+            max_position_embeddings: f.dim("max_position_embeddings")?,
+            tie_word_embeddings: f.bool("tie_word_embeddings")?,
+        })
+    }
+
+    /// True if the layer has experts, false if its MLP is dense.
+    fn is_moe_layer(&self, layer_idx: usize) -> bool {
+        !self.mlp_only_layers.contains(&layer_idx)
+            && self.num_experts > 0
+            && (layer_idx + 1).is_multiple_of(self.decoder_sparse_step)
+    }
+
+    fn moe(&self, path: String) -> MoeSpec {
+        let (n_experts, hidden) = (self.num_experts, self.hidden_size);
+        let gate = MatrixSpec::new(format!("{path}.gate"), n_experts, hidden).stored(Storage::EightBit);
+        let renormalize = keys::renormalize(self.norm_topk_prob);
+        MoeSpec {
+            router: RouterSpec::SoftmaxTopK {
+                gate,
+                settings: SoftmaxTopK { top_k: self.num_experts_per_tok, renormalize },
+            },
+            experts: ExpertsSpec {
+                path,
+                n_experts,
+                inter: self.moe_intermediate_size,
+                hidden,
+                activation: Activation::SwiGlu,
+            },
+            shared: None,
+        }
+    }
+}
+
+pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
+    let rope = RopeKeys::new(f)?;
+    let c = Config::parse(f, &rope)?;
+    let rope =
+        rope.rope(RopeOf { dims: c.head_dim, theta: c.rope_theta, pairing: RopePairing::HalfSplit })?;
+    let (hidden, width) = (c.hidden_size, |n_heads: usize| n_heads * c.head_dim);
+    let layer = |layer_idx: usize| {
+        let at = |name: &str| format!("model.layers.{layer_idx}.{name}");
+        let linear = |name: &str, n_out, n_in| LinearSpec::new(at(&format!("self_attn.{name}")), n_out, n_in);
+        let head_norm = |name: &str| VectorSpec::new(at(&format!("self_attn.{name}.weight")), c.head_dim);
+        let attention = GqaSpec {
+            n_heads: c.num_attention_heads,
+            n_kv_heads: c.num_key_value_heads,
+            head_dim: c.head_dim,
+            q: linear("q_proj", width(c.num_attention_heads), hidden),
+            k: linear("k_proj", width(c.num_key_value_heads), hidden),
+            v: linear("v_proj", width(c.num_key_value_heads), hidden),
+            o: linear("o_proj", hidden, width(c.num_attention_heads)),
+            qk_norm: Some([head_norm("q_norm"), head_norm("k_norm")]),
+            eps: c.rms_norm_eps as f32,
+            rope: rope.clone(),
+            scale: (c.head_dim as f32).sqrt().recip(),
+        };
+        LayerSpec {
+            input_norm: VectorSpec::new(at("input_layernorm.weight"), hidden),
+            mixer: MixerSpec::Attention(attention),
+            post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
+            feed_forward: if c.is_moe_layer(layer_idx) {
+                FeedForwardSpec::Moe(c.moe(at("mlp")))
+            } else {
+                FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
+            },
+        }
+    };
+    Ok(Architecture {
+        model_type: MODEL_TYPE,
+        config: super::display(&c),
+        vocab_size: c.vocab_size,
+        hidden_size: hidden,
+        max_position_embeddings: c.max_position_embeddings,
+        rms_norm_eps: c.rms_norm_eps,
+        embed: MatrixSpec::new("model.embed_tokens", c.vocab_size, hidden),
+        layers_path: "model.layers",
+        layers: (0..c.num_hidden_layers).map(layer).collect(),
+        norm: VectorSpec::new("model.norm.weight", hidden),
+        head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
+        left_over: &["rotary_emb"],
+    })
+}

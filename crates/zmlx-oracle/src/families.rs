@@ -1,0 +1,61 @@
+//! The model families: a file each, which turns `config.json` into a [`Plan`], and one line in the list below.
+
+mod glm4_moe;
+mod glm4_moe_lite;
+mod qwen3;
+mod qwen3_moe;
+mod rope;
+mod rules;
+
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+use crate::plan::Plan;
+use crate::{Error, Result};
+
+/// The plan of a config of one `model_type`.
+type Reader = fn(&Value) -> Result<Plan>;
+
+const FAMILIES: &[(&str, Reader)] = &[
+    ("glm4_moe", glm4_moe::plan),
+    ("glm4_moe_lite", glm4_moe_lite::plan),
+    ("qwen3", qwen3::plan),
+    ("qwen3_moe", qwen3_moe::plan),
+];
+
+/// Keys that a config with a `text_config` may keep outside of it.
+const OUTER_KEYS: [&str; 4] = ["tie_word_embeddings", "vocab_size", "quantization", "quantization_config"];
+
+/// The plan of a model.
+///
+/// # Errors
+/// An unknown `model_type`, missing fields, or values that make no sense.
+pub(crate) fn plan(config: &Value) -> Result<Plan> {
+    let type_of = |config: &Value| config.get("model_type").and_then(Value::as_str).map(str::to_owned);
+    let reader = |name: &str| FAMILIES.iter().find(|(known, _)| *known == name).map(|(_, reader)| reader);
+    let text = text_model(config);
+    let names = [type_of(config), type_of(&text)].map(Option::unwrap_or_default);
+    let Some(reader) = names.iter().find_map(|name| reader(name)) else {
+        let known = FAMILIES.iter().map(|(name, _)| *name).collect();
+        return Err(Error::UnknownModelType { got: names[0].clone(), known });
+    };
+    reader(&text)
+}
+
+/// The part of a config that describes the text model.
+pub(crate) fn text_model(config: &Value) -> Value {
+    let Some(inner) = config.get("text_config").filter(|inner| inner.is_object()) else {
+        return config.clone();
+    };
+    let mut text = inner.clone();
+    for key in OUTER_KEYS {
+        if let (None, Some(value)) = (inner.get(key), config.get(key)) {
+            text[key] = value.clone();
+        }
+    }
+    text
+}
+
+fn read<T: DeserializeOwned>(config: &Value) -> Result<T> {
+    T::deserialize(config).map_err(|source| Error::Json { what: "config.json".into(), source })
+}
