@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod attention;
+mod cache_pool;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
@@ -25,10 +26,11 @@ pub mod self_check;
 pub mod stop;
 pub mod tokenizer;
 
+pub use cache_pool::{CachePool, PoolOptions, Slot};
 pub use chat::{ChatMessage, ChatRequest, ChatTemplate};
 pub use checkpoint::{Checkpoint, KvBDims, TensorInfo, TensorReader};
 pub use config::{Glm4MoeLiteConfig, ModelConfig, QuantConfig, Qwen3MoeConfig};
-pub use decoder::{Input, LogitsOf, Model, PREFILL_CHUNK, State, Tap, TapValue};
+pub use decoder::{Input, Model, PREFILL_CHUNK, Tap, TapValue};
 pub use detokenizer::Detokenizer;
 pub use error::{Error, Result, WeightProblem};
 pub use generate::{GenerateOptions, Generation, Step, StopReason, generate};
@@ -37,3 +39,4 @@ pub use sampler::{Sampled, Sampler, SamplingParams};
 pub use self_check::{SelfCheck, self_check};
 pub use stop::{StopStep, StopStrings};
 pub use tokenizer::Tokenizer;
+pub use zmlx_kernels::{KvFormat, Logits};

@@ -1,8 +1,8 @@
 //! Grouped-query attention with normed queries and keys.
 
-use zmlx_kernels::{Backend, Fusion, KvLayout, Result, Rope, Span};
+use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, CacheKind, Fusion, Result, Rope};
 
-use super::take_rows;
+use super::Rows;
 
 /// `o( attend( rope(norm(q(x))), rope(norm(k(x))), v(x) ) )`.
 #[derive(Debug)]
@@ -29,19 +29,19 @@ pub(crate) struct Gqa<W> {
 }
 
 impl<W> Gqa<W> {
-    pub(super) fn kv_layout(&self) -> KvLayout {
-        KvLayout::Heads { n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
+    pub(super) fn cache_kind(&self) -> CacheKind {
+        CacheKind::Full { n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
     }
 
     pub(super) fn forward<B: Backend<Weight = W>>(
         &self,
         b: &B,
         x: &B::Tensor,
-        (cache, spans): (&mut B::KvCache, &[Span]),
-        wanted: Option<&[usize]>,
+        (cache, step): (&mut B::Cache, &B::Step),
+        rows: Rows,
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
-        let n_tokens = spans.iter().map(|s| s.n_tokens).sum();
+        let n_tokens = b.n_tokens(step);
         let (q_width, kv_width) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
         let [q, k, v] = if fusion.qkv.is_on() {
             let qkv = b.linear(x, &self.qkv)?;
@@ -52,11 +52,12 @@ impl<W> Gqa<W> {
         };
         let heads = |x: B::Tensor, n: usize| b.reshape(&x, &[n_tokens, n, self.head_dim]);
         let (q, k, v) = (heads(q?, self.n_heads)?, heads(k?, self.n_kv_heads)?, heads(v?, self.n_kv_heads)?);
-        let q = b.rope(&b.rms_norm(&q, &self.q_norm, self.eps)?, spans, &self.rope)?;
-        let k = b.rope(&b.rms_norm(&k, &self.k_norm, self.eps)?, spans, &self.rope)?;
-        let scale = (self.head_dim as f32).sqrt().recip();
-        let y = b.attention(&q, &k, &v, cache, spans, scale)?;
-        let y = take_rows(b, b.reshape(&y, &[n_tokens, q_width])?, wanted)?;
+        let q = b.rope(&b.rms_norm(&q, &self.q_norm, self.eps)?, step, &self.rope)?;
+        let k = b.rope(&b.rms_norm(&k, &self.k_norm, self.eps)?, step, &self.rope)?;
+        let settings = AttentionSettings { scale: (self.head_dim as f32).sqrt().recip(), window: None };
+        let inputs = AttentionInputs { q: &q, k: &k, v: &v, sinks: None };
+        let y = b.attention(inputs, cache, step, &settings)?;
+        let y = rows.of(b, b.reshape(&y, &[n_tokens, q_width])?, step)?;
         b.linear(&y, &self.o)
     }
 }
