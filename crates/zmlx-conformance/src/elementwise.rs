@@ -1,11 +1,11 @@
 //! Elementwise ops, sums over rows, and ops that only move values.
 
-use zmlx_core::Backend;
+use zmlx_core::{Backend, Logits, Span};
 use zmlx_oracle::ops::{self, Combine};
 use zmlx_oracle::testing::random_f32;
 
 use crate::bounds::{self, Bounded, U, check_bits};
-use crate::suite::{Host, Instance};
+use crate::suite::{Host, Instance, span};
 
 /// Around the vectors of eight and sixteen.
 const WIDTHS: [usize; 10] = [1, 2, 7, 8, 9, 15, 16, 17, 64, 257];
@@ -101,7 +101,7 @@ pub fn weighted_sum<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// `tensor` and `read`, `reshape`, `slice_last`, `take_rows`, `take_last`, and their index counterparts.
+/// `tensor` and `read`, `reshape`, `slice_last`, `take_logit_rows`, `take_last`, and their index counterparts.
 pub fn moves_are_exact<B: Backend>(instances: &[Instance<B>]) {
     for Instance { name, backend: b, .. } in instances {
         let x: Vec<f32> = (0..24).map(|i| i as f32 - 11.5).collect();
@@ -118,17 +118,19 @@ pub fn moves_are_exact<B: Backend>(instances: &[Instance<B>]) {
         check_bits(&b.get(&b.slice_last(&t, 0..4).unwrap()), &x, name);
         check_bits(&b.get(&b.slice_last(&t, 3..4).unwrap()), &at(&[3, 7, 11, 15, 19, 23]), name);
 
-        let rows = b.take_rows(&flat, &[3, 0, 3]).unwrap();
-        assert_eq!(b.shape(&rows), [3, 6]);
-        check_bits(
-            &b.get(&rows),
-            &at(&[18, 19, 20, 21, 22, 23, 0, 1, 2, 3, 4, 5, 18, 19, 20, 21, 22, 23]),
-            name,
-        );
-        let rows = b.take_rows(&t, &[1]).unwrap();
+        let wanted = |n: usize, logits: Logits| Span { logits, ..span(n, 0, n) };
+        // Rows 0 and 3 of four, then all, then none.
+        let step = b.spans(&[wanted(1, Logits::All), wanted(3, Logits::Last)]);
+        let rows = b.take_logit_rows(&flat, &step).unwrap();
+        assert_eq!(b.shape(&rows), [2, 6]);
+        check_bits(&b.get(&rows), &at(&[0, 1, 2, 3, 4, 5, 18, 19, 20, 21, 22, 23]), name);
+        let rows = b.take_logit_rows(&flat, &b.spans(&[wanted(4, Logits::All)])).unwrap();
+        check_bits(&b.get(&rows), &x, name);
+        let rows = b.take_logit_rows(&t, &b.spans(&[wanted(2, Logits::Last)])).unwrap();
         assert_eq!(b.shape(&rows), [1, 3, 4]);
         check_bits(&b.get(&rows), &x[12..], name);
-        assert_eq!(b.shape(&b.take_rows(&flat, &[]).unwrap()), [0, 6]);
+        let rows = b.take_logit_rows(&flat, &b.spans(&[wanted(4, Logits::None)])).unwrap();
+        assert_eq!(b.shape(&rows), [0, 6]);
 
         let chosen = b.put_indices(&[5, 0, 1, 1, 2, 4, 3, 3], &[4, 2]);
         assert_eq!(b.get_indices(&chosen), [5, 0, 1, 1, 2, 4, 3, 3]);

@@ -1,13 +1,14 @@
 //! Every precondition violated once: the typed error, no panic, and caches as they were.
 
 use zmlx_core::{
-    Backend, Error, GateUp, KvLayout, NoauxTc, Renormalize, Result, Rope, RopePairing, SoftmaxTopK,
+    AttentionInputs, AttentionSettings, Backend, CacheKind, Error, GateUp, MAX_POSITIONS, MAX_SLOTS, NoauxTc,
+    Renormalize, Result, Rope, RopePairing, SoftmaxTopK, Span,
 };
 
 use crate::cases;
 use crate::inputs::TestWeight;
 use crate::session::{Heads, Latent, Session};
-use crate::suite::{Host, Instance, span};
+use crate::suite::{Host, Instance, native, span};
 
 /// Passes if the op refused its arguments. A fused op may leave a check to one of its parts: then the part is named.
 #[track_caller]
@@ -48,7 +49,7 @@ pub fn tensors<B: Backend>(instances: &[Instance<B>]) {
         refused(b.slice_last(&x, 2..4), &["slice_last"]);
         #[allow(clippy::reversed_empty_ranges, reason = "the point of the test")]
         refused(b.slice_last(&x, 2..1), &["slice_last"]);
-        out_of_range(b.take_rows(&x, &[0, 2]), &["take_rows"], 2, 2);
+        refused(b.take_logit_rows(&x, &b.spans(&[span(0, 0, 3)])), &["take_logit_rows"]);
         refused(b.add(&x, &other), &["add"]);
         refused(b.swiglu(&x, &other), &["swiglu"]);
         refused(b.add_vector(&x, &b.load_vector(&[0.0; 2])), &["add_vector"]);
@@ -156,7 +157,7 @@ pub fn rows<B: Backend>(instances: &[Instance<B>]) {
         assert!(b.rms_norm(&x, &b.concat_rows(&[&halves, &halves]).unwrap(), 1e-6).is_err());
 
         let rope = |x: &B::Tensor, spans: &[_], dims| {
-            b.rope(x, spans, &Rope::plain(dims, 1e4, RopePairing::HalfSplit))
+            b.rope(x, &b.spans(spans), &Rope::plain(dims, 1e4, RopePairing::HalfSplit))
         };
         let heads = b.put(&[1.0; 16], &[2, 2, 4]);
         for dims in [0, 3, 6, usize::MAX - 1] {
@@ -165,10 +166,8 @@ pub fn rows<B: Backend>(instances: &[Instance<B>]) {
         for spans in [vec![], vec![span(0, 0, 1)], vec![span(0, 0, 3)], vec![span(0, 0, 2), span(1, 0, 1)]] {
             refused(rope(&heads, &spans, 4), &["rope"]);
         }
-        refused(rope(&heads, &[span(0, 0, usize::MAX), span(1, 0, 3)], 4), &["rope"]);
         refused(rope(&x, &[span(0, 0, 2)], 4), &["rope"]);
         refused(rope(&b.put(&[], &[2, 0, 4]), &[span(0, 0, 2)], 4), &["rope"]);
-        refused(rope(&heads, &[span(0, usize::MAX, 2)], 4), &["rope"]); // no number for the last position
     }
 }
 
@@ -210,6 +209,25 @@ pub fn routers<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
+/// Steps that a batch of three tokens does not fit, behind three tokens in slot 0 and two in slot 1.
+const BAD_SPANS: [&[Span]; 5] = [
+    &[],
+    &[SPAN],                                                                       // too few tokens
+    &[SPAN, Span { slot: 1, start: 2, n_tokens: 2, ..SPAN }],                      // too many
+    &[SPAN, Span { slot: 1, start: 1, n_tokens: 1, ..SPAN }], // not at the end of the slot
+    &[Span { start: 4, ..SPAN }, Span { slot: 1, start: 2, n_tokens: 1, ..SPAN }], // beyond it
+];
+const SPAN: Span = Span { slot: 0, start: 3, n_tokens: 2, logits: zmlx_core::Logits::Last };
+
+pub fn steps<B: Backend>(instances: &[Instance<B>]) {
+    for Instance { backend: b, .. } in instances {
+        refused(b.step(&[span(0, 3, 2), span(0, 5, 1)]), &["step"]);
+        refused(b.step(&[span(1, usize::MAX, 2)]), &["step"]);
+        refused(b.step(&[span(1, MAX_POSITIONS, 1)]), &["step"]);
+        out_of_range(b.step(&[span(MAX_SLOTS, 0, 1)]), &["step"], MAX_SLOTS, MAX_SLOTS);
+    }
+}
+
 /// Between two pieces of a session, calls that must fail; the pieces after them give what they would have.
 pub fn attention<B: Backend>(instances: &[Instance<B>]) {
     const OP: &[&str] = &["attention"];
@@ -231,25 +249,21 @@ pub fn attention<B: Backend>(instances: &[Instance<B>]) {
             (good.0.clone(), good.1.clone(), put(&[3, 2, 9])),
             (good.0.clone(), good.1.clone(), put(&[3, 16])),
         ];
+        let settings = AttentionSettings { scale: 1.0, window: None };
+        let step = b.spans(&spans);
         for (q, k, v) in &shapes {
-            refused(b.attention(q, k, v, &mut session.cache, &spans, 1.0), OP);
+            let inputs = AttentionInputs { q, k, v, sinks: None };
+            refused(b.attention(inputs, &mut session.cache, &step, &settings), OP);
         }
-        let mut bad_spans =
-            |spans: &[_]| b.attention(&good.0, &good.1, &good.2, &mut session.cache, spans, 1.0);
-        for spans in [
-            vec![],
-            vec![span(0, 3, 2)],                // too few tokens
-            vec![span(0, 3, 2), span(1, 2, 2)], // too many
-            vec![span(0, 3, 2), span(1, 1, 1)], // not at the end of the slot
-            vec![span(0, 4, 2), span(1, 2, 1)], // beyond it
-            vec![span(0, 3, 2), span(0, 5, 1)], // a slot twice
-            vec![span(1, usize::MAX, 2), span(0, 3, 1)],
-        ] {
-            refused(bad_spans(&spans), OP);
+        let good = AttentionInputs { q: &good.0, k: &good.1, v: &good.2, sinks: None };
+        let windowed = AttentionSettings { window: Some(2), ..settings };
+        refused(b.attention(good, &mut session.cache, &step, &windowed), OP);
+        for spans in BAD_SPANS {
+            let step = b.spans(spans);
+            refused(b.attention(good, &mut session.cache, &step, &settings), OP);
         }
-        out_of_range(bad_spans(&[span(0, 3, 2), span(2, 0, 1)]), OP, 2, 2);
-        let mut latent = b.kv_cache(KvLayout::Latent { rank: 8, rope_dim: 8 }, 2).unwrap();
-        refused(b.attention(&good.0, &good.1, &good.2, &mut latent, &spans, 1.0), OP);
+        let mut latent = b.native(CacheKind::Latent { rank: 8, rope_dim: 8 });
+        refused(b.attention(good, &mut latent, &step, &settings), OP);
 
         session.feed(&[(0, 2), (1, 1)]);
         session.feed(&[(1, 6), (0, 4)]);
@@ -265,8 +279,8 @@ pub fn latent_attention<B: Backend>(instances: &[Instance<B>]) {
         let mut session = Session::new(instance, &op, &[9, 9], 1);
         session.feed(&[(0, 3), (1, 2)]);
         let (x, spans) = session.next(&[(0, 2), (1, 1)]);
-        let call = |x: &[B::Tensor], cache: &mut B::KvCache, spans: &[_]| {
-            crate::session::Attend::call(&op, b, x, cache, spans)
+        let call = |x: &[B::Tensor], cache: &mut B::Cache, spans: &[_]| {
+            crate::session::Attend::call(&op, b, x, cache, &b.spans(spans))
         };
         for (i, shape) in [
             (0, vec![3, 3, 7]),
@@ -283,11 +297,10 @@ pub fn latent_attention<B: Backend>(instances: &[Instance<B>]) {
             x[i] = b.put(&vec![9.0; shape.iter().product()], &shape);
             refused(call(&x, &mut session.cache, &spans), OP);
         }
-        for spans in [vec![span(0, 3, 3), span(1, 2, 1)], vec![span(0, 2, 2), span(1, 2, 1)], vec![]] {
-            refused(call(&x, &mut session.cache, &spans), OP);
+        for spans in BAD_SPANS {
+            refused(call(&x, &mut session.cache, spans), OP);
         }
-        out_of_range(call(&x, &mut session.cache, &[span(7, 0, 3)]), OP, 7, 2);
-        let mut heads = b.kv_cache(KvLayout::Heads { n_kv_heads: 1, head_dim: 12 }, 2).unwrap();
+        let mut heads = b.native(CacheKind::Full { n_kv_heads: 1, head_dim: 12 });
         refused(call(&x, &mut heads, &spans), OP);
 
         session.feed(&[(0, 2), (1, 1)]);
@@ -300,16 +313,24 @@ pub fn caches<B: Backend>(instances: &[Instance<B>]) {
     let op = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 4 };
     for instance in instances {
         let b = &instance.backend;
-        for (n_kv_heads, head_dim, n_slots) in [(0, 4, 1), (1, 0, 1), (1, 4, 0)] {
-            refused(b.kv_cache(KvLayout::Heads { n_kv_heads, head_dim }, n_slots), &["kv_cache"]);
+        for (n_kv_heads, head_dim) in [(0, 4), (1, 0)] {
+            refused(b.cache(&native(CacheKind::Full { n_kv_heads, head_dim })), &["cache"]);
         }
-        for (rank, rope_dim, n_slots) in [(0, 4, 1), (4, 0, 1), (4, 4, 0)] {
-            refused(b.kv_cache(KvLayout::Latent { rank, rope_dim }, n_slots), &["kv_cache"]);
+        for (rank, rope_dim) in [(0, 4), (4, 0)] {
+            refused(b.cache(&native(CacheKind::Latent { rank, rope_dim })), &["cache"]);
         }
         let mut session = Session::new(instance, &op, &[6], 1);
         session.feed(&[(0, 4)]);
-        out_of_range(b.truncate(&mut session.cache, 1, 0), &["truncate"], 1, 1);
-        refused(b.truncate(&mut session.cache, 0, 5), &["truncate"]);
+        let cache = &mut session.cache;
+        refused(b.truncate(cache, 0, 5), &["truncate"]);
+        refused(b.truncate(cache, 1, 1), &["truncate"]);
+        out_of_range(b.truncate(cache, MAX_SLOTS, 0), &["truncate"], MAX_SLOTS, MAX_SLOTS);
+        refused(b.fork(cache, 0, 1, 5), &["fork"]);
+        refused(b.fork(cache, 1, 0, 1), &["fork"]);
+        refused(b.fork(cache, 0, 0, 4), &["fork"]);
+        out_of_range(b.fork(cache, MAX_SLOTS, 0, 0), &["fork"], MAX_SLOTS, MAX_SLOTS);
+        out_of_range(b.fork(cache, 0, MAX_SLOTS, 0), &["fork"], MAX_SLOTS, MAX_SLOTS);
+        out_of_range(b.reserve(cache, MAX_SLOTS, 1), &["reserve"], MAX_SLOTS, MAX_SLOTS);
         session.feed(&[(0, 2)]);
     }
 }

@@ -1,6 +1,8 @@
 //! Values at the ends of what occurs: large, zero, under- and overflowing; and batches without tokens.
 
-use zmlx_core::{Backend, GateUp, NoauxTc, Renormalize, SoftmaxTopK, WeightFormat};
+use zmlx_core::{
+    AttentionInputs, AttentionSettings, Backend, GateUp, NoauxTc, Renormalize, SoftmaxTopK, WeightFormat,
+};
 use zmlx_oracle::ops;
 use zmlx_oracle::testing::random_f32;
 
@@ -100,13 +102,15 @@ pub fn silu_under_and_overflow<B: Backend>(instances: &[Instance<B>]) {
 
 /// Scores of ±1e6: one position takes all; equal scores share.
 pub fn attention_of_large_scores<B: Backend>(instances: &[Instance<B>]) {
-    let layout = zmlx_core::KvLayout::Heads { n_kv_heads: 1, head_dim: 2 };
+    let kind = zmlx_core::CacheKind::Full { n_kv_heads: 1, head_dim: 2 };
     for Instance { name, backend: b, .. } in instances {
-        let mut cache = b.kv_cache(layout, 1).unwrap();
+        let mut cache = b.native(kind);
         let q = b.put(&[1000.0, 0.0, 1000.0, 0.0, 1000.0, 0.0], &[3, 1, 2]);
         let k = b.put(&[-1000.0, 5.0, 1000.0, 1.0, 1000.0, -7.0], &[3, 1, 2]);
         let v = b.put(&[1.0, 2.0, 3.0, 4.0, 7.0, 8.0], &[3, 1, 2]);
-        let y = b.attention(&q, &k, &v, &mut cache, &[span(0, 0, 3)], 1.0).unwrap();
+        let inputs = AttentionInputs { q: &q, k: &k, v: &v, sinks: None };
+        let settings = AttentionSettings { scale: 1.0, window: None };
+        let y = b.attention(inputs, &mut cache, &b.spans(&[span(0, 0, 3)]), &settings).unwrap();
         let want = bounds::Bounded::relative(vec![1.0, 2.0, 3.0, 4.0, 5.0, 6.0], 0.0, 1e-4); // values of 16 bits
         want.check(&b.get(&y), name);
     }

@@ -37,6 +37,7 @@
 pub mod attention;
 pub mod bounds;
 pub mod buffers;
+pub mod caches;
 pub mod cases;
 pub mod elementwise;
 pub mod embed_concat;

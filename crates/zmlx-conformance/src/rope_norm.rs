@@ -62,7 +62,7 @@ impl Case {
         let want = ops::rope(&x, &positions, sizes);
         let most = x.iter().fold(0.0, |m: f64, v| m.max(f64::from(v.abs())));
         for Instance { name, backend: b, angle_error, .. } in instances {
-            let y = b.rope(&b.put(&x, &[n, n_heads, head_dim]), &self.spans, rope).unwrap();
+            let y = b.rope(&b.put(&x, &[n, n_heads, head_dim]), &b.spans(&self.spans), rope).unwrap();
             assert_eq!(b.shape(&y), [n, n_heads, head_dim]);
             let y = b.get(&y);
             let what = format_args!("{name}: {rope:?}, {n_heads} × {head_dim}, {:?}", self.spans);

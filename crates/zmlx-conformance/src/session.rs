@@ -1,6 +1,8 @@
 //! Sequences that are fed to an attention op piece by piece, each piece checked against the oracle's whole.
 
-use zmlx_core::{Backend, KvLayout, MlaInputs, MlaWeights, Result, Span, WeightFormat};
+use zmlx_core::{
+    AttentionInputs, AttentionSettings, Backend, CacheKind, MlaInputs, MlaWeights, Result, Span, WeightFormat,
+};
 use zmlx_oracle::ops;
 use zmlx_oracle::testing::random_f32;
 
@@ -14,12 +16,10 @@ pub const TOLERANCE: f64 = 1e-5;
 
 /// An attention op with its sizes.
 pub trait Attend<B: Backend> {
-    /// What the op keeps of each token.
-    fn layout(&self) -> KvLayout;
+    fn kind(&self) -> CacheKind;
     /// The dimensions of each input behind the token.
     fn inputs(&self) -> Vec<Vec<usize>>;
-    /// Appends the tokens `x` to the cache and attends.
-    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::KvCache, spans: &[Span]) -> Result<B::Tensor>;
+    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::Cache, step: &B::Step) -> Result<B::Tensor>;
     /// The results of a whole sequence.
     fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64>;
     /// Formats of the weights that take part.
@@ -46,16 +46,17 @@ impl Heads {
 }
 
 impl<B: Backend> Attend<B> for Heads {
-    fn layout(&self) -> KvLayout {
-        KvLayout::Heads { n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
+    fn kind(&self) -> CacheKind {
+        CacheKind::Full { n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
     }
 
     fn inputs(&self) -> Vec<Vec<usize>> {
         [self.n_heads, self.n_kv_heads, self.n_kv_heads].map(|h| vec![h, self.head_dim]).to_vec()
     }
 
-    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::KvCache, spans: &[Span]) -> Result<B::Tensor> {
-        b.attention(&x[0], &x[1], &x[2], cache, spans, self.scale())
+    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::Cache, step: &B::Step) -> Result<B::Tensor> {
+        let inputs = AttentionInputs { q: &x[0], k: &x[1], v: &x[2], sinks: None };
+        b.attention(inputs, cache, step, &AttentionSettings { scale: self.scale(), window: None })
     }
 
     fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64> {
@@ -98,8 +99,8 @@ impl Latent {
 }
 
 impl<B: Backend> Attend<B> for Latent {
-    fn layout(&self) -> KvLayout {
-        KvLayout::Latent { rank: self.rank, rope_dim: self.rope_dim }
+    fn kind(&self) -> CacheKind {
+        CacheKind::Latent { rank: self.rank, rope_dim: self.rope_dim }
     }
 
     fn inputs(&self) -> Vec<Vec<usize>> {
@@ -107,13 +108,13 @@ impl<B: Backend> Attend<B> for Latent {
         vec![vec![n_heads, self.nope()], vec![n_heads, rope_dim], vec![rank], vec![rope_dim]]
     }
 
-    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::KvCache, spans: &[Span]) -> Result<B::Tensor> {
+    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::Cache, step: &B::Step) -> Result<B::Tensor> {
         let inputs = MlaInputs { q_nope: &x[0], q_pe: &x[1], kv: &x[2], k_pe: &x[3] };
         match &self.weights {
-            None => b.latent_attention(inputs, cache, spans, self.scale()),
+            None => b.latent_attention(inputs, cache, step, self.scale()),
             Some([embed_q, unembed_out]) => {
                 let weights = MlaWeights { embed_q: &b.load(embed_q), unembed_out: &b.load(unembed_out) };
-                b.mla_attention(inputs, weights, cache, spans, self.scale())
+                b.mla_attention(inputs, weights, cache, step, self.scale())
             }
         }
     }
@@ -163,8 +164,7 @@ pub struct Session<'a, B: Backend, A> {
     pub instance: &'a Instance<B>,
     /// The op.
     pub op: &'a A,
-    /// The cache, on the backend.
-    pub cache: B::KvCache,
+    pub cache: B::Cache,
     slots: Vec<Slot>,
 }
 
@@ -183,7 +183,7 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
         Self {
             instance,
             op,
-            cache: instance.backend.kv_cache(op.layout(), n_totals.len()).unwrap(),
+            cache: instance.backend.native(op.kind()),
             slots: n_totals.iter().enumerate().map(slot).collect(),
         }
     }
@@ -194,6 +194,11 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
         };
         let inputs: Vec<_> = op.inputs().into_iter().enumerate().map(input).collect();
         Slot { want: op.want(&inputs, n_total), inputs, n_total, n_fed: 0 }
+    }
+
+    /// Tokens that a slot has been fed.
+    pub fn n_fed(&self, slot: usize) -> usize {
+        self.slots[slot].n_fed
     }
 
     /// The next tokens of slots, `(slot, n_tokens)` each, as tensors and spans.
@@ -215,7 +220,9 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
     pub fn feed(&mut self, pieces: &[(usize, usize)]) -> Vec<f32> {
         let (x, spans) = self.next(pieces);
         let b = &self.instance.backend;
-        let y = b.get(&self.op.call(b, &x, &mut self.cache, &spans).unwrap());
+        let step = b.spans(&spans);
+        let y = b.get(&self.op.call(b, &x, &mut self.cache, &step).unwrap());
+        b.commit(&mut self.cache, &step);
         let mut want = Vec::new();
         for s in &spans {
             let slot = &mut self.slots[s.slot];
@@ -234,7 +241,23 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
     /// Shortens a slot; what follows are other tokens than before.
     pub fn truncate(&mut self, slot: usize, n_tokens: usize, seed: u64) {
         self.instance.backend.truncate(&mut self.cache, slot, n_tokens).unwrap();
-        let old = &self.slots[slot];
+        self.continue_from(slot, slot, n_tokens, seed);
+    }
+
+    /// Makes slot `to` a fork of `from`; what follows in `to` are other tokens.
+    pub fn fork(&mut self, from: usize, to: usize, n_tokens: usize, seed: u64) {
+        self.instance.backend.fork(&mut self.cache, from, to, n_tokens).unwrap();
+        self.continue_from(from, to, n_tokens, seed);
+    }
+
+    /// Empties a slot; what follows are other tokens.
+    pub fn release(&mut self, slot: usize, seed: u64) {
+        self.instance.backend.release(&mut self.cache, slot);
+        self.continue_from(slot, slot, 0, seed);
+    }
+
+    fn continue_from(&mut self, from: usize, to: usize, n_tokens: usize, seed: u64) {
+        let old = &self.slots[from];
         let mut new = Self::slot(self.op, old.n_total, seed);
         for ((new, old), dims) in new.inputs.iter_mut().zip(&old.inputs).zip(self.op.inputs()) {
             let kept = n_tokens * dims.iter().product::<usize>();
@@ -242,6 +265,6 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
         }
         new.want = self.op.want(&new.inputs, new.n_total);
         new.n_fed = n_tokens;
-        self.slots[slot] = new;
+        self.slots[to] = new;
     }
 }

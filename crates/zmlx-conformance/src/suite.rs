@@ -1,6 +1,6 @@
 //! What a backend declares to be tested, and the list of tests.
 
-use zmlx_core::{Backend, Span, WeightFormat};
+use zmlx_core::{Backend, CacheKind, CacheSpec, KvFormat, Logits, Span, WeightFormat};
 
 use crate::cases::Grid;
 use crate::inputs::TestWeight;
@@ -58,6 +58,16 @@ pub trait Host: Backend {
         out
     }
 
+    /// A step of these spans.
+    fn spans(&self, spans: &[Span]) -> Self::Step {
+        self.step(spans).unwrap()
+    }
+
+    /// An empty cache in the backend's own format.
+    fn native(&self, kind: CacheKind) -> Self::Cache {
+        self.cache(&native(kind)).unwrap()
+    }
+
     /// The weight on the device.
     fn load(&self, weight: &TestWeight) -> Self::Weight {
         self.upload(weight.host.clone()).unwrap()
@@ -71,9 +81,14 @@ pub trait Host: Backend {
 
 impl<B: Backend> Host for B {}
 
-/// A span.
+/// A span whose last token's logits are wanted.
 pub fn span(slot: usize, start: usize, n_tokens: usize) -> Span {
-    Span { slot, start, n_tokens }
+    Span { slot, start, n_tokens, logits: Logits::Last }
+}
+
+/// A cache of that kind in the backend's own format.
+pub fn native(kind: CacheKind) -> CacheSpec {
+    CacheSpec { kind, format: KvFormat::Native }
 }
 
 /// A module of tests for one backend: each test runs on all instances that the function at `$instances` gives, a
@@ -101,6 +116,10 @@ macro_rules! conformance {
                     grouped_heads, chunks_equal_one_go, slots_in_one_batch_equal_each_alone,
                     truncate_and_continue, past_the_growth_step, latent, latent_with_projections
                 }
+                caches {
+                    forks_grow_apart, a_fork_outlives_its_origin, failed_steps_leave_no_trace,
+                    bytes_count_what_is_shared_once, released_memory_is_used_again, any_slot
+                }
                 elementwise {
                     softmax, sigmoid, swiglu, arithmetic, weighted_sum, moves_are_exact, large_tensors
                 }
@@ -113,7 +132,7 @@ macro_rules! conformance {
                     large_activations, zero_rows, zero_scales, silu_under_and_overflow, attention_of_large_scores,
                     router_of_large_logits, no_tokens
                 }
-                errors { tensors, products, experts, rows, routers, attention, latent_attention, caches }
+                errors { tensors, products, experts, rows, routers, steps, attention, latent_attention, caches }
                 buffers { ends_at_a_page_end, experts_end_at_a_page_end }
             }
         }

@@ -1,18 +1,22 @@
 //! The [`Backend`] trait: every op of a decoder, plain and fused.
 
+mod cache;
+mod step;
 mod types;
 
+pub use cache::{AttentionInputs, AttentionSettings, CacheKind, CacheSpec, KvFormat};
+pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Barriers, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope,
-    RopeFrequencies, RopePairing, SoftmaxTopK, Span,
+    Barriers, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope, RopeFrequencies,
+    RopePairing, SoftmaxTopK,
 };
 
-use crate::error::ensure;
 use crate::{HostWeight, Result, stock};
 
 /// A device, its memory, and the ops on it.
 ///
-/// Ops are functional: they return new tensors and never change their inputs (but for the caches). Shapes are
+/// Ops are functional: they return new tensors and never change their inputs (but for what caches hold behind their
+/// sequences). Shapes are
 /// checked before anything is written. `n` stands for the number of tokens of the batch, row-major.
 ///
 /// A fused op has a default body: its composition of plain ops. A backend overrides it with one kernel; the
@@ -25,8 +29,10 @@ pub trait Backend {
     type Indices: Clone;
     /// A dense or quantised matrix or bank of matrices in the backend's own layout. Cloning is cheap.
     type Weight: Clone;
-    /// Keys and values of one layer for all sequences.
-    type KvCache;
+    /// What one layer keeps of all sequences, each in a slot.
+    type Cache;
+    /// A step's tokens, positions, slots and wanted logits in the backend's own form.
+    type Step;
 
     /// The name that the command line and the errors use.
     fn name(&self) -> &'static str;
@@ -73,17 +79,90 @@ pub trait Backend {
     /// A device fault.
     fn read_indices(&self, indices: &Self::Indices, out: &mut Vec<u32>) -> Result<()>;
 
-    /// An empty cache for one layer with room for `n_slots` sequences; each grows as tokens come.
-    ///
-    /// # Errors
-    /// If a dimension is zero.
-    fn kv_cache(&self, layout: KvLayout, n_slots: usize) -> Result<Self::KvCache>;
+    // ---- steps and caches
 
-    /// Shortens the sequence in `slot` to its first `n_tokens` tokens; 0 empties it.
+    /// Prepares a step: checks its spans once, and puts what the ops need of them where the device can read it. Ops see
+    /// the step only: nothing that changes from token to token reaches them as a number of the host.
     ///
     /// # Errors
-    /// If the slot does not exist or holds fewer tokens.
-    fn truncate(&self, cache: &mut Self::KvCache, slot: usize, n_tokens: usize) -> Result<()>;
+    /// As [`check_spans`](crate::check::check_spans).
+    fn step(&self, spans: &[Span]) -> Result<Self::Step>;
+
+    /// Number of tokens of a step: the rows of its tensors.
+    fn n_tokens(&self, step: &Self::Step) -> usize;
+
+    /// Runs the ops of a step: `body` takes the token ids to logits. A backend may keep what the body does as a program of
+    /// its own, and run that for later steps of the same key and shape instead of the body; caches have been
+    /// [reserved](Backend::reserve) before. The default body calls `body`.
+    ///
+    /// # Errors
+    /// Those of the ops.
+    fn run_step(
+        &self,
+        _key: &StepKey,
+        _step: &Self::Step,
+        ids: &Self::Indices,
+        body: &mut dyn FnMut(&Self::Indices) -> Result<Self::Tensor>,
+    ) -> Result<Self::Tensor> {
+        body(ids)
+    }
+
+    /// An empty cache for one layer. Its slots are all empty; any number below [`MAX_SLOTS`] may be used.
+    ///
+    /// # Errors
+    /// If a dimension is zero; [`Error::Unsupported`](crate::Error::Unsupported) for kinds and formats that the backend
+    /// does not have.
+    fn cache(&self, spec: &CacheSpec) -> Result<Self::Cache>;
+
+    /// Bytes that one sequence of `n_tokens` tokens takes in a cache of that kind, if it shares none of them.
+    fn cache_bytes(&self, spec: &CacheSpec, n_tokens: usize) -> u64;
+
+    /// Bytes that the sequences of a cache take; what several share counts once.
+    fn resident_bytes(&self, cache: &Self::Cache) -> u64;
+
+    /// Bytes that one sequence takes, shared ones included.
+    fn slot_bytes(&self, cache: &Self::Cache, slot: usize) -> u64;
+
+    /// Bytes by which [`Backend::resident_bytes`] may grow when the sequence grows to `n_tokens` tokens: never less than
+    /// it does, and more only where sequences that share a part are extended in one step.
+    fn growth_bytes(&self, cache: &Self::Cache, slot: usize, n_tokens: usize) -> u64;
+
+    /// Gets the memory for the sequence in `slot` to grow to `n_tokens` tokens: the next step up to there needs no more.
+    ///
+    /// # Errors
+    /// If the slot is not below [`MAX_SLOTS`]; a device that is out of memory.
+    fn reserve(&self, cache: &mut Self::Cache, slot: usize, n_tokens: usize) -> Result<()>;
+
+    /// Makes the sequence in `to` the first `n_tokens` tokens of that in `from`, without copying them; what `to` held is
+    /// released. Later each of the two grows for itself. With all tokens of `from` this is a snapshot, which every kind of
+    /// cache allows.
+    ///
+    /// # Errors
+    /// If `from` holds fewer tokens, or no longer what so short a sequence needs; if the slots are equal. Nothing has
+    /// changed then.
+    fn fork(&self, cache: &mut Self::Cache, from: usize, to: usize, n_tokens: usize) -> Result<()>;
+
+    /// Shortens the sequence in `slot` to its first `n_tokens` tokens and frees what only the others needed.
+    ///
+    /// # Errors
+    /// If it holds fewer tokens, or no longer what so short a sequence needs. Nothing has changed then.
+    fn truncate(&self, cache: &mut Self::Cache, slot: usize, n_tokens: usize) -> Result<()>;
+
+    /// Empties a slot and frees what no other sequence shares.
+    fn release(&self, cache: &mut Self::Cache, slot: usize);
+
+    /// The fewest tokens, apart from none, that the sequence in `slot` can be shortened or forked to; 0 where any length can
+    /// be had.
+    fn shortest(&self, _cache: &Self::Cache, _slot: usize) -> usize {
+        0
+    }
+
+    /// Ends a step whose ops have all succeeded: its tokens now belong to their sequences. Until then the caches' lengths
+    /// are as before, and so are their contents up to there.
+    fn commit(&self, cache: &mut Self::Cache, step: &Self::Step);
+
+    /// Ends a step that failed: the sequences are as before. Ops of the step need not have run on this cache.
+    fn rollback(&self, cache: &mut Self::Cache, step: &Self::Step);
 
     // ---- the order of steps: default bodies for backends that compute at once
 
@@ -115,7 +194,7 @@ pub trait Backend {
     ///
     /// # Errors
     /// A device fault.
-    fn eval_caches(&self, _caches: &[Self::KvCache]) -> Result<()> {
+    fn eval_caches(&self, _caches: &[Self::Cache]) -> Result<()> {
         Ok(())
     }
 
@@ -197,35 +276,34 @@ pub trait Backend {
     /// Rotates the first `rope.dims` dimensions of every head by its token's position, and multiplies them by
     /// `rope.scale`.
     ///
-    /// **Shapes** x `[n, n_heads, d]`; the spans cover the n tokens in order. **Numerics** angles in f32, sine and
+    /// **Shapes** x `[n, n_heads, d]`, n the step's tokens. **Numerics** angles in f32, sine and
     /// cosine as the platform's; absolute error grows with the position as f32 angles do. **Source** `mx.fast.rope`.
     ///
     /// # Errors
-    /// If `rope.dims` is odd or above d, there are not `dims / 2` frequencies, or the spans do not cover n tokens.
-    fn rope(&self, x: &Self::Tensor, spans: &[Span], rope: &Rope) -> Result<Self::Tensor>;
+    /// If `rope.dims` is odd or above d, there are not `dims / 2` frequencies, or x has another number of tokens.
+    fn rope(&self, x: &Self::Tensor, step: &Self::Step, rope: &Rope) -> Result<Self::Tensor>;
 
-    /// Appends the new keys and values to the cache and attends causally:
-    /// `y[t, h] = softmax_j(scale · q[t, h]·k[j, h'])·v[j, h']` over all cached positions j ≤ the token's own,
-    /// `h' = h / (n_heads / n_kv_heads)`.
+    /// Writes the new keys and values behind those in the cache and attends causally:
+    /// `y[t, h] = Σ_j w[j]·v[j, h']`, `w = softmax_j(scale · q[t, h]·k[j, h'])` over the cached positions j ≤ the token's
+    /// own, with a window w those of the last w, `h' = h / (n_heads / n_kv_heads)`. With sinks, `exp(sinks[h])` is added
+    /// to the softmax's sum.
     ///
-    /// **Shapes** q `[n, n_heads, d]`, k, v `[n, n_kv_heads, d]` → `[n, n_heads, d]`. **Numerics** f32 scores,
+    /// **Shapes** as [`AttentionInputs`] → `[n, n_heads, d]`. **Numerics** f32 scores,
     /// softmax with the maximum subtracted. **Work** the cache read once per span and kv head; 4·n_heads·d FLOPs per
     /// pair of positions. **Source** `mx.fast.scaled_dot_product_attention`.
     ///
     /// # Errors
-    /// If shapes or layout do not fit, or a span does not start at its slot's length. The cache is then unchanged.
-    #[allow(clippy::too_many_arguments, reason = "q, k, v, cache, spans, scale are the op's usual signature")]
+    /// If shapes, the cache's kind or the window do not fit, or a span does not start at its slot's length. The cache is
+    /// then unchanged.
     fn attention(
         &self,
-        q: &Self::Tensor,
-        k: &Self::Tensor,
-        v: &Self::Tensor,
-        cache: &mut Self::KvCache,
-        spans: &[Span],
-        scale: f32,
+        inputs: AttentionInputs<'_, Self::Tensor, Self::Weight>,
+        cache: &mut Self::Cache,
+        step: &Self::Step,
+        settings: &AttentionSettings,
     ) -> Result<Self::Tensor>;
 
-    /// Attention on latents: appends `kv` and `k_pe` to the cache, then
+    /// Attention on latents: writes `kv` and `k_pe` behind those in the cache, then
     /// `y[t, h] = softmax_j(scale · (q_nope[t, h]·kv[j] + q_pe[t, h]·k_pe[j]))·kv[j]`, causal.
     ///
     /// **Shapes** as [`MlaInputs`], q_nope in latent space → `[n, n_heads, rank]`. **Numerics** as
@@ -237,8 +315,8 @@ pub trait Backend {
     fn latent_attention(
         &self,
         inputs: MlaInputs<'_, Self::Tensor>,
-        cache: &mut Self::KvCache,
-        spans: &[Span],
+        cache: &mut Self::Cache,
+        step: &Self::Step,
         scale: f32,
     ) -> Result<Self::Tensor>;
 
@@ -326,11 +404,13 @@ pub trait Backend {
     /// If the range is empty or reaches past the width.
     fn slice_last(&self, x: &Self::Tensor, range: std::ops::Range<usize>) -> Result<Self::Tensor>;
 
-    /// The rows `rows` of the first dimension, in that order: for the last token of each sequence.
+    /// The rows of a step's tokens whose logits are wanted, in the order of its spans ([`logit_rows`]).
+    ///
+    /// **Shapes** x `[n, ..]`, n the step's tokens → `[n_logits, ..]`.
     ///
     /// # Errors
-    /// If a row does not exist.
-    fn take_rows(&self, x: &Self::Tensor, rows: &[usize]) -> Result<Self::Tensor>;
+    /// If x has another number of rows.
+    fn take_logit_rows(&self, x: &Self::Tensor, step: &Self::Step) -> Result<Self::Tensor>;
 
     // ---- compositions that depend on the backend
 
@@ -471,19 +551,10 @@ pub trait Backend {
         &self,
         inputs: MlaInputs<'_, Self::Tensor>,
         weights: MlaWeights<'_, Self::Weight>,
-        cache: &mut Self::KvCache,
-        spans: &[Span],
+        cache: &mut Self::Cache,
+        step: &Self::Step,
         scale: f32,
     ) -> Result<Self::Tensor> {
-        stock::mla_attention(self, inputs, weights, cache, spans, scale)
+        stock::mla_attention(self, inputs, weights, cache, step, scale)
     }
-}
-
-/// Checks that the spans cover exactly `n_tokens` tokens.
-pub fn check_spans(op: &'static str, spans: &[Span], n_tokens: usize) -> Result<()> {
-    let covered = spans.iter().try_fold(0usize, |n, s| {
-        // The last position must be a number, too.
-        s.start.checked_add(s.n_tokens).and(n.checked_add(s.n_tokens))
-    });
-    ensure(covered == Some(n_tokens), op, "spans", format_args!("to cover {n_tokens} tokens"), covered)
 }

@@ -3,8 +3,8 @@
 use std::ops::Range;
 
 use crate::{
-    Backend, Barriers, GateUp, HostWeight, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result,
-    Rope, SoftmaxTopK, Span, stock,
+    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, GateUp, HostWeight, MlaInputs,
+    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SoftmaxTopK, Span, StepKey, stock,
 };
 
 /// What happens around and instead of the ops of a backend.
@@ -176,7 +176,8 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
     type Tensor = B::Tensor;
     type Indices = B::Indices;
     type Weight = B::Weight;
-    type KvCache = B::KvCache;
+    type Cache = B::Cache;
+    type Step = B::Step;
 
     passed_on! {
         name() -> &'static str;
@@ -184,13 +185,25 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         tensor(values: &[f32], shape: &[usize]) -> Result<B::Tensor>;
         shape(x: &B::Tensor) -> Vec<usize>;
         indices(values: &[u32], shape: &[usize]) -> Result<B::Indices>;
-        kv_cache(layout: KvLayout, n_slots: usize) -> Result<B::KvCache>;
-        truncate(cache: &mut B::KvCache, slot: usize, n_tokens: usize) -> Result<()>;
+        step(spans: &[Span]) -> Result<B::Step>;
+        n_tokens(step: &B::Step) -> usize;
+        cache(spec: &CacheSpec) -> Result<B::Cache>;
+        cache_bytes(spec: &CacheSpec, n_tokens: usize) -> u64;
+        resident_bytes(cache: &B::Cache) -> u64;
+        slot_bytes(cache: &B::Cache, slot: usize) -> u64;
+        growth_bytes(cache: &B::Cache, slot: usize, n_tokens: usize) -> u64;
+        reserve(cache: &mut B::Cache, slot: usize, n_tokens: usize) -> Result<()>;
+        fork(cache: &mut B::Cache, from: usize, to: usize, n_tokens: usize) -> Result<()>;
+        truncate(cache: &mut B::Cache, slot: usize, n_tokens: usize) -> Result<()>;
+        release(cache: &mut B::Cache, slot: usize) -> ();
+        shortest(cache: &B::Cache, slot: usize) -> usize;
+        commit(cache: &mut B::Cache, step: &B::Step) -> ();
+        rollback(cache: &mut B::Cache, step: &B::Step) -> ();
         wait(x: &B::Tensor) -> Result<()>;
         kernel_runs(op: &str) -> Option<u64>;
         barriers() -> Option<Barriers>;
         prefill_style() -> PrefillStyle;
-        eval_caches(caches: &[B::KvCache]) -> Result<()>;
+        eval_caches(caches: &[B::Cache]) -> Result<()>;
         argmax(logits: &B::Tensor) -> Result<Option<B::Indices>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
@@ -203,19 +216,17 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         linear(x: &B::Tensor, weight: &B::Weight);
         gather_linear(x: &B::Tensor, weight: &B::Weight, experts: &B::Indices);
         head_linear(x: &B::Tensor, weight: &B::Weight);
-        rope(x: &B::Tensor, spans: &[Span], rope: &Rope);
+        rope(x: &B::Tensor, step: &B::Step, rope: &Rope);
         attention(
-            q: &B::Tensor,
-            k: &B::Tensor,
-            v: &B::Tensor,
-            cache: &mut B::KvCache,
-            spans: &[Span],
-            scale: f32
+            inputs: AttentionInputs<'_, B::Tensor, B::Weight>,
+            cache: &mut B::Cache,
+            step: &B::Step,
+            settings: &AttentionSettings
         );
         latent_attention(
             inputs: MlaInputs<'_, B::Tensor>,
-            cache: &mut B::KvCache,
-            spans: &[Span],
+            cache: &mut B::Cache,
+            step: &B::Step,
             scale: f32
         );
         add(a: &B::Tensor, b: &B::Tensor);
@@ -228,11 +239,25 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         div_by_sum(x: &B::Tensor, eps: f32);
         scale(x: &B::Tensor, factor: f32);
         weighted_sum(x: &B::Tensor, weights: &B::Tensor);
-        take_rows(x: &B::Tensor, rows: &[usize]);
+        take_logit_rows(x: &B::Tensor, step: &B::Step);
     }
 
     fn upload(&self, weight: HostWeight) -> Result<B::Weight> {
         self.hooks.upload(&self.inner, weight)
+    }
+
+    /// With hooks that time or count ops all of them run.
+    fn run_step(
+        &self,
+        key: &StepKey,
+        step: &B::Step,
+        ids: &B::Indices,
+        body: &mut dyn FnMut(&B::Indices) -> Result<B::Tensor>,
+    ) -> Result<B::Tensor> {
+        if self.hooks.waits() || self.hooks.takes_apart() {
+            return body(ids);
+        }
+        self.inner.run_step(key, step, ids, body)
     }
 
     // Reading waits by itself.
@@ -253,14 +278,14 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         &self,
         inputs: MlaInputs<'_, B::Tensor>,
         weights: MlaWeights<'_, B::Weight>,
-        cache: &mut B::KvCache,
-        spans: &[Span],
+        cache: &mut B::Cache,
+        step: &B::Step,
         scale: f32,
     ) -> Result<B::Tensor> {
         if self.hooks.takes_apart() {
-            return stock::mla_attention(self, inputs, weights, cache, spans, scale);
+            return stock::mla_attention(self, inputs, weights, cache, step, scale);
         }
-        let run = || self.inner.mla_attention(inputs, weights, cache, spans, scale);
+        let run = || self.inner.mla_attention(inputs, weights, cache, step, scale);
         self.run("mla_attention", run, |y| y)
     }
 

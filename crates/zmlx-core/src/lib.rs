@@ -19,8 +19,9 @@ pub mod stock;
 mod weight;
 
 pub use backend::{
-    Backend, Barriers, GateUp, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope,
-    RopeFrequencies, RopePairing, SoftmaxTopK, Span,
+    AttentionInputs, AttentionSettings, Backend, Barriers, CacheKind, CacheSpec, GateUp, KvFormat, Logits,
+    MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope, RopeFrequencies,
+    RopePairing, SoftmaxTopK, Span, StepKey, logit_rows,
 };
 pub use dtype::DType;
 pub use error::{Error, Result};

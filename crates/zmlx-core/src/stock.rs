@@ -2,7 +2,7 @@
 //! when a fusion is switched off. Same shapes, errors and meaning as the ops of these names.
 
 use crate::Result;
-use crate::backend::{Backend, GateUp, MlaInputs, MlaWeights, NoauxTc, Renormalize, SoftmaxTopK, Span};
+use crate::backend::{Backend, GateUp, MlaInputs, MlaWeights, NoauxTc, Renormalize, SoftmaxTopK};
 use crate::error::ensure;
 
 /// [`Backend::gather_qmm_swiglu`] as two gathers and [`Backend::swiglu`].
@@ -128,12 +128,12 @@ pub fn mla_attention<B: Backend + ?Sized>(
     b: &B,
     inputs: MlaInputs<'_, B::Tensor>,
     weights: MlaWeights<'_, B::Weight>,
-    cache: &mut B::KvCache,
-    spans: &[Span],
+    cache: &mut B::Cache,
+    step: &B::Step,
     scale: f32,
 ) -> Result<B::Tensor> {
     let q_latent = b.head_linear(inputs.q_nope, weights.embed_q)?;
     let inputs = MlaInputs { q_nope: &q_latent, ..inputs };
-    let latent = b.latent_attention(inputs, cache, spans, scale)?;
+    let latent = b.latent_attention(inputs, cache, step, scale)?;
     b.head_linear(&latent, weights.unembed_out)
 }

@@ -3,6 +3,7 @@
 mod cache;
 mod cells;
 mod kernel;
+mod pages;
 mod softmax;
 
 use std::ops::Range;
@@ -11,12 +12,12 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::level::Level;
 use super::matmul::SyncPtr;
 use super::pool::{CpuTensor, Shape};
-use super::{CpuBackend, lock, team};
+use super::{CpuBackend, CpuStep, CpuWeight, NAME, lock, team};
 use zmlx_core::check::ensure;
-use zmlx_core::{Error, KvLayout, MlaInputs, Result, Span};
+use zmlx_core::{AttentionInputs, AttentionSettings, CacheKind, Error, MlaInputs, Result, Span};
 
-pub use cache::CpuKvCache;
-use cache::Head;
+pub use cache::CpuCache;
+pub(super) use cache::cache_bytes;
 use cells::WIDE;
 pub(super) use kernel::Partial;
 use kernel::{JOB_ROWS, Keys, QueryRows, ROWS, attend};
@@ -27,20 +28,24 @@ const MIN_PART: usize = 1 << 20;
 impl CpuBackend {
     pub(super) fn attention_heads(
         &self,
-        [q, k, v]: [&CpuTensor; 3],
-        cache: &mut CpuKvCache,
-        spans: &[Span],
-        scale: f32,
+        inputs: AttentionInputs<'_, CpuTensor, CpuWeight>,
+        cache: &mut CpuCache,
+        step: &CpuStep,
+        settings: &AttentionSettings,
     ) -> Result<CpuTensor> {
         const OP: &str = "attention";
-        let KvLayout::Heads { n_kv_heads, head_dim } = cache.layout else {
-            return Err(Error::Precondition {
-                op: OP,
-                what: "cache",
-                want: "keys and values".into(),
-                got: format!("{:?}", cache.layout),
-            });
+        let CacheKind::Full { n_kv_heads, head_dim } = cache.kind else {
+            return ensure(false, OP, "cache", "keys and values", cache.kind).map(|()| unreachable!());
         };
+        ensure(settings.window.is_none(), OP, "window", "none, as of the cache", settings.window)?;
+        if inputs.sinks.is_some() {
+            return Err(Error::Unsupported {
+                op: OP,
+                backend: NAME,
+                why: "sinks are not implemented".into(),
+            });
+        }
+        let AttentionInputs { q, k, v, .. } = inputs;
         let n_tokens = q.dims()[0];
         let kv_shape = [n_tokens, n_kv_heads, head_dim];
         ensure(
@@ -50,24 +55,19 @@ impl CpuBackend {
             format_args!("{kv_shape:?}"),
             (k, v),
         )?;
-        self.attend_spans(OP, [q, q], cache, spans, scale, [k, v])
+        self.attend_spans(OP, [q, q], cache, step, settings.scale, [k, v])
     }
 
     pub(super) fn attention_latent(
         &self,
         inputs: MlaInputs<'_, CpuTensor>,
-        cache: &mut CpuKvCache,
-        spans: &[Span],
+        cache: &mut CpuCache,
+        step: &CpuStep,
         scale: f32,
     ) -> Result<CpuTensor> {
         const OP: &str = "latent_attention";
-        let KvLayout::Latent { rank, rope_dim } = cache.layout else {
-            return Err(Error::Precondition {
-                op: OP,
-                what: "cache",
-                want: "a latent".into(),
-                got: format!("{:?}", cache.layout),
-            });
+        let CacheKind::Latent { rank, rope_dim } = cache.kind else {
+            return ensure(false, OP, "cache", "a latent", cache.kind).map(|()| unreachable!());
         };
         let MlaInputs { q_nope, q_pe, kv, k_pe } = inputs;
         let &[n_tokens, n_heads, _] = q_nope.dims() else {
@@ -89,15 +89,15 @@ impl CpuBackend {
         )?;
         ensure(kv.dims() == [n_tokens, rank], OP, "kv", format_args!("[n, {rank}]"), kv)?;
         ensure(k_pe.dims() == [n_tokens, rope_dim], OP, "k_pe", format_args!("[n, {rope_dim}]"), k_pe)?;
-        self.attend_spans(OP, [q_nope, q_pe], cache, spans, scale, [kv, k_pe])
+        self.attend_spans(OP, [q_nope, q_pe], cache, step, scale, [kv, k_pe])
     }
 
     fn attend_spans(
         &self,
         op: &'static str,
         q: [&CpuTensor; 2],
-        cache: &mut CpuKvCache,
-        spans: &[Span],
+        cache: &mut CpuCache,
+        step: &CpuStep,
         scale: f32,
         [first, second]: [&CpuTensor; 2],
     ) -> Result<CpuTensor> {
@@ -112,8 +112,10 @@ impl CpuBackend {
             format_args!("[n, a multiple of {n_kv_heads}, {width}]"),
             q[0],
         )?;
-        cache.check(op, spans, n_tokens)?;
-        cache.append(spans, first, second);
+        step.check(op, "q", q[0])?;
+        let spans = step.spans();
+        cache.check(op, spans)?;
+        cache.append(spans, first, second)?;
         let jobs = Jobs::new(cache, spans, n_heads, self.n_threads());
         let mut out = self.floats.take(n_tokens * n_heads * jobs.v_dim);
         let mut states = self.floats.take(if jobs.n_parts > 1 { jobs.len() * jobs.state_len() } else { 0 });
@@ -176,7 +178,7 @@ impl CpuBackend {
 /// The work of one call: for each span and kv head some query rows at a time, against all positions or, if there would
 /// be too few jobs for the team, against parts of them.
 struct Jobs<'a> {
-    cache: &'a CpuKvCache,
+    cache: &'a CpuCache,
     spans: &'a [Span],
     n_heads: usize,
     /// Query heads of a kv head.
@@ -201,12 +203,12 @@ struct Job<'a> {
 }
 
 impl<'a> Jobs<'a> {
-    fn new(cache: &'a CpuKvCache, spans: &'a [Span], n_heads: usize, n_threads: usize) -> Self {
+    fn new(cache: &'a CpuCache, spans: &'a [Span], n_heads: usize, n_threads: usize) -> Self {
         let group = n_heads / cache.n_heads();
         // Values of a result, and multiply-adds of a row with a position.
-        let (v_dim, row_work) = match cache.layout {
-            KvLayout::Heads { head_dim, .. } => (head_dim, 2 * head_dim),
-            KvLayout::Latent { rank, rope_dim } => (rank, 2 * rank + rope_dim),
+        let (v_dim, row_work) = match cache.kind {
+            CacheKind::Full { head_dim, .. } | CacheKind::Window { head_dim, .. } => (head_dim, 2 * head_dim),
+            CacheKind::Latent { rank, rope_dim } => (rank, 2 * rank + rope_dim),
         };
         let mut jobs = Self { cache, spans, n_heads, group, n_parts: 1, v_dim, n_whole: 0 };
         jobs.n_whole = spans.iter().map(|s| jobs.n_of(s)).sum();
@@ -264,13 +266,13 @@ impl<'a> Jobs<'a> {
             limits[i] = span.start + r / self.group + 1;
         }
         let positions = team::part(limits[n_rows - 1], WIDE, self.n_parts, part);
-        let Head { first, second } = self.cache.head(span.slot, kv_head);
+        let [first, second] = [0, 1].map(|part| self.cache.rows(span.slot, kv_head, part));
         let widths = self.cache.widths();
-        let (keys, q_widths) = match self.cache.layout {
-            KvLayout::Heads { .. } => {
+        let (keys, q_widths) = match self.cache.kind {
+            CacheKind::Full { .. } | CacheKind::Window { .. } => {
                 (Keys { parts: [Some(first), None], widths, values: Some(second) }, [widths[0], 0])
             }
-            KvLayout::Latent { .. } => {
+            CacheKind::Latent { .. } => {
                 (Keys { parts: [Some(first), Some(second)], widths, values: None }, widths)
             }
         };

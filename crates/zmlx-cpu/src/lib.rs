@@ -18,25 +18,27 @@ mod rope;
 mod route;
 mod rows;
 mod simd;
+mod step;
 mod team;
 
 use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use attention::CpuKvCache;
+pub use attention::CpuCache;
 pub use level::{Activations, Level};
 pub use matmul::CpuWeight;
 use matmul::{Groups, Product, Results, Scratch, SyncPtr};
 use pool::{Buffers, Shape};
 pub use pool::{CpuIndices, CpuTensor};
 use products::{check_gate_up, copy};
+pub use step::CpuStep;
 use team::Team;
 
 use zmlx_core::check::ensure;
 use zmlx_core::{
-    Backend, Barriers, Error, GateUp, HostWeight, KvLayout, MlaInputs, NoauxTc, Result, Rope, SoftmaxTopK,
-    Span, stock,
+    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight, MlaInputs,
+    NoauxTc, Result, Rope, SoftmaxTopK, Span, stock,
 };
 
 const NAME: &str = "cpu";
@@ -50,6 +52,7 @@ pub struct CpuBackend {
     team: Mutex<Team>,
     floats: Buffers<f32>,
     words: Buffers<u32>,
+    spans: Buffers<Span>,
     scratch: Vec<Mutex<Scratch>>,
     /// Of each part of the weight that is multiplied, the chunks of rows that members have taken.
     taken: Mutex<Vec<AtomicUsize>>,
@@ -90,6 +93,7 @@ impl CpuBackend {
             team: Mutex::new(team),
             floats: Buffers::new(),
             words: Buffers::new(),
+            spans: Buffers::new(),
             groups: Mutex::default(),
             angles: Mutex::default(),
         })
@@ -126,7 +130,8 @@ impl Backend for CpuBackend {
     type Tensor = CpuTensor;
     type Indices = CpuIndices;
     type Weight = CpuWeight;
-    type KvCache = CpuKvCache;
+    type Cache = CpuCache;
+    type Step = CpuStep;
 
     fn name(&self) -> &'static str {
         NAME
@@ -188,12 +193,56 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
-    fn kv_cache(&self, layout: KvLayout, n_slots: usize) -> Result<CpuKvCache> {
-        CpuKvCache::new(layout, n_slots)
+    fn step(&self, spans: &[Span]) -> Result<CpuStep> {
+        self.new_step(spans)
     }
 
-    fn truncate(&self, cache: &mut CpuKvCache, slot: usize, n_tokens: usize) -> Result<()> {
+    fn n_tokens(&self, step: &CpuStep) -> usize {
+        step.n_tokens()
+    }
+
+    fn cache(&self, spec: &CacheSpec) -> Result<CpuCache> {
+        CpuCache::new(spec)
+    }
+
+    fn cache_bytes(&self, spec: &CacheSpec, n_tokens: usize) -> u64 {
+        attention::cache_bytes(spec, n_tokens)
+    }
+
+    fn resident_bytes(&self, cache: &CpuCache) -> u64 {
+        cache.resident_bytes()
+    }
+
+    fn slot_bytes(&self, cache: &CpuCache, slot: usize) -> u64 {
+        cache.slot_bytes(slot)
+    }
+
+    fn growth_bytes(&self, cache: &CpuCache, slot: usize, n_tokens: usize) -> u64 {
+        cache.growth_bytes(slot, n_tokens)
+    }
+
+    fn reserve(&self, cache: &mut CpuCache, slot: usize, n_tokens: usize) -> Result<()> {
+        cache.reserve(slot, n_tokens)
+    }
+
+    fn fork(&self, cache: &mut CpuCache, from: usize, to: usize, n_tokens: usize) -> Result<()> {
+        cache.fork(from, to, n_tokens)
+    }
+
+    fn truncate(&self, cache: &mut CpuCache, slot: usize, n_tokens: usize) -> Result<()> {
         cache.truncate(slot, n_tokens)
+    }
+
+    fn release(&self, cache: &mut CpuCache, slot: usize) {
+        cache.release(slot);
+    }
+
+    fn commit(&self, cache: &mut CpuCache, step: &CpuStep) {
+        cache.commit(step.spans());
+    }
+
+    fn rollback(&self, cache: &mut CpuCache, step: &CpuStep) {
+        cache.rollback(step.spans());
     }
 
     fn embed(&self, table: &CpuWeight, ids: &CpuIndices) -> Result<CpuTensor> {
@@ -240,30 +289,28 @@ impl Backend for CpuBackend {
         Ok(CpuTensor::new(shape, y))
     }
 
-    fn rope(&self, x: &CpuTensor, spans: &[Span], rope: &Rope) -> Result<CpuTensor> {
-        self.rotate(x, spans, rope)
+    fn rope(&self, x: &CpuTensor, step: &CpuStep, rope: &Rope) -> Result<CpuTensor> {
+        self.rotate(x, step, rope)
     }
 
     fn attention(
         &self,
-        q: &CpuTensor,
-        k: &CpuTensor,
-        v: &CpuTensor,
-        cache: &mut CpuKvCache,
-        spans: &[Span],
-        scale: f32,
+        inputs: AttentionInputs<'_, CpuTensor, CpuWeight>,
+        cache: &mut CpuCache,
+        step: &CpuStep,
+        settings: &AttentionSettings,
     ) -> Result<CpuTensor> {
-        self.attention_heads([q, k, v], cache, spans, scale)
+        self.attention_heads(inputs, cache, step, settings)
     }
 
     fn latent_attention(
         &self,
         inputs: MlaInputs<'_, CpuTensor>,
-        cache: &mut CpuKvCache,
-        spans: &[Span],
+        cache: &mut CpuCache,
+        step: &CpuStep,
         scale: f32,
     ) -> Result<CpuTensor> {
-        self.attention_latent(inputs, cache, spans, scale)
+        self.attention_latent(inputs, cache, step, scale)
     }
 
     fn add(&self, a: &CpuTensor, b: &CpuTensor) -> Result<CpuTensor> {
@@ -392,22 +439,8 @@ impl Backend for CpuBackend {
         self.map_rows(OP, x, range.len(), |_, x, y| y.copy_from_slice(&x[range.clone()]))
     }
 
-    fn take_rows(&self, x: &CpuTensor, rows: &[usize]) -> Result<CpuTensor> {
-        const OP: &str = "take_rows";
-        let n_rows = x.dims()[0];
-        if let Some(r) = rows.iter().find(|r| **r >= n_rows) {
-            return Err(Error::IndexOutOfRange { op: OP, what: "row", index: *r, len: n_rows });
-        }
-        let mut dims = [0; 4];
-        let dims = &mut dims[..x.dims().len()];
-        dims.copy_from_slice(x.dims());
-        dims[0] = rows.len();
-        let width = x.shape.len() / n_rows.max(1);
-        let mut y = self.floats.take(rows.len() * width);
-        for (y, r) in y.chunks_exact_mut(width.max(1)).zip(rows) {
-            y.copy_from_slice(&x.values()[r * width..][..width]);
-        }
-        Ok(CpuTensor::new(Shape::new(OP, dims)?, y))
+    fn take_logit_rows(&self, x: &CpuTensor, step: &CpuStep) -> Result<CpuTensor> {
+        self.logit_rows_of(x, step)
     }
 
     fn gather_qmm_swiglu(

@@ -1,8 +1,7 @@
 //! Rotary position embedding. Angles depend on positions only: one table serves queries and keys of all layers.
 
 use super::matmul::SyncPtr;
-use super::{CpuBackend, CpuTensor, lock};
-use zmlx_core::check::check_spans;
+use super::{CpuBackend, CpuStep, CpuTensor, lock};
 use zmlx_core::check::ensure;
 use zmlx_core::{Result, Rope, RopePairing, Span};
 
@@ -47,15 +46,15 @@ impl Angles {
 
 impl CpuBackend {
     /// [`Backend::rope`](zmlx_core::Backend::rope); angles are computed in f64.
-    pub(super) fn rotate(&self, x: &CpuTensor, spans: &[Span], rope: &Rope) -> Result<CpuTensor> {
+    pub(super) fn rotate(&self, x: &CpuTensor, step: &CpuStep, rope: &Rope) -> Result<CpuTensor> {
         let &[n_tokens, n_heads, width] = x.dims() else {
             return ensure(false, OP, "x", "[n, n_heads, d]", x).map(|()| unreachable!());
         };
         rope.check(OP, width)?;
         ensure(n_heads > 0, OP, "x", "no zero dimension", x)?;
-        check_spans(OP, spans, n_tokens)?;
+        step.check(OP, "x", x)?;
         let mut angles = lock(&self.angles);
-        angles.set(rope, spans);
+        angles.set(rope, step.spans());
         let angles = &*angles;
         let half = rope.dims / 2;
         let mut y = self.floats.take(x.values().len());

@@ -6,9 +6,11 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use zmlx_core::{
-    Backend, DType, GateUp, HostWeight, KvLayout, MlaInputs, MlaWeights, NoauxTc, QuantMode, QuantSpec,
-    Renormalize, Rope, RopePairing, SoftmaxTopK, Span, WeightBytes, WeightFormat,
+    AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, DType, GateUp, HostWeight, KvFormat,
+    Logits, MlaInputs, MlaWeights, NoauxTc, QuantMode, QuantSpec, Renormalize, Rope, RopePairing,
+    SoftmaxTopK, Span, WeightBytes, WeightFormat,
 };
+use zmlx_cpu::{CpuBackend, CpuIndices, CpuTensor, CpuWeight, Level};
 use zmlx_cpu::{CpuBackend, CpuIndices, CpuTensor, CpuWeight, Level};
 use zmlx_oracle::testing::random_f32;
 
@@ -137,7 +139,8 @@ fn check_ops(b: &CpuBackend, mode: QuantMode, batch: &Batch, name: &str) {
         eps: 1e-20,
         routed_scaling_factor: 1.5,
     };
-    let spans = [Span { slot: 0, start: 9, n_tokens: *n }];
+    let spans = [Span { slot: 0, start: 9, n_tokens: *n, logits: Logits::Last }];
+    let step = b.step(&spans).unwrap();
     let (gate_up, mixed) = (GateUp { gate: &one, up: &one }, GateUp { gate: &one, up: &other });
     let (gates, mixed_gates) = (GateUp { gate: &bank, up: &bank }, GateUp { gate: &bank, up: &other_bank });
     let values = random_f32(n * HIDDEN, 1.0, 3);
@@ -161,7 +164,8 @@ fn check_ops(b: &CpuBackend, mode: QuantMode, batch: &Batch, name: &str) {
         b.gather_linear(x, &bank, experts),
         b.gather_linear(slots, &bank, experts),
         b.head_linear(heads, &per_head),
-        b.rope(heads, &spans, &ROPE),
+        b.step(&spans),
+        b.rope(heads, &step, &ROPE),
         b.add(x, x),
         b.swiglu(x, x),
         b.softmax(x),
@@ -175,7 +179,7 @@ fn check_ops(b: &CpuBackend, mode: QuantMode, batch: &Batch, name: &str) {
         b.weighted_sum(slots, weights),
         b.reshape(x, &[HIDDEN, *n]),
         b.slice_last(x, 3..9),
-        b.take_rows(slots, &[*n - 1]),
+        b.take_logit_rows(slots, &step),
         b.gather_qmm_swiglu(x, gates, experts),
         b.gather_qmm_swiglu(x, mixed_gates, experts),
         b.gather_qmm_combine(slots, &bank, experts, weights),
@@ -189,9 +193,9 @@ fn check_ops(b: &CpuBackend, mode: QuantMode, batch: &Batch, name: &str) {
 
 /// Layers of both kinds of attention with experts behind them, token by token as the caches grow.
 fn check_decoding(b: &CpuBackend, mode: QuantMode, name: &str) {
-    let layout = KvLayout::Heads { n_kv_heads: 2, head_dim: HEAD_DIM };
-    let mut heads = b.kv_cache(layout, 1).unwrap();
-    let mut latents = b.kv_cache(KvLayout::Latent { rank: RANK, rope_dim: ROPE_DIM }, 1).unwrap();
+    let cache = |kind| b.cache(&CacheSpec { kind, format: KvFormat::Native }).unwrap();
+    let mut heads = cache(CacheKind::Full { n_kv_heads: 2, head_dim: HEAD_DIM });
+    let mut latents = cache(CacheKind::Latent { rank: RANK, rope_dim: ROPE_DIM });
     let square = weight(b, mode, [1, HIDDEN, HIDDEN]);
     let (half, latent) =
         (weight(b, mode, [1, 2 * HEAD_DIM, HIDDEN]), weight(b, mode, [1, RANK + ROPE_DIM, HIDDEN]));
@@ -204,22 +208,24 @@ fn check_decoding(b: &CpuBackend, mode: QuantMode, name: &str) {
     let settings = SoftmaxTopK { top_k: TOP_K, renormalize: Renormalize::Yes };
     let mut logits = Vec::new();
     let mut step = |start: usize, n: usize| {
-        let spans = [Span { slot: 0, start, n_tokens: n }];
+        let at = &b.step(&[Span { slot: 0, start, n_tokens: n, logits: Logits::Last }]).unwrap();
         let ids = [1u32, 2, 3, 4, 5, 6, 7, 8, 9, 10];
         let x = b.embed(&square, &b.indices(&ids[..n], &[n]).unwrap()).unwrap();
         let normed = b.rms_norm(&x, &norm, 1e-6).unwrap();
         let cut = |w: &CpuWeight, n_heads: usize, dim: usize| {
             b.reshape(&b.linear(&normed, w).unwrap(), &[n, n_heads, dim]).unwrap()
         };
-        let q = b.rope(&cut(&square, N_HEADS, HEAD_DIM), &spans, &ROPE).unwrap();
-        let k = b.rope(&cut(&half, 2, HEAD_DIM), &spans, &ROPE).unwrap();
-        let y = b.attention(&q, &k, &cut(&half, 2, HEAD_DIM), &mut heads, &spans, 0.125).unwrap();
+        let q = b.rope(&cut(&square, N_HEADS, HEAD_DIM), at, &ROPE).unwrap();
+        let k = b.rope(&cut(&half, 2, HEAD_DIM), at, &ROPE).unwrap();
+        let inputs = AttentionInputs { q: &q, k: &k, v: &cut(&half, 2, HEAD_DIM), sinks: None };
+        let all = AttentionSettings { scale: 0.125, window: None };
+        let y = b.attention(inputs, &mut heads, at, &all).unwrap();
         let y = b.reshape(&y, &[n, HIDDEN]).unwrap();
         let (x, normed) = b.add_rms_norm(&x, &y, &norm, 1e-6).unwrap();
 
         let kv = b.linear(&normed, &latent).unwrap();
         let pe = b.reshape(&b.slice_last(&kv, RANK..RANK + ROPE_DIM).unwrap(), &[n, 1, ROPE_DIM]).unwrap();
-        let pe = b.rope(&pe, &spans, &ROPE).unwrap();
+        let pe = b.rope(&pe, at, &ROPE).unwrap();
         let inputs = MlaInputs {
             q_nope: &cut(&square, N_HEADS, HEAD_DIM),
             q_pe: &cut(&q_pe, N_HEADS, ROPE_DIM),
@@ -227,7 +233,7 @@ fn check_decoding(b: &CpuBackend, mode: QuantMode, name: &str) {
             k_pe: &b.reshape(&pe, &[n, ROPE_DIM]).unwrap(),
         };
         let weights = MlaWeights { embed_q: &embed_q, unembed_out: &unembed_out };
-        let y = b.mla_attention(inputs, weights, &mut latents, &spans, 0.125).unwrap();
+        let y = b.mla_attention(inputs, weights, &mut latents, at, 0.125).unwrap();
         let y = b.reshape(&y, &[n, HIDDEN]).unwrap();
         let (x, normed) = b.add_rms_norm(&x, &y, &norm, 1e-6).unwrap();
 
@@ -236,10 +242,11 @@ fn check_decoding(b: &CpuBackend, mode: QuantMode, name: &str) {
         let acts = b.gather_qmm_swiglu(&normed, GateUp { gate: &bank, up: &bank }, &experts).unwrap();
         let y = b.gather_qmm_combine(&acts, &bank, &experts, &weights).unwrap();
         let (_, normed) = b.add_rms_norm(&x, &y, &norm, 1e-6).unwrap();
-        let last = b.take_rows(&normed, &[n - 1]).unwrap();
+        let last = b.take_logit_rows(&normed, at).unwrap();
         b.read(&b.linear(&last, &square).unwrap(), &mut logits).unwrap();
+        [&mut heads, &mut latents].map(|cache| b.commit(cache, at));
     };
-    step(0, 10); // the caches reserve room for many tokens here
+    step(0, 10); // the caches get pages for many tokens here
     let mut position = 10;
     let n_allocations = allocations(b, || {
         step(position, 1);

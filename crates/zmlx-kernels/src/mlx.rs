@@ -10,7 +10,7 @@ mod raw;
 mod runtime;
 
 pub use crate::metal::Numerics;
-pub use backend::{MlxBackend, MlxIndices, MlxKvCache, MlxWeight};
+pub use backend::{MlxBackend, MlxCache, MlxIndices, MlxStep, MlxWeight};
 pub use experts::QuantizedExperts;
 /// The mlx-rs whose arrays these functions take.
 pub use mlx_rs;

@@ -6,7 +6,7 @@ mod mla;
 pub(crate) use gqa::Gqa;
 pub(crate) use mla::{Mla, QueryProjection};
 
-use zmlx_kernels::{Backend, Fusion, KvLayout, Result, Span};
+use zmlx_kernels::{Backend, Fusion, Result};
 
 /// A layer's attention.
 #[derive(Debug)]
@@ -18,34 +18,37 @@ pub(crate) enum Attention<W> {
 }
 
 impl<W> Attention<W> {
-    /// What the layer's cache holds.
-    pub(crate) fn kv_layout(&self) -> KvLayout {
-        match self {
-            Self::Gqa(a) => a.kv_layout(),
-            Self::Mla(a) => a.kv_layout(),
-        }
-    }
-
-    /// **Shapes** x `[n, hidden]`, normed → `[n, hidden]`, or only the `wanted` rows.
+    /// **Shapes** x `[n, hidden]`, normed → `[n, hidden]`, or only the wanted `rows`.
     pub(crate) fn forward<B: Backend<Weight = W>>(
         &self,
         b: &B,
         x: &B::Tensor,
-        (cache, spans): (&mut B::KvCache, &[Span]),
-        wanted: Option<&[usize]>,
+        (cache, step): (&mut B::Cache, &B::Step),
+        rows: Rows,
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
         match self {
-            Self::Gqa(a) => a.forward(b, x, (cache, spans), wanted, fusion),
-            Self::Mla(a) => a.forward(b, x, (cache, spans), wanted, fusion),
+            Self::Gqa(a) => a.forward(b, x, (cache, step), rows, fusion),
+            Self::Mla(a) => a.forward(b, x, (cache, step), rows, fusion),
         }
     }
 }
 
-/// These rows of a tensor, or all.
-pub(crate) fn take_rows<B: Backend>(b: &B, x: B::Tensor, rows: Option<&[usize]>) -> Result<B::Tensor> {
-    match rows {
-        Some(rows) => b.take_rows(&x, rows),
-        None => Ok(x),
+/// Which rows of a step are needed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// All.
+    All,
+    /// Those whose logits are wanted.
+    Wanted,
+}
+
+impl Rows {
+    /// These rows of a tensor with a row for each token of the step.
+    pub(crate) fn of<B: Backend>(self, b: &B, x: B::Tensor, step: &B::Step) -> Result<B::Tensor> {
+        match self {
+            Self::All => Ok(x),
+            Self::Wanted => b.take_logit_rows(&x, step),
+        }
     }
 }

@@ -2,13 +2,15 @@
 
 mod load;
 
-use zmlx_kernels::{Backend, Fusion, PrefillStyle, Span, stock};
+use std::sync::Arc;
+
+use zmlx_kernels::{Backend, CacheSpec, Fusion, Logits, PrefillStyle, Span, StepKey, stock};
 
 use crate::architecture::Architecture;
-use crate::attention::take_rows;
+use crate::attention::Rows;
 use crate::layer::{FeedForward, Layer};
 use crate::loader::Progress;
-use crate::{Error, Result};
+use crate::{CachePool, Error, PoolOptions, Result, Slot};
 
 /// Tokens of a prompt that are computed at once: bounds the memory that a long prompt needs. A backend may prefer
 /// another size ([`Backend::prefill_style`]).
@@ -17,7 +19,8 @@ pub const PREFILL_CHUNK: usize = 512;
 /// A loaded model on a backend.
 #[derive(Debug)]
 pub struct Model<B: Backend> {
-    pub(crate) backend: B,
+    id: u64,
+    pub(crate) backend: Arc<B>,
     pub(crate) architecture: Architecture,
     pub(crate) eps: f32,
     pub(crate) embed: B::Weight,
@@ -27,41 +30,15 @@ pub struct Model<B: Backend> {
     head: B::Weight,
 }
 
-/// The caches of some sequences. Made by [`Model::state`].
-#[derive(Debug)]
-pub struct State<B: Backend> {
-    pub(crate) caches: Vec<B::KvCache>,
-    n_tokens: Vec<usize>,
-}
-
-impl<B: Backend> State<B> {
-    /// Number of tokens of the sequence in `slot`; 0 for a slot that does not exist.
-    pub fn n_tokens(&self, slot: usize) -> usize {
-        self.n_tokens.get(slot).copied().unwrap_or(0)
-    }
-
-    /// Number of sequences.
-    pub fn n_slots(&self) -> usize {
-        self.n_tokens.len()
-    }
-}
-
 /// New tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
     /// The sequence.
-    pub slot: usize,
+    pub slot: Slot,
     /// Its next tokens, at least one.
     pub tokens: &'a [u32],
-}
-
-/// Which positions' logits a step returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogitsOf {
-    /// The last token of each input.
-    Last,
-    /// Every token.
-    All,
+    /// Which of their logits are wanted.
+    pub logits: Logits,
 }
 
 /// A tensor inside the model, shown to a [`Tap`].
@@ -90,42 +67,32 @@ impl<B: Backend> Model<B> {
         &self.architecture
     }
 
-    /// Empty caches for `n_slots` sequences.
+    /// An empty pool of caches for sequences of this model.
     ///
     /// # Errors
-    /// If `n_slots` is 0.
-    pub fn state(&self, n_slots: usize) -> Result<State<B>> {
-        let caches = self.layers.iter().map(|l| self.backend.kv_cache(l.attention.kv_layout(), n_slots));
-        Ok(State { caches: caches.collect::<zmlx_kernels::Result<_>>()?, n_tokens: vec![0; n_slots] })
-    }
-
-    /// Shortens the sequence in `slot` to its first `n_tokens` tokens; 0 empties it.
-    ///
-    /// # Errors
-    /// If the slot does not exist or holds fewer tokens.
-    pub fn truncate(&self, state: &mut State<B>, slot: usize, n_tokens: usize) -> Result<()> {
-        for cache in &mut state.caches {
-            self.backend.truncate(cache, slot, n_tokens)?;
-        }
-        state.n_tokens[slot] = n_tokens;
-        Ok(())
+    /// If the backend does not have the format.
+    pub fn pool(&self, options: PoolOptions) -> Result<CachePool<B>> {
+        let PoolOptions { max_bytes, format } = options;
+        let specs = self.architecture.layers.iter().map(|l| CacheSpec { kind: l.mixer.cache_kind(), format });
+        CachePool::new(self.id, Arc::clone(&self.backend), specs.collect(), max_bytes)
     }
 
     /// Computes the new tokens of some sequences and appends them to their caches.
     ///
-    /// **Returns** logits, f32 `[n_inputs, vocab]` or `[n_tokens, vocab]`.
+    /// **Returns** logits, f32 `[n_logits, vocab]`: a row for each that is wanted, in the order of the inputs.
     ///
     /// # Errors
-    /// If an input is empty, a slot is unknown or given twice, a token is not below the vocabulary's size, or a
-    /// sequence would grow past `max_position_embeddings`. The state is then as before.
+    /// [`Error::Input`], which names the sequence, if an input is empty, its slot is unknown or given twice, a token is
+    /// not below the vocabulary's size, or the sequence would grow past `max_position_embeddings`;
+    /// [`Error::ForeignPool`]; [`Error::CacheFull`] if the caches would grow past their limit; what the backend says. The
+    /// pool is then as before.
     pub fn forward(
         &self,
-        state: &mut State<B>,
+        pool: &mut CachePool<B>,
         inputs: &[Input<'_>],
-        logits: LogitsOf,
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
-        self.forward_tapped(state, inputs, logits, fusion, None)
+        self.forward_tapped(pool, inputs, fusion, None)
     }
 
     /// As [`Model::forward`], showing every intermediate result to `tap`.
@@ -134,13 +101,13 @@ impl<B: Backend> Model<B> {
     /// As [`Model::forward`].
     pub fn forward_tapped(
         &self,
-        state: &mut State<B>,
+        pool: &mut CachePool<B>,
         inputs: &[Input<'_>],
-        logits: LogitsOf,
         fusion: &Fusion,
         tap: Option<Tap<'_, B>>,
     ) -> Result<B::Tensor> {
-        let spans = self.spans(state, inputs)?;
+        let spans = self.spans(pool, inputs)?;
+        pool.check_room(&spans)?;
         let ids = match inputs {
             [one] => self.backend.indices(one.tokens, &[one.tokens.len()])?,
             _ => {
@@ -148,10 +115,11 @@ impl<B: Backend> Model<B> {
                 self.backend.indices(&ids, &[ids.len()])?
             }
         };
-        self.append(state, (&ids, &spans), logits, fusion, tap)
+        self.run(pool, (&ids, &spans), fusion, tap)
     }
 
     /// As [`Model::forward`] with one token whose id may still be on the device: the result of [`Backend::argmax`].
+    /// Returns its logits, `[1, vocab]`.
     ///
     /// **Shapes** id `[1]`.
     ///
@@ -159,52 +127,33 @@ impl<B: Backend> Model<B> {
     /// As [`Model::forward`].
     pub fn forward_id(
         &self,
-        state: &mut State<B>,
-        slot: usize,
+        pool: &mut CachePool<B>,
+        slot: Slot,
         id: &B::Indices,
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
         // The embedding checks the id; everything else is checked as for a token that exists.
-        let spans = self.spans(state, &[Input { slot, tokens: &[0] }])?;
-        self.append(state, (id, &spans), LogitsOf::Last, fusion, None)
-    }
-
-    fn append(
-        &self,
-        state: &mut State<B>,
-        (ids, spans): (&B::Indices, &[Span]),
-        logits: LogitsOf,
-        fusion: &Fusion,
-        tap: Option<Tap<'_, B>>,
-    ) -> Result<B::Tensor> {
-        let result = self.step(state, (ids, spans), logits, fusion, tap);
-        for span in spans {
-            match &result {
-                Ok(_) => state.n_tokens[span.slot] += span.n_tokens,
-                // Layers before the one that failed have appended already.
-                Err(_) => {
-                    for cache in &mut state.caches {
-                        let _ = self.backend.truncate(cache, span.slot, span.start);
-                    }
-                }
-            }
-        }
-        result
+        let spans = self.spans(pool, &[Input { slot, tokens: &[0], logits: Logits::Last }])?;
+        pool.check_room(&spans)?;
+        self.run(pool, (id, &spans), fusion, None)
     }
 
     /// Appends a prompt to a sequence in chunks and returns the logits of its last token, `[1, vocab]`.
     ///
     /// # Errors
-    /// As [`Model::forward`].
+    /// As [`Model::forward`], with the whole prompt checked before its first chunk is computed. If the backend fails in a
+    /// later chunk, the chunks before it stay: [`CachePool::n_tokens`] tells how far it came.
     pub fn prefill(
         &self,
-        state: &mut State<B>,
-        input: Input<'_>,
+        pool: &mut CachePool<B>,
+        slot: Slot,
+        tokens: &[u32],
         fusion: &Fusion,
         progress: Progress<'_>,
     ) -> Result<B::Tensor> {
-        self.spans(state, &[input])?; // the whole prompt is checked before its first chunk
-        let n_tokens = input.tokens.len();
+        let whole = self.spans(pool, &[Input { slot, tokens, logits: Logits::Last }])?;
+        pool.check_room(&whole)?;
+        let n_tokens = tokens.len();
         let (chunk, n_in_chunks) = match self.backend.prefill_style() {
             PrefillStyle::Whole => (PREFILL_CHUNK, n_tokens),
             PrefillStyle::LastTokenAlone { chunk } => (chunk.max(1), n_tokens - 1),
@@ -212,64 +161,103 @@ impl<B: Backend> Model<B> {
         let mut n_done = 0;
         loop {
             let end = if n_done < n_in_chunks { (n_done + chunk).min(n_in_chunks) } else { n_tokens };
-            let tokens = &input.tokens[n_done..end];
-            let logits = self.forward(state, &[Input { tokens, ..input }], LogitsOf::Last, fusion)?;
+            let logits = if end == n_tokens { Logits::Last } else { Logits::None };
+            let y = self.forward(pool, &[Input { slot, tokens: &tokens[n_done..end], logits }], fusion)?;
             n_done = end;
             if n_done == n_tokens {
                 progress(n_done, n_tokens);
-                return Ok(logits);
+                return Ok(y);
             }
-            self.backend.eval_caches(&state.caches)?;
+            self.backend.eval_caches(&pool.caches)?;
             progress(n_done, n_tokens);
         }
     }
 
-    fn spans(&self, state: &State<B>, inputs: &[Input<'_>]) -> Result<Vec<Span>> {
-        let (vocab, limit) = (self.architecture.vocab_size, self.architecture.max_position_embeddings);
+    fn spans(&self, pool: &CachePool<B>, inputs: &[Input<'_>]) -> Result<Vec<Span>> {
+        pool.check_model(self.id)?;
         let mut spans: Vec<Span> = Vec::with_capacity(inputs.len());
         for input in inputs {
-            if input.slot >= state.n_slots() || spans.iter().any(|s| s.slot == input.slot) {
-                return Err(Error::Slot { slot: input.slot, n_slots: state.n_slots() });
-            }
-            if input.tokens.is_empty() {
-                return Err(Error::EmptyPrompt);
-            }
-            if let Some(token) = input.tokens.iter().find(|t| **t as usize >= vocab) {
-                return Err(Error::TokenOutOfRange { token: *token, vocab });
-            }
-            let span =
-                Span { slot: input.slot, start: state.n_tokens[input.slot], n_tokens: input.tokens.len() };
-            if span.start + span.n_tokens > limit {
-                return Err(Error::ContextLength { n_tokens: span.start + span.n_tokens, limit });
-            }
-            spans.push(span);
+            let span = self.span(pool, input, &spans);
+            spans.push(span.map_err(|e| Error::Input { slot: input.slot, source: Box::new(e) })?);
         }
         if spans.is_empty() { Err(Error::EmptyPrompt) } else { Ok(spans) }
     }
 
-    fn step(
+    fn span(&self, pool: &CachePool<B>, input: &Input<'_>, others: &[Span]) -> Result<Span> {
+        let (vocab, limit) = (self.architecture.vocab_size, self.architecture.max_position_embeddings);
+        let slot = pool.index(input.slot)?;
+        if others.iter().any(|s| s.slot == slot) {
+            return Err(Error::Slot);
+        }
+        if input.tokens.is_empty() {
+            return Err(Error::EmptyPrompt);
+        }
+        if let Some(token) = input.tokens.iter().find(|t| **t as usize >= vocab) {
+            return Err(Error::TokenOutOfRange { token: *token, vocab });
+        }
+        let (start, n_tokens) = (pool.n_tokens(input.slot), input.tokens.len());
+        if start + n_tokens > limit {
+            return Err(Error::ContextLength { n_tokens: start + n_tokens, limit });
+        }
+        Ok(Span { slot, start, n_tokens, logits: input.logits })
+    }
+
+    /// Runs a step whose spans are sound: all of it or nothing.
+    fn run(
         &self,
-        state: &mut State<B>,
+        pool: &mut CachePool<B>,
         (ids, spans): (&B::Indices, &[Span]),
-        logits: LogitsOf,
         fusion: &Fusion,
         mut tap: Option<Tap<'_, B>>,
     ) -> Result<B::Tensor> {
-        let b = &self.backend;
-        let wanted = wanted_rows(spans, logits);
+        let step = self.backend.step(spans)?;
+        let is_tapped = tap.is_some();
+        let result = pool.reserve(spans).and_then(|()| {
+            let key = StepKey { caches: pool.id, fusion: *fusion };
+            let mut body = |ids: &B::Indices| {
+                let at = At { step: &step, has_logits: spans.iter().any(|s| s.n_logits() > 0) };
+                let tap: Option<Tap<'_, B>> = match &mut tap {
+                    Some(tap) => Some(&mut **tap),
+                    None => None,
+                };
+                self.layers(&mut pool.caches, ids, at, fusion, tap)
+            };
+            Ok(if is_tapped { body(ids)? } else { self.backend.run_step(&key, &step, ids, &mut body)? })
+        });
+        match &result {
+            Ok(_) => pool.commit(&step, spans),
+            Err(_) => pool.rollback(&step),
+        }
+        result
+    }
+
+    /// From token ids to logits.
+    fn layers(
+        &self,
+        caches: &mut [B::Cache],
+        ids: &B::Indices,
+        at: At<'_, B::Step>,
+        fusion: &Fusion,
+        mut tap: Option<Tap<'_, B>>,
+    ) -> zmlx_kernels::Result<B::Tensor> {
+        let b = &*self.backend;
+        let At { step, has_logits } = at;
         let mut show =
             |name: std::fmt::Arguments<'_>, value: TapValue<'_, B>| tap.as_mut()?(&name.to_string(), value);
         let mut h = b.embed(&self.embed, ids)?;
         show(format_args!("embed"), TapValue::Tensor(&h));
         let Some(first) = self.layers.first() else {
-            return Ok(b.linear(&take_rows(b, h, wanted.as_deref())?, &self.head)?);
+            return b.linear(&b.take_logit_rows(&h, step)?, &self.head);
         };
         let mut x = b.rms_norm(&h, &first.input_norm, self.eps)?;
-        for (i, (layer, cache)) in self.layers.iter().zip(&mut state.caches).enumerate() {
+        for (i, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
             // What no other layer sees is computed only where it is asked for.
-            let wanted = wanted.as_deref().filter(|_| i + 1 == self.layers.len());
-            let y = layer.attention.forward(b, &x, (cache, spans), wanted, fusion)?;
-            h = take_rows(b, h, wanted)?;
+            let rows = if i + 1 == self.layers.len() { Rows::Wanted } else { Rows::All };
+            let y = layer.attention.forward(b, &x, (cache, step), rows, fusion)?;
+            if rows == Rows::Wanted && !has_logits {
+                return b.tensor(&[], &[0, self.architecture.vocab_size]);
+            }
+            h = rows.of(b, h, step)?;
             (h, x) = self.add_norm(&h, &y, &layer.post_norm, fusion)?;
             show(format_args!("layers.{i}.attn"), TapValue::Tensor(&h));
             let y = match &layer.feed_forward {
@@ -301,24 +289,18 @@ impl<B: Backend> Model<B> {
         y: &B::Tensor,
         weight: &B::Weight,
         fusion: &Fusion,
-    ) -> Result<(B::Tensor, B::Tensor)> {
-        Ok(if fusion.add_rms_norm.is_on() {
-            self.backend.add_rms_norm(h, y, weight, self.eps)?
+    ) -> zmlx_kernels::Result<(B::Tensor, B::Tensor)> {
+        if fusion.add_rms_norm.is_on() {
+            self.backend.add_rms_norm(h, y, weight, self.eps)
         } else {
-            stock::add_rms_norm(&self.backend, h, y, weight, self.eps)?
-        })
+            stock::add_rms_norm(&*self.backend, h, y, weight, self.eps)
+        }
     }
 }
 
-/// The rows whose logits are asked for, if these are not all.
-fn wanted_rows(spans: &[Span], logits: LogitsOf) -> Option<Vec<usize>> {
-    if logits == LogitsOf::All || spans.iter().all(|s| s.n_tokens == 1) {
-        return None;
-    }
-    let mut end = 0;
-    let last = spans.iter().map(|s| {
-        end += s.n_tokens;
-        end - 1
-    });
-    Some(last.collect())
+/// The step that is computed.
+struct At<'a, S> {
+    step: &'a S,
+    /// Whether anybody wants logits.
+    has_logits: bool,
 }

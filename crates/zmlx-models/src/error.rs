@@ -169,17 +169,55 @@ pub enum Error {
         /// The model's.
         limit: usize,
     },
-    /// A sequence slot that does not exist, or that two inputs of a batch name.
-    #[error("slot {slot} is given twice or is not one of the {n_slots} slots")]
-    Slot {
-        /// The slot.
-        slot: usize,
-        /// Number of slots.
-        n_slots: usize,
+    /// A slot that the pool does not have, no longer has, or that two inputs of a batch name.
+    #[error("the slot was freed, is of another pool, or is given twice")]
+    Slot,
+    /// A pool that was made for another model.
+    #[error("the cache pool belongs to another model")]
+    ForeignPool,
+    /// A sequence cannot be made so short, or is not so long.
+    #[error(
+        "a sequence of {had} tokens cannot be cut to {n_tokens}: it can be emptied, or cut to {shortest} to {had}"
+    )]
+    Shorten {
+        /// The length asked for.
+        n_tokens: usize,
+        /// The fewest tokens that can be had.
+        shortest: usize,
+        /// Its length.
+        had: usize,
+    },
+    /// The caches would grow past the pool's limit.
+    #[error("the caches hold {used_bytes} bytes and need {want_bytes} more, but may take {limit_bytes}")]
+    CacheFull {
+        /// Bytes that the step needs.
+        want_bytes: u64,
+        /// Bytes in use.
+        used_bytes: u64,
+        /// The pool's limit.
+        limit_bytes: u64,
+    },
+    /// One of a batch's inputs is bad; the others need not be.
+    #[error("{source}")]
+    Input {
+        /// Its sequence.
+        slot: crate::Slot,
+        /// What is wrong with it.
+        source: Box<Error>,
     },
     /// The kernels refused a weight or an operation.
     #[error(transparent)]
     Kernels(#[from] zmlx_kernels::Error),
+}
+
+impl Error {
+    /// What is wrong, whichever input it is.
+    pub fn root(&self) -> &Self {
+        match self {
+            Self::Input { source, .. } => source.root(),
+            _ => self,
+        }
+    }
 }
 
 /// A result whose error is [`Error`].

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use zmlx_kernels::{Backend, Fusion};
 
 use crate::{
-    Detokenizer, Error, Input, Model, Progress, Result, Sampler, SamplingParams, State, StopStrings,
+    CachePool, Detokenizer, Error, Model, Progress, Result, Sampler, SamplingParams, Slot, StopStrings,
     Tokenizer,
 };
 use steps::Steps;
@@ -102,7 +102,7 @@ fn per_second(n: usize, time: Duration) -> f64 {
     if n == 0 || time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() }
 }
 
-/// Appends `prompt` to the sequence in slot 0 of `state` and continues it. `on_step` sees every token as it comes and
+/// Appends `prompt` to the sequence in `slot` and continues it. `on_step` sees every token as it comes and
 /// may end the generation; `progress` sees how much of the prompt is done. The last token is not appended to the
 /// caches.
 ///
@@ -111,11 +111,11 @@ fn per_second(n: usize, time: Duration) -> f64 {
 /// strings are given without a tokenizer.
 #[allow(
     clippy::too_many_arguments,
-    reason = "the model, its state, the text and the two observers are all needed"
+    reason = "the model, its caches, the text and the two observers are all needed"
 )]
 pub fn generate<B: Backend>(
     model: &Model<B>,
-    state: &mut State<B>,
+    (pool, slot): (&mut CachePool<B>, Slot),
     tokenizer: Option<&Tokenizer>,
     prompt: &[u32],
     options: &GenerateOptions,
@@ -132,8 +132,8 @@ pub fn generate<B: Backend>(
     let started = Instant::now();
     let mut history = Vec::with_capacity(prompt.len() + options.max_tokens.min(1 << 20));
     history.extend_from_slice(prompt);
-    let y = model.prefill(state, Input { slot: 0, tokens: prompt }, &options.fusion, progress)?;
-    let mut steps = Steps::new(model, options, y)?;
+    let y = model.prefill(pool, slot, prompt, &options.fusion, progress)?;
+    let mut steps = Steps::new(model, slot, options, y)?;
     let mut text = String::new();
     let mut first_token_at = started;
     let mut last_token_at = started;
@@ -143,7 +143,7 @@ pub fn generate<B: Backend>(
             if n_generated == options.max_tokens {
                 return Ok(StopReason::MaxTokens);
             }
-            let Some(sampled) = steps.next(state, &mut sampler, &history, n_generated)? else {
+            let Some(sampled) = steps.next(pool, &mut sampler, &history, n_generated)? else {
                 return Ok(StopReason::ContextLength);
             };
             history.push(sampled.token);
@@ -170,7 +170,7 @@ pub fn generate<B: Backend>(
         }
     };
     let stop_reason = run();
-    steps.finish(state)?;
+    steps.finish(pool)?;
     let stop_reason = stop_reason?;
     if stop_reason != StopReason::StopString {
         let rest = text_of.as_mut().map(Detokenizer::flush).transpose()?.unwrap_or_default();

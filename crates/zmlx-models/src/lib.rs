@@ -9,6 +9,7 @@
 
 pub mod architecture;
 mod attention;
+mod cache_pool;
 pub mod chat;
 pub mod checkpoint;
 pub mod config;
@@ -28,10 +29,11 @@ pub mod stop;
 pub mod tokenizer;
 
 pub use architecture::Architecture;
+pub use cache_pool::{CachePool, PoolOptions, Slot};
 pub use chat::{ChatMessage, ChatRequest, ChatTemplate};
 pub use checkpoint::{Checkpoint, KvBDims, TensorInfo, TensorReader};
 pub use config::QuantConfig;
-pub use decoder::{Input, LogitsOf, Model, PREFILL_CHUNK, State, Tap, TapValue};
+pub use decoder::{Input, Model, PREFILL_CHUNK, Tap, TapValue};
 pub use detokenizer::Detokenizer;
 pub use error::{Error, Result, WeightProblem};
 pub use families::model_types;
@@ -41,3 +43,4 @@ pub use sampler::{Sampled, Sampler, SamplingParams};
 pub use self_check::{SelfCheck, self_check};
 pub use stop::{StopStep, StopStrings};
 pub use tokenizer::Tokenizer;
+pub use zmlx_kernels::{KvFormat, Logits};

@@ -2,13 +2,13 @@
 
 use std::fmt;
 
-use zmlx_kernels::{Backend, ExpertFusion, Fusion, SoftmaxRoute, Span, Switch, stock};
+use zmlx_kernels::{Backend, ExpertFusion, Fusion, Logits, SoftmaxRoute, Span, Switch, stock};
 use zmlx_moe::{Mlp, MoeBlock, Router, Routing};
 
 use crate::architecture::{FeedForwardSpec, MlpSpec, MoeSpec};
-use crate::attention::Attention;
+use crate::attention::{Attention, Rows};
 use crate::layer::FeedForward;
-use crate::{Model, Result};
+use crate::{Model, PoolOptions, Result};
 
 /// The most that a fused op may differ from its composition: see [`Outcome::Agrees`]'s difference.
 ///
@@ -90,22 +90,23 @@ impl fmt::Display for Outcome {
 /// # Errors
 /// If the unfused model cannot be computed.
 pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfCheck> {
-    let b = &model.backend;
+    let b = &*model.backend;
     let mut check = Checker { b, wanted, eps: model.eps, layer_idx: 0, ops: Vec::new() };
     // One sequence for the stock attention, one for the fused.
-    let mut state = model.state(2)?;
+    let mut pool = model.pool(PoolOptions::default())?;
     let token = (model.architecture.vocab_size / 2) as u32;
     let mut h = b.embed(&model.embed, &b.indices(&[token], &[1])?)?;
     let Some(first) = model.layers.first() else { return Ok(check.finish()) };
     let mut x = b.rms_norm(&h, &first.input_norm, model.eps)?;
     let specs = &model.architecture.layers;
     for (layer_idx, ((layer, spec), cache)) in
-        model.layers.iter().zip(specs).zip(&mut state.caches).enumerate()
+        model.layers.iter().zip(specs).zip(&mut pool.caches).enumerate()
     {
         check.layer_idx = layer_idx;
         let mut attend = |slot: usize, fusion: &Fusion| {
-            let span = Span { slot, start: 0, n_tokens: 1 };
-            layer.attention.forward(b, &x, (&mut *cache, &[span]), None, fusion)
+            b.reserve(cache, slot, 1)?;
+            let step = b.step(&[Span { slot, start: 0, n_tokens: 1, logits: Logits::Last }])?;
+            layer.attention.forward(b, &x, (&mut *cache, &step), Rows::All, fusion)
         };
         let y = attend(0, &Fusion::STOCK)?;
         if let Attention::Gqa(a) = &layer.attention {

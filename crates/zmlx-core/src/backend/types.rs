@@ -5,19 +5,6 @@ use std::sync::Arc;
 use crate::Result;
 use crate::error::ensure;
 
-/// Consecutive tokens of one sequence within a batch.
-///
-/// A prompt is one span of many tokens, a decode step one span of one token per sequence.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Span {
-    /// The sequence: an index into the caches' slots.
-    pub slot: usize,
-    /// Position of the first token: the number of tokens of this sequence already cached.
-    pub start: usize,
-    /// Number of tokens.
-    pub n_tokens: usize,
-}
-
 /// Rotary position embedding: pair `i` of a head turns by `position · frequency(i)` and is multiplied by `scale`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
@@ -86,25 +73,6 @@ pub enum RopePairing {
     Interleaved,
     /// `(i, i + dims / 2)`.
     HalfSplit,
-}
-
-/// What a layer's key/value cache holds per token.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum KvLayout {
-    /// Keys and values of `n_kv_heads` heads.
-    Heads {
-        /// Number of key/value heads.
-        n_kv_heads: usize,
-        /// Values per head.
-        head_dim: usize,
-    },
-    /// The compressed latent and one rotated key shared by all heads.
-    Latent {
-        /// Width of the latent.
-        rank: usize,
-        /// Width of the rotated key.
-        rope_dim: usize,
-    },
 }
 
 /// Settings of the softmax router.

@@ -1,136 +1,239 @@
-//! Keys and values of one layer, grown as tokens come: 15-bit integers with a scale for each token and head.
+//! What one layer keeps of all sequences: 15-bit integers with a scale for each token and head, on pages that sequences
+//! share.
 //!
 //! A value is off by at most 2⁻¹⁵ of the largest of its row, a sixtieth of what bf16 would lose, at the same size.
 
-use super::cells::{Rows, round, stride};
+use super::cells::{round, stride};
+use super::pages::{PAGE, PageShape, Pages, Rows};
+use crate::NAME;
 use crate::pool::CpuTensor;
 use zmlx_core::check::ensure;
-use zmlx_core::{Error, KvLayout, Result, Span};
+use zmlx_core::{CacheKind, CacheSpec, Error, KvFormat, MAX_SLOTS, Result, Span};
 
-/// Keys and values of one layer.
+/// What one layer keeps of all sequences.
 #[derive(Debug)]
-pub struct CpuKvCache {
-    pub(super) layout: KvLayout,
-    slots: Vec<Slot>,
+pub struct CpuCache {
+    pub(super) kind: CacheKind,
+    pages: Pages,
+    slots: Vec<Sequence>,
     /// A row that is being rounded.
     integers: Vec<i16>,
 }
 
 /// One sequence.
 #[derive(Debug, Default)]
-struct Slot {
+struct Sequence {
+    /// Tokens of all steps that have been committed.
     n_tokens: usize,
-    heads: Vec<Head>,
+    /// The page of each [`PAGE`] positions, as far as memory is reserved.
+    table: Vec<u32>,
 }
 
-/// One sequence's keys and values of one kv head. With a latent, the latent is the value and the key's first part, and
-/// the rotated key its second.
-#[derive(Debug, Default)]
-pub(super) struct Head {
-    /// Keys; or latents.
-    pub(super) first: Rows,
-    /// Values; or rotated keys.
-    pub(super) second: Rows,
+/// Heads of that kind, and the values of a row of their two parts.
+fn dims(kind: &CacheKind) -> (usize, [usize; 2]) {
+    match *kind {
+        CacheKind::Full { n_kv_heads, head_dim } | CacheKind::Window { n_kv_heads, head_dim, .. } => {
+            (n_kv_heads, [head_dim; 2])
+        }
+        CacheKind::Latent { rank, rope_dim } => (1, [rank, rope_dim]),
+    }
 }
 
-impl CpuKvCache {
-    pub(crate) fn new(layout: KvLayout, n_slots: usize) -> Result<Self> {
-        let (n_heads, dims_ok) = match layout {
-            KvLayout::Heads { n_kv_heads, head_dim } => (n_kv_heads, n_kv_heads > 0 && head_dim > 0),
-            KvLayout::Latent { rank, rope_dim } => (1, rank > 0 && rope_dim > 0),
-        };
-        ensure(dims_ok && n_slots > 0, "kv_cache", "layout", "no zero dimension", (layout, n_slots))?;
-        let slot = || Slot { n_tokens: 0, heads: (0..n_heads).map(|_| Head::default()).collect() };
-        Ok(Self { layout, slots: (0..n_slots).map(|_| slot()).collect(), integers: Vec::new() })
+/// How the pages of a kind are laid out.
+fn page_shape(kind: &CacheKind) -> PageShape {
+    let (n_heads, widths) = dims(kind);
+    PageShape { n_heads, strides: widths.map(stride) }
+}
+
+/// Bytes of a sequence of that length that shares no page.
+pub(crate) fn cache_bytes(spec: &CacheSpec, n_tokens: usize) -> u64 {
+    n_tokens.div_ceil(PAGE) as u64 * page_shape(&spec.kind).page_bytes()
+}
+
+impl CpuCache {
+    pub(crate) fn new(spec: &CacheSpec) -> Result<Self> {
+        const OP: &str = "cache";
+        let (n_heads, widths) = dims(&spec.kind);
+        ensure(n_heads > 0 && widths.iter().all(|w| *w > 0), OP, "kind", "no zero dimension", spec.kind)?;
+        let unsupported = |why: String| Error::Unsupported { op: OP, backend: NAME, why };
+        if let CacheKind::Window { .. } = spec.kind {
+            return Err(unsupported("windows are not implemented".into()));
+        }
+        if spec.format != KvFormat::Native {
+            return Err(unsupported(format!("keys and values as {:?} are not implemented", spec.format)));
+        }
+        let shape = page_shape(&spec.kind);
+        let integers = vec![0; shape.strides[0].max(shape.strides[1])];
+        Ok(Self { kind: spec.kind, pages: Pages::new(shape), slots: Vec::new(), integers })
     }
 
-    pub(crate) fn truncate(&mut self, slot: usize, n_tokens: usize) -> Result<()> {
-        let len = self.slots.len();
-        let slot = self.slots.get_mut(slot).ok_or(Error::IndexOutOfRange {
-            op: "truncate",
-            what: "slot",
-            index: slot,
-            len,
-        })?;
-        ensure(
-            n_tokens <= slot.n_tokens,
-            "truncate",
-            "n_tokens",
-            format_args!("at most {}", slot.n_tokens),
-            n_tokens,
-        )?;
-        // What lies behind is never looked at: it will be overwritten.
-        slot.n_tokens = n_tokens;
+    pub(crate) fn resident_bytes(&self) -> u64 {
+        self.pages.n_used() as u64 * self.pages.shape.page_bytes()
+    }
+
+    pub(crate) fn slot_bytes(&self, slot: usize) -> u64 {
+        let n_pages = self.slots.get(slot).map_or(0, |s| s.table.len());
+        n_pages as u64 * self.pages.shape.page_bytes()
+    }
+
+    pub(crate) fn growth_bytes(&self, slot: usize, n_tokens: usize) -> u64 {
+        let n_pages = match self.slots.get(slot) {
+            None => n_tokens.div_ceil(PAGE),
+            Some(s) if n_tokens <= s.n_tokens => 0,
+            Some(s) => {
+                let n_copies = usize::from(self.shared_tail(s).is_some());
+                n_tokens.div_ceil(PAGE).saturating_sub(s.table.len()) + n_copies
+            }
+        };
+        n_pages as u64 * self.pages.shape.page_bytes()
+    }
+
+    /// Where in its table a sequence has a page that it will write to, but shares.
+    fn shared_tail(&self, s: &Sequence) -> Option<usize> {
+        let at = s.n_tokens / PAGE;
+        s.table.get(at).filter(|id| self.pages.is_shared(**id)).map(|_| at)
+    }
+
+    pub(crate) fn reserve(&mut self, slot: usize, n_tokens: usize) -> Result<()> {
+        if slot >= MAX_SLOTS {
+            return Err(Error::IndexOutOfRange { op: "reserve", what: "slot", index: slot, len: MAX_SLOTS });
+        }
+        if slot >= self.slots.len() {
+            self.slots.resize_with(slot + 1, Sequence::default);
+        }
+        if n_tokens <= self.slots[slot].n_tokens {
+            return Ok(());
+        }
+        if let Some(at) = self.shared_tail(&self.slots[slot]) {
+            let table = &mut self.slots[slot].table;
+            table[at] = self.pages.copy(table[at]);
+        }
+        let table = &mut self.slots[slot].table;
+        while table.len() < n_tokens.div_ceil(PAGE) {
+            table.push(self.pages.take());
+        }
         Ok(())
     }
 
-    /// Values of a row of [`Head::first`] and of [`Head::second`].
-    pub(super) fn widths(&self) -> [usize; 2] {
-        match self.layout {
-            KvLayout::Heads { head_dim, .. } => [head_dim; 2],
-            KvLayout::Latent { rank, rope_dim } => [rank, rope_dim],
+    pub(crate) fn fork(&mut self, from: usize, to: usize, n_tokens: usize) -> Result<()> {
+        const OP: &str = "fork";
+        ensure(from != to, OP, "to", "another slot than from", to)?;
+        self.check_length(OP, from, n_tokens)?;
+        self.reserve(to, 0)?;
+        self.release(to);
+        let mut table = std::mem::take(&mut self.slots[to].table);
+        table.extend_from_slice(
+            &self.slots.get(from).map_or(&[][..], |s| &s.table)[..n_tokens.div_ceil(PAGE)],
+        );
+        table.iter().for_each(|id| self.pages.share(*id));
+        self.slots[to] = Sequence { n_tokens, table };
+        Ok(())
+    }
+
+    pub(crate) fn truncate(&mut self, slot: usize, n_tokens: usize) -> Result<()> {
+        self.check_length("truncate", slot, n_tokens)?;
+        if let Some(s) = self.slots.get_mut(slot) {
+            s.n_tokens = n_tokens;
+            self.free_behind(slot);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn release(&mut self, slot: usize) {
+        if let Some(s) = self.slots.get_mut(slot) {
+            s.n_tokens = 0;
+            self.free_behind(slot);
         }
     }
 
+    /// Frees the pages behind a sequence's tokens.
+    fn free_behind(&mut self, slot: usize) {
+        let Some(s) = self.slots.get_mut(slot) else { return };
+        for id in s.table.drain(s.n_tokens.div_ceil(PAGE).min(s.table.len())..) {
+            self.pages.give_back(id);
+        }
+    }
+
+    fn check_length(&self, op: &'static str, slot: usize, n_tokens: usize) -> Result<()> {
+        if slot >= MAX_SLOTS {
+            return Err(Error::IndexOutOfRange { op, what: "slot", index: slot, len: MAX_SLOTS });
+        }
+        let had = self.n_tokens(slot);
+        ensure(n_tokens <= had, op, "n_tokens", format_args!("at most {had}"), n_tokens)
+    }
+
+    fn n_tokens(&self, slot: usize) -> usize {
+        self.slots.get(slot).map_or(0, |s| s.n_tokens)
+    }
+
+    pub(crate) fn commit(&mut self, spans: &[Span]) {
+        for span in spans {
+            if let Some(s) = self.slots.get_mut(span.slot) {
+                s.n_tokens = (span.start + span.n_tokens).min(s.table.len() * PAGE);
+            }
+        }
+    }
+
+    pub(crate) fn rollback(&mut self, spans: &[Span]) {
+        spans.iter().for_each(|span| self.free_behind(span.slot));
+    }
+
+    /// Values of a row of the first and of the second part.
+    pub(super) fn widths(&self) -> [usize; 2] {
+        dims(&self.kind).1
+    }
+
     pub(super) fn n_heads(&self) -> usize {
-        self.slots[0].heads.len()
+        self.pages.shape.n_heads
     }
 
-    pub(super) fn head(&self, slot: usize, head: usize) -> &Head {
-        &self.slots[slot].heads[head]
+    /// The rows of a part of a head of one sequence.
+    pub(super) fn rows(&self, slot: usize, head: usize, part: usize) -> Rows<'_> {
+        self.pages.rows(&self.slots[slot].table, head, part)
     }
 
-    pub(super) fn check(&self, op: &'static str, spans: &[Span], n_tokens: usize) -> Result<()> {
-        zmlx_core::check::check_spans(op, spans, n_tokens)?;
-        for (i, span) in spans.iter().enumerate() {
-            let len = self.slots.len();
-            let slot = self.slots.get(span.slot).ok_or(Error::IndexOutOfRange {
-                op,
-                what: "slot",
-                index: span.slot,
-                len,
-            })?;
-            // Two spans of one slot would have to follow each other; nothing needs that.
-            let repeated = spans[..i].iter().any(|s| s.slot == span.slot);
-            ensure(!repeated, op, "spans", "each slot once", span.slot)?;
+    /// Checks that each span begins where its sequence ends.
+    pub(super) fn check(&self, op: &'static str, spans: &[Span]) -> Result<()> {
+        for span in spans {
+            let had = self.n_tokens(span.slot);
             ensure(
-                span.start == slot.n_tokens,
+                span.start == had,
                 op,
-                "span",
-                format_args!("to start at the {} tokens cached in slot {}", slot.n_tokens, span.slot),
+                "step",
+                format_args!("to start at the {had} tokens cached in slot {}", span.slot),
                 span.start,
             )?;
         }
         Ok(())
     }
 
-    /// Appends to each sequence its tokens' rows: `first` and `second` are `[n_tokens, n_heads, width]`.
-    pub(super) fn append(&mut self, spans: &[Span], first: &CpuTensor, second: &CpuTensor) {
+    /// Writes behind each sequence its new tokens' rows: `first` and `second` are `[n_tokens, n_heads, width]`.
+    pub(super) fn append(&mut self, spans: &[Span], first: &CpuTensor, second: &CpuTensor) -> Result<()> {
         let (n_heads, widths) = (self.n_heads(), self.widths());
-        let is_latent = matches!(self.layout, KvLayout::Latent { .. });
-        self.integers.resize(stride(widths[0].max(widths[1])), 0);
+        let strides = self.pages.shape.strides;
+        let is_latent = matches!(self.kind, CacheKind::Latent { .. });
         let mut t = 0;
         for span in spans {
-            let slot = &mut self.slots[span.slot];
-            for (h, head) in slot.heads.iter_mut().enumerate() {
+            self.reserve(span.slot, span.start + span.n_tokens)?;
+            let table = &self.slots[span.slot].table;
+            for head in 0..n_heads {
                 for (part, from) in [first, second].into_iter().enumerate() {
-                    let (width, stride) = (widths[part], stride(widths[part]));
-                    let rows = if part == 0 { &mut head.first } else { &mut head.second };
-                    rows.grow(slot.n_tokens + span.n_tokens, stride);
-                    let integers = &mut self.integers[..stride];
+                    let (width, integers) = (widths[part], &mut self.integers[..strides[part]]);
                     for i in 0..span.n_tokens {
-                        let scale =
-                            round(&from.values()[((t + i) * n_heads + h) * width..][..width], integers);
+                        let row = &from.values()[((t + i) * n_heads + head) * width..][..width];
+                        let scale = round(row, integers);
+                        let position = span.start + i;
+                        let (id, at) = (table[position / PAGE], position % PAGE);
                         if part == 0 || is_latent {
-                            rows.set_key(slot.n_tokens + i, integers, scale);
+                            self.pages.set_key(id, (head, part), at, (integers, scale));
                         } else {
-                            rows.set_value(slot.n_tokens + i, integers, scale);
+                            self.pages.set_value(id, (head, part), at, (integers, scale));
                         }
                     }
                 }
             }
             t += span.n_tokens;
-            slot.n_tokens += span.n_tokens;
         }
+        Ok(())
     }
 }

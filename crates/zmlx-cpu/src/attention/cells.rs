@@ -5,8 +5,8 @@
 //! a row. Cells lie in units of [`GROUP`] cells of [`WIDE`] columns: the first cells of these columns, then the second, …
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
+use super::pages::Rows;
 use crate::matmul::to_integers;
-use crate::pool::Aligned;
 use crate::simd::Simd;
 
 /// The largest integer. Products of [`GROUP`] cells fit into a 32-bit sum.
@@ -16,9 +16,7 @@ pub(super) const GROUP: usize = 4;
 /// Columns of a unit: the lanes of the widest vectors.
 pub(super) const WIDE: usize = 16;
 /// Rows are padded with zeros to a multiple of this many values: whole units of keys and of values.
-const PAD: usize = 2 * WIDE;
-/// Cached tokens by whose number a sequence's memory grows.
-const GROW_TOKENS: usize = 256;
+pub(super) const PAD: usize = 2 * WIDE;
 
 const _: () = assert!(2 * GROUP as i64 * (LARGEST as i64 * LARGEST as i64) <= i32::MAX as i64);
 
@@ -54,12 +52,31 @@ pub(super) fn to_cells(integers: &[i16], out: &mut [u32]) {
     }
 }
 
-/// The rows of one head, position by position: keys or values.
-#[derive(Debug, Default)]
-pub(super) struct Rows {
-    cells: Aligned<u32>,
-    /// One for each position, and more until the next multiple of [`WIDE`].
-    pub(super) scales: Aligned<f32>,
+/// Writes the padded key of position `at` into the rows at `cells`.
+pub(super) fn set_key(cells: &mut [u32], at: usize, integers: &[i16]) {
+    let n = integers.len() / 2 * WIDE;
+    let tile = &mut cells[at / WIDE * n..][..n];
+    let (blocks, _) = integers.as_chunks::<PAD>();
+    for (block, units) in blocks.iter().zip(tile.chunks_exact_mut(WIDE * WIDE)) {
+        let mut cells = [0; WIDE];
+        to_cells(block, &mut cells);
+        for i in 0..WIDE {
+            units[i * WIDE + at % WIDE] = cells[i];
+        }
+    }
+}
+
+/// Writes the padded value of position `at` into the rows at `cells`.
+pub(super) fn set_value(cells: &mut [u32], at: usize, integers: &[i16]) {
+    let n = integers.len() * GROUP;
+    let tile = &mut cells[at / (2 * GROUP) * n..][..n];
+    let (cell, shift) = (at % (2 * GROUP) / 2, at % 2 * 16);
+    for (integers, unit) in integers.chunks_exact(WIDE).zip(tile.chunks_exact_mut(GROUP * WIDE)) {
+        let cells = &mut unit[cell * WIDE..][..WIDE];
+        for i in 0..WIDE {
+            cells[i] = cells[i] & !(0xffff << shift) | u32::from(integers[i].cast_unsigned()) << shift;
+        }
+    }
 }
 
 /// Cells of some columns, and the words from one unit to the next.
@@ -70,77 +87,14 @@ pub(super) struct Cells {
     to_next_columns: usize,
 }
 
-impl Rows {
-    /// Makes room for `n` positions.
-    pub(super) fn grow(&mut self, n: usize, stride: usize) {
-        let n = n.next_multiple_of(WIDE);
-        let len = self.scales.len();
-        if n <= len {
-            return;
-        }
-        if n > self.scales.capacity() {
-            // By half as much again, so that a growing context rarely allocates.
-            let more = (n - len).next_multiple_of(GROW_TOKENS) + len / 2 / WIDE * WIDE;
-            self.scales.reserve_exact(more);
-            self.cells.reserve_exact(more * stride / 2);
-        }
-        self.scales.resize(n, 0.0);
-        self.cells.resize(n * stride / 2, 0);
-    }
-
-    /// Writes the padded key of a position.
-    pub(super) fn set_key(&mut self, position: usize, integers: &[i16], scale: f32) {
-        self.scales[position] = scale;
-        let n = integers.len() / 2 * WIDE;
-        let tile = &mut self.cells[position / WIDE * n..][..n];
-        let (blocks, _) = integers.as_chunks::<PAD>();
-        for (block, units) in blocks.iter().zip(tile.chunks_exact_mut(WIDE * WIDE)) {
-            let mut cells = [0; WIDE];
-            to_cells(block, &mut cells);
-            for i in 0..WIDE {
-                units[i * WIDE + position % WIDE] = cells[i];
-            }
-        }
-    }
-
-    /// Writes the padded value of a position.
-    pub(super) fn set_value(&mut self, position: usize, integers: &[i16], scale: f32) {
-        self.scales[position] = scale;
-        let n = integers.len() * GROUP;
-        let tile = &mut self.cells[position / (2 * GROUP) * n..][..n];
-        let (cell, shift) = (position % (2 * GROUP) / 2, position % 2 * 16);
-        for (integers, unit) in integers.chunks_exact(WIDE).zip(tile.chunks_exact_mut(GROUP * WIDE)) {
-            let cells = &mut unit[cell * WIDE..][..WIDE];
-            for i in 0..WIDE {
-                cells[i] = cells[i] & !(0xffff << shift) | u32::from(integers[i].cast_unsigned()) << shift;
-            }
-        }
-    }
-
-    /// Where the row of a position begins that begins a tile; it need not exist.
-    #[inline(always)]
-    pub(super) fn at(&self, position: usize, stride: usize) -> *const u32 {
-        self.cells.as_ptr().wrapping_add(position * stride / 2)
-    }
-
-    /// Keys from a position on, which is a multiple of [`WIDE`].
-    #[inline(always)]
-    pub(super) fn keys(&self, from: usize, stride: usize) -> Cells {
-        Cells {
-            words: self.at(from, stride),
-            to_next_group: GROUP * WIDE,
-            to_next_columns: WIDE / 2 * stride,
-        }
-    }
-
-    /// Values from a position on, which is a multiple of [`WIDE`].
-    #[inline(always)]
-    pub(super) fn values(&self, from: usize, stride: usize) -> Cells {
-        Cells::of_values(self.at(from, stride), stride)
-    }
-}
-
 impl Cells {
+    /// Keys of a page from a position on, which is a multiple of [`WIDE`].
+    #[inline(always)]
+    pub(super) fn of_keys(rows: &Rows<'_>, from: usize, stride: usize) -> Self {
+        let words = rows.at(from, stride);
+        Self { words, to_next_group: GROUP * WIDE, to_next_columns: WIDE / 2 * stride }
+    }
+
     /// Values that lie at `words`.
     #[inline(always)]
     pub(super) fn of_values(words: *const u32, stride: usize) -> Self {

@@ -4,7 +4,8 @@
 use std::f32::consts::LOG2_E;
 use std::ops::Range;
 
-use super::cells::{self, Cells, GROUP, Rows, WIDE, round, stride, to_cells};
+use super::cells::{self, Cells, GROUP, WIDE, round, stride, to_cells};
+use super::pages::Rows;
 use super::softmax::{Factors, exp2, weigh};
 use crate::level::Level;
 use crate::pool::Aligned;
@@ -21,14 +22,14 @@ pub(super) const ROWS: usize = 4;
 /// One head's keys and values.
 pub(super) struct Keys<'a> {
     /// A key is one row, or two side by side, each with its own scale.
-    pub(super) parts: [Option<&'a Rows>; 2],
+    pub(super) parts: [Option<Rows<'a>>; 2],
     /// Values of a row of the first and of the second part; the values are as wide as the first.
     pub(super) widths: [usize; 2],
     /// None if the keys' first part is the value too.
-    pub(super) values: Option<&'a Rows>,
+    pub(super) values: Option<Rows<'a>>,
 }
 
-impl Keys<'_> {
+impl<'a> Keys<'a> {
     /// Values of a padded row of the values.
     pub(super) fn v_stride(&self) -> usize {
         stride(self.widths[0])
@@ -36,7 +37,7 @@ impl Keys<'_> {
 
     /// The rows whose scales are the values'.
     #[inline(always)]
-    fn value_rows(&self) -> &Rows {
+    fn value_rows(&self) -> Rows<'a> {
         match (self.values, self.parts[0]) {
             (Some(rows), _) | (None, Some(rows)) => rows,
             (None, None) => unreachable!("there are keys"),
@@ -208,9 +209,12 @@ unsafe fn attend_on<S: Simd>(
             if let Some(queries) = queries {
                 scratch.queries.set(queries, n_rows);
             }
-            let end = positions.end;
-            for from in positions.step_by(BLOCK) {
-                let n = BLOCK.min(end - from);
+            let Range { start: mut next, end } = positions;
+            while next < end {
+                let from = next;
+                // Blocks end where pages end.
+                let n = (BLOCK - from % BLOCK).min(end - from);
+                next += n;
                 let mut visible = [0; JOB_ROWS];
                 for r in 0..n_rows {
                     visible[r] = limits[r].saturating_sub(from).min(n);
@@ -261,12 +265,15 @@ impl Block<'_> {
         most > 0
     }
 
-    /// What will be needed of rows of that stride, `distance` positions after the block: a block in advance, since what is
+    /// What will be needed of rows of that stride after the block and `n_blocks` more: a block in advance, since what is
     /// asked for while it is needed comes too late.
     #[inline(always)]
-    fn ahead(&self, rows: &Rows, stride: usize, distance: usize, n_steps: usize) -> Ahead {
-        let from = (self.from + distance).min(self.end);
-        let n_lines = (2 * self.n.min(self.end - from) * stride).div_ceil(64);
+    fn ahead(&self, rows: &Rows<'_>, stride: usize, n_blocks: usize, n_steps: usize) -> Ahead {
+        let from = self.from + self.n + n_blocks * BLOCK;
+        if from >= self.end {
+            return Ahead::NONE;
+        }
+        let n_lines = (2 * BLOCK.min(self.end - from) * stride).div_ceil(64);
         Ahead { at: rows.at(from, stride).cast(), n_lines, per_step: n_lines.div_ceil(n_steps.max(1)) }
     }
 
@@ -284,17 +291,17 @@ impl Block<'_> {
             let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * (stride / (2 * GROUP));
             // Of keys that are values too there is no other time to fetch them.
             let mut ahead = match self.keys.values {
-                Some(values) => self.ahead(values, self.keys.v_stride(), BLOCK, n_steps),
-                None => self.ahead(rows, stride, 2 * BLOCK, n_steps),
+                Some(values) => self.ahead(&values, self.keys.v_stride(), 0, n_steps),
+                None => self.ahead(&rows, stride, 1, n_steps),
             };
             let mut i = 0;
             while i < n_vectors {
                 // SAFETY: the caller's promise; vectors of positions are whole, as tiles are.
                 unsafe {
                     i += match n_vectors - i {
-                        1 => self.score_columns::<S, R, 1>(s, (part, q_at), rows, i, &mut ahead),
-                        2 => self.score_columns::<S, R, 2>(s, (part, q_at), rows, i, &mut ahead),
-                        _ => self.score_columns::<S, R, N>(s, (part, q_at), rows, i, &mut ahead),
+                        1 => self.score_columns::<S, R, 1>(s, (part, q_at), &rows, i, &mut ahead),
+                        2 => self.score_columns::<S, R, 2>(s, (part, q_at), &rows, i, &mut ahead),
+                        _ => self.score_columns::<S, R, N>(s, (part, q_at), &rows, i, &mut ahead),
                     };
                 }
             }
@@ -312,12 +319,13 @@ impl Block<'_> {
         &mut self,
         s: S,
         (part, q_at): (usize, usize),
-        rows: &Rows,
+        rows: &Rows<'_>,
         first: usize,
         ahead: &mut Ahead,
     ) -> usize {
         let stride = stride(self.keys.widths[part]);
-        let keys = rows.keys(self.from, stride);
+        let keys = Cells::of_keys(rows, self.from, stride);
+        let scales = &rows.scales(self.from)[..self.n.next_multiple_of(WIDE)];
         let n_groups = stride / (2 * GROUP);
         let queries = &self.scratch.queries;
         for row in (0..self.visible.len()).step_by(R) {
@@ -330,7 +338,7 @@ impl Block<'_> {
                 let sums = keys.products::<S, R, N>(s, first, q, queries.stride, n_groups, || ahead.fetch());
                 for i in 0..N {
                     let at = (first + i) * S::LANES;
-                    let scales = s.load(rows.scales.as_ptr().add(self.from + at));
+                    let scales = s.load(scales.as_ptr().add(at));
                     for r in 0..R {
                         let out = self.scratch.scores.as_mut_ptr().add((row + r) * BLOCK + at);
                         let before = if part == 0 { s.splat(0.0) } else { s.load(out) };
@@ -347,7 +355,7 @@ impl Block<'_> {
     #[inline(always)]
     fn weigh<S: Simd>(&mut self, s: S, state: (&mut [f32], &mut [f32])) -> Factors {
         let Scratch { scores, weights, .. } = self.scratch;
-        let value_scales = &self.keys.value_rows().scales[self.from..][..self.n.next_multiple_of(WIDE)];
+        let value_scales = &self.keys.value_rows().scales(self.from)[..self.n.next_multiple_of(WIDE)];
         weigh(s, scores, self.visible, value_scales, state, weights)
     }
 
@@ -364,7 +372,7 @@ impl Block<'_> {
     ) {
         let stride = self.keys.v_stride();
         let cells = if let Some(rows) = self.keys.values {
-            rows.values(self.from, stride)
+            Cells::of_values(rows.at(self.from, stride), stride)
         } else {
             let out = self.scratch.values.as_mut_ptr();
             for p in (0..self.n).step_by(WIDE) {
@@ -380,7 +388,7 @@ impl Block<'_> {
         let n_groups = self.n.div_ceil(2 * GROUP);
         let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * n_groups;
         let mut ahead = match (self.keys.values, self.keys.parts[0]) {
-            (Some(_), Some(rows)) => self.ahead(rows, stride, 2 * BLOCK, n_steps),
+            (Some(_), Some(rows)) => self.ahead(&rows, stride, 1, n_steps),
             _ => Ahead::NONE,
         };
         let mut i = 0;

@@ -1,9 +1,7 @@
 //! The CPU's attention in integers: how far it is off at the sizes of released models, and what becomes of NaN and
 //! infinity, which integers do not have.
 
-use zmlx_conformance::bounds::check_bits;
-use zmlx_conformance::suite::{Host, span};
-use zmlx_core::{Backend, KvLayout, MlaInputs};
+use zmlx_core::{AttentionInputs, AttentionSettings, Backend, CacheKind, MlaInputs};
 use zmlx_cpu::{CpuBackend, Level};
 use zmlx_oracle::ops;
 use zmlx_oracle::testing::random_f32;
@@ -56,12 +54,16 @@ fn heads_are_precise() {
         let want = ops::attention(&q, &k, &v, sizes);
         let of_bf16 = ops::attention(&rounded(&q), &rounded(&k), &rounded(&v), sizes);
         for (level, b) in backends() {
-            let mut cache = b.kv_cache(KvLayout::Heads { n_kv_heads: 1, head_dim }, 1).unwrap();
+            let mut cache = b.native(CacheKind::Full { n_kv_heads: 1, head_dim });
             let mut feed = |q: &[f32], heads: usize, from: usize, n: usize| {
                 let q = b.put(q, &[n, heads, head_dim]);
                 let [k, v] =
                     [&k, &v].map(|x| b.put(&x[from * head_dim..][..n * head_dim], &[n, 1, head_dim]));
-                b.get(&b.attention(&q, &k, &v, &mut cache, &[span(0, from, n)], scale).unwrap())
+                let step = b.spans(&[span(0, from, n)]);
+                let inputs = AttentionInputs { q: &q, k: &k, v: &v, sinks: None };
+                let y = b.attention(inputs, &mut cache, &step, &AttentionSettings { scale, window: None });
+                b.commit(&mut cache, &step);
+                b.get(&y.unwrap())
             };
             // Only the last results are looked at: before, one head will do.
             feed(&k[head_dim..], 1, 0, N - 1);
@@ -92,7 +94,7 @@ fn latents_are_precise() {
         let want = ops::attention(&beside(&q), &beside(&k), &k[0], sizes);
         let of_bf16 = ops::attention(&rounded(&beside(&q)), &rounded(&beside(&k)), &rounded(&k[0]), sizes);
         for (level, b) in backends() {
-            let mut cache = b.kv_cache(KvLayout::Latent { rank, rope_dim }, 1).unwrap();
+            let mut cache = b.native(CacheKind::Latent { rank, rope_dim });
             let mut feed = |q: [&[f32]; 2], heads: usize, from: usize, n: usize| {
                 let q = [0, 1].map(|i| b.put(q[i], &[n, heads, [rank, rope_dim][i]]));
                 let k = [0, 1].map(|i| {
@@ -100,7 +102,10 @@ fn latents_are_precise() {
                     b.put(&k[i][from * width..][..n * width], &[n, width])
                 });
                 let inputs = MlaInputs { q_nope: &q[0], q_pe: &q[1], kv: &k[0], k_pe: &k[1] };
-                b.get(&b.latent_attention(inputs, &mut cache, &[span(0, from, n)], scale).unwrap())
+                let step = b.spans(&[span(0, from, n)]);
+                let y = b.latent_attention(inputs, &mut cache, &step, scale);
+                b.commit(&mut cache, &step);
+                b.get(&y.unwrap())
             };
             feed([&k[0][rank..], &k[1][rope_dim..]], 1, 0, N - 1);
             let got = feed([&q[0], &q[1]], n_heads, N - 1, 1);
@@ -116,16 +121,18 @@ const WIDTH: usize = 24;
 /// Results of [`TOKENS`] tokens of [`HEADS`] heads: of two kv heads, or of a latent. `inputs` are queries, keys, values.
 fn attend(b: &CpuBackend, inputs: &[Vec<f32>; 3], is_latent: bool) -> Vec<f32> {
     let put = |i: usize, heads: usize| b.put(&inputs[i], &[TOKENS, heads, WIDTH]);
-    let spans = [span(0, 0, TOKENS)];
+    let step = b.spans(&[span(0, 0, TOKENS)]);
     if !is_latent {
-        let mut cache = b.kv_cache(KvLayout::Heads { n_kv_heads: 2, head_dim: WIDTH }, 1).unwrap();
-        return b.get(&b.attention(&put(0, HEADS), &put(1, 2), &put(2, 2), &mut cache, &spans, 0.2).unwrap());
+        let mut cache = b.native(CacheKind::Full { n_kv_heads: 2, head_dim: WIDTH });
+        let inputs = AttentionInputs { q: &put(0, HEADS), k: &put(1, 2), v: &put(2, 2), sinks: None };
+        let settings = AttentionSettings { scale: 0.2, window: None };
+        return b.get(&b.attention(inputs, &mut cache, &step, &settings).unwrap());
     }
-    let mut cache = b.kv_cache(KvLayout::Latent { rank: WIDTH, rope_dim: WIDTH }, 1).unwrap();
+    let mut cache = b.native(CacheKind::Latent { rank: WIDTH, rope_dim: WIDTH });
     // The first halves of keys and values serve as rotated keys and latents.
     let half = |i: usize| b.put(&inputs[i][..TOKENS * WIDTH], &[TOKENS, WIDTH]);
     let inputs = MlaInputs { q_nope: &put(0, HEADS), q_pe: &put(0, HEADS), kv: &half(2), k_pe: &half(1) };
-    b.get(&b.latent_attention(inputs, &mut cache, &spans, 0.2).unwrap())
+    b.get(&b.latent_attention(inputs, &mut cache, &step, 0.2).unwrap())
 }
 
 /// Whoever sees NaN or infinity gives no number, and whoever does not gives the bits that it gives without.

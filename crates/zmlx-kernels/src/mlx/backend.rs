@@ -10,9 +10,11 @@
 //! truth within f32 rounding: activations, scales and dense weights are f32, which is slower and larger.
 
 mod attention;
+mod cache;
 mod fused;
 mod indices;
 mod router;
+mod step;
 mod weight;
 
 use std::ops::Range;
@@ -20,9 +22,10 @@ use std::ops::Range;
 use mlx_rs::error::AsSliceError;
 use mlx_rs::{Array, ArrayElement, Dtype, ops};
 
-pub use attention::MlxKvCache;
+pub use cache::MlxCache;
 pub(super) use fused::{Pairs, launch_gather_qmm_swiglu};
 pub use indices::MlxIndices;
+pub use step::MlxStep;
 pub use weight::MlxWeight;
 pub(super) use weight::packed;
 
@@ -32,8 +35,8 @@ use super::runtime::{NAME, fault as f};
 use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::{
-    Backend, Error, GateUp, HostWeight, KvLayout, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope,
-    SoftmaxTopK, Span, stock,
+    AttentionInputs, AttentionSettings, Backend, CacheSpec, Error, GateUp, HostWeight, MlaInputs, MlaWeights,
+    NoauxTc, PrefillStyle, Result, Rope, SoftmaxTopK, Span, stock,
 };
 use router::Pick;
 
@@ -149,7 +152,8 @@ impl Backend for MlxBackend {
     type Tensor = Array;
     type Indices = MlxIndices;
     type Weight = MlxWeight;
-    type KvCache = MlxKvCache;
+    type Cache = MlxCache;
+    type Step = MlxStep;
 
     fn name(&self) -> &'static str {
         NAME
@@ -198,13 +202,56 @@ impl Backend for MlxBackend {
         copy_out(OP, indices.array(), out)
     }
 
-    fn kv_cache(&self, layout: KvLayout, n_slots: usize) -> Result<MlxKvCache> {
-        MlxKvCache::new(layout, n_slots)
+    fn step(&self, spans: &[Span]) -> Result<MlxStep> {
+        MlxStep::new(spans)
     }
 
-    fn truncate(&self, cache: &mut MlxKvCache, slot: usize, n_tokens: usize) -> Result<()> {
+    fn n_tokens(&self, step: &MlxStep) -> usize {
+        step.n_tokens()
+    }
+
+    fn cache(&self, spec: &CacheSpec) -> Result<MlxCache> {
+        MlxCache::new(spec, self.numerics)
+    }
+
+    fn cache_bytes(&self, spec: &CacheSpec, n_tokens: usize) -> u64 {
+        cache::cache_bytes(spec, self.numerics, n_tokens)
+    }
+
+    fn resident_bytes(&self, cache: &MlxCache) -> u64 {
+        cache.resident_bytes()
+    }
+
+    fn slot_bytes(&self, cache: &MlxCache, slot: usize) -> u64 {
+        cache.slot_bytes(slot)
+    }
+
+    fn growth_bytes(&self, cache: &MlxCache, slot: usize, n_tokens: usize) -> u64 {
+        cache.growth_bytes(slot, n_tokens)
+    }
+
+    fn reserve(&self, cache: &mut MlxCache, slot: usize, _n_tokens: usize) -> Result<()> {
+        cache.reserve(slot)
+    }
+
+    fn fork(&self, cache: &mut MlxCache, from: usize, to: usize, n_tokens: usize) -> Result<()> {
+        cache.fork(from, to, n_tokens)
+    }
+
+    fn truncate(&self, cache: &mut MlxCache, slot: usize, n_tokens: usize) -> Result<()> {
         cache.truncate(slot, n_tokens)
     }
+
+    fn release(&self, cache: &mut MlxCache, slot: usize) {
+        cache.release(slot);
+    }
+
+    fn commit(&self, cache: &mut MlxCache, step: &MlxStep) {
+        cache.commit(step.spans());
+    }
+
+    // What lies behind a sequence's tokens is not used.
+    fn rollback(&self, _cache: &mut MlxCache, _step: &MlxStep) {}
 
     fn wait(&self, x: &Array) -> Result<()> {
         x.eval().map_err(f("wait"))
@@ -219,8 +266,8 @@ impl Backend for MlxBackend {
     }
 
     /// Also gives the memory of a chunk's activations back, as mlx-lm does: decoding needs far less.
-    fn eval_caches(&self, caches: &[MlxKvCache]) -> Result<()> {
-        let arrays = caches.iter().flat_map(MlxKvCache::arrays);
+    fn eval_caches(&self, caches: &[MlxCache]) -> Result<()> {
+        let arrays = caches.iter().flat_map(MlxCache::arrays);
         mlx_rs::transforms::eval(arrays)
             .and_then(|()| mlx_rs::memory::clear_cache())
             .map_err(f("eval_caches"))
@@ -328,30 +375,28 @@ impl Backend for MlxBackend {
         y.transpose_axes(&[0, 2, 1, 3]).and_then(|y| y.squeeze_axes(&[0])).map_err(f(OP))
     }
 
-    fn rope(&self, x: &Array, spans: &[Span], rope: &Rope) -> Result<Array> {
-        attention::rope(x, spans, rope)
+    fn rope(&self, x: &Array, step: &MlxStep, rope: &Rope) -> Result<Array> {
+        attention::rope(x, step, rope)
     }
 
     fn attention(
         &self,
-        q: &Array,
-        k: &Array,
-        v: &Array,
-        cache: &mut MlxKvCache,
-        spans: &[Span],
-        scale: f32,
+        inputs: AttentionInputs<'_, Array, MlxWeight>,
+        cache: &mut MlxCache,
+        step: &MlxStep,
+        settings: &AttentionSettings,
     ) -> Result<Array> {
-        attention::heads([q, k, v], cache, spans, scale)
+        attention::heads(inputs, cache, step, settings)
     }
 
     fn latent_attention(
         &self,
         inputs: MlaInputs<'_, Array>,
-        cache: &mut MlxKvCache,
-        spans: &[Span],
+        cache: &mut MlxCache,
+        step: &MlxStep,
         scale: f32,
     ) -> Result<Array> {
-        attention::latent(inputs, None, cache, spans, scale)
+        attention::latent(inputs, None, cache, step, scale)
     }
 
     /// As mlx-lm: one token of a sequence in the absorbed form, several with keys and values expanded.
@@ -359,11 +404,11 @@ impl Backend for MlxBackend {
         &self,
         inputs: MlaInputs<'_, Array>,
         weights: MlaWeights<'_, MlxWeight>,
-        cache: &mut MlxKvCache,
-        spans: &[Span],
+        cache: &mut MlxCache,
+        step: &MlxStep,
         scale: f32,
     ) -> Result<Array> {
-        attention::latent(inputs, Some(weights), cache, spans, scale)
+        attention::latent(inputs, Some(weights), cache, step, scale)
     }
 
     fn add(&self, a: &Array, b: &Array) -> Result<Array> {
@@ -473,19 +518,8 @@ impl Backend for MlxBackend {
         router::columns(OP, x, range.start, range.end)
     }
 
-    fn take_rows(&self, x: &Array, rows: &[usize]) -> Result<Array> {
-        const OP: &str = "take_rows";
-        let mut shape = dims(x);
-        let len = shape.first().copied().unwrap_or(0);
-        if let Some(index) = rows.iter().copied().find(|r| *r >= len) {
-            return Err(Error::IndexOutOfRange { op: OP, what: "row", index, len });
-        }
-        if rows.is_empty() {
-            shape[0] = 0;
-            return zeros(OP, &shape, x.dtype());
-        }
-        let rows: Vec<u32> = rows.iter().map(|r| *r as u32).collect();
-        x.take_axis(Array::from_slice(&rows, &[rows.len() as i32]), 0).map_err(f(OP))
+    fn take_logit_rows(&self, x: &Array, step: &MlxStep) -> Result<Array> {
+        step.take_logit_rows(x)
     }
 
     fn gather_qmm_swiglu(

@@ -1,6 +1,6 @@
 //! The blocks that layers are made of.
 
-use zmlx_kernels::{KvLayout, NoauxTc, Rope, SoftmaxTopK};
+use zmlx_kernels::{CacheKind, NoauxTc, Rope, SoftmaxTopK};
 
 /// How converters store a weight, which is how random ones are made. A file's own tensors decide what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,20 +114,20 @@ pub enum MixerSpec {
 
 impl MixerSpec {
     /// What the layer's cache holds.
-    pub fn kv_layout(&self) -> KvLayout {
+    pub fn cache_kind(&self) -> CacheKind {
         match self {
-            Self::Attention(a) => KvLayout::Heads { n_kv_heads: a.n_kv_heads, head_dim: a.head_dim },
-            Self::Latent(a) => KvLayout::Latent { rank: a.rank, rope_dim: a.rope_dim },
+            Self::Attention(a) => CacheKind::Full { n_kv_heads: a.n_kv_heads, head_dim: a.head_dim },
+            Self::Latent(a) => CacheKind::Latent { rank: a.rank, rope_dim: a.rope_dim },
         }
     }
 
     /// Numbers that one token leaves in the layer's cache.
     pub fn cached_values_per_token(&self) -> u64 {
-        match self.kv_layout() {
-            KvLayout::Heads { n_kv_heads, head_dim } => {
+        match self.cache_kind() {
+            CacheKind::Full { n_kv_heads, head_dim } | CacheKind::Window { n_kv_heads, head_dim, .. } => {
                 (n_kv_heads as u64).saturating_mul(2).saturating_mul(head_dim as u64)
             }
-            KvLayout::Latent { rank, rope_dim } => (rank as u64).saturating_add(rope_dim as u64),
+            CacheKind::Latent { rank, rope_dim } => (rank as u64).saturating_add(rope_dim as u64),
         }
     }
 }

@@ -1,8 +1,8 @@
 //! Grouped-query attention.
 
-use zmlx_kernels::{Backend, Fusion, KvLayout, Result, Rope, Span};
+use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, Fusion, Result, Rope};
 
-use super::take_rows;
+use super::Rows;
 use crate::layer::Linear;
 
 /// `o( attend( rope(norm(q(x))), rope(norm(k(x))), v(x) ) )`, the norms if there are any.
@@ -29,19 +29,15 @@ pub(crate) struct Gqa<W> {
 }
 
 impl<W> Gqa<W> {
-    pub(super) fn kv_layout(&self) -> KvLayout {
-        KvLayout::Heads { n_kv_heads: self.n_kv_heads, head_dim: self.head_dim }
-    }
-
     pub(super) fn forward<B: Backend<Weight = W>>(
         &self,
         b: &B,
         x: &B::Tensor,
-        (cache, spans): (&mut B::KvCache, &[Span]),
-        wanted: Option<&[usize]>,
+        (cache, step): (&mut B::Cache, &B::Step),
+        rows: Rows,
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
-        let n_tokens = spans.iter().map(|s| s.n_tokens).sum();
+        let n_tokens = b.n_tokens(step);
         let (q_width, kv_width) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
         let [q, k, v] = if fusion.qkv.is_on() {
             let qkv = b.linear(x, &self.qkv)?;
@@ -59,9 +55,11 @@ impl<W> Gqa<W> {
         if let Some([q_norm, k_norm]) = &self.qk_norm {
             (q, k) = (b.rms_norm(&q, q_norm, self.eps)?, b.rms_norm(&k, k_norm, self.eps)?);
         }
-        let (q, k) = (b.rope(&q, spans, &self.rope)?, b.rope(&k, spans, &self.rope)?);
-        let y = b.attention(&q, &k, &v, cache, spans, self.scale)?;
-        let y = take_rows(b, b.reshape(&y, &[n_tokens, q_width])?, wanted)?;
+        let (q, k) = (b.rope(&q, step, &self.rope)?, b.rope(&k, step, &self.rope)?);
+        let settings = AttentionSettings { scale: self.scale, window: None };
+        let inputs = AttentionInputs { q: &q, k: &k, v: &v, sinks: None };
+        let y = b.attention(inputs, cache, step, &settings)?;
+        let y = rows.of(b, b.reshape(&y, &[n_tokens, q_width])?, step)?;
         self.o.forward(b, &y)
     }
 }

@@ -1,8 +1,8 @@
 //! Multi-head latent attention: the cache holds one latent and one rotated key per token for all heads.
 
-use zmlx_kernels::{Backend, Fusion, KvLayout, MlaInputs, MlaWeights, Result, Rope, Span};
+use zmlx_kernels::{Backend, Fusion, MlaInputs, MlaWeights, Result, Rope};
 
-use super::take_rows;
+use super::Rows;
 use crate::layer::Linear;
 
 /// How queries come from the hidden state.
@@ -46,19 +46,15 @@ pub(crate) struct Mla<W> {
 }
 
 impl<W> Mla<W> {
-    pub(super) fn kv_layout(&self) -> KvLayout {
-        KvLayout::Latent { rank: self.rank, rope_dim: self.rope_dim }
-    }
-
     pub(super) fn forward<B: Backend<Weight = W>>(
         &self,
         b: &B,
         x: &B::Tensor,
-        (cache, spans): (&mut B::KvCache, &[Span]),
-        wanted: Option<&[usize]>,
+        (cache, step): (&mut B::Cache, &B::Step),
+        rows: Rows,
         _: &Fusion,
     ) -> Result<B::Tensor> {
-        let n_tokens = spans.iter().map(|s| s.n_tokens).sum();
+        let n_tokens = b.n_tokens(step);
         let q = match &self.q {
             QueryProjection::Direct(q) => q.forward(b, x)?,
             QueryProjection::LowRank { a, norm, b: up } => {
@@ -71,16 +67,16 @@ impl<W> Mla<W> {
         let kv_a = self.kv_a.forward(b, x)?;
         let kv = b.rms_norm(&b.slice_last(&kv_a, 0..self.rank)?, &self.kv_norm, self.eps)?;
         let k_pe = b.slice_last(&kv_a, self.rank..self.rank + self.rope_dim)?;
-        let k_pe = b.rope(&b.reshape(&k_pe, &[n_tokens, 1, self.rope_dim])?, spans, &self.rope)?;
+        let k_pe = b.rope(&b.reshape(&k_pe, &[n_tokens, 1, self.rope_dim])?, step, &self.rope)?;
         let inputs = MlaInputs {
             q_nope: &q_nope,
-            q_pe: &b.rope(&q_pe, spans, &self.rope)?,
+            q_pe: &b.rope(&q_pe, step, &self.rope)?,
             kv: &kv,
             k_pe: &b.reshape(&k_pe, &[n_tokens, self.rope_dim])?,
         };
         let weights = MlaWeights { embed_q: &self.embed_q, unembed_out: &self.unembed_out };
-        let y = b.mla_attention(inputs, weights, cache, spans, self.scale)?;
-        let y = take_rows(b, b.reshape(&y, &[n_tokens, self.n_heads * self.v_dim])?, wanted)?;
+        let y = b.mla_attention(inputs, weights, cache, step, self.scale)?;
+        let y = rows.of(b, b.reshape(&y, &[n_tokens, self.n_heads * self.v_dim])?, step)?;
         self.o.forward(b, &y)
     }
 }

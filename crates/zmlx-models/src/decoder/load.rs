@@ -1,9 +1,12 @@
 //! Loading a model.
 
+use std::sync::Arc;
+
 use zmlx_kernels::Backend;
 
 use super::Model;
 use crate::architecture::HeadSpec;
+use crate::cache_pool::unique_id;
 use crate::loader::{Loader, Progress};
 use crate::{Checkpoint, Result};
 
@@ -14,9 +17,10 @@ impl<B: Backend> Model<B> {
     /// [`Error::Weights`](crate::Error::Weights) with every tensor that is missing, left over or does not fit; whatever
     /// the backend refuses.
     pub fn load(backend: B, checkpoint: &Checkpoint, progress: Progress<'_>) -> Result<Self> {
+        let backend = Arc::new(backend);
         let architecture = checkpoint.architecture();
         let n_layers = architecture.layers.len();
-        let mut loader = Loader::new(&backend, checkpoint);
+        let mut loader = Loader::new(&*backend, checkpoint);
         let embed = loader.matrix(&architecture.embed)?;
         let mut layers = Vec::with_capacity(n_layers);
         for spec in &architecture.layers {
@@ -37,6 +41,7 @@ impl<B: Backend> Model<B> {
         }
         loader.reader.finish()?;
         Ok(Self {
+            id: unique_id(),
             eps: architecture.rms_norm_eps as f32,
             architecture: architecture.clone(),
             embed,

@@ -3,7 +3,7 @@
 use zmlx_kernels::{Backend, Fusion};
 
 use crate::sampler::assess;
-use crate::{GenerateOptions, Input, LogitsOf, Model, Result, Sampled, Sampler, State};
+use crate::{CachePool, GenerateOptions, Input, Logits, Model, Result, Sampled, Sampler, Slot};
 
 /// Where the next token comes from.
 ///
@@ -12,6 +12,7 @@ use crate::{GenerateOptions, Input, LogitsOf, Model, Result, Sampled, Sampler, S
 /// choice without chance and without the history: temperature 0, no penalty.
 pub(super) struct Steps<'a, B: Backend> {
     model: &'a Model<B>,
+    slot: Slot,
     fusion: &'a Fusion,
     max_tokens: usize,
     next: Next<B>,
@@ -34,7 +35,12 @@ struct Started<B: Backend> {
 
 impl<'a, B: Backend> Steps<'a, B> {
     /// Begins with the logits of the prompt's last token.
-    pub(super) fn new(model: &'a Model<B>, options: &'a GenerateOptions, y: B::Tensor) -> Result<Self> {
+    pub(super) fn new(
+        model: &'a Model<B>,
+        slot: Slot,
+        options: &'a GenerateOptions,
+        y: B::Tensor,
+    ) -> Result<Self> {
         let id = if options.sampling.is_argmax() { model.backend().argmax(&y)? } else { None };
         let next = match id {
             Some(id) => {
@@ -45,6 +51,7 @@ impl<'a, B: Backend> Steps<'a, B> {
         };
         Ok(Self {
             model,
+            slot,
             fusion: &options.fusion,
             max_tokens: options.max_tokens,
             next,
@@ -56,21 +63,22 @@ impl<'a, B: Backend> Steps<'a, B> {
     /// The next token after `n_generated` others; none if the context is full.
     pub(super) fn next(
         &mut self,
-        state: &mut State<B>,
+        pool: &mut CachePool<B>,
         sampler: &mut Sampler,
         history: &[u32],
         n_generated: usize,
     ) -> Result<Option<Sampled>> {
         let b = self.model.backend();
-        let is_full = state.n_tokens(0) == self.model.architecture().max_position_embeddings;
+        let is_full = pool.n_tokens(self.slot) == self.model.architecture().max_position_embeddings;
         match &mut self.next {
             Next::Logits(first) => {
                 let y = match first.take() {
                     Some(first) => first,
                     None if is_full => return Ok(None),
                     None => {
-                        let input = Input { slot: 0, tokens: &history[history.len() - 1..] };
-                        self.model.forward(state, &[input], LogitsOf::Last, self.fusion)?
+                        let tokens = &history[history.len() - 1..];
+                        let input = Input { slot: self.slot, tokens, logits: Logits::Last };
+                        self.model.forward(pool, &[input], self.fusion)?
                     }
                 };
                 b.read(&y, &mut self.logits)?;
@@ -84,7 +92,7 @@ impl<'a, B: Backend> Steps<'a, B> {
                 let following = if is_full || n_generated + 1 == self.max_tokens {
                     None
                 } else {
-                    let y = self.model.forward_id(state, 0, &now.id, self.fusion)?;
+                    let y = self.model.forward_id(pool, self.slot, &now.id, self.fusion)?;
                     self.is_ahead = true;
                     match b.argmax(&y)? {
                         Some(id) => Some(Started { logits: b.eval_async(y, &id)?, id }),
@@ -103,9 +111,9 @@ impl<'a, B: Backend> Steps<'a, B> {
     }
 
     /// Takes back a step that was started for a token that nobody asked for.
-    pub(super) fn finish(self, state: &mut State<B>) -> Result<()> {
+    pub(super) fn finish(self, pool: &mut CachePool<B>) -> Result<()> {
         if self.is_ahead {
-            self.model.truncate(state, 0, state.n_tokens(0) - 1)?;
+            pool.truncate(self.slot, pool.n_tokens(self.slot) - 1)?;
         }
         Ok(())
     }

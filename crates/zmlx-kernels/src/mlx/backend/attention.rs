@@ -1,158 +1,39 @@
-//! Key/value caches and attention, sequence by sequence, as mlx-lm computes one.
+//! Attention, sequence by sequence, as mlx-lm computes one.
 
 use mlx_rs::fast::{ScaledDotProductAttentionMask as Mask, scaled_dot_product_attention};
 use mlx_rs::{Array, Dtype, ops};
 
+use super::cache::{MlxCache, Sequence};
+use super::step::MlxStep;
 use super::{MlxWeight, dims, f, scalar};
-use crate::check::{check_spans, ensure};
+use crate::check::ensure;
 use crate::mlx::raw::{self, Product};
-use crate::{Error, KvLayout, MlaInputs, MlaWeights, Result, RopeFrequencies, Span};
+use crate::mlx::runtime::NAME;
+use crate::{
+    AttentionInputs, AttentionSettings, CacheKind, MlaInputs, MlaWeights, Result, RopeFrequencies, Span,
+};
 
-/// Positions that a cache grows by: mlx-lm's step.
-const STEP: usize = 256;
-
-/// Keys and values of one layer: per sequence two arrays `[1, n_kv_heads, capacity, width]`.
-#[derive(Clone, Debug)]
-pub struct MlxKvCache {
-    layout: KvLayout,
-    slots: Vec<Slot>,
-}
-
-/// One sequence: keys and values, or the latent and the rotated key.
-#[derive(Clone, Debug, Default)]
-struct Slot {
-    n_tokens: usize,
-    stored: Option<[Array; 2]>,
-}
-
-impl Slot {
-    /// The slot with `new` `[1, heads, n, width]` behind its tokens.
-    fn append(&self, op: &'static str, new: [&Array; 2]) -> Result<Self> {
-        let n = new[0].shape()[2] as usize;
-        let n_tokens = self.n_tokens + n;
-        let one = |stored: Option<&Array>, new: &Array| {
-            let mut shape = new.shape().to_vec();
-            let capacity = stored.map_or(0, |a| a.shape()[2] as usize);
-            let grown;
-            let room = match stored {
-                Some(stored) if n_tokens <= capacity => stored,
-                _ => {
-                    shape[2] = (n.div_ceil(STEP) * STEP) as i32;
-                    let zeros = ops::zeros_dtype(&shape, new.dtype()).map_err(f(op))?;
-                    grown = match stored {
-                        None => zeros,
-                        Some(stored) => {
-                            let used = first(op, stored, self.n_tokens)?;
-                            ops::concatenate(&[&used, &zeros], 2).map_err(f(op))?
-                        }
-                    };
-                    &grown
-                }
-            };
-            let mut stop = new.shape().to_vec();
-            stop[2] = n_tokens as i32;
-            raw::slice_update(op, room, new, &[0, 0, self.n_tokens as i32, 0], &stop)
-        };
-        let [a, b] = match &self.stored {
-            Some([a, b]) => [Some(a), Some(b)],
-            None => [None, None],
-        };
-        Ok(Self { n_tokens, stored: Some([one(a, new[0])?, one(b, new[1])?]) })
+/// `attend(sequence, rows)` for each span's sequence, in order.
+fn for_spans(
+    op: &'static str,
+    cache: &mut MlxCache,
+    spans: &[Span],
+    mut attend: impl FnMut(&mut Sequence, &Rows) -> Result<Array>,
+) -> Result<Array> {
+    let mut results = Vec::with_capacity(spans.len());
+    let mut start = 0;
+    for span in spans.iter().filter(|s| s.n_tokens > 0) {
+        let rows = Rows { op, start, n: span.n_tokens, whole: spans.len() == 1 };
+        let y = attend(cache.sequence(span.slot)?, &rows)?;
+        // Back to [n, heads, width].
+        let y = y.transpose_axes(&[0, 2, 1, 3]).and_then(|y| y.squeeze_axes(&[0])).map_err(f(op))?;
+        results.push(y);
+        start += span.n_tokens;
     }
-
-    /// What is stored of its tokens.
-    fn fetch(&self, op: &'static str) -> Result<[Array; 2]> {
-        match &self.stored {
-            Some([a, b]) => Ok([first(op, a, self.n_tokens)?, first(op, b, self.n_tokens)?]),
-            None => ensure(false, op, "cache", "a sequence with tokens", 0).map(|()| unreachable!()),
-        }
+    if results.len() == 1 {
+        return Ok(results.remove(0));
     }
-}
-
-/// The first `n` positions of `[1, heads, capacity, width]`.
-fn first(op: &'static str, x: &Array, n: usize) -> Result<Array> {
-    let mut stop = x.shape().to_vec();
-    if stop[2] as usize == n {
-        return Ok(x.clone());
-    }
-    stop[2] = n as i32;
-    raw::slice(op, x, &[0; 4], &stop)
-}
-
-impl MlxKvCache {
-    pub(super) fn new(layout: KvLayout, n_slots: usize) -> Result<Self> {
-        let widths = match layout {
-            KvLayout::Heads { n_kv_heads, head_dim } => [n_kv_heads, head_dim],
-            KvLayout::Latent { rank, rope_dim } => [rank, rope_dim],
-        };
-        ensure(widths.iter().all(|w| *w > 0), "kv_cache", "layout", "no zero dimension", layout)?;
-        ensure(n_slots > 0, "kv_cache", "n_slots", "at least one", n_slots)?;
-        Ok(Self { layout, slots: vec![Slot::default(); n_slots] })
-    }
-
-    pub(super) fn truncate(&mut self, slot: usize, n_tokens: usize) -> Result<()> {
-        const OP: &str = "truncate";
-        let len = self.slots.len();
-        let out_of_range = Error::IndexOutOfRange { op: OP, what: "slot", index: slot, len };
-        let slot = self.slots.get_mut(slot).ok_or(out_of_range)?;
-        let had = slot.n_tokens;
-        ensure(n_tokens <= had, OP, "n_tokens", format_args!("at most {had}"), n_tokens)?;
-        slot.n_tokens = n_tokens;
-        if n_tokens == 0 {
-            slot.stored = None;
-        }
-        Ok(())
-    }
-
-    /// Everything that is stored.
-    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
-        self.slots.iter().flat_map(|s| s.stored.iter().flatten())
-    }
-
-    fn check_spans(&self, op: &'static str, spans: &[Span], n_tokens: usize) -> Result<()> {
-        check_spans(op, spans, n_tokens)?;
-        for (i, span) in spans.iter().enumerate() {
-            let Some(slot) = self.slots.get(span.slot) else {
-                let len = self.slots.len();
-                return Err(Error::IndexOutOfRange { op, what: "slot", index: span.slot, len });
-            };
-            let had = slot.n_tokens;
-            ensure(span.start == had, op, "spans", format_args!("to start at {had}"), span)?;
-            let once = spans[..i].iter().all(|s| s.slot != span.slot);
-            ensure(once, op, "spans", "each slot once", span)?;
-        }
-        Ok(())
-    }
-
-    /// `attend(slot, rows)` for each span's sequence, in order; the sequences are exchanged when all went well.
-    fn for_spans(
-        &mut self,
-        op: &'static str,
-        spans: &[Span],
-        mut attend: impl FnMut(&Slot, &Rows) -> Result<(Slot, Array)>,
-    ) -> Result<Array> {
-        let mut done = Vec::with_capacity(spans.len());
-        let mut results = Vec::with_capacity(spans.len());
-        let mut start = 0;
-        for span in spans.iter().filter(|s| s.n_tokens > 0) {
-            let rows = Rows { op, start, n: span.n_tokens, whole: spans.len() == 1 };
-            let (slot, y) = attend(&self.slots[span.slot], &rows)?;
-            // Back to [n, heads, width].
-            let y = y.transpose_axes(&[0, 2, 1, 3]).and_then(|y| y.squeeze_axes(&[0])).map_err(f(op))?;
-            done.push((span.slot, slot));
-            results.push(y);
-            start += span.n_tokens;
-        }
-        let y = if results.len() == 1 {
-            results.remove(0)
-        } else {
-            ops::concatenate(&results, 0).map_err(f(op))?
-        };
-        for (i, slot) in done {
-            self.slots[i] = slot;
-        }
-        Ok(y)
-    }
+    ops::concatenate(&results, 0).map_err(f(op))
 }
 
 /// The rows of a span within a batch.
@@ -193,15 +74,24 @@ impl Rows {
 
 /// `attention`: one `mx.fast.scaled_dot_product_attention` per sequence.
 pub(super) fn heads(
-    [q, k, v]: [&Array; 3],
-    cache: &mut MlxKvCache,
-    spans: &[Span],
-    scale: f32,
+    inputs: AttentionInputs<'_, Array, MlxWeight>,
+    cache: &mut MlxCache,
+    step: &MlxStep,
+    settings: &AttentionSettings,
 ) -> Result<Array> {
     const OP: &str = "attention";
-    let KvLayout::Heads { n_kv_heads, head_dim } = cache.layout else {
-        return ensure(false, OP, "cache", "keys and values of heads", cache.layout).map(|()| unreachable!());
+    let CacheKind::Full { n_kv_heads, head_dim } = cache.kind() else {
+        return ensure(false, OP, "cache", "keys and values", cache.kind()).map(|()| unreachable!());
     };
+    ensure(settings.window.is_none(), OP, "window", "that of the cache, which has none", settings.window)?;
+    if inputs.sinks.is_some() {
+        return Err(crate::Error::Unsupported {
+            op: OP,
+            backend: NAME,
+            why: "sinks are not implemented".into(),
+        });
+    }
+    let AttentionInputs { q, k, v, .. } = inputs;
     let shape = dims(q);
     let fits =
         shape.len() == 3 && shape[2] == head_dim && shape[1] > 0 && shape[1].is_multiple_of(n_kv_heads);
@@ -209,16 +99,16 @@ pub(super) fn heads(
     let want = [shape[0], n_kv_heads, head_dim];
     ensure(dims(k) == want, OP, "k", format_args!("{want:?}"), dims(k))?;
     ensure(dims(v) == want, OP, "v", format_args!("{want:?}"), dims(v))?;
-    cache.check_spans(OP, spans, shape[0])?;
+    step.check(OP, "q", q)?;
+    cache.check(OP, step.spans())?;
     if shape[0] == 0 {
         return Ok(q.clone());
     }
-    cache.for_spans(OP, spans, |slot, rows| {
-        let slot = slot.append(OP, [&rows.heads(k)?, &rows.heads(v)?])?;
-        let [keys, values] = slot.fetch(OP)?;
+    for_spans(OP, cache, step.spans(), |sequence, rows| {
+        let [keys, values] = sequence.append(OP, [&rows.heads(k)?, &rows.heads(v)?])?;
         let mask = (rows.n > 1).then_some(Mask::Causal);
-        let y = scaled_dot_product_attention(rows.heads(q)?, &keys, &values, scale, mask, None);
-        Ok((slot, y.map_err(f(OP))?))
+        let y = scaled_dot_product_attention(rows.heads(q)?, &keys, &values, settings.scale, mask, None);
+        y.map_err(f(OP))
     })
 }
 
@@ -229,13 +119,13 @@ pub(super) fn heads(
 pub(super) fn latent(
     inputs: MlaInputs<'_, Array>,
     weights: Option<MlaWeights<'_, MlxWeight>>,
-    cache: &mut MlxKvCache,
-    spans: &[Span],
+    cache: &mut MlxCache,
+    step: &MlxStep,
     scale: f32,
 ) -> Result<Array> {
     const OP: &str = "latent_attention";
-    let KvLayout::Latent { rank, rope_dim } = cache.layout else {
-        return ensure(false, OP, "cache", "latents", cache.layout).map(|()| unreachable!());
+    let CacheKind::Latent { rank, rope_dim } = cache.kind() else {
+        return ensure(false, OP, "cache", "latents", cache.kind()).map(|()| unreachable!());
     };
     let shape = dims(inputs.q_nope);
     let fits = shape.len() == 3 && shape[1] > 0;
@@ -260,17 +150,17 @@ pub(super) fn latent(
     ] {
         ensure(dims(x) == want, OP, what, format_args!("{want:?}"), dims(x))?;
     }
-    cache.check_spans(OP, spans, n)?;
+    step.check(OP, "q_nope", inputs.q_nope)?;
+    cache.check(OP, step.spans())?;
     if n == 0 {
         return super::zeros(OP, &[n, n_heads, v_dim], inputs.q_nope.dtype());
     }
     // The one head of the latent and of the rotated key.
     let one_head = |x: &Array| x.expand_dims(1).map_err(f(OP));
     let (kv, k_pe) = (one_head(inputs.kv)?, one_head(inputs.k_pe)?);
-    cache.for_spans(OP, spans, |slot, rows| {
-        let n_before = slot.n_tokens;
-        let slot = slot.append(OP, [&rows.heads(&kv)?, &rows.heads(&k_pe)?])?;
-        let [kv, k_pe] = slot.fetch(OP)?;
+    for_spans(OP, cache, step.spans(), |sequence, rows| {
+        let n_before = sequence.n_tokens();
+        let [kv, k_pe] = sequence.append(OP, [&rows.heads(&kv)?, &rows.heads(&k_pe)?])?;
         let q_pe = rows.heads(inputs.q_pe)?;
         let scores = q_pe
             .multiply(scalar(scale, q_pe.dtype())?)
@@ -281,19 +171,18 @@ pub(super) fn latent(
         let attend = |q: &Array, k: &Array, v: &Array| {
             scaled_dot_product_attention(q, k, v, scale, Mask::Array(&scores), None).map_err(f(OP))
         };
-        let y = match &weights {
-            None => attend(&q_nope, &kv, &kv)?,
+        match &weights {
+            None => attend(&q_nope, &kv, &kv),
             Some(w) if rows.n == 1 => {
                 let q = w.embed_q.matmul(OP, &q_nope, Product::Transposed)?;
-                w.unembed_out.matmul(OP, &attend(&q, &kv, &kv)?, Product::Transposed)?
+                w.unembed_out.matmul(OP, &attend(&q, &kv, &kv)?, Product::Transposed)
             }
             Some(w) => {
                 let keys = w.embed_q.matmul(OP, &kv, Product::Plain)?;
                 let values = w.unembed_out.matmul(OP, &kv, Product::Transposed)?;
-                attend(&q_nope, &keys, &values)?
+                attend(&q_nope, &keys, &values)
             }
-        };
-        Ok((slot, y))
+        }
     })
 }
 
@@ -327,15 +216,14 @@ fn scaled(x: &Array, rope: &crate::Rope, width: usize) -> Result<Array> {
 }
 
 /// `rope`: one `mx.fast.rope` per sequence.
-pub(super) fn rope(x: &Array, spans: &[Span], rope: &crate::Rope) -> Result<Array> {
+pub(super) fn rope(x: &Array, step: &MlxStep, rope: &crate::Rope) -> Result<Array> {
     const OP: &str = "rope";
     let shape = dims(x);
     let fits = shape.len() == 3 && shape[1] > 0;
     ensure(fits, OP, "x", "[n, n_heads, d]", &shape)?;
     rope.check(OP, shape[2])?;
-    check_spans(OP, spans, shape[0])?;
-    let fits = spans.iter().all(|s| i32::try_from(s.start + s.n_tokens).is_ok());
-    ensure(fits, OP, "spans", "positions below 2^31", spans)?;
+    step.check(OP, "x", x)?;
+    let spans = step.spans();
     if shape[0] == 0 {
         return Ok(x.clone());
     }

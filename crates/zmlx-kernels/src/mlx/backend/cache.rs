@@ -1,0 +1,269 @@
+//! What one layer keeps of all sequences: per sequence two arrays, which forks share until one of them grows.
+
+use mlx_rs::{Array, ops};
+
+use super::f;
+use crate::check::ensure;
+use crate::metal::Numerics;
+use crate::mlx::raw;
+use crate::mlx::runtime::NAME;
+use crate::{CacheKind, CacheSpec, Error, KvFormat, MAX_SLOTS, Result, Span};
+
+/// Positions that a cache grows by: mlx-lm's step.
+const STEP: usize = 256;
+
+/// What one layer keeps of all sequences.
+#[derive(Clone, Debug)]
+pub struct MlxCache {
+    kind: CacheKind,
+    /// Bytes of a value, as long as none is stored.
+    value_bytes: usize,
+    slots: Vec<Sequence>,
+}
+
+/// One sequence.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Sequence {
+    /// Tokens of all steps that have been committed.
+    n_tokens: usize,
+    stored: Option<Stored>,
+}
+
+/// Keys and values, or the latent and the rotated key: `[1, n_kv_heads, capacity, width]`. What lies behind a sequence's
+/// tokens is not used. Forks share the arrays: whoever grows gets new ones, for which MLX copies what is still shared.
+#[derive(Clone, Debug)]
+struct Stored {
+    arrays: [Array; 2],
+    /// Equal for those that share their arrays.
+    origin: u64,
+}
+
+impl Stored {
+    fn new(arrays: [Array; 2]) -> Self {
+        use std::sync::atomic::{AtomicU64, Ordering};
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        Self { arrays, origin: NEXT.fetch_add(1, Ordering::Relaxed) }
+    }
+
+    fn capacity(&self) -> usize {
+        self.arrays[0].shape()[2] as usize
+    }
+
+    fn bytes(&self) -> u64 {
+        self.arrays.iter().map(|a| a.nbytes() as u64).sum()
+    }
+}
+
+/// Values of a token.
+fn n_values(kind: CacheKind) -> usize {
+    match kind {
+        CacheKind::Full { n_kv_heads, head_dim } | CacheKind::Window { n_kv_heads, head_dim, .. } => {
+            2 * n_kv_heads * head_dim
+        }
+        CacheKind::Latent { rank, rope_dim } => rank + rope_dim,
+    }
+}
+
+/// Bytes of a value of such activations: those of a checkpoint are of 16 bits.
+fn value_bytes(numerics: Numerics) -> usize {
+    match numerics {
+        Numerics::Exact => 2,
+        Numerics::Accurate => 4,
+    }
+}
+
+/// Bytes of a sequence that came at once.
+pub(super) fn cache_bytes(spec: &CacheSpec, numerics: Numerics, n_tokens: usize) -> u64 {
+    (n_tokens.next_multiple_of(STEP) * n_values(spec.kind) * value_bytes(numerics)) as u64
+}
+
+impl Sequence {
+    pub(super) fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// Writes `new` `[1, heads, n, width]` behind its tokens, and returns all there is. Its length stays.
+    pub(super) fn append(&mut self, op: &'static str, new: [&Array; 2]) -> Result<[Array; 2]> {
+        let n = new[0].shape()[2] as usize;
+        let n_tokens = self.n_tokens + n;
+        let one = |stored: Option<&Array>, new: &Array| {
+            let mut shape = new.shape().to_vec();
+            let capacity = stored.map_or(0, |a| a.shape()[2] as usize);
+            let grown;
+            let room = match stored {
+                Some(stored) if n_tokens <= capacity => stored,
+                _ => {
+                    shape[2] = (n.div_ceil(STEP) * STEP) as i32;
+                    let zeros = ops::zeros_dtype(&shape, new.dtype()).map_err(f(op))?;
+                    grown = match stored {
+                        Some(stored) if self.n_tokens > 0 => {
+                            let used = first(op, stored, self.n_tokens)?;
+                            ops::concatenate(&[&used, &zeros], 2).map_err(f(op))?
+                        }
+                        _ => zeros,
+                    };
+                    &grown
+                }
+            };
+            let mut stop = new.shape().to_vec();
+            stop[2] = n_tokens as i32;
+            raw::slice_update(op, room, new, &[0, 0, self.n_tokens as i32, 0], &stop)
+        };
+        let [a, b] = match &self.stored {
+            Some(Stored { arrays: [a, b], .. }) => [Some(a), Some(b)],
+            None => [None, None],
+        };
+        let arrays = [one(a, new[0])?, one(b, new[1])?];
+        let used = [first(op, &arrays[0], n_tokens)?, first(op, &arrays[1], n_tokens)?];
+        self.stored = Some(Stored::new(arrays));
+        Ok(used)
+    }
+}
+
+/// The first `n` positions of `[1, heads, capacity, width]`.
+fn first(op: &'static str, x: &Array, n: usize) -> Result<Array> {
+    let mut stop = x.shape().to_vec();
+    if stop[2] as usize == n {
+        return Ok(x.clone());
+    }
+    stop[2] = n as i32;
+    raw::slice(op, x, &[0; 4], &stop)
+}
+
+impl MlxCache {
+    pub(super) fn new(spec: &CacheSpec, numerics: Numerics) -> Result<Self> {
+        const OP: &str = "cache";
+        ensure(n_values(spec.kind) > 0, OP, "kind", "no zero dimension", spec.kind)?;
+        if let CacheKind::Latent { rank, rope_dim } = spec.kind {
+            ensure(rank > 0 && rope_dim > 0, OP, "kind", "no zero dimension", spec.kind)?;
+        }
+        let unsupported = |why: String| Error::Unsupported { op: OP, backend: NAME, why };
+        if let CacheKind::Window { .. } = spec.kind {
+            return Err(unsupported("windows are not implemented".into()));
+        }
+        if spec.format != KvFormat::Native {
+            return Err(unsupported(format!("keys and values as {:?} are not implemented", spec.format)));
+        }
+        Ok(Self { kind: spec.kind, value_bytes: value_bytes(numerics), slots: Vec::new() })
+    }
+
+    pub(super) fn kind(&self) -> CacheKind {
+        self.kind
+    }
+
+    /// The sequence of a slot that exists from now on.
+    pub(super) fn sequence(&mut self, slot: usize) -> Result<&mut Sequence> {
+        self.reserve(slot)?;
+        Ok(&mut self.slots[slot])
+    }
+
+    /// Arrays get their memory when they are computed.
+    pub(super) fn reserve(&mut self, slot: usize) -> Result<()> {
+        check_slot("reserve", slot)?;
+        if slot >= self.slots.len() {
+            self.slots.resize_with(slot + 1, Sequence::default);
+        }
+        Ok(())
+    }
+
+    fn stored(&self) -> impl Iterator<Item = &Stored> {
+        self.slots.iter().filter_map(|s| s.stored.as_ref())
+    }
+
+    /// Everything that is stored.
+    pub(super) fn arrays(&self) -> impl Iterator<Item = &Array> {
+        self.stored().flat_map(|s| &s.arrays)
+    }
+
+    pub(super) fn resident_bytes(&self) -> u64 {
+        let mut seen: Vec<u64> = Vec::with_capacity(self.slots.len());
+        let mut is_new = |s: &&Stored| {
+            let new = !seen.contains(&s.origin);
+            seen.push(s.origin);
+            new
+        };
+        self.stored().filter(|s| is_new(s)).map(Stored::bytes).sum()
+    }
+
+    pub(super) fn slot_bytes(&self, slot: usize) -> u64 {
+        self.slots.get(slot).and_then(|s| s.stored.as_ref()).map_or(0, Stored::bytes)
+    }
+
+    pub(super) fn growth_bytes(&self, slot: usize, n_tokens: usize) -> u64 {
+        let had = self.n_tokens(slot);
+        if n_tokens <= had {
+            return 0;
+        }
+        let stored = self.slots.get(slot).and_then(|s| s.stored.as_ref());
+        let capacity = stored.map_or(0, Stored::capacity);
+        let is_shared = stored.is_some_and(|s| self.stored().filter(|o| o.origin == s.origin).count() > 1);
+        let need =
+            if n_tokens <= capacity { capacity } else { had + (n_tokens - had).next_multiple_of(STEP) };
+        let n_new = need.saturating_sub(if is_shared { 0 } else { capacity });
+        let position_bytes = match self.stored().next() {
+            Some(s) => s.bytes() / s.capacity().max(1) as u64,
+            None => (n_values(self.kind) * self.value_bytes) as u64,
+        };
+        n_new as u64 * position_bytes
+    }
+
+    pub(super) fn fork(&mut self, from: usize, to: usize, n_tokens: usize) -> Result<()> {
+        const OP: &str = "fork";
+        ensure(from != to, OP, "to", "another slot than from", to)?;
+        self.check_length(OP, from, n_tokens)?;
+        check_slot(OP, to)?;
+        let stored = self.slots.get(from).and_then(|s| s.stored.clone()).filter(|_| n_tokens > 0);
+        *self.sequence(to)? = Sequence { n_tokens, stored };
+        Ok(())
+    }
+
+    pub(super) fn truncate(&mut self, slot: usize, n_tokens: usize) -> Result<()> {
+        self.check_length("truncate", slot, n_tokens)?;
+        if n_tokens == 0 {
+            self.release(slot);
+        } else if let Some(s) = self.slots.get_mut(slot) {
+            s.n_tokens = n_tokens;
+        }
+        Ok(())
+    }
+
+    pub(super) fn release(&mut self, slot: usize) {
+        if let Some(s) = self.slots.get_mut(slot) {
+            *s = Sequence::default();
+        }
+    }
+
+    pub(super) fn commit(&mut self, spans: &[Span]) {
+        for span in spans {
+            if let Some(s) = self.slots.get_mut(span.slot) {
+                s.n_tokens = span.start + span.n_tokens;
+            }
+        }
+    }
+
+    fn n_tokens(&self, slot: usize) -> usize {
+        self.slots.get(slot).map_or(0, |s| s.n_tokens)
+    }
+
+    fn check_length(&self, op: &'static str, slot: usize, n_tokens: usize) -> Result<()> {
+        check_slot(op, slot)?;
+        let had = self.n_tokens(slot);
+        ensure(n_tokens <= had, op, "n_tokens", format_args!("at most {had}"), n_tokens)
+    }
+
+    /// Checks that each span begins where its sequence ends.
+    pub(super) fn check(&self, op: &'static str, spans: &[Span]) -> Result<()> {
+        for span in spans {
+            let had = self.n_tokens(span.slot);
+            ensure(span.start == had, op, "step", format_args!("to start at {had}"), span)?;
+        }
+        Ok(())
+    }
+}
+
+fn check_slot(op: &'static str, slot: usize) -> Result<()> {
+    if slot < MAX_SLOTS {
+        return Ok(());
+    }
+    Err(Error::IndexOutOfRange { op, what: "slot", index: slot, len: MAX_SLOTS })
+}

@@ -1,0 +1,57 @@
+//! A step of the MLX backend: positions are parameters of its ops, which work sequence by sequence.
+
+use mlx_rs::Array;
+
+use super::{dims, f, zeros};
+use crate::check::{check_spans, ensure};
+use crate::{Result, Span, logit_rows};
+
+/// A step of the MLX backend.
+#[derive(Clone, Debug)]
+pub struct MlxStep {
+    spans: Vec<Span>,
+    n_tokens: usize,
+    /// Rows whose logits are wanted, if these are some but not all.
+    rows: Option<Array>,
+    n_logits: usize,
+}
+
+impl MlxStep {
+    pub(super) fn new(spans: &[Span]) -> Result<Self> {
+        let n_tokens = check_spans(spans)?;
+        let rows: Vec<u32> = logit_rows(spans).map(|row| row as u32).collect();
+        let n_logits = rows.len();
+        let some = n_logits > 0 && n_logits < n_tokens;
+        let rows = some.then(|| Array::from_slice(&rows, &[n_logits as i32]));
+        Ok(Self { spans: spans.to_vec(), n_tokens, rows, n_logits })
+    }
+
+    pub(super) fn spans(&self) -> &[Span] {
+        &self.spans
+    }
+
+    pub(super) fn n_tokens(&self) -> usize {
+        self.n_tokens
+    }
+
+    /// Checks that an op's argument has a row for each token.
+    pub(super) fn check(&self, op: &'static str, what: &'static str, x: &Array) -> Result<()> {
+        let n = self.n_tokens;
+        ensure(dims(x).first() == Some(&n), op, what, format_args!("the {n} tokens of the step"), x.shape())
+    }
+
+    /// The rows whose logits are wanted.
+    pub(super) fn take_logit_rows(&self, x: &Array) -> Result<Array> {
+        const OP: &str = "take_logit_rows";
+        self.check(OP, "x", x)?;
+        match &self.rows {
+            Some(rows) => x.take_axis(rows, 0).map_err(f(OP)),
+            None if self.n_logits == self.n_tokens => Ok(x.clone()),
+            None => {
+                let mut shape = dims(x);
+                shape[0] = 0;
+                zeros(OP, &shape, x.dtype())
+            }
+        }
+    }
+}
