@@ -11,7 +11,6 @@ use zmlx_core::{
     SoftmaxTopK, Span, WeightBytes, WeightFormat,
 };
 use zmlx_cpu::{CpuBackend, CpuIndices, CpuTensor, CpuWeight, Level};
-use zmlx_cpu::{CpuBackend, CpuIndices, CpuTensor, CpuWeight, Level};
 use zmlx_oracle::testing::random_f32;
 
 struct Counting;
