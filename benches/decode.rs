@@ -48,10 +48,10 @@ fn decode(c: &mut Criterion) {
         ),
     ];
     for (name, checkpoint) in models {
-        let (model, mut state) = prepared(&checkpoint, 1, 64);
+        let (model, mut pool, slot) = prepared(&checkpoint, 1, 64);
         let vocab = model.architecture().vocab_size as u32;
         let n_rounds = if name.contains("layers") { 200 } else { 2000 };
-        in_turns(name, n_rounds, |token, fusion| step(&model, &mut state, token % vocab, fusion));
+        in_turns(name, n_rounds, |token, fusion| step(&model, (&mut pool, slot), token % vocab, fusion));
         let mut group = c.benchmark_group(format!("decode/{name}"));
         for (fusion_name, fusion) in
             [("stock", Fusion::STOCK), ("concat", Fusion::CONCAT), ("fused", Fusion::FUSED)]
@@ -60,7 +60,7 @@ fn decode(c: &mut Criterion) {
             group.bench_function(fusion_name, |b| {
                 b.iter(|| {
                     token = (token + 101) % vocab;
-                    step(&model, &mut state, token, &fusion);
+                    step(&model, (&mut pool, slot), token, &fusion);
                 });
             });
         }

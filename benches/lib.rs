@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use bytes::Bytes;
 use zmlx_kernels::cpu::CpuBackend;
 use zmlx_kernels::{DType, HostWeight, QuantSpec, WeightBytes, WeightFormat};
-use zmlx_models::{Checkpoint, Input, LogitsOf, Model, State};
+use zmlx_models::{CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Slot};
 
 /// The folder of a tiny model.
 pub fn fixture(name: &str) -> PathBuf {
@@ -55,32 +55,33 @@ fn random_bytes(n: usize) -> Bytes {
     data.into()
 }
 
-/// A model ready to decode: a prompt of `depth` tokens is in its cache.
+/// A model ready to decode: a prompt of `depth` tokens is in a slot of its cache.
 pub fn prepared(
     checkpoint: &Checkpoint,
     n_threads: usize,
     depth: usize,
-) -> (Model<CpuBackend>, State<CpuBackend>) {
+) -> (Model<CpuBackend>, CachePool<CpuBackend>, Slot) {
     let backend = CpuBackend::new(Some(n_threads)).expect("the level is supported");
     let model = Model::load(backend, checkpoint, &mut |_, _| ()).expect("the model loads");
-    let mut state = model.state(1).expect("one slot");
+    let mut pool = model.pool(PoolOptions::default()).expect("the format is the backend's own");
+    let slot = pool.allocate().expect("the first slot");
     let vocab = model.architecture().vocab_size as u32;
     let prompt: Vec<u32> = (0..depth as u32).map(|i| i * 37 % vocab).collect();
     let fusion = zmlx_kernels::Fusion::FUSED;
-    let input = Input { slot: 0, tokens: &prompt };
-    model.forward(&mut state, &[input], LogitsOf::Last, &fusion).expect("the prompt is sound");
-    (model, state)
+    let input = Input { slot, tokens: &prompt, logits: Logits::Last };
+    model.forward(&mut pool, &[input], &fusion).expect("the prompt is sound");
+    (model, pool, slot)
 }
 
 /// One decode step from the same depth as before, logits included.
 pub fn step(
     model: &Model<CpuBackend>,
-    state: &mut State<CpuBackend>,
+    (pool, slot): (&mut CachePool<CpuBackend>, Slot),
     token: u32,
     fusion: &zmlx_kernels::Fusion,
 ) {
-    let depth = state.n_tokens(0);
-    let input = Input { slot: 0, tokens: &[token] };
-    model.forward(state, &[input], LogitsOf::Last, fusion).expect("the token is sound");
-    model.truncate(state, 0, depth).expect("the sequence holds what it held");
+    let depth = pool.n_tokens(slot);
+    let input = Input { slot, tokens: &[token], logits: Logits::Last };
+    model.forward(pool, &[input], fusion).expect("the token is sound");
+    pool.truncate(slot, depth).expect("the sequence holds what it held");
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Input, LogitsOf, Model};
+use zmlx_models::{Input, Logits, Model, PoolOptions};
 
 /// A token and how sure the model was.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,18 +36,19 @@ pub(crate) fn decode<B: Backend>(
     fusion: &Fusion,
     mut on_logits: impl FnMut(&[f32]),
 ) -> Result<Decoded> {
-    let mut state = model.state(1)?;
+    let mut pool = model.pool(PoolOptions::default())?;
+    let slot = pool.allocate()?;
     let mut logits = Vec::new();
     let mut steps: Vec<Step> = Vec::new();
     let mut first_at = None;
     let mut time = Duration::ZERO;
     while steps.len() < n_tokens {
         let y = match steps.last() {
-            None => model.prefill(&mut state, Input { slot: 0, tokens: prompt }, fusion, &mut |_, _| ())?,
-            Some(_) if state.n_tokens(0) == model.architecture().max_position_embeddings => break,
+            None => model.prefill(&mut pool, slot, prompt, fusion, &mut |_, _| ())?,
+            Some(_) if pool.n_tokens(slot) == model.architecture().max_position_embeddings => break,
             Some(last) => {
-                let input = Input { slot: 0, tokens: &[last.token] };
-                model.forward(&mut state, &[input], LogitsOf::Last, fusion)?
+                let input = Input { slot, tokens: &[last.token], logits: Logits::Last };
+                model.forward(&mut pool, &[input], fusion)?
             }
         };
         model.backend().read(&y, &mut logits)?;

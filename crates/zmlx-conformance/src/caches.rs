@@ -28,6 +28,7 @@ fn check_forks<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     }
 }
 
+/// Forks of every length, while both go on.
 pub fn forks_grow_apart<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_forks(instance, &GROUPED);
@@ -50,6 +51,7 @@ fn check_origin<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     session.feed(&[(1, 4), (2, 1)]);
 }
 
+/// What a fork shares stays when its origin goes.
 pub fn a_fork_outlives_its_origin<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_origin(instance, &GROUPED);
@@ -80,6 +82,7 @@ fn check_rollback<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     session.feed(&[(0, 60)]);
 }
 
+/// A step that is rolled back is as if it had not been.
 pub fn failed_steps_leave_no_trace<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_rollback(instance, &GROUPED);
@@ -122,6 +125,7 @@ fn check_bytes<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     assert_eq!(bytes(&session), 0, "{name}");
 }
 
+/// What a cache says that it takes, and what growing will add, are the same bytes.
 pub fn bytes_count_what_is_shared_once<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_bytes(instance, &GROUPED);

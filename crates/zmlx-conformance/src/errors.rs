@@ -219,6 +219,7 @@ const BAD_SPANS: [&[Span]; 5] = [
 ];
 const SPAN: Span = Span { slot: 0, start: 3, n_tokens: 2, logits: zmlx_core::Logits::Last };
 
+/// Spans that no step can have.
 pub fn steps<B: Backend>(instances: &[Instance<B>]) {
     for Instance { backend: b, .. } in instances {
         refused(b.step(&[span(0, 3, 2), span(0, 5, 1)]), &["step"]);

@@ -16,9 +16,11 @@ pub const TOLERANCE: f64 = 1e-5;
 
 /// An attention op with its sizes.
 pub trait Attend<B: Backend> {
+    /// What the op keeps of each token.
     fn kind(&self) -> CacheKind;
     /// The dimensions of each input behind the token.
     fn inputs(&self) -> Vec<Vec<usize>>;
+    /// Writes the tokens `x` behind those in the cache and attends.
     fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::Cache, step: &B::Step) -> Result<B::Tensor>;
     /// The results of a whole sequence.
     fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64>;
@@ -164,6 +166,7 @@ pub struct Session<'a, B: Backend, A> {
     pub instance: &'a Instance<B>,
     /// The op.
     pub op: &'a A,
+    /// The cache, on the backend.
     pub cache: B::Cache,
     slots: Vec<Slot>,
 }

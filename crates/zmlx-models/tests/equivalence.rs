@@ -6,7 +6,9 @@ use std::path::PathBuf;
 use rstest::rstest;
 use zmlx_kernels::cpu::CpuBackend;
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Checkpoint, Error, Input, LogitsOf, Model, PREFILL_CHUNK, State, TapValue};
+use zmlx_models::{
+    CachePool, Checkpoint, Error, Input, Logits, Model, PREFILL_CHUNK, PoolOptions, Slot, TapValue,
+};
 use zmlx_oracle::compare::rel_rms;
 
 /// Few rows are multiplied as 16-bit integers, many as floats. Routers may not flip on that in these texts; 1.2e-4 at the
@@ -24,25 +26,31 @@ fn tokens(n: usize, seed: u32) -> Vec<u32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 7) % 3072).collect()
 }
 
-fn logits(model: &Model<CpuBackend>, state: &mut State<CpuBackend>, inputs: &[Input<'_>]) -> Vec<f32> {
-    logits_with(model, state, inputs, &Fusion::FUSED)
+fn logits(model: &Model<CpuBackend>, pool: &mut CachePool<CpuBackend>, inputs: &[Input<'_>]) -> Vec<f32> {
+    logits_with(model, pool, inputs, &Fusion::FUSED)
 }
 
 fn logits_with(
     model: &Model<CpuBackend>,
-    state: &mut State<CpuBackend>,
+    pool: &mut CachePool<CpuBackend>,
     inputs: &[Input<'_>],
     fusion: &Fusion,
 ) -> Vec<f32> {
-    let y = model.forward(state, inputs, LogitsOf::All, fusion).unwrap();
+    let y = model.forward(pool, inputs, fusion).unwrap();
     let mut out = Vec::new();
     model.backend().read(&y, &mut out).unwrap();
     out
 }
 
+/// Tokens whose logits are all wanted.
+fn all(slot: Slot, tokens: &[u32]) -> Input<'_> {
+    Input { slot, tokens, logits: Logits::All }
+}
+
 fn in_chunks(model: &Model<CpuBackend>, tokens: &[u32], chunk: usize) -> Vec<f32> {
-    let mut state = model.state(1).unwrap();
-    tokens.chunks(chunk).flat_map(|tokens| logits(model, &mut state, &[Input { slot: 0, tokens }])).collect()
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
+    tokens.chunks(chunk).flat_map(|tokens| logits(model, &mut pool, &[all(slot, tokens)])).collect()
 }
 
 /// Where a rounding differs, routers sooner or later choose another expert.
@@ -52,10 +60,11 @@ fn fused_ops_have_the_bits_of_their_compositions(
 ) {
     let (model, tokens) = (load(name), tokens(80, 12));
     let [stock, concat, fused] = [Fusion::STOCK, Fusion::CONCAT, Fusion::FUSED].map(|fusion| {
-        let mut state = model.state(1).unwrap();
+        let mut pool = model.pool(PoolOptions::default()).unwrap();
+        let slot = pool.allocate().unwrap();
         let chunks = [&tokens[..64], &tokens[64..67]].into_iter().chain(tokens[67..].chunks(1));
         chunks
-            .flat_map(|tokens| logits_with(&model, &mut state, &[Input { slot: 0, tokens }], &fusion))
+            .flat_map(|tokens| logits_with(&model, &mut pool, &[all(slot, tokens)], &fusion))
             .map(f32::to_bits)
             .collect::<Vec<_>>()
     });
@@ -76,10 +85,11 @@ fn chunks_of_any_size(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4b
 #[rstest]
 fn prefill_beyond_one_chunk(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
     let (model, tokens) = (load(name), tokens(PREFILL_CHUNK + 188, 2));
-    let mut state = model.state(1).unwrap();
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
     let mut seen = Vec::new();
-    let input = Input { slot: 0, tokens: &tokens };
-    let y = model.prefill(&mut state, input, &Fusion::FUSED, &mut |done, of| seen.push((done, of))).unwrap();
+    let mut on_chunk = |done, of| seen.push((done, of));
+    let y = model.prefill(&mut pool, slot, &tokens, &Fusion::FUSED, &mut on_chunk).unwrap();
     assert_eq!(seen, [(PREFILL_CHUNK, tokens.len()), (tokens.len(), tokens.len())]);
     let (mut got, vocab) = (Vec::new(), model.architecture().vocab_size);
     model.backend().read(&y, &mut got).unwrap();
@@ -98,10 +108,11 @@ fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3
         (0..3).map(|i| in_chunks(&model, &[&texts[i][..], &next[i]].concat(), 1)).collect();
 
     // Prompts together, in another order than their slots; then six steps in lockstep.
-    let mut state = model.state(3).unwrap();
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slots = [(); 3].map(|()| pool.allocate().unwrap());
     let order = [2, 0, 1];
-    let inputs = order.map(|slot| Input { slot, tokens: &texts[slot] });
-    let y = logits(&model, &mut state, &inputs);
+    let inputs = order.map(|i| all(slots[i], &texts[i]));
+    let y = logits(&model, &mut pool, &inputs);
     let mut at = 0;
     for slot in order {
         let n = texts[slot].len() * vocab;
@@ -110,8 +121,8 @@ fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3
         at += n;
     }
     for step in 0..6 {
-        let inputs = order.map(|slot| Input { slot, tokens: &next[slot][step..=step] });
-        let y = logits(&model, &mut state, &inputs);
+        let inputs = order.map(|i| all(slots[i], &next[i][step..=step]));
+        let y = logits(&model, &mut pool, &inputs);
         for (y, slot) in y.chunks_exact(vocab).zip(order) {
             let want = &alone[slot][(texts[slot].len() + step) * vocab..][..vocab];
             let error = rel_rms(y, want);
@@ -128,10 +139,12 @@ fn last_logits_are_those_of_the_last_tokens(
     let model = load(name);
     let vocab = model.architecture().vocab_size;
     let texts = [tokens(5, 3), tokens(40, 4), tokens(1, 5)];
-    let inputs: Vec<_> = (0..3).map(|slot| Input { slot, tokens: &texts[slot] }).collect();
-    let next = [0, 1, 2].map(|slot| Input { slot, tokens: &texts[0][slot..=slot] });
-    let (mut of_all, mut of_last) = (model.state(3).unwrap(), model.state(3).unwrap());
-    let all = logits(&model, &mut of_all, &inputs);
+    let [mut of_all, mut of_last] = [(); 2].map(|()| model.pool(PoolOptions::default()).unwrap());
+    let slots = [&mut of_all, &mut of_last].map(|pool| [(); 3].map(|()| pool.allocate().unwrap()));
+    let inputs =
+        |pool: usize, logits| [0, 1, 2].map(|i| Input { slot: slots[pool][i], tokens: &texts[i], logits });
+    let next = |pool: usize| [0, 1, 2].map(|i| all(slots[pool][i], &texts[0][i..=i]));
+    let whole = logits(&model, &mut of_all, &inputs(0, Logits::All));
     let mut n_rows = Vec::new();
     let mut tap = |tapped: &str, value: TapValue<'_, CpuBackend>| {
         if let (true, TapValue::Tensor(x)) = (tapped.ends_with(".out"), value) {
@@ -139,8 +152,8 @@ fn last_logits_are_those_of_the_last_tokens(
         }
         None
     };
-    let y =
-        model.forward_tapped(&mut of_last, &inputs, LogitsOf::Last, &Fusion::FUSED, Some(&mut tap)).unwrap();
+    let last = inputs(1, Logits::Last);
+    let y = model.forward_tapped(&mut of_last, &last, &Fusion::FUSED, Some(&mut tap)).unwrap();
     assert_eq!((n_rows.pop(), n_rows.iter().all(|n| *n == 46)), (Some(3), true), "{name}");
     assert_eq!(model.backend().shape(&y), [3, vocab]);
     let mut last = Vec::new();
@@ -148,53 +161,64 @@ fn last_logits_are_those_of_the_last_tokens(
     let mut end = 0;
     for (text, last) in texts.iter().zip(last.chunks_exact(vocab)) {
         end += text.len() * vocab;
-        let error = rel_rms(last, &all[end - vocab..end]);
+        let error = rel_rms(last, &whole[end - vocab..end]);
         assert!(error <= BOUND, "{name}, {} tokens: {error}", text.len());
     }
     // All tokens were cached all the same.
-    let error = rel_rms(&logits(&model, &mut of_last, &next), &logits(&model, &mut of_all, &next));
+    let error = rel_rms(&logits(&model, &mut of_last, &next(1)), &logits(&model, &mut of_all, &next(0)));
     assert!(error <= BOUND, "{name}, the next tokens: {error}");
 }
 
 #[rstest]
 fn truncate_and_replay(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
     let (model, tokens) = (load(name), tokens(24, 9));
-    let mut state = model.state(1).unwrap();
-    logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[..16] }]);
-    let first = logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[16..] }]);
-    model.truncate(&mut state, 0, 16).unwrap();
-    logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[..4] }]); // another continuation
-    model.truncate(&mut state, 0, 16).unwrap();
-    let again = logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[16..] }]);
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
+    logits(&model, &mut pool, &[all(slot, &tokens[..16])]);
+    let first = logits(&model, &mut pool, &[all(slot, &tokens[16..])]);
+    pool.truncate(slot, 16).unwrap();
+    logits(&model, &mut pool, &[all(slot, &tokens[..4])]); // another continuation
+    pool.truncate(slot, 16).unwrap();
+    let again = logits(&model, &mut pool, &[all(slot, &tokens[16..])]);
     assert!(first == again, "{name}: the same steps on the same cache");
 }
 
 #[rstest]
-fn refused_inputs_leave_the_state(
-    #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
-) {
+fn refused_inputs_leave_the_pool(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
     let (model, text) = (load(name), tokens(12, 10));
-    let mut state = model.state(2).unwrap();
-    let mut fresh = model.state(2).unwrap();
-    for state in [&mut state, &mut fresh] {
-        logits(&model, state, &[Input { slot: 0, tokens: &text[..6] }]);
-    }
+    let [mut pool, mut fresh] = [(); 2].map(|()| model.pool(PoolOptions::default()).unwrap());
+    let [slot, of_fresh] = [&mut pool, &mut fresh].map(|pool| pool.allocate().unwrap());
+    let (other, freed) = (pool.allocate().unwrap(), pool.allocate().unwrap());
+    pool.free(freed).unwrap();
+    assert!(pool.free(freed).is_err());
+    logits(&model, &mut pool, &[all(slot, &text[..6])]);
+    logits(&model, &mut fresh, &[all(of_fresh, &text[..6])]);
     let long = tokens(model.architecture().max_position_embeddings, 11);
-    let one = |slot, tokens| vec![Input { slot, tokens }];
     type IsExpected = fn(&Error) -> bool;
-    let refused: [(Vec<Input<'_>>, IsExpected); 6] = [
-        (vec![], |e| matches!(e, Error::EmptyPrompt)),
-        (one(0, &[]), |e| matches!(e, Error::EmptyPrompt)),
-        (one(0, &[7, 3072]), |e| matches!(e, Error::TokenOutOfRange { token: 3072, vocab: 3072 })),
-        (one(2, &text), |e| matches!(e, Error::Slot { slot: 2, n_slots: 2 })),
-        ([one(0, &text), one(0, &text)].concat(), |e| matches!(e, Error::Slot { slot: 0, .. })),
-        (one(0, &long), |e| matches!(e, Error::ContextLength { .. })),
+    let refused: [(Input<'_>, IsExpected); 6] = [
+        (all(slot, &[]), |e| matches!(e, Error::EmptyPrompt)),
+        (all(slot, &[7, 3072]), |e| matches!(e, Error::TokenOutOfRange { token: 3072, vocab: 3072 })),
+        (all(freed, &text), |e| matches!(e, Error::Slot)),
+        (all(of_fresh, &text), |e| matches!(e, Error::Slot)),
+        (all(other, &text), |e| matches!(e, Error::Slot)), // given twice
+        (all(slot, &long), |e| matches!(e, Error::ContextLength { .. })),
     ];
-    for (inputs, is_expected) in refused {
-        let error = model.forward(&mut state, &inputs, LogitsOf::All, &Fusion::FUSED).unwrap_err();
-        assert!(is_expected(&error), "{error}");
-        assert_eq!(state.n_tokens(0), 6);
+    let mut check = |inputs: &[Input<'_>], is_expected: IsExpected, bad: Option<Slot>| {
+        let bytes = pool.bytes();
+        let error = model.forward(&mut pool, inputs, &Fusion::FUSED).unwrap_err();
+        assert!(is_expected(error.root()), "{error}");
+        let named = if let Error::Input { slot, .. } = &error { Some(*slot) } else { None };
+        assert_eq!(named, bad, "{error}");
+        assert_eq!((pool.n_tokens(slot), pool.n_tokens(other), pool.bytes()), (6, 0, bytes));
+    };
+    check(&[], |e| matches!(e, Error::EmptyPrompt), None);
+    for (input, is_expected) in refused {
+        // The other input is sound: the error says which one is not.
+        check(&[all(other, &text), input], is_expected, Some(input.slot));
     }
-    let rest = [Input { slot: 0, tokens: &text[6..] }];
-    assert!(logits(&model, &mut state, &rest) == logits(&model, &mut fresh, &rest));
+    let strange = load(name);
+    let error = strange.forward(&mut pool, &[all(slot, &text[6..])], &Fusion::FUSED).unwrap_err();
+    assert!(matches!(error, Error::ForeignPool), "{error}");
+    let got = logits(&model, &mut pool, &[all(slot, &text[6..])]);
+    assert!(got == logits(&model, &mut fresh, &[all(of_fresh, &text[6..])]));
 }

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use rstest::rstest;
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Checkpoint, Input, LogitsOf, Model, TapValue};
+use zmlx_kernels::{Backend, Fusion, Logits};
+use zmlx_models::{Checkpoint, Input, Model, PoolOptions, TapValue};
 use zmlx_oracle::compare::{differing_expert_sets, rel_rms};
 use zmlx_oracle::golden::TensorFile;
 
@@ -52,9 +52,9 @@ impl Family {
     }
 
     fn logits(&self, tokens: &[u32], fusion: &Fusion) -> Vec<f32> {
-        let mut state = self.model.state(1).unwrap();
-        let input = Input { slot: 0, tokens };
-        let y = self.model.forward(&mut state, &[input], LogitsOf::All, fusion).unwrap();
+        let mut pool = self.model.pool(PoolOptions::default()).unwrap();
+        let input = Input { slot: pool.allocate().unwrap(), tokens, logits: Logits::All };
+        let y = self.model.forward(&mut pool, &[input], fusion).unwrap();
         let mut logits = Vec::new();
         self.model.backend().read(&y, &mut logits).unwrap();
         logits
@@ -82,9 +82,10 @@ fn taps(
         None
     };
     let tokens = family.ints("tokens");
-    let mut state = model.state(1).unwrap();
-    let input = Input { slot: 0, tokens: &tokens };
-    model.forward_tapped(&mut state, &[input], LogitsOf::All, &fusion, Some(&mut tap)).unwrap();
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
+    let input = Input { slot, tokens: &tokens, logits: Logits::All };
+    model.forward_tapped(&mut pool, &[input], &fusion, Some(&mut tap)).unwrap();
     for (name, got) in &floats {
         family.close(name, got);
     }
@@ -97,8 +98,8 @@ fn taps(
 
     let mut decoded = Vec::new();
     for token in family.ints("decode_tokens") {
-        let input = Input { slot: 0, tokens: &[token] };
-        let y = model.forward(&mut state, &[input], LogitsOf::Last, &fusion).unwrap();
+        let input = Input { slot, tokens: &[token], logits: Logits::Last };
+        let y = model.forward(&mut pool, &[input], &fusion).unwrap();
         let mut logits = Vec::new();
         backend.read(&y, &mut logits).unwrap();
         decoded.extend(logits);

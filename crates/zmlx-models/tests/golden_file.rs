@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use rstest::rstest;
 use zmlx_kernels::Fusion;
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_models::{Checkpoint, GenerateOptions, Model, SamplingParams, generate};
+use zmlx_models::{Checkpoint, GenerateOptions, Model, PoolOptions, SamplingParams, generate};
 use zmlx_oracle::golden::{GoldenFile, Outcome, Rounding};
 
 #[rstest]
@@ -26,9 +26,10 @@ fn the_model_says_what_was_recorded(#[case] name: &str) {
             stop: Vec::new(),
             fusion: Fusion::FUSED,
         };
-        let mut state = model.state(1)?;
+        let mut pool = model.pool(PoolOptions::default())?;
+        let slot = pool.allocate()?;
         let go_on = |_: &zmlx_models::Step<'_>| ControlFlow::Continue(());
-        generate(&model, &mut state, None, prompt, &options, &mut |_, _| (), go_on).map(|g| g.tokens)
+        generate(&model, (&mut pool, slot), None, prompt, &options, &mut |_, _| (), go_on).map(|g| g.tokens)
     });
     let checked = checked.unwrap();
     assert_eq!(checked.len(), 7);

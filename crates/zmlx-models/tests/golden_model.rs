@@ -9,7 +9,8 @@ use rstest::rstest;
 use zmlx_kernels::cpu::{Activations, CpuBackend, Level};
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{
-    Checkpoint, GenerateOptions, Input, LogitsOf, Model, SamplingParams, State, TapValue, generate,
+    CachePool, Checkpoint, GenerateOptions, Input, Logits, Model, PoolOptions, SamplingParams, Slot,
+    TapValue, generate,
 };
 use zmlx_oracle::compare::{argmax, differing_expert_sets, log_softmax, rel_rms};
 use zmlx_oracle::golden::{Golden, Outcome, TensorFile, check_greedy};
@@ -36,12 +37,12 @@ fn read(model: &Model<CpuBackend>, x: &<CpuBackend as Backend>::Tensor) -> Vec<f
 
 fn greedy(
     model: &Model<CpuBackend>,
-    state: &mut State<CpuBackend>,
+    (pool, slot): (&mut CachePool<CpuBackend>, Slot),
     prompt: &[u32],
     n: usize,
     fusion: Fusion,
 ) -> Vec<u32> {
-    model.truncate(state, 0, 0).unwrap();
+    pool.truncate(slot, 0).unwrap();
     let options = GenerateOptions {
         max_tokens: n,
         sampling: SamplingParams::greedy(),
@@ -50,7 +51,7 @@ fn greedy(
         fusion,
     };
     let go_on = |_: &zmlx_models::Step<'_>| ControlFlow::Continue(());
-    generate(model, state, None, prompt, &options, &mut |_, _| (), go_on).unwrap().tokens
+    generate(model, (pool, slot), None, prompt, &options, &mut |_, _| (), go_on).unwrap().tokens
 }
 
 /// The presets, and each fused op alone.
@@ -77,14 +78,15 @@ fn greedy_tokens_are_those_of_the_f32_truth(
     let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
     for level in Level::supported() {
         let model = load(name, level, n_threads);
-        let mut state = model.state(1).unwrap();
+        let mut pool = model.pool(PoolOptions::default()).unwrap();
+        let slot = pool.allocate().unwrap();
         for (i, fusion) in fusions().into_iter().enumerate() {
             for p in &golden.prompts {
                 // One op alone, the slow portable level, a second thread (which changes no arithmetic): one text each.
                 if (i > 2 || level == Level::Scalar || n_threads == 2) && p.name != "novel" {
                     continue;
                 }
-                let got = greedy(&model, &mut state, &p.prompt_tokens, golden.decode.tokens, fusion);
+                let got = greedy(&model, (&mut pool, slot), &p.prompt_tokens, golden.decode.tokens, fusion);
                 let verdict = check_greedy(&p.truth_f32, &got, MARGIN_BOUND);
                 let whole = ["novel", "mid_sentence"].contains(&p.name.as_str());
                 let ok =
@@ -106,9 +108,10 @@ fn forced_arg_maxes_and_log_probabilities(
     for p in &golden.prompts {
         let forced = &p.bf16.tokens;
         let tokens: Vec<u32> = p.prompt_tokens.iter().chain(&forced[..forced.len() - 1]).copied().collect();
-        let mut state = model.state(1).unwrap();
-        let y =
-            model.forward(&mut state, &[Input { slot: 0, tokens: &tokens }], LogitsOf::All, &fusion).unwrap();
+        let mut pool = model.pool(PoolOptions::default()).unwrap();
+        let slot = pool.allocate().unwrap();
+        let input = Input { slot, tokens: &tokens, logits: Logits::All };
+        let y = model.forward(&mut pool, &[input], &fusion).unwrap();
         let logits = read(&model, &y);
         let rows = logits.chunks_exact(vocab).skip(p.prompt_tokens.len() - 1);
         let truth = &p.truth_f32_forced;
@@ -136,9 +139,10 @@ fn activations_of_8_bits_change_logits_little(
     let logits = |level: Level, activations: Activations| {
         let backend = CpuBackend::with_level(level, Some(1)).unwrap().with_activations(activations);
         let model = Model::load(backend, &checkpoint, &mut |_, _| ()).unwrap();
-        let mut state = model.state(1).unwrap();
-        let input = Input { slot: 0, tokens: &prompt.prompt_tokens };
-        let y = model.forward(&mut state, &[input], LogitsOf::All, &Fusion::FUSED).unwrap();
+        let mut pool = model.pool(PoolOptions::default()).unwrap();
+        let slot = pool.allocate().unwrap();
+        let input = Input { slot, tokens: &prompt.prompt_tokens, logits: Logits::All };
+        let y = model.forward(&mut pool, &[input], &Fusion::FUSED).unwrap();
         read(&model, &y)
     };
     for level in Level::supported() {
@@ -161,7 +165,8 @@ fn taps(
     let fusion: Fusion = fusion.parse().unwrap();
     for level in Level::supported() {
         let model = load(name, level, 2);
-        let mut state = model.state(1).unwrap();
+        let mut pool = model.pool(PoolOptions::default()).unwrap();
+        let slot = pool.allocate().unwrap();
         let (mut floats, mut experts) = (BTreeMap::new(), BTreeMap::new());
         let backend = model.backend();
         let mut tap = |name: &str, value: TapValue<'_, CpuBackend>| {
@@ -175,8 +180,8 @@ fn taps(
             }
             None
         };
-        let input = Input { slot: 0, tokens: &tokens };
-        model.forward_tapped(&mut state, &[input], LogitsOf::All, &fusion, Some(&mut tap)).unwrap();
+        let input = Input { slot, tokens: &tokens, logits: Logits::All };
+        model.forward_tapped(&mut pool, &[input], &fusion, Some(&mut tap)).unwrap();
 
         let mut n_checked = 0;
         for tap in file.names().filter_map(|n| n.strip_prefix("f32.")).filter(|n| *n != "decode_logits") {
@@ -210,8 +215,8 @@ fn taps(
 
         let want = file.floats("f32.decode_logits").unwrap();
         for (i, token) in decode_tokens.iter().enumerate() {
-            let input = Input { slot: 0, tokens: &[*token] };
-            let y = model.forward(&mut state, &[input], LogitsOf::Last, &fusion).unwrap();
+            let input = Input { slot, tokens: &[*token], logits: Logits::Last };
+            let y = model.forward(&mut pool, &[input], &fusion).unwrap();
             let error = rel_rms(&read(&model, &y), want.row(i));
             assert!(error <= TAP_BOUND, "{name} {level:?} {fusion} decode step {i}: {error}");
         }

@@ -9,7 +9,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 use zmlx_kernels::Fusion;
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_models::{Checkpoint, Input, LogitsOf, Model};
+use zmlx_models::{Checkpoint, Input, Logits, Model, PoolOptions};
 
 const HIDDEN: usize = 512;
 const INTER: usize = 512;
@@ -106,10 +106,12 @@ fn a_model_takes_no_more_memory_than_its_file_and_a_tenth() {
     let before = peak_bytes();
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let model = Model::load(CpuBackend::new(Some(2)).unwrap(), &checkpoint, &mut |_, _| ()).unwrap();
-    let mut state = model.state(1).unwrap();
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
     let prompt: Vec<u32> = (0..64).map(|i| i * 37 % VOCAB as u32).collect();
     for tokens in std::iter::once(&prompt[..]).chain(prompt[..8].chunks(1)) {
-        model.forward(&mut state, &[Input { slot: 0, tokens }], LogitsOf::Last, &Fusion::FUSED).unwrap();
+        let input = Input { slot, tokens, logits: Logits::Last };
+        model.forward(&mut pool, &[input], &Fusion::FUSED).unwrap();
     }
     let grown = peak_bytes() - before;
     assert!(grown <= file_bytes + file_bytes / 10, "{grown} bytes for a file of {file_bytes}");

@@ -9,8 +9,8 @@ use rstest::rstest;
 use zmlx_kernels::mlx::{MlxBackend, Numerics};
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{
-    Checkpoint, GenerateOptions, Generation, Input, LogitsOf, Model, SamplingParams, State, StopReason,
-    generate,
+    CachePool, Checkpoint, GenerateOptions, Generation, Input, Logits, Model, PoolOptions, SamplingParams,
+    Slot, StopReason, generate,
 };
 use zmlx_oracle::compare::rel_rms;
 
@@ -32,16 +32,22 @@ fn tokens(n: usize, seed: u32) -> Vec<u32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 7) % 3072).collect()
 }
 
-fn logits(model: &Model<MlxBackend>, state: &mut State<MlxBackend>, inputs: &[Input<'_>]) -> Vec<f32> {
-    let y = model.forward(state, inputs, LogitsOf::All, &Fusion::STOCK).unwrap();
+fn logits(model: &Model<MlxBackend>, pool: &mut CachePool<MlxBackend>, inputs: &[Input<'_>]) -> Vec<f32> {
+    let y = model.forward(pool, inputs, &Fusion::STOCK).unwrap();
     let mut out = Vec::new();
     model.backend().read(&y, &mut out).unwrap();
     out
 }
 
+/// Tokens whose logits are all wanted.
+fn all(slot: Slot, tokens: &[u32]) -> Input<'_> {
+    Input { slot, tokens, logits: Logits::All }
+}
+
 fn in_chunks(model: &Model<MlxBackend>, tokens: &[u32], chunk: usize) -> Vec<f32> {
-    let mut state = model.state(1).unwrap();
-    tokens.chunks(chunk).flat_map(|tokens| logits(model, &mut state, &[Input { slot: 0, tokens }])).collect()
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
+    tokens.chunks(chunk).flat_map(|tokens| logits(model, &mut pool, &[all(slot, tokens)])).collect()
 }
 
 /// The longer text passes the step by which caches grow, both the number of choices from which experts are sorted.
@@ -68,10 +74,11 @@ fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3
         (0..3).map(|i| in_chunks(&model, &[&texts[i][..], &next[i]].concat(), 1)).collect();
 
     // Prompts together, in another order than their slots; then six steps in lockstep.
-    let mut state = model.state(3).unwrap();
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slots = [(); 3].map(|()| pool.allocate().unwrap());
     let order = [2, 0, 1];
-    let inputs = order.map(|slot| Input { slot, tokens: &texts[slot] });
-    let y = logits(&model, &mut state, &inputs);
+    let inputs = order.map(|i| all(slots[i], &texts[i]));
+    let y = logits(&model, &mut pool, &inputs);
     let mut at = 0;
     for slot in order {
         let n = texts[slot].len() * vocab;
@@ -80,8 +87,8 @@ fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3
         at += n;
     }
     for step in 0..6 {
-        let inputs = order.map(|slot| Input { slot, tokens: &next[slot][step..=step] });
-        let y = logits(&model, &mut state, &inputs);
+        let inputs = order.map(|i| all(slots[i], &next[i][step..=step]));
+        let y = logits(&model, &mut pool, &inputs);
         for (y, slot) in y.chunks_exact(vocab).zip(order) {
             let want = &alone[slot][(texts[slot].len() + step) * vocab..][..vocab];
             let error = rel_rms(y, want);
@@ -93,19 +100,20 @@ fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3
 #[rstest]
 fn truncate_and_replay(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
     let (model, tokens) = (load(name, Numerics::Exact), tokens(24, 9));
-    let mut state = model.state(1).unwrap();
-    logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[..16] }]);
-    let first = logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[16..] }]);
-    model.truncate(&mut state, 0, 16).unwrap();
-    logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[..4] }]); // another continuation
-    model.truncate(&mut state, 0, 16).unwrap();
-    let again = logits(&model, &mut state, &[Input { slot: 0, tokens: &tokens[16..] }]);
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
+    logits(&model, &mut pool, &[all(slot, &tokens[..16])]);
+    let first = logits(&model, &mut pool, &[all(slot, &tokens[16..])]);
+    pool.truncate(slot, 16).unwrap();
+    logits(&model, &mut pool, &[all(slot, &tokens[..4])]); // another continuation
+    pool.truncate(slot, 16).unwrap();
+    let again = logits(&model, &mut pool, &[all(slot, &tokens[16..])]);
     assert!(first == again, "{name}: the same steps on the same cache");
 }
 
 fn continued(
     model: &Model<MlxBackend>,
-    state: &mut State<MlxBackend>,
+    (pool, slot): (&mut CachePool<MlxBackend>, Slot),
     prompt: &[u32],
     options: &GenerateOptions,
     n: usize,
@@ -115,7 +123,7 @@ fn continued(
         n_seen += 1;
         if n_seen == n { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     };
-    generate(model, state, None, prompt, options, &mut |_, _| (), on_step).unwrap()
+    generate(model, (pool, slot), None, prompt, options, &mut |_, _| (), on_step).unwrap()
 }
 
 fn options(max_tokens: usize, sampling: SamplingParams) -> GenerateOptions {
@@ -137,30 +145,31 @@ fn eager() -> SamplingParams {
 #[rstest]
 fn a_step_ahead_is_taken_back(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
     let (model, prompt) = (load(name, Numerics::Exact), tokens(9, 12));
-    let mut state = model.state(1).unwrap();
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
     let greedy = options(24, SamplingParams::greedy());
-    let whole = continued(&model, &mut state, &prompt, &greedy, 99);
+    let whole = continued(&model, (&mut pool, slot), &prompt, &greedy, 99);
     assert_eq!((whole.stop_reason, whole.tokens.len()), (StopReason::MaxTokens, 24));
-    assert_eq!(state.n_tokens(0), 9 + 23);
+    assert_eq!(pool.n_tokens(slot), 9 + 23);
 
-    model.truncate(&mut state, 0, 0).unwrap();
-    let one_by_one = continued(&model, &mut state, &prompt, &options(24, eager()), 99);
+    pool.truncate(slot, 0).unwrap();
+    let one_by_one = continued(&model, (&mut pool, slot), &prompt, &options(24, eager()), 99);
     assert_eq!(one_by_one.tokens, whole.tokens, "{name}");
 
     // Ended by the caller, by an end token, by its length; each time continued.
-    model.truncate(&mut state, 0, 0).unwrap();
-    let first = continued(&model, &mut state, &prompt, &greedy, 5);
+    pool.truncate(slot, 0).unwrap();
+    let first = continued(&model, (&mut pool, slot), &prompt, &greedy, 5);
     assert_eq!(first.stop_reason, StopReason::Interrupted);
-    assert_eq!(state.n_tokens(0), 9 + 4);
+    assert_eq!(pool.n_tokens(slot), 9 + 4);
     let end = whole.tokens[11];
     let n_until = whole.tokens[5..].iter().position(|t| *t == end).unwrap() + 1;
     let with_end = GenerateOptions { eos_token_ids: vec![end], ..greedy.clone() };
-    let second = continued(&model, &mut state, &first.tokens[4..], &with_end, 99);
+    let second = continued(&model, (&mut pool, slot), &first.tokens[4..], &with_end, 99);
     assert_eq!((second.stop_reason, second.tokens.len()), (StopReason::Eos, n_until));
-    assert_eq!(state.n_tokens(0), 9 + 5 + n_until - 1);
+    assert_eq!(pool.n_tokens(slot), 9 + 5 + n_until - 1);
     let last = second.tokens.last().copied().unwrap();
     let rest = GenerateOptions { max_tokens: 24 - 5 - n_until, ..greedy };
-    let third = continued(&model, &mut state, &[last], &rest, 99);
+    let third = continued(&model, (&mut pool, slot), &[last], &rest, 99);
     assert_eq!([first.tokens, second.tokens, third.tokens].concat(), whole.tokens, "{name}");
 }
 
@@ -180,10 +189,11 @@ fn the_context_ends(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit
     let model = Model::load(backend, &checkpoint, &mut |_, _| ()).unwrap();
     let prompt = tokens(LIMIT - 2, 13);
     for (sampling, what) in [(SamplingParams::greedy(), "ahead"), (eager(), "eager")] {
-        let mut state = model.state(1).unwrap();
-        let got = continued(&model, &mut state, &prompt, &options(9, sampling), 99);
+        let mut pool = model.pool(PoolOptions::default()).unwrap();
+        let slot = pool.allocate().unwrap();
+        let got = continued(&model, (&mut pool, slot), &prompt, &options(9, sampling), 99);
         assert_eq!(got.stop_reason, StopReason::ContextLength, "{name} {what}");
-        assert_eq!((got.tokens.len(), state.n_tokens(0)), (3, LIMIT), "{name} {what}");
+        assert_eq!((got.tokens.len(), pool.n_tokens(slot)), (3, LIMIT), "{name} {what}");
     }
 }
 

@@ -10,7 +10,8 @@ use rstest::rstest;
 use zmlx_kernels::mlx::{MlxBackend, Numerics};
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{
-    Checkpoint, GenerateOptions, Input, LogitsOf, Model, SamplingParams, State, Step, TapValue, generate,
+    CachePool, Checkpoint, GenerateOptions, Input, Logits, Model, PoolOptions, SamplingParams, Slot, Step,
+    TapValue, generate,
 };
 use zmlx_oracle::compare::{differing_expert_sets, rel_rms};
 use zmlx_oracle::golden::{Golden, Outcome, TensorFile, check_greedy};
@@ -26,13 +27,13 @@ fn load(name: &str, numerics: Numerics) -> Model<MlxBackend> {
 
 fn greedy(
     model: &Model<MlxBackend>,
-    state: &mut State<MlxBackend>,
+    (pool, slot): (&mut CachePool<MlxBackend>, Slot),
     prompt: &[u32],
     n: usize,
     fusion: Fusion,
     mut on_step: impl FnMut(&Step<'_>),
 ) -> Vec<u32> {
-    model.truncate(state, 0, 0).unwrap();
+    pool.truncate(slot, 0).unwrap();
     let options = GenerateOptions {
         max_tokens: n,
         sampling: SamplingParams::greedy(),
@@ -44,7 +45,7 @@ fn greedy(
         on_step(step);
         ControlFlow::Continue(())
     };
-    generate(model, state, None, prompt, &options, &mut |_, _| (), go_on).unwrap().tokens
+    generate(model, (pool, slot), None, prompt, &options, &mut |_, _| (), go_on).unwrap().tokens
 }
 
 /// The presets, and each fused op alone: without Metal all of them are compositions of stock ops.
@@ -61,7 +62,8 @@ fn greedy_tokens_are_those_of_mlx_lm(
 ) {
     let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
     let model = load(name, Numerics::Exact);
-    let mut state = model.state(1).unwrap();
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
     for (i, fusion) in fusions().into_iter().enumerate() {
         for p in &golden.prompts {
             // MLX's CPU kernels take seconds per text: all of them stock, a short and a chat prompt concatenated and
@@ -79,9 +81,10 @@ fn greedy_tokens_are_those_of_mlx_lm(
                 assert!(is_near(logprob, p.bf16.logprobs[at]), "{name} {fusion} {} {at}", p.name);
                 at += 1;
             };
-            let got = greedy(&model, &mut state, &p.prompt_tokens, golden.decode.tokens, fusion, check);
+            let got =
+                greedy(&model, (&mut pool, slot), &p.prompt_tokens, golden.decode.tokens, fusion, check);
             assert_eq!(got, p.bf16.tokens, "{name} {fusion} {}", p.name);
-            assert_eq!(state.n_tokens(0), p.prompt_tokens.len() + got.len() - 1);
+            assert_eq!(pool.n_tokens(slot), p.prompt_tokens.len() + got.len() - 1);
         }
     }
 }
@@ -89,7 +92,7 @@ fn greedy_tokens_are_those_of_mlx_lm(
 /// A tap's values, widened; experts as numbers, which f32 holds exactly.
 fn taps(
     model: &Model<MlxBackend>,
-    state: &mut State<MlxBackend>,
+    (pool, slot): (&mut CachePool<MlxBackend>, Slot),
     tokens: &[u32],
     fusion: &Fusion,
 ) -> BTreeMap<String, Vec<f32>> {
@@ -108,8 +111,8 @@ fn taps(
         seen.insert(name.to_owned(), values);
         None
     };
-    let input = Input { slot: 0, tokens };
-    model.forward_tapped(state, &[input], LogitsOf::All, fusion, Some(&mut tap)).unwrap();
+    let input = Input { slot, tokens, logits: Logits::All };
+    model.forward_tapped(pool, &[input], fusion, Some(&mut tap)).unwrap();
     seen
 }
 
@@ -124,8 +127,9 @@ fn taps_have_the_bits_of_mlx_lm(
         (file.ints("tokens").unwrap().data, file.ints("decode_tokens").unwrap().data);
     let fusion: Fusion = fusion.parse().unwrap();
     let model = load(name, Numerics::Exact);
-    let mut state = model.state(1).unwrap();
-    let got = taps(&model, &mut state, &tokens, &fusion);
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
+    let got = taps(&model, (&mut pool, slot), &tokens, &fusion);
     let names: Vec<&str> = file.names().filter_map(|n| n.strip_prefix("bf16.")).collect();
     assert_eq!(names.len(), got.len() + 1, "every tap is recorded and every recording is a tap");
     for tap in names.into_iter().filter(|n| *n != "decode_logits") {
@@ -138,8 +142,8 @@ fn taps_have_the_bits_of_mlx_lm(
     }
     let want = file.floats("bf16.decode_logits").unwrap();
     for (i, token) in decode_tokens.iter().enumerate() {
-        let input = Input { slot: 0, tokens: &[*token] };
-        let y = model.forward(&mut state, &[input], LogitsOf::Last, &fusion).unwrap();
+        let input = Input { slot, tokens: &[*token], logits: Logits::Last };
+        let y = model.forward(&mut pool, &[input], &fusion).unwrap();
         let mut logits = Vec::new();
         model.backend().read(&y, &mut logits).unwrap();
         assert!(logits == want.row(i), "{name} {fusion} step {i}: {}", rel_rms(&logits, want.row(i)));
@@ -157,8 +161,9 @@ fn the_accurate_mode_is_the_f32_truth(
     let file = TensorFile::open(fixtures().join(format!("golden/{name}-taps.safetensors"))).unwrap();
     let tokens = file.ints("tokens").unwrap().data;
     let model = load(name, Numerics::Accurate);
-    let mut state = model.state(1).unwrap();
-    let got = taps(&model, &mut state, &tokens, &Fusion::STOCK);
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
+    let got = taps(&model, (&mut pool, slot), &tokens, &Fusion::STOCK);
     for tap in file.names().filter_map(|n| n.strip_prefix("f32.")).filter(|n| *n != "decode_logits") {
         if tap.ends_with("expert_indices") {
             let want = file.ints(&format!("f32.{tap}")).unwrap();
@@ -174,6 +179,6 @@ fn the_accurate_mode_is_the_f32_truth(
     let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
     let novel = golden.prompts.iter().find(|p| p.name == "novel").unwrap();
     let n = golden.decode.tokens;
-    let got = greedy(&model, &mut state, &novel.prompt_tokens, n, Fusion::STOCK, |_| ());
+    let got = greedy(&model, (&mut pool, slot), &novel.prompt_tokens, n, Fusion::STOCK, |_| ());
     assert_eq!(check_greedy(&novel.truth_f32, &got, 1e-3).outcome, Outcome::Equal, "{name}");
 }

@@ -7,7 +7,8 @@ use anyhow::{Context, Result};
 use serde_json::{Map, Value};
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{
-    ChatMessage, ChatRequest, ChatTemplate, Checkpoint, GenerateOptions, Generation, Model, State, Tokenizer,
+    CachePool, ChatMessage, ChatRequest, ChatTemplate, Checkpoint, GenerateOptions, Generation, Model,
+    PoolOptions, Slot, Tokenizer,
 };
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs};
@@ -78,8 +79,9 @@ struct Talk {
 /// The conversation so far and what the caches hold of it.
 struct Conversation<B: Backend> {
     messages: Vec<ChatMessage>,
-    state: State<B>,
-    /// The tokens in `state`.
+    pool: CachePool<B>,
+    slot: Slot,
+    /// The tokens in `slot`.
     cached: Vec<u32>,
 }
 
@@ -91,7 +93,9 @@ impl Job for Talk {
             note(format_args!("Backend: {}", about.text));
             note(format_args!("Load time: {:.3} s", load_time.as_secs_f64()));
         }
-        let mut talk = Conversation { messages: self.opening(), state: model.state(1)?, cached: Vec::new() };
+        let mut pool = model.pool(PoolOptions::default())?;
+        let slot = pool.allocate()?;
+        let mut talk = Conversation { messages: self.opening(), pool, slot, cached: Vec::new() };
         let is_terminal = std::io::stdin().is_terminal();
         if is_terminal {
             note(format_args!("{}: /reset forgets the conversation, /exit ends it.", self.checkpoint.name()));
@@ -139,16 +143,16 @@ impl Talk {
         let prompt = self.tokenizer.encode(&self.template.render(&request)?)?;
         // At least one token must be computed, for its logits.
         let n_kept = common_prefix(&talk.cached, &prompt).min(prompt.len().saturating_sub(1));
-        model.truncate(&mut talk.state, 0, n_kept)?;
+        talk.pool.truncate(talk.slot, n_kept)?;
         talk.cached.truncate(n_kept);
 
-        let answered = self.stream(model, &mut talk.state, &prompt[n_kept..]);
+        let answered = self.stream(model, (&mut talk.pool, talk.slot), &prompt[n_kept..]);
         // Also after an error the caches hold a beginning of the prompt and the answer.
         talk.cached = prompt.clone();
         if let Ok(generation) = &answered {
             talk.cached.extend(&generation.tokens);
         }
-        talk.cached.truncate(talk.state.n_tokens(0));
+        talk.cached.truncate(talk.pool.n_tokens(talk.slot));
         let generation = answered?;
         if self.verbose {
             note(format_args!(
@@ -168,7 +172,7 @@ impl Talk {
     fn stream<B: Backend>(
         &self,
         model: &Model<B>,
-        state: &mut State<B>,
+        sequence: (&mut CachePool<B>, Slot),
         tokens: &[u32],
     ) -> Result<Generation> {
         let busy = interrupt::begin();
@@ -176,7 +180,7 @@ impl Talk {
         let mut printed = Ok(0);
         let generation = zmlx_models::generate(
             model,
-            state,
+            sequence,
             Some(&self.tokenizer),
             tokens,
             &self.options,

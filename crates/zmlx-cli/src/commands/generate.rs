@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{ChatMessage, ChatRequest, Checkpoint, GenerateOptions, Generation, StopReason, Tokenizer};
+use zmlx_models::{
+    ChatMessage, ChatRequest, Checkpoint, GenerateOptions, Generation, PoolOptions, StopReason, Tokenizer,
+};
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs};
 use crate::engine::{self, About, Job};
@@ -126,7 +128,8 @@ impl Job for Continue {
     fn run<B: Backend>(mut self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
         self.options.fusion = about.fusion(&model, self.fusion)?;
-        let mut state = model.state(1)?;
+        let mut pool = model.pool(PoolOptions::default())?;
+        let slot = pool.allocate()?;
         // While the prompt is read there is nothing to save: Ctrl-C ends the process at once.
         let busy = OnceCell::new();
         let mut stream = Stream::new(!self.json);
@@ -135,7 +138,7 @@ impl Job for Continue {
         stream.begin()?;
         let generation = zmlx_models::generate(
             &model,
-            &mut state,
+            (&mut pool, slot),
             self.tokenizer.as_ref(),
             &self.prompt,
             &self.options,

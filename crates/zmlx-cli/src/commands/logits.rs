@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Result;
 use zmlx_kernels::Backend;
-use zmlx_models::{Checkpoint, Error, Input, LogitsOf, PREFILL_CHUNK};
+use zmlx_models::{Checkpoint, Error, Input, Logits as Wanted, PREFILL_CHUNK, PoolOptions};
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs};
 use crate::engine::{self, About, Job};
@@ -58,7 +58,8 @@ impl Job for Logits {
     fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
         let (model, _) = engine::load(backend, &self.checkpoint)?;
         let fusion = about.fusion(&model, self.fusion)?;
-        let mut state = model.state(1)?;
+        let mut pool = model.pool(PoolOptions::default())?;
+        let slot = pool.allocate()?;
         let mut progress = Progress::new("Tokens");
         let busy = interrupt::begin();
         let (mut logits, mut bytes, mut n_done) = (Vec::new(), Vec::new(), 0);
@@ -69,8 +70,8 @@ impl Job for Logits {
                 if busy.is_asked() {
                     return Err(Interrupted.into());
                 }
-                let input = Input { slot: 0, tokens };
-                let y = model.forward(&mut state, &[input], LogitsOf::All, &fusion)?;
+                let input = Input { slot, tokens, logits: Wanted::All };
+                let y = model.forward(&mut pool, &[input], &fusion)?;
                 model.backend().read(&y, &mut logits)?;
                 bytes.clear();
                 bytes.extend(logits.iter().flat_map(|x| x.to_le_bytes()));

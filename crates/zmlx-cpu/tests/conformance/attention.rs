@@ -1,6 +1,8 @@
 //! The CPU's attention in integers: how far it is off at the sizes of released models, and what becomes of NaN and
 //! infinity, which integers do not have.
 
+use zmlx_conformance::bounds::check_bits;
+use zmlx_conformance::suite::{Host, span};
 use zmlx_core::{AttentionInputs, AttentionSettings, Backend, CacheKind, MlaInputs};
 use zmlx_cpu::{CpuBackend, Level};
 use zmlx_oracle::ops;

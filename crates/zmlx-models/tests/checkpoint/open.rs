@@ -19,10 +19,10 @@ fn fixtures(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] mode
     let norm = checkpoint.tensors().find(|t| t.name == "model.norm.weight").unwrap();
     assert_eq!(
         (norm.dtype, norm.shape, norm.shard),
-        (Dtype::BF16, &[checkpoint.config().hidden_size()][..], "model.safetensors")
+        (Dtype::BF16, &[checkpoint.architecture().hidden_size][..], "model.safetensors")
     );
 
-    let hidden = checkpoint.config().hidden_size();
+    let hidden = checkpoint.architecture().hidden_size;
     let mut reader = checkpoint.reader();
     let embed = reader.matrix("model.embed_tokens", 3072, hidden);
     assert_eq!(embed.format(), WeightFormat::Quantized { spec: affine(4, 64), scale_dtype: DType::BF16 });

@@ -8,7 +8,7 @@ use rstest::rstest;
 use serde_json::{Value, json};
 use zmlx_kernels::cpu::CpuBackend;
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Checkpoint, Input, LogitsOf, Model};
+use zmlx_models::{Checkpoint, Input, Logits, Model, PoolOptions};
 use zmlx_oracle::checkpoint::KvBSplit;
 use zmlx_oracle::compare::rel_rms;
 use zmlx_oracle::quant::{Format, Mode, StorageDtype};
@@ -28,12 +28,13 @@ fn check(what: &str, b: &Builder, config: &Value, n_shards: usize) {
     let checkpoint = Checkpoint::open(dir.path()).unwrap();
     let model = Model::load(CpuBackend::new(Some(2)).unwrap(), &checkpoint, &mut |_, _| ()).unwrap();
     for fusion in [Fusion::STOCK, Fusion::CONCAT, Fusion::FUSED] {
-        let mut state = model.state(1).unwrap();
+        let mut pool = model.pool(PoolOptions::default()).unwrap();
+        let slot = pool.allocate().unwrap();
         let mut got = Vec::new();
         // A prompt, then single tokens.
         for tokens in std::iter::once(&tokens[..33]).chain(tokens[33..].chunks(1)) {
-            let input = Input { slot: 0, tokens };
-            let y = model.forward(&mut state, &[input], LogitsOf::All, &fusion).unwrap();
+            let input = Input { slot, tokens, logits: Logits::All };
+            let y = model.forward(&mut pool, &[input], &fusion).unwrap();
             let mut rows = Vec::new();
             model.backend().read(&y, &mut rows).unwrap();
             got.extend(rows);

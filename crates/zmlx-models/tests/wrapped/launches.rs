@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use zmlx_kernels::Fusion;
-use zmlx_models::{Input, LogitsOf, TapValue};
+use zmlx_models::{Input, Logits, PoolOptions, TapValue};
 
 use crate::{GLM, QWEN, load, repository};
 
@@ -35,8 +35,10 @@ fn sum(counts: &Counts) -> usize {
 /// Decodes the second token of a sequence.
 fn count(name: &str, fusion: &Fusion) -> Step {
     let model = load(name, None);
-    let mut state = model.state(1).unwrap();
-    model.forward(&mut state, &[Input { slot: 0, tokens: &[5] }], LogitsOf::Last, fusion).unwrap();
+    let mut pool = model.pool(PoolOptions::default()).unwrap();
+    let slot = pool.allocate().unwrap();
+    let input = Input { slot, tokens: &[5], logits: Logits::Last };
+    model.forward(&mut pool, &[input], fusion).unwrap();
     let b = model.backend().hooks();
     b.take_counts();
     let (mut start, mut layers, mut end) = (Counts::new(), Vec::new(), Counts::new());
@@ -50,8 +52,8 @@ fn count(name: &str, fusion: &Fusion) -> Step {
         }
         None
     };
-    let input = [Input { slot: 0, tokens: &[7] }];
-    model.forward_tapped(&mut state, &input, LogitsOf::Last, fusion, Some(&mut tap)).unwrap();
+    let input = Input { tokens: &[7], ..input };
+    model.forward_tapped(&mut pool, &[input], fusion, Some(&mut tap)).unwrap();
     // The norm before the first layer is counted with that layer; all other layers end with the next one's.
     *layers[0].get_mut("rms_norm").unwrap() -= 1;
     layers[0].retain(|_, n| *n > 0);

@@ -24,7 +24,7 @@ fn sound_ops_stay_on(#[case] name: &str, #[case] ops: &[&str]) {
         assert!(difference <= 1e-4, "{op:?}");
     }
     let norms = check.ops.iter().find(|c| c.op == "add_rms_norm").unwrap();
-    assert_eq!(norms.n_layers, model.config().num_hidden_layers());
+    assert_eq!(norms.n_layers, model.architecture().layers.len());
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use anyhow::Result;
 use zmlx_kernels::{Backend, Barriers, Fusion, Hooked};
-use zmlx_models::{Checkpoint, Input, LogitsOf, Model, State, Tap, TapValue};
+use zmlx_models::{CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Slot, Tap, TapValue};
 
 use super::check::{Difference, Workload};
 use super::probe::{Mode, Part, Phase, Probe, phases};
@@ -54,16 +54,26 @@ pub(super) struct Loaded<B: Backend> {
     filled: Filled<Hook<B>>,
 }
 
-/// Caches at a depth.
+/// Caches of some sequences at a depth.
 struct Filled<B: Backend> {
-    state: State<B>,
+    pool: CachePool<B>,
+    slots: Vec<Slot>,
     depth: usize,
+}
+
+impl<B: Backend> Filled<B> {
+    /// Empty caches.
+    fn new(model: &Model<B>, n_slots: usize) -> Result<Self> {
+        let mut pool = model.pool(PoolOptions::default())?;
+        let slots = (0..n_slots).map(|_| pool.allocate()).collect::<Result<_, _>>()?;
+        Ok(Self { pool, slots, depth: 0 })
+    }
 }
 
 impl<B: Backend> Loaded<B> {
     pub(super) fn new(backend: B, checkpoint: &Checkpoint) -> Result<Self> {
         let (model, _) = engine::load(Hooked::new(backend, Probe::default()), checkpoint)?;
-        let filled = Filled { state: model.state(1)?, depth: 0 };
+        let filled = Filled::new(&model, 1)?;
         Ok(Self { model, filled })
     }
 
@@ -73,9 +83,9 @@ impl<B: Backend> Loaded<B> {
 
     /// Takes the decoded tokens back.
     fn rewind(&mut self) -> Result<()> {
-        let Filled { state, depth } = &mut self.filled;
-        for slot in 0..state.n_slots() {
-            self.model.truncate(state, slot, *depth)?;
+        let Filled { pool, slots, depth } = &mut self.filled;
+        for slot in slots {
+            pool.truncate(*slot, *depth)?;
         }
         Ok(())
     }
@@ -84,15 +94,17 @@ impl<B: Backend> Loaded<B> {
 /// One decoded token of every sequence; `i` chooses which.
 fn step<B: Backend>(
     model: &Model<B>,
-    state: &mut State<B>,
+    filled: &mut Filled<B>,
     fusion: &Fusion,
     i: usize,
     tap: Option<Tap<'_, B>>,
 ) -> Result<()> {
     // Other tokens in each step and sequence, so that other experts are chosen; the same for every path.
-    let tokens = prompts::seeded_tokens(0x5eed + i as u64, state.n_slots(), model.architecture().vocab_size);
-    let inputs: Vec<_> = tokens.chunks(1).enumerate().map(|(slot, tokens)| Input { slot, tokens }).collect();
-    let y = model.forward_tapped(state, &inputs, LogitsOf::Last, fusion, tap)?;
+    let tokens =
+        prompts::seeded_tokens(0x5eed + i as u64, filled.slots.len(), model.architecture().vocab_size);
+    let of = |(slot, tokens): (&Slot, _)| Input { slot: *slot, tokens, logits: Logits::Last };
+    let inputs: Vec<_> = filled.slots.iter().zip(tokens.chunks(1)).map(of).collect();
+    let y = model.forward_tapped(&mut filled.pool, &inputs, fusion, tap)?;
     // Reading waits for the device.
     model.backend().read(&y, &mut Vec::new())?;
     Ok(())
@@ -112,23 +124,22 @@ impl<B: Backend> Arm for Loaded<B> {
     }
 
     fn prompt(&self, fusion: &Fusion, tokens: &[u32]) -> Result<f64> {
-        let mut state = self.model.state(1)?;
+        let Filled { mut pool, slots, .. } = Filled::new(&self.model, 1)?;
         let started = Instant::now();
-        let y = self.model.prefill(&mut state, Input { slot: 0, tokens }, fusion, &mut |_, _| ())?;
+        let y = self.model.prefill(&mut pool, slots[0], tokens, fusion, &mut |_, _| ())?;
         self.model.backend().read(&y, &mut Vec::new())?;
         Ok(started.elapsed().as_secs_f64())
     }
 
     fn fill(&mut self, fusion: &Fusion, depth: usize, batch: usize) -> Result<()> {
-        let mut state = self.model.state(batch)?;
+        let Filled { mut pool, slots, .. } = Filled::new(&self.model, batch)?;
         let mut progress = Progress::new("Filling caches");
-        for slot in 0..if depth == 0 { 0 } else { batch } {
-            let tokens = prompts::seeded_tokens(slot as u64 + 1, depth, self.model.architecture().vocab_size);
-            let input = Input { slot, tokens: &tokens };
-            let mut on_chunk = |done: usize, _: usize| progress.update(slot * depth + done, batch * depth);
-            self.model.prefill(&mut state, input, fusion, &mut on_chunk)?;
+        for (i, slot) in slots.iter().enumerate().filter(|_| depth > 0) {
+            let tokens = prompts::seeded_tokens(i as u64 + 1, depth, self.model.architecture().vocab_size);
+            let mut on_chunk = |done: usize, _: usize| progress.update(i * depth + done, batch * depth);
+            self.model.prefill(&mut pool, *slot, &tokens, fusion, &mut on_chunk)?;
         }
-        self.filled = Filled { state, depth };
+        self.filled = Filled { pool, slots, depth };
         Ok(())
     }
 
@@ -137,7 +148,7 @@ impl<B: Backend> Arm for Loaded<B> {
         let before = self.model.backend().barriers();
         for i in 0..n {
             let started = Instant::now();
-            step(&self.model, &mut self.filled.state, fusion, i, None)?;
+            step(&self.model, &mut self.filled, fusion, i, None)?;
             seconds.push(started.elapsed().as_secs_f64());
         }
         let after = self.model.backend().barriers();
@@ -151,7 +162,7 @@ impl<B: Backend> Arm for Loaded<B> {
 
     fn count(&mut self, fusion: &Fusion) -> Result<usize> {
         self.probe().set(Mode::Count);
-        let done = step(&self.model, &mut self.filled.state, fusion, 0, None);
+        let done = step(&self.model, &mut self.filled, fusion, 0, None);
         // Reading launches nothing.
         let n_ops = self.probe().take().iter().filter(|r| !r.op.starts_with("read")).count();
         self.probe().set(Mode::Off);
@@ -174,7 +185,7 @@ impl<B: Backend> Arm for Loaded<B> {
                 None
             };
             let started = Instant::now();
-            step(&self.model, &mut self.filled.state, fusion, i, Some(&mut tap))?;
+            step(&self.model, &mut self.filled, fusion, i, Some(&mut tap))?;
             total += started.elapsed().as_secs_f64();
             parts.push((Part::Head, probe.take()));
             for (part, ran) in parts {

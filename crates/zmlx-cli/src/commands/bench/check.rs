@@ -6,7 +6,7 @@
 
 use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Input, LogitsOf, Model, State, TapValue};
+use zmlx_models::{CachePool, Input, Logits, Model, PoolOptions, Slot, TapValue};
 use zmlx_oracle::compare::{differing_expert_sets, max_or_nan, rel_rms};
 
 use crate::greedy;
@@ -49,11 +49,12 @@ impl<B: Backend> Workload<B> {
         n_tokens: usize,
         fusion: &Fusion,
     ) -> Result<Option<Self>> {
-        let mut state = model.state(1)?;
+        let mut pool = model.pool(PoolOptions::default())?;
+        let slot = pool.allocate()?;
         let mut steps = Vec::new();
         let mut tokens = prompt;
         loop {
-            let pass = Pass::run(model, &mut state, &tokens, fusion, |_, _| None)?;
+            let pass = Pass::run(model, (&mut pool, slot), &tokens, fusion, |_, _| None)?;
             let Some(next) = greedy::choose(&pass.logits) else { return Ok(None) };
             steps.push((std::mem::replace(&mut tokens, vec![next.token]), pass));
             if steps.len() > n_tokens {
@@ -64,11 +65,12 @@ impl<B: Backend> Workload<B> {
 
     /// Compares `fusion` on the same tokens.
     pub(super) fn compare(&self, model: &Model<B>, fusion: &Fusion) -> Result<Difference> {
-        let mut state = model.state(1)?;
+        let mut pool = model.pool(PoolOptions::default())?;
+        let slot = pool.allocate()?;
         let (mut worst, mut n_choices, mut n_other) = (0.0f64, 0, 0);
         let mut note = |difference: f64| worst = max_or_nan(worst, difference);
         for (tokens, want) in &self.steps {
-            let pass = Pass::run(model, &mut state, tokens, fusion, |i, layer| {
+            let pass = Pass::run(model, (&mut pool, slot), tokens, fusion, |i, layer| {
                 let want = &want.layers[i];
                 // The last layer computes only the last token.
                 let n = model.backend().shape(&want.out)[0];
@@ -94,7 +96,7 @@ impl<B: Backend> Pass<B> {
     /// Appends the tokens to a sequence. What `passed_on` returns for a layer's number and results, that is passed on.
     fn run(
         model: &Model<B>,
-        state: &mut State<B>,
+        (pool, slot): (&mut CachePool<B>, Slot),
         tokens: &[u32],
         fusion: &Fusion,
         mut passed_on: impl FnMut(usize, &Layer<B>) -> Option<B::Tensor>,
@@ -116,8 +118,8 @@ impl<B: Backend> Pass<B> {
             }
             TapValue::Tensor(_) => None,
         };
-        let input = Input { slot: 0, tokens };
-        let y = model.forward_tapped(state, &[input], LogitsOf::Last, fusion, Some(&mut tap))?;
+        let input = Input { slot, tokens, logits: Logits::Last };
+        let y = model.forward_tapped(pool, &[input], fusion, Some(&mut tap))?;
         if let Some(error) = failed {
             return Err(error.into());
         }

@@ -3,7 +3,7 @@
 
 use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Checkpoint, Input, LogitsOf, Model};
+use zmlx_models::{Checkpoint, Input, Logits as Wanted, Model, PoolOptions};
 use zmlx_oracle::checkpoint::KvBSplit;
 use zmlx_oracle::compare::{logits_difference, max_or_nan, rel_rms};
 use zmlx_oracle::golden::Rounding;
@@ -86,15 +86,16 @@ impl Forced {
 
     /// The logits at every position compared, one row after the other.
     pub(super) fn of_model<B: Backend>(&self, model: &Model<B>, fusion: &Fusion) -> Result<Logits> {
-        let mut state = model.state(1)?;
+        let mut pool = model.pool(PoolOptions::default())?;
+        let slot = pool.allocate()?;
         let (before, compared) = self.tokens.split_at(self.n_before);
         if !before.is_empty() {
-            model.prefill(&mut state, Input { slot: 0, tokens: before }, fusion, &mut |_, _| ())?;
+            model.prefill(&mut pool, slot, before, fusion, &mut |_, _| ())?;
         }
         let (together, single) = compared.split_at(self.n_together);
         let (mut all, mut part) = (Vec::new(), Vec::new());
         for tokens in std::iter::once(together).chain(single.chunks(1)) {
-            let y = model.forward(&mut state, &[Input { slot: 0, tokens }], LogitsOf::All, fusion)?;
+            let y = model.forward(&mut pool, &[Input { slot, tokens, logits: Wanted::All }], fusion)?;
             model.backend().read(&y, &mut part)?;
             all.append(&mut part);
         }
