@@ -8,8 +8,7 @@ use zmlx_kernels::mlx::{MlxBackend, Numerics};
 conformance!(mlx, crate::mlx_instances);
 
 /// MLX in f32: in bf16 it is held to mlx-lm's recorded bits, not to the oracle.
-fn mlx_instances() -> Vec<Instance<zmlx_core::mlx::MlxBackend>> {
-    use zmlx_core::mlx::{MlxBackend, Numerics};
+fn mlx_instances() -> Vec<Instance<MlxBackend>> {
     vec![Instance {
         name: "mlx, accurate".to_owned(),
         backend: MlxBackend::new(Numerics::Accurate).unwrap(),
