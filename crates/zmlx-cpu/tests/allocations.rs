@@ -242,7 +242,8 @@ fn check_decoding(b: &CpuBackend, mode: QuantMode, name: &str) {
         let (_, normed) = b.add_rms_norm(&x, &y, &norm, 1e-6).unwrap();
         let last = b.take_logit_rows(&normed, at).unwrap();
         b.read(&b.linear(&last, &square).unwrap(), &mut logits).unwrap();
-        [&mut heads, &mut latents].map(|cache| b.commit(cache, at));
+        b.commit(&mut heads, at);
+        b.commit(&mut latents, at);
     };
     step(0, 10); // the caches get pages for many tokens here
     let mut position = 10;
