@@ -101,8 +101,9 @@ fn step<B: Backend>(
 ) -> Result<()> {
     // Other tokens in each step and sequence, so that other experts are chosen; the same for every path.
     let tokens = prompts::seeded_tokens(0x5eed + i as u64, filled.slots.len(), model.config().vocab_size());
-    let of = |(slot, tokens)| Input { slot: *slot, tokens, logits: Logits::Last };
-    let inputs: Vec<_> = filled.slots.iter().zip(tokens.chunks(1)).map(of).collect();
+    let sequences = filled.slots.iter().zip(tokens.chunks(1));
+    let inputs: Vec<_> =
+        sequences.map(|(slot, tokens)| Input { slot: *slot, tokens, logits: Logits::Last }).collect();
     let y = model.forward_tapped(&mut filled.pool, &inputs, fusion, tap)?;
     // Reading waits for the device.
     model.backend().read(&y, &mut Vec::new())?;
