@@ -95,9 +95,7 @@ impl CpuCache {
     }
 
     pub(crate) fn reserve(&mut self, slot: usize, n_tokens: usize) -> Result<()> {
-        if slot >= MAX_SLOTS {
-            return Err(Error::IndexOutOfRange { op: "reserve", what: "slot", index: slot, len: MAX_SLOTS });
-        }
+        check_slot("reserve", slot)?;
         if slot >= self.slots.len() {
             self.slots.resize_with(slot + 1, Sequence::default);
         }
@@ -119,6 +117,7 @@ impl CpuCache {
         const OP: &str = "fork";
         ensure(from != to, OP, "to", "another slot than from", to)?;
         self.check_length(OP, from, n_tokens)?;
+        check_slot(OP, to)?;
         self.reserve(to, 0)?;
         self.release(to);
         let mut table = std::mem::take(&mut self.slots[to].table);
@@ -155,9 +154,7 @@ impl CpuCache {
     }
 
     fn check_length(&self, op: &'static str, slot: usize, n_tokens: usize) -> Result<()> {
-        if slot >= MAX_SLOTS {
-            return Err(Error::IndexOutOfRange { op, what: "slot", index: slot, len: MAX_SLOTS });
-        }
+        check_slot(op, slot)?;
         let had = self.n_tokens(slot);
         ensure(n_tokens <= had, op, "n_tokens", format_args!("at most {had}"), n_tokens)
     }
@@ -236,4 +233,11 @@ impl CpuCache {
         }
         Ok(())
     }
+}
+
+fn check_slot(op: &'static str, slot: usize) -> Result<()> {
+    if slot < MAX_SLOTS {
+        return Ok(());
+    }
+    Err(Error::IndexOutOfRange { op, what: "slot", index: slot, len: MAX_SLOTS })
 }
