@@ -52,6 +52,7 @@ pub mod rope_norm;
 pub mod router;
 pub mod session;
 pub mod suite;
+pub mod windows;
 
 pub use cases::Grid;
 pub use suite::Instance;

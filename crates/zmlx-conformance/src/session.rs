@@ -30,6 +30,43 @@ pub trait Attend<B: Backend> {
     }
 }
 
+/// `attention` of a window, with a sink for each head if there are any.
+#[derive(Clone, Debug)]
+pub struct Windowed {
+    /// The heads.
+    pub heads: Heads,
+    /// Tokens that a token sees; all without.
+    pub window: Option<usize>,
+    /// One per head, or none.
+    pub sinks: Vec<f32>,
+}
+
+impl<B: Backend> Attend<B> for Windowed {
+    fn kind(&self) -> CacheKind {
+        let Heads { n_kv_heads, head_dim, .. } = self.heads;
+        match self.window {
+            Some(window) => CacheKind::Window { n_kv_heads, head_dim, window },
+            None => CacheKind::Full { n_kv_heads, head_dim },
+        }
+    }
+
+    fn inputs(&self) -> Vec<Vec<usize>> {
+        Attend::<B>::inputs(&self.heads)
+    }
+
+    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::Cache, step: &B::Step) -> Result<B::Tensor> {
+        let sinks = (!self.sinks.is_empty()).then(|| b.load_vector(&self.sinks));
+        let inputs = AttentionInputs { q: &x[0], k: &x[1], v: &x[2], sinks: sinks.as_ref() };
+        let settings = AttentionSettings { scale: self.heads.scale(), window: self.window };
+        b.attention(inputs, cache, step, &settings)
+    }
+
+    fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64> {
+        let sight = ops::Sight { window: self.window, sinks: &self.sinks };
+        ops::attention_with(&x[0], &x[1], &x[2], self.heads.sizes(n_tokens), sight)
+    }
+}
+
 /// `attention`.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
@@ -44,6 +81,21 @@ pub struct Heads {
 impl Heads {
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// Of a whole sequence.
+    fn sizes(&self, n_tokens: usize) -> ops::Attention {
+        let Self { n_heads, n_kv_heads, head_dim } = *self;
+        let scale = f64::from(self.scale());
+        ops::Attention {
+            n_tokens,
+            n_kv: n_tokens,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            v_head_dim: head_dim,
+            scale,
+        }
     }
 }
 
@@ -62,18 +114,7 @@ impl<B: Backend> Attend<B> for Heads {
     }
 
     fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64> {
-        let Self { n_heads, n_kv_heads, head_dim } = *self;
-        let scale = f64::from(self.scale());
-        let sizes = ops::Attention {
-            n_tokens,
-            n_kv: n_tokens,
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            v_head_dim: head_dim,
-            scale,
-        };
-        ops::attention(&x[0], &x[1], &x[2], sizes)
+        ops::attention(&x[0], &x[1], &x[2], self.sizes(n_tokens))
     }
 }
 

@@ -53,6 +53,22 @@ pub(crate) struct Partial {
     pub(super) state: Aligned<f32>,
 }
 
+/// The positions that a query row sees: those from `from` on and before `to`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) from: usize,
+    pub(super) to: usize,
+}
+
+impl Seen {
+    /// What it sees of the `n` positions from `from` on, counted from there.
+    #[inline(always)]
+    fn within(self, from: usize, n: usize) -> Self {
+        let clip = |position: usize| position.saturating_sub(from).min(n);
+        Self { from: clip(self.from), to: clip(self.to) }
+    }
+}
+
 /// Some rows of queries.
 pub(super) struct QueryRows<'a> {
     /// The parts of all rows, and the values of a row's part; as the keys have, or none.
@@ -116,21 +132,23 @@ pub(super) fn state_len(n_rows: usize, v_stride: usize) -> usize {
     n_rows * (v_stride + 2)
 }
 
-/// The result of row `r` of `n_rows`, from the states of all parts of the positions.
+/// The result of row `r` of `n_rows`, from the states of all parts of the positions and the score of its head's sink.
 #[inline(always)]
 pub(super) fn finish<'p>(
     parts: impl Iterator<Item = &'p [f32]> + Clone,
     (r, n_rows): (usize, usize),
     v_stride: usize,
+    sink: Option<f32>,
     out: &mut [f32],
 ) {
     let n = n_rows * v_stride;
-    let mut max = f32::NEG_INFINITY;
+    let sink = sink.map(|sink| sink * LOG2_E);
+    let mut max = sink.unwrap_or(f32::NEG_INFINITY);
     for part in parts.clone() {
         // NaN is passed on.
         max = if part[n + r] > max || part[n + r].is_nan() { part[n + r] } else { max };
     }
-    let mut sum = 0.0;
+    let mut sum = sink.map_or(0.0, |sink| exp2(Scalar, Scalar.splat(sink - max))[0]);
     out.fill(0.0);
     for part in parts {
         // A part that saw nothing of a row has no largest score.
@@ -149,7 +167,7 @@ pub(super) fn finish<'p>(
 }
 
 /// Adds up `Σ 2^(score - max) · value` over `positions` for all query rows, with the largest score so far; a score is
-/// `q · k`, times the queries' factor and log₂e. Row r sees the positions below `limits[r]`, rows that do not exist none; their
+/// `q · k`, times the queries' factor and log₂e. Rows see the positions that `seen` says, rows that do not exist none; their
 /// number is a multiple of [`ROWS`], up to [`JOB_ROWS`]. Queries are as wide as keys; without any the last ones are used again.
 /// `state` has [`state_len`] floats, whatever they are.
 ///
@@ -158,7 +176,7 @@ pub(super) fn finish<'p>(
 pub(super) type AttendFn = unsafe fn(
     keys: &Keys<'_>,
     queries: Option<&QueryRows<'_>>,
-    limits: &[usize],
+    seen: &[Seen],
     positions: Range<usize>,
     scratch: &mut Scratch,
     state: &mut [f32],
@@ -184,12 +202,12 @@ pub(super) fn attend(level: Level) -> AttendFn {
 unsafe fn attend_on<S: Simd>(
     keys: &Keys<'_>,
     queries: Option<&QueryRows<'_>>,
-    limits: &[usize],
+    seen: &[Seen],
     positions: Range<usize>,
     scratch: &mut Scratch,
     state: &mut [f32],
 ) {
-    let n_rows = limits.len();
+    let n_rows = seen.len();
     assert!(n_rows.is_multiple_of(ROWS) && n_rows <= JOB_ROWS && positions.start.is_multiple_of(WIDE));
     let (values, rest) = state.split_at_mut(n_rows * keys.v_stride());
     let (maxima, sums) = rest.split_at_mut(n_rows);
@@ -215,9 +233,9 @@ unsafe fn attend_on<S: Simd>(
                 // Blocks end where pages end.
                 let n = (BLOCK - from % BLOCK).min(end - from);
                 next += n;
-                let mut visible = [0; JOB_ROWS];
+                let mut visible = [Seen::default(); JOB_ROWS];
                 for r in 0..n_rows {
-                    visible[r] = limits[r].saturating_sub(from).min(n);
+                    visible[r] = seen[r].within(from, n);
                 }
                 let visible = &visible[..n_rows];
                 let mut block = Block { keys, from, n, end, visible, scratch: &mut *scratch };
@@ -249,8 +267,8 @@ struct Block<'a> {
     n: usize,
     /// Where the last block ends.
     end: usize,
-    /// Positions that each row sees.
-    visible: &'a [usize],
+    /// What each row sees of them.
+    visible: &'a [Seen],
     scratch: &'a mut Scratch,
 }
 
@@ -258,11 +276,11 @@ impl Block<'_> {
     /// Whether any of the `R` rows from `row` on sees a position.
     #[inline(always)]
     fn is_seen<const R: usize>(&self, row: usize) -> bool {
-        let mut most = 0;
+        let mut any = false;
         for r in row..row + R {
-            most = most.max(self.visible[r]);
+            any |= self.visible[r].from < self.visible[r].to;
         }
-        most > 0
+        any
     }
 
     /// What will be needed of rows of that stride after the block and `n_blocks` more: a block in advance, since what is

@@ -117,10 +117,15 @@ impl Pages {
         copy
     }
 
-    /// The rows of a part of a head on the pages of `table`.
-    pub(super) fn rows<'a>(&'a self, table: &'a [u32], head: usize, part: usize) -> Rows<'a> {
+    /// The rows of a part of a head on the pages of `table`, which begins with page number `first_page` of the sequence.
+    pub(super) fn rows<'a>(
+        &'a self,
+        (first_page, table): (usize, &'a [u32]),
+        head: usize,
+        part: usize,
+    ) -> Rows<'a> {
         let (words_at, scales_at) = self.shape.at(head, part);
-        Rows { pages: &self.pages, table, words_at, scales_at }
+        Rows { pages: &self.pages, first_page, table, words_at, scales_at }
     }
 
     /// Writes the padded row of a position in page `id` as a key.
@@ -149,7 +154,8 @@ impl Pages {
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     pages: &'a [Page],
-    /// The page of each [`PAGE`] positions.
+    first_page: usize,
+    /// The page of each [`PAGE`] positions from the first page on.
     table: &'a [u32],
     words_at: usize,
     scales_at: usize,
@@ -158,7 +164,7 @@ pub(super) struct Rows<'a> {
 impl<'a> Rows<'a> {
     #[inline(always)]
     fn page(&self, position: usize) -> &'a Page {
-        &self.pages[self.table[position / PAGE] as usize]
+        &self.pages[self.table[position / PAGE - self.first_page] as usize]
     }
 
     /// Where the row of a position begins that begins a tile; what follows it on its page comes behind.
