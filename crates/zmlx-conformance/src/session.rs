@@ -1,7 +1,8 @@
 //! Sequences that are fed to an attention op piece by piece, each piece checked against the oracle's whole.
 
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, CacheKind, MlaInputs, MlaWeights, Result, Span, WeightFormat,
+    AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, KvFormat, MlaInputs, MlaWeights,
+    Result, Span, WeightFormat,
 };
 use zmlx_oracle::ops;
 use zmlx_oracle::testing::random_f32;
@@ -223,11 +224,22 @@ struct Slot {
 impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
     /// Slots whose sequences have these lengths in the end. Equal seeds give equal sequences.
     pub fn new(instance: &'a Instance<B>, op: &'a A, n_totals: &[usize], seed: u64) -> Self {
+        Self::in_format(instance, op, KvFormat::Native, n_totals, seed)
+    }
+
+    /// As [`Session::new`] with keys and values in that format.
+    pub fn in_format(
+        instance: &'a Instance<B>,
+        op: &'a A,
+        format: KvFormat,
+        n_totals: &[usize],
+        seed: u64,
+    ) -> Self {
         let slot = |(i, n): (usize, &usize)| Self::slot(op, *n, seed + 100 * i as u64);
         Self {
             instance,
             op,
-            cache: instance.backend.native(op.kind()),
+            cache: instance.backend.cache(&CacheSpec { kind: op.kind(), format }).unwrap(),
             slots: n_totals.iter().enumerate().map(slot).collect(),
         }
     }
@@ -262,6 +274,18 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
     /// Feeds the next tokens of slots in one batch and checks the results, which it returns.
     #[track_caller]
     pub fn feed(&mut self, pieces: &[(usize, usize)]) -> Vec<f32> {
+        let spans = self.next(pieces).1;
+        let (y, want) = self.results(pieces);
+        let want = Bounded {
+            formats: self.op.formats(),
+            ..Bounded::uniform(want, TOLERANCE * self.instance.attention_error)
+        };
+        want.on(self.instance).check(&y, format_args!("{}: {spans:?}", self.instance.name));
+        y
+    }
+
+    /// Feeds the next tokens of slots in one batch; returns the results, and what they should be.
+    pub fn results(&mut self, pieces: &[(usize, usize)]) -> (Vec<f32>, Vec<f64>) {
         let (x, spans) = self.next(pieces);
         let b = &self.instance.backend;
         let step = b.spans(&spans);
@@ -274,12 +298,7 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
             want.extend_from_slice(&slot.want[s.start * width..][..s.n_tokens * width]);
             slot.n_fed += s.n_tokens;
         }
-        let want = Bounded {
-            formats: self.op.formats(),
-            ..Bounded::uniform(want, TOLERANCE * self.instance.attention_error)
-        };
-        want.on(self.instance).check(&y, format_args!("{}: {spans:?}", self.instance.name));
-        y
+        (y, want)
     }
 
     /// Shortens a slot; what follows are other tokens than before.

@@ -120,6 +120,7 @@ macro_rules! conformance {
                     tokens_see_their_window, long_sequences, sinks, what_is_gone_cannot_be_had_again,
                     a_window_that_is_not_the_cache_s
                 }
+                formats { eight_bits, four_bits, bytes, group_sizes }
                 caches {
                     forks_grow_apart, a_fork_outlives_its_origin, failed_steps_leave_no_trace,
                     bytes_count_what_is_shared_once, released_memory_is_used_again, any_slot

@@ -2,6 +2,7 @@
 
 mod cache;
 mod cells;
+mod codes;
 mod kernel;
 mod pages;
 mod softmax;

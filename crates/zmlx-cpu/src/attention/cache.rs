@@ -1,14 +1,14 @@
-//! What one layer keeps of all sequences: 15-bit integers with a scale for each token and head, on pages that sequences
-//! share.
+//! What one layer keeps of all sequences: integers with a scale for each token and head, on pages that sequences share.
 //!
-//! A value is off by at most 2⁻¹⁵ of the largest of its row, a sixtieth of what bf16 would lose, at the same size.
+//! In the native format they have 15 bits: a value is off by at most 2⁻¹⁵ of the largest of its row, a sixtieth of what
+//! bf16 would lose, at the same size. The others are [`codes`](super::codes).
 
-use super::cells::{round, stride};
+use super::cells::stride;
+use super::codes::{Coding, Order};
 use super::pages::{PAGE, PageShape, Pages, Rows};
-use crate::NAME;
 use crate::pool::CpuTensor;
 use zmlx_core::check::ensure;
-use zmlx_core::{CacheKind, CacheSpec, Error, KvFormat, MAX_SLOTS, Result, Span};
+use zmlx_core::{CacheKind, CacheSpec, Error, MAX_SLOTS, Result, Span};
 
 /// What one layer keeps of all sequences.
 #[derive(Debug)]
@@ -16,8 +16,6 @@ pub struct CpuCache {
     pub(super) kind: CacheKind,
     pages: Pages,
     slots: Vec<Sequence>,
-    /// A row that is being rounded.
-    integers: Vec<i16>,
 }
 
 /// One sequence.
@@ -53,10 +51,14 @@ fn dims(kind: &CacheKind) -> (usize, [usize; 2]) {
     }
 }
 
-/// How the pages of a kind are laid out.
-fn page_shape(kind: &CacheKind) -> PageShape {
-    let (n_heads, widths) = dims(kind);
-    PageShape { n_heads, strides: widths.map(stride) }
+/// How the pages of a cache are laid out.
+fn page_shape(spec: &CacheSpec) -> Result<PageShape> {
+    let (n_heads, widths) = dims(&spec.kind);
+    let orders = match spec.kind {
+        CacheKind::Full { .. } | CacheKind::Window { .. } => [Order::Keys, Order::Values],
+        CacheKind::Latent { .. } => [Order::Keys; 2],
+    };
+    Ok(PageShape { n_heads, strides: widths.map(stride), orders, coding: Coding::of(spec.format)? })
 }
 
 /// Positions before a window that are kept, so that a sequence can be shortened by a few tokens.
@@ -74,7 +76,8 @@ fn n_before_window(kind: &CacheKind, n_tokens: usize) -> usize {
 /// Bytes of a sequence of that length that shares no page.
 pub(crate) fn cache_bytes(spec: &CacheSpec, n_tokens: usize) -> u64 {
     let n_pages = n_tokens.div_ceil(PAGE) - n_before_window(&spec.kind, n_tokens);
-    n_pages as u64 * page_shape(&spec.kind).page_bytes()
+    // There is no cache of a format that is not supported.
+    n_pages as u64 * page_shape(spec).map_or(0, |shape| shape.page_bytes())
 }
 
 impl CpuCache {
@@ -85,13 +88,7 @@ impl CpuCache {
         if let CacheKind::Window { window, .. } = spec.kind {
             ensure(window > 0, OP, "window", "at least one token", window)?;
         }
-        if spec.format != KvFormat::Native {
-            let why = format!("keys and values as {:?} are not implemented", spec.format);
-            return Err(Error::Unsupported { op: OP, backend: NAME, why });
-        }
-        let shape = page_shape(&spec.kind);
-        let integers = vec![0; shape.strides[0].max(shape.strides[1])];
-        Ok(Self { kind: spec.kind, pages: Pages::new(shape), slots: Vec::new(), integers })
+        Ok(Self { kind: spec.kind, pages: Pages::new(page_shape(spec)?), slots: Vec::new() })
     }
 
     pub(crate) fn resident_bytes(&self) -> u64 {
@@ -266,25 +263,18 @@ impl CpuCache {
     /// Writes behind each sequence its new tokens' rows: `first` and `second` are `[n_tokens, n_heads, width]`.
     pub(super) fn append(&mut self, spans: &[Span], first: &CpuTensor, second: &CpuTensor) -> Result<()> {
         let (n_heads, widths) = (self.n_heads(), self.widths());
-        let strides = self.pages.shape.strides;
-        let is_latent = matches!(self.kind, CacheKind::Latent { .. });
         let mut t = 0;
         for span in spans {
             self.reserve(span.slot, span.start + span.n_tokens)?;
             let sequence = &self.slots[span.slot];
             for head in 0..n_heads {
                 for (part, from) in [first, second].into_iter().enumerate() {
-                    let (width, integers) = (widths[part], &mut self.integers[..strides[part]]);
+                    let width = widths[part];
                     for i in 0..span.n_tokens {
                         let row = &from.values()[((t + i) * n_heads + head) * width..][..width];
-                        let scale = round(row, integers);
                         let position = span.start + i;
-                        let (id, at) = (sequence.table[sequence.at(position)], position % PAGE);
-                        if part == 0 || is_latent {
-                            self.pages.set_key(id, (head, part), at, (integers, scale));
-                        } else {
-                            self.pages.set_value(id, (head, part), at, (integers, scale));
-                        }
+                        let id = sequence.table[sequence.at(position)];
+                        self.pages.write(id, (head, part), position % PAGE, row);
                     }
                 }
             }

@@ -125,6 +125,8 @@ pub(super) struct Scratch {
     weights: Aligned<i16>,
     /// Keys as values, where they are both.
     values: Aligned<u32>,
+    /// Both parts of the keys, and the values, where they are stored as codes.
+    expanded: [Aligned<i16>; 3],
 }
 
 /// Floats of a state of that many rows, of values of that width.
@@ -238,7 +240,13 @@ unsafe fn attend_on<S: Simd>(
                     visible[r] = seen[r].within(from, n);
                 }
                 let visible = &visible[..n_rows];
-                let mut block = Block { keys, from, n, end, visible, scratch: &mut *scratch };
+                let [first, second, value] = &mut scratch.expanded;
+                let cells = |rows: Option<Rows<'_>>, out: &mut Aligned<i16>| {
+                    rows.map_or(std::ptr::null(), |rows| rows.cells(from, n, out))
+                };
+                let cells =
+                    [cells(keys.parts[0], first), cells(keys.parts[1], second), cells(keys.values, value)];
+                let mut block = Block { keys, cells, from, n, end, visible, scratch: &mut *scratch };
                 // SAFETY: the positions are cached; queries and state have these rows. The sums of these rows and
                 // columns, and what they need, fill the registers.
                 unsafe {
@@ -262,6 +270,8 @@ unsafe fn attend_on<S: Simd>(
 /// Some positions and what the rows make of them.
 struct Block<'a> {
     keys: &'a Keys<'a>,
+    /// Where the cells of the keys' parts and of the values lie.
+    cells: [*const u32; 3],
     /// The first of its positions, and how many.
     from: usize,
     n: usize,
@@ -283,16 +293,17 @@ impl Block<'_> {
         any
     }
 
-    /// What will be needed of rows of that stride after the block and `n_blocks` more: a block in advance, since what is
+    /// What will be needed of rows after the block and `n_blocks` more: a block in advance, since what is
     /// asked for while it is needed comes too late.
     #[inline(always)]
-    fn ahead(&self, rows: &Rows<'_>, stride: usize, n_blocks: usize, n_steps: usize) -> Ahead {
+    fn ahead(&self, rows: &Rows<'_>, n_blocks: usize, n_steps: usize) -> Ahead {
         let from = self.from + self.n + n_blocks * BLOCK;
         if from >= self.end {
             return Ahead::NONE;
         }
-        let n_lines = (2 * BLOCK.min(self.end - from) * stride).div_ceil(64);
-        Ahead { at: rows.at(from, stride).cast(), n_lines, per_step: n_lines.div_ceil(n_steps.max(1)) }
+        let bytes = rows.bytes(from, BLOCK.min(self.end - from));
+        let n_lines = bytes.len().div_ceil(64);
+        Ahead { at: bytes.as_ptr(), n_lines, per_step: n_lines.div_ceil(n_steps.max(1)) }
     }
 
     /// The scores of all rows, `R` rows and `N` vectors of positions at a time.
@@ -309,8 +320,8 @@ impl Block<'_> {
             let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * (stride / (2 * GROUP));
             // Of keys that are values too there is no other time to fetch them.
             let mut ahead = match self.keys.values {
-                Some(values) => self.ahead(&values, self.keys.v_stride(), 0, n_steps),
-                None => self.ahead(&rows, stride, 1, n_steps),
+                Some(values) => self.ahead(&values, 0, n_steps),
+                None => self.ahead(&rows, 1, n_steps),
             };
             let mut i = 0;
             while i < n_vectors {
@@ -342,7 +353,7 @@ impl Block<'_> {
         ahead: &mut Ahead,
     ) -> usize {
         let stride = stride(self.keys.widths[part]);
-        let keys = Cells::of_keys(rows, self.from, stride);
+        let keys = Cells::of_keys(self.cells[part], stride);
         let scales = &rows.scales(self.from)[..self.n.next_multiple_of(WIDE)];
         let n_groups = stride / (2 * GROUP);
         let queries = &self.scratch.queries;
@@ -389,14 +400,14 @@ impl Block<'_> {
         values: &mut [f32],
     ) {
         let stride = self.keys.v_stride();
-        let cells = if let Some(rows) = self.keys.values {
-            Cells::of_values(rows.at(self.from, stride), stride)
+        let cells = if self.keys.values.is_some() {
+            Cells::of_values(self.cells[2], stride)
         } else {
             let out = self.scratch.values.as_mut_ptr();
             for p in (0..self.n).step_by(WIDE) {
                 // SAFETY: the caller's promise; there is room for a block.
                 unsafe {
-                    let keys = self.keys.value_rows().at(self.from + p, stride);
+                    let keys = self.cells[0].add(p * stride / 2);
                     cells::to_values(s, keys, stride, out.add(p * stride / 2));
                 }
             }
@@ -406,7 +417,7 @@ impl Block<'_> {
         let n_groups = self.n.div_ceil(2 * GROUP);
         let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * n_groups;
         let mut ahead = match (self.keys.values, self.keys.parts[0]) {
-            (Some(_), Some(rows)) => self.ahead(&rows, stride, 1, n_steps),
+            (Some(_), Some(rows)) => self.ahead(&rows, 1, n_steps),
             _ => Ahead::NONE,
         };
         let mut i = 0;
