@@ -43,6 +43,7 @@ pub mod elementwise;
 pub mod embed_concat;
 pub mod errors;
 pub mod extremes;
+pub mod formats;
 pub mod fused;
 pub mod gather;
 pub mod inputs;
@@ -52,6 +53,7 @@ pub mod rope_norm;
 pub mod router;
 pub mod session;
 pub mod suite;
+pub mod windows;
 
 pub use cases::Grid;
 pub use suite::Instance;

@@ -1,7 +1,8 @@
 //! Sequences that are fed to an attention op piece by piece, each piece checked against the oracle's whole.
 
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, CacheKind, MlaInputs, MlaWeights, Result, Span, WeightFormat,
+    AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, KvFormat, MlaInputs, MlaWeights,
+    Result, Span, WeightFormat,
 };
 use zmlx_oracle::ops;
 use zmlx_oracle::testing::random_f32;
@@ -30,6 +31,43 @@ pub trait Attend<B: Backend> {
     }
 }
 
+/// `attention` of a window, with a sink for each head if there are any.
+#[derive(Clone, Debug)]
+pub struct Windowed {
+    /// The heads.
+    pub heads: Heads,
+    /// Tokens that a token sees; all without.
+    pub window: Option<usize>,
+    /// One per head, or none.
+    pub sinks: Vec<f32>,
+}
+
+impl<B: Backend> Attend<B> for Windowed {
+    fn kind(&self) -> CacheKind {
+        let Heads { n_kv_heads, head_dim, .. } = self.heads;
+        match self.window {
+            Some(window) => CacheKind::Window { n_kv_heads, head_dim, window },
+            None => CacheKind::Full { n_kv_heads, head_dim },
+        }
+    }
+
+    fn inputs(&self) -> Vec<Vec<usize>> {
+        Attend::<B>::inputs(&self.heads)
+    }
+
+    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::Cache, step: &B::Step) -> Result<B::Tensor> {
+        let sinks = (!self.sinks.is_empty()).then(|| b.load_vector(&self.sinks));
+        let inputs = AttentionInputs { q: &x[0], k: &x[1], v: &x[2], sinks: sinks.as_ref() };
+        let settings = AttentionSettings { scale: self.heads.scale(), window: self.window };
+        b.attention(inputs, cache, step, &settings)
+    }
+
+    fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64> {
+        let sight = ops::Sight { window: self.window, sinks: &self.sinks };
+        ops::attention_with(&x[0], &x[1], &x[2], self.heads.sizes(n_tokens), sight)
+    }
+}
+
 /// `attention`.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
@@ -44,6 +82,21 @@ pub struct Heads {
 impl Heads {
     fn scale(&self) -> f32 {
         1.0 / (self.head_dim as f32).sqrt()
+    }
+
+    /// Of a whole sequence.
+    fn sizes(&self, n_tokens: usize) -> ops::Attention {
+        let Self { n_heads, n_kv_heads, head_dim } = *self;
+        let scale = f64::from(self.scale());
+        ops::Attention {
+            n_tokens,
+            n_kv: n_tokens,
+            n_heads,
+            n_kv_heads,
+            head_dim,
+            v_head_dim: head_dim,
+            scale,
+        }
     }
 }
 
@@ -62,18 +115,7 @@ impl<B: Backend> Attend<B> for Heads {
     }
 
     fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64> {
-        let Self { n_heads, n_kv_heads, head_dim } = *self;
-        let scale = f64::from(self.scale());
-        let sizes = ops::Attention {
-            n_tokens,
-            n_kv: n_tokens,
-            n_heads,
-            n_kv_heads,
-            head_dim,
-            v_head_dim: head_dim,
-            scale,
-        };
-        ops::attention(&x[0], &x[1], &x[2], sizes)
+        ops::attention(&x[0], &x[1], &x[2], self.sizes(n_tokens))
     }
 }
 
@@ -182,11 +224,22 @@ struct Slot {
 impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
     /// Slots whose sequences have these lengths in the end. Equal seeds give equal sequences.
     pub fn new(instance: &'a Instance<B>, op: &'a A, n_totals: &[usize], seed: u64) -> Self {
+        Self::in_format(instance, op, KvFormat::Native, n_totals, seed)
+    }
+
+    /// As [`Session::new`] with keys and values in that format.
+    pub fn in_format(
+        instance: &'a Instance<B>,
+        op: &'a A,
+        format: KvFormat,
+        n_totals: &[usize],
+        seed: u64,
+    ) -> Self {
         let slot = |(i, n): (usize, &usize)| Self::slot(op, *n, seed + 100 * i as u64);
         Self {
             instance,
             op,
-            cache: instance.backend.native(op.kind()),
+            cache: instance.backend.cache(&CacheSpec { kind: op.kind(), format }).unwrap(),
             slots: n_totals.iter().enumerate().map(slot).collect(),
         }
     }
@@ -221,6 +274,18 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
     /// Feeds the next tokens of slots in one batch and checks the results, which it returns.
     #[track_caller]
     pub fn feed(&mut self, pieces: &[(usize, usize)]) -> Vec<f32> {
+        let spans = self.next(pieces).1;
+        let (y, want) = self.results(pieces);
+        let want = Bounded {
+            formats: self.op.formats(),
+            ..Bounded::uniform(want, TOLERANCE * self.instance.attention_error)
+        };
+        want.on(self.instance).check(&y, format_args!("{}: {spans:?}", self.instance.name));
+        y
+    }
+
+    /// Feeds the next tokens of slots in one batch; returns the results, and what they should be.
+    pub fn results(&mut self, pieces: &[(usize, usize)]) -> (Vec<f32>, Vec<f64>) {
         let (x, spans) = self.next(pieces);
         let b = &self.instance.backend;
         let step = b.spans(&spans);
@@ -233,12 +298,7 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
             want.extend_from_slice(&slot.want[s.start * width..][..s.n_tokens * width]);
             slot.n_fed += s.n_tokens;
         }
-        let want = Bounded {
-            formats: self.op.formats(),
-            ..Bounded::uniform(want, TOLERANCE * self.instance.attention_error)
-        };
-        want.on(self.instance).check(&y, format_args!("{}: {spans:?}", self.instance.name));
-        y
+        (y, want)
     }
 
     /// Shortens a slot; what follows are other tokens than before.

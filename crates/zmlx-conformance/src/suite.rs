@@ -116,6 +116,11 @@ macro_rules! conformance {
                     grouped_heads, chunks_equal_one_go, slots_in_one_batch_equal_each_alone,
                     truncate_and_continue, past_the_growth_step, latent, latent_with_projections
                 }
+                windows {
+                    tokens_see_their_window, long_sequences, sinks, what_is_gone_cannot_be_had_again,
+                    a_window_that_is_not_the_cache_s
+                }
+                formats { eight_bits, four_bits, bytes, group_sizes }
                 caches {
                     forks_grow_apart, a_fork_outlives_its_origin, failed_steps_leave_no_trace,
                     bytes_count_what_is_shared_once, released_memory_is_used_again, any_slot

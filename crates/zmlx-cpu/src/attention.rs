@@ -2,6 +2,7 @@
 
 mod cache;
 mod cells;
+mod codes;
 mod kernel;
 mod pages;
 mod softmax;
@@ -12,15 +13,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::level::Level;
 use super::matmul::SyncPtr;
 use super::pool::{CpuTensor, Shape};
-use super::{CpuBackend, CpuStep, CpuWeight, NAME, lock, team};
+use super::{CpuBackend, CpuStep, CpuWeight, lock, team};
 use zmlx_core::check::ensure;
-use zmlx_core::{AttentionInputs, AttentionSettings, CacheKind, Error, MlaInputs, Result, Span};
+use zmlx_core::{AttentionInputs, AttentionSettings, CacheKind, MlaInputs, Result, Span};
 
 pub use cache::CpuCache;
 pub(super) use cache::cache_bytes;
 use cells::WIDE;
 pub(super) use kernel::Partial;
-use kernel::{JOB_ROWS, Keys, QueryRows, ROWS, attend};
+use kernel::{JOB_ROWS, Keys, QueryRows, ROWS, Seen, attend};
 
 /// Multiply-adds that are worth a job of their own: some ten microseconds.
 const MIN_PART: usize = 1 << 20;
@@ -34,18 +35,16 @@ impl CpuBackend {
         settings: &AttentionSettings,
     ) -> Result<CpuTensor> {
         const OP: &str = "attention";
-        let CacheKind::Full { n_kv_heads, head_dim } = cache.kind else {
-            return ensure(false, OP, "cache", "keys and values", cache.kind).map(|()| unreachable!());
+        let (n_kv_heads, head_dim, window) = match cache.kind {
+            CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
+            CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
+            CacheKind::Latent { .. } => {
+                return ensure(false, OP, "cache", "keys and values", cache.kind).map(|()| unreachable!());
+            }
         };
-        ensure(settings.window.is_none(), OP, "window", "none, as of the cache", settings.window)?;
-        if inputs.sinks.is_some() {
-            return Err(Error::Unsupported {
-                op: OP,
-                backend: NAME,
-                why: "sinks are not implemented".into(),
-            });
-        }
-        let AttentionInputs { q, k, v, .. } = inputs;
+        let want = format_args!("that of the cache, {window:?}");
+        ensure(settings.window == window, OP, "window", want, settings.window)?;
+        let AttentionInputs { q, k, v, sinks } = inputs;
         let n_tokens = q.dims()[0];
         let kv_shape = [n_tokens, n_kv_heads, head_dim];
         ensure(
@@ -55,7 +54,12 @@ impl CpuBackend {
             format_args!("{kv_shape:?}"),
             (k, v),
         )?;
-        self.attend_spans(OP, [q, q], cache, step, settings.scale, [k, v])
+        let sinks = match (sinks, q.dims()) {
+            (Some(sinks), &[_, n_heads, _]) => Some(sinks.vector(OP, n_heads)?),
+            // Other dimensions are refused below.
+            _ => None,
+        };
+        self.attend_spans(OP, [q, q], cache, step, (settings.scale, sinks), [k, v])
     }
 
     pub(super) fn attention_latent(
@@ -89,7 +93,7 @@ impl CpuBackend {
         )?;
         ensure(kv.dims() == [n_tokens, rank], OP, "kv", format_args!("[n, {rank}]"), kv)?;
         ensure(k_pe.dims() == [n_tokens, rope_dim], OP, "k_pe", format_args!("[n, {rope_dim}]"), k_pe)?;
-        self.attend_spans(OP, [q_nope, q_pe], cache, step, scale, [kv, k_pe])
+        self.attend_spans(OP, [q_nope, q_pe], cache, step, (scale, None), [kv, k_pe])
     }
 
     fn attend_spans(
@@ -98,7 +102,7 @@ impl CpuBackend {
         q: [&CpuTensor; 2],
         cache: &mut CpuCache,
         step: &CpuStep,
-        scale: f32,
+        (scale, sinks): (f32, Option<&[f32]>),
         [first, second]: [&CpuTensor; 2],
     ) -> Result<CpuTensor> {
         let (width, n_kv_heads) = (cache.widths()[0], cache.n_heads());
@@ -121,6 +125,8 @@ impl CpuBackend {
         let mut states = self.floats.take(if jobs.n_parts > 1 { jobs.len() * jobs.state_len() } else { 0 });
         let (out_ptr, states_ptr) = (SyncPtr::new(&mut out), SyncPtr::new(&mut states));
         let attend = attend(self.level);
+        // Rows are tokens' heads.
+        let sink = |job: &Job<'_>, r: usize| sinks.map(|sinks| sinks[job.rows[r] % n_heads]);
         let next = AtomicUsize::new(0);
         lock(&self.team).run(&|m| {
             let mut memory = lock(&self.scratch[m.idx()]);
@@ -147,12 +153,12 @@ impl CpuBackend {
                     _ => unsafe { states_ptr.slice(idx * jobs.state_len(), job.state_len()) },
                 };
                 // SAFETY: the level was detected when the backend was made; buffers are as the job says.
-                unsafe { attend(&job.keys, queries, job.limits(), job.positions.clone(), scratch, state) };
+                unsafe { attend(&job.keys, queries, job.seen(), job.positions.clone(), scratch, state) };
                 if jobs.n_parts == 1 {
                     for r in 0..job.n_rows {
                         // SAFETY: each row of the output belongs to one job.
                         let out = unsafe { out_ptr.slice(job.rows[r] * jobs.v_dim, jobs.v_dim) };
-                        job.finish(self.level, std::iter::once(&*state), r, out);
+                        job.finish(self.level, std::iter::once(&*state), r, sink(&job, r), out);
                     }
                 }
             }
@@ -166,7 +172,7 @@ impl CpuBackend {
                     for r in (m.idx()..job.n_rows).step_by(self.n_threads()) {
                         // SAFETY: each row of the output belongs to one job, and of that to one member.
                         let out = unsafe { out_ptr.slice(job.rows[r] * jobs.v_dim, jobs.v_dim) };
-                        job.finish(self.level, states.clone(), r, out);
+                        job.finish(self.level, states.clone(), r, sink(&job, r), out);
                     }
                 }
             }
@@ -196,8 +202,8 @@ struct Job<'a> {
     /// Of each row, where it lies among all rows of queries and of results.
     rows: [usize; JOB_ROWS],
     n_rows: usize,
-    /// Visible positions of each row; none of rows that do not exist.
-    limits: [usize; JOB_ROWS],
+    /// What each row sees; rows that do not exist see nothing.
+    seen: [Seen; JOB_ROWS],
     positions: Range<usize>,
     q_widths: [usize; 2],
 }
@@ -212,7 +218,8 @@ impl<'a> Jobs<'a> {
         };
         let mut jobs = Self { cache, spans, n_heads, group, n_parts: 1, v_dim, n_whole: 0 };
         jobs.n_whole = spans.iter().map(|s| jobs.n_of(s)).sum();
-        let n_positions = spans.iter().map(|s| s.start + s.n_tokens).max().unwrap_or(0);
+        let n_positions = |s: &Span| s.start + s.n_tokens - cache.sees_from(s.start + 1).min(s.start);
+        let n_positions = spans.iter().map(n_positions).max().unwrap_or(0);
         if n_threads > 1 && jobs.n_whole > 0 {
             let work = n_positions * jobs.most_rows() * row_work;
             // Four for each thread: then no thread waits long for the last ones.
@@ -258,14 +265,19 @@ impl<'a> Jobs<'a> {
         let (block, kv_head) = (whole / n_kv_heads, whole % n_kv_heads);
         let first = block * JOB_ROWS;
         let n_rows = JOB_ROWS.min(span.n_tokens * self.group - first);
-        let (mut rows, mut limits) = ([0; JOB_ROWS], [0; JOB_ROWS]);
+        let (mut rows, mut seen) = ([0; JOB_ROWS], [Seen::default(); JOB_ROWS]);
         for i in 0..n_rows {
             // Row r is token r / group, head r % group of this kv head's group.
             let r = first + i;
             rows[i] = (first_token + r / self.group) * self.n_heads + kv_head * self.group + r % self.group;
-            limits[i] = span.start + r / self.group + 1;
+            let to = span.start + r / self.group + 1;
+            seen[i] = Seen { from: self.cache.sees_from(to), to };
         }
-        let positions = team::part(limits[n_rows - 1], WIDE, self.n_parts, part);
+        // From a whole tile on.
+        let start = seen[0].from / WIDE * WIDE;
+        let Range { start: from, end: to } =
+            team::part(seen[n_rows - 1].to - start, WIDE, self.n_parts, part);
+        let positions = start + from..start + to;
         let [first, second] = [0, 1].map(|part| self.cache.rows(span.slot, kv_head, part));
         let widths = self.cache.widths();
         let (keys, q_widths) = match self.cache.kind {
@@ -276,19 +288,19 @@ impl<'a> Jobs<'a> {
                 (Keys { parts: [Some(first), Some(second)], widths, values: None }, widths)
             }
         };
-        Job { keys, rows, n_rows, limits, positions, q_widths }
+        Job { keys, rows, n_rows, seen, positions, q_widths }
     }
 }
 
 impl Job<'_> {
-    /// Visible positions of the rows that exist, and of as many more as the kernel wants.
-    fn limits(&self) -> &[usize] {
-        &self.limits[..self.n_rows.next_multiple_of(ROWS)]
+    /// What the rows that exist see, and as many more as the kernel wants.
+    fn seen(&self) -> &[Seen] {
+        &self.seen[..self.n_rows.next_multiple_of(ROWS)]
     }
 
     /// Floats of its state: of each row the sums of the values, the largest score and the sum of the weights.
     fn state_len(&self) -> usize {
-        kernel::state_len(self.limits().len(), self.keys.v_stride())
+        kernel::state_len(self.seen().len(), self.keys.v_stride())
     }
 
     /// The rows' queries, times `scale`: of a key's two parts, or the same tensor twice.
@@ -303,12 +315,13 @@ impl Job<'_> {
         level: Level,
         states: impl Iterator<Item = &'p [f32]> + Clone,
         r: usize,
+        sink: Option<f32>,
         out: &mut [f32],
     ) {
-        let (n_rows, v_stride) = (self.limits().len(), self.keys.v_stride());
+        let (n_rows, v_stride) = (self.seen().len(), self.keys.v_stride());
         level.vectorize(
             #[inline(always)]
-            || kernel::finish(states, (r, n_rows), v_stride, out),
+            || kernel::finish(states, (r, n_rows), v_stride, sink, out),
         );
     }
 }

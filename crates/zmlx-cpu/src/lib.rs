@@ -237,6 +237,10 @@ impl Backend for CpuBackend {
         cache.release(slot);
     }
 
+    fn shortest(&self, cache: &CpuCache, slot: usize) -> usize {
+        cache.shortest(slot)
+    }
+
     fn commit(&self, cache: &mut CpuCache, step: &CpuStep) {
         cache.commit(step.spans());
     }

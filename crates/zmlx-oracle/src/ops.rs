@@ -14,7 +14,7 @@ mod rope;
 mod router;
 
 pub use activation::{add, sigmoid, silu, softmax, swiglu};
-pub use attention::{Attention, MlaAttention, attention, mla_attention};
+pub use attention::{Attention, MlaAttention, Sight, attention, attention_with, mla_attention};
 pub use matmul::{Combine, GatherInput, GatherMatmul, combine, gather_matmul, matmul};
 pub use norm::rms_norm;
 pub use rope::{Rope, RopeLayout, rope, rope_frequencies};

@@ -1,14 +1,14 @@
-//! What one layer keeps of all sequences: 15-bit integers with a scale for each token and head, on pages that sequences
-//! share.
+//! What one layer keeps of all sequences: integers with a scale for each token and head, on pages that sequences share.
 //!
-//! A value is off by at most 2⁻¹⁵ of the largest of its row, a sixtieth of what bf16 would lose, at the same size.
+//! In the native format they have 15 bits: a value is off by at most 2⁻¹⁵ of the largest of its row, a sixtieth of what
+//! bf16 would lose, at the same size. The others are [`codes`](super::codes).
 
-use super::cells::{round, stride};
+use super::cells::stride;
+use super::codes::{Coding, Order};
 use super::pages::{PAGE, PageShape, Pages, Rows};
-use crate::NAME;
 use crate::pool::CpuTensor;
 use zmlx_core::check::ensure;
-use zmlx_core::{CacheKind, CacheSpec, Error, KvFormat, MAX_SLOTS, Result, Span};
+use zmlx_core::{CacheKind, CacheSpec, Error, MAX_SLOTS, Result, Span};
 
 /// What one layer keeps of all sequences.
 #[derive(Debug)]
@@ -16,8 +16,6 @@ pub struct CpuCache {
     pub(super) kind: CacheKind,
     pages: Pages,
     slots: Vec<Sequence>,
-    /// A row that is being rounded.
-    integers: Vec<i16>,
 }
 
 /// One sequence.
@@ -25,8 +23,22 @@ pub struct CpuCache {
 struct Sequence {
     /// Tokens of all steps that have been committed.
     n_tokens: usize,
-    /// The page of each [`PAGE`] positions, as far as memory is reserved.
+    /// The page of each [`PAGE`] positions from the first page on, as far as memory is reserved.
     table: Vec<u32>,
+    /// Pages before the window, which are gone.
+    first_page: usize,
+}
+
+impl Sequence {
+    /// Where the page of a position is in the table.
+    fn at(&self, position: usize) -> usize {
+        position / PAGE - self.first_page
+    }
+
+    /// Pages of the table that the first `n_tokens` tokens need.
+    fn n_pages(&self, n_tokens: usize) -> usize {
+        n_tokens.div_ceil(PAGE).saturating_sub(self.first_page)
+    }
 }
 
 /// Heads of that kind, and the values of a row of their two parts.
@@ -39,15 +51,33 @@ fn dims(kind: &CacheKind) -> (usize, [usize; 2]) {
     }
 }
 
-/// How the pages of a kind are laid out.
-fn page_shape(kind: &CacheKind) -> PageShape {
-    let (n_heads, widths) = dims(kind);
-    PageShape { n_heads, strides: widths.map(stride) }
+/// How the pages of a cache are laid out.
+fn page_shape(spec: &CacheSpec) -> Result<PageShape> {
+    let (n_heads, widths) = dims(&spec.kind);
+    let orders = match spec.kind {
+        CacheKind::Full { .. } | CacheKind::Window { .. } => [Order::Keys, Order::Values],
+        CacheKind::Latent { .. } => [Order::Keys; 2],
+    };
+    Ok(PageShape { n_heads, strides: widths.map(stride), orders, coding: Coding::of(spec.format)? })
+}
+
+/// Positions before a window that are kept, so that a sequence can be shortened by a few tokens.
+const SLACK: usize = 256;
+
+/// Pages before the window of a sequence of that length.
+fn n_before_window(kind: &CacheKind, n_tokens: usize) -> usize {
+    match kind {
+        // The next token sees `window - 1` of those that are there.
+        CacheKind::Window { window, .. } => (n_tokens + 1).saturating_sub(window + SLACK) / PAGE,
+        CacheKind::Full { .. } | CacheKind::Latent { .. } => 0,
+    }
 }
 
 /// Bytes of a sequence of that length that shares no page.
 pub(crate) fn cache_bytes(spec: &CacheSpec, n_tokens: usize) -> u64 {
-    n_tokens.div_ceil(PAGE) as u64 * page_shape(&spec.kind).page_bytes()
+    let n_pages = n_tokens.div_ceil(PAGE) - n_before_window(&spec.kind, n_tokens);
+    // There is no cache of a format that is not supported.
+    n_pages as u64 * page_shape(spec).map_or(0, |shape| shape.page_bytes())
 }
 
 impl CpuCache {
@@ -55,16 +85,10 @@ impl CpuCache {
         const OP: &str = "cache";
         let (n_heads, widths) = dims(&spec.kind);
         ensure(n_heads > 0 && widths.iter().all(|w| *w > 0), OP, "kind", "no zero dimension", spec.kind)?;
-        let unsupported = |why: String| Error::Unsupported { op: OP, backend: NAME, why };
-        if let CacheKind::Window { .. } = spec.kind {
-            return Err(unsupported("windows are not implemented".into()));
+        if let CacheKind::Window { window, .. } = spec.kind {
+            ensure(window > 0, OP, "window", "at least one token", window)?;
         }
-        if spec.format != KvFormat::Native {
-            return Err(unsupported(format!("keys and values as {:?} are not implemented", spec.format)));
-        }
-        let shape = page_shape(&spec.kind);
-        let integers = vec![0; shape.strides[0].max(shape.strides[1])];
-        Ok(Self { kind: spec.kind, pages: Pages::new(shape), slots: Vec::new(), integers })
+        Ok(Self { kind: spec.kind, pages: Pages::new(page_shape(spec)?), slots: Vec::new() })
     }
 
     pub(crate) fn resident_bytes(&self) -> u64 {
@@ -82,7 +106,7 @@ impl CpuCache {
             Some(s) if n_tokens <= s.n_tokens => 0,
             Some(s) => {
                 let n_copies = usize::from(self.shared_tail(s).is_some());
-                n_tokens.div_ceil(PAGE).saturating_sub(s.table.len()) + n_copies
+                s.n_pages(n_tokens).saturating_sub(s.table.len()) + n_copies
             }
         };
         n_pages as u64 * self.pages.shape.page_bytes()
@@ -90,7 +114,7 @@ impl CpuCache {
 
     /// Where in its table a sequence has a page that it will write to, but shares.
     fn shared_tail(&self, s: &Sequence) -> Option<usize> {
-        let at = s.n_tokens / PAGE;
+        let at = s.at(s.n_tokens);
         s.table.get(at).filter(|id| self.pages.is_shared(**id)).map(|_| at)
     }
 
@@ -106,9 +130,9 @@ impl CpuCache {
             let table = &mut self.slots[slot].table;
             table[at] = self.pages.copy(table[at]);
         }
-        let table = &mut self.slots[slot].table;
-        while table.len() < n_tokens.div_ceil(PAGE) {
-            table.push(self.pages.take());
+        let sequence = &mut self.slots[slot];
+        while sequence.table.len() < sequence.n_pages(n_tokens) {
+            sequence.table.push(self.pages.take());
         }
         Ok(())
     }
@@ -120,12 +144,14 @@ impl CpuCache {
         check_slot(OP, to)?;
         self.reserve(to, 0)?;
         self.release(to);
+        // No token needs no page, not even one that is gone.
+        let first_page = self.slots.get(from).filter(|_| n_tokens > 0).map_or(0, |s| s.first_page);
         let mut table = std::mem::take(&mut self.slots[to].table);
-        table.extend_from_slice(
-            &self.slots.get(from).map_or(&[][..], |s| &s.table)[..n_tokens.div_ceil(PAGE)],
-        );
+        if let Some(s) = self.slots.get(from) {
+            table.extend_from_slice(&s.table[..n_tokens.div_ceil(PAGE) - first_page]);
+        }
         table.iter().for_each(|id| self.pages.share(*id));
-        self.slots[to] = Sequence { n_tokens, table };
+        self.slots[to] = Sequence { n_tokens, table, first_page };
         Ok(())
     }
 
@@ -148,15 +174,31 @@ impl CpuCache {
     /// Frees the pages behind a sequence's tokens.
     fn free_behind(&mut self, slot: usize) {
         let Some(s) = self.slots.get_mut(slot) else { return };
-        for id in s.table.drain(s.n_tokens.div_ceil(PAGE).min(s.table.len())..) {
+        for id in s.table.drain(s.n_pages(s.n_tokens).min(s.table.len())..) {
             self.pages.give_back(id);
+        }
+        if s.n_tokens == 0 {
+            s.first_page = 0;
+        }
+    }
+
+    /// The fewest tokens, apart from none, that the sequence can be shortened to.
+    pub(crate) fn shortest(&self, slot: usize) -> usize {
+        match (self.kind, self.slots.get(slot)) {
+            // The next token must see all of its window.
+            (CacheKind::Window { window, .. }, Some(s)) if s.first_page > 0 => {
+                s.first_page * PAGE + window - 1
+            }
+            _ => 0,
         }
     }
 
     fn check_length(&self, op: &'static str, slot: usize, n_tokens: usize) -> Result<()> {
         check_slot(op, slot)?;
-        let had = self.n_tokens(slot);
-        ensure(n_tokens <= had, op, "n_tokens", format_args!("at most {had}"), n_tokens)
+        let (had, shortest) = (self.n_tokens(slot), self.shortest(slot));
+        let is_kept = n_tokens == 0 || n_tokens >= shortest;
+        let want = format_args!("0, or {shortest} to {had}");
+        ensure(is_kept && n_tokens <= had, op, "n_tokens", want, n_tokens)
     }
 
     fn n_tokens(&self, slot: usize) -> usize {
@@ -166,7 +208,12 @@ impl CpuCache {
     pub(crate) fn commit(&mut self, spans: &[Span]) {
         for span in spans {
             if let Some(s) = self.slots.get_mut(span.slot) {
-                s.n_tokens = (span.start + span.n_tokens).min(s.table.len() * PAGE);
+                s.n_tokens = (span.start + span.n_tokens).min((s.first_page + s.table.len()) * PAGE);
+                let n_gone = n_before_window(&self.kind, s.n_tokens).saturating_sub(s.first_page);
+                for id in s.table.drain(..n_gone) {
+                    self.pages.give_back(id);
+                }
+                s.first_page += n_gone;
             }
         }
     }
@@ -184,9 +231,18 @@ impl CpuCache {
         self.pages.shape.n_heads
     }
 
+    /// The first position that the last of `n_tokens` tokens sees.
+    pub(super) fn sees_from(&self, n_tokens: usize) -> usize {
+        match self.kind {
+            CacheKind::Window { window, .. } => n_tokens.saturating_sub(window),
+            CacheKind::Full { .. } | CacheKind::Latent { .. } => 0,
+        }
+    }
+
     /// The rows of a part of a head of one sequence.
     pub(super) fn rows(&self, slot: usize, head: usize, part: usize) -> Rows<'_> {
-        self.pages.rows(&self.slots[slot].table, head, part)
+        let Sequence { first_page, table, .. } = &self.slots[slot];
+        self.pages.rows((*first_page, table), head, part)
     }
 
     /// Checks that each span begins where its sequence ends.
@@ -207,25 +263,18 @@ impl CpuCache {
     /// Writes behind each sequence its new tokens' rows: `first` and `second` are `[n_tokens, n_heads, width]`.
     pub(super) fn append(&mut self, spans: &[Span], first: &CpuTensor, second: &CpuTensor) -> Result<()> {
         let (n_heads, widths) = (self.n_heads(), self.widths());
-        let strides = self.pages.shape.strides;
-        let is_latent = matches!(self.kind, CacheKind::Latent { .. });
         let mut t = 0;
         for span in spans {
             self.reserve(span.slot, span.start + span.n_tokens)?;
-            let table = &self.slots[span.slot].table;
+            let sequence = &self.slots[span.slot];
             for head in 0..n_heads {
                 for (part, from) in [first, second].into_iter().enumerate() {
-                    let (width, integers) = (widths[part], &mut self.integers[..strides[part]]);
+                    let width = widths[part];
                     for i in 0..span.n_tokens {
                         let row = &from.values()[((t + i) * n_heads + head) * width..][..width];
-                        let scale = round(row, integers);
                         let position = span.start + i;
-                        let (id, at) = (table[position / PAGE], position % PAGE);
-                        if part == 0 || is_latent {
-                            self.pages.set_key(id, (head, part), at, (integers, scale));
-                        } else {
-                            self.pages.set_value(id, (head, part), at, (integers, scale));
-                        }
+                        let id = sequence.table[sequence.at(position)];
+                        self.pages.write(id, (head, part), position % PAGE, row);
                     }
                 }
             }

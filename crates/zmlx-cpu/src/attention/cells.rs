@@ -5,7 +5,6 @@
 //! a row. Cells lie in units of [`GROUP`] cells of [`WIDE`] columns: the first cells of these columns, then the second, …
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
-use super::pages::Rows;
 use crate::matmul::to_integers;
 use crate::simd::Simd;
 
@@ -88,10 +87,9 @@ pub(super) struct Cells {
 }
 
 impl Cells {
-    /// Keys of a page from a position on, which is a multiple of [`WIDE`].
+    /// Keys that lie at `words`.
     #[inline(always)]
-    pub(super) fn of_keys(rows: &Rows<'_>, from: usize, stride: usize) -> Self {
-        let words = rows.at(from, stride);
+    pub(super) fn of_keys(words: *const u32, stride: usize) -> Self {
         Self { words, to_next_group: GROUP * WIDE, to_next_columns: WIDE / 2 * stride }
     }
 

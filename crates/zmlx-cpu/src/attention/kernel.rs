@@ -53,6 +53,22 @@ pub(crate) struct Partial {
     pub(super) state: Aligned<f32>,
 }
 
+/// The positions that a query row sees: those from `from` on and before `to`.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) from: usize,
+    pub(super) to: usize,
+}
+
+impl Seen {
+    /// What it sees of the `n` positions from `from` on, counted from there.
+    #[inline(always)]
+    fn within(self, from: usize, n: usize) -> Self {
+        let clip = |position: usize| position.saturating_sub(from).min(n);
+        Self { from: clip(self.from), to: clip(self.to) }
+    }
+}
+
 /// Some rows of queries.
 pub(super) struct QueryRows<'a> {
     /// The parts of all rows, and the values of a row's part; as the keys have, or none.
@@ -109,6 +125,8 @@ pub(super) struct Scratch {
     weights: Aligned<i16>,
     /// Keys as values, where they are both.
     values: Aligned<u32>,
+    /// Both parts of the keys, and the values, where they are stored as codes.
+    expanded: [Aligned<i16>; 3],
 }
 
 /// Floats of a state of that many rows, of values of that width.
@@ -116,21 +134,23 @@ pub(super) fn state_len(n_rows: usize, v_stride: usize) -> usize {
     n_rows * (v_stride + 2)
 }
 
-/// The result of row `r` of `n_rows`, from the states of all parts of the positions.
+/// The result of row `r` of `n_rows`, from the states of all parts of the positions and the score of its head's sink.
 #[inline(always)]
 pub(super) fn finish<'p>(
     parts: impl Iterator<Item = &'p [f32]> + Clone,
     (r, n_rows): (usize, usize),
     v_stride: usize,
+    sink: Option<f32>,
     out: &mut [f32],
 ) {
     let n = n_rows * v_stride;
-    let mut max = f32::NEG_INFINITY;
+    let sink = sink.map(|sink| sink * LOG2_E);
+    let mut max = sink.unwrap_or(f32::NEG_INFINITY);
     for part in parts.clone() {
         // NaN is passed on.
         max = if part[n + r] > max || part[n + r].is_nan() { part[n + r] } else { max };
     }
-    let mut sum = 0.0;
+    let mut sum = sink.map_or(0.0, |sink| exp2(Scalar, Scalar.splat(sink - max))[0]);
     out.fill(0.0);
     for part in parts {
         // A part that saw nothing of a row has no largest score.
@@ -149,7 +169,7 @@ pub(super) fn finish<'p>(
 }
 
 /// Adds up `Σ 2^(score - max) · value` over `positions` for all query rows, with the largest score so far; a score is
-/// `q · k`, times the queries' factor and log₂e. Row r sees the positions below `limits[r]`, rows that do not exist none; their
+/// `q · k`, times the queries' factor and log₂e. Rows see the positions that `seen` says, rows that do not exist none; their
 /// number is a multiple of [`ROWS`], up to [`JOB_ROWS`]. Queries are as wide as keys; without any the last ones are used again.
 /// `state` has [`state_len`] floats, whatever they are.
 ///
@@ -158,7 +178,7 @@ pub(super) fn finish<'p>(
 pub(super) type AttendFn = unsafe fn(
     keys: &Keys<'_>,
     queries: Option<&QueryRows<'_>>,
-    limits: &[usize],
+    seen: &[Seen],
     positions: Range<usize>,
     scratch: &mut Scratch,
     state: &mut [f32],
@@ -184,12 +204,12 @@ pub(super) fn attend(level: Level) -> AttendFn {
 unsafe fn attend_on<S: Simd>(
     keys: &Keys<'_>,
     queries: Option<&QueryRows<'_>>,
-    limits: &[usize],
+    seen: &[Seen],
     positions: Range<usize>,
     scratch: &mut Scratch,
     state: &mut [f32],
 ) {
-    let n_rows = limits.len();
+    let n_rows = seen.len();
     assert!(n_rows.is_multiple_of(ROWS) && n_rows <= JOB_ROWS && positions.start.is_multiple_of(WIDE));
     let (values, rest) = state.split_at_mut(n_rows * keys.v_stride());
     let (maxima, sums) = rest.split_at_mut(n_rows);
@@ -215,12 +235,18 @@ unsafe fn attend_on<S: Simd>(
                 // Blocks end where pages end.
                 let n = (BLOCK - from % BLOCK).min(end - from);
                 next += n;
-                let mut visible = [0; JOB_ROWS];
+                let mut visible = [Seen::default(); JOB_ROWS];
                 for r in 0..n_rows {
-                    visible[r] = limits[r].saturating_sub(from).min(n);
+                    visible[r] = seen[r].within(from, n);
                 }
                 let visible = &visible[..n_rows];
-                let mut block = Block { keys, from, n, end, visible, scratch: &mut *scratch };
+                let [first, second, value] = &mut scratch.expanded;
+                let cells = |rows: Option<Rows<'_>>, out: &mut Aligned<i16>| {
+                    rows.map_or(std::ptr::null(), |rows| rows.cells(from, n, out))
+                };
+                let cells =
+                    [cells(keys.parts[0], first), cells(keys.parts[1], second), cells(keys.values, value)];
+                let mut block = Block { keys, cells, from, n, end, visible, scratch: &mut *scratch };
                 // SAFETY: the positions are cached; queries and state have these rows. The sums of these rows and
                 // columns, and what they need, fill the registers.
                 unsafe {
@@ -244,13 +270,15 @@ unsafe fn attend_on<S: Simd>(
 /// Some positions and what the rows make of them.
 struct Block<'a> {
     keys: &'a Keys<'a>,
+    /// Where the cells of the keys' parts and of the values lie.
+    cells: [*const u32; 3],
     /// The first of its positions, and how many.
     from: usize,
     n: usize,
     /// Where the last block ends.
     end: usize,
-    /// Positions that each row sees.
-    visible: &'a [usize],
+    /// What each row sees of them.
+    visible: &'a [Seen],
     scratch: &'a mut Scratch,
 }
 
@@ -258,23 +286,24 @@ impl Block<'_> {
     /// Whether any of the `R` rows from `row` on sees a position.
     #[inline(always)]
     fn is_seen<const R: usize>(&self, row: usize) -> bool {
-        let mut most = 0;
+        let mut any = false;
         for r in row..row + R {
-            most = most.max(self.visible[r]);
+            any |= self.visible[r].from < self.visible[r].to;
         }
-        most > 0
+        any
     }
 
-    /// What will be needed of rows of that stride after the block and `n_blocks` more: a block in advance, since what is
+    /// What will be needed of rows after the block and `n_blocks` more: a block in advance, since what is
     /// asked for while it is needed comes too late.
     #[inline(always)]
-    fn ahead(&self, rows: &Rows<'_>, stride: usize, n_blocks: usize, n_steps: usize) -> Ahead {
+    fn ahead(&self, rows: &Rows<'_>, n_blocks: usize, n_steps: usize) -> Ahead {
         let from = self.from + self.n + n_blocks * BLOCK;
         if from >= self.end {
             return Ahead::NONE;
         }
-        let n_lines = (2 * BLOCK.min(self.end - from) * stride).div_ceil(64);
-        Ahead { at: rows.at(from, stride).cast(), n_lines, per_step: n_lines.div_ceil(n_steps.max(1)) }
+        let bytes = rows.bytes(from, BLOCK.min(self.end - from));
+        let n_lines = bytes.len().div_ceil(64);
+        Ahead { at: bytes.as_ptr(), n_lines, per_step: n_lines.div_ceil(n_steps.max(1)) }
     }
 
     /// The scores of all rows, `R` rows and `N` vectors of positions at a time.
@@ -291,8 +320,8 @@ impl Block<'_> {
             let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * (stride / (2 * GROUP));
             // Of keys that are values too there is no other time to fetch them.
             let mut ahead = match self.keys.values {
-                Some(values) => self.ahead(&values, self.keys.v_stride(), 0, n_steps),
-                None => self.ahead(&rows, stride, 1, n_steps),
+                Some(values) => self.ahead(&values, 0, n_steps),
+                None => self.ahead(&rows, 1, n_steps),
             };
             let mut i = 0;
             while i < n_vectors {
@@ -324,7 +353,7 @@ impl Block<'_> {
         ahead: &mut Ahead,
     ) -> usize {
         let stride = stride(self.keys.widths[part]);
-        let keys = Cells::of_keys(rows, self.from, stride);
+        let keys = Cells::of_keys(self.cells[part], stride);
         let scales = &rows.scales(self.from)[..self.n.next_multiple_of(WIDE)];
         let n_groups = stride / (2 * GROUP);
         let queries = &self.scratch.queries;
@@ -371,14 +400,14 @@ impl Block<'_> {
         values: &mut [f32],
     ) {
         let stride = self.keys.v_stride();
-        let cells = if let Some(rows) = self.keys.values {
-            Cells::of_values(rows.at(self.from, stride), stride)
+        let cells = if self.keys.values.is_some() {
+            Cells::of_values(self.cells[2], stride)
         } else {
             let out = self.scratch.values.as_mut_ptr();
             for p in (0..self.n).step_by(WIDE) {
                 // SAFETY: the caller's promise; there is room for a block.
                 unsafe {
-                    let keys = self.keys.value_rows().at(self.from + p, stride);
+                    let keys = self.cells[0].add(p * stride / 2);
                     cells::to_values(s, keys, stride, out.add(p * stride / 2));
                 }
             }
@@ -388,7 +417,7 @@ impl Block<'_> {
         let n_groups = self.n.div_ceil(2 * GROUP);
         let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * n_groups;
         let mut ahead = match (self.keys.values, self.keys.parts[0]) {
-            (Some(_), Some(rows)) => self.ahead(&rows, stride, 1, n_steps),
+            (Some(_), Some(rows)) => self.ahead(&rows, 1, n_steps),
             _ => Ahead::NONE,
         };
         let mut i = 0;

@@ -1,6 +1,7 @@
 //! Pages: the memory of [`PAGE`] positions of a layer, which sequences share until one of them writes to it.
 
-use super::cells::{PAD, set_key, set_value};
+use super::cells::{PAD, WIDE, round, set_key, set_value};
+use super::codes::{Coding, Order};
 use super::kernel::BLOCK;
 use crate::pool::Aligned;
 
@@ -15,33 +16,78 @@ pub(super) struct PageShape {
     pub(super) n_heads: usize,
     /// Values of a padded row of each part.
     pub(super) strides: [usize; 2],
+    /// How the integers of each part lie.
+    pub(super) orders: [Order; 2],
+    /// How values become codes; without, integers are stored as cells.
+    pub(super) coding: Option<Coding>,
+}
+
+/// Where the rows of a part of a head begin, or how many there are: integers (or their codes), multipliers of groups, scales.
+#[derive(Clone, Copy, Debug)]
+struct Place {
+    integers: usize,
+    multipliers: usize,
+    scales: usize,
 }
 
 impl PageShape {
-    /// Words and scales of all rows.
-    fn lens(&self) -> (usize, usize) {
-        let [first, second] = self.strides;
-        (self.n_heads * PAGE * (first + second) / 2, self.n_heads * PAGE * 2)
+    /// Of the rows of a part of one head.
+    fn of_part(&self, part: usize) -> Place {
+        let stride = self.strides[part];
+        let n_groups = self.coding.map_or(0, |coding| coding.n_groups(stride));
+        Place { integers: PAGE * stride, multipliers: PAGE * n_groups, scales: PAGE }
     }
 
-    /// Where the rows of a part of a head begin among the words and the scales.
-    fn at(&self, head: usize, part: usize) -> (usize, usize) {
-        let [first, second] = self.strides;
-        let before = if part == 0 { 0 } else { first };
-        (PAGE * (head * (first + second) + before) / 2, PAGE * (2 * head + part))
+    /// Where the rows of a part of a head begin.
+    fn at(&self, head: usize, part: usize) -> Place {
+        let [first, second] = [self.of_part(0), self.of_part(1)];
+        let at = |first: usize, second: usize| head * (first + second) + part * first;
+        Place {
+            integers: at(first.integers, second.integers),
+            multipliers: at(first.multipliers, second.multipliers),
+            scales: at(first.scales, second.scales),
+        }
+    }
+
+    /// Of all rows.
+    fn total(&self) -> Place {
+        self.at(self.n_heads, 0)
     }
 
     pub(super) fn page_bytes(&self) -> u64 {
-        let (n_words, n_scales) = self.lens();
-        (4 * (n_words + n_scales)) as u64
+        let Place { integers, multipliers, scales } = self.total();
+        let n_bytes = self.coding.map_or(2 * integers, |coding| coding.n_bytes(integers));
+        (n_bytes + 2 * multipliers + 4 * scales) as u64
     }
 }
 
-/// The rows of some positions, as cells and their scales.
+/// The rows of some positions.
 #[derive(Debug, Default)]
 struct Page {
+    /// Integers in pairs; or none.
     cells: Aligned<u32>,
+    /// Codes and multipliers; or none.
+    codes: Aligned<u8>,
+    multipliers: Aligned<u16>,
     scales: Aligned<f32>,
+}
+
+impl Page {
+    fn new(shape: &PageShape) -> Self {
+        fn filled<T: Clone>(len: usize, value: T) -> Aligned<T> {
+            let mut all = Aligned::default();
+            all.reserve_exact(len);
+            all.resize(len, value);
+            all
+        }
+        let Place { integers, multipliers, scales } = shape.total();
+        Self {
+            cells: filled(if shape.coding.is_none() { integers / 2 } else { 0 }, 0),
+            codes: filled(shape.coding.map_or(0, |coding| coding.n_bytes(integers)), 0),
+            multipliers: filled(multipliers, 0),
+            scales: filled(scales, 0.0),
+        }
+    }
 }
 
 /// All pages of a layer. A page is used by one or more sequences, or free: then it keeps its memory for the next one.
@@ -52,11 +98,17 @@ pub(super) struct Pages {
     /// Sequences that use each page.
     n_uses: Vec<u32>,
     free: Vec<u32>,
+    /// A row that is being rounded, and its multipliers.
+    integers: Vec<i16>,
+    multipliers: Vec<u16>,
 }
 
 impl Pages {
     pub(super) fn new(shape: PageShape) -> Self {
-        Self { shape, pages: Vec::new(), n_uses: Vec::new(), free: Vec::new() }
+        let widest = shape.strides[0].max(shape.strides[1]);
+        let multipliers = vec![0; shape.coding.map_or(0, |coding| coding.n_groups(widest))];
+        let (pages, n_uses, free) = (Vec::new(), Vec::new(), Vec::new());
+        Self { shape, pages, n_uses, free, integers: vec![0; widest], multipliers }
     }
 
     /// Number of pages that are not free.
@@ -68,13 +120,7 @@ impl Pages {
     /// enough to be multiplied.
     pub(super) fn take(&mut self) -> u32 {
         let id = self.free.pop().unwrap_or_else(|| {
-            let (n_words, n_scales) = self.shape.lens();
-            let mut page = Page::default();
-            page.cells.reserve_exact(n_words);
-            page.cells.resize(n_words, 0);
-            page.scales.reserve_exact(n_scales);
-            page.scales.resize(n_scales, 0.0);
-            self.pages.push(page);
+            self.pages.push(Page::new(&self.shape));
             self.n_uses.push(0);
             (self.pages.len() - 1) as u32
         });
@@ -82,6 +128,8 @@ impl Pages {
             // The largest integers: whoever looks at them without need shows.
             let page = &mut self.pages[id as usize];
             page.cells.fill(0x3fff_3fff);
+            page.codes.fill(0x77);
+            page.multipliers.fill(self.shape.coding.map_or(0, Coding::largest_multiplier));
             page.scales.fill(f32::NAN);
         }
         self.n_uses[id as usize] = 1;
@@ -112,36 +160,53 @@ impl Pages {
         let [from, to] =
             self.pages.get_disjoint_mut([id as usize, copy as usize]).expect("a page in use is not taken");
         to.cells.copy_from_slice(&from.cells);
+        to.codes.copy_from_slice(&from.codes);
+        to.multipliers.copy_from_slice(&from.multipliers);
         to.scales.copy_from_slice(&from.scales);
         self.give_back(id);
         copy
     }
 
-    /// The rows of a part of a head on the pages of `table`.
-    pub(super) fn rows<'a>(&'a self, table: &'a [u32], head: usize, part: usize) -> Rows<'a> {
-        let (words_at, scales_at) = self.shape.at(head, part);
-        Rows { pages: &self.pages, table, words_at, scales_at }
+    /// The rows of a part of a head on the pages of `table`, which begins with page number `first_page` of the sequence.
+    pub(super) fn rows<'a>(
+        &'a self,
+        (first_page, table): (usize, &'a [u32]),
+        head: usize,
+        part: usize,
+    ) -> Rows<'a> {
+        let (stride, order) = (self.shape.strides[part], self.shape.orders[part]);
+        let (at, coding) = (self.shape.at(head, part), self.shape.coding);
+        Rows { pages: &self.pages, first_page, table, at, stride, order, coding }
     }
 
-    /// Writes the padded row of a position in page `id` as a key.
-    pub(super) fn set_key(&mut self, id: u32, (head, part): (usize, usize), at: usize, row: (&[i16], f32)) {
-        let (cells, scales) = self.part_mut(id, head, part);
-        scales[at] = row.1;
-        set_key(cells, at, row.0);
-    }
-
-    /// Writes the padded row of a position in page `id` as a value.
-    pub(super) fn set_value(&mut self, id: u32, (head, part): (usize, usize), at: usize, row: (&[i16], f32)) {
-        let (cells, scales) = self.part_mut(id, head, part);
-        scales[at] = row.1;
-        set_value(cells, at, row.0);
-    }
-
-    fn part_mut(&mut self, id: u32, head: usize, part: usize) -> (&mut [u32], &mut [f32]) {
-        let (words_at, scales_at) = self.shape.at(head, part);
-        let n_words = PAGE * self.shape.strides[part] / 2;
-        let page = &mut self.pages[id as usize];
-        (&mut page.cells[words_at..][..n_words], &mut page.scales[scales_at..][..PAGE])
+    /// Writes the row of position `at` of page `id`.
+    pub(super) fn write(&mut self, id: u32, (head, part): (usize, usize), at: usize, row: &[f32]) {
+        let (stride, order) = (self.shape.strides[part], self.shape.orders[part]);
+        let place = self.shape.at(head, part);
+        let (page, integers) = (&mut self.pages[id as usize], &mut self.integers[..stride]);
+        page.scales[place.scales + at] = match self.shape.coding {
+            None => {
+                let scale = round(row, integers);
+                let cells = &mut page.cells[place.integers / 2..][..PAGE * stride / 2];
+                match order {
+                    Order::Keys => set_key(cells, at, integers),
+                    Order::Values => set_value(cells, at, integers),
+                }
+                scale
+            }
+            Some(coding) => {
+                let multipliers = &mut self.multipliers[..coding.n_groups(stride)];
+                let scale = coding.round(row, integers, multipliers);
+                let codes =
+                    &mut page.codes[coding.n_bytes(place.integers)..][..coding.n_bytes(PAGE * stride)];
+                coding.set(order, at, integers, codes);
+                for (group, multiplier) in multipliers.iter().enumerate() {
+                    let at = place.multipliers + coding.multiplier_at(at, group, stride);
+                    page.multipliers[at] = *multiplier;
+                }
+                scale
+            }
+        };
     }
 }
 
@@ -149,28 +214,63 @@ impl Pages {
 #[derive(Clone, Copy)]
 pub(super) struct Rows<'a> {
     pages: &'a [Page],
-    /// The page of each [`PAGE`] positions.
+    first_page: usize,
+    /// The page of each [`PAGE`] positions from the first page on.
     table: &'a [u32],
-    words_at: usize,
-    scales_at: usize,
+    at: Place,
+    stride: usize,
+    order: Order,
+    coding: Option<Coding>,
 }
 
 impl<'a> Rows<'a> {
     #[inline(always)]
     fn page(&self, position: usize) -> &'a Page {
-        &self.pages[self.table[position / PAGE] as usize]
+        &self.pages[self.table[position / PAGE - self.first_page] as usize]
     }
 
-    /// Where the row of a position begins that begins a tile; what follows it on its page comes behind.
+    /// The cells of `n` positions from one on that begins a tile, all on one page: where they lie, or expanded into `out`.
     #[inline(always)]
-    pub(super) fn at(&self, position: usize, stride: usize) -> *const u32 {
-        debug_assert!(stride.is_multiple_of(PAD));
-        self.page(position).cells[self.words_at + position % PAGE * stride / 2..].as_ptr()
+    pub(super) fn cells(&self, from: usize, n: usize, out: &mut Aligned<i16>) -> *const u32 {
+        debug_assert!(self.stride.is_multiple_of(PAD) && from.is_multiple_of(WIDE));
+        let (page, at) = (self.page(from), from % PAGE);
+        let integers = self.at.integers + at * self.stride;
+        let Some(coding) = self.coding else {
+            return page.cells[integers / 2..].as_ptr();
+        };
+        let n_rows = n.next_multiple_of(WIDE);
+        let n_groups = coding.n_groups(self.stride);
+        if out.len() < n_rows * self.stride {
+            out.resize(n_rows * self.stride, 0);
+        }
+        coding.expand(
+            self.order,
+            self.stride,
+            &page.codes[coding.n_bytes(integers)..][..coding.n_bytes(n_rows * self.stride)],
+            &page.multipliers[self.at.multipliers + at * n_groups..][..n_rows * n_groups],
+            &mut out[..n_rows * self.stride],
+        );
+        out.as_ptr().cast()
+    }
+
+    /// The bytes of the integers or codes of up to `n` positions on the page of `from`.
+    #[inline(always)]
+    pub(super) fn bytes(&self, from: usize, n: usize) -> &'a [u8] {
+        let page = self.page(from);
+        let integers = self.at.integers + from % PAGE * self.stride;
+        match self.coding {
+            None => {
+                let cells = &page.cells[integers / 2..][..n * self.stride / 2];
+                // SAFETY: as many bytes as the words have, which are initialised.
+                unsafe { std::slice::from_raw_parts(cells.as_ptr().cast(), 4 * cells.len()) }
+            }
+            Some(coding) => &page.codes[coding.n_bytes(integers)..][..coding.n_bytes(n * self.stride)],
+        }
     }
 
     /// The scales of a position and of all that follow it on its page.
     #[inline(always)]
     pub(super) fn scales(&self, position: usize) -> &'a [f32] {
-        &self.page(position).scales[self.scales_at..][..PAGE][position % PAGE..]
+        &self.page(position).scales[self.at.scales..][..PAGE][position % PAGE..]
     }
 }

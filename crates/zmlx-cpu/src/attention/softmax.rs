@@ -2,7 +2,7 @@
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
 use super::cells::LARGEST;
-use super::kernel::{BLOCK, JOB_ROWS};
+use super::kernel::{BLOCK, JOB_ROWS, Seen};
 use crate::simd::Simd;
 
 /// Of each row, what the sums so far must be multiplied by, and what products with its weights.
@@ -12,15 +12,15 @@ pub(super) struct Factors {
 }
 
 /// Turns the rows' scores, [`BLOCK`] from one row to the next, into weights, times the values' scales, as integers, and
-/// brings the rows' largest scores and sums up to date. A row sees its first `visible` positions; there are as many scores
-/// and weights as `value_scales`, whole vectors. The scale of a row's weights is not finite if one of them is not.
+/// brings the rows' largest scores and sums up to date. A row sees the positions that `visible` says; there are as many
+/// scores and weights as `value_scales`, whole vectors. The scale of a row's weights is not finite if one of them is not.
 ///
 /// What is done for each row comes in steps of their own, so that no row waits for the sums across lanes of another.
 #[inline(always)]
 pub(super) fn weigh<S: Simd>(
     s: S,
     scores: &mut [f32],
-    visible: &[usize],
+    visible: &[Seen],
     value_scales: &[f32],
     (maxima, sums): (&mut [f32], &mut [f32]),
     weights: &mut [i16],
@@ -29,7 +29,8 @@ pub(super) fn weigh<S: Simd>(
     let mut most = [f32::NEG_INFINITY; JOB_ROWS];
     for r in 0..n_rows {
         let scores = &mut scores[r * BLOCK..][..n];
-        scores[visible[r]..].fill(f32::NEG_INFINITY);
+        scores[..visible[r].from].fill(f32::NEG_INFINITY);
+        scores[visible[r].to..].fill(f32::NEG_INFINITY);
         most[r] = largest(s, scores);
     }
     let (mut kept, mut bases) = ([f32::NEG_INFINITY; JOB_ROWS], [0.0; JOB_ROWS]);
@@ -40,7 +41,8 @@ pub(super) fn weigh<S: Simd>(
         let scores = &mut scores[r * BLOCK..][..n];
         sums[r] = sums[r] * kept[r] + exponentials(s, scores, bases[r], value_scales);
         // What is not seen has no part in it, not even if its scale is NaN.
-        scores[visible[r]..].fill(0.0);
+        scores[..visible[r].from].fill(0.0);
+        scores[visible[r].to..].fill(0.0);
         most[r] = largest_or_nan(s, scores);
     }
     let mut factors = Factors { kept, scales: [0.0; JOB_ROWS] };

@@ -31,6 +31,31 @@ pub struct Attention {
 /// On lengths that do not fit, `n_tokens > n_kv`, or heads that do not divide.
 #[must_use]
 pub fn attention<Q: Real, K: Real, V: Real>(q: &[Q], k: &[K], v: &[V], sizes: Attention) -> Vec<f64> {
+    attention_with(q, k, v, sizes, Sight::default())
+}
+
+/// What bounds a query's view of the keys, and what shares its softmax with them.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sight<'a> {
+    /// Positions that a query sees, its own included; all without.
+    pub window: Option<usize>,
+    /// A score per head, of which the softmax takes account, and that has no value; empty without.
+    pub sinks: &'a [f32],
+}
+
+/// As [`attention`]: a query at position `i` sees `j` with `i - window < j ≤ i`, and with sinks
+/// `softmax_j = exp(score_j) / (Σ exp(score) + exp(sinks[h]))`.
+///
+/// # Panics
+/// As [`attention`]; if there are sinks, but not one for each head.
+#[must_use]
+pub fn attention_with<Q: Real, K: Real, V: Real>(
+    q: &[Q],
+    k: &[K],
+    v: &[V],
+    sizes: Attention,
+    sight: Sight<'_>,
+) -> Vec<f64> {
     let Attention { n_tokens, n_kv, n_heads, n_kv_heads, head_dim, v_head_dim, scale } = sizes;
     check_len("attention", "q", q, &[n_tokens, n_heads, head_dim]);
     check_len("attention", "k", k, &[n_kv, n_kv_heads, head_dim]);
@@ -40,17 +65,20 @@ pub fn attention<Q: Real, K: Real, V: Real>(q: &[Q], k: &[K], v: &[V], sizes: At
         n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
         "attention: {n_heads} heads, {n_kv_heads} kv"
     );
+    assert!(sight.sinks.is_empty() || sight.sinks.len() == n_heads, "attention: {} sinks", sight.sinks.len());
     let mut out = vec![0.0; n_tokens * n_heads * v_head_dim];
     for token in 0..n_tokens {
         for head in 0..n_heads {
             let kv_head = head / (n_heads / n_kv_heads);
             let query = &q[(token * n_heads + head) * head_dim..][..head_dim];
-            let seen = n_kv - n_tokens + token + 1;
-            let scores: Vec<f64> = (0..seen)
+            let end = n_kv - n_tokens + token + 1;
+            let start = sight.window.map_or(0, |window| end.saturating_sub(window));
+            let mut scores: Vec<f64> = (start..end)
                 .map(|j| scale * dot(query, &k[(j * n_kv_heads + kv_head) * head_dim..][..head_dim]))
                 .collect();
+            scores.extend(sight.sinks.get(head).map(|sink| f64::from(*sink)));
             let sum = &mut out[(token * n_heads + head) * v_head_dim..][..v_head_dim];
-            for (j, p) in softmax(&scores).into_iter().enumerate() {
+            for (j, p) in (start..end).zip(softmax(&scores)) {
                 let value = &v[(j * n_kv_heads + kv_head) * v_head_dim..][..v_head_dim];
                 for (sum, &v) in sum.iter_mut().zip(value) {
                     *sum += p * v.into();
