@@ -1,6 +1,5 @@
 //! A layer's weights on a backend.
 
-use zmlx_kernels::{Backend, Result};
 use zmlx_moe::{Mlp, MoeBlock};
 
 use crate::attention::Attention;
@@ -21,28 +20,4 @@ pub(crate) struct Layer<W> {
     pub(crate) attention: Attention<W>,
     pub(crate) post_norm: W,
     pub(crate) feed_forward: FeedForward<W>,
-}
-
-/// `x · weightᵀ + bias`.
-#[derive(Debug)]
-pub(crate) struct Linear<W> {
-    /// `[n_out, n_in]`.
-    pub(crate) weight: W,
-    /// `[n_out]`.
-    pub(crate) bias: Option<W>,
-}
-
-impl<W> Linear<W> {
-    /// **Shapes** x `[.., n_in]` → `[.., n_out]`.
-    pub(crate) fn forward<B: Backend<Weight = W>>(&self, b: &B, x: &B::Tensor) -> Result<B::Tensor> {
-        self.add_bias(b, b.linear(x, &self.weight)?)
-    }
-
-    /// `y + bias` for a product `y` that was computed elsewhere.
-    pub(crate) fn add_bias<B: Backend<Weight = W>>(&self, b: &B, y: B::Tensor) -> Result<B::Tensor> {
-        match &self.bias {
-            Some(bias) => b.add_vector(&y, bias),
-            None => Ok(y),
-        }
-    }
 }

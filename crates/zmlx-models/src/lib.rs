@@ -20,6 +20,7 @@ mod families;
 mod fields;
 mod generate;
 mod layer;
+mod linear;
 mod loader;
 #[cfg(feature = "mlx")]
 pub mod mlx;

@@ -8,7 +8,8 @@ use crate::architecture::{
     MlpSpec, MoeSpec, QuerySpec, RouterSpec, VectorSpec,
 };
 use crate::attention::{Attention, Gqa, Mla, QueryProjection};
-use crate::layer::{FeedForward, Layer, Linear};
+use crate::layer::{FeedForward, Layer};
+use crate::linear::Linear;
 use crate::{Checkpoint, KvBDims, Result, TensorReader};
 
 /// Called after each layer with the number of layers loaded and of all.

@@ -11,9 +11,9 @@ use zmlx_models::{Checkpoint, Input, Model, PoolOptions, TapValue};
 use zmlx_oracle::compare::{differing_expert_sets, rel_rms};
 use zmlx_oracle::golden::TensorFile;
 
-/// Activations of 16 bits in quantised products and of 15 bits in attention. A part of a model that is left out, or done
-/// the usual other way, moves the logits by more than 2e-2.
-const BOUND: f64 = 1e-3;
+/// Activations of 16 bits in quantised products and of 15 bits in attention: 7.0e-5 was measured, of decoded tokens. A part
+/// of a model that is left out, or done the usual other way, moves the logits by more than 2e-2.
+const BOUND: f64 = 2e-4;
 
 struct Family {
     name: &'static str,
@@ -47,7 +47,6 @@ impl Family {
         } else {
             rel_rms(got, &want.data)
         };
-        println!("{} {tap}: {error:.1e}", self.name);
         assert!(error <= BOUND, "{} {tap}: relative RMS {error:e}", self.name);
     }
 

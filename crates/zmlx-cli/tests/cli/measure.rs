@@ -142,6 +142,13 @@ fn random_weights_are_benched() {
         f64::from(weights) * 17.0 / 32.0,
     );
     assert!((got / want - 1.0).abs() <= 0.01, "{got} {want}");
+    // Two dense layers and the embedding, which is the head, too: 4.5 bits a weight.
+    let report = bench("qwen3-0.6b,layers=2,vocab=64").ok().json();
+    let test = &report["tests"][0];
+    let got = test["bytes_per_second"].as_f64().unwrap() / test["median_ts"].as_f64().unwrap();
+    let weights = 2 * 1024 * (4 * 1024 + 2 * 1024 + 3 * 3072) + 64 * 1024;
+    let want = f64::from(weights) * 4.5 / 8.0;
+    assert!((got / want - 1.0).abs() <= 0.01, "{got} {want}");
     for (spec, tells) in [
         ("gpt-2", "qwen3-235b-a22b"),
         ("qwen3-30b-a3b,layers", "layers=N"),

@@ -3,7 +3,7 @@
 use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, Fusion, Result, Rope};
 
 use super::Rows;
-use crate::layer::Linear;
+use crate::linear::Linear;
 
 /// `o( attend( rope(norm(q(x))), rope(norm(k(x))), v(x) ) )`, the norms if there are any.
 #[derive(Debug)]

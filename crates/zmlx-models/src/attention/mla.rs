@@ -3,7 +3,7 @@
 use zmlx_kernels::{Backend, Fusion, MlaInputs, MlaWeights, Result, Rope};
 
 use super::Rows;
-use crate::layer::Linear;
+use crate::linear::Linear;
 
 /// How queries come from the hidden state.
 #[derive(Debug)]

@@ -17,14 +17,16 @@ use random::Random;
 /// The architectures that can be made, and their `config.json`. What shares an architecture shares its speed: the
 /// Thinking, Instruct and Coder variants of Qwen3-30B-A3B are one entry.
 const CONFIGS: &[(&str, &str)] = &[
+    ("glm-4.5-air", include_str!("configs/glm-4.5-air.json")),
     ("glm-4.7-flash", include_str!("configs/glm-4.7-flash.json")),
+    ("qwen3-0.6b", include_str!("configs/qwen3-0.6b.json")),
     ("qwen3-30b-a3b", include_str!("configs/qwen3-30b-a3b.json")),
     ("qwen3-235b-a22b", include_str!("configs/qwen3-235b-a22b.json")),
 ];
 
 impl Checkpoint {
-    /// A checkpoint of random weights: `spec` is the name of an architecture (`qwen3-30b-a3b`, `qwen3-235b-a22b`,
-    /// `glm-4.7-flash`), perhaps followed by changes to its config: `layers=N`, `vocab=N`, `bits=N`, `group=N` and
+    /// A checkpoint of random weights: `spec` is the name of an architecture (`qwen3-30b-a3b`, `glm-4.7-flash` and the
+    /// others that the error of an unknown one lists), perhaps followed by changes to its config: `layers=N`, `vocab=N`, `bits=N`, `group=N` and
     /// `mode=affine|mxfp4|mxfp8|nvfp4`, as in `qwen3-30b-a3b,layers=12,bits=8`.
     ///
     /// Quantised weights have the spread of a trained model's at their width, so that activations stay in range.
@@ -137,4 +139,27 @@ impl Checkpoint {
 fn default_format(mode: &str) -> Option<Value> {
     let (bits, group_size) = mlx_defaults(QuantMode::from_name(mode)?);
     Some(json!({ "group_size": group_size, "bits": bits, "mode": mode }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Positions' bytes are the models' published ones, at 16 bits a value.
+    #[test]
+    fn architectures_are_those_of_their_names() {
+        for (name, n_layers, n_moe_layers, cached_bytes) in [
+            ("glm-4.5-air", 46, 45, 46 * 8 * 128 * 2 * 2),
+            ("glm-4.7-flash", 47, 46, 47 * (512 + 64) * 2),
+            ("qwen3-0.6b", 28, 0, 28 * 8 * 128 * 2 * 2),
+            ("qwen3-30b-a3b", 48, 48, 48 * 4 * 128 * 2 * 2),
+            ("qwen3-235b-a22b", 94, 94, 94 * 4 * 128 * 2 * 2),
+        ] {
+            let checkpoint = Checkpoint::synthetic(name, 1).expect("a known name");
+            let a = checkpoint.architecture();
+            assert_eq!((a.layers.len(), a.moe_layers().count()), (n_layers, n_moe_layers), "{name}");
+            assert_eq!(a.cached_values_per_token() * 2, cached_bytes, "{name}");
+        }
+        assert_eq!(CONFIGS.len(), 5);
+    }
 }

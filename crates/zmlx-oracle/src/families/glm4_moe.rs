@@ -42,7 +42,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
     let n_experts = c.n_routed_experts;
     rules::check(&rules::heads(c.num_attention_heads, c.num_key_value_heads, c.head_dim))?;
     rules::check(&rules::groups(n_experts, c.num_experts_per_tok, c.n_group, c.topk_group))?;
-    let n_rotated = (c.head_dim as f64 * c.rope.partial_rotary_factor().unwrap_or(0.5)) as usize;
+    let n_rotated = (c.head_dim as f64 * c.rope.partial_rotary_factor()?) as usize;
     rules::check(&[
         ("partial_rotary_factor", n_rotated.is_multiple_of(2) && (1..=c.head_dim).contains(&n_rotated)),
         ("hidden_size", c.hidden_size > 0 && c.vocab_size > 0),

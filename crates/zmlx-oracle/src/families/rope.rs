@@ -98,8 +98,12 @@ impl RopeConfig {
     }
 
     /// The part of a head that is rotated.
-    pub(super) fn partial_rotary_factor(&self) -> Option<f64> {
-        self.partial_rotary_factor.or(self.rope_parameters.as_ref()?.get("partial_rotary_factor")?.as_f64())
+    ///
+    /// # Errors
+    /// If neither place has it.
+    pub(super) fn partial_rotary_factor(&self) -> Result<f64> {
+        let inner = || self.rope_parameters.as_ref()?.get("partial_rotary_factor")?.as_f64();
+        self.partial_rotary_factor.or_else(inner).ok_or_else(|| bad("partial_rotary_factor", "missing"))
     }
 
     fn theta(&self) -> Result<f64> {

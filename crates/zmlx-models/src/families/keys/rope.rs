@@ -80,13 +80,13 @@ impl<'f, 'a> RopeKeys<'f, 'a> {
 
     /// The settings of the scaling, for display; `None` for the plain kind.
     pub(in crate::families) fn scaling(&self) -> Option<Value> {
-        let settings = self.settings().filter(|s| self.kind(s).is_ok_and(|(_, kind)| kind != "default"))?;
+        let settings = self.settings().filter(|s| kind(s).is_ok_and(|(_, kind)| kind != "default"))?;
         Some(json!(settings.iter().collect::<std::collections::BTreeMap<_, _>>()))
     }
 
     /// True if `rope_scaling` or `rope_parameters` asks for more than the plain kind.
     pub(in crate::families) fn is_scaled(&self) -> Result<bool> {
-        let kind = self.settings().map(|s| self.kind(s)).transpose()?;
+        let kind = self.settings().map(kind).transpose()?;
         Ok(kind.is_some_and(|(_, kind)| kind != "default"))
     }
 
@@ -117,31 +117,31 @@ impl<'f, 'a> RopeKeys<'f, 'a> {
     /// If the kind is unknown or a setting is missing or senseless.
     pub(in crate::families) fn rope(&self, of: RopeOf) -> Result<Rope> {
         let Some(s) = self.settings() else { return Ok(of.plain()) };
-        match self.kind(s)? {
-            (_, "default" | "mrope" | "dynamic") => Ok(of.plain()),
-            (_, "linear") => {
+        let (key, kind) = kind(s)?;
+        let rope = match kind {
+            "default" | "mrope" | "dynamic" => of.plain(),
+            "linear" => {
                 let position_scale = s.positive("factor")?.recip() as f32;
                 let frequencies = RopeFrequencies::Powers { theta: of.theta as f32, position_scale };
-                Ok(Rope { frequencies, ..of.plain() })
+                Rope { frequencies, ..of.plain() }
             }
-            (_, "yarn" | "deepseek_yarn") => yarn(s, of),
-            (_, "llama3") => llama3(s, of),
-            (_, "longrope") => self.longrope(s, of),
-            (key, other) => {
-                Err(s.unsupported(key, "default, linear, dynamic, yarn, llama3 or longrope", other))
+            "yarn" | "deepseek_yarn" => yarn(s, of)?,
+            "llama3" => llama3(s, of)?,
+            "longrope" => self.longrope(s, of)?,
+            other => {
+                return Err(s.unsupported(key, "default, linear, dynamic, yarn, llama3 or longrope", other));
             }
+        };
+        let frequencies = rope.frequencies();
+        if frequencies.iter().all(|f| f.is_finite()) && rope.scale.is_finite() {
+            return Ok(rope);
         }
+        let got = format!("{frequencies:?}, times {}", rope.scale);
+        Err(s.wrong(key, "settings that give finite frequencies and factors", got))
     }
 
     fn settings(&self) -> Option<&Fields<'a>> {
         self.scaling.as_ref().or(self.parameters.as_ref())
-    }
-
-    /// The key of the kind, and the kind.
-    fn kind<'k>(&self, settings: &Fields<'k>) -> Result<(&'static str, &'k str)> {
-        let key = settings.named(&["type", "rope_type"]);
-        let Some(kind) = settings.get(key) else { return Ok((key, "default")) };
-        Ok((key, kind.as_str().ok_or_else(|| settings.wrong(key, "a string", short(kind)))?))
     }
 
     fn longrope(&self, s: &Fields<'_>, of: RopeOf) -> Result<Rope> {
@@ -153,6 +153,13 @@ impl<'f, 'a> RopeKeys<'f, 'a> {
         let scale = if stretch > 1.0 { (1.0 + stretch.ln() / original.ln()).sqrt() } else { 1.0 };
         Ok(of.given(of.powers().zip(factors).map(|(e, factor)| e / factor), scale))
     }
+}
+
+/// The key of the kind, and the kind.
+fn kind<'k>(settings: &Fields<'k>) -> Result<(&'static str, &'k str)> {
+    let key = settings.named(&["type", "rope_type"]);
+    let Some(kind) = settings.get(key) else { return Ok((key, "default")) };
+    Ok((key, kind.as_str().ok_or_else(|| settings.wrong(key, "a string", short(kind)))?))
 }
 
 fn yarn(s: &Fields<'_>, of: RopeOf) -> Result<Rope> {
