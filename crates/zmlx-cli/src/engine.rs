@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use zmlx_kernels::cpu::Activations;
-use zmlx_kernels::{Backend, Fusion};
+use zmlx_kernels::{Backend, Fusion, Instrumented};
 use zmlx_models::{Architecture, Checkpoint, Model, self_check};
 use zmlx_oracle::golden::Rounding;
 
@@ -46,7 +46,7 @@ impl About {
 
 /// Work that runs on any backend.
 pub(crate) trait Job {
-    fn run<B: Backend + 'static>(self, backend: B, about: &About) -> Result<Outcome>;
+    fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome>;
 }
 
 /// The backends of this build.

@@ -11,7 +11,34 @@ pub use types::{
     RopePairing, SoftmaxTopK,
 };
 
+use crate::ops::{fused_ops, output, plain_ops};
 use crate::{HostWeight, Result, stock};
+
+/// Methods that every backend has.
+macro_rules! required {
+    ($B:ident; $(
+        $(#[doc = $doc:literal])*
+        #[op($const:ident, $stage:ident)]
+        fn $op:ident($($arg:ident: $type:ty),* $(,)?) -> $out:tt;
+    )*) => {$(
+        $(#[doc = $doc])*
+        fn $op(&self, $($arg: $type),*) -> Result<output!($B, $out)>;
+    )*};
+}
+
+/// Methods whose default body is the composition of that name.
+macro_rules! composed {
+    ($B:ident; $(
+        $(#[doc = $doc:literal])*
+        #[op($const:ident, $stage:ident, $part:expr)]
+        fn $op:ident($($arg:ident: $type:ty),* $(,)?) -> $out:tt;
+    )*) => {$(
+        $(#[doc = $doc])*
+        fn $op(&self, $($arg: $type),*) -> Result<output!($B, $out)> {
+            stock::$op(self, $($arg),*)
+        }
+    )*};
+}
 
 /// A device, its memory, and the ops on it.
 ///
@@ -174,14 +201,9 @@ pub trait Backend {
         Ok(())
     }
 
-    /// How often the fused op `op` (the name of its method) has run as a kernel of its own on this thread; none where every
-    /// call is such a run. Other calls are compositions of plain ops.
-    fn kernel_runs(&self, _op: &str) -> Option<u64> {
-        None
-    }
-
-    /// What the threads that compute have waited for each other since the backend was made; none where nobody counts.
-    fn barriers(&self) -> Option<Barriers> {
+    /// The routers of the stock engine that this backend follows, where their order of experts or their rounding is not that
+    /// of the plain ops: the compositions [`stock::route_softmax_top_k`] and [`stock::route_noaux_tc`] are these then.
+    fn stock_routers(&self) -> Option<&dyn stock::Routers<Self>> {
         None
     }
 
@@ -219,178 +241,7 @@ pub trait Backend {
         Ok(logits)
     }
 
-    // ---- plain ops
-
-    /// Rows of the table: `y[t] = table[ids[t]]`, dequantised.
-    ///
-    /// **Shapes** ids `[n]`, table `[vocab, hidden]` → `[n, hidden]`. **Numerics** one rounding of `scale·q + bias`.
-    /// **Work** n rows read. **Source** `mlx.nn.QuantizedEmbedding`.
-    ///
-    /// # Errors
-    /// If an id is not below `vocab`.
-    fn embed(&self, table: &Self::Weight, ids: &Self::Indices) -> Result<Self::Tensor>;
-
-    /// `y = x / sqrt(mean(x²) + eps) · weight` over the last dimension.
-    ///
-    /// **Shapes** x `[.., d]`, weight `1 × [1, d]` → as x. **Numerics** the mean accumulates in f32.
-    /// **Work** 8 bytes and 4 FLOPs per value. **Source** `mx.fast.rms_norm`.
-    ///
-    /// # Errors
-    /// If the widths differ.
-    fn rms_norm(&self, x: &Self::Tensor, weight: &Self::Weight, eps: f32) -> Result<Self::Tensor>;
-
-    /// `y = x · Wᵀ`.
-    ///
-    /// **Shapes** x `[.., n_in]`, W `1 × [n_out, n_in]` → `[.., n_out]`. **Dtypes** any weight format.
-    /// **Numerics** f32 products and sums; scale and bias applied per group in f32.
-    /// **Work** the weight's bytes once per call, 2·n·n_out·n_in FLOPs. **Source** `mx.quantized_matmul(transpose=True)`.
-    ///
-    /// # Errors
-    /// If the widths differ or W is a bank.
-    fn linear(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor>;
-
-    /// Each token's chosen experts: `y[t, s] = x[t] · W[experts[t, s]]ᵀ`, or from `x[t, s]` if x has a row per slot.
-    ///
-    /// **Shapes** x `[n, n_in]` or `[n, top_k, n_in]`, W `n_experts × [n_out, n_in]`, experts `[n, top_k]` →
-    /// `[n, top_k, n_out]`. **Numerics** as [`Backend::linear`]. **Work** each expert that occurs is read once per
-    /// call, however many tokens chose it; 2·n·top_k·n_out·n_in FLOPs. **Source** `mx.gather_qmm(transpose=True)`.
-    ///
-    /// # Errors
-    /// If shapes do not fit or an index is not below `n_experts`.
-    fn gather_linear(
-        &self,
-        x: &Self::Tensor,
-        weight: &Self::Weight,
-        experts: &Self::Indices,
-    ) -> Result<Self::Tensor>;
-
-    /// One matrix per head: `y[t, h] = x[t, h] · W[h]ᵀ`.
-    ///
-    /// **Shapes** x `[n, n_heads, n_in]`, W `n_heads × [n_out, n_in]` → `[n, n_heads, n_out]`. **Numerics** and
-    /// **Work** as [`Backend::linear`]. **Source** mlx-lm `QuantizedMultiLinear`.
-    ///
-    /// # Errors
-    /// If the shapes do not fit.
-    fn head_linear(&self, x: &Self::Tensor, weight: &Self::Weight) -> Result<Self::Tensor>;
-
-    /// Rotates the first `rope.dims` dimensions of every head by its token's position, and multiplies them by
-    /// `rope.scale`.
-    ///
-    /// **Shapes** x `[n, n_heads, d]`, n the step's tokens. **Numerics** angles in f32, sine and
-    /// cosine as the platform's; absolute error grows with the position as f32 angles do. **Source** `mx.fast.rope`.
-    ///
-    /// # Errors
-    /// If `rope.dims` is odd or above d, there are not `dims / 2` frequencies, or x has another number of tokens.
-    fn rope(&self, x: &Self::Tensor, step: &Self::Step, rope: &Rope) -> Result<Self::Tensor>;
-
-    /// Writes the new keys and values behind those in the cache and attends causally:
-    /// `y[t, h] = Σ_j w[j]·v[j, h']`, `w = softmax_j(scale · q[t, h]·k[j, h'])` over the cached positions j ≤ the token's
-    /// own, with a window w those of the last w, `h' = h / (n_heads / n_kv_heads)`. With sinks, `exp(sinks[h])` is added
-    /// to the softmax's sum.
-    ///
-    /// **Shapes** as [`AttentionInputs`] → `[n, n_heads, d]`. **Numerics** f32 scores,
-    /// softmax with the maximum subtracted. **Work** the cache read once per span and kv head; 4·n_heads·d FLOPs per
-    /// pair of positions. **Source** `mx.fast.scaled_dot_product_attention`.
-    ///
-    /// # Errors
-    /// If shapes, the cache's kind or the window do not fit, or a span does not start at its slot's length. The cache is
-    /// then unchanged.
-    fn attention(
-        &self,
-        inputs: AttentionInputs<'_, Self::Tensor, Self::Weight>,
-        cache: &mut Self::Cache,
-        step: &Self::Step,
-        settings: &AttentionSettings,
-    ) -> Result<Self::Tensor>;
-
-    /// Attention on latents: writes `kv` and `k_pe` behind those in the cache, then
-    /// `y[t, h] = softmax_j(scale · (q_nope[t, h]·kv[j] + q_pe[t, h]·k_pe[j]))·kv[j]`, causal.
-    ///
-    /// **Shapes** as [`MlaInputs`], q_nope in latent space → `[n, n_heads, rank]`. **Numerics** as
-    /// [`Backend::attention`]. **Work** `rank + rope_dim` values read once per position for all heads. **Source**
-    /// mlx-lm `glm4_moe_lite`, absorbed form.
-    ///
-    /// # Errors
-    /// As [`Backend::attention`].
-    fn latent_attention(
-        &self,
-        inputs: MlaInputs<'_, Self::Tensor>,
-        cache: &mut Self::Cache,
-        step: &Self::Step,
-        scale: f32,
-    ) -> Result<Self::Tensor>;
-
-    /// `a + b`, equal shapes.
-    ///
-    /// # Errors
-    /// If the shapes differ.
-    fn add(&self, a: &Self::Tensor, b: &Self::Tensor) -> Result<Self::Tensor>;
-
-    /// `silu(gate) · up` with `silu(v) = v / (1 + exp(-v))`, equal shapes. **Source** mlx-lm `swiglu`.
-    ///
-    /// # Errors
-    /// If the shapes differ.
-    fn swiglu(&self, gate: &Self::Tensor, up: &Self::Tensor) -> Result<Self::Tensor>;
-
-    /// Softmax over the last dimension, the maximum subtracted first.
-    ///
-    /// # Errors
-    /// A device fault.
-    fn softmax(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
-
-    /// `1 / (1 + exp(-x))`.
-    ///
-    /// # Errors
-    /// A device fault.
-    fn sigmoid(&self, x: &Self::Tensor) -> Result<Self::Tensor>;
-
-    /// `x + vector` over the last dimension. **Shapes** x `[.., d]`, vector `1 × [1, d]`.
-    ///
-    /// # Errors
-    /// If the widths differ.
-    fn add_vector(&self, x: &Self::Tensor, vector: &Self::Weight) -> Result<Self::Tensor>;
-
-    /// Sets every score outside the best groups to 0: the experts are split into `n_group` equal groups, a group's
-    /// score is the sum of its two best, the `topk_group` best groups stay (of equal ones the first).
-    ///
-    /// **Shapes** x `[n, n_experts]` → as x.
-    ///
-    /// # Errors
-    /// If `n_group` does not divide the width into groups of two or more, or `topk_group` is 0 or above `n_group`.
-    fn keep_top_groups(&self, x: &Self::Tensor, n_group: usize, topk_group: usize) -> Result<Self::Tensor>;
-
-    /// Indices of the `k` largest of each row, in the backend's order; of equal values the lower index is chosen. NaN
-    /// counts as smallest. **Shapes** x `[n, d]` → `[n, k]`.
-    ///
-    /// # Errors
-    /// If k is 0 or above d.
-    fn top_k(&self, x: &Self::Tensor, k: usize) -> Result<Self::Indices>;
-
-    /// `y[t, s] = x[t, indices[t, s]]`. **Shapes** x `[n, d]`, indices `[n, k]` → `[n, k]`.
-    ///
-    /// # Errors
-    /// If shapes do not fit or an index is not below d.
-    fn take_last(&self, x: &Self::Tensor, indices: &Self::Indices) -> Result<Self::Tensor>;
-
-    /// `x / (Σ x + eps)` over the last dimension.
-    ///
-    /// # Errors
-    /// A device fault.
-    fn div_by_sum(&self, x: &Self::Tensor, eps: f32) -> Result<Self::Tensor>;
-
-    /// `x · factor`.
-    ///
-    /// # Errors
-    /// A device fault.
-    fn scale(&self, x: &Self::Tensor, factor: f32) -> Result<Self::Tensor>;
-
-    /// `y[t] = Σ_s weights[t, s] · x[t, s]`, summed over s from the first to the last in f32.
-    ///
-    /// **Shapes** x `[n, top_k, d]`, weights `[n, top_k]` → `[n, d]`.
-    ///
-    /// # Errors
-    /// If the shapes do not fit.
-    fn weighted_sum(&self, x: &Self::Tensor, weights: &Self::Tensor) -> Result<Self::Tensor>;
+    // ---- views: no work of the device's
 
     /// The same values with another shape.
     ///
@@ -404,157 +255,8 @@ pub trait Backend {
     /// If the range is empty or reaches past the width.
     fn slice_last(&self, x: &Self::Tensor, range: std::ops::Range<usize>) -> Result<Self::Tensor>;
 
-    /// The rows of a step's tokens whose logits are wanted, in the order of its spans ([`logit_rows`]).
-    ///
-    /// **Shapes** x `[n, ..]`, n the step's tokens → `[n_logits, ..]`.
-    ///
-    /// # Errors
-    /// If x has another number of rows.
-    fn take_logit_rows(&self, x: &Self::Tensor, step: &Self::Step) -> Result<Self::Tensor>;
+    // ---- ops: crate::ops holds their table
 
-    // ---- compositions that depend on the backend
-
-    /// [`Backend::route_softmax_top_k`] unfused. A backend that follows a stock engine overrides it with that engine's
-    /// ops, whose order of experts and rounding may be others.
-    ///
-    /// # Errors
-    /// As [`Backend::route_softmax_top_k`].
-    fn stock_route_softmax_top_k(
-        &self,
-        logits: &Self::Tensor,
-        settings: &SoftmaxTopK,
-    ) -> Result<(Self::Indices, Self::Tensor)> {
-        stock::route_softmax_top_k(self, logits, settings)
-    }
-
-    /// [`Backend::route_noaux_tc`] unfused, as [`Backend::stock_route_softmax_top_k`].
-    ///
-    /// # Errors
-    /// As [`Backend::route_noaux_tc`].
-    fn stock_route_noaux_tc(
-        &self,
-        logits: &Self::Tensor,
-        bias: &Self::Weight,
-        settings: &NoauxTc,
-    ) -> Result<(Self::Indices, Self::Tensor)> {
-        stock::route_noaux_tc(self, logits, bias, settings)
-    }
-
-    // ---- fused ops: the default body is the composition
-
-    /// `silu(x · gateᵀ) · (x · upᵀ)` for the chosen experts, in one pass over gate and up.
-    ///
-    /// **Shapes** x `[n, n_in]`, gate, up `n_experts × [n_out, n_in]`, experts `[n, top_k]` → `[n, top_k, n_out]`.
-    /// **Dtypes** any format; gate and up may differ. **Numerics** accurate: gate and up stay in f32 until the
-    /// product, which is rounded once. **Work** gate and up of each expert that occurs once per call,
-    /// 4·n·top_k·n_out·n_in FLOPs; no intermediate leaves the kernel. **Source** the four ops `gather_qmm`,
-    /// `gather_qmm`, `silu`, `multiply` of mlx-lm's `SwitchGLU`.
-    ///
-    /// # Errors
-    /// As [`Backend::gather_linear`]; also if gate and up differ in shape.
-    fn gather_qmm_swiglu(
-        &self,
-        x: &Self::Tensor,
-        weights: GateUp<'_, Self::Weight>,
-        experts: &Self::Indices,
-    ) -> Result<Self::Tensor> {
-        stock::gather_qmm_swiglu(self, x, weights, experts)
-    }
-
-    /// `y[t] = Σ_s weights[t, s] · (x[t, s] · down[experts[t, s]]ᵀ)`.
-    ///
-    /// **Shapes** x `[n, top_k, n_in]`, down `n_experts × [n_out, n_in]`, weights, experts `[n, top_k]` →
-    /// `[n, n_out]`. **Numerics** the sum is in f32; its order over s is the backend's. **Work** down of each expert
-    /// that occurs once per call, 2·n·top_k·n_out·(n_in + 1) FLOPs. **Source** `gather_qmm`, `multiply`, `sum` of
-    /// mlx-lm's MoE blocks.
-    ///
-    /// # Errors
-    /// As [`Backend::gather_linear`] and [`Backend::weighted_sum`].
-    fn gather_qmm_combine(
-        &self,
-        x: &Self::Tensor,
-        down: &Self::Weight,
-        experts: &Self::Indices,
-        weights: &Self::Tensor,
-    ) -> Result<Self::Tensor> {
-        stock::gather_qmm_combine(self, x, down, experts, weights)
-    }
-
-    /// `silu(x · gateᵀ) · (x · upᵀ)` of a dense MLP or shared expert.
-    ///
-    /// **Shapes** x `[n, n_in]`, gate, up `1 × [n_out, n_in]` → `[n, n_out]`. **Numerics**, **Work** and **Errors**
-    /// as [`Backend::gather_qmm_swiglu`] with one expert.
-    ///
-    /// # Errors
-    /// As [`Backend::linear`]; also if gate and up differ in shape.
-    fn qmm_swiglu(&self, x: &Self::Tensor, weights: GateUp<'_, Self::Weight>) -> Result<Self::Tensor> {
-        stock::qmm_swiglu(self, x, weights)
-    }
-
-    /// The sum `x + residual` and its norm, `(sum, rms_norm(sum))`: one pass over both.
-    ///
-    /// **Shapes** x, residual `[.., d]`, weight `1 × [1, d]`. **Numerics** as the composition, bit for bit.
-    ///
-    /// # Errors
-    /// If the shapes do not fit.
-    fn add_rms_norm(
-        &self,
-        x: &Self::Tensor,
-        residual: &Self::Tensor,
-        weight: &Self::Weight,
-        eps: f32,
-    ) -> Result<(Self::Tensor, Self::Tensor)> {
-        stock::add_rms_norm(self, x, residual, weight, eps)
-    }
-
-    /// Chooses experts by softmax probability: `p = softmax(logits)`, the `top_k` largest, renormalised if asked.
-    ///
-    /// **Shapes** logits `[n, n_experts]` → indices and weights `[n, top_k]`, in the backend's order; of equal
-    /// probabilities the lower index is chosen. **Numerics** f32. **Source** mlx-lm `qwen3_moe`.
-    ///
-    /// # Errors
-    /// If `top_k` is 0 or above `n_experts`.
-    fn route_softmax_top_k(
-        &self,
-        logits: &Self::Tensor,
-        settings: &SoftmaxTopK,
-    ) -> Result<(Self::Indices, Self::Tensor)> {
-        self.stock_route_softmax_top_k(logits, settings)
-    }
-
-    /// Chooses experts without an auxiliary loss: `s = sigmoid(logits)`; the bias takes part in the choice only.
-    ///
-    /// **Formula** `sel = s + bias`; with several groups, [`Backend::keep_top_groups`]; the `top_k` largest of sel;
-    /// weights `s` of those, divided by `Σ + eps` if renormalised and more than one, times
-    /// `routed_scaling_factor`. **Shapes** logits `[n, n_experts]`, bias `1 × [1, n_experts]` → indices and weights
-    /// `[n, top_k]`, in the backend's order; of equal sel the lower index is chosen. **Numerics** f32. **Source** mlx-lm `group_expert_select`.
-    ///
-    /// # Errors
-    /// If the settings do not fit `n_experts`.
-    fn route_noaux_tc(
-        &self,
-        logits: &Self::Tensor,
-        bias: &Self::Weight,
-        settings: &NoauxTc,
-    ) -> Result<(Self::Indices, Self::Tensor)> {
-        self.stock_route_noaux_tc(logits, bias, settings)
-    }
-
-    /// Multi-head latent attention in its absorbed form: queries into latent space, attention there, results out.
-    ///
-    /// **Shapes** as [`MlaInputs`] and [`MlaWeights`] → `[n, n_heads, v_dim]`. **Numerics** and **Errors** as its
-    /// parts. **Source** mlx-lm `glm4_moe_lite`.
-    ///
-    /// # Errors
-    /// As [`Backend::head_linear`] and [`Backend::latent_attention`].
-    fn mla_attention(
-        &self,
-        inputs: MlaInputs<'_, Self::Tensor>,
-        weights: MlaWeights<'_, Self::Weight>,
-        cache: &mut Self::Cache,
-        step: &Self::Step,
-        scale: f32,
-    ) -> Result<Self::Tensor> {
-        stock::mla_attention(self, inputs, weights, cache, step, scale)
-    }
+    plain_ops! { required, Self }
+    fused_ops! { composed, Self }
 }

@@ -14,23 +14,70 @@ pub enum ExpertFusion {
     Fused,
 }
 
-/// The set of fused ops in use. Each can be switched alone; [`Fusion::STOCK`] uses none.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fusion {
-    /// Gate, up and SwiGLU of the chosen experts.
-    pub experts: ExpertFusion,
+/// From one line per switch, `Part: field`: the fields of [`Fusion`], the parts, and their names in its text, which are those
+/// of the fields.
+macro_rules! switches {
+    ($( $(#[doc = $doc:literal])* $part:ident: $field:ident, )*) => {
+        /// The set of fused ops in use. Each can be switched alone; [`Fusion::STOCK`] uses none.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub struct Fusion {
+            /// Gate, up and SwiGLU of the chosen experts.
+            pub experts: ExpertFusion,
+            $( $(#[doc = $doc])* pub $field: Switch, )*
+            /// From what a softmax router chooses. Other routers do not ask.
+            pub softmax_route: SoftmaxRoute,
+        }
+
+        /// A part of a [`Fusion`] that can be used or not.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum FusionPart {
+            /// Gate, up and SwiGLU of the chosen experts.
+            Experts,
+            $( $(#[doc = $doc])* $part, )*
+        }
+
+        impl FusionPart {
+            /// Those that are a [`Switch`].
+            const SWITCHES: &[Self] = &[$(Self::$part),*];
+
+            /// The name in a fusion's text and in reports, that of the field.
+            pub const fn name(self) -> &'static str {
+                match self {
+                    Self::Experts => "experts",
+                    $( Self::$part => stringify!($field), )*
+                }
+            }
+        }
+
+        impl Fusion {
+            const fn uniform(experts: ExpertFusion, switch: Switch) -> Self {
+                Self { experts, $( $field: switch, )* softmax_route: SoftmaxRoute::Probabilities }
+            }
+
+            /// This fusion with that part as `other` has it.
+            #[must_use]
+            pub const fn with(mut self, part: FusionPart, other: &Self) -> Self {
+                match part {
+                    FusionPart::Experts => self.experts = other.experts,
+                    $( FusionPart::$part => self.$field = other.$field, )*
+                }
+                self
+            }
+        }
+    };
+}
+
+switches! {
     /// Down projection and weighted sum: `gather_qmm_combine`.
-    pub combine: Switch,
+    Combine: combine,
     /// Gate, up and SwiGLU of dense MLPs and shared experts: `qmm_swiglu`.
-    pub dense_swiglu: Switch,
+    DenseSwiglu: dense_swiglu,
     /// Residual sum and norm: `add_rms_norm`.
-    pub add_rms_norm: Switch,
+    AddRmsNorm: add_rms_norm,
     /// The router in one op: `route_softmax_top_k`, `route_noaux_tc`.
-    pub route: Switch,
+    Route: route,
     /// Query, key and value projections in one product over concatenated rows.
-    pub qkv: Switch,
-    /// From what a softmax router chooses. Other routers do not ask.
-    pub softmax_route: SoftmaxRoute,
+    Qkv: qkv,
 }
 
 /// From what a softmax router chooses its experts. Softmax keeps the order, so the chosen set is the same but for ties:
@@ -84,39 +131,6 @@ impl Fusion {
     pub const CONCAT: Self = Self::uniform(ExpertFusion::Concat, Switch::Off);
     /// Every fused op.
     pub const FUSED: Self = Self::uniform(ExpertFusion::Fused, Switch::On);
-
-    const fn uniform(experts: ExpertFusion, switch: Switch) -> Self {
-        Self {
-            experts,
-            combine: switch,
-            dense_swiglu: switch,
-            add_rms_norm: switch,
-            route: switch,
-            qkv: switch,
-            softmax_route: SoftmaxRoute::Probabilities,
-        }
-    }
-
-    fn switch_mut(&mut self, op: &str) -> Option<&mut Switch> {
-        match op {
-            "combine" => Some(&mut self.combine),
-            "dense_swiglu" => Some(&mut self.dense_swiglu),
-            "add_rms_norm" => Some(&mut self.add_rms_norm),
-            "route" => Some(&mut self.route),
-            "qkv" => Some(&mut self.qkv),
-            _ => None,
-        }
-    }
-
-    const fn switches(&self) -> [(&'static str, Switch); 5] {
-        [
-            ("combine", self.combine),
-            ("dense_swiglu", self.dense_swiglu),
-            ("add_rms_norm", self.add_rms_norm),
-            ("route", self.route),
-            ("qkv", self.qkv),
-        ]
-    }
 }
 
 impl fmt::Display for Fusion {
@@ -128,9 +142,10 @@ impl fmt::Display for Fusion {
             ExpertFusion::Fused => ("fused", Self::FUSED),
         };
         f.write_str(name)?;
-        for ((op, is), (_, was)) in self.switches().into_iter().zip(preset.switches()) {
-            if is != was {
-                write!(f, ",{}{op}", if is.is_on() { '+' } else { '-' })?;
+        for &part in FusionPart::SWITCHES {
+            if preset.with(part, self) != preset {
+                let is_on = Self::STOCK.with(part, self) != Self::STOCK;
+                write!(f, ",{}{}", if is_on { '+' } else { '-' }, part.name())?;
             }
         }
         if self.softmax_route != preset.softmax_route {
@@ -144,7 +159,8 @@ impl fmt::Display for Fusion {
 #[derive(Debug, thiserror::Error)]
 #[error(
     "unknown fusion {got:?}: expected stock, concat or fused, then +OP or -OP separated by commas, \
-     OP one of combine, dense_swiglu, add_rms_norm, route, qkv; or route=probabilities, logits or chosen_logits"
+     OP one of {}; or route=probabilities, logits or chosen_logits",
+    FusionPart::SWITCHES.iter().map(|part| part.name()).collect::<Vec<_>>().join(", ")
 )]
 pub struct ParseFusionError {
     got: String,
@@ -168,12 +184,13 @@ impl FromStr for Fusion {
                 fusion.softmax_route = SoftmaxRoute::from_name(name).ok_or_else(unknown)?;
                 continue;
             }
-            let (switch, op) = match (part.strip_prefix('+'), part.strip_prefix('-')) {
-                (Some(op), _) => (Switch::On, op),
-                (_, Some(op)) => (Switch::Off, op),
+            let (like, op) = match (part.strip_prefix('+'), part.strip_prefix('-')) {
+                (Some(op), _) => (Self::FUSED, op),
+                (_, Some(op)) => (Self::STOCK, op),
                 _ => return Err(unknown()),
             };
-            *fusion.switch_mut(op).ok_or_else(unknown)? = switch;
+            let part = FusionPart::SWITCHES.iter().find(|part| part.name() == op).ok_or_else(unknown)?;
+            fusion = fusion.with(*part, &like);
         }
         Ok(fusion)
     }
@@ -191,8 +208,14 @@ mod tests {
             let fusion: Fusion = text.parse().unwrap();
             assert_eq!(fusion.to_string(), text);
         }
-        for text in ["", "Fused", "fused,combine", "fused,-x", "fused,", "fused,route=x"] {
-            assert!(text.parse::<Fusion>().is_err(), "{text}");
+        for part in FusionPart::SWITCHES {
+            for text in [format!("stock,+{}", part.name()), format!("fused,-{}", part.name())] {
+                assert_eq!(text.parse::<Fusion>().unwrap().to_string(), text);
+            }
+        }
+        for text in ["", "Fused", "fused,combine", "fused,-x", "fused,-experts", "fused,", "fused,route=x"] {
+            let error = text.parse::<Fusion>().unwrap_err().to_string();
+            assert!(error.contains("combine, dense_swiglu, add_rms_norm, route, qkv;"), "{error}");
         }
     }
 }

@@ -2,10 +2,26 @@
 
 use std::ops::Range;
 
+use crate::ops::{fused_ops, output, plain_ops};
+use crate::stock::{self, Routers};
 use crate::{
-    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, GateUp, HostWeight, MlaInputs,
-    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SoftmaxTopK, Span, StepKey, stock,
+    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, GateUp, HostWeight, Instrumented,
+    MlaInputs, MlaWeights, NoauxTc, Op, PrefillStyle, Result, Rope, SoftmaxTopK, Span, StepKey,
 };
+
+/// For each fused op what happens in its place.
+macro_rules! hooks {
+    ($B:ident; $(
+        $(#[doc = $doc:literal])*
+        #[op($const:ident, $stage:ident, $part:expr)]
+        fn $op:ident($($arg:ident: $type:ty),* $(,)?) -> $out:tt;
+    )*) => {$(
+        #[doc = concat!("What [`Backend::", stringify!($op), "`] does.\n\n# Errors\nThose of the op.")]
+        fn $op(&self, backend: &B, $($arg: $type),*) -> Result<output!($B, $out)> {
+            backend.$op($($arg),*)
+        }
+    )*};
+}
 
 /// What happens around and instead of the ops of a backend.
 pub trait Hooks<B: Backend> {
@@ -20,8 +36,8 @@ pub trait Hooks<B: Backend> {
         false
     }
 
-    /// Whether [`Backend::mla_attention`] and the unfused routers pass as the plain ops of their default bodies, even
-    /// where a backend has a composition of its own: to count them.
+    /// Whether fused ops that no [`Fusion`](crate::Fusion) switches, and the routers of a stock engine
+    /// ([`Backend::stock_routers`]), pass as the plain ops of their compositions: to count them.
     fn takes_apart(&self) -> bool {
         false
     }
@@ -34,84 +50,7 @@ pub trait Hooks<B: Backend> {
         backend.upload(weight)
     }
 
-    /// What [`Backend::gather_qmm_swiglu`] does.
-    ///
-    /// # Errors
-    /// Those of the op.
-    fn gather_qmm_swiglu(
-        &self,
-        backend: &B,
-        x: &B::Tensor,
-        weights: GateUp<'_, B::Weight>,
-        experts: &B::Indices,
-    ) -> Result<B::Tensor> {
-        backend.gather_qmm_swiglu(x, weights, experts)
-    }
-
-    /// What [`Backend::gather_qmm_combine`] does.
-    ///
-    /// # Errors
-    /// Those of the op.
-    fn gather_qmm_combine(
-        &self,
-        backend: &B,
-        x: &B::Tensor,
-        down: &B::Weight,
-        experts: &B::Indices,
-        weights: &B::Tensor,
-    ) -> Result<B::Tensor> {
-        backend.gather_qmm_combine(x, down, experts, weights)
-    }
-
-    /// What [`Backend::qmm_swiglu`] does.
-    ///
-    /// # Errors
-    /// Those of the op.
-    fn qmm_swiglu(&self, backend: &B, x: &B::Tensor, weights: GateUp<'_, B::Weight>) -> Result<B::Tensor> {
-        backend.qmm_swiglu(x, weights)
-    }
-
-    /// What [`Backend::add_rms_norm`] does.
-    ///
-    /// # Errors
-    /// Those of the op.
-    fn add_rms_norm(
-        &self,
-        backend: &B,
-        x: &B::Tensor,
-        residual: &B::Tensor,
-        weight: &B::Weight,
-        eps: f32,
-    ) -> Result<(B::Tensor, B::Tensor)> {
-        backend.add_rms_norm(x, residual, weight, eps)
-    }
-
-    /// What [`Backend::route_softmax_top_k`] does.
-    ///
-    /// # Errors
-    /// Those of the op.
-    fn route_softmax_top_k(
-        &self,
-        backend: &B,
-        logits: &B::Tensor,
-        settings: &SoftmaxTopK,
-    ) -> Result<(B::Indices, B::Tensor)> {
-        backend.route_softmax_top_k(logits, settings)
-    }
-
-    /// What [`Backend::route_noaux_tc`] does.
-    ///
-    /// # Errors
-    /// Those of the op.
-    fn route_noaux_tc(
-        &self,
-        backend: &B,
-        logits: &B::Tensor,
-        bias: &B::Weight,
-        settings: &NoauxTc,
-    ) -> Result<(B::Indices, B::Tensor)> {
-        backend.route_noaux_tc(logits, bias, settings)
-    }
+    fused_ops! { hooks, B }
 }
 
 /// A backend with hooks: apart from what they do, the backend itself.
@@ -142,23 +81,56 @@ impl<B: Backend, H: Hooks<B>> Hooked<B, H> {
         &self,
         op: &'static str,
         run: impl FnOnce() -> Result<R>,
-        tensor: impl FnOnce(&R) -> &B::Tensor,
+        tensor: impl FnOnce(&R) -> Option<&B::Tensor>,
     ) -> Result<R> {
         self.hooks.around(op, || {
             let result = run()?;
-            if self.hooks.waits() {
-                self.inner.wait(tensor(&result))?;
+            if let Some(tensor) = tensor(&result).filter(|_| self.hooks.waits()) {
+                self.inner.wait(tensor)?;
             }
             Ok(result)
         })
     }
 }
 
-/// Ops that end in a tensor, passed to the backend.
-macro_rules! tensor_ops {
-    ($($op:ident($($arg:ident: $type:ty),*);)*) => {$(
-        fn $op(&self, $($arg: $type),*) -> Result<B::Tensor> {
-            self.run(stringify!($op), || self.inner.$op($($arg),*), |y| y)
+/// The tensor of an op's result to wait for; `None` where that is no tensor.
+macro_rules! waited {
+    ($y:ident, Tensor) => {
+        Some($y)
+    };
+    ($y:ident, Indices) => {
+        None
+    };
+    ($y:ident, ($first:ident, Tensor)) => {
+        Some(&$y.1)
+    };
+}
+
+/// Plain ops, passed to the backend.
+macro_rules! pass {
+    ($B:ident; $(
+        $(#[doc = $doc:literal])*
+        #[op($const:ident, $stage:ident)]
+        fn $op:ident($($arg:ident: $type:ty),* $(,)?) -> $out:tt;
+    )*) => {$(
+        fn $op(&self, $($arg: $type),*) -> Result<output!($B, $out)> {
+            self.run(stringify!($op), || self.inner.$op($($arg),*), |_y| waited!(_y, $out))
+        }
+    )*};
+}
+
+/// Fused ops, passed to their hooks.
+macro_rules! pass_to_hooks {
+    ($B:ident; $(
+        $(#[doc = $doc:literal])*
+        #[op($const:ident, $stage:ident, $part:expr)]
+        fn $op:ident($($arg:ident: $type:ty),* $(,)?) -> $out:tt;
+    )*) => {$(
+        fn $op(&self, $($arg: $type),*) -> Result<output!($B, $out)> {
+            if Op::$const.part.is_none() && self.hooks.takes_apart() {
+                return stock::$op(self, $($arg),*);
+            }
+            self.run(stringify!($op), || self.hooks.$op(&self.inner, $($arg),*), |y| waited!(y, $out))
         }
     )*};
 }
@@ -200,8 +172,6 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         commit(cache: &mut B::Cache, step: &B::Step) -> ();
         rollback(cache: &mut B::Cache, step: &B::Step) -> ();
         wait(x: &B::Tensor) -> Result<()>;
-        kernel_runs(op: &str) -> Option<u64>;
-        barriers() -> Option<Barriers>;
         prefill_style() -> PrefillStyle;
         eval_caches(caches: &[B::Cache]) -> Result<()>;
         argmax(logits: &B::Tensor) -> Result<Option<B::Indices>>;
@@ -210,37 +180,8 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         slice_last(x: &B::Tensor, range: Range<usize>) -> Result<B::Tensor>;
     }
 
-    tensor_ops! {
-        embed(table: &B::Weight, ids: &B::Indices);
-        rms_norm(x: &B::Tensor, weight: &B::Weight, eps: f32);
-        linear(x: &B::Tensor, weight: &B::Weight);
-        gather_linear(x: &B::Tensor, weight: &B::Weight, experts: &B::Indices);
-        head_linear(x: &B::Tensor, weight: &B::Weight);
-        rope(x: &B::Tensor, step: &B::Step, rope: &Rope);
-        attention(
-            inputs: AttentionInputs<'_, B::Tensor, B::Weight>,
-            cache: &mut B::Cache,
-            step: &B::Step,
-            settings: &AttentionSettings
-        );
-        latent_attention(
-            inputs: MlaInputs<'_, B::Tensor>,
-            cache: &mut B::Cache,
-            step: &B::Step,
-            scale: f32
-        );
-        add(a: &B::Tensor, b: &B::Tensor);
-        swiglu(gate: &B::Tensor, up: &B::Tensor);
-        softmax(x: &B::Tensor);
-        sigmoid(x: &B::Tensor);
-        add_vector(x: &B::Tensor, vector: &B::Weight);
-        keep_top_groups(x: &B::Tensor, n_group: usize, topk_group: usize);
-        take_last(x: &B::Tensor, indices: &B::Indices);
-        div_by_sum(x: &B::Tensor, eps: f32);
-        scale(x: &B::Tensor, factor: f32);
-        weighted_sum(x: &B::Tensor, weights: &B::Tensor);
-        take_logit_rows(x: &B::Tensor, step: &B::Step);
-    }
+    plain_ops! { pass, B }
+    fused_ops! { pass_to_hooks, B }
 
     fn upload(&self, weight: HostWeight) -> Result<B::Weight> {
         self.hooks.upload(&self.inner, weight)
@@ -270,102 +211,59 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         self.hooks.around("read_indices", || self.inner.read_indices(indices, out))
     }
 
-    fn top_k(&self, x: &B::Tensor, k: usize) -> Result<B::Indices> {
-        self.hooks.around("top_k", || self.inner.top_k(x, k))
+    fn stock_routers(&self) -> Option<&dyn Routers<Self>> {
+        let are_seen = self.inner.stock_routers().is_some() && !self.hooks.takes_apart();
+        are_seen.then_some(self as &dyn Routers<Self>)
+    }
+}
+
+/// Those of the backend, seen as one op each.
+impl<B: Backend, H: Hooks<B>> Routers<Self> for Hooked<B, H> {
+    fn softmax_top_k(&self, logits: &B::Tensor, settings: &SoftmaxTopK) -> Result<(B::Indices, B::Tensor)> {
+        let run = || stock::route_softmax_top_k(&self.inner, logits, settings);
+        self.run("stock_route_softmax_top_k", run, |(_, weights)| Some(weights))
     }
 
-    fn mla_attention(
-        &self,
-        inputs: MlaInputs<'_, B::Tensor>,
-        weights: MlaWeights<'_, B::Weight>,
-        cache: &mut B::Cache,
-        step: &B::Step,
-        scale: f32,
-    ) -> Result<B::Tensor> {
-        if self.hooks.takes_apart() {
-            return stock::mla_attention(self, inputs, weights, cache, step, scale);
-        }
-        let run = || self.inner.mla_attention(inputs, weights, cache, step, scale);
-        self.run("mla_attention", run, |y| y)
-    }
-
-    fn stock_route_softmax_top_k(
-        &self,
-        logits: &B::Tensor,
-        settings: &SoftmaxTopK,
-    ) -> Result<(B::Indices, B::Tensor)> {
-        if self.hooks.takes_apart() {
-            return stock::route_softmax_top_k(self, logits, settings);
-        }
-        let run = || self.inner.stock_route_softmax_top_k(logits, settings);
-        self.run("stock_route_softmax_top_k", run, |(_, weights)| weights)
-    }
-
-    fn stock_route_noaux_tc(
+    fn noaux_tc(
         &self,
         logits: &B::Tensor,
         bias: &B::Weight,
         settings: &NoauxTc,
     ) -> Result<(B::Indices, B::Tensor)> {
-        if self.hooks.takes_apart() {
-            return stock::route_noaux_tc(self, logits, bias, settings);
+        let run = || stock::route_noaux_tc(&self.inner, logits, bias, settings);
+        self.run("stock_route_noaux_tc", run, |(_, weights)| Some(weights))
+    }
+}
+
+impl<B: Instrumented, H: Hooks<B>> Instrumented for Hooked<B, H> {
+    fn kernel_runs(&self, op: &str) -> Option<u64> {
+        self.inner.kernel_runs(op)
+    }
+
+    fn barriers(&self) -> Option<Barriers> {
+        self.inner.barriers()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    /// What has a default body in the trait could be forgotten here: it would run that body instead of the backend's.
+    #[test]
+    fn every_method_is_passed_on() {
+        let hooked = include_str!("hooked.rs");
+        let hooked = &hooked[hooked.find("Backend for Hooked").expect("the implementation")..];
+        let methods = include_str!("backend.rs").lines().filter_map(|line| {
+            let name = line.strip_prefix("    fn ")?.split('(').next()?;
+            (!name.starts_with('$')).then_some(name)
+        });
+        let mut n_methods = 0;
+        for name in methods {
+            let is_passed = [format!("        {name}("), format!("    fn {name}(")]
+                .iter()
+                .any(|start| hooked.lines().any(|line| line.starts_with(start)));
+            assert!(is_passed, "Hooked does not pass {name} on");
+            n_methods += 1;
         }
-        let run = || self.inner.stock_route_noaux_tc(logits, bias, settings);
-        self.run("stock_route_noaux_tc", run, |(_, weights)| weights)
-    }
-
-    fn gather_qmm_swiglu(
-        &self,
-        x: &B::Tensor,
-        weights: GateUp<'_, B::Weight>,
-        experts: &B::Indices,
-    ) -> Result<B::Tensor> {
-        let run = || self.hooks.gather_qmm_swiglu(&self.inner, x, weights, experts);
-        self.run("gather_qmm_swiglu", run, |y| y)
-    }
-
-    fn gather_qmm_combine(
-        &self,
-        x: &B::Tensor,
-        down: &B::Weight,
-        experts: &B::Indices,
-        weights: &B::Tensor,
-    ) -> Result<B::Tensor> {
-        let run = || self.hooks.gather_qmm_combine(&self.inner, x, down, experts, weights);
-        self.run("gather_qmm_combine", run, |y| y)
-    }
-
-    fn qmm_swiglu(&self, x: &B::Tensor, weights: GateUp<'_, B::Weight>) -> Result<B::Tensor> {
-        self.run("qmm_swiglu", || self.hooks.qmm_swiglu(&self.inner, x, weights), |y| y)
-    }
-
-    fn add_rms_norm(
-        &self,
-        x: &B::Tensor,
-        residual: &B::Tensor,
-        weight: &B::Weight,
-        eps: f32,
-    ) -> Result<(B::Tensor, B::Tensor)> {
-        let run = || self.hooks.add_rms_norm(&self.inner, x, residual, weight, eps);
-        self.run("add_rms_norm", run, |(_, normed)| normed)
-    }
-
-    fn route_softmax_top_k(
-        &self,
-        logits: &B::Tensor,
-        settings: &SoftmaxTopK,
-    ) -> Result<(B::Indices, B::Tensor)> {
-        let run = || self.hooks.route_softmax_top_k(&self.inner, logits, settings);
-        self.run("route_softmax_top_k", run, |(_, weights)| weights)
-    }
-
-    fn route_noaux_tc(
-        &self,
-        logits: &B::Tensor,
-        bias: &B::Weight,
-        settings: &NoauxTc,
-    ) -> Result<(B::Indices, B::Tensor)> {
-        let run = || self.hooks.route_noaux_tc(&self.inner, logits, bias, settings);
-        self.run("route_noaux_tc", run, |(_, weights)| weights)
+        assert!(n_methods > 25, "found {n_methods} methods in backend.rs");
     }
 }

@@ -5,6 +5,26 @@ use crate::Result;
 use crate::backend::{Backend, GateUp, MlaInputs, MlaWeights, NoauxTc, Renormalize, SoftmaxTopK};
 use crate::error::ensure;
 
+/// The routers of a stock engine, for a backend that follows it: see [`Backend::stock_routers`].
+pub trait Routers<B: Backend + ?Sized> {
+    /// What [`route_softmax_top_k`] does.
+    ///
+    /// # Errors
+    /// As [`Backend::route_softmax_top_k`].
+    fn softmax_top_k(&self, logits: &B::Tensor, settings: &SoftmaxTopK) -> Result<(B::Indices, B::Tensor)>;
+
+    /// What [`route_noaux_tc`] does.
+    ///
+    /// # Errors
+    /// As [`Backend::route_noaux_tc`].
+    fn noaux_tc(
+        &self,
+        logits: &B::Tensor,
+        bias: &B::Weight,
+        settings: &NoauxTc,
+    ) -> Result<(B::Indices, B::Tensor)>;
+}
+
 /// [`Backend::gather_qmm_swiglu`] as two gathers and [`Backend::swiglu`].
 ///
 /// # Errors
@@ -79,7 +99,8 @@ pub fn add_rms_norm<B: Backend + ?Sized>(
     Ok((sum, normed))
 }
 
-/// [`Backend::route_softmax_top_k`] as softmax, top-k, take and division.
+/// [`Backend::route_softmax_top_k`] as softmax, top-k, take and division, or as a stock engine does it
+/// ([`Backend::stock_routers`]).
 ///
 /// # Errors
 /// As its parts.
@@ -88,6 +109,9 @@ pub fn route_softmax_top_k<B: Backend + ?Sized>(
     logits: &B::Tensor,
     settings: &SoftmaxTopK,
 ) -> Result<(B::Indices, B::Tensor)> {
+    if let Some(routers) = b.stock_routers() {
+        return routers.softmax_top_k(logits, settings);
+    }
     let p = b.softmax(logits)?;
     let experts = b.top_k(&p, settings.top_k)?;
     let weights = b.take_last(&p, &experts)?;
@@ -97,7 +121,8 @@ pub fn route_softmax_top_k<B: Backend + ?Sized>(
     }
 }
 
-/// [`Backend::route_noaux_tc`] as sigmoid, sum, group choice, top-k, take, division and scale.
+/// [`Backend::route_noaux_tc`] as sigmoid, sum, group choice, top-k, take, division and scale, or as a stock engine does it
+/// ([`Backend::stock_routers`]).
 ///
 /// # Errors
 /// As its parts.
@@ -107,6 +132,9 @@ pub fn route_noaux_tc<B: Backend + ?Sized>(
     bias: &B::Weight,
     settings: &NoauxTc,
 ) -> Result<(B::Indices, B::Tensor)> {
+    if let Some(routers) = b.stock_routers() {
+        return routers.noaux_tc(logits, bias, settings);
+    }
     let scores = b.sigmoid(logits)?;
     let mut sel = b.add_vector(&scores, bias)?;
     if settings.n_group > 1 {

@@ -37,8 +37,8 @@ use team::Team;
 
 use zmlx_core::check::ensure;
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight, MlaInputs,
-    NoauxTc, Result, Rope, SoftmaxTopK, Span, stock,
+    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight,
+    Instrumented, MlaInputs, NoauxTc, Result, Rope, SoftmaxTopK, Span, stock,
 };
 
 const NAME: &str = "cpu";
@@ -139,10 +139,6 @@ impl Backend for CpuBackend {
 
     fn upload(&self, weight: HostWeight) -> Result<CpuWeight> {
         Ok(CpuWeight::new(self.level, self.activations, weight))
-    }
-
-    fn barriers(&self) -> Option<Barriers> {
-        Some(lock(&self.team).barriers())
     }
 
     fn concat_rows(&self, parts: &[&CpuWeight]) -> Result<CpuWeight> {
@@ -582,5 +578,16 @@ impl Backend for CpuBackend {
         self.route(OP, logits, settings.top_k, |scores, experts, weights| {
             route::noaux_tc(scores, &mut chosen_by, bias, settings, experts, weights);
         })
+    }
+}
+
+/// Every fused op is a kernel here.
+impl Instrumented for CpuBackend {
+    fn kernel_runs(&self, _op: &str) -> Option<u64> {
+        None
+    }
+
+    fn barriers(&self) -> Option<Barriers> {
+        Some(lock(&self.team).barriers())
     }
 }

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use zmlx_kernels::{Backend, ExpertFusion, Fusion, Logits, SoftmaxRoute, Span, Switch, stock};
+use zmlx_kernels::{Backend, ExpertFusion, Fusion, FusionPart, Logits, Op, SoftmaxRoute, Span, stock};
 use zmlx_moe::{Mlp, MoeBlock, Router, Routing};
 
 use crate::architecture::{FeedForwardSpec, MlpSpec, MoeSpec};
@@ -36,10 +36,10 @@ impl SelfCheck {
 /// A fused op's check in one shape, over all layers that have it.
 #[derive(Clone, Debug)]
 pub struct OpCheck {
-    /// Which part of a [`Fusion`] it is: `experts`, or the name of a switch.
-    pub op: &'static str,
-    /// The [`Backend`] method.
-    pub kernel: &'static str,
+    /// Which part of a [`Fusion`] it is.
+    pub part: FusionPart,
+    /// The op that was compared.
+    pub op: Op,
     /// Widths that the op goes through.
     pub shape: String,
     /// Where it differs most, or the first layer that failed.
@@ -112,7 +112,7 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
         if let Attention::Gqa(a) = &layer.attention {
             let hidden = model.architecture.hidden_size;
             let shape = format!("{hidden} → {}", (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
-            check.tensor(("qkv", "linear"), &shape, &y, |fusion| attend(1, fusion))?;
+            check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
         (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;
         let y = match (&layer.feed_forward, &spec.feed_forward) {
@@ -131,9 +131,6 @@ fn mlp_shape(spec: &MlpSpec) -> String {
     format!("{} → {}", spec.gate.n_in, spec.gate.n_out)
 }
 
-/// Name of the op in a fusion, and of the kernel.
-type Names = (&'static str, &'static str);
-
 struct Checker<'a, B> {
     b: &'a B,
     wanted: &'a Fusion,
@@ -144,34 +141,28 @@ struct Checker<'a, B> {
 }
 
 impl<B: Backend> Checker<'_, B> {
-    /// The fusion of `op` alone, as it is wanted; `None` if it is not.
-    fn only(&self, op: &str) -> Option<Fusion> {
-        let (mut fusion, wanted) = (Fusion::STOCK, self.wanted);
-        match op {
-            "experts" => fusion.experts = wanted.experts,
-            "combine" => fusion.combine = wanted.combine,
-            "dense_swiglu" => fusion.dense_swiglu = wanted.dense_swiglu,
-            "add_rms_norm" => fusion.add_rms_norm = wanted.add_rms_norm,
-            "qkv" => fusion.qkv = wanted.qkv,
-            // The experimental routes are compositions: nothing is fused.
-            "route" if wanted.softmax_route == SoftmaxRoute::Probabilities => fusion.route = wanted.route,
-            _ => {}
+    /// The fusion of that part alone, as it is wanted; `None` if it is not.
+    fn only(&self, part: FusionPart) -> Option<Fusion> {
+        // The experimental routes are compositions: nothing is fused.
+        if part == FusionPart::Route && self.wanted.softmax_route != SoftmaxRoute::Probabilities {
+            return None;
         }
+        let fusion = Fusion::STOCK.with(part, self.wanted);
         (fusion != Fusion::STOCK).then_some(fusion)
     }
 
-    /// Compares what `compute` makes with the op fused with `want`, its value without.
+    /// Compares what `compute` makes with the part fused, in `op`, with `want`, its value without.
     fn tensor(
         &mut self,
-        names: Names,
+        (part, op): (FusionPart, Op),
         shape: &str,
         want: &B::Tensor,
         compute: impl FnOnce(&Fusion) -> zmlx_kernels::Result<B::Tensor>,
     ) -> Result<()> {
-        let Some(fusion) = self.only(names.0) else { return Ok(()) };
+        let Some(fusion) = self.only(part) else { return Ok(()) };
         let want = read(self.b, want)?;
         let got = compute(&fusion).and_then(|y| read(self.b, &y));
-        self.record(names, shape, got.map(|got| difference(&got, &want)));
+        self.record((part, op), shape, got.map(|got| difference(&got, &want)));
         Ok(())
     }
 
@@ -181,19 +172,20 @@ impl<B: Backend> Checker<'_, B> {
         y: &B::Tensor,
         weight: &B::Weight,
     ) -> Result<(B::Tensor, B::Tensor)> {
-        const NAMES: Names = ("add_rms_norm", "add_rms_norm");
+        const CHECKED: (FusionPart, Op) = (FusionPart::AddRmsNorm, Op::ADD_RMS_NORM);
         let (b, eps) = (self.b, self.eps);
         let (sum, normed) = stock::add_rms_norm(b, h, y, weight, eps)?;
         let shape = b.shape(h).last().copied().unwrap_or(0).to_string();
-        self.tensor(NAMES, &shape, &sum, |_| Ok(b.add_rms_norm(h, y, weight, eps)?.0))?;
-        self.tensor(NAMES, &shape, &normed, |_| Ok(b.add_rms_norm(h, y, weight, eps)?.1))?;
+        self.tensor(CHECKED, &shape, &sum, |_| Ok(b.add_rms_norm(h, y, weight, eps)?.0))?;
+        self.tensor(CHECKED, &shape, &normed, |_| Ok(b.add_rms_norm(h, y, weight, eps)?.1))?;
         Ok((sum, normed))
     }
 
     fn mlp(&mut self, mlp: &Mlp<B::Weight>, spec: &MlpSpec, x: &B::Tensor) -> Result<B::Tensor> {
         let y = mlp.forward(self.b, x, &Fusion::STOCK)?;
         let (b, shape) = (self.b, &mlp_shape(spec));
-        self.tensor(("dense_swiglu", "qmm_swiglu"), shape, &y, |fusion| mlp.forward(b, x, fusion))?;
+        let checked = (FusionPart::DenseSwiglu, Op::QMM_SWIGLU);
+        self.tensor(checked, shape, &y, |fusion| mlp.forward(b, x, fusion))?;
         Ok(y)
     }
 
@@ -205,10 +197,10 @@ impl<B: Backend> Checker<'_, B> {
         let up = format!("{hidden} → {inter}, {chosen_of}");
         let down = format!("{inter} → {hidden}, {chosen_of}");
         let routing = moe.router.route(b, x, &Fusion::STOCK)?;
-        if let Some(fusion) = self.only("route") {
-            let kernel = match &moe.router {
-                Router::SoftmaxTopK { .. } => "route_softmax_top_k",
-                Router::NoauxTc { .. } => "route_noaux_tc",
+        if let Some(fusion) = self.only(FusionPart::Route) {
+            let op = match &moe.router {
+                Router::SoftmaxTopK { .. } => Op::ROUTE_SOFTMAX_TOP_K,
+                Router::NoauxTc { .. } => Op::ROUTE_NOAUX_TC,
             };
             let want = choices(b, &routing)?;
             let got = moe.router.route(b, x, &fusion).and_then(|routing| choices(b, &routing));
@@ -216,16 +208,18 @@ impl<B: Backend> Checker<'_, B> {
                 let part = |i: usize| difference(&got[i], &want[i]);
                 worse(part(0), part(1))
             });
-            self.record(("route", kernel), &chosen_of, result);
+            self.record((FusionPart::Route, op), &chosen_of, result);
         }
         let chosen = (&routing.experts, &routing.weights);
         let mut y = moe.experts.forward(b, x, chosen, &Fusion::STOCK)?;
-        let kernel = match self.wanted.experts {
-            ExpertFusion::Fused => "gather_qmm_swiglu",
-            ExpertFusion::Concat | ExpertFusion::Stock => "gather_linear",
+        let experts = match self.wanted.experts {
+            ExpertFusion::Fused => Op::GATHER_QMM_SWIGLU,
+            ExpertFusion::Concat | ExpertFusion::Stock => Op::GATHER_LINEAR,
         };
-        for (names, shape) in [(("experts", kernel), &up), (("combine", "gather_qmm_combine"), &down)] {
-            self.tensor(names, shape, &y, |fusion| moe.experts.forward(b, x, chosen, fusion))?;
+        let checked =
+            [((FusionPart::Experts, experts), &up), ((FusionPart::Combine, Op::GATHER_QMM_COMBINE), &down)];
+        for (checked, shape) in checked {
+            self.tensor(checked, shape, &y, |fusion| moe.experts.forward(b, x, chosen, fusion))?;
         }
         if let (Some(shared), Some(spec)) = (&moe.shared, &spec.shared) {
             y = b.add(&y, &self.mlp(shared, spec, x)?)?;
@@ -234,7 +228,7 @@ impl<B: Backend> Checker<'_, B> {
     }
 
     /// Keeps the worst result of an op in a shape.
-    fn record(&mut self, (op, kernel): Names, shape: &str, result: zmlx_kernels::Result<f64>) {
+    fn record(&mut self, (part, op): (FusionPart, Op), shape: &str, result: zmlx_kernels::Result<f64>) {
         let outcome = match result {
             // Not so if it is NaN.
             Ok(difference) if difference <= MAX_DIFFERENCE => Outcome::Agrees { difference },
@@ -242,10 +236,10 @@ impl<B: Backend> Checker<'_, B> {
             Err(e) => Outcome::Failed { why: e.to_string() },
         };
         let layer_idx = self.layer_idx;
-        match self.ops.iter_mut().find(|(c, _)| c.op == op && c.kernel == kernel && c.shape == shape) {
+        match self.ops.iter_mut().find(|(c, _)| c.part == part && c.op == op && c.shape == shape) {
             None => {
                 let shape = shape.to_owned();
-                self.ops.push((OpCheck { op, kernel, shape, layer_idx, n_layers: 1, outcome }, layer_idx));
+                self.ops.push((OpCheck { part, op, shape, layer_idx, n_layers: 1, outcome }, layer_idx));
             }
             Some((known, last)) => {
                 known.n_layers += usize::from(*last != layer_idx);
@@ -266,22 +260,14 @@ impl<B: Backend> Checker<'_, B> {
             }
             tracing::warn!(
                 "{} ({}) on the {} backend, layer {}: {}: {} is switched off",
-                check.kernel,
+                check.op.name,
                 check.shape,
                 self.b.name(),
                 check.layer_idx,
                 check.outcome,
-                check.op
+                check.part.name()
             );
-            match check.op {
-                "experts" => fusion.experts = ExpertFusion::Stock,
-                "combine" => fusion.combine = Switch::Off,
-                "dense_swiglu" => fusion.dense_swiglu = Switch::Off,
-                "add_rms_norm" => fusion.add_rms_norm = Switch::Off,
-                "route" => fusion.route = Switch::Off,
-                "qkv" => fusion.qkv = Switch::Off,
-                other => unreachable!("{other} is no op of this check"),
-            }
+            fusion = fusion.with(check.part, &Fusion::STOCK);
         }
         SelfCheck { ops, fusion }
     }

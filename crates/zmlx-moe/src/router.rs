@@ -1,6 +1,8 @@
 //! Which experts a token goes to, and with which weights.
 
-use zmlx_kernels::{Backend, Error, Fusion, NoauxTc, Renormalize, Result, SoftmaxRoute, SoftmaxTopK};
+use zmlx_kernels::{
+    Backend, Error, Fusion, NoauxTc, Op, Renormalize, Result, SoftmaxRoute, SoftmaxTopK, stock,
+};
 
 /// A linear layer over the hidden state, and the rule that turns its outputs into a choice.
 #[derive(Clone, Debug)]
@@ -46,7 +48,7 @@ impl<W> Router<W> {
                 let logits = b.linear(x, gate)?;
                 let chosen = match fusion.softmax_route {
                     SoftmaxRoute::Probabilities if fused => b.route_softmax_top_k(&logits, settings)?,
-                    SoftmaxRoute::Probabilities => b.stock_route_softmax_top_k(&logits, settings)?,
+                    SoftmaxRoute::Probabilities => stock::route_softmax_top_k(b, &logits, settings)?,
                     SoftmaxRoute::Logits => route_by_logits(b, &logits, settings)?,
                     SoftmaxRoute::ChosenLogits => route_by_chosen_logits(b, &logits, settings)?,
                 };
@@ -57,7 +59,7 @@ impl<W> Router<W> {
                 let chosen = if fused {
                     b.route_noaux_tc(&logits, bias, settings)?
                 } else {
-                    b.stock_route_noaux_tc(&logits, bias, settings)?
+                    stock::route_noaux_tc(b, &logits, bias, settings)?
                 };
                 (logits, chosen)
             }
@@ -90,7 +92,7 @@ fn route_by_chosen_logits<B: Backend>(
 ) -> Result<(B::Indices, B::Tensor)> {
     if settings.renormalize == Renormalize::No {
         return Err(Error::Precondition {
-            op: "route_softmax_top_k",
+            op: Op::ROUTE_SOFTMAX_TOP_K.name,
             what: "softmax_route",
             want: "probabilities or logits, as this model's weights are not renormalised (norm_topk_prob)"
                 .to_owned(),

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
-use zmlx_kernels::{Backend, Fusion};
+use zmlx_kernels::{Fusion, Instrumented};
 use zmlx_models::{Checkpoint, Error};
 use zmlx_oracle::golden::Rounding;
 
@@ -189,7 +189,7 @@ struct Collect<'a> {
 }
 
 impl Job for Collect<'_> {
-    fn run<B: Backend + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
+    fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
         let Collect { plan, waiting, mut arms, abouts } = self;
         arms.push(Box::new(Loaded::new(backend, plan.checkpoint)?));
         let mut abouts: Vec<&About> = abouts;

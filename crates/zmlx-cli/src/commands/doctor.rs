@@ -112,8 +112,8 @@ impl Job for Check<'_> {
         let (model, _) = engine::load(backend, self.checkpoint)?;
         let check = self_check(&model, &Fusion::FUSED)?;
         let ops = check.ops.into_iter().map(|op| OpReport {
-            op: op.op,
-            kernel: op.kernel,
+            op: op.part.name(),
+            kernel: op.op.name,
             shape: op.shape,
             n_layers: op.n_layers,
             ok: op.outcome.is_sound(),

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use zmlx_kernels::{Backend, Fusion, Hooked};
+use zmlx_kernels::{Fusion, Hooked, Instrumented};
 use zmlx_models::{Checkpoint, Model};
 
 use crate::args::{BackendArgs, NamedModelArgs, RouteArgs, positive};
@@ -166,7 +166,7 @@ impl Validate {
     }
 
     /// Decodes and compares on a backend.
-    fn examine<B: Backend>(&self, backend: B, about: &About) -> Result<ValidateRecord> {
+    fn examine<B: Instrumented>(&self, backend: B, about: &About) -> Result<ValidateRecord> {
         let (model, _) = engine::load(Hooked::new(backend, Counter::default()), &self.checkpoint)?;
         let mut engaged: Vec<Engaged> = self.paths.iter().map(|_| Engaged::default()).collect();
         let mut reference = if self.against.contains(&Against::Oracle) {
@@ -264,7 +264,7 @@ impl Validate {
     }
 
     /// The logits of every path along the first path's tokens.
-    fn logit_checks<B: Backend>(
+    fn logit_checks<B: Instrumented>(
         &self,
         model: &Model<Hooked<B, Counter>>,
         configuration: &Configuration,
@@ -313,7 +313,7 @@ struct Report<'a> {
 }
 
 impl Job for Run {
-    fn run<B: Backend + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
+    fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
         let Self { validate, args } = self;
         let record = validate.examine(backend, about)?;
         let model = validate.checkpoint.name();

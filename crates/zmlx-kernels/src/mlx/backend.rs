@@ -34,9 +34,10 @@ use super::raw::{Order, Product};
 use super::runtime::{NAME, fault as f};
 use crate::check::ensure;
 use crate::metal::Numerics;
+use crate::stock::{self, Routers};
 use crate::{
-    AttentionInputs, AttentionSettings, Backend, CacheSpec, Error, GateUp, HostWeight, MlaInputs, MlaWeights,
-    NoauxTc, PrefillStyle, Result, Rope, SoftmaxTopK, Span, stock,
+    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight,
+    Instrumented, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SoftmaxTopK, Span,
 };
 use router::Pick;
 
@@ -257,8 +258,12 @@ impl Backend for MlxBackend {
         x.eval().map_err(f("wait"))
     }
 
-    fn kernel_runs(&self, op: &str) -> Option<u64> {
-        Some(super::raw::n_launches(op))
+    /// mlx-lm's, where its bits are wanted.
+    fn stock_routers(&self) -> Option<&dyn Routers<Self>> {
+        match self.numerics {
+            Numerics::Exact => Some(self),
+            Numerics::Accurate => None,
+        }
     }
 
     fn prefill_style(&self) -> PrefillStyle {
@@ -574,46 +579,10 @@ impl Backend for MlxBackend {
         }
     }
 
-    /// Exact: mlx-lm's choice, in the order in which MLX's partition leaves it. Accurate: the trait's.
-    fn stock_route_softmax_top_k(
-        &self,
-        logits: &Array,
-        settings: &SoftmaxTopK,
-    ) -> Result<(MlxIndices, Array)> {
-        if let Some(nothing) = check_route("route_softmax_top_k", logits, settings.top_k)? {
-            return Ok(nothing);
-        }
-        match self.numerics {
-            Numerics::Exact => router::softmax_top_k(logits, settings),
-            Numerics::Accurate => stock::route_softmax_top_k(self, logits, settings),
-        }
-    }
-
-    /// As [`MlxBackend`]'s softmax router.
-    fn stock_route_noaux_tc(
-        &self,
-        logits: &Array,
-        bias: &MlxWeight,
-        settings: &NoauxTc,
-    ) -> Result<(MlxIndices, Array)> {
-        const OP: &str = "route_noaux_tc";
-        let nothing = check_route(OP, logits, settings.top_k)?;
-        let width = last_width(logits);
-        if settings.n_group > 1 {
-            check_groups(OP, width, settings.n_group, settings.topk_group)?;
-        }
-        let vector = bias.vector(OP, width)?;
-        match (nothing, self.numerics) {
-            (Some(nothing), _) => Ok(nothing),
-            (None, Numerics::Exact) => router::noaux_tc(logits, &vector, settings),
-            (None, Numerics::Accurate) => stock::route_noaux_tc(self, logits, bias, settings),
-        }
-    }
-
     fn route_softmax_top_k(&self, logits: &Array, settings: &SoftmaxTopK) -> Result<(MlxIndices, Array)> {
         match self.fused_route_softmax_top_k(logits, settings)? {
             Some(routing) => Ok(routing),
-            None => self.stock_route_softmax_top_k(logits, settings),
+            None => stock::route_softmax_top_k(self, logits, settings),
         }
     }
 
@@ -625,7 +594,41 @@ impl Backend for MlxBackend {
     ) -> Result<(MlxIndices, Array)> {
         match self.fused_route_noaux_tc(logits, bias, settings)? {
             Some(routing) => Ok(routing),
-            None => self.stock_route_noaux_tc(logits, bias, settings),
+            None => stock::route_noaux_tc(self, logits, bias, settings),
         }
+    }
+}
+
+/// mlx-lm's choice, in the order in which MLX's partition leaves it.
+impl Routers<Self> for MlxBackend {
+    fn softmax_top_k(&self, logits: &Array, settings: &SoftmaxTopK) -> Result<(MlxIndices, Array)> {
+        match check_route("route_softmax_top_k", logits, settings.top_k)? {
+            Some(nothing) => Ok(nothing),
+            None => router::softmax_top_k(logits, settings),
+        }
+    }
+
+    fn noaux_tc(&self, logits: &Array, bias: &MlxWeight, settings: &NoauxTc) -> Result<(MlxIndices, Array)> {
+        const OP: &str = "route_noaux_tc";
+        let nothing = check_route(OP, logits, settings.top_k)?;
+        let width = last_width(logits);
+        if settings.n_group > 1 {
+            check_groups(OP, width, settings.n_group, settings.topk_group)?;
+        }
+        let vector = bias.vector(OP, width)?;
+        match nothing {
+            Some(nothing) => Ok(nothing),
+            None => router::noaux_tc(logits, &vector, settings),
+        }
+    }
+}
+
+impl Instrumented for MlxBackend {
+    fn kernel_runs(&self, op: &str) -> Option<u64> {
+        Some(super::raw::n_launches(op))
+    }
+
+    fn barriers(&self) -> Option<Barriers> {
+        None
     }
 }

@@ -1,9 +1,9 @@
 //! The self-check finds a broken op, switches it off and leaves the others on.
 
 use rstest::rstest;
-use zmlx_kernels::{ExpertFusion, Fusion, SoftmaxRoute, Switch};
+use zmlx_kernels::{ExpertFusion, Fusion, Op, SoftmaxRoute, Switch};
 use zmlx_models::self_check;
-use zmlx_models::self_check::{MAX_DIFFERENCE, Outcome};
+use zmlx_models::self_check::{MAX_DIFFERENCE, OpCheck, Outcome};
 
 use crate::{Fault, GLM, QWEN, load};
 
@@ -15,7 +15,7 @@ fn sound_ops_stay_on(#[case] name: &str, #[case] ops: &[&str]) {
     let check = self_check(&model, &Fusion::FUSED).unwrap();
     assert!(check.passed(), "{check:?}");
     assert_eq!(check.fusion, Fusion::FUSED);
-    let mut found: Vec<_> = check.ops.iter().map(|c| c.op).collect();
+    let mut found: Vec<_> = check.ops.iter().map(|c| c.part.name()).collect();
     found.sort_unstable();
     assert_eq!(found, ops);
     for op in &check.ops {
@@ -23,8 +23,17 @@ fn sound_ops_stay_on(#[case] name: &str, #[case] ops: &[&str]) {
         // f32 sums in another order.
         assert!(difference <= 1e-4, "{op:?}");
     }
-    let norms = check.ops.iter().find(|c| c.op == "add_rms_norm").unwrap();
+    let norms = check.ops.iter().find(|c| c.op == Op::ADD_RMS_NORM).unwrap();
     assert_eq!(norms.n_layers, model.architecture().layers.len());
+}
+
+#[test]
+fn every_op_that_a_fusion_switches_is_checked() {
+    let checks = [GLM, QWEN].map(|name| self_check(&load(name, None), &Fusion::FUSED).unwrap());
+    for op in Op::switched() {
+        let is_checked = |c: &OpCheck| c.op == *op && Some(c.part) == op.part;
+        assert!(checks.iter().any(|check| check.ops.iter().any(is_checked)), "{op:?}");
+    }
 }
 
 #[test]
@@ -34,7 +43,7 @@ fn only_what_is_wanted_is_checked() {
         let fusion: Fusion = fusion.parse().unwrap();
         let check = self_check(&model, &fusion).unwrap();
         assert_eq!(check.fusion, fusion);
-        check.ops.iter().map(|c| (c.op, c.kernel)).collect::<Vec<_>>()
+        check.ops.iter().map(|c| (c.part.name(), c.op.name)).collect::<Vec<_>>()
     };
     assert_eq!(ops("stock"), []);
     assert_eq!(ops("concat"), [("experts", "gather_linear")]);
@@ -61,7 +70,7 @@ fn a_broken_op_is_switched_off_alone(
     assert!(!check.passed());
     for op in &check.ops {
         let is_right = match (&op.outcome, fault) {
-            (Outcome::Agrees { .. }, _) => op.kernel != kernel,
+            (Outcome::Agrees { .. }, _) => op.op.name != kernel,
             (Outcome::Differs { difference }, Fault::Values) => *difference > 5.0 * MAX_DIFFERENCE,
             (Outcome::Differs { difference }, Fault::NotANumber) => difference.is_nan(),
             (Outcome::Failed { why }, Fault::Error) => why.contains("broken on purpose"),

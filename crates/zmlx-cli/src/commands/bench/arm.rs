@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Result;
-use zmlx_kernels::{Backend, Barriers, Fusion, Hooked};
+use zmlx_kernels::{Backend, Barriers, Fusion, Hooked, Instrumented};
 use zmlx_models::{CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Slot, Tap, TapValue};
 
 use super::check::{Difference, Workload};
@@ -110,7 +110,7 @@ fn step<B: Backend>(
     Ok(())
 }
 
-impl<B: Backend> Arm for Loaded<B> {
+impl<B: Instrumented> Arm for Loaded<B> {
     fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<Difference>>> {
         let vocab = self.model.architecture().vocab_size;
         let limit = self.model.architecture().max_position_embeddings;

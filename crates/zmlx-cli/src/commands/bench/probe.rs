@@ -3,7 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
 
-use zmlx_kernels::{Backend, Hooks, Result};
+use zmlx_kernels::{Backend, Hooks, Op, Result, Stage};
 
 /// What the hooks do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -125,8 +125,8 @@ pub(super) fn phases(part: Part, ran: &[Ran]) -> Vec<Phase> {
         Part::Head => ran.iter().map(|_| Phase::Head).collect(),
         Part::Attention => {
             // The norm before is the last part's; the one after, with the residual sum, is the block's.
-            let last_product = ran.iter().rposition(|r| r.op == "linear").unwrap_or(0);
-            let first = usize::from(ran.first().is_some_and(|r| r.op == "rms_norm"));
+            let last_product = ran.iter().rposition(|r| r.op == Op::LINEAR.name).unwrap_or(0);
+            let first = usize::from(ran.first().is_some_and(|r| r.op == Op::RMS_NORM.name));
             (0..ran.len())
                 .map(|i| if (first..=last_product).contains(&i) { Phase::Attention } else { Phase::Other })
                 .collect()
@@ -136,34 +136,36 @@ pub(super) fn phases(part: Part, ran: &[Ran]) -> Vec<Phase> {
 }
 
 fn feed_forward(ran: &[Ran]) -> Vec<Phase> {
-    let routes = |op: &str| op.contains("route") || op == "top_k";
-    let mut is_routing = ran.iter().any(|r| routes(r.op));
-    // True between SwiGLU and the down projection.
+    // A stock engine's router has the name of its op behind "stock_".
+    let stage =
+        |r: &Ran| Op::named(r.op.strip_prefix("stock_").unwrap_or(r.op)).map_or(Stage::Other, |op| op.stage);
+    let stages: Vec<Stage> = ran.iter().map(stage).collect();
+    let mut is_routing = stages.contains(&Stage::Route);
+    // True between the activation and the down projection.
     let mut is_activated = false;
-    let phase = |op: &str| match op {
-        "gather_linear" | "linear" if is_activated => {
+    let phase = |stage: Stage| match stage {
+        Stage::Gather | Stage::Product if is_activated => {
             is_activated = false;
             Phase::Down
         }
-        "gather_linear" => {
+        Stage::Gather => {
             is_routing = false;
             Phase::GateUp
         }
-        "linear" if is_routing => Phase::Router,
-        "linear" => Phase::GateUp,
-        "gather_qmm_swiglu" | "qmm_swiglu" | "swiglu" => {
+        Stage::Product if is_routing => Phase::Router,
+        Stage::Product => Phase::GateUp,
+        Stage::Activation => {
             (is_routing, is_activated) = (false, true);
             Phase::GateUp
         }
-        "gather_qmm_combine" => {
+        Stage::Down => {
             is_activated = false;
             Phase::Down
         }
-        "weighted_sum" => Phase::Down,
         _ if is_routing => Phase::Router,
         _ => Phase::Other,
     };
-    ran.iter().map(|r| r.op).map(phase).collect()
+    stages.into_iter().map(phase).collect()
 }
 
 #[cfg(test)]
@@ -197,6 +199,9 @@ mod tests {
             of(Part::FeedForward, &stock),
             "router router gate_up gate_up gate_up down down gate_up gate_up gate_up down other other other"
         );
+        // A router composed of plain ops.
+        let composed = ["linear", "softmax", "top_k", "take_last", "div_by_sum", "gather_qmm_swiglu"];
+        assert_eq!(of(Part::FeedForward, &composed), "router router router router router gate_up");
         let fused =
             ["linear", "route_softmax_top_k", "gather_qmm_swiglu", "gather_qmm_combine", "add_rms_norm"];
         assert_eq!(of(Part::FeedForward, &fused), "router router gate_up down other");

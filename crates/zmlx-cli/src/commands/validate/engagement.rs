@@ -3,21 +3,11 @@
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 
-use zmlx_kernels::{Backend, ExpertFusion, Hooked, Hooks, Result};
+use zmlx_kernels::{Backend, ExpertFusion, Hooked, Hooks, Instrumented, Op, Result};
 use zmlx_models::Model;
 
 use super::Path;
 use crate::capsule::validate::{Engagement, Verdict};
-
-/// The fused ops, by their methods' names in [`Backend`].
-const FUSED_OPS: [&str; 6] = [
-    "gather_qmm_swiglu",
-    "gather_qmm_combine",
-    "qmm_swiglu",
-    "add_rms_norm",
-    "route_softmax_top_k",
-    "route_noaux_tc",
-];
 
 /// Counts calls by op.
 #[derive(Debug, Default)]
@@ -41,21 +31,21 @@ pub(super) struct Engaged {
 
 impl Engaged {
     /// Counts what the work on the model calls.
-    pub(super) fn watch<B: Backend, R>(
+    pub(super) fn watch<B: Instrumented, R>(
         &mut self,
         model: &Model<Hooked<B, Counter>>,
         work: impl FnOnce() -> anyhow::Result<R>,
     ) -> anyhow::Result<R> {
-        let runs = || FUSED_OPS.map(|op| model.backend().kernel_runs(op));
+        let runs = || -> Vec<_> { Op::switched().map(|op| model.backend().kernel_runs(op.name)).collect() };
         let counter = model.backend().hooks();
         counter.0.take();
         let before = runs();
         let result = work()?;
         let calls = counter.0.take();
-        for ((op, before), after) in FUSED_OPS.into_iter().zip(before).zip(runs()) {
-            let n_calls = calls.get(op).copied().unwrap_or(0);
+        for ((op, before), after) in Op::switched().zip(before).zip(runs()) {
+            let n_calls = calls.get(op.name).copied().unwrap_or(0);
             let n_runs = before.zip(after).map_or(n_calls, |(before, after)| after - before);
-            *self.runs.entry(op).or_default() += n_runs;
+            *self.runs.entry(op.name).or_default() += n_runs;
         }
         for (op, n) in calls {
             *self.calls.entry(op).or_default() += n;
@@ -63,12 +53,12 @@ impl Engaged {
         Ok(result)
     }
 
-    fn calls(&self, op: &str) -> u64 {
-        self.calls.get(op).copied().unwrap_or(0)
+    fn calls(&self, op: &Op) -> u64 {
+        self.calls.get(op.name).copied().unwrap_or(0)
     }
 
-    fn runs(&self, op: &str) -> u64 {
-        self.runs.get(op).copied().unwrap_or(0)
+    fn runs(&self, op: &Op) -> u64 {
+        self.runs.get(op.name).copied().unwrap_or(0)
     }
 }
 
@@ -76,12 +66,12 @@ impl Engaged {
 pub(super) fn judge(paths: &[Path], engaged: &[Engaged], has_kernels: bool) -> Vec<Engagement> {
     let mut all = Vec::new();
     for (path, engaged) in paths.iter().zip(engaged) {
-        let has_experts = engaged.calls("gather_linear") > 0 || engaged.calls("gather_qmm_swiglu") > 0;
-        let is_idle = has_kernels && FUSED_OPS.iter().all(|op| engaged.runs(op) == 0);
-        for op in FUSED_OPS {
+        let has_experts = [Op::GATHER_LINEAR, Op::GATHER_QMM_SWIGLU].iter().any(|op| engaged.calls(op) > 0);
+        let is_idle = has_kernels && Op::switched().all(|op| engaged.runs(op) == 0);
+        for op in Op::switched() {
             let calls = engaged.calls(op);
             let is_missing = has_experts
-                && op == "gather_qmm_swiglu"
+                && *op == Op::GATHER_QMM_SWIGLU
                 && path.fusion.experts == ExpertFusion::Fused
                 && calls == 0;
             if calls == 0 && !is_missing {
@@ -90,7 +80,7 @@ pub(super) fn judge(paths: &[Path], engaged: &[Engaged], has_kernels: bool) -> V
             let is_wrong = is_missing || path.is_baseline || is_idle;
             all.push(Engagement {
                 fusion: path.name.to_owned(),
-                op: op.to_owned(),
+                op: op.name.to_owned(),
                 calls,
                 runs: engaged.runs(op),
                 verdict: if is_wrong { Verdict::Fail } else { Verdict::Pass },

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use clap::Parser;
-use zmlx_kernels::{Backend, Hooked};
+use zmlx_kernels::{Hooked, Instrumented};
 
 use super::{Args, Validate};
 use crate::capsule::validate::{ValidateRecord, Verdict};
@@ -22,7 +22,7 @@ struct Mutant<'a> {
 }
 
 impl Job for Mutant<'_> {
-    fn run<B: Backend + 'static>(self, backend: B, about: &About) -> anyhow::Result<Outcome> {
+    fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> anyhow::Result<Outcome> {
         *self.record = Some(self.validate.examine(Hooked::new(backend, self.wrong), about)?);
         Ok(Outcome::Done)
     }

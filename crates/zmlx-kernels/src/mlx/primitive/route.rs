@@ -7,7 +7,7 @@ use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::mlx::runtime::fault;
 use crate::mlx::{MlxBackend, MlxIndices, MlxWeight};
-use crate::{Backend, NoauxTc, Result, SoftmaxTopK};
+use crate::{NoauxTc, Result, SoftmaxTopK, stock};
 
 const SOFTMAX: &str = "route_softmax_top_k";
 const NOAUX_TC: &str = "route_noaux_tc";
@@ -70,7 +70,7 @@ impl Call<2> for SoftmaxRoute {
 
     fn composed(&self) -> Result<[Array; 2]> {
         let logits = self.logits.composed(SOFTMAX, self.backend.numerics())?;
-        let routing = self.backend.stock_route_softmax_top_k(&logits, &self.settings)?;
+        let routing = stock::route_softmax_top_k(&self.backend, &logits, &self.settings)?;
         self.logits.shaped(SOFTMAX, routing)
     }
 }
@@ -109,7 +109,7 @@ impl Call<2> for NoauxTcRoute {
 
     fn composed(&self) -> Result<[Array; 2]> {
         let logits = self.logits.composed(NOAUX_TC, self.backend.numerics())?;
-        let routing = self.backend.stock_route_noaux_tc(&logits, &self.bias, &self.settings)?;
+        let routing = stock::route_noaux_tc(&self.backend, &logits, &self.bias, &self.settings)?;
         self.logits.shaped(NOAUX_TC, routing)
     }
 }

@@ -1,0 +1,111 @@
+//! The table of fused ops: several plain ops in one. Each is composed by the function of its name in [`crate::stock`]
+//! unless a backend implements it; the conformance suite holds both to the same oracle.
+
+macro_rules! fused_ops {
+    ($callback:ident, $B:ident) => {
+        $callback! { $B;
+
+        /// `silu(x · gateᵀ) · (x · upᵀ)` for the chosen experts, in one pass over gate and up.
+        ///
+        /// **Shapes** x `[n, n_in]`, gate, up `n_experts × [n_out, n_in]`, experts `[n, top_k]` → `[n, top_k, n_out]`.
+        /// **Dtypes** any format; gate and up may differ. **Numerics** accurate: gate and up stay in f32 until the
+        /// product, which is rounded once. **Work** gate and up of each expert that occurs once per call,
+        /// 4·n·top_k·n_out·n_in FLOPs; no intermediate leaves the kernel. **Source** the four ops `gather_qmm`,
+        /// `gather_qmm`, `silu`, `multiply` of mlx-lm's `SwitchGLU`.
+        ///
+        /// # Errors
+        /// As [`Backend::gather_linear`]; also if gate and up differ in shape.
+        #[op(GATHER_QMM_SWIGLU, Activation, Some(Experts))]
+        fn gather_qmm_swiglu(
+            x: &$B::Tensor,
+            weights: GateUp<'_, $B::Weight>,
+            experts: &$B::Indices,
+        ) -> Tensor;
+
+        /// `y[t] = Σ_s weights[t, s] · (x[t, s] · down[experts[t, s]]ᵀ)`.
+        ///
+        /// **Shapes** x `[n, top_k, n_in]`, down `n_experts × [n_out, n_in]`, weights, experts `[n, top_k]` →
+        /// `[n, n_out]`. **Numerics** the sum is in f32; its order over s is the backend's. **Work** down of each expert
+        /// that occurs once per call, 2·n·top_k·n_out·(n_in + 1) FLOPs. **Source** `gather_qmm`, `multiply`, `sum` of
+        /// mlx-lm's MoE blocks.
+        ///
+        /// # Errors
+        /// As [`Backend::gather_linear`] and [`Backend::weighted_sum`].
+        #[op(GATHER_QMM_COMBINE, Down, Some(Combine))]
+        fn gather_qmm_combine(
+            x: &$B::Tensor,
+            down: &$B::Weight,
+            experts: &$B::Indices,
+            weights: &$B::Tensor,
+        ) -> Tensor;
+
+        /// `silu(x · gateᵀ) · (x · upᵀ)` of a dense MLP or shared expert.
+        ///
+        /// **Shapes** x `[n, n_in]`, gate, up `1 × [n_out, n_in]` → `[n, n_out]`. **Numerics**, **Work** and **Errors**
+        /// as [`Backend::gather_qmm_swiglu`] with one expert.
+        ///
+        /// # Errors
+        /// As [`Backend::linear`]; also if gate and up differ in shape.
+        #[op(QMM_SWIGLU, Activation, Some(DenseSwiglu))]
+        fn qmm_swiglu(x: &$B::Tensor, weights: GateUp<'_, $B::Weight>) -> Tensor;
+
+        /// The sum `x + residual` and its norm, `(sum, rms_norm(sum))`: one pass over both.
+        ///
+        /// **Shapes** x, residual `[.., d]`, weight `1 × [1, d]`. **Numerics** as the composition, bit for bit.
+        ///
+        /// # Errors
+        /// If the shapes do not fit.
+        #[op(ADD_RMS_NORM, Other, Some(AddRmsNorm))]
+        fn add_rms_norm(
+            x: &$B::Tensor,
+            residual: &$B::Tensor,
+            weight: &$B::Weight,
+            eps: f32,
+        ) -> (Tensor, Tensor);
+
+        /// Chooses experts by softmax probability: `p = softmax(logits)`, the `top_k` largest, renormalised if asked.
+        ///
+        /// **Shapes** logits `[n, n_experts]` → indices and weights `[n, top_k]`, in the backend's order; of equal
+        /// probabilities the lower index is chosen. **Numerics** f32. **Source** mlx-lm `qwen3_moe`.
+        ///
+        /// # Errors
+        /// If `top_k` is 0 or above `n_experts`.
+        #[op(ROUTE_SOFTMAX_TOP_K, Route, Some(Route))]
+        fn route_softmax_top_k(logits: &$B::Tensor, settings: &SoftmaxTopK) -> (Indices, Tensor);
+
+        /// Chooses experts without an auxiliary loss: `s = sigmoid(logits)`; the bias takes part in the choice only.
+        ///
+        /// **Formula** `sel = s + bias`; with several groups, [`Backend::keep_top_groups`]; the `top_k` largest of sel;
+        /// weights `s` of those, divided by `Σ + eps` if renormalised and more than one, times
+        /// `routed_scaling_factor`. **Shapes** logits `[n, n_experts]`, bias `1 × [1, n_experts]` → indices and weights
+        /// `[n, top_k]`, in the backend's order; of equal sel the lower index is chosen. **Numerics** f32. **Source** mlx-lm `group_expert_select`.
+        ///
+        /// # Errors
+        /// If the settings do not fit `n_experts`.
+        #[op(ROUTE_NOAUX_TC, Route, Some(Route))]
+        fn route_noaux_tc(
+            logits: &$B::Tensor,
+            bias: &$B::Weight,
+            settings: &NoauxTc,
+        ) -> (Indices, Tensor);
+
+        /// Multi-head latent attention in its absorbed form: queries into latent space, attention there, results out.
+        ///
+        /// **Shapes** as [`MlaInputs`] and [`MlaWeights`] → `[n, n_heads, v_dim]`. **Numerics** and **Errors** as its
+        /// parts. **Source** mlx-lm `glm4_moe_lite`.
+        ///
+        /// # Errors
+        /// As [`Backend::head_linear`] and [`Backend::latent_attention`].
+        #[op(MLA_ATTENTION, Attention, None)]
+        fn mla_attention(
+            inputs: MlaInputs<'_, $B::Tensor>,
+            weights: MlaWeights<'_, $B::Weight>,
+            cache: &mut $B::Cache,
+            step: &$B::Step,
+            scale: f32,
+        ) -> Tensor;
+
+        }
+    };
+}
+pub(crate) use fused_ops;

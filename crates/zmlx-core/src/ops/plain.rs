@@ -1,0 +1,202 @@
+//! The table of plain ops: what models and the compositions of fused ops are made of. Every backend implements each.
+
+macro_rules! plain_ops {
+    ($callback:ident, $B:ident) => {
+        $callback! { $B;
+
+        /// Rows of the table: `y[t] = table[ids[t]]`, dequantised.
+        ///
+        /// **Shapes** ids `[n]`, table `[vocab, hidden]` → `[n, hidden]`. **Numerics** one rounding of `scale·q + bias`.
+        /// **Work** n rows read. **Source** `mlx.nn.QuantizedEmbedding`.
+        ///
+        /// # Errors
+        /// If an id is not below `vocab`.
+        #[op(EMBED, Other)]
+        fn embed(table: &$B::Weight, ids: &$B::Indices) -> Tensor;
+
+        /// `y = x / sqrt(mean(x²) + eps) · weight` over the last dimension.
+        ///
+        /// **Shapes** x `[.., d]`, weight `1 × [1, d]` → as x. **Numerics** the mean accumulates in f32.
+        /// **Work** 8 bytes and 4 FLOPs per value. **Source** `mx.fast.rms_norm`.
+        ///
+        /// # Errors
+        /// If the widths differ.
+        #[op(RMS_NORM, Other)]
+        fn rms_norm(x: &$B::Tensor, weight: &$B::Weight, eps: f32) -> Tensor;
+
+        /// `y = x · Wᵀ`.
+        ///
+        /// **Shapes** x `[.., n_in]`, W `1 × [n_out, n_in]` → `[.., n_out]`. **Dtypes** any weight format.
+        /// **Numerics** f32 products and sums; scale and bias applied per group in f32.
+        /// **Work** the weight's bytes once per call, 2·n·n_out·n_in FLOPs. **Source** `mx.quantized_matmul(transpose=True)`.
+        ///
+        /// # Errors
+        /// If the widths differ or W is a bank.
+        #[op(LINEAR, Product)]
+        fn linear(x: &$B::Tensor, weight: &$B::Weight) -> Tensor;
+
+        /// Each token's chosen experts: `y[t, s] = x[t] · W[experts[t, s]]ᵀ`, or from `x[t, s]` if x has a row per slot.
+        ///
+        /// **Shapes** x `[n, n_in]` or `[n, top_k, n_in]`, W `n_experts × [n_out, n_in]`, experts `[n, top_k]` →
+        /// `[n, top_k, n_out]`. **Numerics** as [`Backend::linear`]. **Work** each expert that occurs is read once per
+        /// call, however many tokens chose it; 2·n·top_k·n_out·n_in FLOPs. **Source** `mx.gather_qmm(transpose=True)`.
+        ///
+        /// # Errors
+        /// If shapes do not fit or an index is not below `n_experts`.
+        #[op(GATHER_LINEAR, Gather)]
+        fn gather_linear(x: &$B::Tensor, weight: &$B::Weight, experts: &$B::Indices) -> Tensor;
+
+        /// One matrix per head: `y[t, h] = x[t, h] · W[h]ᵀ`.
+        ///
+        /// **Shapes** x `[n, n_heads, n_in]`, W `n_heads × [n_out, n_in]` → `[n, n_heads, n_out]`. **Numerics** and
+        /// **Work** as [`Backend::linear`]. **Source** mlx-lm `QuantizedMultiLinear`.
+        ///
+        /// # Errors
+        /// If the shapes do not fit.
+        #[op(HEAD_LINEAR, Attention)]
+        fn head_linear(x: &$B::Tensor, weight: &$B::Weight) -> Tensor;
+
+        /// Rotates the first `rope.dims` dimensions of every head by its token's position, and multiplies them by
+        /// `rope.scale`.
+        ///
+        /// **Shapes** x `[n, n_heads, d]`, n the step's tokens. **Numerics** angles in f32, sine and
+        /// cosine as the platform's; absolute error grows with the position as f32 angles do. **Source** `mx.fast.rope`.
+        ///
+        /// # Errors
+        /// If `rope.dims` is odd or above d, there are not `dims / 2` frequencies, or x has another number of tokens.
+        #[op(ROPE, Attention)]
+        fn rope(x: &$B::Tensor, step: &$B::Step, rope: &Rope) -> Tensor;
+
+        /// Writes the new keys and values behind those in the cache and attends causally:
+        /// `y[t, h] = Σ_j w[j]·v[j, h']`, `w = softmax_j(scale · q[t, h]·k[j, h'])` over the cached positions j ≤ the token's
+        /// own, with a window w those of the last w, `h' = h / (n_heads / n_kv_heads)`. With sinks, `exp(sinks[h])` is added
+        /// to the softmax's sum.
+        ///
+        /// **Shapes** as [`AttentionInputs`] → `[n, n_heads, d]`. **Numerics** f32 scores,
+        /// softmax with the maximum subtracted. **Work** the cache read once per span and kv head; 4·n_heads·d FLOPs per
+        /// pair of positions. **Source** `mx.fast.scaled_dot_product_attention`.
+        ///
+        /// # Errors
+        /// If shapes, the cache's kind or the window do not fit, or a span does not start at its slot's length. The cache is
+        /// then unchanged.
+        #[op(ATTENTION, Attention)]
+        fn attention(
+            inputs: AttentionInputs<'_, $B::Tensor, $B::Weight>,
+            cache: &mut $B::Cache,
+            step: &$B::Step,
+            settings: &AttentionSettings,
+        ) -> Tensor;
+
+        /// Attention on latents: writes `kv` and `k_pe` behind those in the cache, then
+        /// `y[t, h] = softmax_j(scale · (q_nope[t, h]·kv[j] + q_pe[t, h]·k_pe[j]))·kv[j]`, causal.
+        ///
+        /// **Shapes** as [`MlaInputs`], q_nope in latent space → `[n, n_heads, rank]`. **Numerics** as
+        /// [`Backend::attention`]. **Work** `rank + rope_dim` values read once per position for all heads. **Source**
+        /// mlx-lm `glm4_moe_lite`, absorbed form.
+        ///
+        /// # Errors
+        /// As [`Backend::attention`].
+        #[op(LATENT_ATTENTION, Attention)]
+        fn latent_attention(
+            inputs: MlaInputs<'_, $B::Tensor>,
+            cache: &mut $B::Cache,
+            step: &$B::Step,
+            scale: f32,
+        ) -> Tensor;
+
+        /// `a + b`, equal shapes.
+        ///
+        /// # Errors
+        /// If the shapes differ.
+        #[op(ADD, Other)]
+        fn add(a: &$B::Tensor, b: &$B::Tensor) -> Tensor;
+
+        /// `silu(gate) · up` with `silu(v) = v / (1 + exp(-v))`, equal shapes. **Source** mlx-lm `swiglu`.
+        ///
+        /// # Errors
+        /// If the shapes differ.
+        #[op(SWIGLU, Activation)]
+        fn swiglu(gate: &$B::Tensor, up: &$B::Tensor) -> Tensor;
+
+        /// Softmax over the last dimension, the maximum subtracted first.
+        ///
+        /// # Errors
+        /// A device fault.
+        #[op(SOFTMAX, Other)]
+        fn softmax(x: &$B::Tensor) -> Tensor;
+
+        /// `1 / (1 + exp(-x))`.
+        ///
+        /// # Errors
+        /// A device fault.
+        #[op(SIGMOID, Other)]
+        fn sigmoid(x: &$B::Tensor) -> Tensor;
+
+        /// `x + vector` over the last dimension. **Shapes** x `[.., d]`, vector `1 × [1, d]`.
+        ///
+        /// # Errors
+        /// If the widths differ.
+        #[op(ADD_VECTOR, Other)]
+        fn add_vector(x: &$B::Tensor, vector: &$B::Weight) -> Tensor;
+
+        /// Sets every score outside the best groups to 0: the experts are split into `n_group` equal groups, a group's
+        /// score is the sum of its two best, the `topk_group` best groups stay (of equal ones the first).
+        ///
+        /// **Shapes** x `[n, n_experts]` → as x.
+        ///
+        /// # Errors
+        /// If `n_group` does not divide the width into groups of two or more, or `topk_group` is 0 or above `n_group`.
+        #[op(KEEP_TOP_GROUPS, Route)]
+        fn keep_top_groups(x: &$B::Tensor, n_group: usize, topk_group: usize) -> Tensor;
+
+        /// Indices of the `k` largest of each row, in the backend's order; of equal values the lower index is chosen. NaN
+        /// counts as smallest. **Shapes** x `[n, d]` → `[n, k]`.
+        ///
+        /// # Errors
+        /// If k is 0 or above d.
+        #[op(TOP_K, Route)]
+        fn top_k(x: &$B::Tensor, k: usize) -> Indices;
+
+        /// `y[t, s] = x[t, indices[t, s]]`. **Shapes** x `[n, d]`, indices `[n, k]` → `[n, k]`.
+        ///
+        /// # Errors
+        /// If shapes do not fit or an index is not below d.
+        #[op(TAKE_LAST, Other)]
+        fn take_last(x: &$B::Tensor, indices: &$B::Indices) -> Tensor;
+
+        /// `x / (Σ x + eps)` over the last dimension.
+        ///
+        /// # Errors
+        /// A device fault.
+        #[op(DIV_BY_SUM, Other)]
+        fn div_by_sum(x: &$B::Tensor, eps: f32) -> Tensor;
+
+        /// `x · factor`.
+        ///
+        /// # Errors
+        /// A device fault.
+        #[op(SCALE, Other)]
+        fn scale(x: &$B::Tensor, factor: f32) -> Tensor;
+
+        /// `y[t] = Σ_s weights[t, s] · x[t, s]`, summed over s from the first to the last in f32.
+        ///
+        /// **Shapes** x `[n, top_k, d]`, weights `[n, top_k]` → `[n, d]`.
+        ///
+        /// # Errors
+        /// If the shapes do not fit.
+        #[op(WEIGHTED_SUM, Down)]
+        fn weighted_sum(x: &$B::Tensor, weights: &$B::Tensor) -> Tensor;
+
+        /// The rows of a step's tokens whose logits are wanted, in the order of its spans ([`logit_rows`]).
+        ///
+        /// **Shapes** x `[n, ..]`, n the step's tokens → `[n_logits, ..]`.
+        ///
+        /// # Errors
+        /// If x has another number of rows.
+        #[op(TAKE_LOGIT_ROWS, Other)]
+        fn take_logit_rows(x: &$B::Tensor, step: &$B::Step) -> Tensor;
+
+        }
+    };
+}
+pub(crate) use plain_ops;
