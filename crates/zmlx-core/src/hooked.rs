@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use crate::{
     AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, GateUp, HostWeight, MlaInputs,
-    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SoftmaxTopK, Span, StepKey, stock,
+    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey, stock,
 };
 
 /// What happens around and instead of the ops of a backend.
@@ -204,7 +204,11 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         barriers() -> Option<Barriers>;
         prefill_style() -> PrefillStyle;
         eval_caches(caches: &[B::Cache]) -> Result<()>;
-        argmax(logits: &B::Tensor) -> Result<Option<B::Indices>>;
+        sample(
+            logits: &B::Tensor,
+            row: usize,
+            settings: &SampleSettings<'_, B::Indices>
+        ) -> Result<Option<B::Indices>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
         slice_last(x: &B::Tensor, range: Range<usize>) -> Result<B::Tensor>;

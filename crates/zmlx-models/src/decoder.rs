@@ -118,7 +118,7 @@ impl<B: Backend> Model<B> {
         self.run(pool, (&ids, &spans), fusion, tap)
     }
 
-    /// As [`Model::forward`] with one token whose id may still be on the device: the result of [`Backend::argmax`].
+    /// As [`Model::forward`] with one token whose id may still be on the device: the result of [`Backend::sample`].
     /// Returns its logits, `[1, vocab]`.
     ///
     /// **Shapes** id `[1]`.

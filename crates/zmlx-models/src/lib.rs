@@ -39,7 +39,7 @@ pub use error::{Error, Result, WeightProblem};
 pub use families::model_types;
 pub use generate::{GenerateOptions, Generation, Step, StopReason, generate};
 pub use loader::Progress;
-pub use sampler::{Sampled, Sampler, SamplingParams};
+pub use sampler::{SampleContext, Sampled, Sampler, SamplingParams, TokenLogprob, TokenMask, top_logprobs};
 pub use self_check::{SelfCheck, self_check};
 pub use stop::{StopStep, StopStrings};
 pub use tokenizer::Tokenizer;

@@ -1,9 +1,8 @@
 //! The steps of a generation, one ahead of the reader where the backend is lazy.
 
-use zmlx_kernels::{Backend, Fusion};
+use zmlx_kernels::{Backend, Fusion, SampleSettings};
 
-use crate::sampler::assess;
-use crate::{CachePool, GenerateOptions, Input, Logits, Model, Result, Sampled, Sampler, Slot};
+use crate::{CachePool, GenerateOptions, Input, Logits, Model, Result, SampleContext, Sampled, Sampler, Slot};
 
 /// Where the next token comes from.
 ///
@@ -41,7 +40,8 @@ impl<'a, B: Backend> Steps<'a, B> {
         options: &'a GenerateOptions,
         y: B::Tensor,
     ) -> Result<Self> {
-        let id = if options.sampling.is_argmax() { model.backend().argmax(&y)? } else { None };
+        let greedy = options.sampling.temperature == 0.0 && options.sampling.repetition_penalty.is_none();
+        let id = if greedy && options.sampling.suits_devices() { best(model, &y)? } else { None };
         let next = match id {
             Some(id) => {
                 let logits = model.backend().eval_async(y, &id)?;
@@ -69,6 +69,7 @@ impl<'a, B: Backend> Steps<'a, B> {
         n_generated: usize,
     ) -> Result<Option<Sampled>> {
         let b = self.model.backend();
+        let context = SampleContext { history, n_prompt: history.len() - n_generated, ..Default::default() };
         let is_full = pool.n_tokens(self.slot) == self.model.architecture().max_position_embeddings;
         match &mut self.next {
             Next::Logits(first) => {
@@ -82,7 +83,7 @@ impl<'a, B: Backend> Steps<'a, B> {
                     }
                 };
                 b.read(&y, &mut self.logits)?;
-                sampler.sample(&mut self.logits, history).map(Some)
+                sampler.sample(&mut self.logits, &context).map(Some)
             }
             Next::Started(now) => {
                 if n_generated > 0 && !self.is_ahead {
@@ -94,7 +95,7 @@ impl<'a, B: Backend> Steps<'a, B> {
                 } else {
                     let y = self.model.forward_id(pool, self.slot, &now.id, self.fusion)?;
                     self.is_ahead = true;
-                    match b.argmax(&y)? {
+                    match best(self.model, &y)? {
                         Some(id) => Some(Started { logits: b.eval_async(y, &id)?, id }),
                         None => unreachable!("the backend gave one for the prompt"),
                     }
@@ -105,7 +106,7 @@ impl<'a, B: Backend> Steps<'a, B> {
                 if let Some(following) = following {
                     *now = following;
                 }
-                assess(&self.logits, id[0]).map(Some)
+                sampler.assess(&mut self.logits, &context, id[0]).map(Some)
             }
         }
     }
@@ -117,4 +118,16 @@ impl<'a, B: Backend> Steps<'a, B> {
         }
         Ok(())
     }
+}
+
+fn best<B: Backend>(model: &Model<B>, logits: &B::Tensor) -> Result<Option<B::Indices>> {
+    let greedy = SampleSettings {
+        temperature: 0.0,
+        top_k: None,
+        top_p: None,
+        min_p: None,
+        repetition: None,
+        seed: 0,
+    };
+    Ok(model.backend().sample(logits, 0, &greedy)?)
 }
