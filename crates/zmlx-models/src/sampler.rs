@@ -112,12 +112,7 @@ impl Sampler {
     ///
     /// # Errors
     /// As [`Sampler::sample`]; [`Error::Parameter`] if `token` has no logit.
-    pub fn assess(
-        &mut self,
-        logits: &mut [f32],
-        context: &SampleContext<'_>,
-        token: u32,
-    ) -> Result<Sampled> {
+    pub fn assess(&mut self, logits: &mut [f32], context: &SampleContext<'_>, token: u32) -> Result<Sampled> {
         let (margin, max, total) = self.prepare(logits, context)?;
         let Some(&logit) = logits.get(token as usize) else {
             let want = "a token id that has a logit";

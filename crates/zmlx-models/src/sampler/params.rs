@@ -83,7 +83,8 @@ impl SamplingParams {
         if let Some(p) = self.repetition_penalty {
             check(p.is_finite() && p > 0.0, "repetition_penalty", "a finite number above 0", p.to_string())?;
         }
-        let additive = [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)];
+        let additive =
+            [("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)];
         for (field, p) in additive {
             check((-2.0..=2.0).contains(&p), field, "from -2 to 2", p.to_string())?;
         }

@@ -173,7 +173,10 @@ fn the_repetition_penalty_touches_each_recent_token_once() {
     let s = sampler.sample(&mut logits, &after(&[3, 0, 2, 0])).unwrap();
     assert_eq!(logits, [2.0, 3.0, -2.0, 2.5]);
     assert_eq!((s.token, s.margin), (1, 1.0));
-    assert!(matches!(sampler.sample(&mut logits, &after(&[4])), Err(Error::Parameter { field: "history", .. })));
+    assert!(matches!(
+        sampler.sample(&mut logits, &after(&[4])),
+        Err(Error::Parameter { field: "history", .. })
+    ));
 
     let params = SamplingParams { repetition_penalty: Some(1e-38), ..SamplingParams::greedy() };
     let s = sample(params, &[9.0, 1.0, f32::NEG_INFINITY], &[0, 1, 2]);
