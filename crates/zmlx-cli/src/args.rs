@@ -200,6 +200,7 @@ impl SamplingArgs {
             repetition_penalty: self.repetition_penalty,
             repetition_context_size: self.repetition_context_size,
             seed: self.seed,
+            ..SamplingParams::greedy()
         };
         params.validate()?;
         Ok(params)

@@ -1,10 +1,11 @@
 //! Greedy decoding that shows its logits.
 
-use std::time::{Duration, Instant};
+use std::ops::ControlFlow;
+use std::time::Duration;
 
 use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{Input, Logits, Model, PoolOptions};
+use zmlx_models::{Error, Event, Model, Request, generate};
 
 /// A token and how sure the model was.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,30 +37,23 @@ pub(crate) fn decode<B: Backend>(
     fusion: &Fusion,
     mut on_logits: impl FnMut(&[f32]),
 ) -> Result<Decoded> {
-    let mut pool = model.pool(PoolOptions::default())?;
-    let slot = pool.allocate()?;
-    let mut logits = Vec::new();
-    let mut steps: Vec<Step> = Vec::new();
-    let mut first_at = None;
-    let mut time = Duration::ZERO;
-    while steps.len() < n_tokens {
-        let y = match steps.last() {
-            None => model.prefill(&mut pool, slot, prompt, fusion, &mut |_, _| ())?,
-            Some(_) if pool.n_tokens(slot) == model.architecture().max_position_embeddings => break,
-            Some(last) => {
-                let input = Input { slot, tokens: &[last.token], logits: Logits::Last };
-                model.forward(&mut pool, &[input], fusion)?
-            }
-        };
-        model.backend().read(&y, &mut logits)?;
-        on_logits(&logits);
-        let Some(step) = choose(&logits) else {
-            return Ok(Decoded { steps, is_broken: true, time });
-        };
-        steps.push(step);
-        time = first_at.get_or_insert_with(Instant::now).elapsed();
+    let request = Request { wants_logits: true, ..Request::new(prompt.to_vec(), n_tokens) };
+    let mut steps = Vec::new();
+    let mut is_broken = false;
+    let generation = generate(model, None, *fusion, request, |event| {
+        let Event::Token { token, .. } = event else { return ControlFlow::Continue(()) };
+        on_logits(&token.logits);
+        match choose(&token.logits) {
+            Some(step) => steps.push(Step { token: token.token, ..step }),
+            None => is_broken = true,
+        }
+        if is_broken { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    match generation {
+        Ok(generation) => Ok(Decoded { steps, is_broken, time: generation.finished.generation_time }),
+        Err(Error::Logits { .. }) => Ok(Decoded { steps, is_broken: true, time: Duration::ZERO }),
+        Err(error) => Err(error.into()),
     }
-    Ok(Decoded { steps, is_broken: false, time })
 }
 
 /// The greedy choice; none if a logit is not finite, or there is none.

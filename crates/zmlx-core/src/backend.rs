@@ -7,8 +7,8 @@ mod types;
 pub use cache::{AttentionInputs, AttentionSettings, CacheKind, CacheSpec, KvFormat};
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Barriers, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope, RopeFrequencies,
-    RopePairing, SoftmaxTopK,
+    Barriers, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Repetition, Rope,
+    RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
 };
 
 use crate::ops::{fused_ops, output, plain_ops};
@@ -220,15 +220,24 @@ pub trait Backend {
         Ok(())
     }
 
-    /// The most probable token of each row of logits, still on the device: the next step can be built on it before it
-    /// is computed. None where ops compute at once, as there is nothing to overlap.
+    /// Chooses the next token of one sequence from row `row` of the logits, still on the device: the next step can be built on it before it is
+    /// computed. `None` where ops compute at once, as there is nothing to overlap.
     ///
-    /// **Shapes** logits `[n, vocab]` → `[n]`. **Numerics** of equal logits the lowest index; a backend that follows a
-    /// stock engine may choose from that engine's rounded log-probabilities.
+    /// **Formula** repetition penalty; `p = softmax(logits)`; of the ranking by p the tokens with less than `top_p` above
+    /// them, the first `top_k`, and those with at least `min_p` times the largest p; one of them by chance, each with
+    /// weight `p^(1 / temperature)`. At temperature 0 the most probable one. **Shapes** logits `[n, vocab]` → `[1]`.
+    /// **Numerics** f32; of equal logits the lowest index ranks first; a backend that follows a stock engine may take the
+    /// most probable token from that engine's rounded log-probabilities. Equal settings and logits give equal tokens.
+    /// **Source** mlx-lm `sample_utils`.
     ///
     /// # Errors
-    /// If the logits are no matrix.
-    fn argmax(&self, _logits: &Self::Tensor) -> Result<Option<Self::Indices>> {
+    /// If the logits are no matrix or lack the row, or a recent token has no logit.
+    fn sample(
+        &self,
+        _logits: &Self::Tensor,
+        _row: usize,
+        _settings: &SampleSettings<'_, Self::Indices>,
+    ) -> Result<Option<Self::Indices>> {
         Ok(None)
     }
 

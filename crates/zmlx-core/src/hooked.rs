@@ -6,7 +6,7 @@ use crate::ops::{fused_ops, output, plain_ops};
 use crate::stock::{self, Routers};
 use crate::{
     AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, GateUp, HostWeight, Instrumented,
-    MlaInputs, MlaWeights, NoauxTc, Op, PrefillStyle, Result, Rope, SoftmaxTopK, Span, StepKey,
+    MlaInputs, MlaWeights, NoauxTc, Op, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
 };
 
 /// For each fused op what happens in its place.
@@ -174,7 +174,11 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         wait(x: &B::Tensor) -> Result<()>;
         prefill_style() -> PrefillStyle;
         eval_caches(caches: &[B::Cache]) -> Result<()>;
-        argmax(logits: &B::Tensor) -> Result<Option<B::Indices>>;
+        sample(
+            logits: &B::Tensor,
+            row: usize,
+            settings: &SampleSettings<'_, B::Indices>
+        ) -> Result<Option<B::Indices>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
         slice_last(x: &B::Tensor, range: Range<usize>) -> Result<B::Tensor>;

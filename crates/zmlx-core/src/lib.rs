@@ -22,8 +22,8 @@ mod weight;
 
 pub use backend::{
     AttentionInputs, AttentionSettings, Backend, Barriers, CacheKind, CacheSpec, GateUp, KvFormat, Logits,
-    MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Rope,
-    RopeFrequencies, RopePairing, SoftmaxTopK, Span, StepKey, logit_rows,
+    MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Repetition, Rope,
+    RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK, Span, StepKey, logit_rows,
 };
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -118,7 +118,7 @@ impl<B: Backend> Model<B> {
         self.run(pool, (&ids, &spans), fusion, tap)
     }
 
-    /// As [`Model::forward`] with one token whose id may still be on the device: the result of [`Backend::argmax`].
+    /// As [`Model::forward`] with one token whose id may still be on the device: the result of [`Backend::sample`].
     /// Returns its logits, `[1, vocab]`.
     ///
     /// **Shapes** id `[1]`.
@@ -154,10 +154,8 @@ impl<B: Backend> Model<B> {
         let whole = self.spans(pool, &[Input { slot, tokens, logits: Logits::Last }])?;
         pool.check_room(&whole)?;
         let n_tokens = tokens.len();
-        let (chunk, n_in_chunks) = match self.backend.prefill_style() {
-            PrefillStyle::Whole => (PREFILL_CHUNK, n_tokens),
-            PrefillStyle::LastTokenAlone { chunk } => (chunk.max(1), n_tokens - 1),
-        };
+        let chunk = self.prompt_chunk();
+        let n_in_chunks = n_tokens - self.n_last_alone();
         let mut n_done = 0;
         loop {
             let end = if n_done < n_in_chunks { (n_done + chunk).min(n_in_chunks) } else { n_tokens };
@@ -170,6 +168,22 @@ impl<B: Backend> Model<B> {
             }
             self.backend.eval_caches(&pool.caches)?;
             progress(n_done, n_tokens);
+        }
+    }
+
+    /// Tokens of a prompt that are computed at once.
+    pub(crate) fn prompt_chunk(&self) -> usize {
+        match self.backend.prefill_style() {
+            PrefillStyle::Whole => PREFILL_CHUNK,
+            PrefillStyle::LastTokenAlone { chunk } => chunk.max(1),
+        }
+    }
+
+    /// Tokens at the end of a prompt that are computed on their own.
+    pub(crate) fn n_last_alone(&self) -> usize {
+        match self.backend.prefill_style() {
+            PrefillStyle::Whole => 0,
+            PrefillStyle::LastTokenAlone { .. } => 1,
         }
     }
 

@@ -4,7 +4,8 @@
 //! [`Detokenizer`], [`StopStrings`] and [`ChatTemplate`] turn text into tokens and back, [`Sampler`] chooses the
 //! next token from the logits.
 //!
-//! [`Model`] runs a checkpoint on any [`Backend`](zmlx_kernels::Backend), [`generate`] continues a prompt with it.
+//! [`Model`] runs a checkpoint on any [`Backend`](zmlx_kernels::Backend), [`generate`] continues a prompt with it, and an
+//! [`Engine`] continues many at once.
 #![forbid(unsafe_code)]
 
 pub mod architecture;
@@ -15,6 +16,7 @@ pub mod checkpoint;
 pub mod config;
 mod decoder;
 pub mod detokenizer;
+pub mod engine;
 mod error;
 mod families;
 mod fields;
@@ -36,11 +38,12 @@ pub use checkpoint::{Checkpoint, KvBDims, TensorInfo, TensorReader};
 pub use config::QuantConfig;
 pub use decoder::{Input, Model, PREFILL_CHUNK, Tap, TapValue};
 pub use detokenizer::Detokenizer;
+pub use engine::{Engine, EngineOptions, EngineStats, Event, Generation, Request, RequestId, StopReason};
 pub use error::{Error, Result, WeightProblem};
 pub use families::model_types;
-pub use generate::{GenerateOptions, Generation, Step, StopReason, generate};
+pub use generate::generate;
 pub use loader::Progress;
-pub use sampler::{Sampled, Sampler, SamplingParams};
+pub use sampler::{SampleContext, Sampled, Sampler, SamplingParams, TokenLogprob, TokenMask, top_logprobs};
 pub use self_check::{SelfCheck, self_check};
 pub use stop::{StopStep, StopStrings};
 pub use tokenizer::Tokenizer;

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use rstest::rstest;
 use zmlx_kernels::Fusion;
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_models::{Checkpoint, GenerateOptions, Model, PoolOptions, SamplingParams, generate};
+use zmlx_models::{Checkpoint, Model, Request, generate};
 use zmlx_oracle::golden::{GoldenFile, Outcome, Rounding};
 
 #[rstest]
@@ -19,17 +19,8 @@ fn the_model_says_what_was_recorded(#[case] name: &str) {
     let checkpoint = Checkpoint::open(&fixtures.join("models").join(name)).unwrap();
     let model = Model::load(CpuBackend::new(Some(2)).unwrap(), &checkpoint, &mut |_, _| ()).unwrap();
     let checked = golden.check(Rounding::F32, |prompt, n_tokens| {
-        let options = GenerateOptions {
-            max_tokens: n_tokens,
-            sampling: SamplingParams::greedy(),
-            eos_token_ids: Vec::new(),
-            stop: Vec::new(),
-            fusion: Fusion::FUSED,
-        };
-        let mut pool = model.pool(PoolOptions::default())?;
-        let slot = pool.allocate()?;
-        let go_on = |_: &zmlx_models::Step<'_>| ControlFlow::Continue(());
-        generate(&model, (&mut pool, slot), None, prompt, &options, &mut |_, _| (), go_on).map(|g| g.tokens)
+        let request = Request::new(prompt.to_vec(), n_tokens);
+        generate(&model, None, Fusion::FUSED, request, |_| ControlFlow::Continue(())).map(|g| g.tokens)
     });
     let checked = checked.unwrap();
     assert_eq!(checked.len(), 7);

@@ -8,10 +8,7 @@ use std::path::PathBuf;
 use rstest::rstest;
 use zmlx_kernels::cpu::{Activations, CpuBackend, Level};
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{
-    CachePool, Checkpoint, GenerateOptions, Input, Logits, Model, PoolOptions, SamplingParams, Slot,
-    TapValue, generate,
-};
+use zmlx_models::{Checkpoint, Input, LogitsOf, Model, Request, TapValue, generate};
 use zmlx_oracle::compare::{argmax, differing_expert_sets, log_softmax, rel_rms};
 use zmlx_oracle::golden::{Golden, Outcome, TensorFile, check_greedy};
 
@@ -35,23 +32,9 @@ fn read(model: &Model<CpuBackend>, x: &<CpuBackend as Backend>::Tensor) -> Vec<f
     out
 }
 
-fn greedy(
-    model: &Model<CpuBackend>,
-    (pool, slot): (&mut CachePool<CpuBackend>, Slot),
-    prompt: &[u32],
-    n: usize,
-    fusion: Fusion,
-) -> Vec<u32> {
-    pool.truncate(slot, 0).unwrap();
-    let options = GenerateOptions {
-        max_tokens: n,
-        sampling: SamplingParams::greedy(),
-        eos_token_ids: Vec::new(),
-        stop: Vec::new(),
-        fusion,
-    };
-    let go_on = |_: &zmlx_models::Step<'_>| ControlFlow::Continue(());
-    generate(model, (pool, slot), None, prompt, &options, &mut |_, _| (), go_on).unwrap().tokens
+fn greedy(model: &Model<CpuBackend>, prompt: &[u32], n: usize, fusion: Fusion) -> Vec<u32> {
+    let request = Request::new(prompt.to_vec(), n);
+    generate(model, None, fusion, request, |_| ControlFlow::Continue(())).unwrap().tokens
 }
 
 /// The presets, and each fused op alone.
@@ -78,15 +61,13 @@ fn greedy_tokens_are_those_of_the_f32_truth(
     let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
     for level in Level::supported() {
         let model = load(name, level, n_threads);
-        let mut pool = model.pool(PoolOptions::default()).unwrap();
-        let slot = pool.allocate().unwrap();
         for (i, fusion) in fusions().into_iter().enumerate() {
             for p in &golden.prompts {
                 // One op alone, the slow portable level, a second thread (which changes no arithmetic): one text each.
                 if (i > 2 || level == Level::Scalar || n_threads == 2) && p.name != "novel" {
                     continue;
                 }
-                let got = greedy(&model, (&mut pool, slot), &p.prompt_tokens, golden.decode.tokens, fusion);
+                let got = greedy(&model, &p.prompt_tokens, golden.decode.tokens, fusion);
                 let verdict = check_greedy(&p.truth_f32, &got, MARGIN_BOUND);
                 let whole = ["novel", "mid_sentence"].contains(&p.name.as_str());
                 let ok =

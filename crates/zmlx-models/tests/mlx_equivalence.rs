@@ -1,17 +1,13 @@
-//! Both tiny models on MLX: chunks, batches, replays, stops, and the step that is started ahead.
+//! Both tiny models on MLX: chunks, batches and replays.
 #![cfg(feature = "mlx")]
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
-use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use rstest::rstest;
 use zmlx_kernels::mlx::{MlxBackend, Numerics};
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{
-    CachePool, Checkpoint, GenerateOptions, Generation, Input, Logits, Model, PoolOptions, SamplingParams,
-    Slot, StopReason, generate,
-};
+use zmlx_models::{CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Slot};
 use zmlx_oracle::compare::rel_rms;
 
 /// Sums in f32 in another order: several rows take other routines of MLX than one, and GLM's prompts expand what its
@@ -109,92 +105,6 @@ fn truncate_and_replay(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4
     pool.truncate(slot, 16).unwrap();
     let again = logits(&model, &mut pool, &[all(slot, &tokens[16..])]);
     assert!(first == again, "{name}: the same steps on the same cache");
-}
-
-fn continued(
-    model: &Model<MlxBackend>,
-    (pool, slot): (&mut CachePool<MlxBackend>, Slot),
-    prompt: &[u32],
-    options: &GenerateOptions,
-    n: usize,
-) -> Generation {
-    let mut n_seen = 0;
-    let on_step = |_: &zmlx_models::Step<'_>| {
-        n_seen += 1;
-        if n_seen == n { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    };
-    generate(model, (pool, slot), None, prompt, options, &mut |_, _| (), on_step).unwrap()
-}
-
-fn options(max_tokens: usize, sampling: SamplingParams) -> GenerateOptions {
-    GenerateOptions {
-        max_tokens,
-        sampling,
-        eos_token_ids: Vec::new(),
-        stop: Vec::new(),
-        fusion: Fusion::STOCK,
-    }
-}
-
-/// Greedy without a step ahead: a penalty of 1 changes nothing, but asks for the logits first.
-fn eager() -> SamplingParams {
-    SamplingParams { repetition_penalty: Some(1.0), ..SamplingParams::greedy() }
-}
-
-/// However it ends, the caches hold the prompt and all tokens but the last, and going on gives the same text.
-#[rstest]
-fn a_step_ahead_is_taken_back(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
-    let (model, prompt) = (load(name, Numerics::Exact), tokens(9, 12));
-    let mut pool = model.pool(PoolOptions::default()).unwrap();
-    let slot = pool.allocate().unwrap();
-    let greedy = options(24, SamplingParams::greedy());
-    let whole = continued(&model, (&mut pool, slot), &prompt, &greedy, 99);
-    assert_eq!((whole.stop_reason, whole.tokens.len()), (StopReason::MaxTokens, 24));
-    assert_eq!(pool.n_tokens(slot), 9 + 23);
-
-    pool.truncate(slot, 0).unwrap();
-    let one_by_one = continued(&model, (&mut pool, slot), &prompt, &options(24, eager()), 99);
-    assert_eq!(one_by_one.tokens, whole.tokens, "{name}");
-
-    // Ended by the caller, by an end token, by its length; each time continued.
-    pool.truncate(slot, 0).unwrap();
-    let first = continued(&model, (&mut pool, slot), &prompt, &greedy, 5);
-    assert_eq!(first.stop_reason, StopReason::Interrupted);
-    assert_eq!(pool.n_tokens(slot), 9 + 4);
-    let end = whole.tokens[11];
-    let n_until = whole.tokens[5..].iter().position(|t| *t == end).unwrap() + 1;
-    let with_end = GenerateOptions { eos_token_ids: vec![end], ..greedy.clone() };
-    let second = continued(&model, (&mut pool, slot), &first.tokens[4..], &with_end, 99);
-    assert_eq!((second.stop_reason, second.tokens.len()), (StopReason::Eos, n_until));
-    assert_eq!(pool.n_tokens(slot), 9 + 5 + n_until - 1);
-    let last = second.tokens.last().copied().unwrap();
-    let rest = GenerateOptions { max_tokens: 24 - 5 - n_until, ..greedy };
-    let third = continued(&model, (&mut pool, slot), &[last], &rest, 99);
-    assert_eq!([first.tokens, second.tokens, third.tokens].concat(), whole.tokens, "{name}");
-}
-
-/// A context that is full ends a text where an eager engine ends it.
-#[rstest]
-fn the_context_ends(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
-    const LIMIT: usize = 12;
-    let dir = folder(name);
-    let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
-    let short =
-        config.replace("\"max_position_embeddings\": 2048", &format!("\"max_position_embeddings\": {LIMIT}"));
-    assert_ne!(short, config);
-    let file = "model.safetensors";
-    let shard = (file.to_owned(), zmlx_kernels::map_file(&dir.join(file)).unwrap());
-    let checkpoint = Checkpoint::from_parts(name, &short, None, vec![shard]).unwrap();
-    let backend = MlxBackend::new(Numerics::Exact).unwrap();
-    let model = Model::load(backend, &checkpoint, &mut |_, _| ()).unwrap();
-    let prompt = tokens(LIMIT - 2, 13);
-    for (sampling, what) in [(SamplingParams::greedy(), "ahead"), (eager(), "eager")] {
-        let mut pool = model.pool(PoolOptions::default()).unwrap();
-        let slot = pool.allocate().unwrap();
-        let got = continued(&model, (&mut pool, slot), &prompt, &options(9, sampling), 99);
-        assert_eq!(got.stop_reason, StopReason::ContextLength, "{name} {what}");
-        assert_eq!((got.tokens.len(), pool.n_tokens(slot)), (3, LIMIT), "{name} {what}");
-    }
 }
 
 /// A model may move to another thread and run there.

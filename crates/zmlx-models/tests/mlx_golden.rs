@@ -9,9 +9,9 @@ use std::path::PathBuf;
 use rstest::rstest;
 use zmlx_kernels::mlx::{MlxBackend, Numerics};
 use zmlx_kernels::{Backend, Fusion};
+use zmlx_models::engine::Token;
 use zmlx_models::{
-    CachePool, Checkpoint, GenerateOptions, Input, Logits, Model, PoolOptions, SamplingParams, Slot, Step,
-    TapValue, generate,
+    CachePool, Checkpoint, Event, Input, Logits, Model, PoolOptions, Request, Slot, TapValue, generate,
 };
 use zmlx_oracle::compare::{differing_expert_sets, rel_rms};
 use zmlx_oracle::golden::{Golden, Outcome, TensorFile, check_greedy};
@@ -27,25 +27,19 @@ fn load(name: &str, numerics: Numerics) -> Model<MlxBackend> {
 
 fn greedy(
     model: &Model<MlxBackend>,
-    (pool, slot): (&mut CachePool<MlxBackend>, Slot),
     prompt: &[u32],
     n: usize,
     fusion: Fusion,
-    mut on_step: impl FnMut(&Step<'_>),
+    mut on_token: impl FnMut(&Token),
 ) -> Vec<u32> {
-    pool.truncate(slot, 0).unwrap();
-    let options = GenerateOptions {
-        max_tokens: n,
-        sampling: SamplingParams::greedy(),
-        eos_token_ids: Vec::new(),
-        stop: Vec::new(),
-        fusion,
-    };
-    let go_on = |step: &Step<'_>| {
-        on_step(step);
+    let request = Request::new(prompt.to_vec(), n);
+    let generation = generate(model, None, fusion, request, |event| {
+        if let Event::Token { token, .. } = event {
+            on_token(token);
+        }
         ControlFlow::Continue(())
-    };
-    generate(model, (pool, slot), None, prompt, &options, &mut |_, _| (), go_on).unwrap().tokens
+    });
+    generation.unwrap().tokens
 }
 
 /// The presets, and each fused op alone: without Metal all of them are compositions of stock ops.
@@ -62,8 +56,6 @@ fn greedy_tokens_are_those_of_mlx_lm(
 ) {
     let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
     let model = load(name, Numerics::Exact);
-    let mut pool = model.pool(PoolOptions::default()).unwrap();
-    let slot = pool.allocate().unwrap();
     for (i, fusion) in fusions().into_iter().enumerate() {
         for p in &golden.prompts {
             // MLX's CPU kernels take seconds per text: all of them stock, a short and a chat prompt concatenated and
@@ -73,7 +65,7 @@ fn greedy_tokens_are_those_of_mlx_lm(
                 continue;
             }
             let mut at = 0;
-            let check = |step: &Step<'_>| {
+            let check = |step: &Token| {
                 // Recorded with seven digits.
                 let (margin, logprob) = (f64::from(step.margin), step.logprob);
                 let is_near = |got: f64, want: f64| (got - want).abs() <= 1e-6 * want.abs().max(1e-3);
@@ -81,8 +73,7 @@ fn greedy_tokens_are_those_of_mlx_lm(
                 assert!(is_near(logprob, p.bf16.logprobs[at]), "{name} {fusion} {} {at}", p.name);
                 at += 1;
             };
-            let got =
-                greedy(&model, (&mut pool, slot), &p.prompt_tokens, golden.decode.tokens, fusion, check);
+            let got = greedy(&model, &p.prompt_tokens, golden.decode.tokens, fusion, check);
             assert_eq!(got, p.bf16.tokens, "{name} {fusion} {}", p.name);
             assert_eq!(pool.n_tokens(slot), p.prompt_tokens.len() + got.len() - 1);
         }
@@ -179,6 +170,6 @@ fn the_accurate_mode_is_the_f32_truth(
     let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
     let novel = golden.prompts.iter().find(|p| p.name == "novel").unwrap();
     let n = golden.decode.tokens;
-    let got = greedy(&model, (&mut pool, slot), &novel.prompt_tokens, n, Fusion::STOCK, |_| ());
+    let got = greedy(&model, &novel.prompt_tokens, n, Fusion::STOCK, |_| ());
     assert_eq!(check_greedy(&novel.truth_f32, &got, 1e-3).outcome, Outcome::Equal, "{name}");
 }

@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 
 use anyhow::{Context, Result};
 use serde_json::{Map, Value};
-use zmlx_kernels::{Backend, Fusion};
+use zmlx_kernels::Backend;
+use zmlx_models::engine::PrefixCacheOptions;
 use zmlx_models::{
-    CachePool, ChatMessage, ChatRequest, ChatTemplate, Checkpoint, GenerateOptions, Generation, Model,
-    PoolOptions, Slot, Tokenizer,
+    ChatMessage, ChatRequest, ChatTemplate, Checkpoint, Engine, EngineOptions, Event, Generation, Request,
+    SamplingParams, StopReason, Tokenizer,
 };
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs};
@@ -43,21 +44,16 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
     let checkpoint = source.checkpoint()?;
     let eos_token_ids =
         if args.sampling.ignore_eos { Vec::new() } else { checkpoint.eos_token_ids().to_vec() };
-    let options = GenerateOptions {
-        max_tokens: args.max_tokens,
-        sampling,
-        eos_token_ids,
-        stop: args.sampling.stop.clone(),
-        // The backend has a say in it: see `run`.
-        fusion: Fusion::STOCK,
-    };
     let job = Talk {
         tokenizer: source.need_tokenizer()?,
         template: source.chat_template()?,
         kwargs: args.template.kwargs(),
         system: args.template.system,
         checkpoint,
-        options,
+        max_tokens: args.max_tokens,
+        sampling,
+        eos_token_ids,
+        stop: args.sampling.stop,
         fusion: args.fusion,
         verbose,
     };
@@ -71,31 +67,28 @@ struct Talk {
     template: ChatTemplate,
     kwargs: Map<String, Value>,
     system: Option<String>,
-    options: GenerateOptions,
+    max_tokens: usize,
+    sampling: SamplingParams,
+    eos_token_ids: Vec<u32>,
+    stop: Vec<String>,
     fusion: FusionArgs,
     verbose: bool,
 }
 
-/// The conversation so far and what the caches hold of it.
-struct Conversation<B: Backend> {
-    messages: Vec<ChatMessage>,
-    pool: CachePool<B>,
-    slot: Slot,
-    /// The tokens in `slot`.
-    cached: Vec<u32>,
-}
-
 impl Job for Talk {
-    fn run<B: Backend>(mut self, backend: B, about: &About) -> Result<Outcome> {
+    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
-        self.options.fusion = about.fusion(&model, self.fusion)?;
+        let options = EngineOptions {
+            // The conversation, however short.
+            prefix_cache: PrefixCacheOptions { max_entries: 1, min_tokens: 1, ..PrefixCacheOptions::default() },
+            ..EngineOptions::one_sequence(about.fusion(&model, self.fusion)?)
+        };
+        let mut engine = Engine::new(&model, Some(&self.tokenizer), options)?;
         if self.verbose {
             note(format_args!("Backend: {}", about.text));
             note(format_args!("Load time: {:.3} s", load_time.as_secs_f64()));
         }
-        let mut pool = model.pool(PoolOptions::default())?;
-        let slot = pool.allocate()?;
-        let mut talk = Conversation { messages: self.opening(), pool, slot, cached: Vec::new() };
+        let mut messages = self.opening();
         let is_terminal = std::io::stdin().is_terminal();
         if is_terminal {
             note(format_args!("{}: /reset forgets the conversation, /exit ends it.", self.checkpoint.name()));
@@ -113,16 +106,16 @@ impl Job for Talk {
             match line.trim() {
                 "" => {}
                 "/exit" => return Ok(Outcome::Done),
-                "/reset" => talk.messages = self.opening(),
+                "/reset" => messages = self.opening(),
                 text => {
-                    let n_messages = talk.messages.len();
-                    if let Err(error) = self.answer(&model, &mut talk, text) {
+                    let n_messages = messages.len();
+                    if let Err(error) = self.answer(&mut engine, &mut messages, text) {
                         // A person can go on (after /reset if the context is full); a script should know.
                         if !is_terminal || crate::output::is_broken_pipe(&error) {
                             return Err(error);
                         }
                         note(format_args!("error: {}", message(&error)));
-                        talk.messages.truncate(n_messages);
+                        messages.truncate(n_messages);
                     }
                 }
             }
@@ -135,85 +128,67 @@ impl Talk {
         self.system.iter().map(|s| ChatMessage { role: "system".into(), content: s.clone() }).collect()
     }
 
-    /// Adds the user's message and the model's answer, which is printed as it comes.
-    fn answer<B: Backend>(&self, model: &Model<B>, talk: &mut Conversation<B>, text: &str) -> Result<()> {
-        talk.messages.push(ChatMessage { role: "user".into(), content: text.to_owned() });
-        let request =
-            ChatRequest { messages: &talk.messages, add_generation_prompt: true, kwargs: &self.kwargs };
+    /// Adds the user's message and the model's answer, which is printed as it comes. What was ended before there was an
+    /// answer was not said.
+    fn answer<B: Backend>(
+        &self,
+        engine: &mut Engine<'_, B>,
+        messages: &mut Vec<ChatMessage>,
+        text: &str,
+    ) -> Result<()> {
+        messages.push(ChatMessage { role: "user".into(), content: text.to_owned() });
+        let request = ChatRequest { messages, add_generation_prompt: true, kwargs: &self.kwargs };
         let prompt = self.tokenizer.encode(&self.template.render(&request)?)?;
-        // At least one token must be computed, for its logits.
-        let n_kept = common_prefix(&talk.cached, &prompt).min(prompt.len().saturating_sub(1));
-        talk.pool.truncate(talk.slot, n_kept)?;
-        talk.cached.truncate(n_kept);
-
-        let answered = self.stream(model, (&mut talk.pool, talk.slot), &prompt[n_kept..]);
-        // Also after an error the caches hold a beginning of the prompt and the answer.
-        talk.cached = prompt.clone();
-        if let Ok(generation) = &answered {
-            talk.cached.extend(&generation.tokens);
-        }
-        talk.cached.truncate(talk.pool.n_tokens(talk.slot));
-        let generation = answered?;
+        let generation = self.stream(engine, prompt)?;
+        let finished = &generation.finished;
         if self.verbose {
             note(format_args!(
-                "Prompt: {} tokens ({n_kept} of them cached), {:.3} tokens-per-sec; answer: {} tokens, {:.3} \
+                "Prompt: {} tokens ({} of them cached), {:.3} tokens-per-sec; answer: {} tokens, {:.3} \
                  tokens-per-sec; stop reason: {}",
-                prompt.len(),
+                finished.n_prompt_tokens,
+                finished.n_cached_tokens,
                 generation.prompt_tps(),
                 generation.tokens.len(),
                 generation.generation_tps(),
-                generation.stop_reason.name()
+                finished.reason.name()
             ));
         }
-        talk.messages.push(ChatMessage { role: "assistant".into(), content: generation.text });
+        if finished.reason == StopReason::Interrupted && generation.tokens.is_empty() {
+            messages.pop();
+        } else {
+            messages.push(ChatMessage { role: "assistant".into(), content: generation.text });
+        }
         Ok(())
     }
 
-    fn stream<B: Backend>(
-        &self,
-        model: &Model<B>,
-        sequence: (&mut CachePool<B>, Slot),
-        tokens: &[u32],
-    ) -> Result<Generation> {
+    fn stream<B: Backend>(&self, engine: &mut Engine<'_, B>, prompt: Vec<u32>) -> Result<Generation> {
+        let request = Request {
+            sampling: self.sampling.clone(),
+            eos_token_ids: self.eos_token_ids.clone(),
+            stop: self.stop.clone(),
+            ..Request::new(prompt, self.max_tokens)
+        };
         let busy = interrupt::begin();
         let mut progress = Progress::new("Prompt");
         let mut printed = Ok(0);
-        let generation = zmlx_models::generate(
-            model,
-            sequence,
-            Some(&self.tokenizer),
-            tokens,
-            &self.options,
-            &mut |done, of| progress.update(done, of),
-            |step| {
-                if let Ok(n) = &mut printed {
-                    match print(step.text) {
-                        Ok(()) => *n += step.text.len(),
-                        Err(e) => printed = Err(e),
+        let generation = engine.complete(request, |event| {
+            match event {
+                Event::Prompt { n_done, n_tokens, .. } => progress.update(*n_done, *n_tokens),
+                Event::Token { token, .. } => {
+                    if let Ok(n) = &mut printed {
+                        match print(&token.text) {
+                            Ok(()) => *n += token.text.len(),
+                            Err(e) => printed = Err(e),
+                        }
                     }
                 }
-                let more = printed.is_ok() && !busy.is_asked();
-                if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            },
-        );
+                Event::Finished { .. } | Event::Failed { .. } => {}
+            }
+            let more = printed.is_ok() && !busy.is_asked();
+            if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        });
         let (generation, n_printed) = (generation?, printed?);
         print(&format!("{}\n", generation.text.get(n_printed..).unwrap_or_default()))?;
         Ok(generation)
-    }
-}
-
-fn common_prefix(a: &[u32], b: &[u32]) -> usize {
-    a.iter().zip(b).take_while(|(x, y)| x == y).count()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::common_prefix;
-
-    #[test]
-    fn prefixes() {
-        assert_eq!(common_prefix(&[1, 2, 3], &[1, 2, 4, 5]), 2);
-        assert_eq!(common_prefix(&[1], &[1, 2]), 1);
-        assert_eq!(common_prefix(&[], &[1]), 0);
     }
 }

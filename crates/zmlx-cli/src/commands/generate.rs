@@ -5,13 +5,10 @@ mod report;
 use std::cell::OnceCell;
 use std::io::Read;
 use std::ops::ControlFlow;
-use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{
-    ChatMessage, ChatRequest, Checkpoint, GenerateOptions, Generation, PoolOptions, StopReason, Tokenizer,
-};
+use zmlx_kernels::Backend;
+use zmlx_models::{ChatMessage, ChatRequest, Checkpoint, Event, Request, StopReason, Tokenizer};
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs};
 use crate::engine::{self, About, Job};
@@ -78,17 +75,15 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
     }
     let eos_token_ids =
         if args.sampling.ignore_eos { Vec::new() } else { checkpoint.eos_token_ids().to_vec() };
-    let options = GenerateOptions {
-        max_tokens: args.max_tokens,
+    let request = Request {
         sampling,
         eos_token_ids,
         stop: args.sampling.stop.clone(),
-        // The backend has a say in it: see `run`.
-        fusion: Fusion::STOCK,
+        ..Request::new(prompt.clone(), args.max_tokens)
     };
     interrupt::install()?;
     let job =
-        Continue { checkpoint, tokenizer, prompt, options, fusion: args.fusion, json: args.json, verbose };
+        Continue { checkpoint, tokenizer, prompt, request, fusion: args.fusion, json: args.json, verbose };
     engine::with_backend(args.backend, job)
 }
 
@@ -118,43 +113,41 @@ struct Continue {
     checkpoint: Checkpoint,
     tokenizer: Option<Tokenizer>,
     prompt: Vec<u32>,
-    options: GenerateOptions,
+    request: Request,
     fusion: FusionArgs,
     json: bool,
     verbose: bool,
 }
 
 impl Job for Continue {
-    fn run<B: Backend>(mut self, backend: B, about: &About) -> Result<Outcome> {
+    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
-        self.options.fusion = about.fusion(&model, self.fusion)?;
-        let mut pool = model.pool(PoolOptions::default())?;
-        let slot = pool.allocate()?;
+        let fusion = about.fusion(&model, self.fusion)?;
+        let Self { checkpoint, tokenizer, prompt, request, json, verbose, .. } = self;
         // While the prompt is read there is nothing to save: Ctrl-C ends the process at once.
         let busy = OnceCell::new();
-        let mut stream = Stream::new(!self.json);
+        let mut stream = Stream::new(!json);
         let mut progress = Progress::new("Prompt");
-        let has_text = self.tokenizer.is_some();
+        let has_text = tokenizer.is_some();
         stream.begin()?;
-        let generation = zmlx_models::generate(
-            &model,
-            (&mut pool, slot),
-            self.tokenizer.as_ref(),
-            &self.prompt,
-            &self.options,
-            &mut |done, of| {
-                progress.update(done, of);
-                if done == of {
-                    busy.get_or_init(interrupt::begin);
+        let generation =
+            zmlx_models::generate(&model, tokenizer.as_ref(), fusion, request, |event| match event {
+                Event::Prompt { n_done, n_tokens, .. } => {
+                    progress.update(*n_done, *n_tokens);
+                    if n_done == n_tokens {
+                        busy.get_or_init(interrupt::begin);
+                    }
+                    ControlFlow::Continue(())
                 }
-            },
-            |step| {
-                let piece = if has_text { step.text.to_owned() } else { format!("{} ", step.token) };
-                // A reader that has gone ends the work as Ctrl-C does; the error is kept.
-                let more = stream.push(&piece) && !busy.get().is_some_and(Busy::is_asked);
-                if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-            },
-        );
+                Event::Token { token, .. } => {
+                    let id = if has_text { String::new() } else { format!("{} ", token.token) };
+                    // A reader that has gone ends the work as Ctrl-C does; the error is kept.
+                    let is_told = stream.push(if has_text { &token.text } else { &id });
+                    let more = is_told && !busy.get().is_some_and(Busy::is_asked);
+                    if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+                }
+                Event::Finished { .. } | Event::Failed { .. } => ControlFlow::Continue(()),
+            });
         let generation = match generation {
             Ok(generation) => generation,
             Err(e) => {
@@ -163,27 +156,26 @@ impl Job for Continue {
             }
         };
         stream.end(if has_text { &generation.text } else { "" })?;
-        if self.verbose {
-            self.explain(about, load_time, &generation);
+        if verbose {
+            note(format_args!("Model: {}", checkpoint.name()));
+            note(format_args!("Backend: {}", about.text));
+            note(format_args!("Fusion: {fusion}"));
+            note(format_args!("Load time: {:.3} s", load_time.as_secs_f64()));
+            let reason = generation.finished.reason;
+            note(format_args!("Stop reason: {} ({})", reason.name(), explained(reason)));
         }
-        print_report(&self.prompt, &generation, self.json)?;
+        print_report(&prompt, &generation, json)?;
         Ok(Outcome::Done)
     }
 }
 
-impl Continue {
-    fn explain(&self, about: &About, load_time: Duration, generation: &Generation) {
-        note(format_args!("Model: {}", self.checkpoint.name()));
-        note(format_args!("Backend: {}", about.text));
-        note(format_args!("Fusion: {}", self.options.fusion));
-        note(format_args!("Load time: {:.3} s", load_time.as_secs_f64()));
-        let reason = match generation.stop_reason {
-            StopReason::Eos => "the model ended the text",
-            StopReason::StopString => "a stop string",
-            StopReason::MaxTokens => "--max-tokens",
-            StopReason::ContextLength => "the model's context is full",
-            StopReason::Interrupted => "interrupted",
-        };
-        note(format_args!("Stop reason: {} ({reason})", generation.stop_reason.name()));
+fn explained(reason: StopReason) -> &'static str {
+    match reason {
+        StopReason::Eos => "the model ended the text",
+        StopReason::StopString => "a stop string",
+        StopReason::MaxTokens => "--max-tokens",
+        StopReason::ContextLength => "the model's context is full",
+        StopReason::CacheFull => "the memory for keys and values is full",
+        StopReason::Interrupted => "interrupted",
     }
 }

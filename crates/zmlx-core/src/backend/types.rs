@@ -176,3 +176,31 @@ pub struct Barriers {
     /// The time that the thread which asked for the work waited there.
     pub waited: std::time::Duration,
 }
+
+/// How a device chooses a token.
+#[derive(Clone, Copy, Debug)]
+pub struct SampleSettings<'a, I> {
+    /// 0 takes the most probable token; more flattens the distribution.
+    pub temperature: f32,
+    /// Only the `k` most probable tokens.
+    pub top_k: Option<usize>,
+    /// Only the most probable tokens that together reach this probability.
+    pub top_p: Option<f32>,
+    /// Only tokens at least this fraction as probable as the most probable one.
+    pub min_p: Option<f32>,
+    /// What was just used, to be made less likely.
+    pub repetition: Option<Repetition<'a, I>>,
+    /// What chance depends on: another one for every token.
+    pub seed: u64,
+}
+
+/// Divides the positive logits of tokens by a penalty and multiplies the negative ones with it, each token's once.
+#[derive(Clone, Copy, Debug)]
+pub struct Repetition<'a, I> {
+    /// The penalty.
+    pub penalty: f32,
+    /// Tokens that the host knows.
+    pub recent: &'a [u32],
+    /// One more that may still be on the device, `[1]`.
+    pub last: Option<&'a I>,
+}

@@ -14,6 +14,7 @@ mod cache;
 mod fused;
 mod indices;
 mod router;
+mod sample;
 mod step;
 mod weight;
 
@@ -37,7 +38,7 @@ use crate::metal::Numerics;
 use crate::stock::{self, Routers};
 use crate::{
     AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight,
-    Instrumented, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SoftmaxTopK, Span,
+    Instrumented, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span,
 };
 use router::Pick;
 
@@ -278,16 +279,13 @@ impl Backend for MlxBackend {
             .map_err(f("eval_caches"))
     }
 
-    /// As mlx-lm: of `logits - logsumexp(logits)`, whose rounding can make the two best equal.
-    fn argmax(&self, logits: &Array) -> Result<Option<MlxIndices>> {
-        const OP: &str = "argmax";
-        let (n, width) = check_rows(OP, logits)?;
-        ensure(n > 0, OP, "logits", "at least one row", n)?;
-        let best = logits
-            .logsumexp_axis(-1, true)
-            .and_then(|sum| logits.subtract(sum))
-            .and_then(|logprobs| mlx_rs::ops::indexing::argmax_axis(logprobs, -1, false));
-        MlxIndices::computed(OP, best.map_err(f(OP))?, width).map(Some)
+    fn sample(
+        &self,
+        logits: &Array,
+        row: usize,
+        settings: &SampleSettings<'_, MlxIndices>,
+    ) -> Result<Option<MlxIndices>> {
+        sample::sample(logits, row, settings).map(Some)
     }
 
     fn eval_async(&self, logits: Array, chosen: &MlxIndices) -> Result<Array> {

@@ -80,7 +80,7 @@ pub(super) fn print_report(prompt: &[u32], generation: &Generation, json: bool) 
             prompt_tps: generation.prompt_tps(),
             generation_tps: generation.generation_tps(),
             peak_memory_bytes: peak,
-            stop_reason: generation.stop_reason.name(),
+            stop_reason: generation.finished.reason.name(),
         });
     }
     let mut text = format!(

@@ -1,0 +1,251 @@
+//! Many requests at once on one model.
+//!
+//! An [`Engine`] belongs to one thread and has none of its own: its owner calls [`Engine::step`] as long as there is work.
+//! A step gives every sequence that decodes one token and computes a part of the prompts beside them; requests join and
+//! leave at every step. A request's tokens do not depend on what else runs, and what goes wrong in one ends only that one.
+//!
+//! What ended stays in the caches while there is room, and a prompt that begins with the same tokens goes on from there.
+
+mod admit;
+mod event;
+mod pace;
+mod prefix;
+mod request;
+mod room;
+mod sequence;
+mod stats;
+mod step;
+
+use std::collections::VecDeque;
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use zmlx_kernels::{Backend, Fusion, KvFormat};
+
+use crate::{CachePool, Error, Model, PoolOptions, Result, Tokenizer};
+pub use event::{Event, Finished, StopReason, Token};
+use pace::Pace;
+use prefix::PrefixCache;
+pub use prefix::PrefixCacheOptions;
+pub use request::{Constraint, Request, RequestId};
+use sequence::Sequence;
+pub use stats::EngineStats;
+
+/// How an engine works.
+#[derive(Clone, Debug)]
+pub struct EngineOptions {
+    /// Which fused ops are used.
+    pub fusion: Fusion,
+    /// Most sequences that run at once; the others wait.
+    pub max_sequences: usize,
+    /// Tokens of prompts in a step in which nobody decodes; `None` is what suits the backend.
+    pub prefill_chunk: Option<usize>,
+    /// How long a step may take if prompts are computed beside sequences that decode. Thirty-two tokens of prompts
+    /// are always computed.
+    pub step_time: Duration,
+    /// How keys and values are stored.
+    pub kv_format: KvFormat,
+    /// Most bytes for keys and values, those of idle sequences included; `None` is no limit.
+    pub max_kv_bytes: Option<u64>,
+    /// What is kept for later prompts.
+    pub prefix_cache: PrefixCacheOptions,
+}
+
+impl EngineOptions {
+    /// Up to 32 sequences, without a limit of memory.
+    pub fn new(fusion: Fusion) -> Self {
+        Self {
+            fusion,
+            max_sequences: 32,
+            prefill_chunk: None,
+            step_time: Duration::from_millis(150),
+            kv_format: KvFormat::Native,
+            max_kv_bytes: None,
+            prefix_cache: PrefixCacheOptions::default(),
+        }
+    }
+
+    /// One sequence at a time, of which nothing is kept.
+    pub fn one_sequence(fusion: Fusion) -> Self {
+        Self { max_sequences: 1, prefix_cache: PrefixCacheOptions::OFF, ..Self::new(fusion) }
+    }
+}
+
+/// Runs requests on a model.
+pub struct Engine<'m, B: Backend> {
+    model: &'m Model<B>,
+    tokenizer: Option<&'m Tokenizer>,
+    options: EngineOptions,
+    pool: CachePool<B>,
+    /// First come, first served; what gave its place up stands before the others.
+    waiting: VecDeque<Sequence<'m, B>>,
+    /// Those with a slot, the oldest first.
+    running: Vec<Sequence<'m, B>>,
+    idle: PrefixCache,
+    pace: Pace,
+    stats: EngineStats,
+    n_requests: u64,
+    /// Working memory for logits.
+    logits: Vec<f32>,
+}
+
+impl<'m, B: Backend> Engine<'m, B> {
+    /// An engine without requests. Texts and stop strings need the tokenizer.
+    ///
+    /// # Errors
+    /// If `max_sequences` is 0, or the backend does not have the format of keys and values.
+    pub fn new(
+        model: &'m Model<B>,
+        tokenizer: Option<&'m Tokenizer>,
+        options: EngineOptions,
+    ) -> Result<Self> {
+        if options.max_sequences == 0 {
+            let (field, want) = ("max_sequences", "at least 1");
+            return Err(Error::Parameter { field, want, got: "0".into() });
+        }
+        let pool = model.pool(PoolOptions { max_bytes: options.max_kv_bytes, format: options.kv_format })?;
+        let chunk = options.prefill_chunk.unwrap_or_else(|| model.prompt_chunk());
+        Ok(Self {
+            pace: Pace::new(options.step_time, chunk),
+            model,
+            tokenizer,
+            options,
+            pool,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            idle: PrefixCache::default(),
+            stats: EngineStats::default(),
+            n_requests: 0,
+            logits: Vec::new(),
+        })
+    }
+
+    /// Takes a request in: it waits for the next step.
+    ///
+    /// # Errors
+    /// If the prompt is empty, has a token that the model lacks, or does not fit the context or the memory for keys and
+    /// values; if a parameter is senseless, or stop strings are given without a tokenizer.
+    pub fn submit(&mut self, request: Request) -> Result<RequestId> {
+        let id = RequestId(self.n_requests);
+        let sequence = Sequence::new(id, request, self.model, self.tokenizer)?;
+        self.check_room(sequence.n_prompt)?;
+        self.n_requests += 1;
+        self.stats.n_requests += 1;
+        self.waiting.push_back(sequence);
+        Ok(id)
+    }
+
+    /// Ends a request now, wherever it stands, and tells how far it came: no event comes of it any more. Its memory is
+    /// free, or idle where the prefix cache keeps what it computed. `None` if there is no such request.
+    pub fn cancel(&mut self, id: RequestId) -> Option<Finished> {
+        let mut sequence = if let Some(at) = self.waiting.iter().position(|s| s.id == id) {
+            self.waiting.remove(at)?
+        } else {
+            let at = self.running.iter().position(|s| s.id == id)?;
+            self.running.remove(at)
+        };
+        self.stats.n_cancelled += 1;
+        // If the tokenizer refuses what it held back, there is nobody left to tell.
+        let text = sequence.rest_of_text(StopReason::Interrupted).unwrap_or_default();
+        let finished = sequence.finished(StopReason::Interrupted, text);
+        self.retire(sequence);
+        Some(finished)
+    }
+
+    /// True if there is nothing to do.
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    /// What it has done, and what it holds.
+    pub fn stats(&self) -> EngineStats {
+        let idle_bytes = self.idle.slots().map(|slot| self.pool.bytes_of(slot)).sum();
+        EngineStats {
+            n_running: self.running.len(),
+            n_waiting: self.waiting.len(),
+            n_idle: self.idle.len(),
+            kv_bytes: self.pool.bytes(),
+            idle_bytes,
+            ..self.stats
+        }
+    }
+
+    /// The model that it runs.
+    pub fn model(&self) -> &'m Model<B> {
+        self.model
+    }
+
+    /// Forgets all idle sequences.
+    pub fn clear_idle(&mut self) {
+        while let Some(slot) = self.idle.evict(None) {
+            self.free(slot);
+        }
+    }
+
+    /// Runs until a request is done. `on_event` sees what comes of it, and of others that run, and may end it.
+    ///
+    /// # Errors
+    /// As [`Engine::submit`], and whatever makes the request fail.
+    pub fn complete(
+        &mut self,
+        request: Request,
+        mut on_event: impl FnMut(&Event) -> ControlFlow<()>,
+    ) -> Result<Generation> {
+        let id = self.submit(request)?;
+        let (mut tokens, mut text) = (Vec::new(), String::new());
+        let mut events = Vec::new();
+        loop {
+            self.step(&mut events);
+            let mut is_ended = false;
+            let mut outcome = None;
+            for event in events.drain(..) {
+                is_ended |= on_event(&event).is_break();
+                match event {
+                    Event::Token { id: of, token } if of == id => {
+                        tokens.push(token.token);
+                        text += &token.text;
+                    }
+                    Event::Finished { id: of, finished } if of == id => outcome = Some(Ok(finished)),
+                    Event::Failed { id: of, error } if of == id => outcome = Some(Err(error)),
+                    _ => {}
+                }
+            }
+            if outcome.is_none() && is_ended {
+                outcome = self.cancel(id).map(Ok);
+            }
+            if let Some(outcome) = outcome {
+                let finished = outcome?;
+                text += &finished.text;
+                return Ok(Generation { tokens, text, finished });
+            }
+        }
+    }
+}
+
+/// A finished generation.
+#[derive(Clone, Debug)]
+pub struct Generation {
+    /// The tokens, an end token included.
+    pub tokens: Vec<u32>,
+    /// Their text, without an end token or stop string; empty without a tokenizer.
+    pub text: String,
+    /// How it ended.
+    pub finished: Finished,
+}
+
+impl Generation {
+    /// Prompt tokens per second; those that were cached do not count.
+    pub fn prompt_tps(&self) -> f64 {
+        let Finished { n_prompt_tokens, n_cached_tokens, prompt_time, .. } = self.finished;
+        per_second(n_prompt_tokens - n_cached_tokens, prompt_time)
+    }
+
+    /// Tokens per second after the first; 0 if there was only one.
+    pub fn generation_tps(&self) -> f64 {
+        per_second(self.tokens.len().saturating_sub(1), self.finished.generation_time)
+    }
+}
+
+fn per_second(n: usize, time: Duration) -> f64 {
+    if n == 0 || time.is_zero() { 0.0 } else { n as f64 / time.as_secs_f64() }
+}

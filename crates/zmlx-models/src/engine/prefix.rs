@@ -1,0 +1,139 @@
+//! Sequences that no request uses any more, kept for prompts that begin as they do.
+//!
+//! There are at most some hundred, so the longest common prefix is found by looking at all of them: no tree, no hashes, no
+//! granularity.
+
+use crate::Slot;
+
+/// What is kept for later prompts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PrefixCacheOptions {
+    /// Most sequences that are kept; 0 turns the cache off.
+    pub max_entries: usize,
+    /// Most bytes that they take.
+    pub max_bytes: u64,
+    /// Shorter common beginnings are computed anew.
+    pub min_tokens: usize,
+}
+
+impl Default for PrefixCacheOptions {
+    /// Everything that the caches have room for; from 32 tokens on it is worth the while.
+    fn default() -> Self {
+        Self { max_entries: usize::MAX, max_bytes: u64::MAX, min_tokens: 32 }
+    }
+}
+
+impl PrefixCacheOptions {
+    /// Nothing is kept or shared.
+    pub const OFF: Self = Self { max_entries: 0, max_bytes: 0, min_tokens: 0 };
+
+    /// True if nothing is kept or shared.
+    pub fn is_off(&self) -> bool {
+        self.max_entries == 0
+    }
+}
+
+/// The idle sequences.
+#[derive(Debug, Default)]
+pub(super) struct PrefixCache {
+    entries: Vec<Entry>,
+    /// Counts uses, as a clock.
+    n_uses: u64,
+}
+
+/// An idle sequence.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) slot: Slot,
+    /// Exactly the tokens that its slot holds.
+    pub(super) tokens: Vec<u32>,
+    last_use: u64,
+    /// How many sequences went on from it on their own.
+    n_forks: usize,
+}
+
+/// How much of a prompt an entry has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Hit {
+    /// The entry.
+    pub(super) index: usize,
+    /// The tokens in common.
+    pub(super) n_shared: usize,
+}
+
+/// Number of equal tokens at the beginnings of two sequences.
+pub(super) fn n_common(a: &[u32], b: &[u32]) -> usize {
+    a.iter().zip(b).take_while(|(a, b)| a == b).count()
+}
+
+impl PrefixCache {
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn slots(&self) -> impl Iterator<Item = Slot> + '_ {
+        self.entries.iter().map(|e| e.slot)
+    }
+
+    /// The entry that has most of `tokens` at its beginning, of equal ones the one used last. `shortest` says how short a
+    /// slot's sequence can be made.
+    pub(super) fn find(&self, tokens: &[u32], shortest: impl Fn(Slot) -> usize) -> Option<Hit> {
+        let hits = self.entries.iter().enumerate().filter_map(|(index, e)| {
+            let n_shared = n_common(&e.tokens, tokens);
+            (n_shared >= shortest(e.slot)).then_some(Hit { index, n_shared })
+        });
+        hits.max_by_key(|hit| (hit.n_shared, self.entries[hit.index].last_use)).filter(|hit| hit.n_shared > 0)
+    }
+
+    pub(super) fn get(&self, index: usize) -> &Entry {
+        &self.entries[index]
+    }
+
+    /// True if so much of an entry is in common that its sequence goes on rather than branches.
+    pub(super) fn goes_on(&self, hit: Hit) -> bool {
+        // Nine tenths, in integers.
+        hit.n_shared * 10 >= self.entries[hit.index].tokens.len() * 9
+    }
+
+    /// Notes that a sequence went on from an entry on its own.
+    pub(super) fn forked(&mut self, index: usize) {
+        self.n_uses += 1;
+        let entry = &mut self.entries[index];
+        entry.last_use = self.n_uses;
+        entry.n_forks += 1;
+    }
+
+    pub(super) fn remove(&mut self, index: usize) -> Entry {
+        self.entries.remove(index)
+    }
+
+    /// Keeps a sequence, and gives those that nobody needs now: a sequence that is the beginning of another.
+    pub(super) fn insert(&mut self, slot: Slot, tokens: Vec<u32>) -> Vec<Slot> {
+        self.n_uses += 1;
+        let mut n_forks = 0;
+        let mut freed = Vec::new();
+        let is_beginning = |e: &Entry| e.tokens.len() <= tokens.len() && tokens.starts_with(&e.tokens);
+        while let Some(index) = self.entries.iter().position(is_beginning) {
+            let old = self.entries.remove(index);
+            n_forks += old.n_forks;
+            freed.push(old.slot);
+        }
+        if let Some(longer) = self.entries.iter_mut().find(|e| e.tokens.starts_with(&tokens)) {
+            longer.last_use = self.n_uses;
+            freed.push(slot);
+        } else {
+            self.entries.push(Entry { slot, tokens, last_use: self.n_uses, n_forks });
+        }
+        freed
+    }
+
+    /// Takes the entry out that is missed least, apart from one that is just being used: of those from which at most one
+    /// sequence branched the one unused for longest, then of the others, which are what conversations have in common.
+    pub(super) fn evict(&mut self, apart_from: Option<Slot>) -> Option<Slot> {
+        let mut candidates: Vec<_> =
+            self.entries.iter().enumerate().filter(|(_, e)| Some(e.slot) != apart_from).collect();
+        candidates.sort_by_key(|(_, e)| (e.n_forks > 1, e.last_use));
+        let index = candidates.first()?.0;
+        Some(self.entries.remove(index).slot)
+    }
+}

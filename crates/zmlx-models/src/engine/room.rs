@@ -1,0 +1,124 @@
+//! Memory for keys and values: who gives way when there is none left.
+
+use zmlx_kernels::Backend;
+
+use super::sequence::Sequence;
+use super::{Engine, StopReason};
+use crate::{Error, Result, Slot};
+
+impl<B: Backend> Engine<'_, B> {
+    /// Refuses a prompt that never fits.
+    pub(super) fn check_room(&self, n_prompt: usize) -> Result<()> {
+        let want_bytes = self.pool.bytes_for(n_prompt);
+        match self.pool.max_bytes() {
+            Some(limit_bytes) if want_bytes > limit_bytes => {
+                Err(Error::CacheFull { want_bytes, used_bytes: 0, limit_bytes })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Drops idle sequences, apart from one that is just being used, until another `n_bytes` fit; none if it were in vain.
+    /// If nothing runs, whatever fits is enough.
+    pub(super) fn make_room(&mut self, n_bytes: u64, apart_from: Option<Slot>) -> bool {
+        let Some(limit) = self.pool.max_bytes() else { return true };
+        let others = self.idle.slots().filter(|slot| Some(*slot) != apart_from);
+        let idle: u64 = others.map(|slot| self.pool.bytes_of(slot)).sum();
+        let is_alone = self.running.is_empty();
+        if !is_alone && self.pool.bytes() + n_bytes > limit + idle {
+            return false;
+        }
+        while self.pool.bytes() + n_bytes > limit {
+            if !self.evict(apart_from) {
+                return is_alone;
+            }
+        }
+        true
+    }
+
+    /// Sees to it that what the step computes fits, the oldest sequences' part first. Where there is no room left, idle
+    /// sequences are dropped, then the youngest running one gives its place up; one that is alone ends.
+    pub(super) fn reserve(&mut self) {
+        let mut at = 0;
+        // What those before the current one may add.
+        let mut n_before = 0;
+        while at < self.running.len() {
+            let sequence = &self.running[at];
+            let (Some(slot), n_planned) = (sequence.slot, sequence.n_planned) else { break };
+            let growth = if n_planned == 0 { Ok(0) } else { self.pool.growth(slot, n_planned) };
+            let error = match growth {
+                Ok(n_bytes) if self.fits(n_before + n_bytes) => {
+                    n_before += n_bytes;
+                    at += 1;
+                    continue;
+                }
+                Ok(_) if self.evict(None) => continue,
+                Ok(_) if self.running.len() > 1 => {
+                    self.preempt_youngest();
+                    continue;
+                }
+                Ok(want_bytes) => {
+                    let limit_bytes = self.pool.max_bytes().unwrap_or(u64::MAX);
+                    Error::CacheFull { want_bytes, used_bytes: self.pool.bytes(), limit_bytes }
+                }
+                Err(error) => error,
+            };
+            let sequence = &mut self.running[at];
+            let is_full = matches!(error, Error::CacheFull { .. }) && sequence.is_decoding();
+            sequence.outcome = Some(if is_full { Ok(StopReason::CacheFull) } else { Err(error) });
+            sequence.n_planned = 0;
+            at += 1;
+        }
+    }
+
+    /// True if the caches may grow by so many bytes.
+    pub(super) fn fits(&self, n_bytes: u64) -> bool {
+        self.pool.max_bytes().is_none_or(|limit| self.pool.bytes().saturating_add(n_bytes) <= limit)
+    }
+
+    /// Drops the idle sequence that is missed least; false if there is none.
+    pub(super) fn evict(&mut self, apart_from: Option<Slot>) -> bool {
+        let Some(slot) = self.idle.evict(apart_from) else { return false };
+        self.free(slot);
+        self.stats.n_evictions += 1;
+        true
+    }
+
+    /// The youngest sequence waits again, before all others, and is computed again later.
+    fn preempt_youngest(&mut self) {
+        let Some(mut sequence) = self.running.pop() else { return };
+        if let Some(slot) = sequence.slot.take() {
+            self.free(slot);
+        }
+        sequence.ahead = None;
+        sequence.n_planned = 0;
+        self.stats.n_preemptions += 1;
+        self.waiting.push_front(sequence);
+    }
+
+    /// Ends a sequence's use of its slot: what is computed stays for later prompts, if anything is kept.
+    pub(super) fn retire(&mut self, sequence: Sequence<'_, B>) {
+        let Sequence { slot: Some(slot), mut tokens, .. } = sequence else { return };
+        let options = self.options.prefix_cache;
+        tokens.truncate(self.pool.n_tokens(slot));
+        if options.is_off() || tokens.len() < options.min_tokens.max(1) {
+            self.free(slot);
+            return;
+        }
+        for unneeded in self.idle.insert(slot, tokens) {
+            self.free(unneeded);
+        }
+        let bytes = |engine: &Self| -> u64 { engine.idle.slots().map(|s| engine.pool.bytes_of(s)).sum() };
+        while self.idle.len() > options.max_entries || bytes(self) > options.max_bytes {
+            if !self.evict(None) {
+                break;
+            }
+        }
+    }
+
+    /// Gives a slot back, which is the engine's own.
+    pub(super) fn free(&mut self, slot: Slot) {
+        let freed = self.pool.free(slot);
+        debug_assert!(freed.is_ok(), "{freed:?}");
+    }
+}

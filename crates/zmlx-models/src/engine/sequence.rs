@@ -1,0 +1,225 @@
+//! One request on its way: its tokens, its text, its place in the caches.
+
+use std::time::Instant;
+
+use zmlx_kernels::{Backend, Repetition, SampleSettings};
+
+use super::{Finished, Request, RequestId, StopReason, Token};
+use crate::{
+    Detokenizer, Model, Result, SampleContext, Sampled, Sampler, Slot, StopStrings, Tokenizer, top_logprobs,
+};
+
+/// A token that the device has chosen, or will have once it is read.
+#[derive(Debug)]
+pub(super) struct Ahead<B: Backend> {
+    pub(super) id: B::Indices,
+    /// What it was chosen from, `[1, vocab]`.
+    pub(super) logits: B::Tensor,
+}
+
+/// A request and what has come of it.
+pub(super) struct Sequence<'m, B: Backend> {
+    pub(super) id: RequestId,
+    pub(super) request: Request,
+    /// The prompt and what was generated. Its beginning is in the caches, all but the last token while it decodes.
+    pub(super) tokens: Vec<u32>,
+    pub(super) n_prompt: usize,
+    /// Tokens of the prompt that were in the caches when it first got a slot.
+    pub(super) n_cached: usize,
+    /// Its place in the caches, while it runs.
+    pub(super) slot: Option<Slot>,
+    /// The length up to which it was let in.
+    pub(super) n_promised: usize,
+    /// Tokens that the step being made computes.
+    pub(super) n_planned: usize,
+    /// The next token, if the device chose it already.
+    pub(super) ahead: Option<Ahead<B>>,
+    /// How it ends, once it does; the step's end lets it go.
+    pub(super) outcome: Option<Result<StopReason>>,
+    sampler: Sampler,
+    detokenizer: Option<Detokenizer<'m>>,
+    stop: StopStrings,
+    times: Times,
+}
+
+struct Times {
+    submitted: Instant,
+    admitted: Option<Instant>,
+    first_token: Option<Instant>,
+    last_token: Option<Instant>,
+}
+
+impl<'m, B: Backend> Sequence<'m, B> {
+    /// # Errors
+    /// If the request asks for what the model or the tokenizer does not allow, or its parameters are senseless.
+    pub(super) fn new(
+        id: RequestId,
+        mut request: Request,
+        model: &Model<B>,
+        tokenizer: Option<&'m Tokenizer>,
+    ) -> Result<Self> {
+        request.check(model, tokenizer)?;
+        let sampler = Sampler::new(request.sampling.clone())?;
+        let stop = StopStrings::new(request.stop.clone())?;
+        let tokens = std::mem::take(&mut request.prompt);
+        let times = Times { submitted: Instant::now(), admitted: None, first_token: None, last_token: None };
+        Ok(Self {
+            id,
+            n_prompt: tokens.len(),
+            tokens,
+            n_cached: 0,
+            slot: None,
+            n_promised: 0,
+            n_planned: 0,
+            ahead: None,
+            outcome: None,
+            sampler,
+            detokenizer: tokenizer.map(Detokenizer::new),
+            stop,
+            times,
+            request,
+        })
+    }
+
+    pub(super) fn n_generated(&self) -> usize {
+        self.tokens.len() - self.n_prompt
+    }
+
+    /// True once it has got a token of its own.
+    pub(super) fn is_decoding(&self) -> bool {
+        self.n_generated() > 0
+    }
+
+    /// True if another token may follow, with `n_more` that are being computed counted as generated.
+    pub(super) fn wants_after(&self, n_more: usize) -> bool {
+        self.n_generated() + n_more < self.request.max_tokens
+    }
+
+    /// It got a slot whose caches hold `n_cached` of its tokens.
+    pub(super) fn admit(&mut self, slot: Slot, n_cached: usize) {
+        self.slot = Some(slot);
+        if self.times.admitted.is_none() {
+            self.times.admitted = Some(Instant::now());
+            self.n_cached = n_cached;
+        }
+    }
+
+    /// Lets the device choose the next token from row `row` of some logits, if it can and the request allows. `last` is
+    /// the token before, if that has not been read yet.
+    pub(super) fn choose_on_device(
+        &self,
+        backend: &B,
+        (logits, row): (&B::Tensor, usize),
+        last: Option<&B::Indices>,
+    ) -> Result<Option<B::Indices>> {
+        if !self.request.suits_devices() {
+            return Ok(None);
+        }
+        let params = self.sampler.params();
+        let n_unread = usize::from(last.is_some());
+        let repetition = params.repetition_penalty.map(|penalty| {
+            let n_known = params.repetition_context_size.saturating_sub(n_unread);
+            let recent = &self.tokens[self.tokens.len().saturating_sub(n_known)..];
+            Repetition { penalty, recent, last: last.filter(|_| params.repetition_context_size > 0) }
+        });
+        let settings = SampleSettings {
+            temperature: params.temperature,
+            top_k: params.top_k,
+            top_p: params.top_p,
+            min_p: params.min_p,
+            repetition,
+            seed: seed_of(params.seed, self.n_generated() + n_unread),
+        };
+        Ok(backend.sample(logits, row, &settings)?)
+    }
+
+    /// Takes the next token from its logits, `[vocab]`: the one that the device chose, or else what the sampler chooses.
+    /// Also says whether the request is done with it.
+    pub(super) fn take_token(
+        &mut self,
+        logits: &mut [f32],
+        chosen: Option<u32>,
+        limit: usize,
+    ) -> Result<(Token, Option<StopReason>)> {
+        let raw = if self.request.wants_logits { logits.to_vec() } else { Vec::new() };
+        let sampled = self.sample(logits, chosen)?;
+        let top_logprobs = top_logprobs(logits, self.request.top_logprobs);
+        self.tokens.push(sampled.token);
+        let now = Instant::now();
+        self.times.first_token.get_or_insert(now);
+        self.times.last_token = Some(now);
+        let is_eos = self.request.eos_token_ids.contains(&sampled.token);
+        let piece = match &mut self.detokenizer {
+            Some(detokenizer) if !is_eos => detokenizer.push(sampled.token)?,
+            _ => String::new(),
+        };
+        let seen = self.stop.push(&piece);
+        let reason = if seen.stopped {
+            Some(StopReason::StopString)
+        } else if is_eos {
+            Some(StopReason::Eos)
+        } else if !self.wants_after(0) {
+            Some(StopReason::MaxTokens)
+        } else if self.tokens.len() > limit {
+            Some(StopReason::ContextLength)
+        } else {
+            None
+        };
+        let Sampled { token, logprob, margin } = sampled;
+        Ok((Token { token, logprob, margin, top_logprobs, logits: raw, text: seen.text }, reason))
+    }
+
+    fn sample(&mut self, logits: &mut [f32], chosen: Option<u32>) -> Result<Sampled> {
+        let n_generated = self.n_generated();
+        let banned: &[u32] =
+            if n_generated < self.request.min_tokens { &self.request.eos_token_ids } else { &[] };
+        let allowed = match &mut self.request.constraint {
+            Some(constraint) => constraint.allowed(&self.tokens[self.n_prompt..])?,
+            None => None,
+        };
+        let context = SampleContext { history: &self.tokens, n_prompt: self.n_prompt, allowed, banned };
+        match chosen {
+            Some(token) => self.sampler.assess(logits, &context, token),
+            None => self.sampler.sample(logits, &context),
+        }
+    }
+
+    /// The text that was held back and is certain at its end.
+    ///
+    /// # Errors
+    /// If the tokenizer refuses the tokens.
+    pub(super) fn rest_of_text(&mut self, reason: StopReason) -> Result<String> {
+        if reason == StopReason::StopString {
+            return Ok(String::new());
+        }
+        let rest = self.detokenizer.as_mut().map(Detokenizer::flush).transpose()?.unwrap_or_default();
+        let seen = self.stop.push(&rest);
+        Ok(if seen.stopped { seen.text } else { seen.text + &self.stop.flush() })
+    }
+
+    /// What there is to say of it at its end.
+    pub(super) fn finished(&self, reason: StopReason, text: String) -> Finished {
+        let now = Instant::now();
+        let Times { submitted, admitted, first_token, last_token } = self.times;
+        let admitted = admitted.unwrap_or(now);
+        let first = first_token.unwrap_or(now);
+        Finished {
+            reason,
+            text,
+            n_prompt_tokens: self.n_prompt,
+            n_cached_tokens: self.n_cached,
+            n_generated_tokens: self.n_generated(),
+            queue_time: admitted - submitted,
+            prompt_time: first - admitted,
+            generation_time: last_token.map_or_else(Default::default, |last| last - first),
+        }
+    }
+}
+
+/// Another number for each token of a request; it does not depend on what else runs (SplitMix64's mixing).
+fn seed_of(seed: u64, n_generated: usize) -> u64 {
+    let mut z = seed.wrapping_add((n_generated as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}

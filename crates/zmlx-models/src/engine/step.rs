@@ -1,0 +1,238 @@
+//! One step: what is computed, and what comes of it.
+
+use std::time::Instant;
+
+use zmlx_kernels::{Backend, Logits};
+
+use super::sequence::Ahead;
+use super::{Engine, Event, StopReason};
+use crate::{Input, Result};
+
+impl<B: Backend> Engine<'_, B> {
+    /// Runs one step and appends what happened to `events`. Every sequence that decodes gets one token; prompts get on as
+    /// far as the time allows, the oldest first.
+    pub fn step(&mut self, events: &mut Vec<Event>) {
+        let started = Instant::now();
+        self.admit();
+        if self.running.is_empty() {
+            return;
+        }
+        self.stats.n_steps += 1;
+        self.plan();
+        self.reserve();
+        let n_decoding = self.running.iter().filter(|s| s.is_decoding()).count();
+        let prompts = self.running.iter().filter(|s| !s.is_decoding());
+        let n_prompt_tokens: usize = prompts.map(|s| s.n_planned).sum();
+        self.stats.n_prompt_tokens += n_prompt_tokens as u64;
+        for at in 0..self.running.len() {
+            self.read_ahead(at, events);
+        }
+        self.compute(events);
+        self.sweep(events);
+        self.pace.observe(n_decoding, n_prompt_tokens, started.elapsed());
+    }
+
+    /// Decides how many tokens of each sequence are computed.
+    fn plan(&mut self) {
+        let n_apart = self.model.n_last_alone();
+        let mut budget = self.pace.budget(self.running.iter().filter(|s| s.is_decoding()).count());
+        for sequence in &mut self.running {
+            let n_computed = sequence.slot.map_or(0, |slot| self.pool.n_tokens(slot));
+            let n_left = sequence.tokens.len() - n_computed;
+            sequence.n_planned = match n_left {
+                _ if sequence.ahead.is_some() => 0,
+                0 | 1 => n_left,
+                _ => (n_left - n_apart).min(budget),
+            };
+            if n_left > 1 {
+                budget -= sequence.n_planned;
+            }
+        }
+    }
+
+    /// Computes what is planned. If that fails each sequence is computed alone, so that only those end that fail then.
+    fn compute(&mut self, events: &mut Vec<Event>) {
+        let planned = |at: &usize| self.running[*at].n_planned > 0 && self.running[*at].outcome.is_none();
+        let parts: Vec<usize> = (0..self.running.len()).filter(planned).collect();
+        if parts.is_empty() {
+            return;
+        }
+        if self.compute_parts(&parts, events).is_ok() {
+            return;
+        }
+        for &at in &parts {
+            if self.running[at].outcome.is_none()
+                && let Err(error) = self.compute_parts(&[at], events)
+            {
+                self.running[at].outcome = Some(Err(error));
+            }
+        }
+    }
+
+    /// Computes some sequences' tokens and chooses the next tokens of those that have no more to compute.
+    ///
+    /// # Errors
+    /// Those of the step itself; the caches are then as before. What is wrong with one sequence ends only that.
+    fn compute_parts(&mut self, parts: &[usize], events: &mut Vec<Event>) -> Result<()> {
+        let mut inputs = Vec::with_capacity(parts.len());
+        let mut chosen = Vec::with_capacity(parts.len());
+        for &at in parts {
+            let sequence = &self.running[at];
+            let Some(slot) = sequence.slot else { continue };
+            let start = self.pool.n_tokens(slot);
+            let end = start + sequence.n_planned;
+            let is_whole = end == sequence.tokens.len();
+            let wants = is_whole && sequence.wants_after(0);
+            let logits = if wants { Logits::Last } else { Logits::None };
+            inputs.push(Input { slot, tokens: &sequence.tokens[start..end], logits });
+            if wants {
+                chosen.push(at);
+            }
+        }
+        let y = self.model.forward(&mut self.pool, &inputs, &self.options.fusion)?;
+        if chosen.len() < parts.len() {
+            // A lazy device must not gather the work of a whole prompt.
+            self.model.backend().eval_caches(&self.pool.caches)?;
+        }
+        for &at in parts {
+            self.tell_progress(at, events);
+        }
+        self.choose(&chosen, y, events);
+        Ok(())
+    }
+
+    fn tell_progress(&mut self, at: usize, events: &mut Vec<Event>) {
+        let sequence = &mut self.running[at];
+        if sequence.is_decoding() {
+            return;
+        }
+        let n_done = sequence.slot.map_or(0, |slot| self.pool.n_tokens(slot));
+        let (id, n_tokens) = (sequence.id, sequence.n_prompt);
+        events.push(Event::Prompt { id, n_done, n_tokens });
+        if n_done == n_tokens && !sequence.wants_after(0) {
+            sequence.outcome = Some(Ok(StopReason::MaxTokens));
+        }
+    }
+
+    /// Chooses the next token of each of these sequences from its row of the logits.
+    fn choose(&mut self, sequences: &[usize], y: B::Tensor, events: &mut Vec<Event>) {
+        let b = self.model.backend();
+        let mut ids = Vec::with_capacity(sequences.len());
+        for (row, &at) in sequences.iter().enumerate() {
+            ids.push(self.running[at].choose_on_device(b, (&y, row), None));
+        }
+        if let ([at], [Ok(Some(_))]) = (sequences, &ids[..])
+            && self.running.len() == 1
+            && let Some(Ok(Some(id))) = ids.pop()
+        {
+            match b.eval_async(y, &id) {
+                Ok(logits) => {
+                    self.running[*at].ahead = Some(Ahead { id, logits });
+                    self.read_ahead(*at, events);
+                }
+                Err(error) => self.running[*at].outcome = Some(Err(error.into())),
+            }
+            return;
+        }
+        let mut logits = std::mem::take(&mut self.logits);
+        let mut is_read = false;
+        for (row, (&at, id)) in sequences.iter().zip(ids).enumerate() {
+            // The first one reads them for all; if that fails, each of the others tries again for itself.
+            let token = id.and_then(|id| {
+                if !is_read {
+                    b.read(&y, &mut logits)?;
+                    is_read = true;
+                }
+                id.map(|id| read_token(b, &id)).transpose()
+            });
+            match token {
+                Ok(token) => {
+                    let vocab = self.model.architecture().vocab_size;
+                    self.take_token(at, &mut logits[row * vocab..][..vocab], token, events);
+                }
+                Err(error) => self.running[at].outcome = Some(Err(error)),
+            }
+        }
+        self.logits = logits;
+    }
+
+    /// Takes the token that the device has chosen for a sequence. If that sequence is alone, the step after it is started
+    /// first, so that the device goes on while the host reads and the caller prints.
+    fn read_ahead(&mut self, at: usize, events: &mut Vec<Event>) {
+        let Some(ahead) = self.running[at].ahead.take() else { return };
+        let following = self.start_following(at, &ahead);
+        let b = self.model.backend();
+        let mut logits = std::mem::take(&mut self.logits);
+        let read = b.read(&ahead.logits, &mut logits).map_err(Into::into);
+        match read.and_then(|()| read_token(b, &ahead.id)).and_then(|token| Ok((token, following?))) {
+            Ok((token, following)) => {
+                self.running[at].ahead = following;
+                self.take_token(at, &mut logits, Some(token), events);
+            }
+            Err(error) => self.running[at].outcome = Some(Err(error)),
+        }
+        self.logits = logits;
+    }
+
+    /// Starts to compute what follows a token that has not been read.
+    fn start_following(&mut self, at: usize, ahead: &Ahead<B>) -> Result<Option<Ahead<B>>> {
+        let sequence = &self.running[at];
+        let Some(slot) = sequence.slot else { return Ok(None) };
+        let has_room = self.pool.n_tokens(slot) < self.model.architecture().max_position_embeddings
+            && self.fits(self.pool.growth(slot, 1)?);
+        if self.running.len() > 1 || !sequence.wants_after(1) || !has_room {
+            return Ok(None);
+        }
+        let y = self.model.forward_id(&mut self.pool, slot, &ahead.id, &self.options.fusion)?;
+        let b = self.model.backend();
+        match sequence.choose_on_device(b, (&y, 0), Some(&ahead.id))? {
+            Some(id) => Ok(Some(Ahead { logits: b.eval_async(y, &id)?, id })),
+            None => Ok(None),
+        }
+    }
+
+    fn take_token(&mut self, at: usize, row: &mut [f32], chosen: Option<u32>, events: &mut Vec<Event>) {
+        let limit = self.model.architecture().max_position_embeddings;
+        let sequence = &mut self.running[at];
+        match sequence.take_token(row, chosen, limit) {
+            Ok((token, reason)) => {
+                self.stats.n_generated_tokens += 1;
+                events.push(Event::Token { id: sequence.id, token });
+                sequence.outcome = reason.map(Ok);
+            }
+            Err(error) => sequence.outcome = Some(Err(error)),
+        }
+    }
+
+    /// Lets those go that are done.
+    fn sweep(&mut self, events: &mut Vec<Event>) {
+        while let Some(at) = self.running.iter().position(|s| s.outcome.is_some()) {
+            let mut sequence = self.running.remove(at);
+            let Some(outcome) = sequence.outcome.take() else { continue };
+            let id = sequence.id;
+            match outcome.and_then(|reason| Ok((reason, sequence.rest_of_text(reason)?))) {
+                Ok((reason, text)) => {
+                    self.stats.n_finished += 1;
+                    let finished = sequence.finished(reason, text);
+                    self.retire(sequence);
+                    events.push(Event::Finished { id, finished });
+                }
+                Err(error) => {
+                    self.stats.n_failed += 1;
+                    // What a failed step left is not worth trusting.
+                    if let Some(slot) = sequence.slot {
+                        self.free(slot);
+                    }
+                    events.push(Event::Failed { id, error });
+                }
+            }
+        }
+    }
+}
+
+fn read_token<B: Backend>(b: &B, id: &B::Indices) -> Result<u32> {
+    let mut token = Vec::with_capacity(1);
+    b.read_indices(id, &mut token)?;
+    // An id that no vocabulary has: the sampler refuses it.
+    Ok(token.first().copied().unwrap_or(u32::MAX))
+}

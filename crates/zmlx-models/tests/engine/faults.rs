@@ -1,0 +1,84 @@
+//! A device that fails.
+
+use std::cell::Cell;
+
+use rstest::rstest;
+use zmlx_kernels::cpu::CpuBackend;
+use zmlx_kernels::{Error as Fault, Hooked, Hooks, Result};
+use zmlx_models::{Engine, Error, Request};
+
+use crate::support::{GLM, QWEN, Seen, alone, caching, load_on, plain, prompt};
+
+/// Lets ops fail.
+#[derive(Debug, Default)]
+struct Broken {
+    /// How many more ops succeed; `None` for all.
+    n_left: Cell<Option<usize>>,
+    /// Whether it goes on failing.
+    stays: Cell<bool>,
+}
+
+impl Hooks<CpuBackend> for Broken {
+    fn around<R>(&self, op: &'static str, run: impl FnOnce() -> Result<R>) -> Result<R> {
+        match self.n_left.get() {
+            Some(0) => {
+                if !self.stays.get() {
+                    self.n_left.set(None);
+                }
+                return Err(Fault::Fault { op, backend: "broken", why: "on purpose".to_owned() });
+            }
+            left => self.n_left.set(left.map(|n| n - 1)),
+        }
+        run()
+    }
+}
+
+/// One op fails once, in whichever part of a step: nobody notices.
+#[rstest]
+fn a_step_that_fails_is_tried_again_one_by_one(
+    #[values(GLM, QWEN)] name: &str,
+    #[values(0, 1, 17, 40, 60)] n_ops: usize,
+) {
+    let model = load_on(Hooked::new(CpuBackend::new(Some(2)).unwrap(), Broken::default()), name);
+    let request = |which: &str| Request::new(prompt(name, which), 12);
+    let prompts = ["novel", "unicode", "mid_sentence"];
+    let want: Vec<_> = prompts.iter().map(|p| alone(&model, request(p))).collect();
+    let mut engine = Engine::new(&model, None, caching()).unwrap();
+    let ids: Vec<_> = prompts.iter().map(|p| engine.submit(request(p)).unwrap()).collect();
+    let mut seen = Seen::default();
+    for _ in 0..4 {
+        model.backend().hooks().n_left.set(Some(n_ops));
+        seen.step(&mut engine);
+    }
+    model.backend().hooks().n_left.set(None);
+    seen.run(&mut engine);
+    for (id, want) in ids.iter().zip(want) {
+        assert_eq!(seen.ids(*id), want);
+    }
+    assert_eq!(engine.stats().n_failed, 0);
+}
+
+#[test]
+fn a_device_that_is_gone_ends_every_request_and_no_more() {
+    let model = load_on(Hooked::new(CpuBackend::new(Some(2)).unwrap(), Broken::default()), QWEN);
+    let want = alone(&model, Request::new(prompt(QWEN, "novel"), 12));
+    let mut engine = Engine::new(&model, None, plain()).unwrap();
+    let mut seen = Seen::default();
+    let ids: Vec<_> =
+        (0..3).map(|_| engine.submit(Request::new(prompt(QWEN, "novel"), 12)).unwrap()).collect();
+    seen.step(&mut engine);
+    model.backend().hooks().stays.set(true);
+    model.backend().hooks().n_left.set(Some(5));
+    seen.run(&mut engine);
+    for id in ids {
+        let error = &seen.failed[&id];
+        assert!(matches!(error, Error::Kernels(Fault::Fault { .. })), "{error}");
+        assert!(want.starts_with(&seen.ids(id)));
+    }
+    assert_eq!(engine.stats().kv_bytes, 0);
+    // Once it is back, so is the engine.
+    model.backend().hooks().n_left.set(None);
+    let id = engine.submit(Request::new(prompt(QWEN, "novel"), 12)).unwrap();
+    seen.run(&mut engine);
+    assert_eq!(seen.ids(id), want);
+}

@@ -1,0 +1,94 @@
+//! Models, prompts and a driver for engines.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use zmlx_kernels::cpu::CpuBackend;
+use zmlx_kernels::{Backend, Fusion};
+use zmlx_models::engine::{Event, Finished, PrefixCacheOptions, Token};
+use zmlx_models::{Checkpoint, Engine, EngineOptions, Error, Model, Request, RequestId, Tokenizer};
+use zmlx_oracle::golden::Golden;
+
+pub(crate) const GLM: &str = "austen-glm4-moe-lite-4bit";
+pub(crate) const QWEN: &str = "austen-qwen3-moe-4bit";
+
+pub(crate) fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+pub(crate) fn load_on<B: Backend>(backend: B, name: &str) -> Model<B> {
+    let checkpoint = Checkpoint::open(&fixtures().join("models").join(name)).unwrap();
+    Model::load(backend, &checkpoint, &mut |_, _| ()).unwrap()
+}
+
+pub(crate) fn load(name: &str) -> Model<CpuBackend> {
+    load_on(CpuBackend::new(Some(2)).unwrap(), name)
+}
+
+pub(crate) fn tokenizer(name: &str) -> Tokenizer {
+    Tokenizer::open(&fixtures().join("models").join(name)).unwrap()
+}
+
+pub(crate) fn golden(name: &str) -> Golden {
+    Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap()
+}
+
+/// The tokens of a recorded prompt.
+pub(crate) fn prompt(name: &str, which: &str) -> Vec<u32> {
+    golden(name).prompts.into_iter().find(|p| p.name == which).unwrap().prompt_tokens
+}
+
+/// Options without a prefix cache, so that nothing outlives its request.
+pub(crate) fn plain() -> EngineOptions {
+    EngineOptions { prefix_cache: PrefixCacheOptions::OFF, ..EngineOptions::new(Fusion::FUSED) }
+}
+
+pub(crate) fn caching() -> EngineOptions {
+    EngineOptions::new(Fusion::FUSED)
+}
+
+/// What a request gives alone.
+pub(crate) fn alone<B: Backend>(model: &Model<B>, request: Request) -> Vec<u32> {
+    let mut engine = Engine::new(model, None, EngineOptions::one_sequence(Fusion::FUSED)).unwrap();
+    engine.complete(request, |_| std::ops::ControlFlow::Continue(())).unwrap().tokens
+}
+
+/// What has come of some requests.
+#[derive(Debug, Default)]
+pub(crate) struct Seen {
+    pub(crate) tokens: BTreeMap<RequestId, Vec<Token>>,
+    pub(crate) finished: BTreeMap<RequestId, Finished>,
+    pub(crate) failed: BTreeMap<RequestId, Error>,
+    /// How far prompts have come, event by event.
+    pub(crate) progress: BTreeMap<RequestId, Vec<usize>>,
+}
+
+impl Seen {
+    /// One step.
+    pub(crate) fn step<B: Backend>(&mut self, engine: &mut Engine<'_, B>) {
+        let mut events = Vec::new();
+        engine.step(&mut events);
+        for event in events {
+            let id = event.id();
+            let is_over = self.finished.contains_key(&id) || self.failed.contains_key(&id);
+            assert!(!is_over, "an event after the end: {event:?}");
+            match event {
+                Event::Prompt { n_done, .. } => self.progress.entry(id).or_default().push(n_done),
+                Event::Token { token, .. } => self.tokens.entry(id).or_default().push(token),
+                Event::Finished { finished, .. } => drop(self.finished.insert(id, finished)),
+                Event::Failed { error, .. } => drop(self.failed.insert(id, error)),
+            }
+        }
+    }
+
+    /// Steps until nothing is left to do.
+    pub(crate) fn run<B: Backend>(&mut self, engine: &mut Engine<'_, B>) {
+        while !engine.is_idle() {
+            self.step(engine);
+        }
+    }
+
+    pub(crate) fn ids(&self, id: RequestId) -> Vec<u32> {
+        self.tokens.get(&id).into_iter().flatten().map(|t| t.token).collect()
+    }
+}
