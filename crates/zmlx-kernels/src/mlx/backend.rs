@@ -38,7 +38,8 @@ use crate::metal::Numerics;
 use crate::stock::{self, Routers};
 use crate::{
     AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight,
-    Instrumented, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span,
+    Instrumented, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK,
+    Span,
 };
 use router::Pick;
 
