@@ -41,7 +41,10 @@ fn greedy_takes_the_first_of_the_largest() {
         assert_eq!(sample(&b, &rows, row, &greedy()), want);
     }
     // The most probable one has no rival at all.
-    assert_eq!(sample(&b, &[&[0.0, 80.0, -80.0]], 0, &Settings { temperature: f32::MIN_POSITIVE, ..hot() }), 1);
+    assert_eq!(
+        sample(&b, &[&[0.0, 80.0, -80.0]], 0, &Settings { temperature: f32::MIN_POSITIVE, ..hot() }),
+        1
+    );
 }
 
 #[test]
@@ -90,17 +93,22 @@ fn filters_keep(#[case] settings: Settings<'static>, #[case] want: &[u32]) {
 
 /// Each count lies within 5 standard deviations of its expectation; the seeds are fixed.
 #[rstest]
-fn draws_follow_the_distribution(#[values(1.0, 0.5, 2.0)] temperature: f32, #[values(None, Some(4))] top_k: Option<usize>) {
+fn draws_follow_the_distribution(
+    #[values(1.0, 0.5, 2.0)] temperature: f32,
+    #[values(None, Some(4))] top_k: Option<usize>,
+) {
     const N: u64 = 2000;
     let b = backend();
     let p = [0.1f32, 0.4, 0.2, 0.05, 0.25];
     let mut counts = [0u32; 5];
     for seed in 0..N {
-        let settings = Settings { temperature, top_k, seed: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), ..hot() };
+        let settings =
+            Settings { temperature, top_k, seed: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15), ..hot() };
         counts[sample(&b, &[&ln(&p)], 0, &settings) as usize] += 1;
     }
     let is_kept = |i: usize| top_k.is_none() || i != 3;
-    let tempered = |i: usize| if is_kept(i) { f64::from(p[i]).powf(1.0 / f64::from(temperature)) } else { 0.0 };
+    let tempered =
+        |i: usize| if is_kept(i) { f64::from(p[i]).powf(1.0 / f64::from(temperature)) } else { 0.0 };
     let sum: f64 = (0..5).map(tempered).sum();
     for (i, n) in counts.iter().enumerate() {
         let q = tempered(i) / sum;
@@ -113,7 +121,8 @@ fn draws_follow_the_distribution(#[values(1.0, 0.5, 2.0)] temperature: f32, #[va
 fn the_seed_decides() {
     let b = backend();
     let logits = [0.0f32; 64];
-    let run = |from: u64| (from..from + 16).map(|seed| sample(&b, &[&logits], 0, &Settings { seed, ..hot() }));
+    let run =
+        |from: u64| (from..from + 16).map(|seed| sample(&b, &[&logits], 0, &Settings { seed, ..hot() }));
     let first: Vec<u32> = run(5).collect();
     assert_eq!(first, run(5).collect::<Vec<_>>());
     assert_ne!(first, run(99).collect::<Vec<_>>());

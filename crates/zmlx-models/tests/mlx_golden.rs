@@ -75,7 +75,6 @@ fn greedy_tokens_are_those_of_mlx_lm(
             };
             let got = greedy(&model, &p.prompt_tokens, golden.decode.tokens, fusion, check);
             assert_eq!(got, p.bf16.tokens, "{name} {fusion} {}", p.name);
-            assert_eq!(pool.n_tokens(slot), p.prompt_tokens.len() + got.len() - 1);
         }
     }
 }

@@ -80,7 +80,11 @@ impl Job for Talk {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
         let options = EngineOptions {
             // The conversation, however short.
-            prefix_cache: PrefixCacheOptions { max_entries: 1, min_tokens: 1, ..PrefixCacheOptions::default() },
+            prefix_cache: PrefixCacheOptions {
+                max_entries: 1,
+                min_tokens: 1,
+                ..PrefixCacheOptions::default()
+            },
             ..EngineOptions::one_sequence(about.fusion(&model, self.fusion)?)
         };
         let mut engine = Engine::new(&model, Some(&self.tokenizer), options)?;

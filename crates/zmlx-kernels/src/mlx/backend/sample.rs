@@ -4,9 +4,9 @@ use mlx_rs::{Array, Dtype, error, ops, random};
 
 use super::indices::MlxIndices;
 use super::router::columns;
-use crate::mlx::raw;
 use super::{check_rows, f};
 use crate::check::ensure;
+use crate::mlx::raw;
 use crate::{Error, Repetition, Result, SampleSettings};
 
 const OP: &str = "sample";
@@ -14,7 +14,11 @@ const OP: &str = "sample";
 /// As mlx-lm: penalty, then top-p, min-p and top-k of the log-probabilities at temperature 1, then a draw at the
 /// temperature. The arg-max is that of `logits - logsumexp(logits)` in the logits' own type, whose rounding can make the
 /// two best equal; chance is f32.
-pub(super) fn sample(logits: &Array, row: usize, settings: &SampleSettings<'_, MlxIndices>) -> Result<MlxIndices> {
+pub(super) fn sample(
+    logits: &Array,
+    row: usize,
+    settings: &SampleSettings<'_, MlxIndices>,
+) -> Result<MlxIndices> {
     let (n, vocab) = check_rows(OP, logits)?;
     if row >= n {
         return Err(Error::IndexOutOfRange { op: OP, what: "row", index: row, len: n });
@@ -43,7 +47,12 @@ fn logprobs(logits: &Array) -> error::Result<Array> {
 fn penalise(logits: &Array, vocab: usize, repetition: &Repetition<'_, MlxIndices>) -> Result<Array> {
     let Repetition { penalty, recent, last } = repetition;
     if let Some(&token) = recent.iter().find(|t| **t as usize >= vocab) {
-        return Err(Error::IndexOutOfRange { op: OP, what: "recent token", index: token as usize, len: vocab });
+        return Err(Error::IndexOutOfRange {
+            op: OP,
+            what: "recent token",
+            index: token as usize,
+            len: vocab,
+        });
     }
     if let Some(last) = last {
         last.check(OP, "last token", vocab)?;
