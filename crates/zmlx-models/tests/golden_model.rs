@@ -8,9 +8,7 @@ use std::path::PathBuf;
 use rstest::rstest;
 use zmlx_kernels::cpu::{Activations, CpuBackend, Level};
 use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::{
-    CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Request, Slot, TapValue, generate,
-};
+use zmlx_models::{Checkpoint, Input, Logits, Model, PoolOptions, Request, TapValue, generate};
 use zmlx_oracle::compare::{argmax, differing_expert_sets, log_softmax, rel_rms};
 use zmlx_oracle::golden::{Golden, Outcome, TensorFile, check_greedy};
 

@@ -31,7 +31,7 @@ impl Pace {
             return self.chunk;
         }
         let left = self.target - self.decode.unwrap_or(0.0);
-        let fits = self.token.map_or(0, |token| (left / token) as usize);
+        let fits = self.token.map_or(0, |token| (left / token).round() as usize);
         fits.max(FEWEST).min(self.chunk)
     }
 

@@ -32,7 +32,7 @@ fn only_what_is_new_is_computed(#[values(GLM, QWEN)] name: &str) {
     let (second, n_cached) = run(&mut engine, &next, 20);
     assert_eq!(n_cached, 64 + 19);
     assert_eq!(engine.stats().n_prompt_tokens, 64 + 1 + 11);
-    assert_eq!(second, alone(&model, Request::new(next.clone(), 20)));
+    alone(&model, Request::new(next.clone(), 20)).assert_same(&second);
     // It took the first one's place.
     assert_eq!(engine.stats().n_idle, 1);
 
@@ -45,7 +45,7 @@ fn only_what_is_new_is_computed(#[values(GLM, QWEN)] name: &str) {
     branch.extend(prompt(name, "unicode"));
     let (third, n_cached) = run(&mut engine, &branch, 20);
     assert_eq!((n_cached, engine.stats().n_idle), (50, 2));
-    assert_eq!(third, alone(&model, Request::new(branch, 20)));
+    alone(&model, Request::new(branch, 20)).assert_same(&third);
     assert_eq!(run(&mut engine, &next, 20).1, next.len() - 1);
 
     // Too little in common.
@@ -76,9 +76,9 @@ fn a_running_sequence_is_shared_and_a_prompt_that_is_being_computed_waited_for()
     assert_eq!((engine.stats().n_running, engine.stats().n_waiting), (2, 2));
     seen.run(&mut engine);
     for (id, prompt) in ids.iter().zip(&prompts) {
-        assert_eq!(seen.ids(*id), alone(&model, Request::new(prompt.clone(), 30)));
+        alone(&model, Request::new(prompt.clone(), 30)).assert_same(&seen.ids(*id));
     }
-    assert_eq!(seen.ids(novel), alone(&model, Request::new(prompt_of_novel(), 30)));
+    alone(&model, Request::new(prompt_of_novel(), 30)).assert_same(&seen.ids(novel));
     let n_cached: Vec<usize> = ids.iter().map(|id| seen.finished[id].n_cached_tokens).collect();
     assert_eq!(n_cached[0], 0);
     assert!(n_cached[1] >= long.len() && n_cached[2] >= long.len(), "{n_cached:?}");
@@ -103,7 +103,7 @@ fn whoever_waits_for_a_prompt_that_is_cancelled_computes_it() {
     assert_eq!(engine.stats().n_waiting, 1);
     engine.cancel(first).unwrap();
     seen.run(&mut engine);
-    assert_eq!(seen.ids(second), alone(&model, Request::new(long, 5)));
+    alone(&model, Request::new(long, 5)).assert_same(&seen.ids(second));
     // What was computed by then is used.
     assert_eq!(seen.finished[&second].n_cached_tokens, 64);
 }

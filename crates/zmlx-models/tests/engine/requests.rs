@@ -31,7 +31,7 @@ fn senseless_ones_are_refused_at_once(#[case] request: Request, #[case] tells: &
     assert!(error.contains(tells), "{error:?} does not tell {tells:?}");
     let mut seen = Seen::default();
     seen.run(&mut engine);
-    assert_eq!(seen.ids(other), alone(&model, Request::new(vec![5, 6], 3)));
+    alone(&model, Request::new(vec![5, 6], 3)).assert_same(&seen.ids(other));
     assert_eq!(engine.stats().n_requests, 1);
 }
 
@@ -49,7 +49,7 @@ fn an_engine_has_room_for_somebody() {
 fn lengths() {
     let model = load(QWEN);
     let novel = prompt(QWEN, "novel");
-    let long = alone(&model, Request::new(novel.clone(), 20));
+    let long = alone(&model, Request::new(novel.clone(), 20)).tokens;
     let mut engine = Engine::new(&model, None, plain()).unwrap();
     for n in [0, 1, 2, 20] {
         let id = engine.submit(Request::new(novel.clone(), n)).unwrap();
@@ -71,7 +71,7 @@ fn lengths() {
 fn end_tokens_and_least_lengths() {
     let model = load(QWEN);
     let novel = prompt(QWEN, "novel");
-    let long = alone(&model, Request::new(novel.clone(), 30));
+    let long = alone(&model, Request::new(novel.clone(), 30)).tokens;
     let eos = long[9];
     let first = long.iter().position(|t| *t == eos).unwrap();
     let with_eos = || Request { eos_token_ids: vec![eos], ..Request::new(novel.clone(), 30) };
@@ -168,7 +168,7 @@ fn a_constraint_limits_and_its_failure_ends_only_its_request() {
     let fails = engine.submit(constrained(7)).unwrap();
     let mut seen = Seen::default();
     seen.run(&mut engine);
-    assert_eq!(seen.ids(free), alone(&model, Request::new(prompt(QWEN, "novel"), 20)));
+    alone(&model, Request::new(prompt(QWEN, "novel"), 20)).assert_same(&seen.ids(free));
     assert!(seen.ids(even).iter().all(|t| t % 2 == 0) && seen.ids(even).len() == 20);
     assert_eq!(seen.ids(fails), seen.ids(even)[..7]);
     assert!(matches!(seen.failed[&fails], Error::Parameter { field: "constraint", .. }));

@@ -1,7 +1,9 @@
 //! Models, prompts and a driver for engines.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use zmlx_kernels::cpu::CpuBackend;
 use zmlx_kernels::{Backend, Fusion};
@@ -22,7 +24,7 @@ pub(crate) fn load_on<B: Backend>(backend: B, name: &str) -> Model<B> {
 }
 
 pub(crate) fn load(name: &str) -> Model<CpuBackend> {
-    load_on(CpuBackend::new(Some(2)).unwrap(), name)
+    load_on(CpuBackend::new(Some(1)).unwrap(), name)
 }
 
 pub(crate) fn tokenizer(name: &str) -> Tokenizer {
@@ -40,17 +42,54 @@ pub(crate) fn prompt(name: &str, which: &str) -> Vec<u32> {
 
 /// Options without a prefix cache, so that nothing outlives its request.
 pub(crate) fn plain() -> EngineOptions {
-    EngineOptions { prefix_cache: PrefixCacheOptions::OFF, ..EngineOptions::new(Fusion::FUSED) }
+    EngineOptions { prefix_cache: PrefixCacheOptions::OFF, ..caching() }
 }
 
+/// No time for prompts beside decoders: the fewest tokens, whatever the machine.
 pub(crate) fn caching() -> EngineOptions {
-    EngineOptions::new(Fusion::FUSED)
+    EngineOptions { step_time: Duration::ZERO, ..EngineOptions::new(Fusion::FUSED) }
 }
+
+/// Where the two best logits are nearer, prompts cut otherwise may turn the choice: the bound of the test of the recorded
+/// prompts.
+pub(crate) const MARGIN_BOUND: f32 = 1e-2;
 
 /// What a request gives alone.
-pub(crate) fn alone<B: Backend>(model: &Model<B>, request: Request) -> Vec<u32> {
+#[derive(Clone, Debug)]
+pub(crate) struct Alone {
+    pub(crate) tokens: Vec<u32>,
+    margins: Vec<f32>,
+}
+
+pub(crate) fn alone<B: Backend>(model: &Model<B>, request: Request) -> Alone {
     let mut engine = Engine::new(model, None, EngineOptions::one_sequence(Fusion::FUSED)).unwrap();
-    engine.complete(request, |_| std::ops::ControlFlow::Continue(())).unwrap().tokens
+    let mut margins = Vec::new();
+    let generation = engine.complete(request, |event| {
+        if let Event::Token { token, .. } = event {
+            margins.push(token.margin);
+        }
+        ControlFlow::Continue(())
+    });
+    Alone { tokens: generation.unwrap().tokens, margins }
+}
+
+impl Alone {
+    /// Holds what came of the request among others to this: as many tokens, and the same ones but behind a near tie.
+    #[track_caller]
+    pub(crate) fn assert_same(&self, got: &[u32]) {
+        assert_eq!(got.len(), self.tokens.len());
+        self.assert_beginning(got);
+    }
+
+    /// As [`Alone::assert_same`], where the request did not come to its end.
+    #[track_caller]
+    pub(crate) fn assert_beginning(&self, got: &[u32]) {
+        assert!(got.len() <= self.tokens.len());
+        if let Some(at) = got.iter().zip(&self.tokens).position(|(a, b)| a != b) {
+            let margin = self.margins[at];
+            assert!(margin < MARGIN_BOUND, "token {at} is another, with a margin of {margin}");
+        }
+    }
 }
 
 /// What has come of some requests.
