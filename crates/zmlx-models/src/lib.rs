@@ -16,6 +16,7 @@ pub mod detokenizer;
 mod error;
 mod generate;
 mod glm4_moe_lite;
+mod jinja;
 mod loader;
 #[cfg(feature = "mlx")]
 pub mod mlx;
@@ -25,13 +26,14 @@ pub mod self_check;
 pub mod stop;
 pub mod tokenizer;
 
-pub use chat::{ChatMessage, ChatRequest, ChatTemplate};
+pub use chat::{ChatMessage, ChatRequest, ChatTemplate, Ending};
 pub use checkpoint::{Checkpoint, KvBDims, TensorInfo, TensorReader};
 pub use config::{Glm4MoeLiteConfig, ModelConfig, QuantConfig, Qwen3MoeConfig};
 pub use decoder::{Input, LogitsOf, Model, PREFILL_CHUNK, State, Tap, TapValue};
 pub use detokenizer::Detokenizer;
 pub use error::{Error, Result, WeightProblem};
 pub use generate::{GenerateOptions, Generation, Step, StopReason, generate};
+pub use jinja::TemplateError;
 pub use loader::Progress;
 pub use sampler::{Sampled, Sampler, SamplingParams};
 pub use self_check::{SelfCheck, self_check};

@@ -49,8 +49,8 @@ pub(super) struct ForLoop {
 /// A macro, or the body of a call block.
 #[derive(Debug)]
 pub(super) struct MacroDef {
-    pub(super) name: String,
-    pub(super) params: Vec<String>,
+    pub(super) name: Arc<str>,
+    pub(super) params: Vec<Arc<str>>,
     /// Defaults of the last parameters.
     pub(super) defaults: Vec<Expr>,
     pub(super) body: Vec<Stmt>,
@@ -69,9 +69,9 @@ pub(super) struct Takes {
 /// What is assigned to.
 #[derive(Debug)]
 pub(super) enum Target {
-    Name(String),
+    Name(Arc<str>),
     /// `ns.attr`.
-    Attr(String, String),
+    Attr(Arc<str>, String),
     Tuple(Vec<Target>),
 }
 

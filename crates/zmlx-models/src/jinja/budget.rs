@@ -6,8 +6,8 @@ use std::rc::Rc;
 use super::fault::{Fault, Res};
 
 /// Most steps: nodes of expressions and statements, and 16 bytes of text that an operation passes over. A conversation of
-/// a thousand messages takes a few hundred thousand; this many take about a second.
-const MAX_STEPS: u64 = 10_000_000;
+/// a thousand messages takes a few hundred thousand; this many take less than a second.
+const MAX_STEPS: u64 = 5_000_000;
 /// Most bytes of values and text alive at one time, beside what the variables take.
 const MAX_BYTES: usize = 48 << 20;
 

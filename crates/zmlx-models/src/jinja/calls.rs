@@ -26,11 +26,6 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// Only positional arguments.
-    pub(super) fn of(positional: Vec<Value>) -> Self {
-        Self { positional, named: Vec::new() }
-    }
-
     /// The arguments of a function with these parameters; what was not given is `None`.
     pub(super) fn bind<const N: usize>(self, callee: &str, names: [&str; N]) -> Res<[Option<Value>; N]> {
         let n_given = self.positional.len();

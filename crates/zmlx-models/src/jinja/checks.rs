@@ -7,7 +7,7 @@ use super::filters;
 use super::ops;
 use super::run::Run;
 use super::text::to_text;
-use super::value::Value;
+use super::value::{Key, Value};
 
 /// The names of all tests.
 const TESTS: &[&str] = &[
@@ -107,8 +107,12 @@ impl Run<'_> {
             "odd" => ops::equal(self.budget, &remainder()?, &Value::Int(1))?,
             "lower" => self.has_case(value, char::is_lowercase, char::is_uppercase)?,
             "upper" => self.has_case(value, char::is_uppercase, char::is_lowercase)?,
-            "filter" => value.as_str().is_some_and(|name| filters::FILTERS.contains(&name)),
-            "test" => value.as_str().is_some_and(|name| TESTS.contains(&name)),
+            "filter" | "test" => {
+                // The environment looks the value up in a dict.
+                Key::of(self.budget, value)?;
+                let names = if name == "filter" { filters::FILTERS } else { TESTS };
+                value.as_str().is_some_and(|name| names.contains(&name))
+            }
             // Nothing is marked as escaped.
             _ => false,
         })

@@ -38,13 +38,10 @@ impl Run<'_> {
                 let [attr] = args.bind(name, ["name"])?;
                 let attr = to_text(self.budget, &attr.unwrap_or(Value::None))?;
                 // Only attributes, no items.
-                match value {
-                    Value::Dict(_) => {
-                        let empty = super::value::Dict::builder(self.budget).finish()?;
-                        self.attribute(&empty, attr.as_str())
-                    }
-                    other => self.attribute(&other, attr.as_str()),
-                }
+                Ok(match self.python_attribute(&value, attr.as_str())? {
+                    Some(attribute) => attribute,
+                    None => Value::Undefined(format!("no attribute '{}'", attr.as_str()).into()),
+                })
             }
             "tojson" => {
                 let options = args.bind(name, ["ensure_ascii", "indent", "separators", "sort_keys"])?;

@@ -148,7 +148,7 @@ fn percent_value(out: &mut Out<'_>, mut spec: Spec, kind: char, value: &Value) -
 /// `template.format(args)`.
 pub(super) fn str_format(run: &Run<'_>, template: &str, args: Args) -> Res<Value> {
     let mut out = Out::new(run.budget);
-    Fields { run, args: &args, next: Some(0) }.write(&mut out, template, 2)?;
+    Fields { run, args: &args, next: Some(0) }.write(&mut out, template, 3)?;
     run.budget.written(out)
 }
 

@@ -7,7 +7,6 @@ use super::calls::{Args, int_of};
 use super::fault::{Fault, Res};
 use super::ops;
 use super::run::Run;
-use super::text::to_text;
 use super::value::{Value, View};
 
 /// What `getattr` finds.
@@ -118,10 +117,5 @@ impl Run<'_> {
         let mut items = Items::new(self.budget);
         texts.into_iter().try_for_each(|text| items.push(self.budget.str(text)?))?;
         self.budget.list(items)
-    }
-
-    /// `str(value)` of an argument.
-    pub(super) fn arg_text(&self, value: &Value) -> Res<super::value::Text> {
-        to_text(self.budget, value)
     }
 }

@@ -172,7 +172,7 @@ impl Parser {
             "macro" => {
                 let name = self.expect_name()?;
                 let (params, defaults) = self.signature()?;
-                Ok(StmtKind::Macro(Arc::new(self.macro_body(name, params, defaults, "endmacro")?)))
+                Ok(StmtKind::Macro(Arc::new(self.macro_body(name.into(), params, defaults, "endmacro")?)))
             }
             "call" => {
                 let (params, defaults) =
@@ -181,7 +181,7 @@ impl Parser {
                 if !matches!(callee, Expr::Call(..)) {
                     return Fault::syntax(self.line, "expected call");
                 }
-                let body = self.macro_body("caller".to_owned(), params, defaults, "endcall")?;
+                let body = self.macro_body("caller".into(), params, defaults, "endcall")?;
                 Ok(StmtKind::CallBlock(callee, Arc::new(body)))
             }
             "filter" => {
@@ -195,7 +195,7 @@ impl Parser {
                     if !values.is_empty() {
                         self.expect_op(",")?;
                     }
-                    let target = Target::Name(self.expect_name()?);
+                    let target = Target::Name(self.expect_name()?.into());
                     self.expect_op("=")?;
                     values.push((target, self.expression()?));
                 }
@@ -299,23 +299,23 @@ impl Parser {
         }
         let name = self.expect_name()?;
         if self.skip_op(".") {
-            return Ok(Target::Attr(name, self.expect_name()?));
+            return Ok(Target::Attr(name.into(), self.expect_name()?));
         }
         if matches!(name.as_str(), "true" | "false" | "none" | "True" | "False" | "None") {
             return Fault::syntax(self.line, format!("can't assign to '{name}'"));
         }
-        Ok(Target::Name(name))
+        Ok(Target::Name(name.into()))
     }
 
     /// The parameters of a macro: names, and the defaults of the last of them.
-    fn signature(&mut self) -> Res<(Vec<String>, Vec<Expr>)> {
+    fn signature(&mut self) -> Res<(Vec<Arc<str>>, Vec<Expr>)> {
         self.expect_op("(")?;
         let (mut params, mut defaults) = (Vec::new(), Vec::new());
         while !self.is_op(")") {
             if !params.is_empty() {
                 self.expect_op(",")?;
             }
-            params.push(self.expect_name()?);
+            params.push(self.expect_name()?.into());
             if self.skip_op("=") {
                 defaults.push(self.expression()?);
             } else if !defaults.is_empty() {
@@ -328,8 +328,8 @@ impl Parser {
 
     fn macro_body(
         &mut self,
-        name: String,
-        params: Vec<String>,
+        name: Arc<str>,
+        params: Vec<Arc<str>>,
         defaults: Vec<Expr>,
         end: &str,
     ) -> Res<MacroDef> {

@@ -30,6 +30,12 @@ pub(super) fn render(body: &[Stmt], variables: &Map<String, Json>) -> Res<String
     let run = Run {
         budget: &budget,
         context,
+        names: Names {
+            loop_: "loop".into(),
+            varargs: "varargs".into(),
+            kwargs: "kwargs".into(),
+            caller: "caller".into(),
+        },
         depth: Cell::new(0),
         namespaces: RefCell::default(),
         captured: RefCell::default(),
@@ -49,10 +55,19 @@ pub(super) enum Flow {
     Continue,
 }
 
+/// Variables that the interpreter sets.
+struct Names {
+    loop_: Arc<str>,
+    varargs: Arc<str>,
+    kwargs: Arc<str>,
+    caller: Arc<str>,
+}
+
 /// One rendering.
 pub(super) struct Run<'b> {
     pub(super) budget: &'b Budget,
     context: HashMap<String, Value>,
+    names: Names,
     depth: Cell<u32>,
     /// All namespaces: they can hold themselves, and are emptied at the end.
     namespaces: RefCell<Vec<(Rc<Namespace>, Charge)>>,
@@ -283,7 +298,7 @@ impl Run<'_> {
         while let Some(item) = state.advance(self.budget)? {
             n += 1;
             let inner = Scope::within(scope);
-            inner.set("loop", Value::Loop(Rc::clone(state)));
+            inner.set(&self.names.loop_, Value::Loop(Rc::clone(state)));
             self.assign(&for_loop.target, item, &inner)?;
             if self.body(&for_loop.body, &inner, out)? == Flow::Break {
                 break;
@@ -329,7 +344,7 @@ impl Run<'_> {
         }
         let extra: Vec<Value> = positional.collect();
         if def.takes.varargs {
-            scope.set("varargs", self.budget.tuple(extra)?);
+            scope.set(&self.names.varargs, self.budget.tuple(extra)?);
         } else if !extra.is_empty() {
             return Fault::failed(format!(
                 "macro '{}' takes not more than {} argument(s)",
@@ -345,16 +360,16 @@ impl Run<'_> {
                     def.name
                 ));
             }
-            scope.set("caller", caller);
-        } else if def.takes.caller && !def.params.iter().any(|p| p == "caller") {
-            scope.set("caller", Value::Undefined("No caller defined".into()));
+            scope.set(&self.names.caller, caller);
+        } else if def.takes.caller && !def.params.iter().any(|p| **p == *"caller") {
+            scope.set(&self.names.caller, Value::Undefined("No caller defined".into()));
         }
         if def.takes.kwargs {
             let mut dict = super::value::Dict::builder(self.budget);
             for (name, value) in named {
                 dict.insert(self.budget.str(&name)?, value)?;
             }
-            scope.set("kwargs", dict.finish()?);
+            scope.set(&self.names.kwargs, dict.finish()?);
         } else if let Some((name, _)) = named.first() {
             return Fault::failed(format!(
                 "macro '{}' takes no keyword argument '{name}'",

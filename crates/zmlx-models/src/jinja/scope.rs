@@ -2,13 +2,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
+use std::sync::Arc;
 
 use super::value::Value;
 
 /// The variables of a body, within those of the body around it.
 #[derive(Debug)]
 pub(super) struct Scope {
-    vars: RefCell<Vec<(Rc<str>, Value)>>,
+    vars: RefCell<Vec<(Arc<str>, Value)>>,
     parent: Option<Rc<Scope>>,
     /// True if a macro may outlive the body and still see the variables.
     pub(super) is_captured: Cell<bool>,
@@ -45,12 +46,12 @@ impl Scope {
     }
 
     /// Sets a variable of this scope.
-    pub(super) fn set(&self, name: &str, value: Value) {
+    pub(super) fn set(&self, name: &Arc<str>, value: Value) {
         let mut vars = self.vars.borrow_mut();
-        let old = match vars.iter_mut().find(|(n, _)| &**n == name) {
+        let old = match vars.iter_mut().find(|(n, _)| n == name) {
             Some(slot) => Some(std::mem::replace(&mut slot.1, value)),
             None => {
-                vars.push((name.into(), value));
+                vars.push((Arc::clone(name), value));
                 None
             }
         };

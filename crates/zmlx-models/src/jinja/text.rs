@@ -135,6 +135,9 @@ fn quote(out: &mut Out<'_>, text: &str) -> Res<()> {
     out.push_char(quote)?;
     let mut plain = 0;
     for (i, c) in text.char_indices() {
+        if !c.is_ascii() {
+            out.budget().step()?;
+        }
         let escaped = match c {
             '\\' => "\\\\".to_owned(),
             '\n' => "\\n".to_owned(),

@@ -364,7 +364,7 @@ impl Run<'_> {
         let mut items = Iter::over(value)?;
         let mut is_open = false;
         while let Some(item) = items.next(self.budget)? {
-            if is_open && batch.len() == n {
+            if batch.len() == n {
                 batches.push(self.budget.list(std::mem::replace(&mut batch, Items::new(self.budget)))?)?;
             }
             is_open = true;

@@ -266,7 +266,12 @@ fn quoted(out: &mut Out<'_>, text: &str, in_query: bool) -> Res<()> {
             }
             b'/' if !in_query => out.push("/")?,
             b' ' if in_query => out.push("+")?,
-            _ => out.push(&format!("%{byte:02X}"))?,
+            _ => {
+                let digit = |n: u8| char::from(b"0123456789ABCDEF"[usize::from(n)]);
+                out.push("%")?;
+                out.push_char(digit(byte >> 4))?;
+                out.push_char(digit(byte & 15))?;
+            }
         }
     }
     Ok(())

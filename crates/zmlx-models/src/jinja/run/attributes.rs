@@ -54,7 +54,7 @@ impl Run<'_> {
     }
 
     /// What Python's `getattr` finds.
-    fn python_attribute(&self, object: &Value, name: &str) -> Res<Option<Value>> {
+    pub(in super::super) fn python_attribute(&self, object: &Value, name: &str) -> Res<Option<Value>> {
         Ok(match object {
             Value::Namespace(namespace) => namespace.get(name),
             Value::Loop(state) => self.loop_attribute(state, name)?,

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use indexmap::{Equivalent, IndexMap};
 
-use super::super::budget::{Budget, Charge};
+use super::super::budget::{Budget, Charge, Items};
 use super::super::fault::{Fault, Res};
 use super::super::ops;
 use super::{Text, Value, depth_above};
@@ -27,7 +27,9 @@ pub(in super::super) enum Key {
     Float(u64),
     None,
     Undefined,
-    Tuple(Vec<Key>),
+    Tuple(Rc<(Vec<Key>, Charge)>),
+    /// A value that is equal only to itself: its address.
+    Object(usize),
 }
 
 impl PartialEq for Key {
@@ -37,7 +39,8 @@ impl PartialEq for Key {
             (Self::Int(a), Self::Int(b)) => a == b,
             (Self::Float(a), Self::Float(b)) => a == b,
             (Self::None, Self::None) | (Self::Undefined, Self::Undefined) => true,
-            (Self::Tuple(a), Self::Tuple(b)) => a == b,
+            (Self::Tuple(a), Self::Tuple(b)) => a.0 == b.0,
+            (Self::Object(a), Self::Object(b)) => a == b,
             _ => false,
         }
     }
@@ -54,7 +57,8 @@ impl Hash for Key {
             Self::Float(bits) => bits.hash(state),
             Self::None => 1u8.hash(state),
             Self::Undefined => 2u8.hash(state),
-            Self::Tuple(keys) => keys.hash(state),
+            Self::Tuple(keys) => keys.0.hash(state),
+            Self::Object(address) => address.hash(state),
         }
     }
 }
@@ -81,8 +85,17 @@ impl Key {
             Value::None => Self::None,
             Value::Undefined(_) => Self::Undefined,
             Value::Tuple(seq) => {
-                Self::Tuple(seq.items().iter().map(|item| Self::of(budget, item)).collect::<Res<_>>()?)
+                // Shared tuples within tuples are unfolded: each part is paid for.
+                let mut keys = Items::new(budget);
+                seq.items().iter().try_for_each(|item| keys.push(Self::of(budget, item)?))?;
+                Self::Tuple(Rc::new(keys.finish()))
             }
+            Value::Range(range) => Self::Object(range.len),
+            Value::Stream(stream) => Self::Object(Rc::as_ptr(stream) as usize),
+            Value::Namespace(namespace) => Self::Object(Rc::as_ptr(namespace) as usize),
+            Value::Macro(callee) => Self::Object(Rc::as_ptr(callee) as usize),
+            Value::Loop(state) => Self::Object(Rc::as_ptr(state) as usize),
+            Value::Function(name) => Self::Object(name.as_ptr() as usize),
             other => return Fault::failed(format!("unhashable type: '{}'", other.type_name())),
         })
     }
