@@ -9,11 +9,9 @@ pub use glm4_moe_lite::Glm4MoeLiteConfig;
 pub use quant::{QuantConfig, QuantOverride};
 pub use qwen3_moe::Qwen3MoeConfig;
 
-use std::collections::BTreeSet;
-
 use serde_json::Value;
 
-use crate::{Error, Result};
+use crate::{Error, Result, end_tokens};
 use fields::Fields;
 pub(crate) use fields::short;
 
@@ -103,7 +101,7 @@ pub struct ConfigFile {
     pub model: ModelConfig,
     /// How the weights are quantised.
     pub quantization: QuantConfig,
-    /// The tokens that end a text: the union of both files, ascending.
+    /// The tokens that end a text, ascending.
     pub eos_token_ids: Vec<u32>,
     /// `dtype` or `torch_dtype` as written: what the model was trained in. The tensors' own types decide.
     pub dtype: Option<String>,
@@ -131,23 +129,14 @@ impl ConfigFile {
                 });
             }
         };
-        let mut eos = BTreeSet::new();
-        fields.token_ids("eos_token_id", &mut eos)?;
-        if let Some(text) = generation_config {
-            let name =
-                format!("{}generation_config.json", file.strip_suffix("config.json").unwrap_or_default());
-            Fields::new(&name, &parse_json(&name, text)?)?.token_ids("eos_token_id", &mut eos)?;
-        }
-        if let Some(&id) = eos.iter().find(|&&id| id as usize >= model.vocab_size()) {
-            return Err(fields.wrong("eos_token_id", format!("ids below {}", model.vocab_size()), id));
-        }
+        let eos_token_ids = end_tokens::of_configs(file, &value, generation_config, model.vocab_size())?;
         let dtype = match (fields.get("dtype"), fields.get("torch_dtype")) {
             (Some(v), _) | (None, Some(v)) => v.as_str().map(str::to_owned),
             (None, None) => None,
         };
         let quantization = QuantConfig::parse(&fields)?;
         let text = config_json.to_owned();
-        Ok(Self { model, quantization, eos_token_ids: eos.into_iter().collect(), dtype, text })
+        Ok(Self { model, quantization, eos_token_ids, dtype, text })
     }
 }
 

@@ -13,6 +13,7 @@ pub mod checkpoint;
 pub mod config;
 mod decoder;
 pub mod detokenizer;
+mod end_tokens;
 mod error;
 mod generate;
 mod glm4_moe_lite;

@@ -128,14 +128,13 @@ impl Job for Talk {
 
 impl Talk {
     fn opening(&self) -> Vec<ChatMessage> {
-        self.system.iter().map(|s| ChatMessage { role: "system".into(), content: s.clone() }).collect()
+        self.system.iter().map(|s| ChatMessage::new("system", s.as_str())).collect()
     }
 
     /// Adds the user's message and the model's answer, which is printed as it comes.
     fn answer<B: Backend>(&self, model: &Model<B>, talk: &mut Conversation<B>, text: &str) -> Result<()> {
-        talk.messages.push(ChatMessage { role: "user".into(), content: text.to_owned() });
-        let request =
-            ChatRequest { messages: &talk.messages, add_generation_prompt: true, kwargs: &self.kwargs };
+        talk.messages.push(ChatMessage::new("user", text));
+        let request = ChatRequest::new(&talk.messages).with_kwargs(&self.kwargs);
         let prompt = self.tokenizer.encode(&self.template.render(&request)?)?;
         // At least one token must be computed, for its logits.
         let n_kept = common_prefix(&talk.cached, &prompt).min(prompt.len().saturating_sub(1));
@@ -161,7 +160,7 @@ impl Talk {
                 generation.stop_reason.name()
             ));
         }
-        talk.messages.push(ChatMessage { role: "assistant".into(), content: generation.text });
+        talk.messages.push(ChatMessage::new("assistant", generation.text));
         Ok(())
     }
 

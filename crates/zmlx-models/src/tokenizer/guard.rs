@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, set_hook, take_hook};
 use std::sync::Once;
 
-use crate::{Error, Result};
+use crate::Result;
 
 thread_local! {
     /// True while a panic of this thread is caught and told as an error.
