@@ -53,7 +53,8 @@ pub(crate) fn note(line: fmt::Arguments<'_>) {
 /// A text for a terminal: control characters that it would obey are spelled, line ends and tabs stay.
 pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
     // Characters that turn the direction of text can make it look like another.
-    let turns = |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let turns =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let is_obeyed = |c: char| (c.is_control() && !matches!(c, '\n' | '\t')) || turns(c);
     if !text.contains(is_obeyed) {
         return Cow::Borrowed(text);

@@ -104,8 +104,10 @@ impl ChatTemplate {
     fn variables(&self, request: &ChatRequest<'_>) -> Result<Map<String, Value>> {
         let mut variables = self.special_tokens.clone();
         variables.insert("tools".to_owned(), request.tools.map_or(Value::Null, |list| list.to_vec().into()));
-        variables
-            .insert("documents".to_owned(), request.documents.map_or(Value::Null, |list| list.to_vec().into()));
+        variables.insert(
+            "documents".to_owned(),
+            request.documents.map_or(Value::Null, |list| list.to_vec().into()),
+        );
         for (key, value) in request.kwargs.into_iter().flatten() {
             let is_taken = match key.as_str() {
                 "messages" | "add_generation_prompt" => true,

@@ -112,9 +112,8 @@ struct AddedToken {
 }
 
 fn of_tokenizer(dir: &Path) -> Option<u32> {
-    let json = |name: &str| -> Option<Value> {
-        serde_json::from_str(&read_optional(&dir.join(name)).ok()??).ok()
-    };
+    let json =
+        |name: &str| -> Option<Value> { serde_json::from_str(&read_optional(&dir.join(name)).ok()??).ok() };
     let config = json("tokenizer_config.json").unwrap_or_default();
     let named = |file: &Value| -> Option<String> {
         let token = file.get("eos_token")?;
@@ -122,9 +121,10 @@ fn of_tokenizer(dir: &Path) -> Option<u32> {
     };
     let token = named(&config).or_else(|| named(&json("special_tokens_map.json")?))?;
     let decoder = config.get("added_tokens_decoder").and_then(Value::as_object);
-    let in_decoder = decoder.into_iter().flatten().find(|(_, written)| {
-        written.get("content").and_then(Value::as_str) == Some(&*token)
-    });
+    let in_decoder = decoder
+        .into_iter()
+        .flatten()
+        .find(|(_, written)| written.get("content").and_then(Value::as_str) == Some(&*token));
     if let Some((id, _)) = in_decoder {
         return id.parse().ok();
     }
@@ -173,7 +173,13 @@ mod tests {
     fn what_cannot_be_an_id_is_left_out() {
         let config = json!({"eos_token_id": [5, 10, 4_294_967_296u64, -1]});
         assert_eq!(of(config.clone(), None).unwrap(), [5]);
-        for unsound in ["{\"eos_token_id\": 8,}", "nonsense", r#"{"eos_token_id": "x"}"#, r#"{"eos_token_id": [10]}"#, "[]"] {
+        for unsound in [
+            "{\"eos_token_id\": 8,}",
+            "nonsense",
+            r#"{"eos_token_id": "x"}"#,
+            r#"{"eos_token_id": [10]}"#,
+            "[]",
+        ] {
             assert_eq!(of(config.clone(), Some(unsound)).unwrap(), [5], "{unsound}");
         }
         assert!(matches!(of(json!({"eos_token_id": "x"}), None), Err(Error::Field { .. })));
@@ -191,7 +197,8 @@ mod tests {
             end_tokens
         };
         let config = ("tokenizer_config.json", r#"{"eos_token": {"content": "</s>"}}"#);
-        let tokenizer = ("tokenizer.json", r#"{"added_tokens": [{"id": 2, "content": "</s>"}], "model": {"vocab": {}}}"#);
+        let tokenizer =
+            ("tokenizer.json", r#"{"added_tokens": [{"id": 2, "content": "</s>"}], "model": {"vocab": {}}}"#);
         assert_eq!(found(&[config, tokenizer]), [2, 3]);
         assert_eq!(found(&[("special_tokens_map.json", r#"{"eos_token": "</s>"}"#), tokenizer]), [2, 3]);
         assert_eq!(found(&[config, ("tokenizer.json", r#"{"model": {"vocab": {"</s>": 7}}}"#)]), [3, 7]);

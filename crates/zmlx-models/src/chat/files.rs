@@ -40,7 +40,11 @@ impl TemplateFiles {
     }
 
     /// What the texts of `tokenizer_config.json` and `chat_template.jinja`, which wins, hold.
-    pub(super) fn of_parts(name: &str, tokenizer_config: Option<&str>, jinja: Option<String>) -> Result<Self> {
+    pub(super) fn of_parts(
+        name: &str,
+        tokenizer_config: Option<&str>,
+        jinja: Option<String>,
+    ) -> Result<Self> {
         let file = format!("{name}/tokenizer_config.json");
         let config = tokenizer_config.map_or(Ok(Value::Null), |text| parse_json(&file, text))?;
         let mut files = Self::default();
@@ -117,7 +121,8 @@ impl TemplateFiles {
         let read = || -> Result<Vec<(&str, String)>> {
             let Some(text) = read_optional(&path)? else { return Ok(Vec::new()) };
             let map = parse_json(&file, &text)?;
-            let tokens = SPECIAL_TOKENS.iter().map(|key| Ok(special(&file, &map, key)?.map(|token| (*key, token))));
+            let tokens =
+                SPECIAL_TOKENS.iter().map(|key| Ok(special(&file, &map, key)?.map(|token| (*key, token))));
             Ok(tokens.collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
         };
         match read() {

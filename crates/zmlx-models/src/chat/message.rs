@@ -85,7 +85,10 @@ impl ChatMessage {
         match self.map.get("content") {
             Some(Value::Array(parts)) => {
                 let text = |part: &Value| part.get("text").and_then(Value::as_str).map(str::to_owned);
-                parts.iter().filter_map(|part| part.as_str().map(str::to_owned).or_else(|| text(part))).collect()
+                parts
+                    .iter()
+                    .filter_map(|part| part.as_str().map(str::to_owned).or_else(|| text(part)))
+                    .collect()
             }
             Some(Value::String(text)) => text.clone(),
             _ => String::new(),

@@ -30,9 +30,7 @@ impl Args {
     pub(super) fn bind<const N: usize>(self, callee: &str, names: [&str; N]) -> Res<[Option<Value>; N]> {
         let n_given = self.positional.len();
         if n_given > N {
-            return Fault::failed(format!(
-                "{callee}() takes at most {N} arguments ({n_given} given)"
-            ));
+            return Fault::failed(format!("{callee}() takes at most {N} arguments ({n_given} given)"));
         }
         let mut bound = [const { None }; N];
         for (slot, value) in bound.iter_mut().zip(self.positional) {

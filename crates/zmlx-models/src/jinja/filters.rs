@@ -14,11 +14,57 @@ use super::value::{Text, Value};
 
 /// The names of all filters.
 pub(super) const FILTERS: &[&str] = &[
-    "abs", "attr", "batch", "capitalize", "center", "count", "d", "default", "dictsort", "e", "escape",
-    "filesizeformat", "first", "float", "forceescape", "format", "groupby", "indent", "int", "items", "join", "last",
-    "length", "list", "lower", "map", "max", "min", "pprint", "reject", "rejectattr", "replace", "reverse", "round",
-    "safe", "select", "selectattr", "slice", "sort", "string", "striptags", "sum", "title", "tojson", "trim", "truncate",
-    "unique", "upper", "urlencode", "wordcount", "wordwrap",
+    "abs",
+    "attr",
+    "batch",
+    "capitalize",
+    "center",
+    "count",
+    "d",
+    "default",
+    "dictsort",
+    "e",
+    "escape",
+    "filesizeformat",
+    "first",
+    "float",
+    "forceescape",
+    "format",
+    "groupby",
+    "indent",
+    "int",
+    "items",
+    "join",
+    "last",
+    "length",
+    "list",
+    "lower",
+    "map",
+    "max",
+    "min",
+    "pprint",
+    "reject",
+    "rejectattr",
+    "replace",
+    "reverse",
+    "round",
+    "safe",
+    "select",
+    "selectattr",
+    "slice",
+    "sort",
+    "string",
+    "striptags",
+    "sum",
+    "title",
+    "tojson",
+    "trim",
+    "truncate",
+    "unique",
+    "upper",
+    "urlencode",
+    "wordcount",
+    "wordwrap",
 ];
 
 impl Run<'_> {
@@ -64,9 +110,9 @@ impl Run<'_> {
                 Ok(Value::Str(self.text_of(&value)?))
             }
             "abs" | "float" | "int" | "round" | "filesizeformat" => self.numeric_filter(name, value, args),
-            "batch" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "list" | "map" | "max"
-            | "min" | "reject" | "rejectattr" | "reverse" | "select" | "selectattr" | "slice" | "sort" | "sum"
-            | "unique" => self.list_filter(name, value, args),
+            "batch" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "list" | "map"
+            | "max" | "min" | "reject" | "rejectattr" | "reverse" | "select" | "selectattr" | "slice"
+            | "sort" | "sum" | "unique" => self.list_filter(name, value, args),
             _ if FILTERS.contains(&name) => self.text_filter(name, value, args),
             _ => Fault::failed(format!("No filter named '{name}'.")),
         }

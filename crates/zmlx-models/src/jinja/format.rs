@@ -113,7 +113,9 @@ fn percent_value(out: &mut Out<'_>, mut spec: Spec, kind: char, value: &Value) -
         'd' | 'i' | 'u' | 'x' | 'X' | 'o' => {
             let number = match (Number::of(value), kind) {
                 (Some(Number::Int(i)), _) => i,
-                (Some(Number::Float(x)), 'd' | 'i' | 'u') if x.is_finite() && x.abs() < 1e38 => x.trunc() as i128,
+                (Some(Number::Float(x)), 'd' | 'i' | 'u') if x.is_finite() && x.abs() < 1e38 => {
+                    x.trunc() as i128
+                }
                 _ => {
                     return Fault::failed(format!(
                         "%{kind} format: a real number is required, not {}",

@@ -74,10 +74,9 @@ impl Style {
             Value::Dict(dict) => self.dict(out, dict, level),
             other => match scalar(other) {
                 Some(text) => out.push(&text),
-                None => Fault::failed(format!(
-                    "Object of type {} is not JSON serializable",
-                    other.type_name()
-                )),
+                None => {
+                    Fault::failed(format!("Object of type {} is not JSON serializable", other.type_name()))
+                }
             },
         }
     }

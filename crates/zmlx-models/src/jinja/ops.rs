@@ -202,10 +202,9 @@ pub(super) fn contains(budget: &Budget, container: &Value, item: &Value) -> Res<
         },
         Value::Dict(dict) | Value::View(View::Keys, dict) => Ok(dict.get(budget, item)?.is_some()),
         Value::Undefined(_) => Ok(false),
-        Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) => Fault::failed(format!(
-            "argument of type '{}' is not iterable",
-            container.type_name()
-        )),
+        Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_) => {
+            Fault::failed(format!("argument of type '{}' is not iterable", container.type_name()))
+        }
         other => {
             let mut items = match Iter::over(other) {
                 Ok(items) => items,
@@ -243,15 +242,17 @@ pub(super) fn binary(budget: &Budget, op: BinaryOp, a: &Value, b: &Value) -> Res
             budget.written(out)
         }
         (BinaryOp::Add, Value::List(x), Value::List(y)) => budget.list(chained(budget, x, y)?),
-        (BinaryOp::Add, Value::Tuple(x), Value::Tuple(y)) => {
-            budget.tuple(chained(budget, x, y)?.finish().0)
-        }
-        (BinaryOp::Mul, Value::Str(text), n) | (BinaryOp::Mul, n, Value::Str(text)) if n.as_int().is_some() => {
+        (BinaryOp::Add, Value::Tuple(x), Value::Tuple(y)) => budget.tuple(chained(budget, x, y)?.finish().0),
+        (BinaryOp::Mul, Value::Str(text), n) | (BinaryOp::Mul, n, Value::Str(text))
+            if n.as_int().is_some() =>
+        {
             let mut out = Out::new(budget);
             out.repeat(text.as_str(), count(n))?;
             budget.written(out)
         }
-        (BinaryOp::Mul, Value::List(seq), n) | (BinaryOp::Mul, n, Value::List(seq)) if n.as_int().is_some() => {
+        (BinaryOp::Mul, Value::List(seq), n) | (BinaryOp::Mul, n, Value::List(seq))
+            if n.as_int().is_some() =>
+        {
             budget.list(repeated(budget, seq, count(n))?)
         }
         (BinaryOp::Mul, Value::Tuple(seq), n) | (BinaryOp::Mul, n, Value::Tuple(seq))

@@ -150,7 +150,9 @@ impl Parser {
             }
             match ends {
                 [] => Ok(body),
-                _ => Fault::syntax(p.line, format!("the template ends where {} is missing", ends.join(" or "))),
+                _ => {
+                    Fault::syntax(p.line, format!("the template ends where {} is missing", ends.join(" or ")))
+                }
             }
         })
     }

@@ -227,10 +227,7 @@ impl Run<'_> {
             },
             Target::Tuple(targets) => {
                 if matches!(value, Value::None | Value::Bool(_) | Value::Int(_) | Value::Float(_)) {
-                    return Fault::failed(format!(
-                        "cannot unpack non-iterable {} object",
-                        value.type_name()
-                    ));
+                    return Fault::failed(format!("cannot unpack non-iterable {} object", value.type_name()));
                 }
                 let values = vec_of(self.budget, &value)?;
                 let (want, got) = (targets.len(), values.len());
@@ -371,10 +368,7 @@ impl Run<'_> {
             }
             scope.set(&self.names.kwargs, dict.finish()?);
         } else if let Some((name, _)) = named.first() {
-            return Fault::failed(format!(
-                "macro '{}' takes no keyword argument '{name}'",
-                def.name
-            ));
+            return Fault::failed(format!("macro '{}' takes no keyword argument '{name}'", def.name));
         }
         self.captured_text(&def.body, &scope)
     }

@@ -112,11 +112,7 @@ fn items<'v>(out: &mut Out<'_>, items: impl Iterator<Item = &'v Value>, depth: u
     Ok(())
 }
 
-fn pairs<'v>(
-    out: &mut Out<'_>,
-    pairs: impl Iterator<Item = (&'v Value, &'v Value)>,
-    depth: u32,
-) -> Res<()> {
+fn pairs<'v>(out: &mut Out<'_>, pairs: impl Iterator<Item = (&'v Value, &'v Value)>, depth: u32) -> Res<()> {
     out.push("{")?;
     for (i, (key, value)) in pairs.enumerate() {
         if i > 0 {

@@ -59,7 +59,8 @@ impl AddedTokens {
             }
         };
         let config = object("tokenizer_config.json").unwrap_or_default();
-        for (id, token) in config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten() {
+        for (id, token) in config.get("added_tokens_decoder").and_then(Value::as_object).into_iter().flatten()
+        {
             let written = Written::deserialize(token);
             match (id.parse(), written) {
                 (Ok(id), Ok(w)) if id < MAX_ID => {
@@ -107,30 +108,31 @@ impl AddedTokens {
         json: &[u8],
         inner: &tokenizers::Tokenizer,
     ) -> Result<Option<Vec<u8>>> {
-        let lacking: Vec<(u32, &AddedToken)> = self
-            .tokens
-            .iter()
-            .filter(|(id, token)| {
-                inner.token_to_id(&token.content).is_none() && inner.id_to_token(**id).is_none()
-            })
-            .map(|(id, token)| (*id, token))
-            .collect();
+        let mut lacking: BTreeMap<u32, &str> = BTreeMap::new();
+        for (id, token) in &self.tokens {
+            if inner.token_to_id(&token.content).is_none() && inner.id_to_token(*id).is_none() {
+                lacking.insert(*id, &token.content);
+            }
+        }
         if lacking.is_empty() {
             return Ok(None);
         }
+        // The file's own added tokens, too: behind a longer vocabulary they would get other ids.
+        let known = inner.get_added_tokens_decoder();
+        lacking.extend(known.iter().map(|(id, token)| (*id, token.content.as_str())));
         let json_error = |source| Error::Json { file: file.into(), source };
         let mut value: Value = serde_json::from_slice(json).map_err(json_error)?;
         match value.get_mut("model").and_then(|model| model.get_mut("vocab")) {
             Some(Value::Object(vocab)) => {
-                for (id, token) in lacking {
-                    vocab.insert(token.content.clone(), id.into());
+                for (id, text) in lacking {
+                    vocab.entry(text).or_insert_with(|| id.into());
                 }
             }
             // A list gives ids by place: only what follows on can be added.
             Some(Value::Array(list)) => {
-                for (id, token) in lacking {
+                for (id, text) in lacking {
                     if list.len() == id as usize {
-                        list.push(Value::from(vec![Value::from(token.content.clone()), Value::from(0.0)]));
+                        list.push(Value::from(vec![Value::from(text), Value::from(0.0)]));
                     }
                 }
             }

@@ -33,7 +33,10 @@ pub(super) fn read(dir: &Path) -> Result<Option<Vec<u8>>> {
     }
     let is_gpt2 = tokenizer_class(dir).is_some_and(|class| class.starts_with("GPT2"));
     let (normalizer, pre_tokenizer) = if is_gpt2 {
-        (Value::Null, json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}))
+        (
+            Value::Null,
+            json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true}),
+        )
     } else {
         let split = json!({"type": "Split", "pattern": {"Regex": QWEN_SPLIT}, "behavior": "Isolated", "invert": false});
         let bytes = json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false});

@@ -23,13 +23,17 @@ struct Parts {
 /// Checks that the bytes are JSON to their end, and that no part of the program is known to hang, to panic or to blow up.
 pub(super) fn check(json: &[u8]) -> Result<(), String> {
     let parts: Parts = serde_json::from_slice(json).map_err(|e| format!("not a tokenizer: {e}"))?;
-    for (name, part) in
-        [("normalizer", &parts.normalizer), ("pre_tokenizer", &parts.pre_tokenizer), ("decoder", &parts.decoder)]
-    {
+    for (name, part) in [
+        ("normalizer", &parts.normalizer),
+        ("pre_tokenizer", &parts.pre_tokenizer),
+        ("decoder", &parts.decoder),
+    ] {
         let mut growth = 1.0;
         check_part(part, &mut growth).map_err(|why| format!("{name}: {why}"))?;
         if growth > MAX_GROWTH {
-            return Err(format!("{name}: makes a text up to {growth} times as long, at most {MAX_GROWTH} expected"));
+            return Err(format!(
+                "{name}: makes a text up to {growth} times as long, at most {MAX_GROWTH} expected"
+            ));
         }
     }
     Ok(())
@@ -43,7 +47,8 @@ fn check_part(part: &Value, growth: &mut f64) -> Result<(), String> {
                 Some("Precompiled") => check_charsmap(map.get("precompiled_charsmap"))?,
                 Some("Replace" | "Split") => {
                     let pattern = map.get("pattern");
-                    let text = pattern.and_then(|p| p.get("String").or(p.get("Regex"))).and_then(Value::as_str);
+                    let text =
+                        pattern.and_then(|p| p.get("String").or(p.get("Regex"))).and_then(Value::as_str);
                     let Some(text) = text else { return Err("pattern: expected a String or a Regex".into()) };
                     if text.is_empty() {
                         return Err("pattern: expected a text, got an empty one".into());

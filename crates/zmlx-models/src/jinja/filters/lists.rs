@@ -123,8 +123,7 @@ impl Run<'_> {
                 self.sorted_list(keyed, reverse)
             }
             "dictsort" => {
-                let [case_sensitive, by, reverse] =
-                    args.bind(name, ["case_sensitive", "by", "reverse"])?;
+                let [case_sensitive, by, reverse] = args.bind(name, ["case_sensitive", "by", "reverse"])?;
                 let case_sensitive = self.flag(case_sensitive)?;
                 let by_value = match by.as_ref().map(Value::as_str) {
                     None | Some(Some("key")) => false,
@@ -187,14 +186,18 @@ impl Run<'_> {
                         _ => self.budget.str(part)?,
                     };
                     value = self.item(&value, &key)?;
-                    if value.is_undefined() && let Some(default) = default {
+                    if value.is_undefined()
+                        && let Some(default) = default
+                    {
                         value = default.clone();
                     }
                 }
             }
             other => {
                 value = self.item(&value, other)?;
-                if value.is_undefined() && let Some(default) = default {
+                if value.is_undefined()
+                    && let Some(default) = default
+                {
                     value = default.clone();
                 }
             }
@@ -233,7 +236,8 @@ impl Run<'_> {
         case_sensitive: bool,
     ) -> Res<Vec<(Value, Value)>> {
         let items = vec_of(self.budget, value)?;
-        let keyed = items.into_iter().map(|item| Ok((self.sort_key(&item, attribute, case_sensitive)?, item)));
+        let keyed =
+            items.into_iter().map(|item| Ok((self.sort_key(&item, attribute, case_sensitive)?, item)));
         keyed.collect()
     }
 
@@ -303,8 +307,7 @@ impl Run<'_> {
                 };
                 let holds = match &test {
                     Some(test) => {
-                        let args =
-                            Args { positional: args.positional.clone(), named: args.named.clone() };
+                        let args = Args { positional: args.positional.clone(), named: args.named.clone() };
                         self.check(test.as_str(), &subject, args)?
                     }
                     None => ops::truth(self.budget, &subject)?,

@@ -55,7 +55,9 @@ impl Run<'_> {
                 };
                 match bytes {
                     Some(bytes) => self.budget.string(file_size(bytes, binary)),
-                    None => Fault::failed(format!("filesizeformat: expected a number, got {}", value.type_name())),
+                    None => {
+                        Fault::failed(format!("filesizeformat: expected a number, got {}", value.type_name()))
+                    }
                 }
             }
         }
@@ -84,10 +86,7 @@ fn rounded(value: &Value, precision: i128, method: &str) -> Res<Value> {
             other => match other.as_int() {
                 Some(i) if digits >= 0 => Ok(Value::Int(i)),
                 Some(i) => Ok(Value::Int(round_int(i, digits.unsigned_abs()))),
-                None => Fault::failed(format!(
-                    "type {} doesn't define __round__ method",
-                    value.type_name()
-                )),
+                None => Fault::failed(format!("type {} doesn't define __round__ method", value.type_name())),
             },
         };
     }

@@ -130,12 +130,10 @@ impl Spec {
                 self.align = self.align.or(if self.zeros { None } else { Some(Align::Right) });
                 self.write_int(out, i, self.kind.unwrap_or('d'), 0)
             }
-            (Some(Number::Int(i)), Some('c')) => {
-                match u32::try_from(i).ok().and_then(char::from_u32) {
-                    Some(c) => self.write_text(out, &c.to_string()),
-                    None => Fault::failed("%c arg not in range(0x110000)"),
-                }
-            }
+            (Some(Number::Int(i)), Some('c')) => match u32::try_from(i).ok().and_then(char::from_u32) {
+                Some(c) => self.write_text(out, &c.to_string()),
+                None => Fault::failed("%c arg not in range(0x110000)"),
+            },
             (Some(number), kind) => {
                 let x = match number {
                     Number::Int(i) => i as f64,
@@ -197,7 +195,9 @@ impl Spec {
         };
         let prefix = if self.alternate { prefix } else { "" };
         let digits = match self.grouping {
-            Some(grouping) => grouped(&digits, grouping, if prefix.is_empty() && kind == 'd' { 3 } else { 4 }),
+            Some(grouping) => {
+                grouped(&digits, grouping, if prefix.is_empty() && kind == 'd' { 3 } else { 4 })
+            }
             None => digits,
         };
         let mut padded = Out::new(out.budget());

@@ -196,7 +196,11 @@ fn title(text: &str) -> String {
     let mut within = false;
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
-        if within { out.extend(c.to_lowercase()) } else { out += &titlecase(c) }
+        if within {
+            out.extend(c.to_lowercase())
+        } else {
+            out += &titlecase(c)
+        }
         within = c.is_uppercase() || c.is_lowercase();
     }
     out
@@ -289,7 +293,12 @@ pub(in super::super) fn justify(
 }
 
 /// The part of a text between two places counted in characters, and how many characters are before it.
-fn part<'t>(text: &'t str, name: &str, start: Option<Value>, stop: Option<Value>) -> Res<Option<(&'t str, usize)>> {
+fn part<'t>(
+    text: &'t str,
+    name: &str,
+    start: Option<Value>,
+    stop: Option<Value>,
+) -> Res<Option<(&'t str, usize)>> {
     let len = text.chars().count();
     let place = |value: Option<Value>, default: usize| -> Res<usize> {
         match value {

@@ -153,12 +153,8 @@ impl Parser {
     }
 
     fn product(&mut self) -> Res<Expr> {
-        let ops = [
-            ("*", BinaryOp::Mul),
-            ("/", BinaryOp::Div),
-            ("//", BinaryOp::FloorDiv),
-            ("%", BinaryOp::Mod),
-        ];
+        let ops =
+            [("*", BinaryOp::Mul), ("/", BinaryOp::Div), ("//", BinaryOp::FloorDiv), ("%", BinaryOp::Mod)];
         self.binary(&ops, |p| p.binary(&[("**", BinaryOp::Pow)], Self::unary))
     }
 
@@ -280,9 +276,7 @@ impl Parser {
                 self.level(n_levels)?;
                 expr = match self.next() {
                     Some(Token::Name(name)) => Expr::Attr(Box::new(expr), name),
-                    Some(Token::Int(i)) => {
-                        Expr::Item(Box::new(expr), Box::new(Expr::Const(Const::Int(i))))
-                    }
+                    Some(Token::Int(i)) => Expr::Item(Box::new(expr), Box::new(Expr::Const(Const::Int(i)))),
                     _ => return Fault::syntax(self.line, "expected name or number"),
                 };
             } else if self.skip_op("[") {
@@ -346,7 +340,8 @@ impl Parser {
                 args.star_star = Some(self.expression()?);
             } else if self.skip_op("*") {
                 args.star = Some(self.expression()?);
-            } else if let (Some(Token::Name(name)), Some(Token::Op("="))) = (self.peek(), self.peek_second()) {
+            } else if let (Some(Token::Name(name)), Some(Token::Op("="))) = (self.peek(), self.peek_second())
+            {
                 let name = name.clone();
                 self.at += 2;
                 let value = self.expression()?;
@@ -389,13 +384,9 @@ impl Parser {
             Some(Token::Name(n)) if n == "is" => {
                 return Fault::syntax(self.line, "You cannot chain multiple tests with is");
             }
-            Some(
-                Token::Name(_)
-                | Token::Str(_)
-                | Token::Int(_)
-                | Token::Float(_)
-                | Token::Op("[" | "{"),
-            ) if !matches!(self.peek(), Some(Token::Name(n)) if matches!(n.as_str(), "if" | "in" | "not" | "recursive")) => {
+            Some(Token::Name(_) | Token::Str(_) | Token::Int(_) | Token::Float(_) | Token::Op("[" | "{"))
+                if !matches!(self.peek(), Some(Token::Name(n)) if matches!(n.as_str(), "if" | "in" | "not" | "recursive")) =>
+            {
                 let argument = self.primary()?;
                 let mut n_levels = 0;
                 let argument = self.postfix(argument, &mut n_levels)?;

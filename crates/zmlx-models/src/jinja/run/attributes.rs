@@ -66,14 +66,10 @@ impl Run<'_> {
                 ops::indexed(self.budget, &Value::List(cycler.items.clone()), cycler.at.get() as i128)?
             }
             _ => match methods::access(object, name) {
-                Access::Method(method) => {
-                    Some(Value::Method(Rc::new((object.clone(), method))))
-                }
+                Access::Method(method) => Some(Value::Method(Rc::new((object.clone(), method)))),
                 Access::Unsafe => {
-                    let what = format!(
-                        "access to attribute '{name}' of '{}' object is unsafe.",
-                        object.type_name()
-                    );
+                    let what =
+                        format!("access to attribute '{name}' of '{}' object is unsafe.", object.type_name());
                     Some(Value::Undefined(what.into()))
                 }
                 Access::Nothing => None,
@@ -98,9 +94,7 @@ impl Run<'_> {
                 let previous = state.previous.borrow().clone();
                 Some(previous.unwrap_or_else(|| nothing("there is no previous item")))
             }
-            "nextitem" => Some(
-                state.peek(self.budget)?.unwrap_or_else(|| nothing("there is no next item")),
-            ),
+            "nextitem" => Some(state.peek(self.budget)?.unwrap_or_else(|| nothing("there is no next item"))),
             "depth" => int(state.depth0 + 1),
             "depth0" => int(state.depth0),
             "cycle" => method("cycle"),

@@ -65,9 +65,8 @@ impl Run<'_> {
             }
             Expr::Slice(object, parts) => {
                 let object = self.eval(object, scope)?;
-                let part = |part: &Option<Box<Expr>>| {
-                    part.as_deref().map(|expr| self.eval(expr, scope)).transpose()
-                };
+                let part =
+                    |part: &Option<Box<Expr>>| part.as_deref().map(|expr| self.eval(expr, scope)).transpose();
                 let parts = [part(&parts[0])?, part(&parts[1])?, part(&parts[2])?];
                 ops::sliced(self.budget, &object, parts)
             }
@@ -143,7 +142,9 @@ impl Run<'_> {
             Value::Float(x) => Ok(Value::Float(if sign < 0 { -x } else { *x })),
             Value::Undefined(what) => ops::undefined(what),
             other => match other.as_int() {
-                Some(i) => i.checked_mul(sign).map_or_else(super::super::numbers::too_wide, |i| Ok(Value::Int(i))),
+                Some(i) => {
+                    i.checked_mul(sign).map_or_else(super::super::numbers::too_wide, |i| Ok(Value::Int(i)))
+                }
                 None => Fault::failed(format!(
                     "bad operand type for unary {}: '{}'",
                     if sign < 0 { "-" } else { "+" },
