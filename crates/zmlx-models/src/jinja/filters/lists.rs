@@ -77,6 +77,10 @@ impl Run<'_> {
                 }
                 budget.written(out)
             }
+            // Nothing gives nothing, also where it cannot be walked over.
+            "map" | "select" | "reject" | "selectattr" | "rejectattr" if !ops::truth(budget, &value)? => {
+                budget.stream(Items::new(budget), Ok(()))
+            }
             "map" => self.mapped(value, args),
             "select" | "reject" | "selectattr" | "rejectattr" => self.selected(name, value, args),
             "sum" => {
