@@ -1,5 +1,6 @@
 //! Exit codes, error messages, and files that are never seen half written.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
@@ -44,9 +45,25 @@ pub(crate) fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Writes a line to stderr; if nobody reads it, so be it.
+/// Writes a line to stderr; if nobody reads it, so be it. Names and messages out of files may be in it.
 pub(crate) fn note(line: fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", escaped(&line.to_string()));
+}
+
+/// A text for a terminal: control characters that it would obey are spelled, line ends and tabs stay.
+pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
+    // Characters that turn the direction of text can make it look like another.
+    let turns =
+        |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    let is_obeyed = |c: char| (c.is_control() && !matches!(c, '\n' | '\t')) || turns(c);
+    if !text.contains(is_obeyed) {
+        return Cow::Borrowed(text);
+    }
+    let mut plain = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if is_obeyed(c) { plain.extend(c.escape_unicode()) } else { plain.push(c) }
+    }
+    Cow::Owned(plain)
 }
 
 /// Writes a value as one line of JSON to stdout.
@@ -111,6 +128,15 @@ pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_sees_no_control_characters() {
+        assert_eq!(escaped("a\tb\né🦀"), "a\tb\né🦀");
+        assert_eq!(
+            escaped("x\u{1b}[2J\u{7}\r\u{9b}\u{7f}\u{202e}"),
+            "x\\u{1b}[2J\\u{7}\\u{d}\\u{9b}\\u{7f}\\u{202e}"
+        );
+    }
 
     #[test]
     fn causes_are_not_told_twice() {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
+use serde_json::{Map, Value};
 use zmlx_models::{ChatMessage, ChatRequest};
 
 use crate::source::Source;
@@ -76,10 +77,14 @@ struct Entry {
     text: Option<String>,
     tokens: Option<Vec<u32>>,
     messages: Option<Vec<ChatMessage>>,
+    /// Tools of the conversation in `messages`.
+    tools: Option<Vec<Value>>,
+    /// Further variables of the chat template.
+    chat_template_kwargs: Option<Map<String, Value>>,
 }
 
-/// Reads prompts from a JSON array or from lines of JSON objects with `text`, `tokens`, or `messages` for the chat template,
-/// and perhaps a `name`.
+/// Reads prompts from a JSON array or from lines of JSON objects with `text`, `tokens`, or `messages` for the chat template
+/// (with `tools` and `chat_template_kwargs`), and perhaps a `name`.
 pub(crate) fn read_file(path: &Path, source: &Source, vocab: usize) -> Result<Vec<Prompt>> {
     let file = || path.display().to_string();
     let text = std::fs::read_to_string(path).with_context(file)?;
@@ -111,8 +116,13 @@ fn ready(entry: Entry, i: usize, source: &Source, vocab: usize) -> Result<Prompt
         (Some(text), None, None) => (Some(text), None),
         (None, Some(tokens), None) => (None, Some(tokens)),
         (None, None, Some(messages)) => {
-            let kwargs = serde_json::Map::new();
-            let request = ChatRequest { messages: &messages, add_generation_prompt: true, kwargs: &kwargs };
+            let mut request = ChatRequest::new(&messages);
+            if let Some(tools) = &entry.tools {
+                request = request.with_tools(tools);
+            }
+            if let Some(kwargs) = &entry.chat_template_kwargs {
+                request = request.with_kwargs(kwargs);
+            }
             (Some(source.chat_template()?.render(&request)?), None)
         }
         _ => bail!("expected one of `text`, `tokens` and `messages`"),

@@ -57,7 +57,7 @@ impl Source {
     pub(crate) fn need_tokenizer(&self) -> Result<Tokenizer> {
         self.tokenizer()?.with_context(|| {
             let Self::Dir(dir) = self else { return "no tokenizer".to_owned() };
-            format!("{}: there is no tokenizer.json, so text cannot become tokens", dir.display())
+            format!("{}: there is no tokenizer.json (nor vocab.json with merges.txt), so text cannot become tokens", dir.display())
         })
     }
 
@@ -101,13 +101,53 @@ fn in_hub_cache(id: &str) -> Result<PathBuf> {
     })
 }
 
-/// Where the cache lies, by the rules of Hugging Face's own tools.
+/// Where the cache lies, by the rules of Hugging Face's own tools: `~` and variables in the values are expanded, as they come
+/// where no shell does it (`.env` files, containers).
 fn hub_cache_dir(env: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Option<PathBuf> {
-    let set = |name: &str| env(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        let value = env(name).filter(|v| !v.is_empty())?;
+        Some(match value.to_str() {
+            Some(text) => PathBuf::from(with_variables(&with_home(text, home.as_deref()), &env)),
+            None => PathBuf::from(value),
+        })
+    };
     set("HF_HUB_CACHE")
+        .or_else(|| set("HUGGINGFACE_HUB_CACHE"))
         .or_else(|| set("HF_HOME").map(|d| d.join("hub")))
         .or_else(|| set("XDG_CACHE_HOME").map(|d| d.join("huggingface/hub")))
-        .or_else(|| home.map(|d| d.join(".cache/huggingface/hub")))
+        .or_else(|| home.clone().map(|d| d.join(".cache/huggingface/hub")))
+}
+
+/// The path with the home folder for a `~` at its start. Other people's homes stay as they are written.
+fn with_home(text: &str, home: Option<&Path>) -> String {
+    match (text.strip_prefix('~'), home.and_then(Path::to_str)) {
+        (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => format!("{home}{rest}"),
+        _ => text.to_owned(),
+    }
+}
+
+/// The text with the values of `$NAME` and `${NAME}`. Variables that are not set stay as they are written.
+fn with_variables(text: &str, env: impl Fn(&str) -> Option<OsString>) -> String {
+    let mut expanded = String::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        let (before, tail) = rest.split_at(at);
+        expanded += before;
+        let (name, len) = match tail.strip_prefix("${") {
+            Some(inner) => inner.find('}').map_or(("", 1), |end| (&inner[..end], end + 3)),
+            None => {
+                let is_part = |c: char| c.is_ascii_alphanumeric() || c == '_';
+                let end = tail[1..].find(|c| !is_part(c)).map_or(tail.len(), |end| end + 1);
+                (&tail[1..end], end)
+            }
+        };
+        match env(name).filter(|_| !name.is_empty()).and_then(|v| v.into_string().ok()) {
+            Some(value) => expanded += &value,
+            None => expanded += &tail[..len],
+        }
+        rest = &tail[len..];
+    }
+    expanded + rest
 }
 
 #[cfg(test)]
@@ -134,5 +174,33 @@ mod tests {
         assert_eq!(dir(&[("HF_HOME", "/x")]), Some("/x/hub".into()));
         assert_eq!(dir(&[("HF_HOME", "/x"), ("HF_HUB_CACHE", "/y")]), Some("/y".into()));
         assert_eq!(dir(&[("HF_HOME", ""), ("XDG_CACHE_HOME", "/c")]), Some("/c/huggingface/hub".into()));
+        assert_eq!(dir(&[("HUGGINGFACE_HUB_CACHE", "/o"), ("HF_HOME", "/x")]), Some("/o".into()));
+        assert_eq!(dir(&[("HUGGINGFACE_HUB_CACHE", "/o"), ("HF_HUB_CACHE", "/y")]), Some("/y".into()));
+    }
+
+    #[test]
+    fn tildes_and_variables_are_expanded() {
+        let dir = |value: &str| {
+            let find = |name: &str| match name {
+                "HF_HUB_CACHE" => Some(OsString::from(value)),
+                "DATA" => Some("/data".into()),
+                "N_1" => Some("one".into()),
+                _ => None,
+            };
+            hub_cache_dir(find, Some("/h".into())).unwrap().to_str().unwrap().to_owned()
+        };
+        for (value, want) in [
+            ("~", "/h"),
+            ("~/hf", "/h/hf"),
+            ("~other/hf", "~other/hf"),
+            ("/a/~/b", "/a/~/b"),
+            ("$DATA/hub", "/data/hub"),
+            ("${DATA}x/${N_1}$N_1", "/datax/oneone"),
+            ("$NOT_SET/${NOT_SET}/$", "$NOT_SET/${NOT_SET}/$"),
+            ("${DATA", "${DATA"),
+            ("a$$DATA", "a$/data"),
+        ] {
+            assert_eq!(dir(value), want, "{value}");
+        }
     }
 }

@@ -3,6 +3,8 @@
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
 
+use crate::output::escaped;
+
 /// A table: the first column to the left, the others to the right.
 #[derive(Debug)]
 pub(crate) struct Table {
@@ -14,8 +16,10 @@ impl Table {
         Self { rows: vec![header.iter().map(|h| (*h).to_owned()).collect()] }
     }
 
+    /// Adds a row. Names out of files may be in it.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
-        self.rows.push(cells);
+        let one_line = |cell: String| escaped(&cell).replace(['\n', '\t'], " ");
+        self.rows.push(cells.into_iter().map(one_line).collect());
     }
 
     /// The lines for stdout, each ended by a newline.

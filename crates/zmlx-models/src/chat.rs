@@ -1,60 +1,46 @@
 //! Chat templates: the Jinja program of a checkpoint that turns a conversation into a prompt.
 //!
-//! Templates are written for Python's Jinja2 as Hugging Face sets it up: blocks are trimmed, strings and mappings
-//! have Python's methods, and `raise_exception`, `strftime_now` and a `tojson` without HTML escapes exist.
+//! A checkpoint has one template or several with names. Of several, `tool_use` is for requests with tools and `default` for
+//! all others. They lie in `chat_template.jinja` and `additional_chat_templates/`, or in `tokenizer_config.json`.
 
-mod environment;
+mod files;
+mod message;
+mod request;
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use minijinja::value::{Value as JinjaValue, merge_maps};
-use minijinja::{Environment, context};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
-use crate::checkpoint::read_optional;
-use crate::config::parse_json;
+use crate::jinja::{Template, TemplateError};
 use crate::{Error, Result};
+use files::TemplateFiles;
+pub use message::ChatMessage;
+pub use request::{ChatRequest, Ending};
 
-const NAME: &str = "chat_template";
+const DEFAULT: &str = "default";
+const TOOL_USE: &str = "tool_use";
 
-/// A message of a conversation.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct ChatMessage {
-    /// Who speaks: `system`, `user`, `assistant`, or what else the template knows.
-    pub role: String,
-    /// The text.
-    pub content: String,
-}
+/// What stands at the end of the last message while the place is looked for where it ends.
+const MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
-/// What a template renders.
-#[derive(Clone, Copy, Debug)]
-pub struct ChatRequest<'a> {
-    /// The conversation, oldest message first.
-    pub messages: &'a [ChatMessage],
-    /// True to end with the opening of the assistant's answer.
-    pub add_generation_prompt: bool,
-    /// Further variables of the template, as `enable_thinking`.
-    pub kwargs: &'a Map<String, Value>,
-}
-
-/// A compiled chat template.
+/// The compiled chat templates of a checkpoint, with the special tokens that they may name.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    environment: Environment<'static>,
-    bos_token: Option<String>,
-    eos_token: Option<String>,
+    /// A template beside the default that does not parse is an error only where it is asked for.
+    templates: BTreeMap<String, std::result::Result<Template, TemplateError>>,
+    sources: BTreeMap<String, String>,
+    special_tokens: Map<String, Value>,
 }
 
 impl ChatTemplate {
-    /// The template of the checkpoint in `dir`: `chat_template.jinja`, or else the one in `tokenizer_config.json`.
+    /// The templates of the checkpoint in `dir`: `chat_template.jinja` and `additional_chat_templates/*.jinja`, or else
+    /// what `tokenizer_config.json` or `chat_template.json` hold.
     ///
     /// # Errors
-    /// If there is none, a file is unsound, or the template does not parse.
+    /// If there is none, a file is unsound, or the default template does not parse.
     pub fn open(dir: &Path) -> Result<Self> {
-        let jinja = read_optional(&dir.join("chat_template.jinja"))?;
-        let tokenizer_config = read_optional(&dir.join("tokenizer_config.json"))?;
-        Self::from_parts(&dir.display().to_string(), tokenizer_config.as_deref(), jinja)
+        Self::build(&dir.display().to_string(), TemplateFiles::read(dir)?)
     }
 
     /// The template in the texts of `tokenizer_config.json` and `chat_template.jinja`, which wins.
@@ -62,90 +48,127 @@ impl ChatTemplate {
     /// # Errors
     /// As [`ChatTemplate::open`].
     pub fn from_parts(name: &str, tokenizer_config: Option<&str>, jinja: Option<String>) -> Result<Self> {
-        let file = format!("{name}/tokenizer_config.json");
-        let config = tokenizer_config.map_or(Ok(Value::Null), |text| parse_json(&file, text))?;
-        let source = match jinja {
-            Some(source) => source,
-            None => {
-                template_in(&file, &config)?.ok_or_else(|| Error::NoChatTemplate { name: name.into() })?
-            }
+        Self::build(name, TemplateFiles::of_parts(name, tokenizer_config, jinja)?)
+    }
+
+    fn build(name: &str, files: TemplateFiles) -> Result<Self> {
+        let sources = files.templates;
+        let mut templates: BTreeMap<_, _> =
+            sources.iter().map(|(name, source)| (name.clone(), Template::parse(source))).collect();
+        match templates.remove(DEFAULT) {
+            None => return Err(Error::NoChatTemplate { name: name.into() }),
+            Some(Err(source)) => return Err(Error::ChatTemplate { source }),
+            Some(parsed) => templates.insert(DEFAULT.to_owned(), parsed),
         };
-        let mut environment = environment::hugging_face();
-        environment.add_template_owned(NAME, source).map_err(template_error)?;
-        let (bos_token, eos_token) =
-            (special(&file, &config, "bos_token")?, special(&file, &config, "eos_token")?);
-        Ok(Self { environment, bos_token, eos_token })
+        Ok(Self { templates, sources, special_tokens: files.special_tokens })
+    }
+
+    /// The text of the template for requests with or without tools: what it contains tells how the model writes calls.
+    pub fn source(&self, has_tools: bool) -> &str {
+        self.sources.get(self.name(has_tools)).map_or("", String::as_str)
+    }
+
+    fn name(&self, has_tools: bool) -> &'static str {
+        if has_tools && self.templates.contains_key(TOOL_USE) { TOOL_USE } else { DEFAULT }
     }
 
     /// The prompt for a conversation.
     ///
     /// # Errors
     /// [`Error::ChatRefused`] with the template's own words if it raises an exception, [`Error::ChatTemplate`] if it
-    /// fails, [`Error::Parameter`] if `kwargs` names a variable that the request has a field for.
+    /// fails or takes too much time or memory, [`Error::Parameter`] if `kwargs` names a variable that the request has a
+    /// field for, or if there is no last message to continue.
     pub fn render(&self, request: &ChatRequest<'_>) -> Result<String> {
-        if let Some(key) =
-            ["messages", "add_generation_prompt"].into_iter().find(|k| request.kwargs.contains_key(*k))
-        {
-            let want = "template variables that are not fields of the request";
-            return Err(Error::Parameter { field: "chat template arguments", want, got: key.into() });
-        }
-        let undefined_or = |t: &Option<String>| t.as_deref().map_or(JinjaValue::UNDEFINED, JinjaValue::from);
-        let defaults = context! {
-            tools => (),
-            documents => (),
-            bos_token => undefined_or(&self.bos_token),
-            eos_token => undefined_or(&self.eos_token),
+        let mut variables = self.variables(request)?;
+        let continued = match request.ending {
+            Ending::ContinueLast => Some(mark_last(&mut variables)?),
+            Ending::Closed | Ending::GenerationPrompt => None,
         };
-        let variables = context! {
-            messages => request.messages,
-            add_generation_prompt => request.add_generation_prompt,
-            ..merge_maps([defaults, JinjaValue::from_serialize(request.kwargs)])
+        let has_tools = variables.get("tools").is_some_and(|tools| !tools.is_null());
+        let template = match self.templates.get(self.name(has_tools)) {
+            Some(Ok(template)) => template,
+            Some(Err(source)) => return Err(Error::ChatTemplate { source: source.clone() }),
+            None => return Err(Error::NoChatTemplate { name: DEFAULT.to_owned() }),
         };
-        let template = self.environment.get_template(NAME).map_err(template_error)?;
-        template.render(variables).map_err(template_error)
-    }
-}
-
-/// The template in a `tokenizer_config.json`: a text, or a list of named ones of which `default` is for chats.
-fn template_in(file: &str, config: &Value) -> Result<Option<String>> {
-    let wrong = |got: &Value| Error::Field {
-        file: file.into(),
-        key: "chat_template".into(),
-        want: "a text, or a list of {name, template} with the name \"default\"".into(),
-        got: crate::config::short(got),
-    };
-    match config.get("chat_template") {
-        None | Some(Value::Null) => Ok(None),
-        Some(Value::String(source)) => Ok(Some(source.clone())),
-        Some(list) => {
-            let named = list.as_array().ok_or_else(|| wrong(list))?;
-            let default = named.iter().find(|t| t.get("name").and_then(Value::as_str) == Some("default"));
-            let source = default.and_then(|t| t.get("template")).and_then(Value::as_str);
-            source.map(|s| Some(s.to_owned())).ok_or_else(|| wrong(list))
+        let text = template.render(&variables).map_err(|error| match error {
+            TemplateError::Raised { message } => Error::ChatRefused { message },
+            source => Error::ChatTemplate { source },
+        })?;
+        match continued {
+            Some(last) => cut_at_mark(text, &last),
+            None => Ok(text),
         }
     }
-}
 
-/// A special token: a text, or an object with its text under `content`.
-fn special(file: &str, config: &Value, key: &str) -> Result<Option<String>> {
-    let value = match config.get(key) {
-        None | Some(Value::Null) => return Ok(None),
-        Some(value) => value,
-    };
-    let text = value.as_str().or_else(|| value.get("content").and_then(Value::as_str));
-    text.map(|t| Some(t.to_owned())).ok_or_else(|| Error::Field {
-        file: file.into(),
-        key: key.into(),
-        want: "a text, or an object with content".into(),
-        got: crate::config::short(value),
-    })
-}
-
-fn template_error(error: minijinja::Error) -> Error {
-    match environment::refusal(&error) {
-        Some(message) => Error::ChatRefused { message },
-        None => Error::ChatTemplate { source: Box::new(error) },
+    /// The variables of the template. What the request names wins over special tokens.
+    fn variables(&self, request: &ChatRequest<'_>) -> Result<Map<String, Value>> {
+        let mut variables = self.special_tokens.clone();
+        variables.insert("tools".to_owned(), request.tools.map_or(Value::Null, |list| list.to_vec().into()));
+        variables.insert(
+            "documents".to_owned(),
+            request.documents.map_or(Value::Null, |list| list.to_vec().into()),
+        );
+        for (key, value) in request.kwargs.into_iter().flatten() {
+            let is_taken = match key.as_str() {
+                "messages" | "add_generation_prompt" => true,
+                "tools" => request.tools.is_some(),
+                "documents" => request.documents.is_some(),
+                _ => false,
+            };
+            if is_taken {
+                let want = "template variables that are not fields of the request";
+                return Err(Error::Parameter { field: "chat template arguments", want, got: key.clone() });
+            }
+            variables.insert(key.clone(), value.clone());
+        }
+        let messages = request.messages.iter().map(|message| Value::Object(message.as_map().clone()));
+        variables.insert("messages".to_owned(), messages.collect());
+        let opens = matches!(request.ending, Ending::GenerationPrompt);
+        variables.insert("add_generation_prompt".to_owned(), Value::Bool(opens));
+        Ok(variables)
     }
+}
+
+/// Puts the mark behind the last message's text, which is returned.
+fn mark_last(variables: &mut Map<String, Value>) -> Result<String> {
+    let nothing = || Error::Parameter {
+        field: "continue_final_message",
+        want: "a last message with text",
+        got: "none".to_owned(),
+    };
+    let messages = variables.get_mut("messages").and_then(Value::as_array_mut);
+    let content = messages.and_then(|list| list.last_mut()).and_then(|last| last.get_mut("content"));
+    let text = match content {
+        Some(Value::Array(parts)) => parts.iter_mut().rev().find_map(|part| part.get_mut("text")),
+        other => other,
+    };
+    match text {
+        Some(Value::String(text)) if !text.is_empty() => {
+            let last = text.clone();
+            text.push_str(MARK);
+            Ok(last)
+        }
+        _ => Err(nothing()),
+    }
+}
+
+/// The prompt up to the end of the last message.
+fn cut_at_mark(mut prompt: String, last: &str) -> Result<String> {
+    let at = prompt.rfind(MARK.trim_end()).filter(|_| prompt.contains(last.trim()));
+    let Some(at) = at else {
+        return Err(Error::Parameter {
+            field: "continue_final_message",
+            want: "a template that writes the last message as it is",
+            got: "one that does not".to_owned(),
+        });
+    };
+    // A template that trims the message takes the blank at the end of the mark, and with it those of the message.
+    let is_trimmed = !prompt[at..].starts_with(MARK);
+    prompt.truncate(at);
+    if is_trimmed {
+        prompt.truncate(prompt.trim_end().len());
+    }
+    Ok(prompt)
 }
 
 #[cfg(test)]

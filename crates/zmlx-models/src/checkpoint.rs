@@ -19,7 +19,7 @@ use zmlx_kernels::HostWeight;
 use crate::architecture::Architecture;
 use crate::config::{ConfigFile, QuantConfig};
 use crate::fields::parse_json;
-use crate::{Error, Result};
+use crate::{Error, Result, end_tokens};
 use shard::Entry;
 
 /// An opened checkpoint: everything but the weights has been read, and every tensor located.
@@ -69,9 +69,10 @@ impl Checkpoint {
         let Some(config_json) = read_optional(&config_path)? else {
             return Err(Error::MissingFile { dir: dir.display().to_string(), file: "config.json" });
         };
-        let generation = read_optional(&dir.join("generation_config.json"))?;
-        let config =
+        let generation = end_tokens::generation_config(dir);
+        let mut config =
             ConfigFile::parse(&config_path.display().to_string(), &config_json, generation.as_deref())?;
+        end_tokens::add_of_tokenizer(dir, config.architecture.vocab_size, &mut config.eos_token_ids);
         let mut shards = Vec::new();
         for name in shard_names(dir)? {
             let path = dir.join(&name);

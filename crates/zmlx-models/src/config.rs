@@ -5,11 +5,9 @@ mod quant;
 pub(crate) use quant::mlx_defaults;
 pub use quant::{QuantConfig, QuantOverride};
 
-use std::collections::BTreeSet;
-
 use crate::architecture::Architecture;
 use crate::fields::Fields;
-use crate::{Result, families};
+use crate::{Result, end_tokens, families};
 
 pub(crate) use crate::fields::{parse_json, short};
 
@@ -20,7 +18,7 @@ pub struct ConfigFile {
     pub architecture: Architecture,
     /// How the weights are quantised.
     pub quantization: QuantConfig,
-    /// The tokens that end a text: the union of both files, ascending.
+    /// The tokens that end a text, ascending.
     pub eos_token_ids: Vec<u32>,
     /// `dtype` or `torch_dtype` as written: what the model was trained in. The tensors' own types decide.
     pub dtype: Option<String>,
@@ -39,24 +37,12 @@ impl ConfigFile {
         let text_model = whole.text_model()?;
         let architecture = families::architecture(file, &whole, &text_model)?;
         ensure_addressable(&architecture, &text_model)?;
-
-        let mut eos = BTreeSet::new();
-        whole.token_ids("eos_token_id", &mut eos)?;
-        text_model.token_ids("eos_token_id", &mut eos)?;
-        if let Some(text) = generation_config {
-            let name =
-                format!("{}generation_config.json", file.strip_suffix("config.json").unwrap_or_default());
-            Fields::new(&name, &parse_json(&name, text)?)?.token_ids("eos_token_id", &mut eos)?;
-        }
-        let vocab_size = architecture.vocab_size;
-        if let Some(&id) = eos.iter().find(|&&id| id as usize >= vocab_size) {
-            return Err(whole.wrong("eos_token_id", format!("ids below {vocab_size}"), id));
-        }
+        let eos_token_ids = end_tokens::of_configs(file, &value, generation_config, architecture.vocab_size)?;
         let dtype = text_model.get(text_model.named(&["dtype", "torch_dtype"]));
         Ok(Self {
             architecture,
             quantization: QuantConfig::parse(&whole, &text_model)?,
-            eos_token_ids: eos.into_iter().collect(),
+            eos_token_ids,
             dtype: dtype.and_then(|v| v.as_str()).map(str::to_owned),
             text: config_json.to_owned(),
         })

@@ -107,10 +107,10 @@ pub enum Error {
         name: String,
     },
     /// The chat template does not parse or does not render.
-    #[error("chat template: {}", template_message(source))]
+    #[error("chat template: {source}")]
     ChatTemplate {
         /// Where and why.
-        source: Box<minijinja::Error>,
+        source: crate::jinja::TemplateError,
     },
     /// The chat template itself refused the conversation (`raise_exception`).
     #[error("the chat template refuses this conversation: {message}")]
@@ -291,9 +291,4 @@ impl fmt::Display for WeightProblem {
             Self::Extra { name } => write!(f, "{name}: the model has no such tensor"),
         }
     }
-}
-
-fn template_message(error: &minijinja::Error) -> String {
-    // The alternate form carries the source line, without which a template error cannot be found.
-    format!("{error:#}").trim_end().to_owned()
 }

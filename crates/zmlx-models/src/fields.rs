@@ -1,7 +1,5 @@
 //! Reading single keys of a JSON object, with errors that name file and key.
 
-use std::collections::BTreeSet;
-
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
@@ -117,17 +115,6 @@ impl<'a> Fields<'a> {
             each.collect::<Option<Vec<_>>>()
         };
         self.required(key, "a list of whole numbers", list)
-    }
-
-    /// Adds the token id, or the list of them, under `key`.
-    pub(crate) fn token_ids(&self, key: &str, into: &mut BTreeSet<u32>) -> Result<()> {
-        let Some(value) = self.get(key) else { return Ok(()) };
-        let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
-        for v in values {
-            let id = v.as_u64().and_then(|id| u32::try_from(id).ok());
-            into.insert(id.ok_or_else(|| self.wrong(key, "a token id or a list of them", short(value)))?);
-        }
-        Ok(())
     }
 
     /// Refuses a setting of a string key other than `want`; absent is accepted.

@@ -1,8 +1,21 @@
 //! Text to tokens and back.
+//!
+//! The tokenizer of a checkpoint is that of all its files: `tokenizer.json`, or `vocab.json` with `merges.txt`, and the
+//! tokens that only `tokenizer_config.json` (`added_tokens_decoder`) or `added_tokens.json` name.
+
+mod added;
+mod byte_level_bpe;
+mod guard;
+mod structure;
 
 use std::path::Path;
 
 use crate::{Error, Result};
+use added::AddedTokens;
+use guard::guarded;
+
+/// A larger file is no tokenizer: those of 150 thousand tokens have 11 MB.
+const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// The tokenizer of a checkpoint.
 #[derive(Debug)]
@@ -13,20 +26,27 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// The `tokenizer.json` in the folder `dir`.
+    /// The tokenizer of the files in the folder `dir`.
     ///
     /// # Errors
-    /// If there is none, or it is not a tokenizer.
+    /// If there is none, or the files are not a tokenizer. Other files than `tokenizer.json` that cannot be read cost a
+    /// warning.
     pub fn open(dir: &Path) -> Result<Self> {
         const FILE: &str = "tokenizer.json";
         let path = dir.join(FILE);
-        match std::fs::read(&path) {
-            Ok(json) => Self::from_json(&path.display().to_string(), &json),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
-                Err(Error::MissingFile { dir: dir.display().to_string(), file: FILE })
+        let file = path.display().to_string();
+        let json = match std::fs::metadata(&path) {
+            Ok(meta) if meta.len() > MAX_FILE_BYTES => {
+                return Err(error(&file, format!("{} bytes are more than a tokenizer has", meta.len())));
             }
-            Err(source) => Err(Error::Io { file: path.display().to_string(), source }),
-        }
+            Ok(_) => std::fs::read(&path).map_err(|source| Error::Io { file: file.clone(), source })?,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => match byte_level_bpe::read(dir)? {
+                Some(json) => json,
+                None => return Err(Error::MissingFile { dir: dir.display().to_string(), file: FILE }),
+            },
+            Err(source) => return Err(Error::Io { file, source }),
+        };
+        Self::build(&file, &json, &AddedTokens::read(dir))
     }
 
     /// The tokenizer in the bytes of a `tokenizer.json`, called `file` in errors.
@@ -34,13 +54,30 @@ impl Tokenizer {
     /// # Errors
     /// If the bytes are not a tokenizer.
     pub fn from_json(file: &str, json: &[u8]) -> Result<Self> {
-        let failed = |source| Error::Tokenizer { file: file.into(), source };
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(failed)?;
-        // Settings left over from training: a prompt is never cut or filled up.
-        inner.with_truncation(None).map_err(failed)?;
-        inner.with_padding(None);
-        let vocab_size = inner.get_vocab_size(true);
-        Ok(Self { file: file.into(), inner, vocab_size })
+        Self::build(file, json, &AddedTokens::default())
+    }
+
+    fn build(file: &str, json: &[u8], added: &AddedTokens) -> Result<Self> {
+        structure::check(json).map_err(|why| error(file, why))?;
+        guarded(file, || {
+            let failed = |source| Error::Tokenizer { file: file.into(), source };
+            let parse = |json: &[u8]| tokenizers::Tokenizer::from_bytes(json).map_err(failed);
+            let mut inner = parse(json)?;
+            if added.are_missing(&inner) {
+                if let Some(with_ids) = added.with_ids(file, json, &inner)? {
+                    inner = parse(&with_ids)?;
+                }
+                added.add_to(file, &mut inner)?;
+            }
+            // Settings left over from training: a prompt is never cut or filled up.
+            inner.with_truncation(None).map_err(failed)?;
+            inner.with_padding(None);
+            let vocab_size = inner.get_vocab_size(true);
+            // What cannot work at all fails here, not at the first request.
+            let probe = inner.encode_fast("It is 1 é 🦀,\n", false).map_err(failed)?;
+            inner.decode(probe.get_ids(), false).map_err(failed)?;
+            Ok(Self { file: file.into(), inner, vocab_size })
+        })
     }
 
     /// The tokens of `text`. Special tokens written in the text, as `<|im_start|>`, are recognised; none are added.
@@ -48,8 +85,10 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer refuses the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|source| self.error(source))?;
-        Ok(encoding.get_ids().to_vec())
+        guarded(&self.file, || {
+            let encoding = self.inner.encode_fast(text, false).map_err(|source| self.error(source))?;
+            Ok(encoding.get_ids().to_vec())
+        })
     }
 
     /// The text of `tokens`, special tokens included. Bytes that are not UTF-8 become U+FFFD; ids that the
@@ -58,7 +97,7 @@ impl Tokenizer {
     /// # Errors
     /// If the tokenizer refuses the tokens.
     pub fn decode(&self, tokens: &[u32]) -> Result<String> {
-        self.inner.decode(tokens, false).map_err(|source| self.error(source))
+        guarded(&self.file, || self.inner.decode(tokens, false).map_err(|source| self.error(source)))
     }
 
     /// Number of tokens, special ones included.
@@ -84,4 +123,8 @@ impl Tokenizer {
     fn error(&self, source: tokenizers::Error) -> Error {
         Error::Tokenizer { file: self.file.clone(), source }
     }
+}
+
+fn error(file: &str, why: String) -> Error {
+    Error::Tokenizer { file: file.into(), source: why.into() }
 }

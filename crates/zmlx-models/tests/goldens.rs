@@ -60,7 +60,7 @@ fn the_chat_prompt(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit"
     for p in prompts {
         let Some(messages) = &p.messages else { continue };
         n_chats += 1;
-        let request = ChatRequest { messages, add_generation_prompt: true, kwargs: &serde_json::Map::new() };
+        let request = ChatRequest::new(messages);
         assert_eq!(template.render(&request).unwrap(), p.text);
     }
     assert_eq!(n_chats, 1);

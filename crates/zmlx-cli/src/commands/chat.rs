@@ -129,7 +129,7 @@ impl Job for Talk {
 
 impl Talk {
     fn opening(&self) -> Vec<ChatMessage> {
-        self.system.iter().map(|s| ChatMessage { role: "system".into(), content: s.clone() }).collect()
+        self.system.iter().map(|s| ChatMessage::new("system", s.as_str())).collect()
     }
 
     /// Adds the user's message and the model's answer, which is printed as it comes. What was ended before there was an
@@ -140,8 +140,8 @@ impl Talk {
         messages: &mut Vec<ChatMessage>,
         text: &str,
     ) -> Result<()> {
-        messages.push(ChatMessage { role: "user".into(), content: text.to_owned() });
-        let request = ChatRequest { messages, add_generation_prompt: true, kwargs: &self.kwargs };
+        messages.push(ChatMessage::new("user", text));
+        let request = ChatRequest::new(messages).with_kwargs(&self.kwargs);
         let prompt = self.tokenizer.encode(&self.template.render(&request)?)?;
         let generation = self.stream(engine, prompt)?;
         let finished = &generation.finished;
@@ -160,7 +160,7 @@ impl Talk {
         if finished.reason == StopReason::Interrupted && generation.tokens.is_empty() {
             messages.pop();
         } else {
-            messages.push(ChatMessage { role: "assistant".into(), content: generation.text });
+            messages.push(ChatMessage::new("assistant", generation.text));
         }
         Ok(())
     }

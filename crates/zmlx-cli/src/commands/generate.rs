@@ -101,12 +101,10 @@ fn prompt_text(args: &Args, source: &Source) -> Result<String> {
     if !args.chat {
         return Ok(text);
     }
-    let message = |role: &str, content: String| ChatMessage { role: role.into(), content };
-    let system = args.template.system.clone().map(|content| message("system", content));
-    let messages: Vec<_> = system.into_iter().chain([message("user", text)]).collect();
-    let request =
-        ChatRequest { messages: &messages, add_generation_prompt: true, kwargs: &args.template.kwargs() };
-    Ok(source.chat_template()?.render(&request)?)
+    let system = args.template.system.clone().map(|content| ChatMessage::new("system", content));
+    let messages: Vec<_> = system.into_iter().chain([ChatMessage::new("user", text)]).collect();
+    let kwargs = args.template.kwargs();
+    Ok(source.chat_template()?.render(&ChatRequest::new(&messages).with_kwargs(&kwargs))?)
 }
 
 struct Continue {
@@ -129,7 +127,6 @@ impl Job for Continue {
         let mut stream = Stream::new(!json);
         let mut progress = Progress::new("Prompt");
         let has_text = tokenizer.is_some();
-        stream.begin()?;
         let generation =
             zmlx_models::generate(&model, tokenizer.as_ref(), fusion, request, |event| match event {
                 Event::Prompt { n_done, n_tokens, .. } => {

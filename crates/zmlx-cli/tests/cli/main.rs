@@ -10,6 +10,7 @@ mod golden;
 mod inspect;
 mod logits;
 mod measure;
+mod text;
 mod validate;
 
 use std::io::Write;

@@ -4,9 +4,7 @@ use serde_json::json;
 use super::*;
 
 fn messages(list: &[(&str, &str)]) -> Vec<ChatMessage> {
-    list.iter()
-        .map(|(role, content)| ChatMessage { role: (*role).into(), content: (*content).into() })
-        .collect()
+    list.iter().map(|(role, content)| ChatMessage::new(*role, *content)).collect()
 }
 
 fn template(source: &str) -> ChatTemplate {
@@ -16,8 +14,7 @@ fn template(source: &str) -> ChatTemplate {
 
 fn render_with(source: &str, chat: &[(&str, &str)], kwargs: Value) -> Result<String> {
     let kwargs = kwargs.as_object().cloned().unwrap();
-    let request = ChatRequest { messages: &messages(chat), add_generation_prompt: true, kwargs: &kwargs };
-    template(source).render(&request)
+    template(source).render(&ChatRequest::new(&messages(chat)).with_kwargs(&kwargs))
 }
 
 fn render(source: &str, chat: &[(&str, &str)]) -> String {
@@ -194,6 +191,10 @@ fn failures_are_typed() {
     for config in [r#"{"chat_template": 1}"#, r#"{"chat_template": [{"name": "rag", "template": ""}]}"#] {
         assert!(matches!(ChatTemplate::from_parts("test", Some(config), None), Err(Error::Field { .. })));
     }
+    assert!(matches!(
+        parse("{{ 'a' * 10 ** 15 }}").unwrap().render(&ChatRequest::new(&[])),
+        Err(Error::ChatTemplate { .. })
+    ));
     let config = r#"{"chat_template": "", "bos_token": 1}"#;
     assert!(matches!(ChatTemplate::from_parts("test", Some(config), None), Err(Error::Field { .. })));
 }
@@ -201,7 +202,7 @@ fn failures_are_typed() {
 #[test]
 fn where_the_template_comes_from() {
     let dir = tempfile::tempdir().unwrap();
-    let request = ChatRequest { messages: &[], add_generation_prompt: false, kwargs: &Map::new() };
+    let request = ChatRequest::new(&[]).with_ending(Ending::Closed);
     let rendered = || ChatTemplate::open(dir.path()).unwrap().render(&request).unwrap();
     let write = |file: &str, text: &str| std::fs::write(dir.path().join(file), text).unwrap();
     assert!(matches!(ChatTemplate::open(dir.path()), Err(Error::NoChatTemplate { .. })));
@@ -213,4 +214,115 @@ fn where_the_template_comes_from() {
     assert_eq!(rendered(), "d");
     write("chat_template.jinja", "file");
     assert_eq!(rendered(), "file");
+    let additional = dir.path().join("additional_chat_templates");
+    std::fs::create_dir(&additional).unwrap();
+    std::fs::write(additional.join("tool_use.jinja"), "tools").unwrap();
+    std::fs::write(additional.join("notes.txt"), "{{").unwrap();
+    assert_eq!(rendered(), "file");
+    let with_tools = || ChatTemplate::open(dir.path()).unwrap().render(&request.with_tools(&[]));
+    assert_eq!(with_tools().unwrap(), "tools");
+    // A template that does not parse is an error for those who ask for it.
+    std::fs::write(additional.join("tool_use.jinja"), "{{").unwrap();
+    assert_eq!(rendered(), "file");
+    assert!(matches!(with_tools(), Err(Error::ChatTemplate { .. })));
+}
+
+#[test]
+fn templates_by_name() {
+    let tools = [json!({"name": "f"})];
+    let render = |chat_template: Value, has_tools: bool| {
+        let config = json!({"chat_template": chat_template}).to_string();
+        let template = ChatTemplate::from_parts("test", Some(&config), None).unwrap();
+        assert!(!template.source(has_tools).is_empty());
+        let request = ChatRequest::new(&[]);
+        template.render(&if has_tools { request.with_tools(&tools) } else { request }).unwrap()
+    };
+    let map = json!({"default": "d", "tool_use": "{{ tools[0].name }}"});
+    let list = json!([{"name": "tool_use", "template": "{{ tools[0].name }}"}, {"name": "default", "template": "d"}]);
+    for named in [map, list] {
+        assert_eq!((render(named.clone(), false), render(named, true)), ("d".to_owned(), "f".to_owned()));
+    }
+    assert_eq!(render(json!({"default": "d{{ tools | length }}"}), true), "d1");
+    assert_eq!(render(json!("{{ tools is none }}{{ documents is none }}"), false), "TrueTrue");
+}
+
+#[test]
+fn all_special_tokens_are_variables() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |file: &str, text: &str| std::fs::write(dir.path().join(file), text).unwrap();
+    let names = ["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
+    let source: String = names.iter().map(|n| format!("{{{{ {n}_token }}}},")).collect();
+    write("chat_template.jinja", &(source + "{{ pad_token is defined }}{{ cls_token is defined }}"));
+    write(
+        "tokenizer_config.json",
+        r#"{"bos_token": null, "eos_token": "E", "unk_token": {"content": "U"}, "pad_token": "P"}"#,
+    );
+    let rendered = || ChatTemplate::open(dir.path()).unwrap().render(&ChatRequest::new(&[])).unwrap();
+    assert_eq!(rendered(), ",E,U,,P,,,TrueFalse");
+    write(
+        "special_tokens_map.json",
+        r#"{"eos_token": "other", "mask_token": {"content": "M"}, "sep_token": "S"}"#,
+    );
+    assert_eq!(rendered(), ",E,U,S,P,,M,TrueFalse");
+    write("special_tokens_map.json", "{");
+    assert_eq!(rendered(), ",E,U,,P,,,TrueFalse");
+}
+
+#[test]
+fn messages_keep_every_key() {
+    let message = |value: Value| ChatMessage::from_json(value).unwrap();
+    let call = |arguments: Value| json!({"type": "function", "id": "c1", "function": {"name": "f", "arguments": arguments}});
+    let chat = [
+        message(
+            json!({"role": "user", "name": "Ann", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}),
+        ),
+        message(json!({"role": "assistant", "content": null, "reasoning": "hm", "refusal": null,
+            "tool_calls": [call(json!({"x": 1})), call(json!("{\"y\": 2}")), call(json!("")), call(json!("no json"))]})),
+        message(json!({"role": "tool", "tool_call_id": "c1", "content": "r"})),
+        message(json!({"role": "assistant"})),
+    ];
+    let source = "{% for m in messages %}{{ m.role }}:{% if m.content is string %}{{ m.content }}{% else %}{% for p in m.content %}{{ p.text }}{% endfor %}{% endif %}:{{ m.name }}{{ m.tool_call_id }}{{ m.reasoning_content }}{{ 'refusal' in m }}{% for c in m.tool_calls or [] %} {{ c.function.arguments | tojson }}{% endfor %};{% endfor %}";
+    let want = "user:a b:AnnFalse;assistant::hmFalse {\"x\": 1} {\"y\": 2} {} \"no json\";tool:r:c1False;assistant::False;";
+    assert_eq!(template(source).render(&ChatRequest::new(&chat)).unwrap(), want);
+    assert_eq!((chat[0].role(), chat[0].text().as_str()), ("user", "a b"));
+    assert_eq!(chat[0].clone().with_joined_text().unwrap().get("content"), Some(&json!("a b")));
+    let image = message(json!({"role": "user", "content": [{"type": "image"}]}));
+    assert!(matches!(image.with_joined_text(), Err(Error::Parameter { .. })));
+    let reply = ChatMessage::new("tool", "r").with("tool_call_id", json!("c1")).unwrap();
+    assert_eq!(reply, chat[2]);
+    for wrong in
+        [json!("x"), json!({"content": "x"}), json!({"role": 1}), json!({"role": "user", "content": 5})]
+    {
+        assert!(matches!(ChatMessage::from_json(wrong), Err(Error::Parameter { .. })));
+    }
+    let read: Vec<ChatMessage> =
+        serde_json::from_str(r#"[{"role": "user", "content": null, "k": 1}]"#).unwrap();
+    assert_eq!(serde_json::to_string(&read).unwrap(), r#"[{"role":"user","content":"","k":1}]"#);
+    assert!(
+        serde_json::from_str::<ChatMessage>(r#"{"role": null}"#).unwrap_err().to_string().contains("role")
+    );
+}
+
+#[test]
+fn the_last_message_goes_on() {
+    let source = "{% for m in messages %}<{{ m.role }}>{{ m.content }}</>{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}";
+    let trimming = source.replace("m.content", "m.content | trim");
+    let chat = messages(&[("user", "hi"), ("assistant", "Well, ")]);
+    let request = ChatRequest::new(&chat).with_ending(Ending::ContinueLast);
+    assert_eq!(template(source).render(&request).unwrap(), "<user>hi</><assistant>Well, ");
+    assert_eq!(template(&trimming).render(&request).unwrap(), "<user>hi</><assistant>Well,");
+    let closed = ChatRequest::new(&chat).with_ending(Ending::Closed);
+    assert_eq!(template(source).render(&closed).unwrap(), "<user>hi</><assistant>Well, </>");
+    for (source, chat) in
+        [(source, messages(&[])), (source, messages(&[("assistant", "")])), ("x", chat.clone())]
+    {
+        let request = ChatRequest::new(&chat).with_ending(Ending::ContinueLast);
+        assert!(matches!(template(source).render(&request), Err(Error::Parameter { .. })));
+    }
+}
+
+#[test]
+fn line_ends_of_templates_but_not_of_messages() {
+    let source = "{% for m in messages %}\r\n<{{ m.role }}>\r\n{{ m.content }}\r\n{% endfor %}\r\nend\r\n";
+    assert_eq!(render(source, &[("user", "a\r\nb")]), "<user>\na\r\nb\nend");
 }

@@ -15,6 +15,8 @@ const RULE: &str = "==========\n";
 #[derive(Debug)]
 pub(super) struct Stream {
     is_on: bool,
+    /// Whether the line above the text was printed: with the first piece, so that an error before it stands alone.
+    is_begun: bool,
     /// Bytes of the text that were printed.
     n_printed: usize,
     failed: Option<io::Error>,
@@ -22,25 +24,36 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(is_on: bool) -> Self {
-        Self { is_on, n_printed: 0, failed: None }
-    }
-
-    pub(super) fn begin(&mut self) -> Result<()> {
-        if self.is_on { print(RULE) } else { Ok(()) }
+        Self { is_on, is_begun: false, n_printed: 0, failed: None }
     }
 
     /// Prints a piece of text; false once stdout does not take it.
     pub(super) fn push(&mut self, piece: &str) -> bool {
-        if self.is_on && !piece.is_empty() && self.failed.is_none() {
-            let mut out = io::stdout().lock();
-            self.failed = out.write_all(piece.as_bytes()).and_then(|()| out.flush()).err();
+        if self.is_on && !piece.is_empty() {
+            self.begin();
+            self.write(piece);
             self.n_printed += piece.len();
         }
         self.failed.is_none()
     }
 
+    fn begin(&mut self) {
+        if self.is_on && !self.is_begun {
+            self.is_begun = true;
+            self.write(RULE);
+        }
+    }
+
+    fn write(&mut self, text: &str) {
+        if self.failed.is_none() {
+            let mut out = io::stdout().lock();
+            self.failed = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
+        }
+    }
+
     /// Prints what of the whole text was held back, and closes the block.
     pub(super) fn end(mut self, whole: &str) -> Result<()> {
+        self.begin();
         let rest = whole.get(self.n_printed..).unwrap_or_default();
         self.push(rest);
         match self.failed {
