@@ -10,8 +10,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::level::Level;
-use super::matmul::SyncPtr;
 use super::pool::{CpuTensor, Shape};
+use super::sync_ptr::SyncPtr;
 use super::{CpuBackend, CpuStep, CpuWeight, NAME, lock, team};
 use zmlx_core::check::ensure;
 use zmlx_core::{AttentionInputs, AttentionSettings, CacheKind, Error, MlaInputs, Result, Span};

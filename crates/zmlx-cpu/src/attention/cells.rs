@@ -6,7 +6,7 @@
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
 use super::pages::Rows;
-use crate::matmul::to_integers;
+use crate::integers::to_integers;
 use crate::simd::Simd;
 
 /// The largest integer. Products of [`GROUP`] cells fit into a 32-bit sum.
