@@ -11,8 +11,8 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::level::Level;
-use super::matmul::SyncPtr;
 use super::pool::{CpuTensor, Shape};
+use super::sync_ptr::SyncPtr;
 use super::{CpuBackend, CpuStep, CpuWeight, lock, team};
 use zmlx_core::check::ensure;
 use zmlx_core::{AttentionInputs, AttentionSettings, CacheKind, MlaInputs, Result, Span};

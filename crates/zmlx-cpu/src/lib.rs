@@ -9,6 +9,7 @@
 //! allocates nothing.
 
 mod attention;
+mod integers;
 mod level;
 mod math;
 mod matmul;
@@ -19,6 +20,7 @@ mod route;
 mod rows;
 mod simd;
 mod step;
+mod sync_ptr;
 mod team;
 
 use std::ops::Range;
@@ -28,11 +30,12 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 pub use attention::CpuCache;
 pub use level::{Activations, Level};
 pub use matmul::CpuWeight;
-use matmul::{Groups, Product, Results, Scratch, SyncPtr};
+use matmul::{Groups, Product, ProductScratch, Results};
 use pool::{Buffers, Shape};
 pub use pool::{CpuIndices, CpuTensor};
 use products::{check_gate_up, copy};
 pub use step::CpuStep;
+use sync_ptr::SyncPtr;
 use team::Team;
 
 use zmlx_core::check::ensure;
@@ -53,11 +56,18 @@ pub struct CpuBackend {
     floats: Buffers<f32>,
     words: Buffers<u32>,
     spans: Buffers<Span>,
-    scratch: Vec<Mutex<Scratch>>,
+    scratch: Vec<Mutex<MemberScratch>>,
     /// Of each part of the weight that is multiplied, the chunks of rows that members have taken.
     taken: Mutex<Vec<AtomicUsize>>,
     groups: Mutex<Groups>,
     angles: Mutex<rope::Angles>,
+}
+
+/// A member's working memory.
+#[derive(Default)]
+struct MemberScratch {
+    product: ProductScratch,
+    attention: attention::Partial,
 }
 
 /// Locks; a panic in another holder does not matter, as every holder overwrites what it uses.

@@ -1,7 +1,8 @@
 //! Products as ops ask for them: what they check, which rows meet which matrices, and where results go.
 
-use super::matmul::{Groups, Product, Results, SyncPtr};
+use super::matmul::{Groups, Product, Results};
 use super::pool::Shape;
+use super::sync_ptr::SyncPtr;
 use super::{CpuBackend, CpuIndices, CpuTensor, CpuWeight, lock};
 use zmlx_core::check::ensure;
 use zmlx_core::{Error, GateUp, Result};

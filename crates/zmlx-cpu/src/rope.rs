@@ -1,6 +1,6 @@
 //! Rotary position embedding. Angles depend on positions only: one table serves queries and keys of all layers.
 
-use super::matmul::SyncPtr;
+use super::sync_ptr::SyncPtr;
 use super::{CpuBackend, CpuStep, CpuTensor, lock};
 use zmlx_core::check::ensure;
 use zmlx_core::{Result, Rope, RopePairing, Span};

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::matmul::SyncPtr;
+use super::sync_ptr::SyncPtr;
 use super::{CpuBackend, CpuTensor, lock};
 use zmlx_core::Result;
 use zmlx_core::check::ensure;

@@ -5,7 +5,7 @@
 //! a row. Cells lie in units of [`GROUP`] cells of [`WIDE`] columns: the first cells of these columns, then the second, …
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
-use crate::matmul::to_integers;
+use crate::integers::to_integers;
 use crate::simd::Simd;
 
 /// The largest integer. Products of [`GROUP`] cells fit into a 32-bit sum.

@@ -1,11 +1,15 @@
 //! Few rows of activations: four rows of a weight times one, two or four of them, as dot products.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
-use super::cells::Cells;
+use super::decoders::Decoder;
 use super::elements::Element;
-use super::layout::{Row, RowLayout, Scales, group_scales};
+use super::layout::{PREFETCH_BYTES, Row, RowLayout};
+use super::scales::{Scales, group_scales};
+use super::zipped;
 use crate::simd::{Simd, prefetch};
 
+/// Most rows of activations with one matrix that go by dots, some at a time.
+pub(super) const MAX_DOTS: usize = 12;
 /// Rows of a weight that a dot kernel takes at once.
 pub(super) const ROWS: usize = 4;
 /// Most rows of activations that a dot kernel takes at once.
@@ -14,10 +18,6 @@ pub(super) const MAX_X: usize = 4;
 const MAX_SUMS: usize = 8;
 /// Most vectors of cells of a load, of any format.
 const MAX_CELLS: usize = 8;
-/// Most lanes of a vector.
-const MAX_LANES: usize = 16;
-/// Weight bytes fetched ahead of use in each run, into the second-level cache.
-const PREFETCH_BYTES: usize = 2048;
 /// Bytes of scales, and of biases, fetched so.
 const PREFETCH_SCALES: usize = 512;
 
@@ -39,16 +39,11 @@ pub(super) type DotFn = unsafe fn(
 
 /// Floats of scales that a [`DotFn`] keeps.
 pub(super) fn scales_len(layout: &RowLayout) -> usize {
-    MAX_SUMS * scales_stride(layout)
-}
-
-/// Floats of them that each sum has: whole vectors can be read from any group on.
-fn scales_stride(layout: &RowLayout) -> usize {
-    layout.padded_groups + MAX_LANES
+    MAX_SUMS * layout.scales_stride()
 }
 
 /// The [`DotFn`] for `X` rows of activations, `R` rows of the weight at a time: `X · R` sums stay in registers.
-pub(super) unsafe fn dot<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usize>(
+pub(super) unsafe fn dot<S: Simd, D: Decoder<S>, K: Scales, const X: usize, const R: usize>(
     layout: &RowLayout,
     rows: &[Row; ROWS],
     n: usize,
@@ -77,7 +72,7 @@ pub(super) unsafe fn dot<S: Simd, C: Cells<S>, K: Scales, const X: usize, const 
                     // SAFETY: the buffers are as the layout says and have room (the caller's promise).
                     unsafe {
                         let scales = scales.as_mut_ptr();
-                        let total = dot_rows::<S, C, K, X, R>(s, layout, &few_rows, i, &few_x, scales);
+                        let total = dot_rows::<S, D, K, X, R>(s, layout, &few_rows, i, &few_x, scales);
                         for at in (0..X * R).step_by(4) {
                             let mut four = [total[0][0]; 4];
                             for j in 0..4 {
@@ -114,7 +109,7 @@ pub(super) fn fetch(rows: &[Row; ROWS]) {
 /// # Safety
 /// As [`DotFn`].
 #[inline(always)]
-unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usize>(
+unsafe fn dot_rows<S: Simd, D: Decoder<S>, K: Scales, const X: usize, const R: usize>(
     s: S,
     layout: &RowLayout,
     rows: &[Row; R],
@@ -123,17 +118,17 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usi
     scales: *mut f32,
 ) -> [[S::F; R]; X] {
     let mut total = [[s.splat(0.0); R]; X];
-    if C::SCALED {
+    if D::SCALED {
         fetch_scales::<K, R>(layout, rows, i);
         let mut g = 0;
         // SAFETY: the caller's promise.
         unsafe {
             while g + S::LANES <= layout.n_groups {
-                scale::<S, C, K, X, R, true>(s, layout, rows, i, x, g, scales, &mut total);
+                scale::<S, D, K, X, R, true>(s, layout, rows, i, x, g, scales, &mut total);
                 g += S::LANES;
             }
             if g < layout.n_groups {
-                scale::<S, C, K, X, R, false>(s, layout, rows, i, x, g, scales, &mut total);
+                scale::<S, D, K, X, R, false>(s, layout, rows, i, x, g, scales, &mut total);
             }
         }
     }
@@ -141,25 +136,9 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usi
     for r in 0..R {
         at[r] = rows[r].data.wrapping_add(i * layout.row_bytes);
     }
-    if C::Element::ZIPPED {
-        // Row after row, with two rows of activations at most: sums of more, for each plane, would not fit the registers.
-        for r in 0..R {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let scales = scales.add(r * scales_stride(layout)).cast_const();
-                if X == 1 {
-                    let [sums] = dot_zipped::<S, C, 1>(s, layout, at[r], [x[0]], [scales]);
-                    total[0][r] = s.add(total[0][r], sums);
-                }
-                for m in (0..X / 2 * 2).step_by(2) {
-                    let stride = R * scales_stride(layout);
-                    let scales = [scales.add(m * stride), scales.add((m + 1) * stride)];
-                    let [a, b] = dot_zipped::<S, C, 2>(s, layout, at[r], [x[m], x[m + 1]], scales);
-                    total[m][r] = s.add(total[m][r], a);
-                    total[m + 1][r] = s.add(total[m + 1][r], b);
-                }
-            }
-        }
+    if D::Element::ZIPPED {
+        // SAFETY: the caller's promise.
+        unsafe { zipped::add_dots::<S, D, X, R>(s, layout, at, x, scales, &mut total) };
         return total;
     }
     let mut x = *x;
@@ -167,13 +146,13 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usi
     // A vector of groups at a time, or all.
     let mut n_left = layout.n_chunks;
     while n_left > 0 {
-        let n = if C::SCALED { layout.lanes_per_group.min(n_left) } else { n_left };
+        let n = if D::SCALED { layout.lanes_per_group.min(n_left) } else { n_left };
         // SAFETY: the buffers are as the layout says (the caller's promise).
         unsafe {
-            if C::SCALED && layout.lanes_per_group == S::LANES {
-                add_chunks::<S, C, X, R, true>(s, layout, n, &mut at, &mut x, scales, &mut total);
+            if D::SCALED && layout.lanes_per_group == S::LANES {
+                add_chunks::<S, D, X, R, true>(s, layout, n, &mut at, &mut x, scales, &mut total);
             } else {
-                add_chunks::<S, C, X, R, false>(s, layout, n, &mut at, &mut x, scales, &mut total);
+                add_chunks::<S, D, X, R, false>(s, layout, n, &mut at, &mut x, scales, &mut total);
             }
         }
         n_left -= n;
@@ -188,7 +167,7 @@ unsafe fn dot_rows<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usi
 /// # Safety
 /// As [`DotFn`]; `at` and `x` are as [`sum_chunk`] wants them.
 #[inline(always)]
-unsafe fn add_chunks<S: Simd, C: Cells<S>, const X: usize, const R: usize, const ONE_GROUP: bool>(
+unsafe fn add_chunks<S: Simd, D: Decoder<S>, const X: usize, const R: usize, const ONE_GROUP: bool>(
     s: S,
     layout: &RowLayout,
     n: usize,
@@ -201,17 +180,17 @@ unsafe fn add_chunks<S: Simd, C: Cells<S>, const X: usize, const R: usize, const
     for c in 0..n {
         // SAFETY: the caller's promise.
         unsafe {
-            let sums = sum_chunk::<S, C, X, R>(s, layout, at, x);
-            let groups = if C::SCALED && !ONE_GROUP {
+            let sums = sum_chunk::<S, D, X, R>(s, layout, at, x);
+            let groups = if D::SCALED && !ONE_GROUP {
                 s.load_words(lanes.add(c * S::LANES).cast())
             } else {
                 s.splat_i(0)
             };
             for m in 0..X {
                 for r in 0..R {
-                    let sum = C::Element::total(s, sums[m][r]);
+                    let sum = D::Element::total(s, sums[m][r]);
                     let scales = scales.wrapping_add((m * R + r) * S::LANES);
-                    total[m][r] = if !C::SCALED {
+                    total[m][r] = if !D::SCALED {
                         s.add(sum, total[m][r])
                     } else if ONE_GROUP {
                         s.fma(sum, s.splat(scales.add(c).read()), total[m][r])
@@ -222,45 +201,6 @@ unsafe fn add_chunks<S: Simd, C: Cells<S>, const X: usize, const R: usize, const
             }
         }
     }
-}
-
-/// The lanes' sums of the row at `row` times its scales, those of each row of activations.
-///
-/// # Safety
-/// As [`DotFn`]; words are zipped.
-#[inline(always)]
-unsafe fn dot_zipped<S: Simd, C: Cells<S>, const X: usize>(
-    s: S,
-    layout: &RowLayout,
-    row: *const u8,
-    mut x: [*const f32; X],
-    mut scales: [*const f32; X],
-) -> [S::F; X] {
-    let mut total = [s.splat(0.0); X];
-    let mut at = [row];
-    // SAFETY: the buffers are as the layout says (the caller's promise).
-    unsafe {
-        let groups = s.load_words(layout.zipped_groups.as_ptr().cast());
-        let n_groups = S::LANES >> layout.lanes_per_group.trailing_zeros();
-        // Of one row of activations a chunk's sums are scaled after the next one's products, which need not wait for them: e2m1 codes
-        // with 16 instead of 15 GB/s from the cache (Zen 3, 2026-11). For two rows there are no registers.
-        let mut last = [(C::Element::zero(s), s.splat(0.0)); X];
-        for _ in 0..layout.n_chunks {
-            let sums = sum_chunk::<S, C, X, 1>(s, layout, &mut at, &mut x);
-            for m in 0..X {
-                let next = (sums[m][0], s.permute(s.load(scales[m]), groups));
-                scales[m] = scales[m].wrapping_add(n_groups);
-                let (sum, scale) = if X == 1 { last[m] } else { next };
-                last[m] = next;
-                total[m] = s.fma(C::Element::total(s, sum), scale, total[m]);
-            }
-        }
-        if X == 1 {
-            let (sum, scale) = last[0];
-            total[0] = s.fma(C::Element::total(s, sum), scale, total[0]);
-        }
-    }
-    total
 }
 
 /// Fetches as many scales and biases as the `i`th rows have, of rows to come.
@@ -286,7 +226,7 @@ fn fetch_scales<K: Scales, const R: usize>(layout: &RowLayout, rows: &[Row; R], 
 /// As [`DotFn`]; the rows have the group, if `WHOLE` all of the vector.
 #[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
 #[inline(always)]
-unsafe fn scale<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usize, const WHOLE: bool>(
+unsafe fn scale<S: Simd, D: Decoder<S>, K: Scales, const X: usize, const R: usize, const WHOLE: bool>(
     s: S,
     layout: &RowLayout,
     rows: &[Row; R],
@@ -305,11 +245,11 @@ unsafe fn scale<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usize,
                 let x_groups = x[m].add(layout.n_values + g);
                 total[m][r] = s.fma(biases, s.load(x_groups), total[m][r]);
                 let mut scales = scales;
-                if C::Element::X_SCALED {
+                if D::Element::X_SCALED {
                     scales = s.mul(scales, s.load(x_groups.add(layout.padded_groups)));
                 }
-                let at = if C::Element::ZIPPED {
-                    (m * R + r) * scales_stride(layout) + g
+                let at = if D::Element::ZIPPED {
+                    zipped::scales_at(layout, m * R + r) + g
                 } else {
                     g * X * R + (m * R + r) * S::LANES
                 };
@@ -321,61 +261,58 @@ unsafe fn scale<S: Simd, C: Cells<S>, K: Scales, const X: usize, const R: usize,
 
 /// `sums[m][r] = Σ w[r][k] · x[m][k]` over a chunk of each row, lane by lane, before scale and bias; moves on to the next.
 ///
-/// `n_loads` is [`Cells::LOADS`] as a bound that the compiler does not know: several loads' products with several rows of
+/// `n_loads` is [`Decoder::LOADS`] as a bound that the compiler does not know: several loads' products with several rows of
 /// activations, unrolled as a whole, would be reordered until nothing fits the registers.
 ///
 /// # Safety
 /// A chunk, and the overread, are readable at each of `at`, and a chunk of prepared activations at each of `x`.
 #[inline(always)]
-unsafe fn sum_chunk<S: Simd, C: Cells<S>, const X: usize, const R: usize>(
+unsafe fn sum_chunk<S: Simd, D: Decoder<S>, const X: usize, const R: usize>(
     s: S,
     &RowLayout { n_loads, plane, .. }: &RowLayout,
     at: &mut [*const u8; R],
     x: &mut [*const f32; X],
-) -> [[<C::Element as Element<S>>::Sum; R]; X] {
-    const { assert!(C::CELLS <= MAX_CELLS && (C::Element::PLANES == 1 || C::LOADS == 1 || C::Element::ZIPPED)) };
-    let mut sums = [[C::Element::zero(s); R]; X];
-    for load in 0..if X == 1 || C::LOADS == 1 || C::Element::ZIPPED { C::LOADS } else { n_loads } {
+) -> [[<D::Element as Element<S>>::Sum; R]; X] {
+    // Zipped words go another way.
+    const { assert!(D::CELLS <= MAX_CELLS && (D::Element::PLANES == 1 || D::LOADS == 1 || D::Element::ZIPPED)) };
+    let mut sums = [[D::Element::zero(s); R]; X];
+    for load in 0..if X == 1 || D::LOADS == 1 { D::LOADS } else { n_loads } {
         let mut words = [s.splat_i(0); R];
         for r in 0..R {
             // SAFETY: the caller's promise.
             unsafe {
-                if load * C::LOAD_BYTES % 64 < C::LOAD_BYTES {
+                if load * D::LOAD_BYTES % 64 < D::LOAD_BYTES {
                     // A line once, and between the loads: all at once is 6 % slower (Zen 4, 2026-11).
-                    prefetch(at[r].wrapping_add(PREFETCH_BYTES + load * C::LOAD_BYTES));
+                    prefetch(at[r].wrapping_add(PREFETCH_BYTES + load * D::LOAD_BYTES));
                 }
-                words[r] = C::load_of_chunk(s, at[r], load);
+                words[r] = D::load(s, at[r].add(load * D::LOAD_BYTES));
             }
         }
         let mut cells = [[s.splat_i(0); R]; MAX_CELLS];
-        for step in 0..C::Element::PLANES * C::CELLS {
-            // Plane after plane, or cells after cells.
-            let (p, i) = if C::Element::ZIPPED {
-                (step % C::Element::PLANES, step / C::Element::PLANES)
-            } else {
-                (step / C::CELLS, step % C::CELLS)
-            };
+        for step in 0..D::Element::PLANES * D::CELLS {
+            // Plane after plane.
+            let (p, i) = (step / D::CELLS, step % D::CELLS);
             for r in 0..R {
                 if p == 0 {
-                    cells[i][r] = C::cells(s, words[r], i);
+                    cells[i][r] = D::cells(s, words[r], i);
                 }
                 for m in 0..X {
-                    let x = x[m].wrapping_add(p * plane + (load * C::CELLS + i) * S::LANES);
+                    let x = x[m].wrapping_add(p * plane + (load * D::CELLS + i) * S::LANES);
                     if p > 0 && i == 0 {
-                        sums[m][r] = C::Element::next_plane(s, sums[m][r]);
+                        sums[m][r] = D::Element::next_plane(s, sums[m][r]);
                     }
                     // SAFETY: the caller's promise.
                     let x = unsafe { s.load_words(x.cast()) };
-                    sums[m][r] = C::Element::add(s, sums[m][r], cells[i][r], x, p);
+                    sums[m][r] = D::Element::add(s, sums[m][r], cells[i][r], x, p);
                 }
             }
         }
     }
     for r in 0..R {
-        at[r] = at[r].wrapping_add(C::LOADS * C::LOAD_BYTES);
+        at[r] = at[r].wrapping_add(D::LOADS * D::LOAD_BYTES);
     }
     for m in 0..X {
-        x[m] = x[m].wrapping_add(C::LOADS * C::CELLS * S::LANES);
+        x[m] = x[m].wrapping_add(D::LOADS * D::CELLS * S::LANES);
     }
     sums
 }

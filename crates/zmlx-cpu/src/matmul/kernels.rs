@@ -1,12 +1,15 @@
 //! The instances of the inner kernels: one per instruction set and format.
 
-use super::cells::{Cells, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
-use super::dots::{DotFn, dot};
-use super::elements::{Element, Integers, Order, Ways};
-use super::layout::{self, RowLayout, Scales};
+use super::decoders::{Decoder, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
+use super::dots::{DotFn, MAX_DOTS, dot};
+use super::elements::Integers;
+use super::layout::RowLayout;
+use super::prepare::{CellOrder, Prepare};
+use super::scales::{AnyScales, Bf16Scales, E4m3Scales, E8m0Scales, Scales};
 #[cfg(target_arch = "x86_64")]
 use super::tiles::{ByAmx, ByPairs};
 use super::tiles::{ByVectors, Multiply, PackFn, TileFn, tile, tile_rows};
+use super::ways::Ways;
 use crate::level::{Activations, Level};
 use crate::simd::Simd;
 #[cfg(target_arch = "x86_64")]
@@ -74,29 +77,25 @@ where
 {
     let (spec, scale_dtype) = match format {
         WeightFormat::Dense(DType::F32) => {
-            return of::<S, DenseF32, layout::Any, ByVectors>(format, n_in);
+            return of::<S, DenseF32, AnyScales, ByVectors>(format, n_in);
         }
         WeightFormat::Dense(DType::F16) => {
-            return of::<S, DenseF16, layout::Any, ByVectors>(format, n_in);
+            return of::<S, DenseF16, AnyScales, ByVectors>(format, n_in);
         }
-        WeightFormat::Dense(_) => return of::<S, DenseBf16, layout::Any, ByVectors>(format, n_in),
+        WeightFormat::Dense(_) => return of::<S, DenseBf16, AnyScales, ByVectors>(format, n_in),
         WeightFormat::Quantized { spec, scale_dtype } => (spec, scale_dtype),
     };
     match (spec.mode(), activations) {
-        (QuantMode::Mxfp8, _) => of::<S, E4m3, layout::E8m0, ByVectors>(format, n_in),
+        (QuantMode::Mxfp8, _) => of::<S, E4m3, E8m0Scales, ByVectors>(format, n_in),
         (QuantMode::Mxfp4, Activations::Int16) => {
-            of::<S, E2m1<S::Int16ForBytes>, layout::E8m0, M>(format, n_in)
+            of::<S, E2m1<S::Int16ForBytes>, E8m0Scales, M>(format, n_in)
         }
-        (QuantMode::Mxfp4, Activations::Int8) => {
-            of::<S, E2m1<Integers<4, 1>>, layout::E8m0, M8>(format, n_in)
-        }
-        (QuantMode::Nvfp4, Activations::Int16) => of::<S, E2m1<S::Int16>, layout::E4m3, M>(format, n_in),
-        (QuantMode::Nvfp4, Activations::Int8) => {
-            of::<S, E2m1<Integers<4, 1>>, layout::E4m3, M8>(format, n_in)
-        }
+        (QuantMode::Mxfp4, Activations::Int8) => of::<S, E2m1<Integers<4, 1>>, E8m0Scales, M8>(format, n_in),
+        (QuantMode::Nvfp4, Activations::Int16) => of::<S, E2m1<S::Int16>, E4m3Scales, M>(format, n_in),
+        (QuantMode::Nvfp4, Activations::Int8) => of::<S, E2m1<Integers<4, 1>>, E4m3Scales, M8>(format, n_in),
         (QuantMode::Affine, _) => match scale_dtype {
-            DType::BF16 => affine::<S, layout::Bf16, M, M8>(spec, activations, format, n_in),
-            _ => affine::<S, layout::Any, M, M8>(spec, activations, format, n_in),
+            DType::BF16 => affine::<S, Bf16Scales, M, M8>(spec, activations, format, n_in),
+            _ => affine::<S, AnyScales, M, M8>(spec, activations, format, n_in),
         },
     }
 }
@@ -119,7 +118,7 @@ where
 }
 
 /// Affine weights of less than 8 bits; `B` is as [`Ways::Int16ForBytes`].
-fn narrow<S: Ways, E: Element<S>, B: Element<S>, K: Scales, M: Multiply<S, E> + Multiply<S, B>>(
+fn narrow<S: Ways, E: Prepare<S>, B: Prepare<S>, K: Scales, M: Multiply<S, E> + Multiply<S, B>>(
     spec: QuantSpec,
     format: WeightFormat,
     n_in: usize,
@@ -139,45 +138,56 @@ fn narrow<S: Ways, E: Element<S>, B: Element<S>, K: Scales, M: Multiply<S, E> + 
     }
 }
 
-fn of<S: Simd, C: Cells<S>, K: Scales, M: Multiply<S, C::Element>>(
+fn of<S: Simd, D: Decoder<S>, K: Scales, M: Multiply<S, D::Element>>(
     format: WeightFormat,
     n_in: usize,
-) -> Kernels {
+) -> Kernels
+where
+    D::Element: Prepare<S>,
+{
     Kernels {
-        layout: RowLayout::new::<S, C>(format, n_in),
+        layout: RowLayout::new::<S, D>(format, n_in),
         max_dots: const {
-            assert!(M::MAX_DOTS <= super::MAX_DOTS);
+            assert!(M::MAX_DOTS <= MAX_DOTS);
             M::MAX_DOTS
         },
-        dot: [dot::<S, C, K, 1, 4>, dot::<S, C, K, 2, 4>, dot::<S, C, K, 4, 2>],
-        prepare_dot: prepare_dot::<S, C>,
-        pack: M::pack::<C>,
-        tile: tile::<S, C, M>,
-        prepare_tile: prepare_tile::<S, C, M>,
+        dot: [dot::<S, D, K, 1, 4>, dot::<S, D, K, 2, 4>, dot::<S, D, K, 4, 2>],
+        prepare_dot: prepare_dot::<S, D>,
+        pack: M::pack::<D>,
+        tile: tile::<S, D, M>,
+        prepare_tile: prepare_tile::<S, D, M>,
         tile_rows: tile_rows::<S>(),
     }
 }
 
 /// The [`PrepareFn`] for dots.
-unsafe fn prepare_dot<S: Simd, C: Cells<S>>(layout: &RowLayout, x: *const f32, out: *mut f32) {
+unsafe fn prepare_dot<S: Simd, D: Decoder<S>>(layout: &RowLayout, x: *const f32, out: *mut f32)
+where
+    D::Element: Prepare<S>,
+{
     // SAFETY: the caller's promise.
-    unsafe { prepare::<S, C>(layout, Order::Vectors, x, out) }
+    unsafe { prepare::<S, D>(layout, CellOrder::Vectors, x, out) }
 }
 
 /// The [`PrepareFn`] for tiles.
-unsafe fn prepare_tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
+unsafe fn prepare_tile<S: Simd, D: Decoder<S>, M: Multiply<S, D::Element>>(
     layout: &RowLayout,
     x: *const f32,
     out: *mut f32,
-) {
+) where
+    D::Element: Prepare<S>,
+{
     // SAFETY: the caller's promise.
-    unsafe { prepare::<S, C>(layout, M::ORDER, x, out) }
+    unsafe { prepare::<S, D>(layout, M::ORDER, x, out) }
 }
 
 /// # Safety
 /// As [`PrepareFn`].
 #[inline(always)]
-unsafe fn prepare<S: Simd, C: Cells<S>>(layout: &RowLayout, order: Order, x: *const f32, out: *mut f32) {
+unsafe fn prepare<S: Simd, D: Decoder<S>>(layout: &RowLayout, order: CellOrder, x: *const f32, out: *mut f32)
+where
+    D::Element: Prepare<S>,
+{
     // SAFETY: the caller vouches for the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
@@ -190,7 +200,7 @@ unsafe fn prepare<S: Simd, C: Cells<S>>(layout: &RowLayout, order: Order, x: *co
                     std::slice::from_raw_parts_mut(out, layout.stride),
                 )
             };
-            C::Element::prepare::<C>(layout, order, x, out);
+            D::Element::prepare::<D>(layout, order, x, out);
         },
     );
 }

@@ -12,9 +12,11 @@ mod pairs;
 
 use std::mem::MaybeUninit;
 
-use super::cells::{Cells, MAX_OVERREAD};
-use super::elements::{Element, Order};
-use super::layout::{Any, Row, RowLayout, Scales, group_scales};
+use super::decoders::{Decoder, MAX_OVERREAD};
+use super::elements::Element;
+use super::layout::{Row, RowLayout};
+use super::prepare::CellOrder;
+use super::scales::{AnyScales, Scales, group_scales};
 use crate::pool::Aligned;
 use crate::simd::{Simd, prefetch};
 
@@ -62,10 +64,10 @@ pub(super) type PackFn = unsafe fn(layout: &RowLayout, xs: &[*const f32], packed
 pub(super) trait Multiply<S: Simd, E: Element<S>> {
     /// What it needs while it is at work.
     type State;
-    /// Rows of activations up to which dots are faster, no more than [`super::MAX_DOTS`].
+    /// Rows of activations up to which dots are faster, no more than [`MAX_DOTS`](super::dots::MAX_DOTS).
     const MAX_DOTS: usize;
     /// How activations lie.
-    const ORDER: Order = Order::Words;
+    const ORDER: CellOrder = CellOrder::Words;
     /// Vectors of a tile for each vector of cells.
     const CELL_VECS: usize = 1;
 
@@ -73,7 +75,7 @@ pub(super) trait Multiply<S: Simd, E: Element<S>> {
     ///
     /// # Safety
     /// As [`PackFn`].
-    unsafe fn pack<C: Cells<S, Element = E>>(
+    unsafe fn pack<D: Decoder<S, Element = E>>(
         layout: &RowLayout,
         xs: &[*const f32],
         packed: &mut Aligned<f32>,
@@ -95,16 +97,16 @@ pub(super) trait Multiply<S: Simd, E: Element<S>> {
     ///
     /// # Safety
     /// The processor has the instructions.
-    unsafe fn begin<C: Cells<S, Element = E>>(s: S, layout: &RowLayout) -> Self::State;
+    unsafe fn begin<D: Decoder<S, Element = E>>(s: S, layout: &RowLayout) -> Self::State;
 
     /// Adds the block's products with all of `xs` to `out`.
     ///
     /// # Safety
     /// The block's cells have been written; as [`TileFn`].
-    unsafe fn multiply<C: Cells<S, Element = E>>(
+    unsafe fn multiply<D: Decoder<S, Element = E>>(
         s: S,
         state: &mut Self::State,
-        block: &Block<'_>,
+        block: &TileBlock<'_>,
         xs: &[*const f32],
         packed: *const f32,
         out: *mut f32,
@@ -120,7 +122,7 @@ pub(super) struct TileScratch {
 }
 
 /// The [`TileFn`].
-pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
+pub(super) unsafe fn tile<S: Simd, D: Decoder<S>, M: Multiply<S, D::Element>>(
     layout: &RowLayout,
     rows: &[Row],
     xs: &[*const f32],
@@ -144,17 +146,17 @@ pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
         || {
             // SAFETY: the buffers have been made large enough; rows and activations are as the layout says.
             unsafe {
-                if C::SCALED {
+                if D::SCALED {
                     scales_by_group(s, layout, rows, scratch);
                 }
-                let n_cells = layout.n_in.div_ceil(C::Element::WEIGHTS);
+                let n_cells = layout.n_in.div_ceil(D::Element::WEIGHTS);
                 let block_cells = BLOCK_WORDS / n_rows / M::CELL_VECS;
-                let mut state = M::begin::<C>(s, layout);
+                let mut state = M::begin::<D>(s, layout);
                 let mut from = 0;
                 while from < n_cells {
                     let n = block_cells.min(n_cells - from);
-                    fill::<S, C, M>(s, layout, rows, from, n, scratch.cells.as_mut_ptr());
-                    let block = Block {
+                    fill::<S, D, M>(s, layout, rows, from, n, scratch.cells.as_mut_ptr());
+                    let block = TileBlock {
                         layout,
                         cells: scratch.cells.as_ptr(),
                         from,
@@ -162,7 +164,7 @@ pub(super) unsafe fn tile<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
                         scales: scratch.by_group[0].as_ptr(),
                         biases: scratch.by_group[1].as_ptr(),
                     };
-                    M::multiply::<C>(s, &mut state, &block, xs, packed.as_ptr(), out.as_mut_ptr());
+                    M::multiply::<D>(s, &mut state, &block, xs, packed.as_ptr(), out.as_mut_ptr());
                     from += n;
                 }
             }
@@ -190,8 +192,13 @@ unsafe fn scales_by_group<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scrat
                     prefetch(row.scales.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
                     prefetch(row.biases.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
                     let n = (layout.n_groups - g).min(S::LANES);
-                    let [row_scales, row_biases] =
-                        group_scales::<S, Any, false>(s, layout, row, g * Any::size_bytes(layout), n);
+                    let [row_scales, row_biases] = group_scales::<S, AnyScales, false>(
+                        s,
+                        layout,
+                        row,
+                        g * AnyScales::size_bytes(layout),
+                        n,
+                    );
                     s.store(scales.add(at + r * S::LANES), row_scales);
                     s.store(biases.add(at + r * S::LANES), row_biases);
                 }
@@ -222,7 +229,7 @@ unsafe fn transpose_in_place<S: Simd>(s: S, p: *mut f32) {
 /// # Safety
 /// As [`TileFn`]; `from` begins a vector of words; `out` has room for the cells, rounded up to vectors of words.
 #[inline(always)]
-unsafe fn fill<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
+unsafe fn fill<S: Simd, D: Decoder<S>, M: Multiply<S, D::Element>>(
     s: S,
     layout: &RowLayout,
     rows: &[Row],
@@ -230,16 +237,16 @@ unsafe fn fill<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
     n: usize,
     out: *mut u32,
 ) {
-    let (load_cells, n_rows) = (C::CELLS * S::LANES, ROW_VECS * S::LANES);
-    let n_readable = layout.row_bytes.saturating_sub(if C::OVERREAD { MAX_OVERREAD } else { 0 });
+    let (load_cells, n_rows) = (D::CELLS * S::LANES, ROW_VECS * S::LANES);
+    let n_readable = layout.row_bytes.saturating_sub(if D::OVERREAD { MAX_OVERREAD } else { 0 });
     let mut ends = MaybeUninit::<Ends>::uninit();
     // SAFETY: whole words are read from the row, others from a padded copy; writes stay within the rounded cells.
     unsafe {
         for load in 0..n.div_ceil(load_cells) {
-            let offset = (from / load_cells + load) * C::LOAD_BYTES;
-            let is_direct = offset + C::LOAD_BYTES <= n_readable;
+            let offset = (from / load_cells + load) * D::LOAD_BYTES;
+            let is_direct = offset + D::LOAD_BYTES <= n_readable;
             // The next block, or the next tile's first: the products take long enough for it to arrive.
-            let next = offset + n.div_ceil(load_cells) * C::LOAD_BYTES;
+            let next = offset + n.div_ceil(load_cells) * D::LOAD_BYTES;
             let next = if next < layout.row_bytes {
                 next
             } else {
@@ -248,7 +255,7 @@ unsafe fn fill<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
             let at = if is_direct {
                 rows.as_ptr()
             } else {
-                ends.write(Ends::EMPTY).copy(rows, offset, C::LOAD_BYTES.min(layout.row_bytes - offset))
+                ends.write(Ends::EMPTY).copy(rows, offset, D::LOAD_BYTES.min(layout.row_bytes - offset))
             };
             for v in 0..ROW_VECS {
                 s.transpose(
@@ -256,14 +263,14 @@ unsafe fn fill<S: Simd, C: Cells<S>, M: Multiply<S, C::Element>>(
                     |r| {
                         let row = &*at.add(v * S::LANES + r);
                         prefetch(row.data.wrapping_add(next));
-                        C::load(s, row.data.wrapping_add(offset))
+                        D::load(s, row.data.wrapping_add(offset))
                     },
                     #[inline(always)]
                     |j, words| {
-                        for i in 0..C::CELLS {
-                            let cell = (load * S::LANES + j) * C::CELLS + i;
+                        for i in 0..D::CELLS {
+                            let cell = (load * S::LANES + j) * D::CELLS + i;
                             let at = out.add((cell * M::CELL_VECS * ROW_VECS + v) * S::LANES);
-                            M::put(s, C::cells(s, words, i), at.cast());
+                            M::put(s, D::cells(s, words, i), at.cast());
                         }
                     },
                 );
@@ -297,7 +304,7 @@ impl Ends {
 }
 
 /// A block of a tile: some cells of all its rows.
-pub(super) struct Block<'a> {
+pub(super) struct TileBlock<'a> {
     layout: &'a RowLayout,
     cells: *const u32,
     /// Of the row's cells, the first and how many.
@@ -307,14 +314,14 @@ pub(super) struct Block<'a> {
     biases: *const f32,
 }
 
-/// Cells of a group, and of a sum that is scaled: a group, or what a sum holds of it.
-const fn sum_cells<S: Simd, C: Cells<S>>(layout: &RowLayout) -> (usize, usize) {
-    let group = if C::SCALED { layout.group_size / C::Element::WEIGHTS } else { BLOCK_WORDS };
-    (group, if group < C::MAX_CELLS { group } else { C::MAX_CELLS })
+/// Decoder of a group, and of a sum that is scaled: a group, or what a sum holds of it.
+const fn sum_cells<S: Simd, D: Decoder<S>>(layout: &RowLayout) -> (usize, usize) {
+    let group = if D::SCALED { layout.group_size / D::Element::WEIGHTS } else { BLOCK_WORDS };
+    (group, if group < D::MAX_CELLS { group } else { D::MAX_CELLS })
 }
 
 /// A group's scales and biases of a vector of rows.
-struct Group<S: Simd> {
+struct RowGroup<S: Simd> {
     /// Where prepared activations have the group's sum and scale.
     x_sum_at: usize,
     x_scale_at: usize,
@@ -323,24 +330,24 @@ struct Group<S: Simd> {
     biases: Option<S::F>,
 }
 
-impl Block<'_> {
+impl TileBlock<'_> {
     /// The group of cell `first` of the block, of vector `v` of the rows.
     ///
     /// # Safety
     /// As [`TileFn`].
     #[inline(always)]
-    unsafe fn group<S: Simd, C: Cells<S>>(&self, s: S, first: usize, v: usize) -> Group<S> {
-        let (group_cells, _) = sum_cells::<S, C>(self.layout);
+    unsafe fn group<S: Simd, D: Decoder<S>>(&self, s: S, first: usize, v: usize) -> RowGroup<S> {
+        let (group_cells, _) = sum_cells::<S, D>(self.layout);
         let cell = self.from + first;
         let idx = cell >> group_cells.trailing_zeros();
-        let is_biased = C::SCALED && self.layout.is_biased() && cell.is_multiple_of(group_cells);
+        let is_biased = D::SCALED && self.layout.is_biased() && cell.is_multiple_of(group_cells);
         let at = (v * self.layout.padded_groups + idx) * S::LANES;
         // SAFETY: the group exists, as the layout and the block say.
         unsafe {
-            Group {
+            RowGroup {
                 x_sum_at: self.layout.n_values + idx,
                 x_scale_at: self.layout.n_values + self.layout.padded_groups + idx,
-                scales: if C::SCALED { s.load(self.scales.add(at)) } else { s.splat(1.0) },
+                scales: if D::SCALED { s.load(self.scales.add(at)) } else { s.splat(1.0) },
                 biases: if is_biased { Some(s.load(self.biases.add(at))) } else { None },
             }
         }
@@ -351,9 +358,9 @@ impl Block<'_> {
     /// # Safety
     /// As [`TileFn`].
     #[inline(always)]
-    unsafe fn add_scaled<S: Simd, C: Cells<S>>(
+    unsafe fn add_scaled<S: Simd, D: Decoder<S>>(
         s: S,
-        group: &Group<S>,
+        group: &RowGroup<S>,
         sums: S::F,
         x: *const f32,
         out: *mut f32,
@@ -361,9 +368,9 @@ impl Block<'_> {
         // SAFETY: the group exists, as the layout and the block say.
         unsafe {
             let mut total = s.load(out);
-            if C::SCALED {
+            if D::SCALED {
                 let mut scale = group.scales;
-                if C::Element::X_SCALED {
+                if D::Element::X_SCALED {
                     scale = s.mul(scale, s.splat(x.add(group.x_scale_at).read()));
                 }
                 total = s.fma(sums, scale, total);
@@ -387,13 +394,13 @@ impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
     const MAX_DOTS: usize = if S::MANY_REGISTERS { 12 } else { 4 };
 
     #[inline(always)]
-    unsafe fn begin<C: Cells<S, Element = E>>(_: S, _: &RowLayout) {}
+    unsafe fn begin<D: Decoder<S, Element = E>>(_: S, _: &RowLayout) {}
 
     #[inline(always)]
-    unsafe fn multiply<C: Cells<S, Element = E>>(
+    unsafe fn multiply<D: Decoder<S, Element = E>>(
         s: S,
         (): &mut (),
-        block: &Block<'_>,
+        block: &TileBlock<'_>,
         xs: &[*const f32],
         _: *const f32,
         out: *mut f32,
@@ -405,13 +412,13 @@ impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
                 let out = out.add(at * tile_rows::<S>());
                 let xs = &xs[at..];
                 at += if S::MANY_REGISTERS && xs.len() >= 8 {
-                    multiply_few::<S, C, 8>(s, block, xs, out)
+                    multiply_few::<S, D, 8>(s, block, xs, out)
                 } else if xs.len() >= 4 {
-                    multiply_few::<S, C, 4>(s, block, xs, out)
+                    multiply_few::<S, D, 4>(s, block, xs, out)
                 } else if xs.len() >= 2 {
-                    multiply_few::<S, C, 2>(s, block, xs, out)
+                    multiply_few::<S, D, 2>(s, block, xs, out)
                 } else {
-                    multiply_few::<S, C, 1>(s, block, xs, out)
+                    multiply_few::<S, D, 1>(s, block, xs, out)
                 };
             }
         }
@@ -423,26 +430,26 @@ impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
 /// # Safety
 /// As [`Multiply::multiply`].
 #[inline(always)]
-unsafe fn multiply_few<S: Simd, C: Cells<S>, const X: usize>(
+unsafe fn multiply_few<S: Simd, D: Decoder<S>, const X: usize>(
     s: S,
-    block: &Block<'_>,
+    block: &TileBlock<'_>,
     xs: &[*const f32],
     out: *mut f32,
 ) -> usize {
     let mut x = [xs[0]; X];
     x.copy_from_slice(&xs[..X]);
-    let (_, sum_cells) = sum_cells::<S, C>(block.layout);
+    let (_, sum_cells) = sum_cells::<S, D>(block.layout);
     // SAFETY: cells, groups and rows exist, as the layout and the block say.
     unsafe {
         let mut first = 0;
         while first < block.n {
             let last = (first + sum_cells).min(block.n);
-            let mut sums = [[C::Element::zero(s); ROW_VECS]; X];
-            for plane in 0..C::Element::PLANES {
+            let mut sums = [[D::Element::zero(s); ROW_VECS]; X];
+            for plane in 0..D::Element::PLANES {
                 if plane > 0 {
                     for m in 0..X {
                         for v in 0..ROW_VECS {
-                            sums[m][v] = C::Element::next_plane(s, sums[m][v]);
+                            sums[m][v] = D::Element::next_plane(s, sums[m][v]);
                         }
                     }
                 }
@@ -455,7 +462,7 @@ unsafe fn multiply_few<S: Simd, C: Cells<S>, const X: usize>(
                     for m in 0..X {
                         let x = s.splat_i(x[m].add(x_at + cell).cast::<u32>().read());
                         for v in 0..ROW_VECS {
-                            sums[m][v] = C::Element::add(s, sums[m][v], w[v], x, plane);
+                            sums[m][v] = D::Element::add(s, sums[m][v], w[v], x, plane);
                         }
                     }
                 }
@@ -464,14 +471,14 @@ unsafe fn multiply_few<S: Simd, C: Cells<S>, const X: usize>(
             let mut totals = [[s.splat(0.0); ROW_VECS]; X];
             for m in 0..X {
                 for v in 0..ROW_VECS {
-                    totals[m][v] = C::Element::total(s, sums[m][v]);
+                    totals[m][v] = D::Element::total(s, sums[m][v]);
                 }
             }
             for v in 0..ROW_VECS {
-                let group = block.group::<S, C>(s, first, v);
+                let group = block.group::<S, D>(s, first, v);
                 for m in 0..X {
                     let out = out.add(m * tile_rows::<S>() + v * S::LANES);
-                    Block::add_scaled::<S, C>(s, &group, totals[m][v], x[m], out);
+                    TileBlock::add_scaled::<S, D>(s, &group, totals[m][v], x[m], out);
                 }
             }
             first = last;

@@ -16,7 +16,7 @@ struct Inner {
     n_mats: usize,
     n_out: usize,
     n_in: usize,
-    parts: Vec<Part>,
+    parts: Vec<WeightPart>,
     /// Which matrices have been used: what is read from disk for the first time is asked for as a whole.
     is_used: Vec<AtomicBool>,
     /// The values of a single dense row (norm weights, biases).
@@ -25,7 +25,7 @@ struct Inner {
 
 /// Rows `first_row..` of every matrix.
 #[derive(Clone)]
-pub(super) struct Part {
+pub(super) struct WeightPart {
     pub(super) host: HostWeight,
     pub(super) first_row: usize,
     pub(super) kernels: Kernels,
@@ -33,7 +33,7 @@ pub(super) struct Part {
     pub(super) row_bytes: [usize; 3],
 }
 
-impl Part {
+impl WeightPart {
     /// The buffers of a row.
     pub(super) fn row(&self, mat: usize, row: usize) -> Row {
         let bytes = self.host.mat(mat);
@@ -75,7 +75,7 @@ impl CpuWeight {
             n_in: host.n_in(),
             vector: is_vector.then(|| host.to_f32_vec()),
             is_used: unused(host.n_mats()),
-            parts: vec![Part { host, first_row: 0, kernels, row_bytes }],
+            parts: vec![WeightPart { host, first_row: 0, kernels, row_bytes }],
         }))
     }
 
@@ -87,7 +87,8 @@ impl CpuWeight {
         for w in weights {
             let got = (w.n_mats(), w.n_in());
             ensure(got == (n_mats, n_in), OP, "parts", format_args!("{n_mats} matrices {n_in} wide"), got)?;
-            parts.extend(w.0.parts.iter().map(|p| Part { first_row: p.first_row + n_out, ..p.clone() }));
+            parts
+                .extend(w.0.parts.iter().map(|p| WeightPart { first_row: p.first_row + n_out, ..p.clone() }));
             n_out += w.n_out();
         }
         Ok(Self(std::sync::Arc::new(Inner {
@@ -111,7 +112,7 @@ impl CpuWeight {
     }
 
     /// What its rows are composed of.
-    pub(super) fn parts(&self) -> &[Part] {
+    pub(super) fn parts(&self) -> &[WeightPart] {
         &self.0.parts
     }
 

@@ -1,10 +1,10 @@
 //! Tiles by AMX.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
-use super::super::cells::Cells;
+use super::super::decoders::Decoder;
 use super::super::elements::{Element, Integers};
 use super::super::layout::RowLayout;
-use super::{Block, Multiply, ROW_VECS, sum_cells, tile_rows};
+use super::{Multiply, ROW_VECS, TileBlock, sum_cells, tile_rows};
 use crate::pool::Aligned;
 use crate::simd::Vnni;
 use crate::simd::amx::{Sums, TILE, Tiles};
@@ -14,7 +14,7 @@ use crate::simd::amx::{Sums, TILE, Tiles};
 pub(in super::super) struct ByAmx {
     tiles: Tiles,
     sums: [Sums; 2],
-    /// Cells of an instruction.
+    /// Decoder of an instruction.
     k: usize,
 }
 
@@ -31,12 +31,12 @@ where
     /// (4-bit weights, a Xeon, 2026-11.)
     const MAX_DOTS: usize = 7;
 
-    unsafe fn pack<C: Cells<S, Element = Integers<4, PLANES>>>(
+    unsafe fn pack<D: Decoder<S, Element = Integers<4, PLANES>>>(
         layout: &RowLayout,
         xs: &[*const f32],
         packed: &mut Aligned<f32>,
     ) {
-        let k = sum_cells::<S, C>(layout).0.min(TILE);
+        let k = sum_cells::<S, D>(layout).0.min(TILE);
         let len = packed_len(layout);
         packed.resize(xs.len().div_ceil(TILE) * len, 0.0);
         for (xs, packed) in xs.chunks(TILE).zip(packed.chunks_exact_mut(len)) {
@@ -64,22 +64,22 @@ where
     }
 
     #[inline(always)]
-    unsafe fn begin<C: Cells<S, Element = Integers<4, PLANES>>>(_: S, layout: &RowLayout) -> Self {
-        let k = sum_cells::<S, C>(layout).0.min(TILE);
+    unsafe fn begin<D: Decoder<S, Element = Integers<4, PLANES>>>(_: S, layout: &RowLayout) -> Self {
+        let k = sum_cells::<S, D>(layout).0.min(TILE);
         // SAFETY: the caller's promise.
         Self { tiles: unsafe { Tiles::configure(k) }, sums: [Sums::ZERO; 2], k }
     }
 
     #[inline(always)]
-    unsafe fn multiply<C: Cells<S, Element = Integers<4, PLANES>>>(
+    unsafe fn multiply<D: Decoder<S, Element = Integers<4, PLANES>>>(
         s: S,
         state: &mut Self,
-        block: &Block<'_>,
+        block: &TileBlock<'_>,
         xs: &[*const f32],
         packed: *const f32,
         out: *mut f32,
     ) {
-        let (_, sum_cells) = sum_cells::<S, C>(block.layout);
+        let (_, sum_cells) = sum_cells::<S, D>(block.layout);
         let n_sums = block.n.div_ceil(sum_cells);
         for (i, xs) in xs.chunks(TILE).enumerate() {
             let x = packed.wrapping_add(i * packed_len(block.layout));
@@ -95,7 +95,7 @@ where
                         if sum > 0 {
                             state.tiles.store::<PLANES, 1>(&mut state.sums[1]);
                             let first = (sum - 2) * sum_cells;
-                            state.add_scaled::<S, C, PLANES>(s, block, first, 0, x, v, &mut totals);
+                            state.add_scaled::<S, D, PLANES>(s, block, first, 0, x, v, &mut totals);
                         }
                         if sum + 1 < n_sums {
                             state.products::<PLANES, 1>(block, (sum + 1) * sum_cells, sum_cells, x, v);
@@ -103,16 +103,16 @@ where
                         state.tiles.store::<PLANES, 0>(&mut state.sums[0]);
                         if sum > 0 {
                             let first = (sum - 1) * sum_cells;
-                            state.add_scaled::<S, C, PLANES>(s, block, first, 1, x, v, &mut totals);
+                            state.add_scaled::<S, D, PLANES>(s, block, first, 1, x, v, &mut totals);
                         }
                         sum += 2;
                     }
                     state.tiles.store::<PLANES, 1>(&mut state.sums[1]);
                     let first = (sum - 2) * sum_cells;
-                    state.add_scaled::<S, C, PLANES>(s, block, first, 0, x, v, &mut totals);
+                    state.add_scaled::<S, D, PLANES>(s, block, first, 0, x, v, &mut totals);
                     if sum == n_sums {
                         let first = (sum - 1) * sum_cells;
-                        state.add_scaled::<S, C, PLANES>(s, block, first, 1, x, v, &mut totals);
+                        state.add_scaled::<S, D, PLANES>(s, block, first, 1, x, v, &mut totals);
                     }
                     // Small loops are unrolled: the totals stay in registers.
                     let mut results = [[0f32; TILE]; TILE];
@@ -138,7 +138,7 @@ impl ByAmx {
     #[inline(always)]
     unsafe fn products<const PLANES: usize, const HALF: usize>(
         &self,
-        block: &Block<'_>,
+        block: &TileBlock<'_>,
         first: usize,
         n: usize,
         x: *const f32,
@@ -166,21 +166,21 @@ impl ByAmx {
     /// As [`Multiply::multiply`].
     #[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
     #[inline(always)]
-    unsafe fn add_scaled<S: Vnni, C: Cells<S>, const PLANES: usize>(
+    unsafe fn add_scaled<S: Vnni, D: Decoder<S>, const PLANES: usize>(
         &self,
         s: S,
-        block: &Block<'_>,
+        block: &TileBlock<'_>,
         first: usize,
         half: usize,
         x: *const f32,
         v: usize,
         totals: &mut [S::F; TILE],
     ) where
-        C::Element: Element<S, Sum = S::Acc8>,
+        D::Element: Element<S, Sum = S::Acc8>,
     {
         // SAFETY: the caller's promise.
         unsafe {
-            let group = block.group::<S, C>(s, first, v);
+            let group = block.group::<S, D>(s, first, v);
             // As prepared activations have them, but of all rows.
             let x_scales = x.add(TILE * group.x_sum_at);
             let x_sums = x_scales.add(TILE * block.layout.n_groups);
@@ -194,7 +194,7 @@ impl ByAmx {
                     sums = s.add_lanes(sums, lanes);
                 }
                 let scale = s.mul(group.scales, s.splat(x_scales.add(r).read()));
-                totals[r] = s.fma(C::Element::total(s, sums), scale, totals[r]);
+                totals[r] = s.fma(D::Element::total(s, sums), scale, totals[r]);
             }
             if let Some(biases) = group.biases {
                 for r in 0..TILE {

@@ -5,10 +5,11 @@
 //! modulo 2^32, in which those of a group fit once that is subtracted: the result is exact.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
-use super::super::cells::Cells;
-use super::super::elements::{Element, Integers, Order};
+use super::super::decoders::Decoder;
+use super::super::elements::{Element, Integers};
 use super::super::layout::RowLayout;
-use super::{BLOCK_WORDS, Block, ByVectors, Multiply, ROW_VECS, sum_cells, tile_rows};
+use super::super::prepare::CellOrder;
+use super::{BLOCK_WORDS, ByVectors, Multiply, ROW_VECS, TileBlock, sum_cells, tile_rows};
 use crate::simd::WordSums;
 
 /// By pairs of weights and activations, for some rows of activations at a time as they were prepared.
@@ -29,7 +30,7 @@ where
 {
     type State = Common<S>;
     const MAX_DOTS: usize = <ByVectors as Multiply<S, Integers<N, PLANES>>>::MAX_DOTS;
-    const ORDER: Order = Order::Pairs;
+    const ORDER: CellOrder = CellOrder::Pairs;
     const CELL_VECS: usize = if N == 4 { 2 } else { 1 };
 
     /// Of four bytes the first and third, then the others.
@@ -47,29 +48,29 @@ where
     }
 
     #[inline(always)]
-    unsafe fn begin<C: Cells<S, Element = Integers<N, PLANES>>>(s: S, _: &RowLayout) -> Self::State {
+    unsafe fn begin<D: Decoder<S, Element = Integers<N, PLANES>>>(s: S, _: &RowLayout) -> Self::State {
         const { assert!((N == 2 && PLANES == 1) || (N == 4 && PLANES == 2), "activations have 16 bits") };
         [[s.splat_i(0); ROW_VECS]; MAX_GROUPS]
     }
 
     #[inline(always)]
-    unsafe fn multiply<C: Cells<S, Element = Integers<N, PLANES>>>(
+    unsafe fn multiply<D: Decoder<S, Element = Integers<N, PLANES>>>(
         s: S,
         common: &mut Self::State,
-        block: &Block<'_>,
+        block: &TileBlock<'_>,
         xs: &[*const f32],
         packed: *const f32,
         out: *mut f32,
     ) {
-        let (group_cells, sum_cells) = sum_cells::<S, C>(block.layout);
+        let (group_cells, sum_cells) = sum_cells::<S, D>(block.layout);
         // SAFETY: the caller's promise.
         unsafe {
             if N == 2 && sum_cells < group_cells {
                 // The sums of a group would not fit.
-                ByVectors::multiply::<C>(s, &mut (), block, xs, packed, out);
+                ByVectors::multiply::<D>(s, &mut (), block, xs, packed, out);
             } else {
                 debug_assert_eq!(group_cells, sum_cells, "a sum holds a group");
-                multiply(s, common, block, Pairs::of::<S, C>(block), xs, out);
+                multiply(s, common, block, PairRange::of::<S, D>(block), xs, out);
             }
         }
     }
@@ -77,7 +78,7 @@ where
 
 /// A block's vectors of cells as pairs.
 #[derive(Clone, Copy)]
-struct Pairs {
+struct PairRange {
     /// Of the row's pairs, the first and how many.
     from: usize,
     n: usize,
@@ -85,11 +86,11 @@ struct Pairs {
     group: usize,
 }
 
-impl Pairs {
+impl PairRange {
     /// Those of a block, whose cells are pairs or halves of them.
-    fn of<S: WordSums, C: Cells<S>>(block: &Block<'_>) -> Self {
-        let (group, _) = sum_cells::<S, C>(block.layout);
-        let cells = 4 / C::Element::WEIGHTS;
+    fn of<S: WordSums, D: Decoder<S>>(block: &TileBlock<'_>) -> Self {
+        let (group, _) = sum_cells::<S, D>(block.layout);
+        let cells = 4 / D::Element::WEIGHTS;
         Self { from: block.from / cells, n: block.n / cells, group: group / cells }
     }
 }
@@ -102,8 +103,8 @@ impl Pairs {
 unsafe fn multiply<S: WordSums>(
     s: S,
     common: &mut Common<S>,
-    block: &Block<'_>,
-    pairs: Pairs,
+    block: &TileBlock<'_>,
+    pairs: PairRange,
     xs: &[*const f32],
     out: *mut f32,
 ) {
@@ -144,7 +145,7 @@ unsafe fn multiply<S: WordSums>(
 /// # Safety
 /// The block has the pair.
 #[inline(always)]
-unsafe fn weights<S: WordSums>(s: S, block: &Block<'_>, pair: usize, v: usize) -> [S::I; 2] {
+unsafe fn weights<S: WordSums>(s: S, block: &TileBlock<'_>, pair: usize, v: usize) -> [S::I; 2] {
     // SAFETY: the caller's promise.
     unsafe {
         let at = block.cells.add((2 * pair * ROW_VECS + v) * S::LANES);
@@ -159,8 +160,8 @@ unsafe fn weights<S: WordSums>(s: S, block: &Block<'_>, pair: usize, v: usize) -
 #[inline(always)]
 unsafe fn multiply_few<S: WordSums, const X: usize>(
     s: S,
-    block: &Block<'_>,
-    pairs: Pairs,
+    block: &TileBlock<'_>,
+    pairs: PairRange,
     common: &Common<S>,
     xs: &[*const f32],
     out: *mut f32,

@@ -1,7 +1,7 @@
 //! Weight formats as the kernels see them: how vectors of words of a row become vectors of cells.
 //!
 //! A *cell* is what a 32-bit lane holds: two 16-bit integers, four 8-bit ones, or a float ([`Element`]). A row is loaded
-//! by vectors of `LANES` words, each of which gives [`Cells::CELLS`] vectors of cells by masks and shifts, never by moves
+//! by vectors of `LANES` words, each of which gives [`Decoder::CELLS`] vectors of cells by masks and shifts, never by moves
 //! between lanes: of a word's integers, cell `i` holds number `i` and every `CELLS`th after it. Activations are put into
 //! the same order once per op.
 
@@ -12,8 +12,8 @@ use super::elements::{Element, Floats};
 use crate::simd::Vnni;
 use crate::simd::{Simd, codes_of_16};
 
-/// A format's decoder for vectors of `S`.
-pub(super) trait Cells<S: Simd> {
+/// A format's way from words to cells, on vectors of `S`.
+pub(super) trait Decoder<S: Simd> {
     /// What the cells hold.
     type Element: Element<S>;
     /// Vectors of cells that a vector of words gives.
@@ -44,32 +44,6 @@ pub(super) trait Cells<S: Simd> {
     /// `LOAD_BYTES` bytes, and the overread, are readable at `p`.
     unsafe fn load(s: S, p: *const u8) -> S::I;
 
-    /// Vector `i` of the words of the chunk at `p`.
-    ///
-    /// # Safety
-    /// As many bytes as [`Cells::LOADS`] loads take, and the overread, are readable at `p`.
-    #[inline(always)]
-    unsafe fn load_of_chunk(s: S, p: *const u8, i: usize) -> S::I {
-        // SAFETY: the caller's promise.
-        unsafe {
-            if Self::Element::ZIPPED {
-                Self::Element::load_zipped(s, p, i)
-            } else {
-                Self::load(s, p.add(i * Self::LOAD_BYTES))
-            }
-        }
-    }
-
-    /// Which of the chunk's words is in a lane of vector `i`.
-    #[inline(always)]
-    fn word(i: usize, lane: usize) -> usize {
-        if Self::Element::ZIPPED {
-            lane / 2 % 2 * S::LANES + lane / 4 * 4 + 2 * i + lane % 2
-        } else {
-            i * S::LANES + lane
-        }
-    }
-
     /// Vector `i` of cells.
     #[inline(always)]
     fn cells(s: S, words: S::I, i: usize) -> S::I {
@@ -93,7 +67,7 @@ fn code_of_16<S: Simd, const BITS: usize>(s: S, words: S::I, i: usize) -> S::I {
 /// Affine codes of 2, 4 or 8 bits.
 pub(super) struct PowerOfTwoBits<const BITS: usize, E>(PhantomData<E>);
 
-impl<S: Simd, E: Element<S>, const BITS: usize> Cells<S> for PowerOfTwoBits<BITS, E> {
+impl<S: Simd, E: Element<S>, const BITS: usize> Decoder<S> for PowerOfTwoBits<BITS, E> {
     type Element = E;
     const CELLS: usize = 32 / E::WEIGHTS / BITS;
     const LOAD_BYTES: usize = 4 * S::LANES;
@@ -119,7 +93,7 @@ impl<S: Simd, E: Element<S>, const BITS: usize> Cells<S> for PowerOfTwoBits<BITS
 /// loaded with as many neighbours as it holds, an 8-bit one with one.
 pub(super) struct OddBits<const BITS: usize, E, const CHUNK: usize>(PhantomData<E>);
 
-impl<S: Simd, E: Element<S>, const BITS: usize, const CHUNK: usize> Cells<S> for OddBits<BITS, E, CHUNK> {
+impl<S: Simd, E: Element<S>, const BITS: usize, const CHUNK: usize> Decoder<S> for OddBits<BITS, E, CHUNK> {
     type Element = E;
     const CELLS: usize = if E::WEIGHTS == 2 { codes_of_16(BITS) } else { 1 };
     const LOAD_BYTES: usize = S::LANES * BITS * E::WEIGHTS * Self::CELLS / 8;
@@ -150,7 +124,7 @@ impl<S: Simd, E: Element<S>, const BITS: usize, const CHUNK: usize> Cells<S> for
 pub(super) struct Words3<E>(PhantomData<E>);
 
 #[cfg(target_arch = "x86_64")]
-impl<S: Vnni, E: Element<S>> Cells<S> for Words3<E> {
+impl<S: Vnni, E: Element<S>> Decoder<S> for Words3<E> {
     type Element = E;
     const CELLS: usize = 2;
     const LOAD_BYTES: usize = 3 * S::LANES;
@@ -173,7 +147,7 @@ impl<S: Vnni, E: Element<S>> Cells<S> for Words3<E> {
 /// e2m1 codes: 512 times their values or, as bytes, twice these and 12, which has no sign.
 pub(super) struct E2m1<E>(PhantomData<E>);
 
-impl<S: Simd, E: Element<S>> Cells<S> for E2m1<E> {
+impl<S: Simd, E: Element<S>> Decoder<S> for E2m1<E> {
     type Element = E;
     const CELLS: usize = 8 / E::WEIGHTS;
     const LOAD_BYTES: usize = 4 * S::LANES;
@@ -202,7 +176,7 @@ impl<S: Simd, E: Element<S>> Cells<S> for E2m1<E> {
 /// e4m3 codes, whose values span more than 16 bits. A chunk is 32 weights.
 pub(super) struct E4m3;
 
-impl<S: Simd> Cells<S> for E4m3 {
+impl<S: Simd> Decoder<S> for E4m3 {
     type Element = Floats;
     const CELLS: usize = 1;
     const LOAD_BYTES: usize = S::LANES;
@@ -224,7 +198,7 @@ pub(super) struct DenseBf16;
 
 macro_rules! dense {
     ($name:ident, $size:literal, $load:expr) => {
-        impl<S: Simd> Cells<S> for $name {
+        impl<S: Simd> Decoder<S> for $name {
             type Element = Floats;
             const CELLS: usize = 1;
             const LOAD_BYTES: usize = S::LANES * $size;

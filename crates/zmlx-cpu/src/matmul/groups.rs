@@ -1,0 +1,47 @@
+//! Which rows of activations meet which matrix of a bank.
+
+use std::ops::Range;
+
+/// Which rows of activations meet which matrix: `pairs[range]` for each matrix that occurs, ascending.
+#[derive(Default)]
+pub(crate) struct Groups {
+    pub(super) mats: Vec<(usize, Range<usize>)>,
+    pub(super) pairs: Vec<u32>,
+    counts: Vec<u32>,
+}
+
+impl Groups {
+    /// Every pair with matrix 0.
+    pub(crate) fn all(&mut self, n_pairs: usize) {
+        self.mats.clear();
+        if n_pairs > 0 {
+            self.mats.push((0, 0..n_pairs));
+        }
+        self.pairs.clear();
+        self.pairs.extend(0..n_pairs as u32);
+    }
+
+    /// Pair `p` with matrix `mat_of(p)`, below `n_mats`: a counting sort, stable.
+    pub(crate) fn by_mat(&mut self, n_pairs: usize, n_mats: usize, mat_of: impl Fn(usize) -> usize) {
+        self.counts.clear();
+        self.counts.resize(n_mats + 1, 0);
+        for p in 0..n_pairs {
+            self.counts[mat_of(p) + 1] += 1;
+        }
+        self.mats.clear();
+        for mat in 0..n_mats {
+            let (from, n) = (self.counts[mat], self.counts[mat + 1]);
+            if n > 0 {
+                self.mats.push((mat, from as usize..(from + n) as usize));
+            }
+            self.counts[mat + 1] += from;
+        }
+        self.pairs.clear();
+        self.pairs.resize(n_pairs, 0);
+        for p in 0..n_pairs {
+            let at = &mut self.counts[mat_of(p)];
+            self.pairs[*at as usize] = p as u32;
+            *at += 1;
+        }
+    }
+}
