@@ -39,6 +39,9 @@ impl<B: Backend> Engine<'_, B> {
     /// Sees to it that what the step computes fits, the oldest sequences' part first. Where there is no room left, idle
     /// sequences are dropped, then the youngest running one gives its place up; one that is alone ends.
     pub(super) fn reserve(&mut self) {
+        if self.pool.max_bytes().is_none() {
+            return;
+        }
         let mut at = 0;
         // What those before the current one may add.
         let mut n_before = 0;

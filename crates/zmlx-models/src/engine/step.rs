@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use zmlx_kernels::{Backend, Logits};
 
-use super::sequence::Ahead;
+use super::sequence::{Ahead, Sequence};
 use super::{Engine, Event, StopReason};
 use crate::{Input, Result};
 
@@ -20,8 +20,8 @@ impl<B: Backend> Engine<'_, B> {
         self.stats.n_steps += 1;
         self.plan();
         self.reserve();
-        let n_decoding = self.running.iter().filter(|s| s.is_decoding()).count();
-        let prompts = self.running.iter().filter(|s| !s.is_decoding());
+        let n_decoding = self.running.iter().filter(|s| self.is_decoder(s)).count();
+        let prompts = self.running.iter().filter(|s| !self.is_decoder(s));
         let n_prompt_tokens: usize = prompts.map(|s| s.n_planned).sum();
         self.stats.n_prompt_tokens += n_prompt_tokens as u64;
         for at in 0..self.running.len() {
@@ -32,13 +32,24 @@ impl<B: Backend> Engine<'_, B> {
         self.pace.observe(n_decoding, n_prompt_tokens, started.elapsed());
     }
 
+    /// Tokens of a sequence that are not in the caches.
+    fn n_left(&self, sequence: &Sequence<'_, B>) -> usize {
+        sequence.tokens.len() - sequence.slot.map_or(0, |slot| self.pool.n_tokens(slot))
+    }
+
+    /// True if a step gives it a token and no more is to be computed first: not while it is computed again.
+    fn is_decoder(&self, sequence: &Sequence<'_, B>) -> bool {
+        sequence.ahead.is_some() || sequence.is_decoding() && self.n_left(sequence) <= 1
+    }
+
     /// Decides how many tokens of each sequence are computed.
     fn plan(&mut self) {
         let n_apart = self.model.n_last_alone();
-        let mut budget = self.pace.budget(self.running.iter().filter(|s| s.is_decoding()).count());
-        for sequence in &mut self.running {
-            let n_computed = sequence.slot.map_or(0, |slot| self.pool.n_tokens(slot));
-            let n_left = sequence.tokens.len() - n_computed;
+        let n_decoding = self.running.iter().filter(|s| self.is_decoder(s)).count();
+        let mut budget = self.pace.budget(n_decoding);
+        for at in 0..self.running.len() {
+            let n_left = self.n_left(&self.running[at]);
+            let sequence = &mut self.running[at];
             sequence.n_planned = match n_left {
                 _ if sequence.ahead.is_some() => 0,
                 0 | 1 => n_left,
