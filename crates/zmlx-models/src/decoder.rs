@@ -229,7 +229,8 @@ impl<B: Backend> Model<B> {
         let result = pool.reserve(spans).and_then(|()| {
             let key = StepKey { caches: pool.id, fusion: *fusion };
             let mut body = |ids: &B::Indices| {
-                let at = At { step: &step, has_logits: spans.iter().any(|s| s.n_logits() > 0) };
+                let n_logits = spans.iter().map(Span::n_logits).sum();
+                let at = At { step: &step, n_logits };
                 let tap: Option<Tap<'_, B>> = match &mut tap {
                     Some(tap) => Some(&mut **tap),
                     None => None,
@@ -255,7 +256,7 @@ impl<B: Backend> Model<B> {
         mut tap: Option<Tap<'_, B>>,
     ) -> zmlx_kernels::Result<B::Tensor> {
         let b = &*self.backend;
-        let At { step, has_logits } = at;
+        let At { step, n_logits } = at;
         let mut show =
             |name: std::fmt::Arguments<'_>, value: TapValue<'_, B>| tap.as_mut()?(&name.to_string(), value);
         let mut h = b.embed(&self.embed, ids)?;
@@ -266,9 +267,10 @@ impl<B: Backend> Model<B> {
         let mut x = b.rms_norm(&h, &first.input_norm, self.eps)?;
         for (i, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
             // What no other layer sees is computed only where it is asked for.
-            let rows = if i + 1 == self.layers.len() { Rows::Wanted } else { Rows::All };
+            let is_last = i + 1 == self.layers.len();
+            let rows = if is_last && n_logits < b.n_tokens(step) { Rows::Wanted } else { Rows::All };
             let y = layer.attention.forward(b, &x, (cache, step), rows, fusion)?;
-            if rows == Rows::Wanted && !has_logits {
+            if is_last && n_logits == 0 {
                 return b.tensor(&[], &[0, self.architecture.vocab_size]);
             }
             h = rows.of(b, h, step)?;
@@ -315,6 +317,6 @@ impl<B: Backend> Model<B> {
 /// The step that is computed.
 struct At<'a, S> {
     step: &'a S,
-    /// Whether anybody wants logits.
-    has_logits: bool,
+    /// Number of tokens whose logits are wanted.
+    n_logits: usize,
 }
