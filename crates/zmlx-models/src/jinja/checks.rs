@@ -148,8 +148,7 @@ impl Run<'_> {
                 let names = if name == "filter" { filters::FILTERS } else { TESTS };
                 value.as_str().is_some_and(|name| names.contains(&name))
             }
-            // Nothing is marked as escaped.
-            _ => false,
+            _ => value.is_markup(),
         })
     }
 

@@ -107,13 +107,20 @@ impl Run<'_> {
                     super::text::write_repr(&mut out, &value)?;
                     return self.budget.written(out);
                 }
-                Ok(Value::Str(self.text_of(&value)?))
+                let text = Value::Str(self.text_of(&value)?);
+                Ok(if name == "safe" { text.into_markup() } else { text })
             }
             "abs" | "float" | "int" | "round" | "filesizeformat" => self.numeric_filter(name, value, args),
             "batch" | "dictsort" | "first" | "groupby" | "items" | "join" | "last" | "list" | "map"
             | "max" | "min" | "reject" | "rejectattr" | "reverse" | "select" | "selectattr" | "slice"
             | "sort" | "sum" | "unique" => self.list_filter(name, value, args),
-            _ if FILTERS.contains(&name) => self.text_filter(name, value, args),
+            _ if FILTERS.contains(&name) => {
+                // Filters that are methods of a text keep what it is.
+                let keeps = matches!(name, "upper" | "lower" | "capitalize" | "trim" | "center" | "indent");
+                let is_markup = keeps && value.is_markup();
+                let text = self.text_filter(name, value, args)?;
+                Ok(if is_markup { text.into_markup() } else { text })
+            }
             _ => Fault::failed(format!("No filter named '{name}'.")),
         }
     }

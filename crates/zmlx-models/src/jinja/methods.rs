@@ -91,7 +91,10 @@ impl Run<'_> {
     /// Calls a method.
     pub(super) fn method(&self, object: &Value, name: &str, args: Args) -> Res<Value> {
         match object {
-            Value::Str(text) => strings::call(self, text.as_str(), name, args),
+            Value::Str(text) => {
+                let result = strings::call(self, text.as_str(), name, args)?;
+                Ok(if text.is_markup { result.into_markup() } else { result })
+            }
             Value::Dict(dict) => match name {
                 "get" => {
                     let [key, default] = args.bind("get", ["key", "default"])?;

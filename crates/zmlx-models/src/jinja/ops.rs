@@ -8,6 +8,7 @@ use super::fault::{Fault, Res};
 use super::format;
 use super::iter::Iter;
 use super::numbers::{self, Number};
+use super::text::write_escaped;
 use super::value::{Range, Seq, Value, View};
 
 /// What a step with an undefined value fails with.
@@ -237,9 +238,14 @@ pub(super) fn binary(budget: &Budget, op: BinaryOp, a: &Value, b: &Value) -> Res
         (_, Value::Undefined(what), _) | (_, _, Value::Undefined(what)) => undefined(what),
         (BinaryOp::Add, Value::Str(a), Value::Str(b)) => {
             let mut out = Out::new(budget);
-            out.push(a.as_str())?;
-            out.push(b.as_str())?;
-            budget.written(out)
+            if !(a.is_markup || b.is_markup) {
+                out.push(a.as_str())?;
+                out.push(b.as_str())?;
+                return budget.written(out);
+            }
+            write_escaped(&mut out, &Value::Str(a.clone()))?;
+            write_escaped(&mut out, &Value::Str(b.clone()))?;
+            Ok(budget.written(out)?.into_markup())
         }
         (BinaryOp::Add, Value::List(x), Value::List(y)) => budget.list(chained(budget, x, y)?),
         (BinaryOp::Add, Value::Tuple(x), Value::Tuple(y)) => budget.tuple(chained(budget, x, y)?.finish().0),
@@ -248,7 +254,8 @@ pub(super) fn binary(budget: &Budget, op: BinaryOp, a: &Value, b: &Value) -> Res
         {
             let mut out = Out::new(budget);
             out.repeat(text.as_str(), count(n))?;
-            budget.written(out)
+            let repeated = budget.written(out)?;
+            Ok(if text.is_markup { repeated.into_markup() } else { repeated })
         }
         (BinaryOp::Mul, Value::List(seq), n) | (BinaryOp::Mul, n, Value::List(seq))
             if n.as_int().is_some() =>
@@ -324,7 +331,8 @@ pub(super) fn indexed(budget: &Budget, value: &Value, index: i128) -> Res<Option
             budget.pass(text.len())?;
             let len = if text.is_ascii() { text.len() } else { text.chars().count() };
             let c = place(index, len).and_then(|at| text.chars().nth(at));
-            c.map(|c| budget.string(c.to_string())).transpose()?
+            let c = c.map(|c| budget.string(c.to_string())).transpose()?;
+            if value.is_markup() { c.map(Value::into_markup) } else { c }
         }
         _ => None,
     })
@@ -367,7 +375,8 @@ pub(super) fn sliced(budget: &Budget, value: &Value, parts: [Option<Value>; 3]) 
                 let at = places(bounds, chars.len())?;
                 (0..at.len).try_for_each(|i| out.push_char(chars[at.nth(i)]))?;
             }
-            budget.written(out)
+            let part = budget.written(out)?;
+            Ok(if value.is_markup() { part.into_markup() } else { part })
         }
         Value::List(seq) | Value::Tuple(seq) => {
             let at = places(bounds, seq.items().len())?;

@@ -16,6 +16,24 @@ pub(super) fn write_str(out: &mut Out<'_>, value: &Value) -> Res<()> {
     }
 }
 
+/// Appends `str(value)` with the characters of HTML escaped, which markup is already.
+pub(super) fn write_escaped(out: &mut Out<'_>, value: &Value) -> Res<()> {
+    if value.is_markup() {
+        return write_str(out, value);
+    }
+    for c in to_text(out.budget(), value)?.as_str().chars() {
+        match c {
+            '&' => out.push("&amp;")?,
+            '<' => out.push("&lt;")?,
+            '>' => out.push("&gt;")?,
+            '"' => out.push("&#34;")?,
+            '\'' => out.push("&#39;")?,
+            c => out.push_char(c)?,
+        }
+    }
+    Ok(())
+}
+
 /// `str(value)`.
 pub(super) fn to_text(budget: &Budget, value: &Value) -> Res<Text> {
     if let Value::Str(text) = value {
@@ -46,6 +64,11 @@ fn repr_at(out: &mut Out<'_>, value: &Value, depth: u32) -> Res<()> {
         Value::Bool(false) => out.push("False"),
         Value::Int(i) => out.push(&i.to_string()),
         Value::Float(x) => out.push(&float_repr(*x)),
+        Value::Str(text) if text.is_markup => {
+            out.push("Markup(")?;
+            quote(out, text.as_str())?;
+            out.push(")")
+        }
         Value::Str(text) => quote(out, text.as_str()),
         Value::List(seq) => {
             out.push("[")?;

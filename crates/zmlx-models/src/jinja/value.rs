@@ -50,16 +50,25 @@ pub(super) enum Value {
 
 /// A text and the bytes that it takes.
 #[derive(Clone, Debug)]
-pub(super) struct Text(Rc<(String, Charge)>);
+pub(super) struct Text {
+    text: Rc<(String, Charge)>,
+    /// True for what `safe` and `escape` give (Python's `Markup`): texts that are joined to it are escaped.
+    pub(super) is_markup: bool,
+}
 
 impl Text {
     pub(super) fn as_str(&self) -> &str {
-        &self.0.0
+        &self.text.0
+    }
+
+    /// The same text as markup.
+    pub(super) fn as_markup(&self) -> Self {
+        Self { text: Rc::clone(&self.text), is_markup: true }
     }
 
     /// True if both are the same object.
     pub(super) fn is(&self, other: &Self) -> bool {
-        Rc::ptr_eq(&self.0, &other.0)
+        Rc::ptr_eq(&self.text, &other.text)
     }
 }
 
@@ -225,6 +234,18 @@ impl Value {
         }
     }
 
+    pub(super) fn is_markup(&self) -> bool {
+        matches!(self, Self::Str(text) if text.is_markup)
+    }
+
+    /// The same value; as markup if it is a text.
+    pub(super) fn into_markup(self) -> Self {
+        match self {
+            Self::Str(text) => Self::Str(text.as_markup()),
+            other => other,
+        }
+    }
+
     pub(super) fn is_undefined(&self) -> bool {
         matches!(self, Self::Undefined(_))
     }
@@ -273,7 +294,7 @@ impl Budget {
     pub(super) fn text(&self, text: String) -> Res<Text> {
         self.pass(text.len())?;
         let charge = self.charge(text.len() + size_of::<(String, Charge)>())?;
-        Ok(Text(Rc::new((text, charge))))
+        Ok(Text { text: Rc::new((text, charge)), is_markup: false })
     }
 
     pub(super) fn str(&self, text: &str) -> Res<Value> {
@@ -288,7 +309,7 @@ impl Budget {
     /// The text that was written.
     pub(super) fn written(&self, out: Out<'_>) -> Res<Value> {
         let (text, charge) = out.finish();
-        Ok(Value::Str(Text(Rc::new((text, charge)))))
+        Ok(Value::Str(Text { text: Rc::new((text, charge)), is_markup: false }))
     }
 
     pub(super) fn seq(&self, items: Vec<Value>) -> Res<Rc<Seq>> {

@@ -8,7 +8,7 @@ use super::super::iter::Iter;
 use super::super::lexer::is_space;
 use super::super::methods::strings;
 use super::super::run::Run;
-use super::super::text::to_text;
+use super::super::text::{to_text, write_escaped};
 use super::super::value::Value;
 
 impl Run<'_> {
@@ -33,7 +33,12 @@ impl Run<'_> {
                         Ok(Value::Int(n as i128))
                     }
                     "striptags" => self.without_tags(text),
-                    _ => self.escaped(text),
+                    _ => {
+                        let value = if name == "forceescape" { budget.str(text)? } else { value };
+                        let mut out = Out::new(budget);
+                        write_escaped(&mut out, &value)?;
+                        Ok(budget.written(out)?.into_markup())
+                    }
                 }
             }
             "trim" => {
@@ -91,21 +96,6 @@ impl Run<'_> {
                 false => out.push(&c.to_lowercase().collect::<String>())?,
             }
             begins = ends;
-        }
-        self.budget.written(out)
-    }
-
-    fn escaped(&self, text: &str) -> Res<Value> {
-        let mut out = Out::new(self.budget);
-        for c in text.chars() {
-            match c {
-                '&' => out.push("&amp;")?,
-                '<' => out.push("&lt;")?,
-                '>' => out.push("&gt;")?,
-                '"' => out.push("&#34;")?,
-                '\'' => out.push("&#39;")?,
-                c => out.push_char(c)?,
-            }
         }
         self.budget.written(out)
     }

@@ -39,6 +39,7 @@ impl Run<'_> {
             Expr::Const(constant) => self.constant(constant),
             Expr::Name(name) => Ok(self.variable(name, scope)),
             Expr::Concat(parts) => {
+                // Unlike `+`, this escapes nothing: Jinja2 does so only where it escapes all output.
                 let mut out = Out::new(self.budget);
                 for part in parts {
                     write_str(&mut out, &self.eval(part, scope)?)?;
