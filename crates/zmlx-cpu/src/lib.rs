@@ -8,6 +8,9 @@
 //! Weights of matrices are used where they lie, quantised, at any alignment. Buffers are recycled: once warm, a step
 //! allocates nothing.
 
+// Unit tests are compiled with the scalar instances of the matrix kernels alone: see `matmul/kernels.rs`.
+#![cfg_attr(test, allow(dead_code, unused_imports, reason = "what only the other instances use"))]
+
 mod attention;
 mod integers;
 mod level;
