@@ -43,8 +43,7 @@ macro_rules! composed {
 /// A device, its memory, and the ops on it.
 ///
 /// Ops are functional: they return new tensors and never change their inputs (but for what caches hold behind their
-/// sequences). Shapes are
-/// checked before anything is written. `n` stands for the number of tokens of the batch, row-major.
+/// sequences). Shapes are checked before anything is written. `n` stands for the number of tokens of the batch, row-major.
 ///
 /// A fused op has a default body: its composition of plain ops. A backend overrides it with one kernel; the
 /// conformance suite holds both to the same oracle. Unless a backend says otherwise, activations are f32, every

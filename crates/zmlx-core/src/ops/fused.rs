@@ -78,7 +78,8 @@ macro_rules! fused_ops {
         /// **Formula** `sel = s + bias`; with several groups, [`Backend::keep_top_groups`]; the `top_k` largest of sel;
         /// weights `s` of those, divided by `Σ + eps` if renormalised and more than one, times
         /// `routed_scaling_factor`. **Shapes** logits `[n, n_experts]`, bias `1 × [1, n_experts]` → indices and weights
-        /// `[n, top_k]`, in the backend's order; of equal sel the lower index is chosen. **Numerics** f32. **Source** mlx-lm `group_expert_select`.
+        /// `[n, top_k]`, in the backend's order; of equal sel the lower index is chosen. **Numerics** f32.
+        /// **Source** mlx-lm `group_expert_select`.
         ///
         /// # Errors
         /// If the settings do not fit `n_experts`.

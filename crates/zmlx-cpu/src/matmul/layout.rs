@@ -205,6 +205,7 @@ impl RowLayout {
     }
 
     /// Floats of scales that each sum of a dot has: whole vectors can be read from any group on.
+    #[inline(always)]
     pub(super) fn scales_stride(&self) -> usize {
         self.padded_groups + MAX_LANES
     }
