@@ -1,11 +1,15 @@
 //! One module per subcommand.
 
+#[cfg(feature = "proof")]
 pub(crate) mod bench;
+#[cfg(feature = "proof")]
 pub(crate) mod capsule;
 pub(crate) mod chat;
 pub(crate) mod doctor;
 pub(crate) mod generate;
+#[cfg(feature = "proof")]
 pub(crate) mod golden;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+#[cfg(feature = "proof")]
 pub(crate) mod validate;

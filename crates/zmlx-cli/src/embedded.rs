@@ -5,14 +5,23 @@ mod files;
 
 use anyhow::Result;
 use zmlx_models::{ChatTemplate, Checkpoint, Tokenizer};
+#[cfg(feature = "proof")]
 use zmlx_oracle::checkpoint as oracle;
+#[cfg(feature = "proof")]
 use zmlx_oracle::golden::Golden;
+
+/// The opening of *Pride and Prejudice*: the built-in model continues it as the novel does.
+pub(crate) const NOVEL: &str = "It is a truth universally acknowledged, that a single man in possession of a good \
+     fortune, must be in want of a wife.\n\nHowever little known the feelings or views of such a man may be on his \
+     first entering a neighbourhood, this truth is so well fixed in the mind";
 
 /// True if this build has the model.
 pub(crate) const IS_BUILT_IN: bool = cfg!(feature = "embedded-model");
 
 #[cfg(feature = "embedded-model")]
-pub(crate) use files::{chat_template, checkpoint, golden, oracle_checkpoint, tokenizer, weights};
+pub(crate) use files::{chat_template, checkpoint, tokenizer};
+#[cfg(all(feature = "embedded-model", feature = "proof"))]
+pub(crate) use files::{golden, oracle_checkpoint, weights};
 
 #[cfg(not(feature = "embedded-model"))]
 macro_rules! absent {
@@ -23,11 +32,6 @@ macro_rules! absent {
     )*};
 }
 #[cfg(not(feature = "embedded-model"))]
-absent!(
-    chat_template -> ChatTemplate,
-    checkpoint -> Checkpoint,
-    golden -> Golden,
-    oracle_checkpoint -> oracle::Checkpoint,
-    tokenizer -> Tokenizer,
-    weights -> &'static [u8]
-);
+absent!(chat_template -> ChatTemplate, checkpoint -> Checkpoint, tokenizer -> Tokenizer);
+#[cfg(all(not(feature = "embedded-model"), feature = "proof"))]
+absent!(golden -> Golden, oracle_checkpoint -> oracle::Checkpoint, weights -> &'static [u8]);

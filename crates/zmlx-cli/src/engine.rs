@@ -6,6 +6,7 @@ use anyhow::Result;
 use zmlx_kernels::cpu::Activations;
 use zmlx_kernels::{Backend, Fusion, Instrumented};
 use zmlx_models::{Architecture, Checkpoint, Model, self_check};
+#[cfg(feature = "proof")]
 use zmlx_oracle::golden::Rounding;
 
 use crate::args::{BackendArgs, BackendKind, FusionArgs};
@@ -23,6 +24,7 @@ pub(crate) struct About {
     /// Threads that compute, or could.
     pub(crate) n_threads: usize,
     /// How activations are rounded.
+    #[cfg(feature = "proof")]
     pub(crate) rounding: Rounding,
     /// What of it a reader of `zmlx doctor` should know.
     pub(crate) remark: Option<&'static str>,
@@ -72,6 +74,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 engine: None,
                 text: format!("cpu ({level}, {n_threads} thread{plural}{activations})"),
                 n_threads,
+                #[cfg(feature = "proof")]
                 rounding: Rounding::F32,
                 remark: None,
                 checks_itself: false,
@@ -105,6 +108,7 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         engine: Some(("mlx", mlx.version().to_string())),
         text: format!("mlx {} ({})", mlx.version(), if mlx.has_metal() { "Metal" } else { "CPU" }),
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
+        #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,
         remark: (!mlx.has_metal())
             .then_some("no Metal here: every fused op is the composition of MLX's own ops"),

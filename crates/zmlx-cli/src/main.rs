@@ -4,19 +4,23 @@
 #![forbid(unsafe_code)]
 // The macros panic where the reader of the output has gone.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
+#![cfg_attr(not(feature = "proof"), allow(dead_code, reason = "what only the commands of the feature use"))]
 
 mod args;
+#[cfg(feature = "proof")]
 mod capsule;
 mod commands;
 mod embedded;
 mod engine;
+#[cfg(feature = "proof")]
 mod greedy;
 mod interrupt;
 mod memory;
-#[cfg(test)]
+#[cfg(all(test, feature = "proof"))]
 mod mutants;
 mod output;
 mod progress;
+#[cfg(feature = "proof")]
 mod prompts;
 mod source;
 mod table;
@@ -31,6 +35,12 @@ use output::{Outcome, note};
 /// Decodes MLX-quantised mixture-of-experts language models with fused kernels.
 #[derive(Debug, Parser)]
 #[command(name = "zmlx", version, propagate_version = true)]
+#[cfg_attr(
+    not(feature = "proof"),
+    command(
+        after_help = "This build has no bench, validate, golden and capsule: they need the feature `proof`."
+    )
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -53,14 +63,18 @@ enum Command {
     /// Show a checkpoint's architecture, formats and memory needs, and check every tensor.
     Inspect(commands::inspect::Args),
     /// Measure tokens per second of the stock, concatenated and fused paths on the same weights.
+    #[cfg(feature = "proof")]
     Bench(commands::bench::Args),
     /// Show what this machine and this build can do, and check each fused op on the model's own weights.
     Doctor(commands::doctor::Args),
     /// Compare the tokens of the stock, concatenated and fused paths, and small models with the reference.
+    #[cfg(feature = "proof")]
     Validate(commands::validate::Args),
     /// Look at records of benches and validations, compare them, and make a report of them.
+    #[cfg(feature = "proof")]
     Capsule(commands::capsule::Args),
     /// Record what a model says, and check that it still says it.
+    #[cfg(feature = "proof")]
     Golden(commands::golden::Args),
 }
 
@@ -75,10 +89,14 @@ fn main() -> ExitCode {
         Command::Chat(args) => commands::chat::run(args, cli.verbose),
         Command::Logits(args) => commands::logits::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        #[cfg(feature = "proof")]
         Command::Bench(args) => commands::bench::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
+        #[cfg(feature = "proof")]
         Command::Validate(args) => commands::validate::run(args),
+        #[cfg(feature = "proof")]
         Command::Capsule(args) => commands::capsule::run(args),
+        #[cfg(feature = "proof")]
         Command::Golden(args) => commands::golden::run(args),
     };
     match done {

@@ -9,11 +9,6 @@ use zmlx_models::{ChatMessage, ChatRequest};
 
 use crate::source::Source;
 
-/// The opening of *Pride and Prejudice*: the built-in model continues it as the novel does.
-pub(crate) const NOVEL: &str = "It is a truth universally acknowledged, that a single man in possession of a good \
-     fortune, must be in want of a wife.\n\nHowever little known the feelings or views of such a man may be on his \
-     first entering a neighbourhood, this truth is so well fixed in the mind";
-
 /// Prompts of several lengths and kinds for models of which nothing is known but that they read English.
 pub(crate) const NEUTRAL: &[(&str, &str)] = &[
     ("short", "The capital of France is"),

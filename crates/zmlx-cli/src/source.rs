@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, anyhow, bail};
 use zmlx_models::{ChatTemplate, Checkpoint, Tokenizer};
+#[cfg(feature = "proof")]
 use zmlx_oracle::checkpoint as oracle;
 
 use crate::args::ModelArgs;
@@ -69,6 +70,7 @@ impl Source {
     }
 
     /// The same files as the reference implementation reads them.
+    #[cfg(feature = "proof")]
     pub(crate) fn oracle_checkpoint(&self) -> Result<oracle::Checkpoint> {
         match self {
             Self::Embedded => embedded::oracle_checkpoint(),

@@ -11,11 +11,11 @@ use zmlx_kernels::Backend;
 use zmlx_models::{ChatMessage, ChatRequest, Checkpoint, Event, Request, StopReason, Tokenizer};
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs};
+use crate::embedded;
 use crate::engine::{self, About, Job};
 use crate::interrupt::{self, Busy};
 use crate::output::{Outcome, note};
 use crate::progress::Progress;
-use crate::prompts;
 use crate::source::Source;
 use report::{Stream, print_report};
 
@@ -90,7 +90,7 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
 /// The text to continue, in the words of the chat template if asked.
 fn prompt_text(args: &Args, source: &Source) -> Result<String> {
     let text = match args.prompt.as_deref() {
-        None => prompts::NOVEL.to_owned(),
+        None => embedded::NOVEL.to_owned(),
         Some("-") => {
             let mut text = String::new();
             std::io::stdin().lock().read_to_string(&mut text).context("stdin")?;

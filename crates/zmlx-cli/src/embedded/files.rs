@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
-use super::{ChatTemplate, Checkpoint, Golden, Result, Tokenizer, oracle};
+use super::{ChatTemplate, Checkpoint, Result, Tokenizer};
+#[cfg(feature = "proof")]
+use super::{Golden, oracle};
 
 const NAME: &str = "austen-glm4-moe-lite-4bit";
 
@@ -22,6 +24,7 @@ static WEIGHTS: &[u8] = file!(include_bytes, "model.safetensors");
 static TOKENIZER: &[u8] = file!(include_bytes, "tokenizer.json");
 static TOKENIZER_CONFIG: &str = file!(include_str, "tokenizer_config.json");
 static CHAT_TEMPLATE: &str = file!(include_str, "chat_template.jinja");
+#[cfg(feature = "proof")]
 static GOLDEN: &str = include_str!(concat!(
     env!("CARGO_MANIFEST_DIR"),
     "/../../fixtures/golden/austen-glm4-moe-lite-4bit.json"
@@ -40,28 +43,31 @@ pub(crate) fn chat_template() -> Result<ChatTemplate> {
     Ok(ChatTemplate::from_parts(NAME, Some(TOKENIZER_CONFIG), Some(CHAT_TEMPLATE.to_owned()))?)
 }
 
+#[cfg(feature = "proof")]
 pub(crate) fn oracle_checkpoint() -> Result<oracle::Checkpoint> {
     Ok(oracle::Checkpoint::from_bytes(CONFIG, &[WEIGHTS])?)
 }
 
 /// The file of the weights.
+#[cfg(feature = "proof")]
 pub(crate) fn weights() -> Result<&'static [u8]> {
     Ok(WEIGHTS)
 }
 
 /// What the reference engine made of the model's prompts.
+#[cfg(feature = "proof")]
 pub(crate) fn golden() -> Result<Golden> {
     Ok(serde_json::from_str(GOLDEN)?)
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "proof"))]
 mod tests {
     use super::*;
 
     #[test]
     fn the_default_prompt_is_the_recorded_one() {
         let golden = golden().unwrap();
-        assert_eq!(golden.prompt("novel").unwrap().text, crate::prompts::NOVEL);
+        assert_eq!(golden.prompt("novel").unwrap().text, crate::embedded::NOVEL);
         assert_eq!(golden.model.name, NAME);
     }
 }
