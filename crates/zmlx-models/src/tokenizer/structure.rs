@@ -82,7 +82,7 @@ fn check_charsmap(map: Option<&Value>) -> Result<(), String> {
     let Some(bytes) = base64(text) else { return wrong("not base 64") };
     let Some((head, rest)) = bytes.split_first_chunk::<4>() else { return wrong("too short") };
     let n_index = u32::from_le_bytes(*head) as usize;
-    if n_index > rest.len() || n_index % 4 != 0 || n_index == 0 {
+    if n_index > rest.len() || !n_index.is_multiple_of(4) || n_index == 0 {
         return wrong("its index does not fit");
     }
     match std::str::from_utf8(&rest[n_index..]) {

@@ -148,6 +148,10 @@ impl Run<'_> {
             "unique" => {
                 let [case_sensitive, attribute] = args.bind(name, ["case_sensitive", "attribute"])?;
                 let case_sensitive = self.flag(case_sensitive)?;
+                #[expect(
+                    clippy::mutable_key_type,
+                    reason = "what changes is the account of bytes, not the key"
+                )]
                 let mut seen = std::collections::HashSet::new();
                 let mut items = Items::new(budget);
                 for item in vec_of(budget, &value)? {

@@ -285,7 +285,7 @@ fn short(text: &str) -> String {
 fn grouped(digits: &str, separator: char, size: usize) -> String {
     let mut text = String::new();
     for (i, c) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i) % size == 0 {
+        if i > 0 && (digits.len() - i).is_multiple_of(size) {
             text.push(separator);
         }
         text.push(c);

@@ -79,13 +79,11 @@ fn digits(text: &str, is_digit: impl Fn(char) -> bool) -> usize {
     let mut n = 0;
     let mut chars = text.chars().peekable();
     while let Some(c) = chars.next() {
-        if is_digit(c) {
-            n += 1;
-        } else if c == '_' && n > 0 && chars.peek().is_some_and(|c| is_digit(*c)) {
-            n += 1;
-        } else {
+        let joins = c == '_' && n > 0 && chars.peek().is_some_and(|c| is_digit(*c));
+        if !is_digit(c) && !joins {
             break;
         }
+        n += 1;
     }
     n
 }

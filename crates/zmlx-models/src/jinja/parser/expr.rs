@@ -173,23 +173,30 @@ impl Parser {
         };
         let mut n_levels = 0;
         let mut expr = self.postfix(expr, &mut n_levels)?;
-        while with_filter {
-            if self.skip_op("|") {
-                self.level(&mut n_levels)?;
-                let call = self.filter_call()?;
-                expr = Expr::Filter(Box::new(expr), Box::new(call));
-            } else if self.skip_name("is") {
-                self.level(&mut n_levels)?;
-                expr = self.test(expr)?;
-            } else if self.is_op("(") {
-                self.level(&mut n_levels)?;
-                expr = Expr::Call(Box::new(expr), Box::new(self.arguments()?));
-            } else {
-                break;
-            }
+        if with_filter {
+            expr = self.filters_and_tests(expr, &mut n_levels)?;
         }
         self.depth -= n_levels;
         Ok(expr)
+    }
+
+    /// What stands behind an operand: filters, tests, and calls of their results.
+    fn filters_and_tests(&mut self, mut expr: Expr, n_levels: &mut u32) -> Res<Expr> {
+        loop {
+            if self.skip_op("|") {
+                self.level(n_levels)?;
+                let call = self.filter_call()?;
+                expr = Expr::Filter(Box::new(expr), Box::new(call));
+            } else if self.skip_name("is") {
+                self.level(n_levels)?;
+                expr = self.test(expr)?;
+            } else if self.is_op("(") {
+                self.level(n_levels)?;
+                expr = Expr::Call(Box::new(expr), Box::new(self.arguments()?));
+            } else {
+                return Ok(expr);
+            }
+        }
     }
 
     fn primary(&mut self) -> Res<Expr> {
