@@ -166,7 +166,7 @@ macro_rules! copy_references {
         impl<T> Copy for $name<'_, T> {}
     )*};
 }
-copy_references!(MlaInputs, MlaWeights, GateUp);
+copy_references!(MlaInputs, MlaWeights, GateUp, SampleSettings, Repetition);
 
 /// How often threads that compute together waited for each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -178,7 +178,7 @@ pub struct Barriers {
 }
 
 /// How a device chooses a token.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct SampleSettings<'a, I> {
     /// 0 takes the most probable token; more flattens the distribution.
     pub temperature: f32,
@@ -195,7 +195,7 @@ pub struct SampleSettings<'a, I> {
 }
 
 /// Divides the positive logits of tokens by a penalty and multiplies the negative ones with it, each token's once.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Repetition<'a, I> {
     /// The penalty.
     pub penalty: f32,
