@@ -133,7 +133,7 @@ fn an_end_token_ends_the_text() {
     let want = golden.prompt("novel").unwrap();
     let (text, end) = (&want.text, want.truth_f32.tokens[5]);
     let n_tokens = 1 + want.truth_f32.tokens.iter().position(|&t| t == end).unwrap();
-    edit_json(dir.path(), "config.json", |c| c["eos_token_id"] = json!(end));
+    edit_json(dir.path(), "generation_config.json", |c| c["eos_token_id"] = json!(end));
     let args = ["generate", "--json", "--model", dir.path().to_str().unwrap(), "-p", text, "-m", "96"];
     let got = zmlx(&args).ok().json();
     assert_eq!(got["tokens"], json!(want.truth_f32.tokens[..n_tokens]));
