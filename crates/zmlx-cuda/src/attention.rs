@@ -29,6 +29,7 @@ struct RotationArgs {
     half_turns: u64,
     dims: u32,
     is_interleaved: u32,
+    scale: f32,
 }
 
 #[repr(C)]
@@ -49,6 +50,7 @@ fn rotation_args(heads: &Heads) -> RotationArgs {
         half_turns: r.half_turns.at(),
         dims: r.dims,
         is_interleaved: r.is_interleaved,
+        scale: r.scale,
     })
 }
 
@@ -90,7 +92,7 @@ const NO_SOURCE: SourceArgs = SourceArgs {
     width: 0,
     norm: 0,
     eps: 0.0,
-    rotation: RotationArgs { half_turns: 0, dims: 0, is_interleaved: 0 },
+    rotation: RotationArgs { half_turns: 0, dims: 0, is_interleaved: 0, scale: 1.0 },
 };
 
 /// A tensor as heads of `width` values on their way to attention, and what keeps their memory.

@@ -1,6 +1,5 @@
 //! The [`Backend`] trait for CUDA: checks of arguments, and which kernels an op becomes.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
@@ -25,7 +24,8 @@ use crate::NAME;
 pub struct CudaBackend {
     /// Recorded steps hold memory of the device: they go first.
     graphs: Mutex<Graphs>,
-    rotations: Mutex<HashMap<(usize, u32, bool), Rotation>>,
+    /// The ropes of all models so far: a few.
+    rotations: Mutex<Vec<(Rope, Rotation)>>,
     device: Arc<Device>,
 }
 
@@ -69,24 +69,21 @@ impl CudaBackend {
     }
 
     fn rotation(&self, rope: &Rope) -> Result<Rotation> {
-        let is_interleaved = rope.pairing == RopePairing::Interleaved;
-        let key = (rope.dims, rope.theta.to_bits(), is_interleaved);
-        if let Some(rotation) = lock(&self.rotations).get(&key) {
+        let mut rotations = lock(&self.rotations);
+        if let Some((_, rotation)) = rotations.iter().find(|(known, _)| known == rope) {
             return Ok(rotation.clone());
         }
-        let dims = rope.dims as f64;
-        let half_turns = |i: usize| {
-            f64::from(rope.theta).powf(-2.0 * i as f64 / dims) / std::f64::consts::PI
-        };
-        let bytes: Vec<u8> = (0..rope.dims / 2).flat_map(|i| half_turns(i).to_le_bytes()).collect();
+        let half_turns = rope.frequencies().into_iter().map(|f| f / std::f64::consts::PI);
+        let bytes: Vec<u8> = half_turns.flat_map(f64::to_le_bytes).collect();
         let buffer = Buffer::lasting(&self.device, bytes.len())?;
         buffer.write(0, &bytes)?;
         let rotation = Rotation {
             half_turns: buffer,
             dims: rope.dims as u32,
-            is_interleaved: u32::from(is_interleaved),
+            is_interleaved: u32::from(rope.pairing == RopePairing::Interleaved),
+            scale: rope.scale,
         };
-        lock(&self.rotations).insert(key, rotation.clone());
+        rotations.push((rope.clone(), rotation.clone()));
         Ok(rotation)
     }
 
@@ -346,8 +343,7 @@ impl Backend for CudaBackend {
         let &[_, n_heads, width] = x.dims() else {
             return Err(precondition(OP, "x", "[n, n_heads, d]", x));
         };
-        let fits = rope.dims > 0 && rope.dims.is_multiple_of(2) && rope.dims <= width;
-        ensure(fits, OP, "dims", format_args!("even, 2 to {width}"), rope.dims)?;
+        rope.check(OP, width)?;
         ensure(n_heads > 0, OP, "x", "at least one head", x)?;
         let (x_view, norm) = match x.op() {
             Some(Pending::Heads(heads)) if heads.width == width && heads.rotation.is_none() => (heads.x, heads.norm),
@@ -367,7 +363,7 @@ impl Backend for CudaBackend {
     ) -> Result<CudaTensor> {
         const OP: &str = "attention";
         let AttentionInputs { q, k, v, sinks } = inputs;
-        let (n_kv_heads, head_dim, most) = match cache.kind {
+        let (n_kv_heads, head_dim, window) = match cache.kind {
             CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
             CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
             CacheKind::Latent { .. } => {
@@ -383,12 +379,7 @@ impl Backend for CudaBackend {
         for (name, x) in [("k", k), ("v", v)] {
             ensure(x.dims()[1] == n_kv_heads, OP, name, format_args!("{n_kv_heads} heads"), x)?;
         }
-        let window_fits = match (settings.window, most) {
-            (Some(0), _) | (None, Some(_)) => false,
-            (Some(window), Some(most)) => window <= most,
-            _ => true,
-        };
-        ensure(window_fits, OP, "window", "within the cache's", settings.window)?;
+        ensure(settings.window == window, OP, "window", format_args!("the cache's, {window:?}"), settings.window)?;
         let sinks = sinks.map(|s| s.vector(OP, n_heads)).transpose()?;
         cache.check(OP, &step.0.spans)?;
         let inputs = Inputs {
@@ -398,7 +389,7 @@ impl Backend for CudaBackend {
             n_heads,
             v_width: head_dim,
             scale: settings.scale,
-            window: settings.window,
+            window,
             sinks,
         };
         attend(&self.device, OP, &inputs, cache, &step.0)

@@ -188,6 +188,7 @@ impl CudaCache {
         const OP: &str = "fork";
         ensure(from != to, OP, "to", "another slot than from", to)?;
         self.check_length(OP, from, n_tokens)?;
+        self.check_length(OP, to, 0)?;
         self.reserve(to, 0)?;
         self.release(to);
         let n_pages = n_tokens.div_ceil(PAGE);

@@ -265,6 +265,7 @@ struct RouteArgs {
     topk_group: u32,
     renormalize: u32,
     factor: f32,
+    eps: f32,
     y: u64,
 }
 
@@ -337,6 +338,7 @@ pub(crate) fn route(
         topk_group: 1,
         renormalize: 0,
         factor: 1.0,
+        eps: 0.0,
         y,
     };
     match route {
@@ -345,7 +347,7 @@ pub(crate) fn route(
         Route::Noaux(s, bias) => {
             args.bias = bias.0.at();
             args.renormalize = u32::from(s.renormalize == Renormalize::Yes);
-            args.factor = s.routed_scaling_factor;
+            (args.factor, args.eps) = (s.routed_scaling_factor, s.eps);
             (args.n_group, args.topk_group) = (s.n_group.max(1) as u32, s.topk_group as u32);
         }
         Route::KeepTopGroups { n_group, topk_group } => {

@@ -141,6 +141,7 @@ pub(crate) struct Rotation {
     pub(crate) half_turns: Arc<Buffer>,
     pub(crate) dims: u32,
     pub(crate) is_interleaved: u32,
+    pub(crate) scale: f32,
 }
 
 /// A norm over rows.

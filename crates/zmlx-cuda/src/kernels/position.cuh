@@ -10,6 +10,7 @@ struct Rotation {
     const double* half_turns; // null: no rotation
     u32 dims;
     u32 is_interleaved;
+    float scale; // of the rotated values
 };
 
 // Value `i` of a head that is multiplied by `factor` and the norm's weights (or null), then rotated to its position.
@@ -26,6 +27,7 @@ __device__ __forceinline__ float rotated(const float* x, u32 i, float factor, co
     double turns = (double)position * r.half_turns[pair];
     float sine, cosine;
     sincospif((float)(turns - 2.0 * rint(turns * 0.5)), &sine, &cosine);
+    sine *= r.scale, cosine *= r.scale;
     float partner = norm ? x[other] * factor * norm[other] : x[other];
     return is_first ? own * cosine - partner * sine : own * cosine + partner * sine;
 }

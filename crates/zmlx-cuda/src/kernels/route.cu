@@ -15,6 +15,7 @@ struct RouteArgs {
     u32 topk_group;
     u32 renormalize;
     float factor;
+    float eps;
     float* y; // of keep_top_groups
 };
 
@@ -124,7 +125,7 @@ extern "C" __global__ void __launch_bounds__(32) noaux_tc(const __grid_constant_
     sum = warp_sum(sum);
     for (u32 s = lane; s < a.top_k; s += 32) {
         float weight = sigmoid_of(x[experts[s]]);
-        if (a.renormalize && a.top_k > 1) weight = weight / (sum + 1e-20f);
+        if (a.renormalize && a.top_k > 1) weight = weight / (sum + a.eps);
         a.weights[(u64)row * a.top_k + s] = weight * a.factor;
     }
 }
