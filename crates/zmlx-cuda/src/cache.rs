@@ -115,6 +115,9 @@ impl CudaCache {
         if spec.format != KvFormat::Native {
             return unsupported(format!("keys and values as {:?} are not implemented", spec.format));
         }
+        if let CacheKind::Window { .. } = spec.kind {
+            return unsupported("windows are not implemented".to_owned());
+        }
         if shape.value_width > 512 {
             return unsupported(format!("values of {} per head; 512 are the most", shape.value_width));
         }

@@ -29,7 +29,7 @@ const SOURCES: [(&str, &str); 8] = [
 ];
 
 /// Most macros that a unit sets.
-pub(crate) const MAX_DEFINES: usize = 8;
+pub(crate) const MAX_DEFINES: usize = 11;
 
 /// One compilation: a source, and the macros that are set from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -79,6 +79,41 @@ impl std::fmt::Display for Unit {
         f.write_str(self.source)?;
         self.defines.iter().filter(|d| !d.0.is_empty()).try_for_each(|(name, v)| write!(f, " {name}={v}"))
     }
+}
+
+/// Units that together have every source and every branch of it, of each format one: a part of what ops may ask for.
+pub fn units() -> Vec<Unit> {
+    let mut all = vec![Unit::new("rows", &[]), Unit::new("rope", &[])];
+    all.extend([4, 32].map(|lanes| Unit::new("route", &[("PER_LANE", lanes)])));
+    all.extend([(1, 0), (2, 1), (4, 1)].map(|(v, f)| Unit::new("attention", &[("VECTORS", v), ("FUSED", f)])));
+    for element in 0..4 {
+        all.push(Unit::new("embed_dense", &[("ELEMENT", element)]));
+        let vector = [4, 8, 8, 16][element as usize];
+        let rule = [0, 1, 2, 0][element as usize];
+        all.push(Unit::new(
+            "dense",
+            &[
+                ("ELEMENT", element),
+                ("V", vector),
+                ("ROWS", 1),
+                ("STREAMS", 1 + element % 2),
+                ("ROUTE", rule),
+                ("PER_LANE", 4),
+            ],
+        ));
+    }
+    // Bits, code, scales; then rows, depth, loop, streams, steps, norm.
+    let formats = [(2, 0, 1), (3, 0, 0), (4, 0, 0), (5, 0, 1), (6, 0, 0), (8, 0, 0), (4, 1, 2), (4, 1, 3)];
+    let shapes = [[4, 2, 0, 1, 1, 1], [2, 2, 0, 2, 1, 1], [2, 6, 1, 1, 3, 0], [1, 1, 1, 1, 1, 0]];
+    for (i, (bits, code, scales)) in formats.into_iter().enumerate() {
+        let format = [("BITS", bits), ("CODE", code), ("SCALES", scales)];
+        all.push(Unit::new("embed", &format));
+        let names = ["ROWS", "DEPTH", "LOOP", "STREAMS", "STEPS", "NORM"];
+        let shape = names.into_iter().zip(shapes[i % shapes.len()]);
+        let route = [("ROUTE", u32::from(bits == 8)), ("PER_LANE", 4)];
+        all.push(Unit::new("matvec", &format.into_iter().chain(shape).chain(route).collect::<Vec<_>>()));
+    }
+    all
 }
 
 /// Why there is no machine code for a unit.

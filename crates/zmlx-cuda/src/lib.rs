@@ -33,7 +33,7 @@ mod weight;
 
 pub use backend::CudaBackend;
 pub use cache::CudaCache;
-pub use compile::{CompileError, Unit, compile_all};
+pub use compile::{CompileError, Unit, compile_all, units};
 pub use step::CudaStep;
 pub use tensor::{CudaIndices, CudaTensor};
 pub use weight::CudaWeight;

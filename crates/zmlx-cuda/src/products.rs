@@ -9,13 +9,13 @@ use crate::compile::Unit;
 use crate::device::Device;
 use crate::driver::Grid;
 use crate::memory::Buffer;
-use crate::rows::copy_rows;
+use crate::rows::{RouteArgs, RouteTail, copy_rows};
 use crate::tensor::{CudaIndices, CudaTensor, Norm, Pending, View};
 use crate::weight::{FP8, Part, PartFormat};
 
 /// Parts that one launch can take; `MAX_PARTS` of the kernels.
 const MAX_PARTS: usize = 4;
-/// Threads of a block of the kernel `dense`.
+/// Threads of a block.
 const THREADS: usize = 256;
 
 /// Rows of activations, and the norm that comes first.
@@ -115,6 +115,7 @@ struct MatvecArgs {
     residual: u64,
     y: u64,
     y_stride: u32,
+    route: RouteArgs,
 }
 
 #[repr(C)]
@@ -130,6 +131,7 @@ struct DenseArgs {
     residual: u64,
     y: u64,
     y_stride: u32,
+    route: RouteArgs,
 }
 
 impl Product {
@@ -152,6 +154,20 @@ impl Product {
 
     /// Computes the product, plus the values at `residual` if there are some.
     pub(crate) fn launch(&self, device: &Arc<Device>, residual: Option<&View>) -> Result<View> {
+        self.launch_all(device, residual, None)
+    }
+
+    /// Computes the logits of a router, of one part, and what it chooses.
+    pub(crate) fn launch_routed(&self, device: &Arc<Device>, route: RouteTail) -> Result<View> {
+        self.launch_all(device, None, Some(route))
+    }
+
+    fn launch_all(
+        &self,
+        device: &Arc<Device>,
+        residual: Option<&View>,
+        mut route: Option<RouteTail>,
+    ) -> Result<View> {
         let len = self.n_jobs * self.n_out;
         let y = Buffer::scratch(device, 4 * len)?;
         if !self.fits(device) {
@@ -163,14 +179,26 @@ impl Product {
         let most = if self.n_mats > 1 && self.streams() == 1 { 1 } else { MAX_PARTS };
         for run in self.parts.chunk_by(|a, b| a.format == b.format).flat_map(|run| run.chunks(most)) {
             let at = |of: u64| of + 4 * first_row as u64;
-            let n_rows = self.launch_run(device, run, residual.map_or(0, |r| at(r.at())), at(y.at()))?;
+            if let Some(route) = &mut route {
+                route.args.x = y.at();
+            }
+            let ends = (residual.map_or(0, |r| at(r.at())), at(y.at()));
+            let n_rows = self.launch_run(device, run, ends, route.as_ref())?;
             first_row += n_rows;
         }
         Ok(View::whole(y, len))
     }
 
     /// Launches parts of one format; returns the number of output rows that they are.
-    fn launch_run(&self, device: &Device, run: &[Part], residual: u64, y: u64) -> Result<usize> {
+    fn launch_run(
+        &self,
+        device: &Device,
+        run: &[Part],
+        (residual, y): (u64, u64),
+        route: Option<&RouteTail>,
+    ) -> Result<usize> {
+        let (rule, per_lane) = route.map_or((0, 0), |r| (r.rule, r.per_lane));
+        let route = route.map_or(RouteArgs::default(), |r| r.args);
         let streams = self.streams();
         let n_out = if streams == 2 { self.n_out } else { run.iter().map(|p| p.n_rows).sum() };
         let mut parts = [PartArgs::default(); MAX_PARTS];
@@ -195,9 +223,9 @@ impl Product {
         let experts = self.experts.as_ref().map_or(0, |e| e.buffer.at());
         let (n_parts, y_stride) = (run.len() as u32, self.n_out as u32);
         let (n_slots, n_mats) = (self.n_slots as u32, self.n_mats as u32);
-        let grid = |rows_of_warp: usize, threads: usize, shared_bytes: usize| Grid {
-            blocks: [self.n_jobs, n_out.div_ceil(rows_of_warp * threads / 32), 1],
-            threads,
+        let grid = |rows_of_warp: usize, shared_bytes: usize| Grid {
+            blocks: [self.n_jobs, n_out.div_ceil(rows_of_warp * THREADS / 32), 1],
+            threads: THREADS,
             shared_bytes,
         };
         match run[0].format {
@@ -222,6 +250,7 @@ impl Product {
                     residual,
                     y,
                     y_stride,
+                    route,
                 };
                 let unit = Unit::new(
                     "matvec",
@@ -231,12 +260,15 @@ impl Product {
                         ("SCALES", scales),
                         ("ROWS", plan.rows as u32),
                         ("DEPTH", plan.depth as u32),
+                        ("LOOP", u32::from(n_items > 32 * plan.depth)),
                         ("STREAMS", streams as u32),
-                        ("STEPS", (4 * n_items).div_ceil(plan.threads).min(3) as u32),
+                        ("STEPS", (4 * n_items).div_ceil(THREADS).min(3) as u32),
                         ("NORM", u32::from(self.input.norm.is_some())),
+                        ("ROUTE", rule),
+                        ("PER_LANE", per_lane),
                     ],
                 );
-                let grid = grid(plan.rows, plan.threads, n_items * 72 + 4 * plan.threads);
+                let grid = grid(plan.rows, n_items * 72 + 4 * THREADS);
                 // SAFETY: the struct is the kernel's; shapes and indices were checked when the product was made, and it
                 // keeps what it reads until its result is there.
                 unsafe { device.launch(self.op, (unit, "matvec"), grid, &args)? };
@@ -257,6 +289,7 @@ impl Product {
                     residual,
                     y,
                     y_stride,
+                    route,
                 };
                 let rows = if n_out * self.n_jobs * streams >= 4096 { 2 } else { 1 };
                 let unit = Unit::new(
@@ -266,11 +299,13 @@ impl Product {
                         ("V", vector as u32),
                         ("ROWS", rows as u32),
                         ("STREAMS", streams as u32),
+                        ("ROUTE", rule),
+                        ("PER_LANE", per_lane),
                     ],
                 );
                 // SAFETY: as above.
                 unsafe {
-                    let grid = grid(rows, THREADS, 4 * self.n_slots * self.n_in + 128);
+                    let grid = grid(rows, 4 * self.n_slots * self.n_in + 128);
                     device.launch(self.op, (unit, "dense"), grid, &args)?;
                 }
             }
@@ -286,28 +321,18 @@ struct Plan {
     rows: usize,
     /// Chunks of a row that a lane asks for at once.
     depth: usize,
-    /// Of a block.
-    threads: usize,
 }
 
 impl Plan {
-    /// Enough loads in flight, and blocks of such a size that all multiprocessors have the same number of them.
+    /// Enough loads in flight in each warp, and warps for all multiprocessors.
     fn new(bits: u32, streams: usize, n_items: usize, n_rows: usize, device: &Device) -> Self {
-        let n_multiprocessors = device.driver.properties.n_multiprocessors as usize;
         let depth = if matches!(bits, 2 | 4 | 8) {
             [1, 2, 4].into_iter().find(|d| 32 * d >= n_items).unwrap_or(6)
         } else {
             1 // codes across words take many instructions: not limited by memory
         };
         let most = if depth <= 2 { 4 } else { 2 };
-        let rows = if n_rows < 8 * n_multiprocessors { 1 } else { most / streams };
-        let n_warps = n_rows.div_ceil(n_multiprocessors * rows);
-        // Gate and up: two blocks of a multiprocessor; see `BOUNDS` in the kernel.
-        let most_warps = if streams == 2 { 12 } else { 16 };
-        let warps = match n_warps.div_ceil(most_warps) {
-            n_blocks @ 1..=2 => n_warps.div_ceil(n_blocks).max(8),
-            _ => 8,
-        };
-        Self { rows, depth, threads: 32 * warps }
+        let is_small = n_rows < 8 * device.driver.properties.n_multiprocessors as usize;
+        Self { rows: if is_small { 1 } else { most / streams }, depth }
     }
 }

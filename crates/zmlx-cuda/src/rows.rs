@@ -10,7 +10,7 @@ use crate::compile::Unit;
 use crate::device::{Device, N_COUNTERS};
 use crate::driver::Grid;
 use crate::memory::Buffer;
-use crate::tensor::{CudaIndices, CudaTensor, Heads, Rows, Shape, View, ensure};
+use crate::tensor::{CudaIndices, CudaTensor, Heads, Pending, Rows, Shape, View, ensure};
 use crate::weight::{CudaWeight, PartFormat, Vector};
 
 /// Blocks of 256 threads for ops on values; each thread takes one or more.
@@ -253,7 +253,8 @@ pub(crate) fn argmax(device: &Arc<Device>, x: &CudaTensor) -> Result<CudaIndices
 }
 
 #[repr(C)]
-struct RouteArgs {
+#[derive(Clone, Copy, Default)]
+pub(crate) struct RouteArgs {
     x: u64,
     experts: u64,
     weights: u64,
@@ -267,6 +268,15 @@ struct RouteArgs {
     factor: f32,
     eps: f32,
     y: u64,
+    n_done: u64,
+}
+
+/// A router at the end of the product that gives its logits.
+pub(crate) struct RouteTail {
+    pub(crate) args: RouteArgs,
+    /// ROUTE of the kernels.
+    pub(crate) rule: u32,
+    pub(crate) per_lane: u32,
 }
 
 /// What a router does with its rows.
@@ -316,18 +326,17 @@ pub(crate) fn route(
 ) -> Result<(CudaIndices, CudaTensor)> {
     check_route(op, x, route)?;
     let (n, width) = (x.shape.n_rows(), x.shape.last());
-    let from = x.contiguous(device)?;
-    let (kernel, top_k) = match route {
-        Route::TopK(k) => ("top_k", *k),
-        Route::Softmax(s) => ("softmax_top_k", s.top_k),
-        Route::Noaux(s, _) => ("noaux_tc", s.top_k),
-        Route::KeepTopGroups { .. } => ("keep_top_groups", width),
+    let (kernel, rule, top_k) = match route {
+        Route::TopK(k) => ("top_k", 0, *k),
+        Route::Softmax(s) => ("route_softmax_top_k", 1, s.top_k),
+        Route::Noaux(s, _) => ("route_noaux_tc", 2, s.top_k),
+        Route::KeepTopGroups { .. } => ("keep_top_groups", 0, width),
     };
     let shape = x.shape.with_last(top_k);
     let experts = Buffer::scratch(device, 4 * shape.len())?;
     let (weights, y) = CudaTensor::fresh(device, shape)?;
     let mut args = RouteArgs {
-        x: from.at(),
+        x: 0,
         experts: experts.at(),
         weights: y,
         bias: 0,
@@ -340,6 +349,7 @@ pub(crate) fn route(
         factor: 1.0,
         eps: 0.0,
         y,
+        n_done: device.counters + 4 * N_COUNTERS as u64,
     };
     match route {
         Route::TopK(_) => {}
@@ -355,11 +365,22 @@ pub(crate) fn route(
         }
     }
     let per_lane = [4, 8, 16, 32].into_iter().find(|p| 32 * p >= width).unwrap_or(32);
+    let choice = |launch| CudaIndices { shape, buffer: experts, host: None, bound: width, launch };
+    if rule > 0
+        && n <= N_COUNTERS / 2
+        && let Some(Pending::Product(product)) = x.op()
+        && product.parts.len() == 1
+    {
+        let tail = RouteTail { args, rule, per_lane: per_lane as u32 };
+        x.set(product.launch_routed(device, tail)?);
+        return Ok((choice(device.driver.last_launch()), weights));
+    }
+    let from = x.contiguous(device)?;
+    args.x = from.at();
     let unit = Unit::new("route", &[("PER_LANE", per_lane as u32)]);
     // SAFETY: the struct is the kernel's; x is [n, width] with width at most 32·PER_LANE; the results have top_k columns.
     unsafe { device.launch(op, (unit, kernel), per_row(n, 32), &args)? };
-    let launch = device.driver.last_launch();
-    Ok((CudaIndices { shape, buffer: experts, host: None, bound: width, launch }, weights))
+    Ok((choice(device.driver.last_launch()), weights))
 }
 
 #[repr(C)]

@@ -2,11 +2,12 @@
 // matvec.cu, activations and sums in f32.
 //
 // A lane takes V consecutive weights at once, 16 bytes where rows are multiples of that. Set from outside: ELEMENT, V, ROWS,
-// STREAMS.
+// STREAMS, ROUTE and PER_LANE as in matvec.cu.
 
 #include "device.cuh"
 #include "element.cuh"
 #include "activations.cuh"
+#include "route.cuh"
 
 #define DEPTH 4
 
@@ -31,6 +32,7 @@ struct DenseArgs {
     const float* residual;
     float* y;
     u32 y_stride;
+    RouteArgs route; // as in matvec.cuh
 };
 
 __device__ __forceinline__ void load_elements(const u8* p, float (&w)[V]) {
@@ -121,4 +123,5 @@ extern "C" __global__ void __launch_bounds__(256) dense(const __grid_constant__ 
             a.y[at] = value;
         }
     }
+    if (ROUTE) route_by_last_block(a.route, job, gridDim.y, ROUTE);
 }

@@ -7,20 +7,18 @@
 // beyond it. Weights are asked for before the kernel waits for its inputs, unless it is these that say which ones.
 
 //
-// One kernel per compilation: ROWS, DEPTH, STREAMS (2 for gate and up), STEPS and NORM are set from outside, as the
-// format is; ROWS · STREAMS is at most 4.
+// One kernel per compilation. Set from outside: the format, ROWS, DEPTH, LOOP (whether a lane has more chunks than DEPTH),
+// STREAMS (2 for gate and up; ROWS · STREAMS is at most 4), STEPS and NORM (see matvec.cuh), ROUTE and PER_LANE (see
+// route.cuh; 0 for other products).
 
 #include "device.cuh"
 #include "format.cuh"
 #include "activations.cuh"
+#include "route.cuh"
 #include "matvec.cuh"
 
-// Two blocks of gate and up fit a multiprocessor: all of a layer's are there at once.
-#if STREAMS == 2
-#define BOUNDS __launch_bounds__(384, 2)
-#else
-#define BOUNDS __launch_bounds__(512, 1)
-#endif
+// So few registers that several blocks fit a multiprocessor, of this kernel and of the next one.
+#define BOUNDS __launch_bounds__(256, STREAMS == 2 ? 3 : 2)
 
 extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
     extern __shared__ uint4 shared[];
@@ -57,7 +55,8 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
     if (!is_early) wait_for_inputs();
     float sum[4] = {}; // of stream and row
     float residual = 0.0f;
-    for (u32 base = lane; base - lane < n_items; base += 32 * DEPTH) {
+    u32 base = lane;
+    do {
         Chunk chunks[DEPTH][STREAMS][ROWS];
         ScaleWord words[DEPTH][STREAMS][ROWS];
 #pragma unroll
@@ -103,11 +102,13 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
                         sum[s * ROWS + r] += dot_chunk(chunks[d][s][r], words[d][s][r], x, of_x.x, of_x.y);
             }
         }
-    }
+        base += 32 * DEPTH;
+    } while (LOOP && base - lane < n_items);
 
     const float factor = NORM ? factor_of_squares(a, squares_of_threads) : 1.0f;
     float value = sum_of_four(sum) * factor;
     if (STREAMS == 2) value = silu_times(value, __shfl_down_sync(FULL_WARP, value, 8 * ROWS));
     const u32 r = lane / 8, row = row0 + r;
     if (lane % 8 == 0 && r < ROWS && row < a.n_out) a.y[(u64)job * a.y_stride + row] = value + residual;
+    if (ROUTE) route_by_last_block(a.route, job, gridDim.y, ROUTE);
 }

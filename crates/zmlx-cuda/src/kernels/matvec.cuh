@@ -24,6 +24,7 @@ struct MatvecArgs {
     const float* residual; // added to the result, or null
     float* y;
     u32 y_stride;
+    RouteArgs route; // where ROUTE is set: what becomes of the row when all of it is there
 };
 
 __device__ __forceinline__ u32 slot_of(const MatvecArgs& a, u32 item) {
