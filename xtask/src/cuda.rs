@@ -49,7 +49,9 @@ pub(crate) fn prepare() -> Result<()> {
     ensure!(output.status.success(), "the conformance suite does not build");
     let executable = Message::parse_stream(&output.stdout[..])
         .filter_map(|message| match message {
-            Ok(Message::CompilerArtifact(artifact)) if artifact.target.name == "conformance" => artifact.executable,
+            Ok(Message::CompilerArtifact(artifact)) if artifact.target.name == "conformance" => {
+                artifact.executable
+            }
             _ => None,
         })
         .next()
@@ -57,7 +59,10 @@ pub(crate) fn prepare() -> Result<()> {
     let folder = root.join("target/gpu-check");
     std::fs::create_dir_all(&folder)?;
     std::fs::copy(&executable, folder.join("conformance")).with_context(|| executable.to_string())?;
-    let commit = Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=12"]).current_dir(&root).output();
+    let commit = Command::new("git")
+        .args(["describe", "--always", "--dirty", "--abbrev=12"])
+        .current_dir(&root)
+        .output();
     let commit = commit.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
     std::fs::write(folder.join("commit"), commit)?;
     std::fs::write(folder.join("run.sh"), SCRIPT)?;

@@ -96,7 +96,12 @@ const NO_SOURCE: SourceArgs = SourceArgs {
 };
 
 /// A tensor as heads of `width` values on their way to attention, and what keeps their memory.
-fn source(device: &Arc<Device>, step: &Arc<StepData>, x: &CudaTensor, width: usize) -> Result<(SourceArgs, View)> {
+fn source(
+    device: &Arc<Device>,
+    step: &Arc<StepData>,
+    x: &CudaTensor,
+    width: usize,
+) -> Result<(SourceArgs, View)> {
     if let Some(Pending::Heads(heads)) = x.op()
         && heads.width == width
         && heads.rotation.as_ref().is_none_or(|(_, of, _)| Arc::ptr_eq(of, step))

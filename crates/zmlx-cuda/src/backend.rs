@@ -4,10 +4,11 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, Error, GateUp, HostWeight, MlaInputs, NoauxTc,
-    Result, Rope, RopePairing, SoftmaxTopK, Span, StepKey, stock,
+    AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, Error, GateUp, HostWeight, MlaInputs,
+    NoauxTc, Result, Rope, RopePairing, SoftmaxTopK, Span, StepKey, stock,
 };
 
+use crate::NAME;
 use crate::attention::{Inputs, attend};
 use crate::cache::{CudaCache, cache_bytes};
 use crate::device::Device;
@@ -16,9 +17,8 @@ use crate::memory::{Buffer, lock};
 use crate::products::{Epilogue, Input, Product};
 use crate::rows::{self, Route};
 use crate::step::{CudaStep, StepData};
-use crate::tensor::{CudaIndices, CudaTensor, Heads, Norm, Pending, Rotation, Shape, View, ensure};
+use crate::tensor::{CudaIndices, CudaTensor, Heads, Norm, Pending, Rotation, Shape, Staged, View, ensure};
 use crate::weight::CudaWeight;
-use crate::NAME;
 
 /// An NVIDIA GPU as a [`Backend`].
 pub struct CudaBackend {
@@ -36,7 +36,8 @@ impl CudaBackend {
     /// [`Error::Unavailable`], which says what is missing and what to do: a driver, a newer driver, a GPU, NVRTC.
     pub fn new(ordinal: usize) -> Result<Self> {
         let ordinal = i32::try_from(ordinal).unwrap_or(i32::MAX);
-        let backend = Self { graphs: Mutex::default(), rotations: Mutex::default(), device: Device::open(ordinal)? };
+        let backend =
+            Self { graphs: Mutex::default(), rotations: Mutex::default(), device: Device::open(ordinal)? };
         // The first kernel shows whether there is a compiler, before a model is loaded.
         let one = backend.tensor(&[1.0], &[1])?;
         let two = backend.scale(&one, 2.0)?;
@@ -298,7 +299,13 @@ impl Backend for CudaBackend {
     fn rms_norm(&self, x: &CudaTensor, weight: &CudaWeight, eps: f32) -> Result<CudaTensor> {
         let width = x.shape.last();
         let weight = weight.vector("rms_norm", width)?;
-        let heads = Heads { x: x.view(&self.device)?, width, norm: Some(Norm { weight, eps }), rotation: None };
+        let heads = Heads {
+            x: x.view(&self.device)?,
+            width,
+            norm: Some(Norm { weight, eps }),
+            rotation: None,
+            staged: Staged::default(),
+        };
         Ok(CudaTensor::pending(x.shape, Pending::Heads(heads)))
     }
 
@@ -307,7 +314,12 @@ impl Backend for CudaBackend {
         Ok(CudaTensor::pending(x.shape.with_last(weight.n_out), Pending::Product(Box::new(product))))
     }
 
-    fn gather_linear(&self, x: &CudaTensor, weight: &CudaWeight, experts: &CudaIndices) -> Result<CudaTensor> {
+    fn gather_linear(
+        &self,
+        x: &CudaTensor,
+        weight: &CudaWeight,
+        experts: &CudaIndices,
+    ) -> Result<CudaTensor> {
         const OP: &str = "gather_linear";
         let product = self.gathered(OP, x, &[weight], experts)?;
         let shape = Shape::new(OP, &[experts.dims()[0], experts.dims()[1], weight.n_out])?;
@@ -346,11 +358,13 @@ impl Backend for CudaBackend {
         rope.check(OP, width)?;
         ensure(n_heads > 0, OP, "x", "at least one head", x)?;
         let (x_view, norm) = match x.op() {
-            Some(Pending::Heads(heads)) if heads.width == width && heads.rotation.is_none() => (heads.x, heads.norm),
+            Some(Pending::Heads(heads)) if heads.width == width && heads.rotation.is_none() => {
+                (heads.x, heads.norm)
+            }
             _ => (x.view(&self.device)?, None),
         };
         let rotation = Some((self.rotation(rope)?, Arc::clone(&step.0), n_heads));
-        let heads = Heads { x: x_view, width, norm, rotation };
+        let heads = Heads { x: x_view, width, norm, rotation, staged: Staged::default() };
         Ok(CudaTensor::pending(x.shape, Pending::Heads(heads)))
     }
 
@@ -372,14 +386,32 @@ impl Backend for CudaBackend {
         };
         for (name, x) in [("q", q), ("k", k), ("v", v)] {
             step.0.check(OP, name, x)?;
-            ensure(x.dims().len() == 3 && x.shape.last() == head_dim, OP, name, format_args!("[n, _, {head_dim}]"), x)?;
+            ensure(
+                x.dims().len() == 3 && x.shape.last() == head_dim,
+                OP,
+                name,
+                format_args!("[n, _, {head_dim}]"),
+                x,
+            )?;
         }
         let n_heads = q.dims()[1];
-        ensure(n_heads > 0 && n_heads.is_multiple_of(n_kv_heads), OP, "q", format_args!("heads that {n_kv_heads} divide"), q)?;
+        ensure(
+            n_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
+            OP,
+            "q",
+            format_args!("heads that {n_kv_heads} divide"),
+            q,
+        )?;
         for (name, x) in [("k", k), ("v", v)] {
             ensure(x.dims()[1] == n_kv_heads, OP, name, format_args!("{n_kv_heads} heads"), x)?;
         }
-        ensure(settings.window == window, OP, "window", format_args!("the cache's, {window:?}"), settings.window)?;
+        ensure(
+            settings.window == window,
+            OP,
+            "window",
+            format_args!("the cache's, {window:?}"),
+            settings.window,
+        )?;
         let sinks = sinks.map(|s| s.vector(OP, n_heads)).transpose()?;
         cache.check(OP, &step.0.spans)?;
         let inputs = Inputs {
@@ -488,7 +520,13 @@ impl Backend for CudaBackend {
         let &[n_tokens, top_k, width] = x.dims() else {
             return Err(precondition(OP, "x", "[n, top_k, d]", x));
         };
-        ensure(weights.dims() == [n_tokens, top_k], OP, "weights", format_args!("[{n_tokens}, {top_k}]"), weights)?;
+        ensure(
+            weights.dims() == [n_tokens, top_k],
+            OP,
+            "weights",
+            format_args!("[{n_tokens}, {top_k}]"),
+            weights,
+        )?;
         rows::weighted_sum(&self.device, x, weights, [n_tokens, top_k, width])
     }
 
@@ -525,7 +563,8 @@ impl Backend for CudaBackend {
             return self.tensor(&[], shape.dims());
         }
         let view = x.view(&self.device)?;
-        let view = rows::copy_rows(&self.device, &view, width, 0..width, Some((step.n_logits, step.logit_rows())))?;
+        let view =
+            rows::copy_rows(&self.device, &view, width, 0..width, Some((step.n_logits, step.logit_rows())))?;
         Ok(CudaTensor::ready(shape, view))
     }
 
@@ -591,7 +630,11 @@ impl Backend for CudaBackend {
         Ok((sum, normed))
     }
 
-    fn route_softmax_top_k(&self, logits: &CudaTensor, settings: &SoftmaxTopK) -> Result<(CudaIndices, CudaTensor)> {
+    fn route_softmax_top_k(
+        &self,
+        logits: &CudaTensor,
+        settings: &SoftmaxTopK,
+    ) -> Result<(CudaIndices, CudaTensor)> {
         rows::route(&self.device, "route_softmax_top_k", logits, &Route::Softmax(settings))
     }
 

@@ -29,12 +29,14 @@ impl PageShape {
     fn new(kind: &CacheKind) -> Self {
         let padded = |n: usize| n.next_multiple_of(4);
         match *kind {
-            CacheKind::Full { n_kv_heads, head_dim } | CacheKind::Window { n_kv_heads, head_dim, .. } => Self {
-                n_kv_heads,
-                key_width: padded(head_dim),
-                value_width: padded(head_dim),
-                values_are_keys: false,
-            },
+            CacheKind::Full { n_kv_heads, head_dim } | CacheKind::Window { n_kv_heads, head_dim, .. } => {
+                Self {
+                    n_kv_heads,
+                    key_width: padded(head_dim),
+                    value_width: padded(head_dim),
+                    values_are_keys: false,
+                }
+            }
             CacheKind::Latent { rank, rope_dim } => Self {
                 n_kv_heads: 1,
                 key_width: padded(rank + rope_dim),
@@ -50,7 +52,11 @@ impl PageShape {
     }
 
     pub(crate) fn value_stride(&self) -> usize {
-        if self.values_are_keys { self.n_kv_heads * self.key_width } else { self.n_kv_heads * self.value_width }
+        if self.values_are_keys {
+            self.n_kv_heads * self.key_width
+        } else {
+            self.n_kv_heads * self.value_width
+        }
     }
 
     fn page_bytes(&self) -> usize {
@@ -173,7 +179,11 @@ impl CudaCache {
             unsafe {
                 let driver = &self.device.driver;
                 driver.bind()?;
-                driver.copy_within(self.pages[new as usize], self.pages[old as usize], self.shape.page_bytes())?;
+                driver.copy_within(
+                    self.pages[new as usize],
+                    self.pages[old as usize],
+                    self.shape.page_bytes(),
+                )?;
             }
             self.give_back(old);
             self.slots[row].pages[at] = new;

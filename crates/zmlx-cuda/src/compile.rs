@@ -29,7 +29,7 @@ const SOURCES: [(&str, &str); 8] = [
 ];
 
 /// Most macros that a unit sets.
-pub(crate) const MAX_DEFINES: usize = 11;
+pub(crate) const MAX_DEFINES: usize = 12;
 
 /// One compilation: a source, and the macros that are set from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -53,7 +53,8 @@ impl Unit {
     fn options(&self, arch: u32) -> Vec<String> {
         let mut options =
             vec![format!("--gpu-architecture=sm_{arch}"), "--std=c++17".into(), "-default-device".into()];
-        options.extend(self.defines.iter().filter(|d| !d.0.is_empty()).map(|(name, v)| format!("-D{name}={v}")));
+        options
+            .extend(self.defines.iter().filter(|d| !d.0.is_empty()).map(|(name, v)| format!("-D{name}={v}")));
         options
     }
 
@@ -85,7 +86,9 @@ impl std::fmt::Display for Unit {
 pub fn units() -> Vec<Unit> {
     let mut all = vec![Unit::new("rows", &[]), Unit::new("rope", &[])];
     all.extend([4, 32].map(|lanes| Unit::new("route", &[("PER_LANE", lanes)])));
-    all.extend([(1, 0), (2, 1), (4, 1)].map(|(v, f)| Unit::new("attention", &[("VECTORS", v), ("FUSED", f)])));
+    all.extend(
+        [(1, 0), (2, 1), (4, 1)].map(|(v, f)| Unit::new("attention", &[("VECTORS", v), ("FUSED", f)])),
+    );
     for element in 0..4 {
         all.push(Unit::new("embed_dense", &[("ELEMENT", element)]));
         let vector = [4, 8, 8, 16][element as usize];
@@ -110,7 +113,7 @@ pub fn units() -> Vec<Unit> {
         all.push(Unit::new("embed", &format));
         let names = ["ROWS", "DEPTH", "LOOP", "STREAMS", "STEPS", "NORM"];
         let shape = names.into_iter().zip(shapes[i % shapes.len()]);
-        let route = [("ROUTE", u32::from(bits == 8)), ("PER_LANE", 4)];
+        let route = [("STAGED", i as u32 % 3), ("ROUTE", u32::from(bits == 8)), ("PER_LANE", 4)];
         all.push(Unit::new("matvec", &format.into_iter().chain(shape).chain(route).collect::<Vec<_>>()));
     }
     all
@@ -174,7 +177,9 @@ fn keep(path: &Path, code: &[u8]) -> std::io::Result<()> {
 fn cache_folder() -> Option<PathBuf> {
     let var = |name| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
     var("ZMLX_CUDA_CACHE").or_else(|| {
-        var("XDG_CACHE_HOME").or_else(|| Some(var("HOME")?.join(".cache"))).map(|folder| folder.join("zmlx/cuda"))
+        var("XDG_CACHE_HOME")
+            .or_else(|| Some(var("HOME")?.join(".cache")))
+            .map(|folder| folder.join("zmlx/cuda"))
     })
 }
 
@@ -191,7 +196,8 @@ pub fn compile_all(units: &[Unit], arch: u32, driver: i32, folder: &Path) -> Res
             continue;
         }
         let code = nvrtc.compile(unit, arch)?;
-        keep(&path, &code).map_err(|e| CompileError::Library { path: path.display().to_string(), why: e.to_string() })?;
+        keep(&path, &code)
+            .map_err(|e| CompileError::Library { path: path.display().to_string(), why: e.to_string() })?;
     }
     Ok(())
 }
@@ -306,4 +312,3 @@ impl Nvrtc {
         }
     }
 }
-

@@ -107,7 +107,9 @@ impl Driver {
         unsafe {
             let code = sys::cuInit(0);
             if code != CUresult::CUDA_SUCCESS {
-                return Err(unavailable(format!("the NVIDIA driver found no GPU that it can use ({code:?})")));
+                return Err(unavailable(format!(
+                    "the NVIDIA driver found no GPU that it can use ({code:?})"
+                )));
             }
             check("cuDriverGetVersion", sys::cuDriverGetVersion(&mut version))?;
         }
@@ -163,7 +165,8 @@ impl Driver {
     /// Loads machine code and finds a kernel in it.
     pub(crate) fn load(&self, code: &[u8], name: &str) -> Result<Kernel> {
         self.bind()?;
-        let text = CString::new(name).map_err(|_| fault("cuModuleGetFunction", CUresult::CUDA_ERROR_INVALID_VALUE))?;
+        let text = CString::new(name)
+            .map_err(|_| fault("cuModuleGetFunction", CUresult::CUDA_ERROR_INVALID_VALUE))?;
         let (mut module, mut function) = (null_mut(), null_mut());
         // SAFETY: `code` is a whole cubin, as NVRTC made it; the module is never unloaded, so the function stays valid.
         unsafe {
@@ -184,7 +187,13 @@ impl Driver {
     /// # Safety
     /// `A` is the kernel's parameter, field by field, and the kernel touches only memory that `args` and the grid make valid
     /// and that stays allocated until the stream has come past this launch.
-    pub(crate) unsafe fn launch<A>(&self, op: &'static str, kernel: Kernel, grid: Grid, args: &A) -> Result<()> {
+    pub(crate) unsafe fn launch<A>(
+        &self,
+        op: &'static str,
+        kernel: Kernel,
+        grid: Grid,
+        args: &A,
+    ) -> Result<()> {
         let [x, y, z] = grid.blocks;
         if x * y * z == 0 {
             return Ok(());
@@ -276,7 +285,9 @@ impl Driver {
         }
         self.count();
         // SAFETY: the caller's promise.
-        check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), n_bytes, self.stream) })
+        check("cuMemcpyHtoDAsync", unsafe {
+            sys::cuMemcpyHtoDAsync_v2(to, from.cast(), n_bytes, self.stream)
+        })
     }
 
     /// Copies to host memory and waits for it.

@@ -167,7 +167,11 @@ impl Staging {
             // SAFETY: the half is that long; the caller has checked the range of the device; any bytes are a `T`, and the
             // vector has room for `n`.
             unsafe {
-                driver.copy_out(self.halves[0], from + (start * size_of::<T>()) as u64, len * size_of::<T>())?;
+                driver.copy_out(
+                    self.halves[0],
+                    from + (start * size_of::<T>()) as u64,
+                    len * size_of::<T>(),
+                )?;
                 let values = self.halves[0].cast::<T>();
                 std::ptr::copy_nonoverlapping(values, out.as_mut_ptr().add(start), len);
                 out.set_len(start + len);

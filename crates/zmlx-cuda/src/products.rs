@@ -8,9 +8,9 @@ use crate::NAME;
 use crate::compile::Unit;
 use crate::device::Device;
 use crate::driver::Grid;
-use crate::memory::Buffer;
+use crate::memory::{Buffer, lock};
 use crate::rows::{RouteArgs, RouteTail, copy_rows};
-use crate::tensor::{CudaIndices, CudaTensor, Norm, Pending, View};
+use crate::tensor::{CudaIndices, CudaTensor, Norm, Pending, Staged, View};
 use crate::weight::{FP8, Part, PartFormat};
 
 /// Parts that one launch can take; `MAX_PARTS` of the kernels.
@@ -24,6 +24,8 @@ pub(crate) struct Input {
     x: View,
     stride: usize,
     norm: Option<Norm>,
+    /// What a product has made of these rows, for the others.
+    staged: Staged,
 }
 
 impl Input {
@@ -38,14 +40,23 @@ impl Input {
             && rows.per_segment == 1
             && heads.x.is_aligned()
         {
-            return Ok(Self { x: heads.x.clone(), stride: rows.stride as usize, norm: Some(norm.clone()) });
+            return Ok(Self {
+                x: heads.x.clone(),
+                stride: rows.stride as usize,
+                norm: Some(norm.clone()),
+                staged: Arc::clone(&heads.staged),
+            });
         }
         let (view, rows) = x.rows(device, width)?;
         if rows.per_segment == 1 && view.is_aligned() {
-            return Ok(Self { x: view, stride: rows.stride as usize, norm: None });
+            return Ok(Self { x: view, stride: rows.stride as usize, norm: None, staged: Staged::default() });
         }
-        let view = if view.is_aligned() { x.contiguous(device)? } else { copy_rows(device, &view, width, 0..width, None)? };
-        Ok(Self { x: view, stride: width, norm: None })
+        let view = if view.is_aligned() {
+            x.contiguous(device)?
+        } else {
+            copy_rows(device, &view, width, 0..width, None)?
+        };
+        Ok(Self { x: view, stride: width, norm: None, staged: Staged::default() })
     }
 }
 
@@ -115,6 +126,7 @@ struct MatvecArgs {
     residual: u64,
     y: u64,
     y_stride: u32,
+    staged: u64,
     route: RouteArgs,
 }
 
@@ -189,10 +201,34 @@ impl Product {
         Ok(View::whole(y, len))
     }
 
+    /// Memory for what a normed row becomes, and what the kernel does with it: STAGED of `matvec.cuh`. A small product in
+    /// front of others (a router, a bottleneck) makes it for all of them.
+    fn staged(
+        &self,
+        device: &Arc<Device>,
+        n_items: usize,
+        is_small: bool,
+    ) -> Result<(Option<Arc<Buffer>>, u32)> {
+        if self.input.norm.is_none() || self.n_slots > 1 {
+            return Ok((None, 0));
+        }
+        let mut staged = lock(&self.input.staged);
+        if let Some(buffer) = &*staged {
+            return Ok((Some(Arc::clone(buffer)), 2));
+        }
+        if !is_small {
+            return Ok((None, 0));
+        }
+        let n_rows = self.n_jobs.div_ceil(self.rows_per_x);
+        let buffer = Buffer::scratch(device, n_rows * (72 * n_items + 16))?;
+        *staged = Some(Arc::clone(&buffer));
+        Ok((Some(buffer), 1))
+    }
+
     /// Launches parts of one format; returns the number of output rows that they are.
     fn launch_run(
         &self,
-        device: &Device,
+        device: &Arc<Device>,
         run: &[Part],
         (residual, y): (u64, u64),
         route: Option<&RouteTail>,
@@ -233,12 +269,17 @@ impl Product {
                 let n_chunks = self.n_in / 32;
                 let n_items = self.n_slots * n_chunks;
                 let plan = Plan::new(bits, streams, n_items, n_out * self.n_jobs, device);
+                let (staged, how) = self.staged(device, n_items, plan.is_small)?;
                 let args = MatvecArgs {
                     parts,
                     n_parts,
                     n_out: n_out as u32,
                     n_chunks: n_chunks as u32,
-                    chunk_reciprocal: if n_chunks == 1 { 0 } else { (1u64 << 32).div_ceil(n_chunks as u64) as u32 },
+                    chunk_reciprocal: if n_chunks == 1 {
+                        0
+                    } else {
+                        (1u64 << 32).div_ceil(n_chunks as u64) as u32
+                    },
                     group_shift,
                     n_slots,
                     n_mats,
@@ -250,6 +291,7 @@ impl Product {
                     residual,
                     y,
                     y_stride,
+                    staged: staged.as_ref().map_or(0, |s| s.at()),
                     route,
                 };
                 let unit = Unit::new(
@@ -264,6 +306,7 @@ impl Product {
                         ("STREAMS", streams as u32),
                         ("STEPS", (4 * n_items).div_ceil(THREADS).min(3) as u32),
                         ("NORM", u32::from(self.input.norm.is_some())),
+                        ("STAGED", how),
                         ("ROUTE", rule),
                         ("PER_LANE", per_lane),
                     ],
@@ -321,6 +364,8 @@ struct Plan {
     rows: usize,
     /// Chunks of a row that a lane asks for at once.
     depth: usize,
+    /// So few rows that not all multiprocessors have a warp's worth of them.
+    is_small: bool,
 }
 
 impl Plan {
@@ -333,6 +378,6 @@ impl Plan {
         };
         let most = if depth <= 2 { 4 } else { 2 };
         let is_small = n_rows < 8 * device.driver.properties.n_multiprocessors as usize;
-        Self { rows: if is_small { 1 } else { most / streams }, depth }
+        Self { rows: if is_small { 1 } else { most / streams }, depth, is_small }
     }
 }

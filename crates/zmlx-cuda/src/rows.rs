@@ -60,7 +60,12 @@ struct UnaryArgs {
 }
 
 /// An op on values, `op` of `rows.cu`.
-pub(crate) fn unary(device: &Arc<Device>, op: &'static str, x: &CudaTensor, factor: f32) -> Result<CudaTensor> {
+pub(crate) fn unary(
+    device: &Arc<Device>,
+    op: &'static str,
+    x: &CudaTensor,
+    factor: f32,
+) -> Result<CudaTensor> {
     let from = x.contiguous(device)?;
     let (tensor, y) = CudaTensor::fresh(device, x.shape)?;
     let args = UnaryArgs { x: from.at(), y, n: x.shape.len() as u64, factor };
@@ -109,7 +114,12 @@ pub(crate) fn rows_of(device: &Arc<Device>, view: &View, width: usize) -> Result
 }
 
 /// `softmax` or `div_by_sum`. A row of up to 1024 values is one warp's, as in the routers, which have the same bits.
-pub(crate) fn over_rows(device: &Arc<Device>, op: &'static str, x: &CudaTensor, eps: f32) -> Result<CudaTensor> {
+pub(crate) fn over_rows(
+    device: &Arc<Device>,
+    op: &'static str,
+    x: &CudaTensor,
+    eps: f32,
+) -> Result<CudaTensor> {
     let width = x.shape.last();
     let (tensor, y) = CudaTensor::fresh(device, x.shape)?;
     if x.shape.len() == 0 {
@@ -255,7 +265,8 @@ pub(crate) fn argmax(device: &Arc<Device>, x: &CudaTensor) -> Result<CudaIndices
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RouteArgs {
-    x: u64,
+    /// The logits.
+    pub(crate) x: u64,
     experts: u64,
     weights: u64,
     bias: u64,
@@ -307,8 +318,20 @@ fn check_route(op: &'static str, x: &CudaTensor, route: &Route<'_>) -> Result<()
     };
     if let Some((n_group, topk_group)) = groups {
         let fits = n_group > 0 && width.is_multiple_of(n_group) && width / n_group >= 2;
-        ensure(fits, op, "n_group", format_args!("a divisor of {width} into groups of two or more"), n_group)?;
-        ensure(topk_group > 0 && topk_group <= n_group, op, "topk_group", format_args!("1 to {n_group}"), topk_group)?;
+        ensure(
+            fits,
+            op,
+            "n_group",
+            format_args!("a divisor of {width} into groups of two or more"),
+            n_group,
+        )?;
+        ensure(
+            topk_group > 0 && topk_group <= n_group,
+            op,
+            "topk_group",
+            format_args!("1 to {n_group}"),
+            topk_group,
+        )?;
     }
     if width > 1024 || groups.is_some_and(|g| g.0 > 64) {
         let why = format!("rows of {width} values in {groups:?} groups; 1024 and 64 are the most");

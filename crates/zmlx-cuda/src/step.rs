@@ -39,8 +39,7 @@ impl StepData {
         let positions = spans.iter().flat_map(|s| (s.start..s.start + s.n_tokens).map(|p| p as u32));
         let rows: Vec<u32> = logit_rows(spans).map(|r| r as u32).collect();
         let n_logits = rows.len();
-        let words: Vec<u8> =
-            slots.chain(positions).chain(rows).flat_map(u32::to_le_bytes).collect();
+        let words: Vec<u8> = slots.chain(positions).chain(rows).flat_map(u32::to_le_bytes).collect();
         let buffer = Buffer::scratch(device, words.len())?;
         buffer.write(0, &words)?;
         Ok(Self {

@@ -151,6 +151,9 @@ pub(crate) struct Norm {
     pub(crate) eps: f32,
 }
 
+/// Normed rows as quantised products take them, once one of these has made that.
+pub(crate) type Staged = Arc<Mutex<Option<Arc<Buffer>>>>;
+
 /// Heads that will be normed, rotated, or both.
 #[derive(Clone)]
 pub(crate) struct Heads {
@@ -158,6 +161,7 @@ pub(crate) struct Heads {
     pub(crate) width: usize,
     pub(crate) norm: Option<Norm>,
     pub(crate) rotation: Option<(Rotation, Arc<StepData>, usize)>,
+    pub(crate) staged: Staged,
 }
 
 /// An op that has not been launched: something that needs its result may take it along.

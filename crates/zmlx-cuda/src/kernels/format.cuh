@@ -1,7 +1,8 @@
 // Quantised formats, one per compilation: BITS, CODE (what a code stands for) and SCALES (how scales are stored).
 //
 // A chunk is 32 consecutive weights of a row: BITS words, whatever the format. Its codes become 8 words of 4 bytes for
-// integer dot products; which weight goes to which byte is `plane_position`, and activations are put into the same order.
+// integer dot products, of each 8 weights the even ones in one word and the odd ones in the next: so 4-bit codes fall out of
+// their words. Activations are put into the same order.
 
 #define CODE_AFFINE 0 // unsigned integers
 #define CODE_FP4 1    // e2m1, as twice its value: a signed integer
@@ -49,13 +50,6 @@ __device__ __forceinline__ int fp4_doubled(u32 code) {
     return code & 8 ? -magnitude : magnitude;
 }
 
-// The byte of the 8 words of codes that weight `k` of a chunk goes to.
-__device__ __forceinline__ u32 plane_position(u32 k) {
-    if constexpr (CODE == CODE_AFFINE && BITS == 4) return 8 * (k / 8) + 4 * (k & 1) + (k % 8) / 2;
-    if constexpr (CODE == CODE_AFFINE && BITS == 2) return 16 * (k / 16) + 4 * (k & 3) + (k % 16) / 4;
-    return k;
-}
-
 // Bytes of four e2m1 codes, which stand in the lower half of `w`.
 __device__ __forceinline__ u32 fp4_bytes(u32 w) {
     u32 at = w & 0x7777u;
@@ -66,16 +60,7 @@ __device__ __forceinline__ u32 fp4_bytes(u32 w) {
 }
 
 __device__ __forceinline__ void unpack_codes(const Chunk& chunk, u32 (&codes)[8]) {
-    if constexpr (CODE == CODE_FP4) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            codes[2 * i] = fp4_bytes(chunk.words[i]);
-            codes[2 * i + 1] = fp4_bytes(chunk.words[i] >> 16);
-        }
-    } else if constexpr (BITS == 8) {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) codes[i] = chunk.words[i];
-    } else if constexpr (BITS == 4) {
+    if constexpr (CODE == CODE_AFFINE && BITS == 4) {
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             codes[2 * i] = chunk.words[i] & 0x0f0f0f0fu;
@@ -83,14 +68,35 @@ __device__ __forceinline__ void unpack_codes(const Chunk& chunk, u32 (&codes)[8]
         }
     } else if constexpr (BITS == 2) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) codes[i] = (chunk.words[i / 4] >> (2 * (i % 4))) & 0x03030303u;
+        for (int i = 0; i < 2; ++i) {
+            // Bytes of every fourth weight of 16.
+            u32 every[4];
+#pragma unroll
+            for (int j = 0; j < 4; ++j) every[j] = (chunk.words[i] >> (2 * j)) & 0x03030303u;
+            codes[4 * i] = __byte_perm(every[0], every[2], 0x5140);
+            codes[4 * i + 1] = __byte_perm(every[1], every[3], 0x5140);
+            codes[4 * i + 2] = __byte_perm(every[0], every[2], 0x7362);
+            codes[4 * i + 3] = __byte_perm(every[1], every[3], 0x7362);
+        }
     } else {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            u32 v = 0;
+        for (int i = 0; i < 4; ++i) {
+            // Bytes of the first and the last four of 8.
+            u32 first, last;
+            if constexpr (CODE == CODE_FP4) {
+                first = fp4_bytes(chunk.words[i]), last = fp4_bytes(chunk.words[i] >> 16);
+            } else if constexpr (BITS == 8) {
+                first = chunk.words[2 * i], last = chunk.words[2 * i + 1];
+            } else {
+                first = 0, last = 0;
 #pragma unroll
-            for (int j = 0; j < 4; ++j) v |= code_at(chunk.words, 4 * i + j) << (8 * j);
-            codes[i] = v;
+                for (int j = 0; j < 4; ++j) {
+                    first |= code_at(chunk.words, 8 * i + j) << (8 * j);
+                    last |= code_at(chunk.words, 8 * i + 4 + j) << (8 * j);
+                }
+            }
+            codes[2 * i] = __byte_perm(first, last, 0x6420);
+            codes[2 * i + 1] = __byte_perm(first, last, 0x7531);
         }
     }
 }

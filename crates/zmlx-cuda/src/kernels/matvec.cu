@@ -8,7 +8,7 @@
 
 //
 // One kernel per compilation. Set from outside: the format, ROWS, DEPTH, LOOP (whether a lane has more chunks than DEPTH),
-// STREAMS (2 for gate and up; ROWS · STREAMS is at most 4), STEPS and NORM (see matvec.cuh), ROUTE and PER_LANE (see
+// STREAMS (2 for gate and up; ROWS · STREAMS is at most 4), STEPS, NORM and STAGED (see matvec.cuh), ROUTE and PER_LANE (see
 // route.cuh; 0 for other products).
 
 #include "device.cuh"
@@ -23,11 +23,13 @@
 extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
     extern __shared__ uint4 shared[];
     const u32 n_items = a.n_slots * a.n_chunks;
-    uint4* planes = shared;
-    float2* sums = (float2*)(shared + 4 * n_items);
-    float* squares_of_threads = (float*)(sums + n_items);
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
     const u32 job = blockIdx.x, row0 = (blockIdx.y * n_warps + warp) * ROWS;
+    u8* const staged = a.staged + (u64)(job / a.in.rows_per_x) * staged_bytes(n_items);
+    uint4* planes = STAGED == STAGED_TAKE ? (uint4*)staged : shared;
+    float2* sums = (float2*)(planes + 4 * n_items);
+    float* squares_of_threads = (float*)((float2*)(shared + 4 * n_items) + n_items);
+    float* kept_factor = (float*)((float2*)((uint4*)staged + 4 * n_items) + n_items);
     const u32 n_groups = a.n_chunks >> a.group_shift;
 
     // Rows past the end are read as the last one and not written.
@@ -50,7 +52,7 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
     }
 
     EarlyNorm norm;
-    if (NORM) load_norm(a, threadIdx.x, norm);
+    if (NORM && STAGED != STAGED_TAKE) load_norm(a, threadIdx.x, norm);
     const bool is_early = !a.experts || a.experts_are_early;
     if (!is_early) wait_for_inputs();
     float sum[4] = {}; // of stream and row
@@ -80,9 +82,13 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
         if (base == lane) {
             if (is_early) wait_for_inputs();
             if (a.residual && row0 + lane / 8 < a.n_out) residual = a.residual[(u64)job * a.y_stride + row0 + lane / 8];
-            float squares = stage_planes(a, job, planes, sums, norm);
-            if (NORM) squares_of_threads[threadIdx.x] = squares;
-            __syncthreads();
+            if (STAGED != STAGED_TAKE) {
+                float squares = stage_planes(a, job, planes, sums, norm);
+                if (NORM) squares_of_threads[threadIdx.x] = squares;
+                __syncthreads();
+                if (STAGED == STAGED_KEEP && blockIdx.y == 0 && job % a.in.rows_per_x == 0)
+                    for (u32 i = threadIdx.x; i < n_items * 18; i += blockDim.x) ((u32*)staged)[i] = ((const u32*)shared)[i];
+            }
         }
 #pragma unroll
         for (int d = 0; d < DEPTH; ++d) {
@@ -105,7 +111,10 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
         base += 32 * DEPTH;
     } while (LOOP && base - lane < n_items);
 
-    const float factor = NORM ? factor_of_squares(a, squares_of_threads) : 1.0f;
+    float factor = 1.0f;
+    if (NORM && STAGED == STAGED_TAKE) factor = *kept_factor;
+    else if (NORM) factor = factor_of_squares(a, squares_of_threads);
+    if (STAGED == STAGED_KEEP && blockIdx.y == 0 && job % a.in.rows_per_x == 0 && threadIdx.x == 0) *kept_factor = factor;
     float value = sum_of_four(sum) * factor;
     if (STREAMS == 2) value = silu_times(value, __shfl_down_sync(FULL_WARP, value, 8 * ROWS));
     const u32 r = lane / 8, row = row0 + r;

@@ -24,8 +24,17 @@ struct MatvecArgs {
     const float* residual; // added to the result, or null
     float* y;
     u32 y_stride;
+    u8* staged; // where STAGED is set, planes, sums and factor of each row of activations: made here, or taken from here
     RouteArgs route; // where ROUTE is set: what becomes of the row when all of it is there
 };
+
+// STAGED, set from outside: what other products of the same activations make of them can be used again.
+#define STAGED_NO 0
+#define STAGED_KEEP 1 // made here and kept
+#define STAGED_TAKE 2 // made by another kernel
+
+// Bytes of the planes, sums and factor of one row of activations.
+__device__ __forceinline__ u32 staged_bytes(u32 n_items) { return n_items * 72 + 16; }
 
 __device__ __forceinline__ u32 slot_of(const MatvecArgs& a, u32 item) {
     if (a.n_slots == 1) return 0;
@@ -99,29 +108,17 @@ __device__ __forceinline__ float stage_planes(const MatvecArgs& a, u32 job, uint
             sum += __shfl_xor_sync(FULL_WARP, sum, 1);
             sum += __shfl_xor_sync(FULL_WARP, sum, 2);
             if (!is_real) continue;
-            if constexpr (CODE == CODE_AFFINE && BITS == 2) {
+            // Two words of each plane: the even values and the odd ones.
+            u32 upper[2], lower[2];
 #pragma unroll
-                for (int j = 0; j < 8; ++j) {
-                    u32 position = plane_position(8 * quarter + j), at = (position / 16 * n_items + item) * 16 + position % 16;
-                    ((u8*)planes)[at] = (u8)(q[j] >> 8);
-                    ((u8*)planes)[at + 2 * n_items * 16] = (u8)q[j];
-                }
-            } else {
-                // The two words of each plane that these 8 values are: even and odd ones, or the first and the last four.
-                constexpr bool IN_TURNS = CODE == CODE_AFFINE && BITS == 4;
-                u32 upper[2], lower[2];
-#pragma unroll
-                for (int w = 0; w < 2; ++w) {
-                    u32 q0 = q[IN_TURNS ? w : 4 * w], q1 = q[IN_TURNS ? w + 2 : 4 * w + 1];
-                    u32 q2 = q[IN_TURNS ? w + 4 : 4 * w + 2], q3 = q[IN_TURNS ? w + 6 : 4 * w + 3];
-                    u32 low = __byte_perm(q0, q1, 0x5140), high = __byte_perm(q2, q3, 0x5140); // both bytes in turns
-                    upper[w] = __byte_perm(low, high, 0x7632);
-                    lower[w] = __byte_perm(low, high, 0x5410);
-                }
-                const u32 at = (quarter / 2 * n_items + item) * 4 + quarter % 2 * 2;
-                *(uint2*)(words + at) = make_uint2(upper[0], upper[1]);
-                *(uint2*)(words + at + 8 * n_items) = make_uint2(lower[0], lower[1]);
+            for (int w = 0; w < 2; ++w) {
+                u32 low = __byte_perm(q[w], q[w + 2], 0x5140), high = __byte_perm(q[w + 4], q[w + 6], 0x5140);
+                upper[w] = __byte_perm(low, high, 0x7632);
+                lower[w] = __byte_perm(low, high, 0x5410);
             }
+            const u32 at = (quarter / 2 * n_items + item) * 4 + quarter % 2 * 2;
+            *(uint2*)(words + at) = make_uint2(upper[0], upper[1]);
+            *(uint2*)(words + at + 8 * n_items) = make_uint2(lower[0], lower[1]);
             if (quarter == 0) {
                 // What is smaller than any use is nothing.
                 float scale = most < 1e-33f ? 0.0f : most * (1.0f / 32767.0f);

@@ -1,19 +1,20 @@
 //! Decoding speed of a synthetic model on the GPU, the chosen token never leaving it:
-//! `decode [SPEC] [N_TOKENS] [DEPTH]`, as in `decode qwen3-30b-a3b,layers=24 128 1024`.
+//! `cuda_decode [SPEC] [N_TOKENS] [DEPTH]`, as in `cuda_decode qwen3-30b-a3b,layers=24 128 1024`.
 //!
 //! Prints the time per token of steps that wait for each token and of steps that do not, and tokens per second.
-#![allow(clippy::unwrap_used, reason = "an example may panic")]
+#![cfg(target_os = "linux")]
 
 use std::time::Instant;
 
-use zmlx_core::{Backend, Fusion};
-use zmlx_cuda::CudaBackend;
+use zmlx_kernels::cuda::CudaBackend;
+use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, Model, PoolOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let argument = |i: usize, default: &str| arguments.get(i).cloned().unwrap_or_else(|| default.to_owned());
-    let (spec, n, depth) = (argument(0, "qwen3-30b-a3b"), argument(1, "128").parse()?, argument(2, "0").parse()?);
+    let (spec, n, depth) =
+        (argument(0, "qwen3-30b-a3b"), argument(1, "128").parse()?, argument(2, "0").parse()?);
     let backend = CudaBackend::new(0)?;
     println!("{}, driver for CUDA {}, {spec}", backend.device_name(), backend.driver_version());
     let started = Instant::now();
@@ -66,7 +67,11 @@ fn measure(
         }
         b.read_indices(&id, &mut values)?;
         let per_token = started.elapsed().as_secs_f64() / n as f64;
-        println!("{name}: round {round}, not waiting: {:.3} ms, {:.0} tokens/s", 1e3 * per_token, per_token.recip());
+        println!(
+            "{name}: round {round}, not waiting: {:.3} ms, {:.0} tokens/s",
+            1e3 * per_token,
+            per_token.recip()
+        );
     }
     Ok(tokens)
 }
