@@ -233,7 +233,7 @@ impl Product {
         (residual, y): (u64, u64),
         route: Option<&RouteTail>,
     ) -> Result<usize> {
-        let (rule, per_lane) = route.map_or((0, 0), |r| (r.rule, r.per_lane));
+        let (rule, per_lane) = route.map_or((0, 1), |r| (r.rule, r.per_lane));
         let route = route.map_or(RouteArgs::default(), |r| r.args);
         let streams = self.streams();
         let n_out = if streams == 2 { self.n_out } else { run.iter().map(|p| p.n_rows).sum() };
