@@ -20,7 +20,7 @@ const THREADS: usize = 128;
 const HEADS_PER_BLOCK: usize = 8;
 /// Positions of a tile of `attention`.
 const TILE: usize = 32;
-/// Most parts that a sequence is split into.
+/// Most parts that a sequence is split into; `MAX_SPLITS` of the kernel.
 const MAX_SPLITS: usize = 64;
 
 #[repr(C)]
@@ -289,7 +289,8 @@ pub(crate) fn attend(
     let separate = if pages.values_are_keys { 0 } else { TILE * pages.value_width };
     let grid = Grid {
         blocks: [n_head_blocks, n_tokens, n_splits],
-        threads: 32 * n_block_heads,
+        // Two more warps make the new key and value.
+        threads: 32 * (n_block_heads + if is_fused { 2 } else { 0 }),
         shared_bytes: 4 * (n_block_heads * pages.key_width + TILE * (pages.key_width + 4) + separate),
     };
     let vectors = [1, 2, 4].into_iter().find(|v| 128 * v >= pages.value_width).unwrap_or(4);

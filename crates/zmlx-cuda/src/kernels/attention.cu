@@ -10,6 +10,7 @@
 #include "position.cuh"
 
 #define TILE 32
+#define MAX_SPLITS 64
 
 struct AttentionArgs {
     const float* queries; // [n_tokens, n_heads, key_width]
@@ -29,75 +30,82 @@ struct AttentionArgs {
     Source q, q_more, k, k_more, v; // where FUSED
 };
 
-extern "C" __global__ void __launch_bounds__(256) attention(const __grid_constant__ AttentionArgs a) {
+// A tile of cached rows on its way into shared memory.
+__device__ __forceinline__ void load_rows(float4* to, u32 to_stride, const float* from, u32 from_stride, u32 n_rows, u32 n_vectors) {
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
+#pragma unroll 4
+    for (u32 row = warp; row < n_rows; row += n_warps)
+        for (u32 i = lane; i < n_vectors; i += 32) to[row * to_stride + i] = ((const float4*)(from + (u64)row * from_stride))[i];
+}
+
+extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constant__ AttentionArgs a) {
     extern __shared__ float4 shared[];
     __shared__ u32 is_last;
-    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
+    // Where FUSED, two more warps make the new key and value.
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = (blockDim.x >> 5) - (FUSED ? 2 : 0);
     const u32 tiles_of_heads = (a.heads_per_key + n_warps - 1) / n_warps;
     const u32 key_head = blockIdx.x / tiles_of_heads, token = blockIdx.y, split = blockIdx.z, n_splits = gridDim.z;
     const u32 in_group = blockIdx.x % tiles_of_heads * n_warps + warp;
-    const bool has_head = in_group < a.heads_per_key;
+    const bool has_head = warp < n_warps && in_group < a.heads_per_key;
     const u32 head = key_head * a.heads_per_key + (has_head ? in_group : 0);
 
     // Rows of keys are padded by a vector, so that the lanes' positions fall into different banks.
     const u32 key_vectors = a.key_width / 4, value_vectors = a.value_width / 4;
     const bool values_are_keys = a.cache.values_at == 0;
-    float4* q = shared + warp * key_vectors;
+    float4* q = shared + (has_head ? warp : 0) * key_vectors;
     float4* keys = shared + n_warps * key_vectors;
     float4* values = values_are_keys ? keys : keys + TILE * (key_vectors + 1);
     const u32 value_row = values_are_keys ? key_vectors + 1 : value_vectors;
 
-    wait_for_inputs();
+    // Where FUSED, what the cache and the step hold is older than the kernel in front: it is read before the wait.
+    if (!FUSED) wait_for_inputs();
     const u32 slot = a.step.slots[token], end = a.step.positions[token] + 1;
     const u32 begin = a.window && end > a.window ? end - a.window : 0;
     const u32 first_tile = begin / TILE, n_tiles = (end + TILE - 1) / TILE - first_tile;
     const u32 per_split = (n_tiles + n_splits - 1) / n_splits;
-    const u32 tile_end = first_tile + min(n_tiles, (split + 1) * per_split);
+    const u32 tile_begin = first_tile + min(n_tiles, split * per_split), tile_end = first_tile + min(n_tiles, (split + 1) * per_split);
 
-    if (FUSED) {
-        put_head(a.q, a.q_more, token * a.n_heads + head, end - 1, (float*)q, a.key_width);
-        __syncwarp();
-    } else {
-        const float4* query = (const float4*)(a.queries + ((u64)token * a.n_heads + head) * a.key_width);
-        for (u32 i = lane; i < key_vectors; i += 32) q[i] = query[i];
-    }
     float4 sum[VECTORS];
 #pragma unroll
     for (int v = 0; v < VECTORS; ++v) sum[v] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     float most = -infinity(), total = 0.0f;
 
-    for (u32 tile = first_tile + split * per_split; tile < tile_end; ++tile) {
-        __syncthreads();
-        const u32 tile_at = tile * TILE, n_here = min((u32)TILE, end - tile_at);
-        const bool has_new = FUSED && tile_at + n_here == end;
-        const u32 n_cached = has_new ? n_here - 1 : n_here;
-        float* page = a.cache.page(slot, tile_at);
-        const u32 in_page = tile_at % PAGE_TOKENS;
-        const float* key_rows = page + (u64)in_page * a.cache.key_stride + key_head * a.key_width;
-        for (u32 i = threadIdx.x; i < TILE * key_vectors; i += blockDim.x) {
-            u32 row = i / key_vectors, column = i % key_vectors;
-            if (row < n_cached) keys[row * (key_vectors + 1) + column] = ((const float4*)(key_rows + (u64)row * a.cache.key_stride))[column];
+    bool has_query = false;
+    for (u32 tile = tile_begin; tile < tile_end || !has_query; ++tile) {
+        const bool is_real = tile < tile_end; // a split without tiles still waits for its inputs
+        const u32 tile_at = tile * TILE, n_here = is_real ? min((u32)TILE, end - tile_at) : 0;
+        const bool has_new = FUSED && is_real && tile_at + n_here == end;
+        const u32 n_cached = has_new ? n_here - 1 : n_here, in_page = tile_at % PAGE_TOKENS;
+        float* page = is_real ? a.cache.page(slot, tile_at) : nullptr;
+        if (has_query) __syncthreads();
+        if (is_real) {
+            load_rows(keys, key_vectors + 1, page + (u64)in_page * a.cache.key_stride + key_head * a.key_width, a.cache.key_stride, n_cached, key_vectors);
+            if (!values_are_keys)
+                load_rows(values, value_row, page + a.cache.values_at + (u64)in_page * a.cache.value_stride + key_head * a.value_width,
+                          a.cache.value_stride, n_cached, value_vectors);
         }
-        if (!values_are_keys) {
-            const float* value_rows = page + a.cache.values_at + (u64)in_page * a.cache.value_stride + key_head * a.value_width;
-            for (u32 i = threadIdx.x; i < TILE * value_vectors; i += blockDim.x) {
-                u32 row = i / value_vectors, column = i % value_vectors;
-                if (row < n_cached) values[row * value_row + column] = ((const float4*)(value_rows + (u64)row * a.cache.value_stride))[column];
+        if (!has_query) {
+            if (FUSED) wait_for_inputs();
+            if (has_head && FUSED) {
+                put_head(a.q, a.q_more, token * a.n_heads + head, end - 1, (float*)q, a.key_width);
+            } else if (has_head) {
+                const float4* query = (const float4*)(a.queries + ((u64)token * a.n_heads + head) * a.key_width);
+                for (u32 i = lane; i < key_vectors; i += 32) q[i] = query[i];
             }
+            has_query = true;
         }
-        if (has_new) {
+        if (has_new && warp >= n_warps) {
             // Every block of a key head makes the new key for itself; the first one keeps it.
             const u32 row = token * (a.n_heads / a.heads_per_key) + key_head;
             const bool keeps = blockIdx.x % tiles_of_heads == 0;
-            if (warp == 0) {
+            if (warp == n_warps) {
                 float* own = (float*)(keys + n_cached * (key_vectors + 1));
                 put_head(a.k, a.k_more, row, end - 1, own, a.key_width);
                 __syncwarp();
                 float* kept = page + (u64)(in_page + n_cached) * a.cache.key_stride + key_head * a.key_width;
                 if (keeps)
                     for (u32 i = lane; i < a.key_width; i += 32) kept[i] = own[i];
-            }
-            if (!values_are_keys && warp == n_warps - 1) {
+            } else if (!values_are_keys) {
                 float* own = (float*)(values + n_cached * value_row);
                 const Source none = {};
                 put_head(a.v, none, row, end - 1, own, a.value_width);
@@ -108,10 +116,12 @@ extern "C" __global__ void __launch_bounds__(256) attention(const __grid_constan
             }
         }
         __syncthreads();
+        if (!has_head || !is_real) continue;
 
         float score = -infinity();
         if (lane < n_here && tile_at + lane >= begin) {
             float4 partial = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll 8
             for (u32 i = 0; i < key_vectors; ++i) {
                 float4 k = keys[lane * (key_vectors + 1) + i], x = q[i];
                 partial.x = fmaf(k.x, x.x, partial.x), partial.y = fmaf(k.y, x.y, partial.y);
@@ -126,6 +136,7 @@ extern "C" __global__ void __launch_bounds__(256) attention(const __grid_constan
         total = fmaf(total, shrink, warp_sum(weight));
 #pragma unroll
         for (int v = 0; v < VECTORS; ++v) sum[v].x *= shrink, sum[v].y *= shrink, sum[v].z *= shrink, sum[v].w *= shrink;
+#pragma unroll 8
         for (u32 j = 0; j < n_here; ++j) {
             float w = __shfl_sync(FULL_WARP, weight, j);
 #pragma unroll
@@ -148,7 +159,7 @@ extern "C" __global__ void __launch_bounds__(256) attention(const __grid_constan
 #pragma unroll
             for (int v = 0; v < VECTORS; ++v)
                 if (lane + 32 * v < value_vectors) ((float4*)own)[lane + 32 * v] = sum[v];
-            if (lane == 0) own[a.value_width] = most, own[a.value_width + 1] = total;
+            if (lane == 0) *(float2*)(own + a.value_width) = make_float2(most, total);
         }
         __threadfence();
         __syncthreads();
@@ -158,26 +169,41 @@ extern "C" __global__ void __launch_bounds__(256) attention(const __grid_constan
             if (is_last) *n_done = 0;
         }
         __syncthreads();
-        if (!is_last) return;
+        if (!is_last || !has_head) return;
         __threadfence();
+        // A lane has the largest score and the total of some splits; those that saw nothing have -inf and 0.
+        float2 of_lane[MAX_SPLITS / 32];
         most = -infinity(), total = 0.0f;
-        for (u32 s = lane; s < n_splits; s += 32) most = max_or_nan(most, __ldcg(partial + s * row + a.value_width));
+#pragma unroll
+        for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
+            u32 s = lane + 32 * i;
+            of_lane[i] = s < n_splits ? __ldcg((const float2*)(partial + s * row + a.value_width)) : make_float2(-infinity(), 0.0f);
+            most = max_or_nan(most, of_lane[i].x);
+        }
         most = warp_max(most);
 #pragma unroll
-        for (int v = 0; v < VECTORS; ++v) sum[v] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-        for (u32 s = 0; s < n_splits; ++s) {
-            const float* other = partial + s * row;
-            const float of_split = __ldcg(other + a.value_width);
-            if (of_split == -infinity()) continue; // nothing was visible there
-            const float factor = expf(of_split - most);
-            total = fmaf(__ldcg(other + a.value_width + 1), factor, total);
+        for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
+            of_lane[i].x = of_lane[i].x == -infinity() ? 0.0f : expf(of_lane[i].x - most);
+            total = fmaf(of_lane[i].y, of_lane[i].x, total);
+        }
+        total = warp_sum(total);
 #pragma unroll
-            for (int v = 0; v < VECTORS; ++v)
-                if (lane + 32 * v < value_vectors) {
-                    float4 x = __ldcg((const float4*)other + lane + 32 * v);
-                    sum[v].x = fmaf(x.x, factor, sum[v].x), sum[v].y = fmaf(x.y, factor, sum[v].y);
-                    sum[v].z = fmaf(x.z, factor, sum[v].z), sum[v].w = fmaf(x.w, factor, sum[v].w);
-                }
+        for (int v = 0; v < VECTORS; ++v) sum[v] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+#pragma unroll
+        for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
+            const u32 n = n_splits > 32 * i ? min(n_splits - 32 * i, 32u) : 0;
+#pragma unroll 8
+            for (u32 s = 0; s < n; ++s) {
+                const float factor = __shfl_sync(FULL_WARP, of_lane[i].x, s);
+                const float4* other = (const float4*)(partial + (32 * i + s) * row);
+#pragma unroll
+                for (int v = 0; v < VECTORS; ++v)
+                    if (lane + 32 * v < value_vectors) {
+                        float4 x = __ldcg(other + lane + 32 * v);
+                        sum[v].x = fmaf(x.x, factor, sum[v].x), sum[v].y = fmaf(x.y, factor, sum[v].y);
+                        sum[v].z = fmaf(x.z, factor, sum[v].z), sum[v].w = fmaf(x.w, factor, sum[v].w);
+                    }
+            }
         }
     }
 

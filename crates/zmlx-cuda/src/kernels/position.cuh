@@ -35,6 +35,7 @@ __device__ __forceinline__ float rotated(const float* x, u32 i, float factor, co
 // The factor of a norm over one head, by a warp.
 __device__ __forceinline__ float head_norm_factor(const float* x, u32 width, float eps) {
     float sum = 0.0f;
+#pragma unroll 4
     for (u32 i = threadIdx.x & 31; i < width; i += 32) sum = fmaf(x[i], x[i], sum);
     return 1.0f / sqrtf(warp_sum(sum) / (float)width + eps);
 }
@@ -66,6 +67,7 @@ struct Source {
 __device__ __forceinline__ void put_source(const Source& s, u32 row, u32 position, float* y) {
     const float* x = s.x.row(row, s.width);
     float factor = s.norm ? head_norm_factor(x, s.width, s.eps) : 1.0f;
+#pragma unroll 4
     for (u32 i = threadIdx.x & 31; i < s.width; i += 32) y[i] = rotated(x, i, factor, s.norm, s.rotation, position);
 }
 
