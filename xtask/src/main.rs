@@ -1,6 +1,7 @@
 //! Chores of this repository: `cargo xtask <command>`.
 #![forbid(unsafe_code)]
 
+mod cuda;
 mod mlx_bindings;
 mod project;
 mod results;
@@ -11,6 +12,8 @@ use std::process::ExitCode;
 const USAGE: &str = "\
 cargo xtask setup-mlx      make the feature `mlx` work on Linux: MLX's CPU build, and mlx-c built against it
 cargo xtask results        write the results of benches/record into README.md
+cargo xtask cuda-check     compile all CUDA kernels, without a GPU
+cargo xtask gpu-check      make the tests of the CUDA backend ready for a machine with a GPU, in target/gpu-check
 cargo xtask mlx-bindings   make tools/mlx-linux/generated/bindings.rs anew; needs libclang (LIBCLANG_PATH)
 ";
 
@@ -23,6 +26,8 @@ fn main() -> ExitCode {
     let done = match command {
         "setup-mlx" => setup_mlx::run(),
         "mlx-bindings" => mlx_bindings::run(),
+        "cuda-check" => cuda::check(),
+        "gpu-check" => cuda::prepare(),
         "results" => results::run(),
         _ => {
             eprint!("{USAGE}");

@@ -39,7 +39,7 @@ impl NamedModelArgs {
 /// What computes, and how.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct BackendArgs {
-    /// What computes. By default mlx where MLX has Metal, else cpu.
+    /// What computes. By default mlx where MLX has Metal, else cuda where there is an NVIDIA GPU, else cpu.
     #[arg(long, value_enum)]
     pub(crate) backend: Option<BackendKind>,
     #[command(flatten)]
@@ -84,6 +84,8 @@ pub(crate) fn positive() -> RangedU64ValueParser<usize> {
 pub(crate) enum BackendKind {
     /// SIMD kernels on the processor.
     Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
     /// MLX: Apple's GPU through Metal, elsewhere MLX's own CPU kernels.
     Mlx,
 }

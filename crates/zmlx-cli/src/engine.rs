@@ -51,12 +51,21 @@ pub(crate) trait Job {
     fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome>;
 }
 
+/// The backends of this build that this machine can run.
+pub(crate) fn usable() -> impl Iterator<Item = BackendKind> {
+    BUILT.iter().copied().filter(|kind| *kind != BackendKind::Cuda || has_gpu())
+}
+
 /// The backends of this build.
-pub(crate) const BUILT: &[BackendKind] = if cfg!(any(target_os = "macos", feature = "mlx")) {
-    &[BackendKind::Cpu, BackendKind::Mlx]
-} else {
-    &[BackendKind::Cpu]
+const BUILT: &[BackendKind] = match (HAS_CUDA, HAS_MLX) {
+    (true, true) => &[BackendKind::Cpu, BackendKind::Cuda, BackendKind::Mlx],
+    (true, false) => &[BackendKind::Cpu, BackendKind::Cuda],
+    (false, true) => &[BackendKind::Cpu, BackendKind::Mlx],
+    (false, false) => &[BackendKind::Cpu],
 };
+
+const HAS_CUDA: bool = cfg!(all(target_os = "linux", feature = "cuda"));
+const HAS_MLX: bool = cfg!(any(target_os = "macos", feature = "mlx"));
 
 /// Runs a job on the backend that the arguments choose: the only place that names them.
 pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> {
@@ -82,20 +91,76 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
             };
             job.run(backend, &about)
         }
+        BackendKind::Cuda => with_cuda(job),
         BackendKind::Mlx => with_mlx(job),
     }
 }
 
-#[cfg(any(target_os = "macos", feature = "mlx"))]
+/// MLX on Linux computes on the CPU, and slower than this project's own kernels: it is for who asks.
 fn default_backend() -> BackendKind {
-    use zmlx_kernels::mlx::Runtime;
-    // On Linux MLX computes on the CPU, and slower than this project's own kernels.
-    if Runtime::start().is_ok_and(|mlx| mlx.has_metal()) { BackendKind::Mlx } else { BackendKind::Cpu }
+    if has_metal() {
+        BackendKind::Mlx
+    } else if has_gpu() {
+        BackendKind::Cuda
+    } else {
+        BackendKind::Cpu
+    }
+}
+
+#[cfg(any(target_os = "macos", feature = "mlx"))]
+fn has_metal() -> bool {
+    zmlx_kernels::mlx::Runtime::start().is_ok_and(|mlx| mlx.has_metal())
 }
 
 #[cfg(not(any(target_os = "macos", feature = "mlx")))]
-fn default_backend() -> BackendKind {
-    BackendKind::Cpu
+fn has_metal() -> bool {
+    false
+}
+
+#[cfg(all(target_os = "linux", feature = "cuda"))]
+fn has_gpu() -> bool {
+    match zmlx_kernels::cuda::CudaBackend::new(0) {
+        Ok(_) => true,
+        Err(error) => {
+            tracing::debug!("{error}");
+            false
+        }
+    }
+}
+
+#[cfg(not(all(target_os = "linux", feature = "cuda")))]
+fn has_gpu() -> bool {
+    false
+}
+
+#[cfg(all(target_os = "linux", feature = "cuda"))]
+fn with_cuda(job: impl Job) -> Result<Outcome> {
+    let backend = zmlx_kernels::cuda::CudaBackend::new(0)?;
+    let (arch, driver) = (backend.compute_capability(), backend.driver_version());
+    let about = About {
+        name: "cuda",
+        engine: None,
+        text: format!(
+            "cuda ({}, compute capability {}.{}, driver for CUDA {}.{})",
+            backend.device_name(),
+            arch / 10,
+            arch % 10,
+            driver / 1000,
+            driver % 1000 / 10
+        ),
+        n_threads: 1,
+        rounding: Rounding::F32,
+        remark: None,
+        checks_itself: true,
+        default_fusion: Box::new(|_| Fusion::FUSED),
+    };
+    job.run(backend, &about)
+}
+
+#[cfg(not(all(target_os = "linux", feature = "cuda")))]
+fn with_cuda(_: impl Job) -> Result<Outcome> {
+    let why = "this zmlx is built without it: build on Linux with the feature cuda, which is on by default";
+    Err(zmlx_kernels::Error::Unavailable { backend: "cuda", why: why.to_owned() }.into())
 }
 
 #[cfg(any(target_os = "macos", feature = "mlx"))]

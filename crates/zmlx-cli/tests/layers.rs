@@ -9,7 +9,8 @@ use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 const LAYERS: &[(&str, &[&str])] = &[
     ("zmlx-core", &[]),
     ("zmlx-cpu", &["zmlx-core"]),
-    ("zmlx-kernels", &["zmlx-core", "zmlx-cpu"]),
+    ("zmlx-cuda", &["zmlx-core"]),
+    ("zmlx-kernels", &["zmlx-core", "zmlx-cpu", "zmlx-cuda"]),
     ("zmlx-conformance", &["zmlx-core", "zmlx-oracle"]),
     ("zmlx-moe", &["zmlx-kernels"]),
     ("zmlx-models", &["zmlx-kernels", "zmlx-moe"]),

@@ -4,10 +4,11 @@
 //! |---|---|
 //! | formats, weights, the trait with every op's contract | zmlx-core, at this crate's root |
 //! | [`cpu`] | the CPU backend, zmlx-cpu |
+//! | `cuda` | the CUDA backend, zmlx-cuda (feature `cuda`, Linux) |
 //! | [`metal`] | the sources of the Metal kernels and how they are launched |
 //! | `mlx` | stock MLX with these kernels (feature `mlx`) |
 //!
-//! The CPU backend is accurate; the MLX backend is exact, or accurate if asked: see [`zmlx_core`] for these modes.
+//! The CPU and the CUDA backend are accurate; the MLX backend is exact, or accurate if asked: see [`zmlx_core`] for these modes.
 
 pub mod metal;
 #[cfg(feature = "mlx")]
@@ -15,3 +16,5 @@ pub mod mlx;
 
 pub use zmlx_core::*;
 pub use zmlx_cpu as cpu;
+#[cfg(all(target_os = "linux", feature = "cuda"))]
+pub use zmlx_cuda as cuda;

@@ -135,8 +135,8 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
         return Err(Error::ContextLength { n_tokens, limit }.into());
     }
     let waiting = match (args.compare, args.backend.backend) {
-        (Compare::Fusion, _) => &[],
-        (Compare::Backend, None) => engine::BUILT,
+        (Compare::Fusion, _) => Vec::new(),
+        (Compare::Backend, None) => engine::usable().collect(),
         (Compare::Backend, Some(_)) => bail!("--backend names one; --compare backend takes all"),
     };
     if args.fusion.is_empty() {
@@ -151,7 +151,7 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     let plan = Plan { args: &args, checkpoint: &checkpoint, tests: &tests };
     let (first, rest) = match waiting.split_first() {
         Some((first, rest)) => (Some(*first), rest),
-        None => (args.backend.backend, waiting),
+        None => (args.backend.backend, &[][..]),
     };
     let backend = BackendArgs { backend: first, ..args.backend };
     engine::with_backend(

@@ -18,8 +18,23 @@ fn without_the_feature_the_message_says_how_to_get_mlx() {
     zmlx(&["generate", "--json", "--backend", "mlx", "--model", &model(GLM), "-p", "x"]).refused(&refused);
     zmlx(&["doctor", "--backend", "mlx", "--model", &model(GLM)]).refused(&refused);
     let report = zmlx(&["doctor", "--json", "--model", &model(GLM)]).ok().json();
-    assert_eq!(report["backends"][1]["about"], Value::Null);
-    assert!(report["backends"][1]["remark"].as_str().unwrap().contains("setup-mlx"), "{report:#}");
+    assert_eq!(report["backends"][2]["about"], Value::Null);
+    assert!(report["backends"][2]["remark"].as_str().unwrap().contains("setup-mlx"), "{report:#}");
+}
+
+/// Without a GPU the message says what is missing: a driver, or a GPU.
+#[test]
+#[cfg(target_os = "linux")]
+fn without_a_gpu_the_message_says_what_is_missing() {
+    let report = zmlx(&["doctor", "--json", "--model", &model(GLM)]).ok().json();
+    let cuda = &report["backends"][1];
+    if cuda["about"].is_null() {
+        let remark = cuda["remark"].as_str().unwrap();
+        assert!(remark.starts_with("the cuda backend is not available: "), "{remark}");
+        assert!(["driver", "GPU", "NVRTC"].iter().any(|part| remark.contains(part)), "{remark}");
+        let run = zmlx(&["generate", "--json", "--backend", "cuda", "--model", &model(GLM), "-p", "x"]);
+        run.refused(&["the cuda backend is not available"]);
+    }
 }
 
 #[test]
@@ -55,7 +70,7 @@ fn the_doctor_checks_every_fused_op() {
         let report = zmlx(&["doctor", "--json", "--model", &model(name)]).ok().json();
         assert!(report["machine"]["levels"].as_array().unwrap().contains(&json!("scalar")), "{report:#}");
         let backends = report["backends"].as_array().unwrap();
-        assert_eq!(backends.iter().map(|b| &b["backend"]).collect::<Vec<_>>(), ["cpu", "mlx"]);
+        assert_eq!(backends.iter().map(|b| &b["backend"]).collect::<Vec<_>>(), ["cpu", "cuda", "mlx"]);
         for backend in backends.iter().filter(|b| !b["about"].is_null()) {
             for kernel in kernels {
                 let ops = backend["ops"].as_array().unwrap().iter();

@@ -53,6 +53,7 @@ pub(crate) struct Args {
 enum Which {
     All,
     Cpu,
+    Cuda,
     Mlx,
 }
 
@@ -97,8 +98,9 @@ pub(super) fn run(args: Args) -> Result<Outcome> {
     let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
     let backends = match args.backend {
         None => vec![None],
-        Some(Which::All) => engine::BUILT.iter().copied().map(Some).collect(),
+        Some(Which::All) => engine::usable().map(Some).collect(),
         Some(Which::Cpu) => vec![Some(BackendKind::Cpu)],
+        Some(Which::Cuda) => vec![Some(BackendKind::Cuda)],
         Some(Which::Mlx) => vec![Some(BackendKind::Mlx)],
     };
     let mut all = Vec::new();

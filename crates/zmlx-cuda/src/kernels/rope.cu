@@ -1,0 +1,69 @@
+// Rotary position embedding, and what comes before attention: norms, rotation, and putting keys and values into the cache.
+
+#include "device.cuh"
+#include "position.cuh"
+
+struct RopeArgs {
+    Rows x; // a row per token and head
+    u32 n_rows;
+    u32 n_heads;
+    u32 width;
+    const float* norm; // weight of a norm over the head that comes first, or null
+    float eps;
+    Rotation rotation;
+    Step step;
+    float* y;
+};
+
+// A warp per head.
+extern "C" __global__ void __launch_bounds__(128) rope(const __grid_constant__ RopeArgs a) {
+    wait_for_inputs();
+    u32 row = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, lane = threadIdx.x & 31;
+    if (row >= a.n_rows) return;
+    const float* x = a.x.row(row, a.width);
+    float factor = a.norm ? head_norm_factor(x, a.width, a.eps) : 1.0f;
+    u32 position = a.step.positions[row / a.n_heads];
+    for (u32 i = lane; i < a.width; i += 32)
+        a.y[(u64)row * a.width + i] = rotated(x, i, factor, a.norm, a.rotation, position);
+}
+
+struct AppendArgs {
+    Source q, q_more; // a head is the values of the first, then those of the second
+    Source k, k_more;
+    Source v;
+    u32 n_tokens;
+    u32 n_heads;
+    u32 n_kv_heads;
+    u32 key_width; // of a head, padded to a multiple of 4 as all that is written here
+    u32 value_width;
+    Step step;
+    Cache cache;
+    float* queries; // [n_tokens, n_heads, key_width]
+};
+
+// A warp per head: all query heads of a token, then its key heads, then its value heads.
+extern "C" __global__ void __launch_bounds__(128) append(const __grid_constant__ AppendArgs a) {
+    wait_for_inputs();
+    u32 warp = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    u32 per_token = a.n_heads + a.n_kv_heads * (a.v.width ? 2 : 1);
+    u32 token = warp / per_token, head = warp % per_token;
+    if (token >= a.n_tokens) return;
+    u32 position = a.step.positions[token];
+    if (head < a.n_heads) {
+        u32 row = token * a.n_heads + head;
+        put_head(a.q, a.q_more, row, position, a.queries + (u64)row * a.key_width, a.key_width);
+        return;
+    }
+    float* page = a.cache.page(a.step.slots[token], position);
+    u32 at = position % PAGE_TOKENS;
+    head -= a.n_heads;
+    if (head < a.n_kv_heads) {
+        float* y = page + (u64)at * a.cache.key_stride + head * a.key_width;
+        put_head(a.k, a.k_more, token * a.n_kv_heads + head, position, y, a.key_width);
+    } else {
+        head -= a.n_kv_heads;
+        float* y = page + a.cache.values_at + (u64)at * a.cache.value_stride + head * a.value_width;
+        const Source none = {};
+        put_head(a.v, none, token * a.n_kv_heads + head, position, y, a.value_width);
+    }
+}

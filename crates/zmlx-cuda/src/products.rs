@@ -1,0 +1,383 @@
+//! Products with weights: which kernel, with how many rows a warp, and what goes along.
+
+use std::sync::Arc;
+
+use zmlx_core::{Error, Result};
+
+use crate::NAME;
+use crate::compile::Unit;
+use crate::device::Device;
+use crate::driver::Grid;
+use crate::memory::{Buffer, lock};
+use crate::rows::{RouteArgs, RouteTail, copy_rows};
+use crate::tensor::{CudaIndices, CudaTensor, Norm, Pending, Staged, View};
+use crate::weight::{FP8, Part, PartFormat};
+
+/// Parts that one launch can take; `MAX_PARTS` of the kernels.
+const MAX_PARTS: usize = 4;
+/// Threads of a block.
+const THREADS: usize = 256;
+
+/// Rows of activations, and the norm that comes first.
+#[derive(Clone)]
+pub(crate) struct Input {
+    x: View,
+    stride: usize,
+    norm: Option<Norm>,
+    /// What a product has made of these rows, for the others.
+    staged: Staged,
+}
+
+impl Input {
+    /// The rows of `width` values of a tensor; a norm over them that has not been launched goes along where few rows share
+    /// the work of it.
+    pub(crate) fn new(device: &Arc<Device>, x: &CudaTensor, width: usize, n_jobs: usize) -> Result<Self> {
+        if let Some(Pending::Heads(heads)) = x.op()
+            && let (width_of, None, Some(norm)) = (heads.width, &heads.rotation, &heads.norm)
+            && width_of == width
+            && n_jobs <= 16
+            && let Some(rows) = heads.x.rows(width)
+            && rows.per_segment == 1
+            && heads.x.is_aligned()
+        {
+            return Ok(Self {
+                x: heads.x.clone(),
+                stride: rows.stride as usize,
+                norm: Some(norm.clone()),
+                staged: Arc::clone(&heads.staged),
+            });
+        }
+        let (view, rows) = x.rows(device, width)?;
+        if rows.per_segment == 1 && view.is_aligned() {
+            return Ok(Self { x: view, stride: rows.stride as usize, norm: None, staged: Staged::default() });
+        }
+        let view = if view.is_aligned() {
+            x.contiguous(device)?
+        } else {
+            copy_rows(device, &view, width, 0..width, None)?
+        };
+        Ok(Self { x: view, stride: width, norm: None, staged: Staged::default() })
+    }
+}
+
+/// A product that can be launched.
+#[derive(Clone)]
+pub(crate) struct Product {
+    pub(crate) op: &'static str,
+    /// The matrices whose rows are the output's; for [`Epilogue::SwiGlu`] gate and up.
+    pub(crate) parts: Vec<Part>,
+    pub(crate) n_mats: usize,
+    pub(crate) n_out: usize,
+    pub(crate) n_in: usize,
+    pub(crate) input: Input,
+    /// Output rows.
+    pub(crate) n_jobs: usize,
+    /// Rows of activations that are summed up in one output row.
+    pub(crate) n_slots: usize,
+    /// So many slots in turn use the same row of activations.
+    pub(crate) rows_per_x: usize,
+    pub(crate) experts: Option<CudaIndices>,
+    pub(crate) slot_weights: Option<View>,
+    pub(crate) epilogue: Epilogue,
+}
+
+/// What becomes of the sums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Epilogue {
+    /// They are the result.
+    None,
+    /// `silu(first) · second` of two matrices.
+    SwiGlu,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct PartArgs {
+    data: u64,
+    scales: u64,
+    first_row: u32,
+    n_rows: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct InputArgs {
+    x: u64,
+    stride: u32,
+    rows_per_x: u32,
+    norm: u64,
+    eps: f32,
+    slot_weights: u64,
+}
+
+#[repr(C)]
+struct MatvecArgs {
+    parts: [PartArgs; MAX_PARTS],
+    n_parts: u32,
+    n_out: u32,
+    n_chunks: u32,
+    chunk_reciprocal: u32,
+    group_shift: u32,
+    n_slots: u32,
+    n_mats: u32,
+    experts_are_early: u32,
+    input: InputArgs,
+    experts: u64,
+    residual: u64,
+    y: u64,
+    y_stride: u32,
+    staged: u64,
+    route: RouteArgs,
+}
+
+#[repr(C)]
+struct DenseArgs {
+    parts: [PartArgs; MAX_PARTS],
+    n_parts: u32,
+    n_out: u32,
+    n_in: u32,
+    n_slots: u32,
+    n_mats: u32,
+    input: InputArgs,
+    experts: u64,
+    residual: u64,
+    y: u64,
+    y_stride: u32,
+    route: RouteArgs,
+}
+
+impl Product {
+    fn streams(&self) -> usize {
+        match self.epilogue {
+            Epilogue::None => 1,
+            Epilogue::SwiGlu => 2,
+        }
+    }
+
+    /// Whether one block can hold the activations.
+    pub(crate) fn fits(&self, device: &Device) -> bool {
+        let values = self.n_slots * self.n_in;
+        let n_bytes = match self.parts[0].format {
+            PartFormat::Coded { .. } => values / 32 * 72,
+            PartFormat::Element(_) => 4 * values,
+        };
+        n_bytes + 1024 <= device.driver.properties.shared_bytes as usize
+    }
+
+    /// Computes the product, plus the values at `residual` if there are some.
+    pub(crate) fn launch(&self, device: &Arc<Device>, residual: Option<&View>) -> Result<View> {
+        self.launch_all(device, residual, None)
+    }
+
+    /// Computes the logits of a router, of one part, and what it chooses.
+    pub(crate) fn launch_routed(&self, device: &Arc<Device>, route: RouteTail) -> Result<View> {
+        self.launch_all(device, None, Some(route))
+    }
+
+    fn launch_all(
+        &self,
+        device: &Arc<Device>,
+        residual: Option<&View>,
+        mut route: Option<RouteTail>,
+    ) -> Result<View> {
+        let len = self.n_jobs * self.n_out;
+        let y = Buffer::scratch(device, 4 * len)?;
+        if !self.fits(device) {
+            let why = format!("{} rows of {} values at once", self.n_slots, self.n_in);
+            return Err(Error::Unsupported { op: self.op, backend: NAME, why });
+        }
+        let mut first_row = 0;
+        // Rows of several banks are not found by one number.
+        let most = if self.n_mats > 1 && self.streams() == 1 { 1 } else { MAX_PARTS };
+        for run in self.parts.chunk_by(|a, b| a.format == b.format).flat_map(|run| run.chunks(most)) {
+            let at = |of: u64| of + 4 * first_row as u64;
+            if let Some(route) = &mut route {
+                route.args.x = y.at();
+            }
+            let ends = (residual.map_or(0, |r| at(r.at())), at(y.at()));
+            let n_rows = self.launch_run(device, run, ends, route.as_ref())?;
+            first_row += n_rows;
+        }
+        Ok(View::whole(y, len))
+    }
+
+    /// Memory for what a normed row becomes, and what the kernel does with it: STAGED of `matvec.cuh`. A small product in
+    /// front of others (a router, a bottleneck) makes it for all of them.
+    fn staged(
+        &self,
+        device: &Arc<Device>,
+        n_items: usize,
+        is_small: bool,
+    ) -> Result<(Option<Arc<Buffer>>, u32)> {
+        if self.input.norm.is_none() || self.n_slots > 1 {
+            return Ok((None, 0));
+        }
+        let mut staged = lock(&self.input.staged);
+        if let Some(buffer) = &*staged {
+            return Ok((Some(Arc::clone(buffer)), 2));
+        }
+        if !is_small {
+            return Ok((None, 0));
+        }
+        let n_rows = self.n_jobs.div_ceil(self.rows_per_x);
+        let buffer = Buffer::scratch(device, n_rows * (72 * n_items + 16))?;
+        *staged = Some(Arc::clone(&buffer));
+        Ok((Some(buffer), 1))
+    }
+
+    /// Launches parts of one format; returns the number of output rows that they are.
+    fn launch_run(
+        &self,
+        device: &Arc<Device>,
+        run: &[Part],
+        (residual, y): (u64, u64),
+        route: Option<&RouteTail>,
+    ) -> Result<usize> {
+        let (rule, per_lane) = route.map_or((0, 1), |r| (r.rule, r.per_lane));
+        let route = route.map_or(RouteArgs::default(), |r| r.args);
+        let streams = self.streams();
+        let n_out = if streams == 2 { self.n_out } else { run.iter().map(|p| p.n_rows).sum() };
+        let mut parts = [PartArgs::default(); MAX_PARTS];
+        let mut first_row = 0;
+        for (to, part) in parts.iter_mut().zip(run) {
+            *to = PartArgs {
+                data: part.data.at(),
+                scales: part.scales.as_ref().map_or(0, |s| s.at()),
+                first_row,
+                n_rows: part.n_rows as u32,
+            };
+            first_row += part.n_rows as u32;
+        }
+        let input = InputArgs {
+            x: self.input.x.at(),
+            stride: self.input.stride as u32,
+            rows_per_x: self.rows_per_x as u32,
+            norm: self.input.norm.as_ref().map_or(0, |n| n.weight.0.at()),
+            eps: self.input.norm.as_ref().map_or(0.0, |n| n.eps),
+            slot_weights: self.slot_weights.as_ref().map_or(0, View::at),
+        };
+        let experts = self.experts.as_ref().map_or(0, |e| e.buffer.at());
+        let (n_parts, y_stride) = (run.len() as u32, self.n_out as u32);
+        let (n_slots, n_mats) = (self.n_slots as u32, self.n_mats as u32);
+        let grid = |rows_of_warp: usize, shared_bytes: usize| Grid {
+            blocks: [self.n_jobs, n_out.div_ceil(rows_of_warp * THREADS / 32), 1],
+            threads: THREADS,
+            shared_bytes,
+        };
+        match run[0].format {
+            PartFormat::Coded { bits, code, scales, group_shift } => {
+                let n_chunks = self.n_in / 32;
+                let n_items = self.n_slots * n_chunks;
+                let plan = Plan::new(bits, streams, n_items, n_out * self.n_jobs, device);
+                let (staged, how) = self.staged(device, n_items, plan.is_small)?;
+                let args = MatvecArgs {
+                    parts,
+                    n_parts,
+                    n_out: n_out as u32,
+                    n_chunks: n_chunks as u32,
+                    chunk_reciprocal: if n_chunks == 1 {
+                        0
+                    } else {
+                        (1u64 << 32).div_ceil(n_chunks as u64) as u32
+                    },
+                    group_shift,
+                    n_slots,
+                    n_mats,
+                    experts_are_early: u32::from(
+                        self.experts.as_ref().is_some_and(|e| e.launch < device.driver.last_launch()),
+                    ),
+                    input,
+                    experts,
+                    residual,
+                    y,
+                    y_stride,
+                    staged: staged.as_ref().map_or(0, |s| s.at()),
+                    route,
+                };
+                let unit = Unit::new(
+                    "matvec",
+                    &[
+                        ("BITS", bits),
+                        ("CODE", code),
+                        ("SCALES", scales),
+                        ("ROWS", plan.rows as u32),
+                        ("DEPTH", plan.depth as u32),
+                        ("LOOP", u32::from(n_items > 32 * plan.depth)),
+                        ("STREAMS", streams as u32),
+                        ("STEPS", (4 * n_items).div_ceil(THREADS).min(3) as u32),
+                        ("NORM", u32::from(self.input.norm.is_some())),
+                        ("STAGED", how),
+                        ("ROUTE", rule),
+                        ("PER_LANE", per_lane),
+                    ],
+                );
+                let grid = grid(plan.rows, n_items * 72 + 4 * THREADS);
+                // SAFETY: the struct is the kernel's; shapes and indices were checked when the product was made, and it
+                // keeps what it reads until its result is there.
+                unsafe { device.launch(self.op, (unit, "matvec"), grid, &args)? };
+            }
+            PartFormat::Element(element) => {
+                let n_bytes = [4, 2, 2, 1][element as usize];
+                let vector = if self.n_in * n_bytes % 16 == 0 { 16 / n_bytes } else { 1 };
+                debug_assert!(element != FP8 || vector == 16);
+                let args = DenseArgs {
+                    parts,
+                    n_parts,
+                    n_out: n_out as u32,
+                    n_in: self.n_in as u32,
+                    n_slots,
+                    n_mats,
+                    input,
+                    experts,
+                    residual,
+                    y,
+                    y_stride,
+                    route,
+                };
+                let rows = if n_out * self.n_jobs * streams >= 4096 { 2 } else { 1 };
+                let unit = Unit::new(
+                    "dense",
+                    &[
+                        ("ELEMENT", element),
+                        ("V", vector as u32),
+                        ("ROWS", rows as u32),
+                        ("STREAMS", streams as u32),
+                        ("ROUTE", rule),
+                        ("PER_LANE", per_lane),
+                    ],
+                );
+                // SAFETY: as above.
+                unsafe {
+                    let grid = grid(rows, 4 * self.n_slots * self.n_in + 128);
+                    device.launch(self.op, (unit, "dense"), grid, &args)?;
+                }
+            }
+        }
+        Ok(n_out)
+    }
+}
+
+/// How a quantised product is shared out.
+#[derive(Clone, Copy, Debug)]
+struct Plan {
+    /// Rows of a warp (with gate and up: pairs).
+    rows: usize,
+    /// Chunks of a row that a lane asks for at once.
+    depth: usize,
+    /// So few rows that not all multiprocessors have a warp's worth of them.
+    is_small: bool,
+}
+
+impl Plan {
+    /// Enough loads in flight in each warp, and warps for all multiprocessors.
+    fn new(bits: u32, streams: usize, n_items: usize, n_rows: usize, device: &Device) -> Self {
+        let depth = if matches!(bits, 2 | 4 | 8) {
+            [1, 2, 4].into_iter().find(|d| 32 * d >= n_items).unwrap_or(6)
+        } else {
+            1 // codes across words take many instructions: not limited by memory
+        };
+        let most = if depth <= 2 { 4 } else { 2 };
+        let is_small = n_rows < 8 * device.driver.properties.n_multiprocessors as usize;
+        Self { rows: if is_small { 1 } else { most / streams }, depth, is_small }
+    }
+}

@@ -1,0 +1,80 @@
+//! A step: what its ops need of positions, slots and wanted logits, on the device.
+
+use std::sync::Arc;
+
+use zmlx_core::check::check_spans;
+use zmlx_core::{Result, Span, logit_rows};
+
+use crate::device::Device;
+use crate::memory::Buffer;
+use crate::tensor::{CudaTensor, ensure};
+
+/// A step of the CUDA backend.
+#[derive(Clone)]
+pub struct CudaStep(pub(crate) Arc<StepData>);
+
+/// Slots, positions and rows of logits in one buffer, and what the host knows of them.
+pub(crate) struct StepData {
+    pub(crate) spans: Vec<Span>,
+    pub(crate) n_tokens: usize,
+    pub(crate) n_logits: usize,
+    /// The longest sequence of the step, when it is done.
+    pub(crate) longest: usize,
+    /// `[n_tokens]` rows of the caches' tables, `[n_tokens]` positions, `[n_logits]` rows.
+    pub(crate) buffer: Arc<Buffer>,
+}
+
+/// `Step` of the kernels.
+#[repr(C)]
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StepArgs {
+    slots: u64,
+    positions: u64,
+}
+
+impl StepData {
+    pub(crate) fn new(device: &Arc<Device>, spans: &[Span]) -> Result<Self> {
+        let n_tokens = check_spans(spans)?;
+        let slots = spans.iter().flat_map(|s| std::iter::repeat_n(device.row_of(s.slot) as u32, s.n_tokens));
+        let positions = spans.iter().flat_map(|s| (s.start..s.start + s.n_tokens).map(|p| p as u32));
+        let rows: Vec<u32> = logit_rows(spans).map(|r| r as u32).collect();
+        let n_logits = rows.len();
+        let words: Vec<u8> = slots.chain(positions).chain(rows).flat_map(u32::to_le_bytes).collect();
+        let buffer = Buffer::scratch(device, words.len())?;
+        buffer.write(0, &words)?;
+        Ok(Self {
+            n_tokens,
+            n_logits,
+            longest: spans.iter().map(|s| s.start + s.n_tokens).max().unwrap_or(0),
+            spans: spans.to_vec(),
+            buffer,
+        })
+    }
+
+    /// Bytes of the buffer that are in use.
+    pub(crate) fn n_bytes(&self) -> usize {
+        4 * (2 * self.n_tokens + self.n_logits)
+    }
+
+    pub(crate) fn args(&self) -> StepArgs {
+        let slots = self.buffer.at();
+        StepArgs { slots, positions: slots + 4 * self.n_tokens as u64 }
+    }
+
+    /// Where the rows of the wanted logits are.
+    pub(crate) fn logit_rows(&self) -> u64 {
+        self.buffer.at() + 8 * self.n_tokens as u64
+    }
+
+    /// Checks that an op's argument has a row for each token.
+    pub(crate) fn check(&self, op: &'static str, what: &'static str, x: &CudaTensor) -> Result<()> {
+        let n = self.n_tokens;
+        ensure(x.dims()[0] == n, op, what, format_args!("the {n} tokens of the step"), x)
+    }
+}
+
+impl std::fmt::Debug for CudaStep {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("CudaStep").field("spans", &self.0.spans).finish_non_exhaustive()
+    }
+}

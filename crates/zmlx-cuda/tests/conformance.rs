@@ -1,0 +1,48 @@
+//! The conformance suite on the first GPU. Without one nothing is run, which the tests say; with `ZMLX_REQUIRE_CUDA=1` they
+//! fail then.
+#![allow(clippy::unwrap_used, reason = "a failing test may panic")]
+
+use zmlx_conformance::{Grid, Instance, conformance};
+use zmlx_core::{Error, QuantMode, WeightFormat};
+use zmlx_cuda::CudaBackend;
+
+conformance!(cuda, crate::instances);
+
+/// The backend, or none on a machine without a GPU that it can use.
+fn backend() -> Option<CudaBackend> {
+    let is_required = std::env::var_os("ZMLX_REQUIRE_CUDA").is_some_and(|v| v == "1");
+    match CudaBackend::new(0) {
+        Ok(backend) => Some(backend),
+        Err(Error::Unavailable { why, .. }) if !is_required => {
+            eprintln!("not run: no GPU: {why}");
+            None
+        }
+        Err(error) => panic!("{error}"),
+    }
+}
+
+fn instances() -> Vec<Instance<CudaBackend>> {
+    let instance = |backend| Instance {
+        name: "cuda".to_owned(),
+        backend,
+        grid: Grid::Full,
+        // Sums have the same order whatever else is in the batch.
+        same_path_below: usize::MAX,
+        product_error: activations_of_16_bits,
+        // The cache holds f32.
+        attention_error: 1.0,
+        exponential_error: 1.0,
+        // Angles are computed in f64.
+        angle_error: 0.0,
+    };
+    backend().map(instance).into_iter().collect()
+}
+
+/// Activations are integers of 16 bits wherever codes are: each is off by up to 2^-16 of the largest of its 32, evenly
+/// spread, so by 2^-16/√3 in the root mean square. Six times that, times the norms, is 111 times the bound of f32.
+fn activations_of_16_bits(format: WeightFormat) -> f64 {
+    match format {
+        WeightFormat::Quantized { spec, .. } if spec.mode() != QuantMode::Mxfp8 => 112.0,
+        _ => 1.0,
+    }
+}

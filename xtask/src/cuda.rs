@@ -1,0 +1,74 @@
+//! The CUDA backend without and with a GPU: `cargo xtask cuda-check` compiles every kernel, `cargo xtask gpu-check` makes the
+//! tests ready for a machine that has one.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use cargo_metadata::Message;
+
+use crate::project;
+
+/// What runs on the machine with the GPU: the suite, and perhaps the memory checker on a part of it.
+const SCRIPT: &str = include_str!("gpu-check.sh");
+
+/// Compiles all kernels for several generations of GPUs, with the compiler from PyPI.
+pub(crate) fn check() -> Result<()> {
+    let root = project::root()?;
+    let nvrtc = install_nvrtc(&root)?;
+    let folder = nvrtc.parent().context("the library lies in a folder")?;
+    let mut test = Command::new(env!("CARGO"));
+    test.args(["test", "--locked", "--package", "zmlx-cuda", "--test", "compile"]).current_dir(&root);
+    // The library looks for another one of its package when it compiles.
+    test.env("ZMLX_NVRTC", &nvrtc).env("LD_LIBRARY_PATH", folder);
+    project::run(&mut test)
+}
+
+fn install_nvrtc(root: &Path) -> Result<PathBuf> {
+    let site = root.join("target/nvrtc");
+    let library = site.join("nvidia/cu13/lib/libnvrtc.so.13");
+    if library.exists() {
+        return Ok(library);
+    }
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
+    pip.args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--upgrade", "--target"]).arg(&site);
+    pip.arg("--requirement").arg(root.join("tools/cuda-check/requirements.txt"));
+    project::run(&mut pip).context("python3 with pip is needed")?;
+    ensure!(library.exists(), "{}: not there", library.display());
+    Ok(library)
+}
+
+/// Builds the conformance suite and puts it, with a script that runs it, into `target/gpu-check`.
+pub(crate) fn prepare() -> Result<()> {
+    let root = project::root()?;
+    let mut build = Command::new(env!("CARGO"));
+    build.args(["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
+    build.args(["--package", "zmlx-cuda", "--test", "conformance"]).current_dir(&root);
+    let output = build.stderr(Stdio::inherit()).output().context("cargo test --no-run")?;
+    ensure!(output.status.success(), "the conformance suite does not build");
+    let executable = Message::parse_stream(&output.stdout[..])
+        .filter_map(|message| match message {
+            Ok(Message::CompilerArtifact(artifact)) if artifact.target.name == "conformance" => {
+                artifact.executable
+            }
+            _ => None,
+        })
+        .next()
+        .context("cargo names no executable")?;
+    let folder = root.join("target/gpu-check");
+    std::fs::create_dir_all(&folder)?;
+    std::fs::copy(&executable, folder.join("conformance")).with_context(|| executable.to_string())?;
+    let commit = Command::new("git")
+        .args(["describe", "--always", "--dirty", "--abbrev=12"])
+        .current_dir(&root)
+        .output();
+    let commit = commit.map(|o| String::from_utf8_lossy(&o.stdout).trim().to_owned()).unwrap_or_default();
+    std::fs::write(folder.join("commit"), commit)?;
+    std::fs::write(folder.join("run.sh"), SCRIPT)?;
+    println!(
+        "{} is ready. On a machine with a GPU and CUDA's run-time compiler: bash run.sh [--memcheck]",
+        folder.display()
+    );
+    Ok(())
+}
