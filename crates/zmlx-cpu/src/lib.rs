@@ -1,13 +1,4 @@
-//! The CPU backend: SIMD kernels on a persistent team of threads.
-//!
-//! Activations are f32 (the *accurate* mode), with two exceptions. Where they meet a quantised matrix (but mxfp8), they
-//! are rounded to 16-bit integers with a scale for each group of weights, and multiplied with the codes as integers. That
-//! is off by about 2⁻¹⁶ at most of the largest activation of a group, 2·10⁻⁵ of a product in the root mean square (bf16
-//! activations: 1.6·10⁻³), and takes half the instructions. [`Activations::Int8`] rounds them further, if asked. Attention
-//! multiplies integers of 15 bits: cached keys and values with a scale for each token and head, queries, and weights.
-//! Weights of matrices are used where they lie, quantised, at any alignment. Buffers are recycled: once warm, a step
-//! allocates nothing.
-
+#![doc = include_str!("../README.md")]
 // Unit tests are compiled with the scalar instances of the matrix kernels alone: see `matmul/kernels.rs`.
 #![cfg_attr(test, allow(dead_code, unused_imports, reason = "what only the other instances use"))]
 
