@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use zmlx_core::{
     AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, Error, GateUp, HostWeight, MlaInputs,
-    NoauxTc, Result, Rope, RopePairing, SoftmaxTopK, Span, StepKey, stock,
+    NoauxTc, Result, Rope, RopePairing, SampleSettings, SoftmaxTopK, Span, StepKey, stock,
 };
 
 use crate::NAME;
@@ -285,8 +285,17 @@ impl Backend for CudaBackend {
         self.device.driver.synchronize()
     }
 
-    fn argmax(&self, logits: &CudaTensor) -> Result<Option<CudaIndices>> {
-        rows::argmax(&self.device, logits).map(Some)
+    /// The most probable token; what needs chance or a penalty is left to the host.
+    fn sample(
+        &self,
+        logits: &CudaTensor,
+        row: usize,
+        settings: &SampleSettings<'_, CudaIndices>,
+    ) -> Result<Option<CudaIndices>> {
+        if settings.temperature != 0.0 || settings.repetition.is_some() {
+            return Ok(None);
+        }
+        rows::argmax(&self.device, logits, row).map(Some)
     }
 
     fn embed(&self, table: &CudaWeight, ids: &CudaIndices) -> Result<CudaTensor> {

@@ -240,26 +240,28 @@ struct ArgmaxArgs {
     n_done: u64,
 }
 
-/// The index of the largest value of each row.
-pub(crate) fn argmax(device: &Arc<Device>, x: &CudaTensor) -> Result<CudaIndices> {
-    const OP: &str = "argmax";
-    ensure(x.dims().len() == 2, OP, "logits", "[n, vocab]", x)?;
+/// The index of the largest value of a row.
+pub(crate) fn argmax(device: &Arc<Device>, x: &CudaTensor, row: usize) -> Result<CudaIndices> {
+    const OP: &str = "sample";
+    ensure(x.dims().len() == 2 && x.shape.last() > 0, OP, "logits", "[n, vocab]", x)?;
     let [n, width] = [x.dims()[0], x.dims()[1]];
-    ensure(n < N_COUNTERS / 2 && width > 0, OP, "logits", "fewer rows, and columns", x)?;
+    if row >= n {
+        return Err(Error::IndexOutOfRange { op: OP, what: "row", index: row, len: n });
+    }
     let from = x.contiguous(device)?;
-    let y = Buffer::scratch(device, 4 * n)?;
+    let y = Buffer::scratch(device, 4)?;
     let args = ArgmaxArgs {
-        x: from.at(),
+        x: from.at() + 4 * (row * width) as u64,
         y: y.at(),
         width: width as u32,
         best: device.counters,
         n_done: device.counters + 4 * N_COUNTERS as u64,
     };
-    let grid = Grid { blocks: [width.div_ceil(2048).min(128), n, 1], threads: 256, shared_bytes: 0 };
-    // SAFETY: the struct is the kernel's; x is [n, width], and there are more than n counters of each kind.
+    let grid = Grid { blocks: [width.div_ceil(2048).min(128), 1, 1], threads: 256, shared_bytes: 0 };
+    // SAFETY: the struct is the kernel's; x has the row, y room for one index, and there is a counter of each kind.
     unsafe { device.launch(OP, (rows_unit(), "argmax"), grid, &args)? };
     let launch = device.driver.last_launch();
-    Ok(CudaIndices { shape: Shape::new(OP, &[n])?, buffer: y, host: None, bound: width, launch })
+    Ok(CudaIndices { shape: Shape::new(OP, &[1])?, buffer: y, host: None, bound: width, launch })
 }
 
 #[repr(C)]

@@ -6,8 +6,8 @@
 
 use std::time::Instant;
 
-use zmlx_kernels::cuda::CudaBackend;
-use zmlx_kernels::{Backend, Fusion};
+use zmlx_kernels::cuda::{CudaBackend, CudaIndices, CudaTensor};
+use zmlx_kernels::{Backend, Fusion, SampleSettings};
 use zmlx_models::{Checkpoint, Model, PoolOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -45,13 +45,13 @@ fn measure(
     let logits = model.prefill(&mut pool, slot, &prompt, fusion, &mut |_, _| {})?;
     b.wait(&logits)?;
     println!("{name}: {} prompt tokens in {:.3} s", prompt.len(), started.elapsed().as_secs_f64());
-    let mut id = b.argmax(&logits)?.ok_or("no argmax")?;
+    let mut id = choose(b, &logits)?;
     let (mut tokens, mut values) = (Vec::new(), Vec::new());
     let mut times = Vec::new();
     for _ in 0..n {
         let started = Instant::now();
         let logits = model.forward_id(&mut pool, slot, &id, fusion)?;
-        id = b.argmax(&logits)?.ok_or("no argmax")?;
+        id = choose(b, &logits)?;
         b.read_indices(&id, &mut values)?;
         tokens.push(values[0]);
         times.push(started.elapsed().as_secs_f64());
@@ -63,7 +63,7 @@ fn measure(
         let started = Instant::now();
         for _ in 0..n {
             let logits = model.forward_id(&mut pool, slot, &id, fusion)?;
-            id = b.argmax(&logits)?.ok_or("no argmax")?;
+            id = choose(b, &logits)?;
         }
         b.read_indices(&id, &mut values)?;
         let per_token = started.elapsed().as_secs_f64() / n as f64;
@@ -74,4 +74,11 @@ fn measure(
         );
     }
     Ok(tokens)
+}
+
+/// The most probable token, which stays on the device.
+fn choose(b: &CudaBackend, logits: &CudaTensor) -> Result<CudaIndices, Box<dyn std::error::Error>> {
+    let settings =
+        SampleSettings { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition: None, seed: 0 };
+    Ok(b.sample(logits, 0, &settings)?.ok_or("the device does not choose")?)
 }

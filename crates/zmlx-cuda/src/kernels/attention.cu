@@ -30,13 +30,18 @@ struct AttentionArgs {
     Source q, q_more, k, k_more, v; // where FUSED
 };
 
-// A tile of cached rows on its way into shared memory.
+// A tile of cached rows on its way into shared memory, where it is when `wait_for_rows` has returned: no thread waits for a row
+// before it asks for the next.
 __device__ __forceinline__ void load_rows(float4* to, u32 to_stride, const float* from, u32 from_stride, u32 n_rows, u32 n_vectors) {
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
-#pragma unroll 4
     for (u32 row = warp; row < n_rows; row += n_warps)
-        for (u32 i = lane; i < n_vectors; i += 32) to[row * to_stride + i] = ((const float4*)(from + (u64)row * from_stride))[i];
+        for (u32 i = lane; i < n_vectors; i += 32)
+            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to + row * to_stride + i)),
+                         "l"((const float4*)(from + (u64)row * from_stride) + i)
+                         : "memory");
 }
+
+__device__ __forceinline__ void wait_for_rows() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constant__ AttentionArgs a) {
     extern __shared__ float4 shared[];
@@ -115,6 +120,7 @@ extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constan
                     for (u32 i = lane; i < a.value_width; i += 32) kept[i] = own[i];
             }
         }
+        wait_for_rows();
         __syncthreads();
         if (!has_head || !is_real) continue;
 
