@@ -16,14 +16,14 @@ const SPINS: u32 = 500;
 const YIELDS: u32 = 4_000;
 
 /// A job: called once per member with its [`Member`].
-type Job<'a> = dyn Fn(&Member<'_>) + Sync + 'a;
+type TeamJob<'a> = dyn Fn(&Member<'_>) + Sync + 'a;
 
-struct Shared {
+struct TeamState {
     n_members: usize,
     /// Number of jobs started; workers wait for it to change.
     epoch: AtomicUsize,
-    /// The job of this epoch: a pointer to a `&Job` on the caller's stack, valid until every member has finished.
-    job: AtomicPtr<&'static Job<'static>>,
+    /// The job of this epoch: a pointer to a `&TeamJob` on the caller's stack, valid until every member has finished.
+    job: AtomicPtr<&'static TeamJob<'static>>,
     /// Workers that finished the job of this epoch.
     n_finished: AtomicUsize,
     /// Members that arrived at the current barrier, and the number of barriers passed.
@@ -36,7 +36,7 @@ struct Shared {
     waited: AtomicU64,
 }
 
-impl Shared {
+impl TeamState {
     /// Waits while `is_pending`.
     fn wait(&self, is_caller: bool, is_pending: impl Fn() -> bool) {
         if is_caller {
@@ -67,7 +67,7 @@ pub(crate) fn part(n_items: usize, unit: usize, n: usize, idx: usize) -> std::op
 /// One thread's place in the team during a job.
 pub(crate) struct Member<'a> {
     idx: usize,
-    shared: &'a Shared,
+    shared: &'a TeamState,
 }
 
 impl Member<'_> {
@@ -122,7 +122,7 @@ impl Wait {
 
 /// The threads. Dropping the team ends them.
 pub(crate) struct Team {
-    shared: Arc<Shared>,
+    shared: Arc<TeamState>,
     workers: Vec<(Thread, JoinHandle<()>)>,
 }
 
@@ -130,7 +130,7 @@ impl Team {
     /// A team of `n_members`, at least 1, the caller included. Where the system refuses a thread, fewer.
     pub(crate) fn new(n_members: usize) -> Self {
         let shared = |n_members| {
-            Arc::new(Shared {
+            Arc::new(TeamState {
                 n_members,
                 epoch: AtomicUsize::new(0),
                 job: AtomicPtr::new(std::ptr::null_mut()),
@@ -176,7 +176,7 @@ impl Team {
     ///
     /// # Panics
     /// If the job panics on any member.
-    pub(crate) fn run(&mut self, job: &Job<'_>) {
+    pub(crate) fn run(&mut self, job: &TeamJob<'_>) {
         let s = &*self.shared;
         let me = Member { idx: 0, shared: s };
         if s.n_members == 1 {
@@ -186,8 +186,8 @@ impl Team {
         // SAFETY: only the lifetime changes. The workers use the reference only between the store of the epoch below
         // and their increment of `n_finished`, and `Finish` does not let this function return (or unwind) before
         // all of them have made it.
-        let mut job: &'static Job<'static> =
-            unsafe { std::mem::transmute::<&Job<'_>, &'static Job<'static>>(job) };
+        let mut job: &'static TeamJob<'static> =
+            unsafe { std::mem::transmute::<&TeamJob<'_>, &'static TeamJob<'static>>(job) };
         s.n_finished.store(0, Ordering::Relaxed);
         s.panicked.store(false, Ordering::Relaxed);
         s.job.store(&raw mut job, Ordering::Relaxed);
@@ -203,7 +203,7 @@ impl Team {
 }
 
 /// Waits for the workers, also when the caller's part of the job unwinds.
-struct Finish<'a>(&'a Shared);
+struct Finish<'a>(&'a TeamState);
 
 impl Drop for Finish<'_> {
     fn drop(&mut self) {
@@ -226,7 +226,7 @@ impl Drop for Team {
     }
 }
 
-fn work(idx: usize, s: &Shared) {
+fn work(idx: usize, s: &TeamState) {
     let mut seen = 0;
     loop {
         let mut wait = Wait::default();
@@ -245,7 +245,7 @@ fn work(idx: usize, s: &Shared) {
         if s.stop.load(Ordering::Acquire) {
             return;
         }
-        // SAFETY: the epoch changed, so `run` stored a pointer to a live `&Job` before, and keeps it alive until this
+        // SAFETY: the epoch changed, so `run` stored a pointer to a live `&TeamJob` before, and keeps it alive until this
         // worker increments `n_finished`.
         let job = unsafe { *s.job.load(Ordering::Relaxed) };
         let outcome =
