@@ -305,7 +305,7 @@ pub(crate) fn attend(
 /// sequences: recorded graphs stay right until it changes.
 fn splits(device: &Device, step: &StepData, n_blocks: usize) -> usize {
     let room = 2 * device.driver.properties.n_multiprocessors as usize / n_blocks.max(1);
-    let most = room.min(MAX_SPLITS).max(1);
+    let most = room.clamp(1, MAX_SPLITS);
     let most = 1 << most.ilog2();
     step.longest.div_ceil(TILE).max(1).next_power_of_two().min(most)
 }

@@ -318,7 +318,7 @@ impl Product {
             }
             PartFormat::Element(element) => {
                 let n_bytes = [4, 2, 2, 1][element as usize];
-                let vector = if self.n_in * n_bytes % 16 == 0 { 16 / n_bytes } else { 1 };
+                let vector = if (self.n_in * n_bytes).is_multiple_of(16) { 16 / n_bytes } else { 1 };
                 debug_assert!(element != FP8 || vector == 16);
                 let args = DenseArgs {
                     parts,
