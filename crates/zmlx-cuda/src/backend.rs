@@ -4,8 +4,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, Error, GateUp, HostWeight, MlaInputs,
-    NoauxTc, Result, Rope, RopePairing, SampleSettings, SoftmaxTopK, Span, StepKey, stock,
+    AttentionInputs, AttentionSettings, Backend, Barriers, CacheKind, CacheSpec, Error, GateUp, HostWeight,
+    Instrumented, MlaInputs, NoauxTc, Result, Rope, RopePairing, SampleSettings, SoftmaxTopK, Span, StepKey,
+    stock,
 };
 
 use crate::NAME;
@@ -656,6 +657,16 @@ impl Backend for CudaBackend {
         const OP: &str = "route_noaux_tc";
         let bias = bias.vector(OP, logits.shape.last())?;
         rows::route(&self.device, OP, logits, &Route::Noaux(settings, bias))
+    }
+}
+
+impl Instrumented for CudaBackend {
+    fn kernel_runs(&self, _op: &str) -> Option<u64> {
+        None
+    }
+
+    fn barriers(&self) -> Option<Barriers> {
+        None
     }
 }
 

@@ -11,6 +11,7 @@
 
 #define TILE 32
 #define MAX_SPLITS 64
+#define MERGED_AT_ONCE (VECTORS > 2 ? 4 : 8)
 
 struct AttentionArgs {
     const float* queries; // [n_tokens, n_heads, key_width]
@@ -198,17 +199,26 @@ extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constan
 #pragma unroll
         for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
             const u32 n = n_splits > 32 * i ? min(n_splits - 32 * i, 32u) : 0;
-#pragma unroll 8
-            for (u32 s = 0; s < n; ++s) {
-                const float factor = __shfl_sync(FULL_WARP, of_lane[i].x, s);
-                const float4* other = (const float4*)(partial + (32 * i + s) * row);
+            // Several splits are asked for before the first one is used.
+            for (u32 first = 0; first < n; first += MERGED_AT_ONCE) {
+                float4 x[MERGED_AT_ONCE][VECTORS];
 #pragma unroll
-                for (int v = 0; v < VECTORS; ++v)
-                    if (lane + 32 * v < value_vectors) {
-                        float4 x = __ldcg(other + lane + 32 * v);
-                        sum[v].x = fmaf(x.x, factor, sum[v].x), sum[v].y = fmaf(x.y, factor, sum[v].y);
-                        sum[v].z = fmaf(x.z, factor, sum[v].z), sum[v].w = fmaf(x.w, factor, sum[v].w);
+                for (u32 s = 0; s < MERGED_AT_ONCE; ++s) {
+                    const float4* other = (const float4*)(partial + (32 * i + min(first + s, n - 1)) * row);
+#pragma unroll
+                    for (int v = 0; v < VECTORS; ++v) x[s][v] = __ldcg(other + min(lane + 32 * v, value_vectors - 1));
+                }
+#pragma unroll
+                for (u32 s = 0; s < MERGED_AT_ONCE; ++s) {
+                    const float factor = __shfl_sync(FULL_WARP, of_lane[i].x, min(first + s, n - 1));
+                    if (first + s < n) {
+#pragma unroll
+                        for (int v = 0; v < VECTORS; ++v) {
+                            sum[v].x = fmaf(x[s][v].x, factor, sum[v].x), sum[v].y = fmaf(x[s][v].y, factor, sum[v].y);
+                            sum[v].z = fmaf(x[s][v].z, factor, sum[v].z), sum[v].w = fmaf(x[s][v].w, factor, sum[v].w);
+                        }
                     }
+                }
             }
         }
     }

@@ -13,23 +13,25 @@ struct Rotation {
     float scale; // of the rotated values
 };
 
-// Value `i` of a head that is multiplied by `factor` and the norm's weights (or null), then rotated to its position.
-__device__ __forceinline__ float rotated(const float* x, u32 i, float factor, const float* norm, const Rotation& r, u32 position) {
-    float own = norm ? x[i] * factor * norm[i] : x[i];
-    if (!r.half_turns || i >= r.dims) return own;
-    u32 half = r.dims / 2, pair, other;
-    bool is_first;
-    if (r.is_interleaved) {
-        pair = i / 2, is_first = i % 2 == 0, other = is_first ? i + 1 : i - 1;
-    } else {
-        is_first = i < half, pair = is_first ? i : i - half, other = is_first ? i + half : pair;
-    }
+// The sine and cosine of what a pair turns by up to a position.
+__device__ __forceinline__ void turn(const Rotation& r, u32 pair, u32 position, float& sine, float& cosine) {
     double turns = (double)position * r.half_turns[pair];
-    float sine, cosine;
     sincospif((float)(turns - 2.0 * rint(turns * 0.5)), &sine, &cosine);
     sine *= r.scale, cosine *= r.scale;
-    float partner = norm ? x[other] * factor * norm[other] : x[other];
-    return is_first ? own * cosine - partner * sine : own * cosine + partner * sine;
+}
+
+// Writes a head that is multiplied by `factor` and the norm's weights (or null), then rotated to its position; one warp's work.
+__device__ __forceinline__ void put_rotated(const float* x, float* y, u32 width, float factor, const float* norm, const Rotation& r, u32 position) {
+    const u32 lane = threadIdx.x & 31, dims = r.half_turns ? r.dims : 0, half = dims / 2;
+    for (u32 pair = lane; pair < half; pair += 32) {
+        const u32 i = r.is_interleaved ? 2 * pair : pair, j = r.is_interleaved ? i + 1 : pair + half;
+        float sine, cosine;
+        turn(r, pair, position, sine, cosine);
+        const float a = norm ? x[i] * factor * norm[i] : x[i], b = norm ? x[j] * factor * norm[j] : x[j];
+        y[i] = a * cosine - b * sine;
+        y[j] = b * cosine + a * sine;
+    }
+    for (u32 i = dims + lane; i < width; i += 32) y[i] = norm ? x[i] * factor * norm[i] : x[i];
 }
 
 // The factor of a norm over one head, by a warp.
@@ -63,12 +65,12 @@ struct Source {
     Rotation rotation;
 };
 
-// Writes a head, normed and rotated; one warp's work.
-__device__ __forceinline__ void put_source(const Source& s, u32 row, u32 position, float* y) {
+// Writes a head, normed and rotated; one warp's work. Not inlined: kernels that do this for queries, keys and values would be
+// longer than the instruction caches like.
+__device__ __noinline__ void put_source(const Source& s, u32 row, u32 position, float* y) {
     const float* x = s.x.row(row, s.width);
     float factor = s.norm ? head_norm_factor(x, s.width, s.eps) : 1.0f;
-#pragma unroll 4
-    for (u32 i = threadIdx.x & 31; i < s.width; i += 32) y[i] = rotated(x, i, factor, s.norm, s.rotation, position);
+    put_rotated(x, y, s.width, factor, s.norm, s.rotation, position);
 }
 
 // Writes a head of two sources, and zeros up to `width`.

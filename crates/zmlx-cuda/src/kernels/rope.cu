@@ -18,13 +18,12 @@ struct RopeArgs {
 // A warp per head.
 extern "C" __global__ void __launch_bounds__(128) rope(const __grid_constant__ RopeArgs a) {
     wait_for_inputs();
-    u32 row = (blockIdx.x * blockDim.x + threadIdx.x) >> 5, lane = threadIdx.x & 31;
+    u32 row = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
     if (row >= a.n_rows) return;
     const float* x = a.x.row(row, a.width);
     float factor = a.norm ? head_norm_factor(x, a.width, a.eps) : 1.0f;
     u32 position = a.step.positions[row / a.n_heads];
-    for (u32 i = lane; i < a.width; i += 32)
-        a.y[(u64)row * a.width + i] = rotated(x, i, factor, a.norm, a.rotation, position);
+    put_rotated(x, a.y + (u64)row * a.width, a.width, factor, a.norm, a.rotation, position);
 }
 
 struct AppendArgs {
