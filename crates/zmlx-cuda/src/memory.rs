@@ -137,7 +137,7 @@ impl Staging {
     pub(crate) fn free(&mut self, driver: &Driver) {
         for half in &mut self.halves {
             // SAFETY: allocated by `new`; the device that owns this is being dropped, so nobody uses it.
-            unsafe { driver.free_host(std::mem::replace(half, std::ptr::null_mut())) };
+            unsafe { driver.free_host(std::mem::take(half)) };
         }
     }
 
