@@ -1,15 +1,15 @@
 //! A GPU with its memory and its kernels.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use zmlx_core::{Error, Result};
 
 use crate::NAME;
 use crate::compile::{CompileError, Unit, machine_code};
-use crate::driver::{Driver, Grid, Kernel};
-use crate::memory::{Pool, Staging, lock};
+use crate::driver::{Driver, GraphExec, Grid, Kernel};
+use crate::memory::{Home, Pool, Staging, lock};
 
 /// Counters of 8 bytes that kernels of several blocks leave at zero.
 pub(crate) const N_COUNTERS: usize = 1 << 18;
@@ -22,7 +22,10 @@ pub(crate) struct Device {
     /// Rows of the caches' tables, by slot: slots may be any numbers, tables are dense.
     rows: Mutex<HashMap<usize, usize>>,
     n_moved: AtomicU64,
-    pub(crate) pool: Pool,
+    pool: Pool,
+    /// Memory of recorded ops.
+    recorded: Pool,
+    is_recording: AtomicBool,
     pub(crate) counters: u64,
     pub(crate) driver: Driver,
 }
@@ -40,9 +43,32 @@ impl Device {
             rows: Mutex::default(),
             n_moved: AtomicU64::new(0),
             pool: Pool::default(),
+            recorded: Pool::default(),
+            is_recording: AtomicBool::new(false),
             counters,
             driver,
         }))
+    }
+
+    /// The pool of ops that run as they are called, or that of recorded ones.
+    pub(crate) fn pool(&self, home: Home) -> &Pool {
+        match home {
+            Home::Recorded => &self.recorded,
+            Home::Pool | Home::Driver => &self.pool,
+        }
+    }
+
+    /// Records what `body` puts on the stream, without running it. Its results lie in memory of their own.
+    pub(crate) fn record<T>(&self, body: impl FnOnce() -> Result<T>) -> Result<(GraphExec, T)> {
+        self.is_recording.store(true, Ordering::Relaxed);
+        let recorded = self.driver.record(body);
+        self.is_recording.store(false, Ordering::Relaxed);
+        recorded
+    }
+
+    /// Whether ops are being recorded.
+    pub(crate) fn is_recording(&self) -> bool {
+        self.is_recording.load(Ordering::Relaxed)
     }
 
     /// The row of the caches' tables that belongs to a slot.
@@ -102,6 +128,7 @@ impl Drop for Device {
             return; // a broken context: its memory ends with the process
         }
         self.pool.clear(&self.driver);
+        self.recorded.clear(&self.driver);
         lock(&self.staging).free(&self.driver);
         // SAFETY: the stream has ended.
         unsafe { self.driver.free(self.counters) };

@@ -95,8 +95,8 @@ pub(crate) fn run(
 }
 
 fn replay(device: &Arc<Device>, recorded: &Recorded) -> Result<CudaTensor> {
-    // SAFETY: weights, caches' tables and counters outlive the recording (a cache that moves its table drops it); buffers of
-    // the pool are only ever used in the order of the stream, and everything in them is written before it is read.
+    // SAFETY: weights, caches' tables and counters outlive the recording (a cache that moves its table drops it); its other
+    // buffers are of the pool of recorded ops, which a replay writes before it reads them, and the stream is in order.
     unsafe { device.driver.replay(&recorded.graph)? };
     // The next replay writes over the recording's logits, which the caller may still hold.
     let (tensor, view) = &recorded.logits;
@@ -117,7 +117,7 @@ fn record(
     own_ids.copy_from(&ids.buffer, 4 * step.n_tokens)?;
     let ids = CudaIndices { buffer: own_ids, ..ids.clone() };
     device.driver.bind()?;
-    let (graph, logits) = device.driver.record(|| {
+    let (graph, logits) = device.record(|| {
         let logits = body(&ids)?;
         let view = logits.contiguous(device)?;
         Ok((logits, view))

@@ -34,7 +34,18 @@ pub(crate) struct Buffer {
     device: Arc<Device>,
     at: u64,
     n_bytes: usize,
-    is_pooled: bool,
+    home: Home,
+}
+
+/// Where the memory of a buffer goes back to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Home {
+    /// The pool of ops that run as they are called.
+    Pool,
+    /// The pool of recorded ops: what a replay writes is no memory that a caller may hold meanwhile.
+    Recorded,
+    /// The driver.
+    Driver,
 }
 
 impl Buffer {
@@ -42,12 +53,13 @@ impl Buffer {
     /// assertions fill it with NaN (words: `u32::MAX`).
     pub(crate) fn scratch(device: &Arc<Device>, n_bytes: usize) -> Result<Arc<Self>> {
         let n_bytes = n_bytes.max(256).next_power_of_two();
-        let free = lock(&device.pool.free).get_mut(&n_bytes).and_then(Vec::pop);
+        let home = if device.is_recording() { Home::Recorded } else { Home::Pool };
+        let free = lock(&device.pool(home).free).get_mut(&n_bytes).and_then(Vec::pop);
         let at = match free {
             Some(at) => at,
             None => device.driver.allocate(n_bytes)?,
         };
-        let buffer = Arc::new(Self { device: Arc::clone(device), at, n_bytes, is_pooled: true });
+        let buffer = Arc::new(Self { device: Arc::clone(device), at, n_bytes, home });
         if cfg!(debug_assertions) {
             // SAFETY: the buffer is that long and nobody else's.
             unsafe { device.driver.fill(at, 0xff, n_bytes)? };
@@ -58,7 +70,7 @@ impl Buffer {
     /// Memory that stays as long as something owns it: weights, pages of caches. Filled with zeros.
     pub(crate) fn lasting(device: &Arc<Device>, n_bytes: usize) -> Result<Arc<Self>> {
         let at = device.driver.allocate(n_bytes)?;
-        let buffer = Arc::new(Self { device: Arc::clone(device), at, n_bytes, is_pooled: false });
+        let buffer = Arc::new(Self { device: Arc::clone(device), at, n_bytes, home: Home::Driver });
         // SAFETY: the buffer is that long and nobody else's.
         unsafe { device.driver.fill(at, 0, n_bytes)? };
         Ok(buffer)
@@ -95,8 +107,9 @@ impl Buffer {
 
 impl Drop for Buffer {
     fn drop(&mut self) {
-        if self.is_pooled {
-            lock(&self.device.pool.free).entry(self.n_bytes).or_default().push(self.at);
+        if self.home != Home::Driver {
+            let pool = self.device.pool(self.home);
+            lock(&pool.free).entry(self.n_bytes).or_default().push(self.at);
         } else if self.device.driver.bind().and_then(|()| self.device.driver.synchronize()).is_ok() {
             // SAFETY: what was on the stream has ended, and nobody else has the address.
             unsafe { self.device.driver.free(self.at) };
