@@ -18,7 +18,7 @@ pub(crate) fn check() -> Result<()> {
     let nvrtc = install_nvrtc(&root)?;
     let folder = nvrtc.parent().context("the library lies in a folder")?;
     let mut test = Command::new(env!("CARGO"));
-    test.args(["test", "--locked", "--package", "zmlx-cuda", "--test", "compile"]).current_dir(&root);
+    test.args(["test", "--locked", "--workspace", "--test", "compile"]).current_dir(&root);
     // The library looks for another one of its package when it compiles.
     test.env("ZMLX_NVRTC", &nvrtc).env("LD_LIBRARY_PATH", folder);
     project::run(&mut test)

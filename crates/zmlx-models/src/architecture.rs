@@ -1,6 +1,6 @@
 //! A model as plain data: what its `config.json` makes of it, before any weight is read and without any backend.
 //!
-//! A file of [`crate::families`] turns a config into an [`Architecture`]; loading, random weights, `inspect`, the
+//! A file of `families` turns a config into an [`Architecture`]; loading, random weights, `inspect`, the
 //! self-check and the choice of fused ops all follow from it.
 
 mod blocks;
