@@ -21,11 +21,11 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// What `--model` names: an existing folder, or else an id in the Hugging Face cache.
+    /// What the arguments name: an existing folder, or else an id in the Hugging Face cache.
     pub(crate) fn resolve(args: &ModelArgs) -> Result<Self> {
-        match &args.model {
+        match args.named() {
             None if embedded::IS_BUILT_IN => Ok(Self::Embedded),
-            None => bail!("this build has no model built in: say which one with --model"),
+            None => bail!("this build has no built-in model: name one, a folder or an id (org/name)"),
             Some(path) if path.is_dir() => Ok(Self::Dir(path.clone())),
             Some(path) if path.exists() => bail!("{}: not a folder", path.display()),
             Some(path) => match path.to_str().filter(|id| is_hub_id(id)) {
@@ -42,7 +42,7 @@ impl Source {
         }
     }
 
-    /// The tokenizer; none if the checkpoint comes without one.
+    /// The tokenizer; `None` if the checkpoint comes without one.
     pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         match self {
             Self::Embedded => embedded::tokenizer().map(Some),
