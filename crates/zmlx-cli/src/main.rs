@@ -8,12 +8,10 @@
 
 mod args;
 #[cfg(feature = "proof")]
-mod capsule;
+mod build_info;
 mod commands;
 mod embedded;
 mod engine;
-#[cfg(feature = "proof")]
-mod greedy;
 mod interrupt;
 mod memory;
 #[cfg(all(test, feature = "proof"))]

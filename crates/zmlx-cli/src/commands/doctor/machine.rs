@@ -3,7 +3,7 @@
 use serde::Serialize;
 use zmlx_kernels::cpu::Level;
 
-use crate::table::human_bytes;
+use zmlx_models::human_bytes;
 
 /// Processor and memory.
 #[derive(Debug, Serialize)]

@@ -1,102 +1,99 @@
 //! Capsules: what a bench or a validation found, with all that is needed to judge and to repeat it, as one JSON file.
 
-pub(crate) mod bench;
-pub(crate) mod build;
-pub(crate) mod compare;
-pub(crate) mod facts;
-pub(crate) mod grid;
-pub(crate) mod machine;
-pub(crate) mod model;
-pub(crate) mod plot;
-pub(crate) mod report;
-pub(crate) mod stats;
-pub(crate) mod validate;
+pub mod bench;
+mod build;
+pub mod compare;
+pub mod facts;
+mod machine;
+pub mod model;
+pub mod validate;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::engine::About;
-use crate::output;
+use crate::{BackendInfo, Error, Result};
 use bench::BenchRecord;
-use build::Build;
-use machine::Machine;
+pub use build::Build;
+pub use machine::Machine;
 use model::ModelFacts;
 use validate::ValidateRecord;
 
 /// The version of the format that this program writes and reads.
-pub(crate) const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 1;
 
 /// A capsule of zmlx: the record of one bench or one validation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Capsule {
+pub struct Capsule {
     /// The version of this format: 1.
     #[schemars(range(min = 1, max = 1))]
-    pub(crate) format: u32,
+    pub format: u32,
     /// Which of the two records is there.
-    pub(crate) kind: Kind,
+    pub kind: Kind,
     /// When the run ended: RFC 3339, in UTC.
-    pub(crate) date: String,
+    pub date: String,
     /// The arguments, the program first.
-    pub(crate) command: Vec<String>,
+    pub command: Vec<String>,
     /// The program.
-    pub(crate) zmlx: Build,
+    pub zmlx: Build,
     /// The machine.
-    pub(crate) machine: Machine,
+    pub machine: Machine,
     /// Engines of other projects that computed, and their versions.
-    pub(crate) engines: BTreeMap<String, String>,
+    pub engines: BTreeMap<String, String>,
     /// The model.
-    pub(crate) model: ModelFacts,
+    pub model: ModelFacts,
     /// The backend that computed.
-    pub(crate) backend: BackendFacts,
+    pub backend: BackendFacts,
     /// Environment variables that may matter to the result.
-    pub(crate) environment: BTreeMap<String, String>,
+    pub environment: BTreeMap<String, String>,
     /// What the model was given.
-    pub(crate) prompts: Vec<Prompt>,
+    pub prompts: Vec<Prompt>,
     /// What a bench measured; there if `kind` is `bench`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) bench: Option<BenchRecord>,
+    pub bench: Option<BenchRecord>,
     /// What a validation found; there if `kind` is `validate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) validate: Option<ValidateRecord>,
+    pub validate: Option<ValidateRecord>,
 }
 
 /// What was run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Kind {
+pub enum Kind {
+    /// A bench.
     Bench,
+    /// A validation.
     Validate,
 }
 
 /// A backend as it was made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct BackendFacts {
+pub struct BackendFacts {
     /// `cpu` or `mlx`.
-    pub(crate) name: String,
+    pub name: String,
     /// Name and particulars: `cpu (avx2, 8 threads)`.
-    pub(crate) description: String,
+    pub description: String,
     /// Threads that compute.
-    pub(crate) threads: usize,
+    pub threads: usize,
 }
 
 /// A token sequence that a model was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Prompt {
+pub struct Prompt {
     /// What it is called.
-    pub(crate) name: String,
+    pub name: String,
     /// Its length.
-    pub(crate) n_tokens: usize,
+    pub n_tokens: usize,
     /// SHA-256 of the token ids, each as four bytes, the lowest first.
-    pub(crate) sha256: String,
+    pub sha256: String,
 }
 
 impl Prompt {
-    pub(crate) fn new(name: impl Into<String>, tokens: &[u32]) -> Self {
+    /// A prompt with the hash of its tokens.
+    pub fn new(name: impl Into<String>, tokens: &[u32]) -> Self {
         let mut hash = Sha256::new();
         for token in tokens {
             hash.update(token.to_le_bytes());
@@ -107,23 +104,34 @@ impl Prompt {
 
 /// What was found.
 #[derive(Clone, Debug)]
-pub(crate) enum Record {
+pub enum Record {
+    /// By a bench.
     Bench(BenchRecord),
+    /// By a validation.
     Validate(ValidateRecord),
 }
 
-/// What a run was made with. Of several backends the first is the capsule's; each test names its own.
-pub(crate) struct Context<'a> {
-    pub(crate) model: ModelFacts,
-    pub(crate) backends: &'a [&'a About],
-    pub(crate) prompts: Vec<Prompt>,
+/// What a run was made with.
+#[derive(Debug)]
+pub struct Context<'a> {
+    /// The program.
+    pub build: Build,
+    /// The model.
+    pub model: ModelFacts,
+    /// The backends. The first one describes the capsule; each test names its own.
+    pub backends: &'a [BackendInfo],
+    /// What the model was given.
+    pub prompts: Vec<Prompt>,
 }
 
 impl Capsule {
-    /// The record, with what the machine, the build and the environment are now.
-    pub(crate) fn new(record: Record, context: Context<'_>) -> Result<Self> {
-        let Some(main) = context.backends.first() else { bail!("a capsule without a backend") };
-        let engines = context.backends.iter().filter_map(|about| about.engine.clone());
+    /// A capsule of the record, with the machine and the environment as they are now.
+    ///
+    /// # Errors
+    /// If there is no backend.
+    pub fn new(record: Record, context: Context<'_>) -> Result<Self> {
+        let main = context.backends.first().ok_or(Error::NoBackend)?;
+        let engines = context.backends.iter().filter_map(|info| info.engine.clone());
         let (kind, bench, validate) = match record {
             Record::Bench(record) => (Kind::Bench, Some(record), None),
             Record::Validate(record) => (Kind::Validate, None, Some(record)),
@@ -131,15 +139,15 @@ impl Capsule {
         Ok(Self {
             format: FORMAT,
             kind,
-            date: now()?,
+            date: now(),
             command: std::env::args_os().map(|a| a.to_string_lossy().into_owned()).collect(),
-            zmlx: Build::this(),
+            zmlx: context.build,
             machine: Machine::probe(),
             engines: engines.map(|(name, version)| (name.to_owned(), version)).collect(),
             model: context.model,
             backend: BackendFacts {
                 name: main.name.to_owned(),
-                description: main.text.clone(),
+                description: main.description.clone(),
                 threads: main.n_threads,
             },
             environment: environment(),
@@ -149,55 +157,67 @@ impl Capsule {
         })
     }
 
-    /// Reads a capsule; errors name the file and the field.
-    pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-        Self::parse(&text).with_context(|| path.display().to_string())
+    /// Reads a capsule.
+    ///
+    /// # Errors
+    /// If the file cannot be read or is no capsule; the error names the file and the field.
+    pub fn read(path: &Path) -> Result<Self> {
+        let file = || path.display().to_string();
+        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { file: file(), source })?;
+        Self::parse(&text).map_err(|problem| Error::Capsule { file: file(), problem })
     }
 
-    fn parse(text: &str) -> Result<Self> {
-        // The version first: the fields of another may be anything.
-        let value: serde_json::Value = serde_json::from_str(text).context("not a capsule")?;
-        let Some(format) = value.get("format") else { bail!("not a capsule: it has no field `format`") };
+    fn parse(text: &str) -> Result<Self, String> {
+        // The version first: the fields of another version may be anything.
+        let value: serde_json::Value =
+            serde_json::from_str(text).map_err(|e| format!("not a capsule: {e}"))?;
+        let Some(format) = value.get("format") else {
+            return Err("not a capsule: it has no field `format`".to_owned());
+        };
+        if value.get("recorded_by").is_some() {
+            return Err("this is a golden file, not a capsule: `zmlx golden check` reads it".to_owned());
+        }
         if format.as_u64() != Some(u64::from(FORMAT)) {
-            bail!("format: a capsule of version {format}, but this program reads version {FORMAT}");
+            return Err(format!(
+                "format: a capsule of version {format}, but this program reads version {FORMAT}"
+            ));
         }
         let parser = &mut serde_json::Deserializer::from_str(text);
-        let capsule: Self = serde_path_to_error::deserialize(&mut *parser)?;
-        parser.end().context("after the capsule")?;
+        let capsule: Self = serde_path_to_error::deserialize(&mut *parser).map_err(|e| e.to_string())?;
+        parser.end().map_err(|e| format!("after the capsule: {e}"))?;
         match (capsule.kind, &capsule.bench, &capsule.validate) {
-            (Kind::Bench, Some(_), None) | (Kind::Validate, None, Some(_)) => {}
-            (Kind::Bench, ..) => bail!("kind: bench, which takes the field `bench` and no `validate`"),
-            (Kind::Validate, ..) => bail!("kind: validate, which takes the field `validate` and no `bench`"),
+            (Kind::Bench, Some(_), None) | (Kind::Validate, None, Some(_)) => Ok(capsule),
+            (Kind::Bench, ..) => {
+                Err("kind: bench, which takes the field `bench` and no `validate`".to_owned())
+            }
+            (Kind::Validate, ..) => {
+                Err("kind: validate, which takes the field `validate` and no `bench`".to_owned())
+            }
         }
-        Ok(capsule)
     }
-}
 
-/// Writes a capsule; an existing file only if `force` says so.
-pub(crate) fn write(path: &Path, capsule: &Capsule, force: bool) -> Result<()> {
-    refuse_to_overwrite(path, force)?;
-    output::write_file(path, |out| {
-        serde_json::to_writer_pretty(&mut *out, capsule)?;
-        Ok(out.write_all(b"\n")?)
-    })
-}
-
-/// An error if `path` exists and there is no `--force`: to be asked before the work, not only at its end.
-pub(crate) fn refuse_to_overwrite(path: &Path, force: bool) -> Result<()> {
-    if !force && path.symlink_metadata().is_ok() {
-        bail!("{}: exists already; --force overwrites it", path.display());
+    /// The capsule as indented JSON that ends with a newline.
+    ///
+    /// # Errors
+    /// If a number in it is not finite.
+    pub fn to_json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self)? + "\n")
     }
-    Ok(())
+
+    /// The JSON Schema of capsules.
+    pub fn schema() -> schemars::Schema {
+        schemars::schema_for!(Self)
+    }
 }
 
 /// A measure that may not be a number: JSON has no NaN, so it becomes null.
-pub(crate) fn finite(value: f64) -> Option<f64> {
+pub fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)
 }
 
-fn now() -> Result<String> {
-    Ok(jiff::Timestamp::now().round(jiff::Unit::Second)?.to_string())
+fn now() -> String {
+    let now = jiff::Timestamp::now();
+    now.round(jiff::Unit::Second).unwrap_or(now).to_string()
 }
 
 /// The variables that change what is computed or how fast.
@@ -227,6 +247,7 @@ mod tests {
         for (text, tells) in [
             ("", "not a capsule: EOF"),
             ("[1]", "not a capsule: it has no field `format`"),
+            (r#"{"format": 2, "recorded_by": {}}"#, "a golden file"),
             (r#"{"kind": "bench"}"#, "it has no field `format`"),
             (
                 r#"{"format": 2, "kind": 7}"#,
@@ -238,7 +259,7 @@ mod tests {
                 "command[1]: invalid type: integer `5`",
             ),
         ] {
-            let error = output::message(&Capsule::parse(text).unwrap_err());
+            let error = Capsule::parse(text).unwrap_err();
             assert!(error.contains(tells), "{error:?} does not tell {tells:?}");
         }
     }

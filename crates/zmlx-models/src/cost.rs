@@ -1,31 +1,37 @@
 //! What decoding reads and what a context needs, from the config and the tensors.
 
 use serde::Serialize;
-use zmlx_models::Checkpoint;
-use zmlx_models::architecture::{Part, ReadPerToken, WeightUse, WeightUses};
+
+use crate::Checkpoint;
+use crate::architecture::{Part, ReadPerToken, WeightUse, WeightUses};
 
 /// Bytes that a checkpoint costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
-pub(crate) struct Cost {
+pub struct Cost {
     /// Weights of the decoder; layers beyond the last (multi-token prediction) are not loaded.
-    pub(crate) weight_bytes: u64,
+    pub weight_bytes: u64,
     /// Weights that one decoded token reads: the dense ones, the experts it chooses, one row of the embedding.
-    pub(crate) weight_bytes_per_token: u64,
+    pub weight_bytes_per_token: u64,
     /// What a token leaves in the caches: 16 bits a value on every backend (the scales of the CPU's rows aside).
-    pub(crate) kv_bytes_per_token: u64,
+    pub kv_bytes_per_token: u64,
     /// Parts of `weight_bytes_per_token`.
     #[serde(skip)]
-    pub(crate) parts: PartBytes,
+    pub parts: PartBytes,
 }
 
 /// Weights that one decoded token reads in parts of the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct PartBytes {
-    pub(crate) router: u64,
-    pub(crate) gate_up: u64,
-    pub(crate) down: u64,
-    pub(crate) attention: u64,
-    pub(crate) head: u64,
+pub struct PartBytes {
+    /// The routers.
+    pub router: u64,
+    /// Gate and up projections.
+    pub gate_up: u64,
+    /// Down projections.
+    pub down: u64,
+    /// All projections of attention.
+    pub attention: u64,
+    /// The output matrix.
+    pub head: u64,
 }
 
 impl PartBytes {
@@ -43,8 +49,8 @@ impl PartBytes {
 }
 
 impl Cost {
-    /// Of random weights, whose tensors are made as they are loaded, once the model is loaded.
-    pub(crate) fn new(checkpoint: &Checkpoint) -> Self {
+    /// What the checkpoint costs. Random weights are made as they are loaded: ask after the model was loaded.
+    pub fn new(checkpoint: &Checkpoint) -> Self {
         let architecture = checkpoint.architecture();
         let uses = architecture.weight_uses();
         let (mut weight_bytes, mut per_token) = (0u64, 0u64);
@@ -75,13 +81,13 @@ impl Cost {
         }
     }
 
-    /// Weights and the caches of one sequence of `n_tokens`.
-    pub(crate) fn memory_bytes(&self, n_tokens: usize) -> u64 {
+    /// Bytes of the weights and of the caches of one sequence of `n_tokens`.
+    pub fn memory_bytes(&self, n_tokens: usize) -> u64 {
         self.weight_bytes.saturating_add(self.kv_bytes_per_token.saturating_mul(n_tokens as u64))
     }
 
-    /// What decoding one token reads when `n_cached` tokens are in the caches.
-    pub(crate) fn bytes_per_token(&self, n_cached: f64) -> f64 {
+    /// Bytes that decoding one token reads when `n_cached` tokens are in the caches.
+    pub fn bytes_per_token(&self, n_cached: f64) -> f64 {
         self.weight_bytes_per_token as f64 + self.kv_bytes_per_token as f64 * n_cached
     }
 }
@@ -90,4 +96,37 @@ impl Cost {
 fn weight_of(uses: &WeightUses, name: &str) -> Option<WeightUse> {
     const PARTS: [&str; 6] = [".weight", ".scales", ".biases", "_scales", "_biases", ""];
     PARTS.iter().find_map(|part| uses.get(name.strip_suffix(part)?))
+}
+
+/// A number of bytes in decimal units: `12.3 MB`.
+pub fn human_bytes(n: u64) -> String {
+    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
+    if n < 1000 {
+        return format!("{n} B");
+    }
+    let mut value = n as f64 / 1000.0;
+    let mut unit = UNITS[0];
+    for next in &UNITS[1..] {
+        if value < 999.5 {
+            break;
+        }
+        value /= 1000.0;
+        unit = next;
+    }
+    if value < 10.0 { format!("{value:.2} {unit}") } else { format!("{value:.1} {unit}") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::human_bytes;
+
+    #[test]
+    fn bytes() {
+        for (n, text) in
+            [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (12_345_678, "12.3 MB"), (999_999, "1.00 MB")]
+        {
+            assert_eq!(human_bytes(n), text);
+        }
+        assert_eq!(human_bytes(u64::MAX), "18446744.1 TB");
+    }
 }

@@ -1,31 +1,21 @@
 //! How fast this machine reads memory: what decoding could reach at best.
 
 use std::hint::black_box;
-use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use crate::capsule::bench::Bandwidth;
-use crate::capsule::stats::median;
+use crate::stats::median;
 
-/// Several times what the largest last-level caches hold.
-pub(super) const BUFFER_BYTES: usize = 512 << 20;
+/// The size of the buffer that is read: several times what the largest last-level caches hold.
+pub const BUFFER_BYTES: usize = 512 << 20;
 /// Rounds of each pattern.
 const ROUNDS: usize = 5;
 /// The patterns: places at which a thread reads in turns. Processors differ in how many they fetch ahead at.
 const STREAMS: [usize; 3] = [1, 4, 12];
 
-/// Measures in a process of its own, whose buffer does not count as memory of the bench; none if that fails.
-pub(super) fn probe(n_threads: usize) -> Option<Bandwidth> {
-    let mut command = Command::new(std::env::current_exe().ok()?);
-    command.args(["bench", "--bandwidth", "-o", "json", "--threads", &n_threads.to_string()]);
-    let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
-    serde_json::from_slice(&output.stdout).ok()
-}
-
 /// What `n_threads` threads read together, summing a large buffer: the median of the rounds of the pattern with the highest
 /// one. The speeds it is compared with are medians, too: beside the best round, a machine with busy neighbours would never
-/// be seen to read at its full rate. None if that much memory cannot be had.
-pub(super) fn read_bytes_per_second(n_threads: usize) -> Option<f64> {
+/// be seen to read at its full rate. `None` if that much memory cannot be had.
+pub fn read_bytes_per_second(n_threads: usize) -> Option<f64> {
     let n_words = BUFFER_BYTES / size_of::<u64>();
     let mut words: Vec<u64> = Vec::new();
     words.try_reserve_exact(n_words).ok()?;

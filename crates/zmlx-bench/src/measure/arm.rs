@@ -2,15 +2,12 @@
 
 use std::time::Instant;
 
-use anyhow::Result;
 use zmlx_kernels::{Backend, Barriers, Fusion, Hooked, Instrumented};
 use zmlx_models::{CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Slot, Tap, TapValue};
 
 use super::check::{Difference, Workload};
 use super::probe::{Mode, Part, Phase, Probe, phases};
-use crate::engine;
-use crate::progress::Progress;
-use crate::prompts;
+use crate::{OnProgress, Result, Work, seeded_tokens};
 
 /// Tokens of the check before anything is timed: a prompt and what follows it one by one.
 const CHECK_PROMPT: usize = 24;
@@ -18,14 +15,20 @@ const CHECK_TOKENS: usize = 8;
 
 /// What can be measured.
 pub(super) trait Arm {
-    /// How each fusion differs from the first one; none if the logits of that are not all numbers.
+    /// How each fusion differs from the first one; `None` if the logits of the first one are not all numbers.
     fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<Difference>>>;
 
     /// Seconds from a prompt to the logits of its last token.
     fn prompt(&self, fusion: &Fusion, tokens: &[u32]) -> Result<f64>;
 
     /// Fills the caches of `batch` sequences to `depth` tokens each, once for all that is measured there.
-    fn fill(&mut self, fusion: &Fusion, depth: usize, batch: usize) -> Result<()>;
+    fn fill(
+        &mut self,
+        fusion: &Fusion,
+        depth: usize,
+        batch: usize,
+        on_progress: OnProgress<'_>,
+    ) -> Result<()>;
 
     /// `n` steps that decode one token of every sequence; the caches are as before afterwards.
     fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Decoded>;
@@ -65,14 +68,15 @@ impl<B: Backend> Filled<B> {
     /// Empty caches.
     fn new(model: &Model<B>, n_slots: usize) -> Result<Self> {
         let mut pool = model.pool(PoolOptions::default())?;
-        let slots = (0..n_slots).map(|_| pool.allocate()).collect::<Result<_, _>>()?;
+        let slots = (0..n_slots).map(|_| pool.allocate()).collect::<zmlx_models::Result<_>>()?;
         Ok(Self { pool, slots, depth: 0 })
     }
 }
 
 impl<B: Backend> Loaded<B> {
-    pub(super) fn new(backend: B, checkpoint: &Checkpoint) -> Result<Self> {
-        let (model, _) = engine::load(Hooked::new(backend, Probe::default()), checkpoint)?;
+    pub(super) fn new(backend: B, checkpoint: &Checkpoint, on_progress: OnProgress<'_>) -> Result<Self> {
+        let backend = Hooked::new(backend, Probe::default());
+        let model = Model::load(backend, checkpoint, &mut |done, of| on_progress(Work::Loading, done, of))?;
         let filled = Filled::new(&model, 1)?;
         Ok(Self { model, filled })
     }
@@ -100,8 +104,7 @@ fn step<B: Backend>(
     tap: Option<Tap<'_, B>>,
 ) -> Result<()> {
     // Other tokens in each step and sequence, so that other experts are chosen; the same for every path.
-    let tokens =
-        prompts::seeded_tokens(0x5eed + i as u64, filled.slots.len(), model.architecture().vocab_size);
+    let tokens = seeded_tokens(0x5eed + i as u64, filled.slots.len(), model.architecture().vocab_size);
     let of = |(slot, tokens): (&Slot, _)| Input { slot: *slot, tokens, logits: Logits::Last };
     let inputs: Vec<_> = filled.slots.iter().zip(tokens.chunks(1)).map(of).collect();
     let y = model.forward_tapped(&mut filled.pool, &inputs, fusion, tap)?;
@@ -114,7 +117,7 @@ impl<B: Instrumented> Arm for Loaded<B> {
     fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<Difference>>> {
         let vocab = self.model.architecture().vocab_size;
         let limit = self.model.architecture().max_position_embeddings;
-        let prompt = prompts::seeded_tokens(1, CHECK_PROMPT.min(limit.saturating_sub(1)).max(1), vocab);
+        let prompt = seeded_tokens(1, CHECK_PROMPT.min(limit.saturating_sub(1)).max(1), vocab);
         let n_tokens = CHECK_TOKENS.min(limit.saturating_sub(prompt.len()));
         let Some(first) = fusions.first() else { return Ok(Some(Vec::new())) };
         let Some(workload) = Workload::greedy(&self.model, prompt, n_tokens, first)? else {
@@ -131,12 +134,18 @@ impl<B: Instrumented> Arm for Loaded<B> {
         Ok(started.elapsed().as_secs_f64())
     }
 
-    fn fill(&mut self, fusion: &Fusion, depth: usize, batch: usize) -> Result<()> {
+    fn fill(
+        &mut self,
+        fusion: &Fusion,
+        depth: usize,
+        batch: usize,
+        on_progress: OnProgress<'_>,
+    ) -> Result<()> {
         let Filled { mut pool, slots, .. } = Filled::new(&self.model, batch)?;
-        let mut progress = Progress::new("Filling caches");
         for (i, slot) in slots.iter().enumerate().filter(|_| depth > 0) {
-            let tokens = prompts::seeded_tokens(i as u64 + 1, depth, self.model.architecture().vocab_size);
-            let mut on_chunk = |done: usize, _: usize| progress.update(i * depth + done, batch * depth);
+            let tokens = seeded_tokens(i as u64 + 1, depth, self.model.architecture().vocab_size);
+            let mut on_chunk =
+                |done: usize, _: usize| on_progress(Work::FillingCaches, i * depth + done, batch * depth);
             self.model.prefill(&mut pool, *slot, &tokens, fusion, &mut on_chunk)?;
         }
         self.filled = Filled { pool, slots, depth };

@@ -2,12 +2,12 @@
 
 use super::Capsule;
 use super::bench::{BenchRecord, BenchTest};
-use super::grid::Grid;
-use super::stats::{mean_sd, median, quantile, range};
-use crate::table::human_bytes;
+use crate::grid::Grid;
+use crate::stats::{mean_sd, median, quantile, range};
+use zmlx_models::human_bytes;
 
 /// What was run, when, on what.
-pub(crate) fn about(capsule: &Capsule) -> Grid {
+pub fn about(capsule: &Capsule) -> Grid {
     let mut grid = Grid::new(2, &["", ""]);
     let mut row = |what: &str, value: String| grid.row(vec![what.to_owned(), value]);
     let (zmlx, machine, model) = (&capsule.zmlx, &capsule.machine, &capsule.model);
@@ -56,13 +56,13 @@ pub(crate) fn about(capsule: &Capsule) -> Grid {
 }
 
 /// The backend of a test, with its particulars where the capsule tells them.
-pub(crate) fn backend(capsule: &Capsule, test: &BenchTest) -> String {
+pub fn backend(capsule: &Capsule, test: &BenchTest) -> String {
     let main = &capsule.backend;
     if test.backend == main.name { main.description.clone() } else { test.backend.clone() }
 }
 
 /// Every test of every path: speed, spread, bandwidth, latencies.
-pub(crate) fn speed(bench: &BenchRecord) -> Grid {
+pub fn speed(bench: &BenchRecord) -> Grid {
     let header = [
         "test",
         "backend",
@@ -103,7 +103,7 @@ pub(crate) fn speed(bench: &BenchRecord) -> Grid {
 }
 
 /// The ratio to the baseline and its range, as cells.
-pub(crate) fn speed_up_cells(bench: &BenchRecord, test: &BenchTest) -> [String; 2] {
+pub fn speed_up_cells(bench: &BenchRecord, test: &BenchTest) -> [String; 2] {
     match speed_up(bench, test) {
         Some((ratio, (low, high))) => [format!("{ratio:.3}×"), format!("{low:.3}–{high:.3}")],
         None => [dash(), dash()],
@@ -112,7 +112,7 @@ pub(crate) fn speed_up_cells(bench: &BenchRecord, test: &BenchTest) -> [String; 
 
 /// How many times faster than the baseline: the median over repetitions, and the smallest and largest. Repetitions are
 /// compared one by one, as they ran next to each other. None for the baseline itself.
-pub(crate) fn speed_up(bench: &BenchRecord, test: &BenchTest) -> Option<(f64, (f64, f64))> {
+pub fn speed_up(bench: &BenchRecord, test: &BenchTest) -> Option<(f64, (f64, f64))> {
     let base = baseline(bench, test)?;
     let seconds =
         |t: &BenchTest| -> Vec<f64> { t.samples_s.iter().map(|s| s / t.tokens_per_sample as f64).collect() };
@@ -139,18 +139,18 @@ fn bytes_per_second(test: &BenchTest) -> Option<f64> {
 }
 
 /// What the probes beside a test reached, at the median; without such, the best of the bench's.
-pub(crate) fn probe(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
+pub fn probe(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
     median(&test.probes_bytes_per_second).or_else(|| bench.bandwidth.as_ref().map(|b| b.bytes_per_second))
 }
 
 /// Of the bandwidth that the probes reached, from 0 on.
-pub(crate) fn bandwidth_share(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
+pub fn bandwidth_share(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
     share_of_bandwidth(test, bench.bandwidth.as_ref().map(|b| b.bytes_per_second))
 }
 
 /// Of the read bandwidth, from 0 on: the median over repetitions, each beside the probe before it or, without one, beside
 /// `bytes_per_second`. (A machine's bandwidth may double from one minute to the next.)
-pub(crate) fn share_of_bandwidth(test: &BenchTest, bytes_per_second: Option<f64>) -> Option<f64> {
+pub fn share_of_bandwidth(test: &BenchTest, bytes_per_second: Option<f64>) -> Option<f64> {
     let bytes = test.bytes_per_token? * test.tokens_per_sample as f64;
     let probes =
         test.probes_bytes_per_second.iter().copied().map(Some).chain(std::iter::repeat(bytes_per_second));
@@ -164,7 +164,7 @@ pub(crate) fn share_of_bandwidth(test: &BenchTest, bytes_per_second: Option<f64>
 }
 
 /// Where the time of a token goes.
-pub(crate) fn profile(bench: &BenchRecord) -> Grid {
+pub fn profile(bench: &BenchRecord) -> Grid {
     let mut grid = Grid::new(3, &["test", "path", "phase", "µs/token", "share"]);
     for p in &bench.profile {
         let (time, share) =
@@ -175,7 +175,7 @@ pub(crate) fn profile(bench: &BenchRecord) -> Grid {
 }
 
 /// The tables of a validation, each with its title; empty ones are left out.
-pub(crate) fn validation(record: &super::validate::ValidateRecord) -> Vec<(&'static str, Grid)> {
+pub fn validation(record: &super::validate::ValidateRecord) -> Vec<(&'static str, Grid)> {
     let scientific = |value: Option<f64>| value.map_or_else(dash, |v| format!("{v:.1e}"));
     let mut tokens =
         Grid::new(2, &["prompt", "comparison", "tokens", "differs at", "margin", "bound", "verdict"]);

@@ -7,30 +7,30 @@ use zmlx_kernels::cpu::Level;
 
 /// Processor, memory, system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Machine {
+pub struct Machine {
     /// The processor's name.
-    pub(crate) cpu: String,
+    pub cpu: String,
     /// Cores.
-    pub(crate) physical_cores: usize,
+    pub physical_cores: usize,
     /// Cores as the system counts them.
-    pub(crate) logical_cores: usize,
+    pub logical_cores: usize,
     /// Memory; null if the system does not tell.
-    pub(crate) memory_bytes: Option<u64>,
+    pub memory_bytes: Option<u64>,
     /// The operating system and its version.
-    pub(crate) os: String,
+    pub os: String,
     /// The processor's architecture.
-    pub(crate) arch: String,
+    pub arch: String,
     /// The graphics processor that computed; null if none did.
-    pub(crate) gpu: Option<String>,
+    pub gpu: Option<String>,
     /// The processor's clock at the end of the run; null if the system does not tell.
-    pub(crate) cpu_mhz: Option<u64>,
+    pub cpu_mhz: Option<u64>,
     /// The best instruction-set level of the CPU backend that runs here.
-    pub(crate) level: String,
+    pub level: String,
 }
 
 impl Machine {
-    /// This machine, now.
-    pub(crate) fn probe() -> Self {
+    /// Looks at this machine.
+    pub fn probe() -> Self {
         let what = RefreshKind::nothing()
             .with_cpu(CpuRefreshKind::nothing().with_frequency())
             .with_memory(MemoryRefreshKind::nothing().with_ram());

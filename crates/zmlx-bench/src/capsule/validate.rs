@@ -5,34 +5,34 @@ use serde::{Deserialize, Serialize};
 
 /// The record of a validation.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct ValidateRecord {
+pub struct ValidateRecord {
     /// `standard` or `stress`.
-    pub(crate) suite: String,
+    pub suite: String,
     /// Tokens decoded per prompt.
-    pub(crate) max_tokens: usize,
+    pub max_tokens: usize,
     /// How often each path decoded each prompt.
-    pub(crate) runs: usize,
+    pub runs: usize,
     /// What fused paths were compared with: `stock`, `concat`, `oracle` (the reference implementation), `golden` (recorded
     /// tokens).
-    pub(crate) against: Vec<String>,
+    pub against: Vec<String>,
     /// Of the whole.
-    pub(crate) verdict: Verdict,
+    pub verdict: Verdict,
     /// A first divergence is explained by rounding where the margin is below this part of the logits' spread.
-    pub(crate) margin_bound: f64,
+    pub margin_bound: f64,
     /// Greedy tokens.
-    pub(crate) checks: Vec<TokenCheck>,
+    pub checks: Vec<TokenCheck>,
     /// Logits at given tokens.
-    pub(crate) logits: Vec<LogitCheck>,
+    pub logits: Vec<LogitCheck>,
     /// How often each fused op ran.
-    pub(crate) engagement: Vec<Engagement>,
+    pub engagement: Vec<Engagement>,
     /// The runs' times, which decide nothing.
-    pub(crate) timings: Vec<Timing>,
+    pub timings: Vec<Timing>,
 }
 
 /// The end of a check, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Verdict {
+pub enum Verdict {
     /// Equal, or within the bound.
     Pass,
     /// Another token where the margin is below the bound: either is right, and what follows cannot be compared.
@@ -44,7 +44,7 @@ pub(crate) enum Verdict {
 
 impl Verdict {
     /// As reports print it.
-    pub(crate) const fn name(self) -> &'static str {
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Pass => "PASS",
             Self::Explained => "EXPLAINED",
@@ -55,70 +55,72 @@ impl Verdict {
 
 /// Two token sequences compared.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct TokenCheck {
+pub struct TokenCheck {
     /// The prompt's name.
-    pub(crate) prompt: String,
+    pub prompt: String,
     /// What was compared with what.
-    pub(crate) comparison: String,
+    pub comparison: String,
     /// Tokens compared.
-    pub(crate) n_tokens: usize,
+    pub n_tokens: usize,
     /// The first token that differs; null if none does.
-    pub(crate) first_divergence: Option<usize>,
+    pub first_divergence: Option<usize>,
     /// How far the best logit was ahead of the second there; null if none differs or it is no number.
-    pub(crate) margin: Option<f64>,
+    pub margin: Option<f64>,
     /// The margin below which a divergence is explained; null if there is none.
-    pub(crate) bound: Option<f64>,
-    pub(crate) verdict: Verdict,
+    pub bound: Option<f64>,
+    /// The verdict.
+    pub verdict: Verdict,
 }
 
 /// Logits of a path compared at the same tokens. A measure that is no number is null.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct LogitCheck {
+pub struct LogitCheck {
     /// The prompt's name.
-    pub(crate) prompt: String,
+    pub prompt: String,
     /// The path.
-    pub(crate) path: String,
+    pub path: String,
     /// What it was compared with: `oracle`, the reference implementation; of a model that is too large for it, a path.
-    pub(crate) reference: String,
+    pub reference: String,
     /// Positions compared.
-    pub(crate) n_positions: usize,
+    pub n_positions: usize,
     /// The largest difference.
-    pub(crate) max_abs: Option<f64>,
+    pub max_abs: Option<f64>,
     /// The mean difference.
-    pub(crate) mean_abs: Option<f64>,
+    pub mean_abs: Option<f64>,
     /// The root mean square of the differences over that of the reference's logits.
-    pub(crate) rel_rms: Option<f64>,
+    pub rel_rms: Option<f64>,
     /// Kullback-Leibler divergence from the reference's distribution, the mean over positions, in nats.
-    pub(crate) kl: Option<f64>,
+    pub kl: Option<f64>,
     /// What `rel_rms` may be at most; null if nothing is asked of it.
-    pub(crate) bound: Option<f64>,
-    pub(crate) verdict: Verdict,
+    pub bound: Option<f64>,
+    /// The verdict.
+    pub verdict: Verdict,
 }
 
 /// How often a path used a fused op.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Engagement {
+pub struct Engagement {
     /// The path.
-    pub(crate) fusion: String,
+    pub fusion: String,
     /// The op.
-    pub(crate) op: String,
+    pub op: String,
     /// How often the model called it.
-    pub(crate) calls: u64,
+    pub calls: u64,
     /// How many of the calls ran as one kernel; the others were composed of plain ops.
-    pub(crate) runs: u64,
+    pub runs: u64,
     /// Failed is a stock path that uses a fused op, and a fused path none of whose ops is used.
-    pub(crate) verdict: Verdict,
+    pub verdict: Verdict,
 }
 
 /// Times of a configuration on one path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-pub(crate) struct Timing {
+pub struct Timing {
     /// Prompt and length.
-    pub(crate) configuration: String,
+    pub configuration: String,
     /// The path.
-    pub(crate) fusion: String,
+    pub fusion: String,
     /// Tokens that each run decoded after the first.
-    pub(crate) n_tokens: usize,
+    pub n_tokens: usize,
     /// Seconds that they took in each run.
-    pub(crate) samples_s: Vec<f64>,
+    pub samples_s: Vec<f64>,
 }

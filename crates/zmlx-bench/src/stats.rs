@@ -1,7 +1,7 @@
 //! Numbers that stand for many.
 
-/// The value below which the share `q` of the values lies, between neighbours in proportion; none of no values.
-pub(crate) fn quantile(values: &[f64], q: f64) -> Option<f64> {
+/// The value below which the share `q` of the values lies, between neighbours in proportion; `None` if there are no values.
+pub fn quantile(values: &[f64], q: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let at = q * (sorted.len().checked_sub(1)? as f64);
@@ -9,12 +9,13 @@ pub(crate) fn quantile(values: &[f64], q: f64) -> Option<f64> {
     Some(low + (high - low) * at.fract())
 }
 
-pub(crate) fn median(values: &[f64]) -> Option<f64> {
+/// The value in the middle; `None` if there are no values.
+pub fn median(values: &[f64]) -> Option<f64> {
     quantile(values, 0.5)
 }
 
-/// Mean and standard deviation (of the sample: divided by n − 1).
-pub(crate) fn mean_sd(values: &[f64]) -> Option<(f64, f64)> {
+/// Mean and standard deviation (of the sample: divided by n − 1); `None` if there are no values.
+pub fn mean_sd(values: &[f64]) -> Option<(f64, f64)> {
     let n = values.len() as f64;
     if values.is_empty() {
         return None;
@@ -24,8 +25,8 @@ pub(crate) fn mean_sd(values: &[f64]) -> Option<(f64, f64)> {
     Some((mean, (squares / (n - 1.0).max(1.0)).sqrt()))
 }
 
-/// The smallest and the largest value.
-pub(crate) fn range(values: &[f64]) -> Option<(f64, f64)> {
+/// The smallest and the largest value; `None` if there are no values.
+pub fn range(values: &[f64]) -> Option<(f64, f64)> {
     Some((quantile(values, 0.0)?, quantile(values, 1.0)?))
 }
 

@@ -1,12 +1,11 @@
 //! Many capsules as one document: Markdown, or a page that needs nothing but itself.
 
-use super::Capsule;
-use super::bench::{BenchRecord, BenchTest};
-use super::facts;
-use super::grid::{Grid, escaped, markdown_escaped};
-use super::plot::{Distribution, Marks, Palette, Row, RowChart};
-use super::stats::median;
-use super::validate::Verdict;
+use crate::capsule::bench::{BenchRecord, BenchTest};
+use crate::capsule::validate::Verdict;
+use crate::capsule::{Capsule, facts};
+use crate::grid::{Grid, escaped, markdown_escaped};
+use crate::plot::{Distribution, Marks, Palette, Row, RowChart};
+use crate::stats::median;
 
 /// The look of the page; it follows the reader's choice of light or dark.
 const STYLE: &str = include_str!("report.css");
@@ -91,7 +90,7 @@ fn tests(capsule: &Capsule) -> impl Iterator<Item = (&Capsule, &BenchRecord, &Be
 }
 
 /// The tables as Markdown.
-pub(crate) fn markdown(capsules: &[Capsule]) -> String {
+pub fn markdown(capsules: &[Capsule]) -> String {
     let mut text = String::new();
     for origin in origins(capsules) {
         let builds = origin.builds.join("; ");
@@ -106,7 +105,7 @@ pub(crate) fn markdown(capsules: &[Capsule]) -> String {
 }
 
 /// Tables and plots as one page.
-pub(crate) fn html(capsules: &[Capsule]) -> String {
+pub fn html(capsules: &[Capsule]) -> String {
     let mut body = String::from("<h1>zmlx report</h1>\n<ul class=\"origins\">\n");
     let origins = origins(capsules);
     for origin in &origins {

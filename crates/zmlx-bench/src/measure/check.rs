@@ -4,12 +4,11 @@
 //! model of many layers some token will meet that. Its results then differ widely, and rightly so. So tokens are compared
 //! layer by layer, as long as they go to the same experts; a layer in which one did not passes the first path's result on.
 
-use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{CachePool, Input, Logits, Model, PoolOptions, Slot, TapValue};
 use zmlx_oracle::compare::{differing_expert_sets, max_or_nan, rel_rms};
 
-use crate::greedy;
+use crate::{Result, greedy};
 
 /// What a path made of a prompt and, one by one, of the tokens that it chose after it.
 pub(super) struct Workload<B: Backend> {
@@ -42,7 +41,7 @@ pub(super) struct Difference {
 }
 
 impl<B: Backend> Workload<B> {
-    /// The prompt continued greedily by `fusion`; none if its logits are not all numbers.
+    /// The prompt continued greedily by `fusion`; `None` if its logits are not all numbers.
     pub(super) fn greedy(
         model: &Model<B>,
         prompt: Vec<u32>,
@@ -131,12 +130,66 @@ impl<B: Backend> Pass<B> {
 
 #[cfg(test)]
 mod tests {
-    use zmlx_kernels::Hooked;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use zmlx_kernels::cpu::CpuBackend;
+    use zmlx_kernels::{GateUp, Hooked, Hooks, NoauxTc};
     use zmlx_models::Checkpoint;
 
     use super::*;
-    use crate::mutants::Wrong;
+
+    /// What is computed wrongly.
+    #[derive(Debug)]
+    enum Wrong {
+        Nothing,
+        /// SiLU is applied to up instead of gate.
+        GateAndUpSwapped,
+        /// In the given call of the router the first token goes to another expert.
+        OtherExpert(AtomicUsize),
+    }
+
+    impl<B: Backend> Hooks<B> for Wrong {
+        fn around<R>(
+            &self,
+            _: &'static str,
+            run: impl FnOnce() -> zmlx_kernels::Result<R>,
+        ) -> zmlx_kernels::Result<R> {
+            run()
+        }
+
+        fn gather_qmm_swiglu(
+            &self,
+            backend: &B,
+            x: &B::Tensor,
+            weights: GateUp<'_, B::Weight>,
+            experts: &B::Indices,
+        ) -> zmlx_kernels::Result<B::Tensor> {
+            let weights = match self {
+                Self::GateAndUpSwapped => GateUp { gate: weights.up, up: weights.gate },
+                _ => weights,
+            };
+            backend.gather_qmm_swiglu(x, weights, experts)
+        }
+
+        fn route_noaux_tc(
+            &self,
+            backend: &B,
+            logits: &B::Tensor,
+            bias: &B::Weight,
+            settings: &NoauxTc,
+        ) -> zmlx_kernels::Result<(B::Indices, B::Tensor)> {
+            let (experts, weights) = backend.route_noaux_tc(logits, bias, settings)?;
+            let Self::OtherExpert(call) = self else { return Ok((experts, weights)) };
+            if call.fetch_sub(1, Ordering::Relaxed) != 0 {
+                return Ok((experts, weights));
+            }
+            let mut chosen = Vec::new();
+            backend.read_indices(&experts, &mut chosen)?;
+            let other = (0..).find(|e| !chosen[..settings.top_k].contains(e));
+            chosen[0] = other.unwrap_or_default();
+            Ok((backend.indices(&chosen, &backend.shape(&weights))?, weights))
+        }
+    }
 
     fn difference(wrong: Wrong, n_tokens: u32) -> Difference {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/austen-glm4-moe-lite-4bit");

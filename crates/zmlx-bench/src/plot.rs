@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::grid::escaped;
+use crate::grid::escaped;
 
 /// The colours of the series, by name: the same path has the same colour in every plot.
 #[derive(Debug)]
@@ -151,7 +151,7 @@ pub(crate) struct Distribution<'a> {
 
 impl Distribution<'_> {
     pub(crate) fn svg(&self, palette: &Palette) -> String {
-        use super::stats::quantile;
+        use crate::stats::quantile;
         const SIZE: (f64, f64) = (470.0, 270.0);
         const PLOT: (f64, f64, f64, f64) = (52.0, 14.0, 456.0, 222.0); // left, top, right, bottom
         let at = |q: f64| self.series.iter().filter_map(move |(_, values)| quantile(values, q));

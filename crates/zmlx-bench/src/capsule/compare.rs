@@ -2,17 +2,20 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::{Result, bail};
 use serde_json::Value;
 
 use super::facts::{dash, number};
-use super::grid::Grid;
-use super::stats::median;
 use super::validate::{ValidateRecord, Verdict};
 use super::{Capsule, Kind};
+use crate::grid::Grid;
+use crate::stats::median;
+use crate::{Error, Result};
 
 /// The facts that differ between two capsules, by field.
-pub(crate) fn facts(a: &Capsule, b: &Capsule) -> Result<Grid> {
+///
+/// # Errors
+/// If a number of a capsule is not finite.
+pub fn facts(a: &Capsule, b: &Capsule) -> Result<Grid> {
     let mut grid = Grid::new(3, &["field", "A", "B"]);
     let flat = |capsule: &Capsule| -> Result<BTreeMap<String, String>> {
         let mut fields = BTreeMap::new();
@@ -58,7 +61,7 @@ fn flatten(path: &str, value: &Value, fields: &mut BTreeMap<String, String>) {
 
 /// A test or check that both capsules have.
 #[derive(Clone, Debug)]
-pub(crate) struct Pair {
+pub struct Pair {
     name: String,
     a: Measure,
     b: Measure,
@@ -74,7 +77,7 @@ enum Measure {
 
 impl Pair {
     /// Why `b` is worse; none if it is not. A speed that is no number is worse.
-    pub(crate) fn regression(&self, threshold_percent: f64) -> Option<String> {
+    pub fn regression(&self, threshold_percent: f64) -> Option<String> {
         match (self.a, self.b) {
             (Measure::Speed(a), Measure::Speed(b)) => {
                 let slower = 100.0 * (a / b - 1.0);
@@ -91,7 +94,7 @@ impl Pair {
 }
 
 /// The pairs as a table.
-pub(crate) fn table(pairs: &[Pair]) -> Grid {
+pub fn table(pairs: &[Pair]) -> Grid {
     let mut grid = Grid::new(1, &["test", "A", "B", "B ÷ A"]);
     for pair in pairs {
         let cells = match (pair.a, pair.b) {
@@ -110,7 +113,7 @@ fn verdict_cell(measure: Measure) -> String {
 }
 
 /// What both capsules measured or checked.
-pub(crate) fn pairs(a: &Capsule, b: &Capsule) -> Vec<Pair> {
+pub fn pairs(a: &Capsule, b: &Capsule) -> Vec<Pair> {
     let b = measures(b);
     let both = measures(a).into_iter().filter_map(|(name, a)| {
         let (_, b) = b.iter().find(|(other, _)| *other == name)?;
@@ -120,7 +123,7 @@ pub(crate) fn pairs(a: &Capsule, b: &Capsule) -> Vec<Pair> {
 }
 
 /// The names of what only one of them measured or checked: of `a`, and of `b`.
-pub(crate) fn only_in_one(a: &Capsule, b: &Capsule) -> [Vec<String>; 2] {
+pub fn only_in_one(a: &Capsule, b: &Capsule) -> [Vec<String>; 2] {
     let names = |c: &Capsule| measures(c).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     let (a, b) = (names(a), names(b));
     let lacking = |from: &[String], other: &[String]| {
@@ -148,11 +151,14 @@ fn verdicts(record: &ValidateRecord) -> Vec<(String, Measure)> {
     whole.into_iter().chain(tokens).chain(logits).map(|(name, v)| (name, Measure::Verdict(v))).collect()
 }
 
-/// An error if a comparison of the two would say nothing.
-pub(crate) fn must_be_comparable(a: &Capsule, b: &Capsule, any_machine: bool) -> Result<()> {
+/// Checks that a comparison of the two says something.
+///
+/// # Errors
+/// If they are of other kinds, models or machines, or have no test in common.
+pub fn must_be_comparable(a: &Capsule, b: &Capsule, any_machine: bool) -> Result<()> {
     let must_equal = |what: &str, a: &str, b: &str| {
         if a != b {
-            bail!("the capsules cannot be compared: {what}: A has {a}, B has {b}");
+            return Err(Error::Incomparable { field: what.to_owned(), a: a.to_owned(), b: b.to_owned() });
         }
         Ok(())
     };
@@ -176,7 +182,7 @@ pub(crate) fn must_be_comparable(a: &Capsule, b: &Capsule, any_machine: bool) ->
         )?;
     }
     if pairs(a, b).is_empty() {
-        bail!("the capsules cannot be compared: they have no test in common");
+        return Err(Error::NothingInCommon);
     }
     Ok(())
 }

@@ -1,23 +1,23 @@
 //! Which tests the lists of sizes make.
 
 use zmlx_kernels::Fusion;
+use zmlx_models::Cost;
 
 use crate::capsule::bench::BenchTest;
-use crate::commands::inspect::cost::Cost;
 
 /// A prompt, or decoding at a depth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Test {
+pub(crate) struct Test {
     /// 0 if decoding is measured.
-    pub(super) n_prompt: usize,
+    pub(crate) n_prompt: usize,
     /// Per sequence; 0 if a prompt is measured.
-    pub(super) n_generate: usize,
-    pub(super) depth: usize,
-    pub(super) batch: usize,
+    pub(crate) n_generate: usize,
+    pub(crate) depth: usize,
+    pub(crate) batch: usize,
 }
 
 /// A test per prompt, then one per depth, batch and number of tokens: those that share caches in a row.
-pub(super) fn tests(
+pub(crate) fn tests(
     n_prompt: &[usize],
     n_generate: &[usize],
     depths: &[usize],
@@ -35,17 +35,17 @@ pub(super) fn tests(
 }
 
 impl Test {
-    pub(super) fn is_decoding(&self) -> bool {
+    pub(crate) fn is_decoding(&self) -> bool {
         self.n_generate > 0
     }
 
     /// The longest that a sequence becomes.
-    pub(super) fn n_tokens(&self) -> usize {
+    pub(crate) fn n_tokens(&self) -> usize {
         self.n_prompt.max(self.depth.saturating_add(self.n_generate))
     }
 
     /// llama-bench's name.
-    pub(super) fn name(&self) -> String {
+    pub(crate) fn name(&self) -> String {
         let mut name = if self.is_decoding() {
             format!("tg{}", self.n_generate)
         } else {
@@ -61,7 +61,7 @@ impl Test {
     }
 
     /// A record without samples.
-    pub(super) fn record(&self, fusion: &Fusion, backend: &str, cost: &Cost) -> BenchTest {
+    pub(crate) fn record(&self, fusion: &Fusion, backend: &str, cost: &Cost) -> BenchTest {
         // The caches grow by one token per step; sequences of a batch share experts, how many is not known.
         let n_cached = self.depth as f64 + (self.n_generate as f64 - 1.0) / 2.0;
         BenchTest {

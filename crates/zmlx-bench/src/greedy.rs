@@ -3,34 +3,39 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use anyhow::Result;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Error, Event, Model, Request, generate};
 
+use crate::Result;
+
 /// A token and how sure the model was.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) struct Step {
-    /// The most probable token, of equal ones the lowest.
-    pub(crate) token: u32,
+pub struct Step {
+    /// The most probable token; the lowest one if several are equal.
+    pub token: u32,
     /// The best logit minus the second best; infinite if there is only one.
-    pub(crate) margin: f64,
+    pub margin: f64,
     /// The root mean square of the logits about their mean: the scale on which a margin is small.
-    pub(crate) spread: f64,
+    pub spread: f64,
 }
 
 /// What a greedy decoding gave.
 #[derive(Clone, Debug, PartialEq)]
-pub(crate) struct Decoded {
-    pub(crate) steps: Vec<Step>,
+pub struct Decoded {
+    /// The tokens.
+    pub steps: Vec<Step>,
     /// True if the decoding ended because a logit was not a number.
-    pub(crate) is_broken: bool,
+    pub is_broken: bool,
     /// From the first token to the last.
-    pub(crate) time: Duration,
+    pub time: Duration,
 }
 
 /// Continues `prompt` by up to `n_tokens` tokens, fewer if the context ends. `on_logits` sees the logits that each
 /// token was chosen from.
-pub(crate) fn decode<B: Backend>(
+///
+/// # Errors
+/// If the model refuses the prompt, or the backend fails.
+pub fn decode<B: Backend>(
     model: &Model<B>,
     prompt: &[u32],
     n_tokens: usize,
@@ -56,8 +61,8 @@ pub(crate) fn decode<B: Backend>(
     }
 }
 
-/// The greedy choice; none if a logit is not finite, or there is none.
-pub(crate) fn choose(logits: &[f32]) -> Option<Step> {
+/// The greedy choice; `None` if a logit is not finite, or there are no logits.
+pub fn choose(logits: &[f32]) -> Option<Step> {
     let mut best = 0;
     let mut second = f32::NEG_INFINITY;
     let (mut sum, mut squares) = (0.0, 0.0);

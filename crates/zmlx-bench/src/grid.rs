@@ -1,33 +1,36 @@
-//! A table that becomes plain text, Markdown or HTML.
+//! A table of texts that becomes Markdown or HTML.
 
 use std::fmt::Write;
 
-use crate::table::Table;
-
 /// A table of texts.
 #[derive(Clone, Debug)]
-pub(crate) struct Grid {
-    pub(crate) header: Vec<String>,
-    pub(crate) rows: Vec<Vec<String>>,
-    /// So many columns, the first ones, are words and stand to the left.
-    pub(crate) n_left: usize,
+pub struct Grid {
+    /// The names of the columns.
+    pub header: Vec<String>,
+    /// The rows, each with a cell for every column.
+    pub rows: Vec<Vec<String>>,
+    /// The number of columns, counted from the left, that hold words and are aligned to the left.
+    pub n_left: usize,
 }
 
 impl Grid {
-    pub(crate) fn new(n_left: usize, header: &[&str]) -> Self {
+    /// A table without rows.
+    pub fn new(n_left: usize, header: &[&str]) -> Self {
         Self { header: header.iter().map(|h| (*h).to_owned()).collect(), rows: Vec::new(), n_left }
     }
 
-    pub(crate) fn row(&mut self, cells: Vec<String>) {
+    /// Adds a row.
+    pub fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
 
-    pub(crate) fn is_empty(&self) -> bool {
+    /// Whether there are no rows.
+    pub fn is_empty(&self) -> bool {
         self.rows.is_empty()
     }
 
-    /// Without the words that a row has in common with the one above it, from the left.
-    pub(crate) fn without_repetition(mut self) -> Self {
+    /// The table without the words that a row repeats from the row above it.
+    pub fn without_repetition(mut self) -> Self {
         for at in (1..self.rows.len()).rev() {
             let (above, below) = self.rows.split_at_mut(at);
             let (above, row) = (&above[at - 1], &mut below[0]);
@@ -39,16 +42,8 @@ impl Grid {
         self
     }
 
-    pub(crate) fn text(&self) -> String {
-        let header: Vec<&str> = self.header.iter().map(String::as_str).collect();
-        let mut table = Table::new(&header);
-        for row in &self.rows {
-            table.row(row.iter().map(|c| plain(c)).collect());
-        }
-        table.render()
-    }
-
-    pub(crate) fn markdown(&self) -> String {
+    /// The table as Markdown; cells are escaped.
+    pub fn markdown(&self) -> String {
         let line = |cells: &[String]| {
             let cells: Vec<String> = cells.iter().map(|c| markdown_escaped(c)).collect();
             format!("| {} |\n", cells.join(" | "))
@@ -61,7 +56,8 @@ impl Grid {
         text
     }
 
-    pub(crate) fn html(&self) -> String {
+    /// The table as HTML; cells are escaped.
+    pub fn html(&self) -> String {
         let mut text = "<div class=\"scroll\"><table>\n<thead><tr>".to_owned();
         let class = |c: usize| if c < self.n_left { "" } else { " class=\"n\"" };
         for (c, cell) in self.header.iter().enumerate() {
@@ -85,8 +81,8 @@ impl Grid {
     }
 }
 
-/// A text that may come from anywhere, for HTML: within elements and within quoted attributes.
-pub(crate) fn escaped(text: &str) -> String {
+/// Escapes an untrusted text for HTML: for elements and for quoted attributes.
+pub fn escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match c {
@@ -103,8 +99,8 @@ pub(crate) fn escaped(text: &str) -> String {
     out
 }
 
-/// A text that may come from anywhere, for a cell of a Markdown table.
-pub(crate) fn markdown_escaped(text: &str) -> String {
+/// Escapes an untrusted text for a cell of a Markdown table.
+pub fn markdown_escaped(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in plain(text).chars() {
         match c {
@@ -120,8 +116,8 @@ pub(crate) fn markdown_escaped(text: &str) -> String {
     out
 }
 
-/// A text that may come from anywhere, for a terminal: it obeys control characters.
-pub(crate) fn plain(text: &str) -> String {
+/// Replaces the control characters of an untrusted text, which a terminal would obey.
+pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 
