@@ -15,7 +15,8 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("zmlx-moe", &["zmlx-kernels"]),
     ("zmlx-models", &["zmlx-kernels", "zmlx-moe"]),
     ("zmlx-oracle", &[]),
-    ("zmlx-cli", &["zmlx-kernels", "zmlx-moe", "zmlx-models", "zmlx-oracle"]),
+    ("zmlx-hub", &[]),
+    ("zmlx-cli", &["zmlx-hub", "zmlx-kernels", "zmlx-moe", "zmlx-models", "zmlx-oracle"]),
 ];
 
 /// Dependencies within the workspace, of all kinds or of those that are built for users.
