@@ -11,5 +11,8 @@ pub(crate) mod generate;
 pub(crate) mod golden;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod models;
+#[cfg(feature = "hub")]
+pub(crate) mod pull;
 #[cfg(feature = "proof")]
 pub(crate) mod validate;

@@ -12,6 +12,7 @@ mod build_info;
 mod commands;
 mod embedded;
 mod engine;
+mod hub;
 mod interrupt;
 mod memory;
 #[cfg(all(test, feature = "proof"))]
@@ -75,6 +76,11 @@ enum Command {
     /// Check that all paths give the same tokens, and the right ones.
     #[cfg(feature = "proof")]
     Validate(commands::validate::Args),
+    /// Download a model from the Hugging Face hub, and print its folder.
+    #[cfg(feature = "hub")]
+    Pull(commands::pull::Args),
+    /// List the models in the Hugging Face cache, delete or verify them.
+    Models(commands::models::Args),
     /// Show, compare and report the records of benches and validations.
     #[cfg(feature = "proof")]
     Capsule(commands::capsule::Args),
@@ -99,6 +105,9 @@ fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::run(args),
         #[cfg(feature = "proof")]
         Command::Validate(args) => commands::validate::run(args),
+        #[cfg(feature = "hub")]
+        Command::Pull(args) => commands::pull::run(args),
+        Command::Models(args) => commands::models::run(args),
         #[cfg(feature = "proof")]
         Command::Capsule(args) => commands::capsule::run(args),
         #[cfg(feature = "proof")]
