@@ -161,7 +161,8 @@ fn trust(capsules: &[Recorded]) -> Vec<(bool, String)> {
         return reasons;
     }
     // Another project's engine has weights of its own.
-    let is_ours = |b: &BenchRecord| b.tests.iter().all(|t| ["cpu", "cuda", "mlx"].contains(&t.backend.as_str()));
+    let is_ours =
+        |b: &BenchRecord| b.tests.iter().all(|t| ["cpu", "cuda", "mlx"].contains(&t.backend.as_str()));
     if benches.iter().all(|b| is_ours(b)) && benches.iter().any(|b| b.fusions.len() > 1) {
         let text = "Paths ran in turns on the same weights in one process, after a check that they give the same results.";
         reasons.push((true, text.to_owned()));
