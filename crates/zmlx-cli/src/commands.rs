@@ -11,5 +11,7 @@ pub(crate) mod generate;
 pub(crate) mod golden;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 #[cfg(feature = "proof")]
 pub(crate) mod validate;

@@ -14,8 +14,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("zmlx-conformance", &["zmlx-core", "zmlx-oracle"]),
     ("zmlx-moe", &["zmlx-kernels"]),
     ("zmlx-models", &["zmlx-kernels", "zmlx-moe"]),
+    ("zmlx-serve", &["zmlx-kernels", "zmlx-models"]),
     ("zmlx-oracle", &[]),
-    ("zmlx-cli", &["zmlx-kernels", "zmlx-moe", "zmlx-models", "zmlx-oracle"]),
+    ("zmlx-cli", &["zmlx-kernels", "zmlx-moe", "zmlx-models", "zmlx-oracle", "zmlx-serve"]),
 ];
 
 /// Dependencies within the workspace, of all kinds or of those that are built for users.
