@@ -14,10 +14,16 @@ use zmlx_models::architecture::{Architecture, RouterSpec};
 /// Which checkpoint.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// A checkpoint folder, or the id (org/name) of one in the local Hugging Face cache. Without it, the tiny model
-    /// that is built in.
+    /// A checkpoint folder, or the name (org/name or org/name@revision) of a model on the Hugging Face hub, which is
+    /// downloaded unless the cache has it. Without it, the tiny model that is built in.
     #[arg(long, value_name = "DIR|ID")]
     pub(crate) model: Option<PathBuf>,
+    /// A branch, a tag or a commit of the model on the hub.
+    #[arg(long, value_name = "REV")]
+    pub(crate) revision: Option<String>,
+    /// Download nothing: the model is in the cache. HF_HUB_OFFLINE=1 says the same.
+    #[arg(long)]
+    pub(crate) offline: bool,
 }
 
 /// Which checkpoint, also without a flag.
@@ -32,7 +38,9 @@ pub(crate) struct NamedModelArgs {
 
 impl NamedModelArgs {
     pub(crate) fn model(&self) -> ModelArgs {
-        ModelArgs { model: self.positional.clone().or_else(|| self.model.model.clone()) }
+        let mut model = self.model.clone();
+        model.model = self.positional.clone().or(model.model);
+        model
     }
 }
 

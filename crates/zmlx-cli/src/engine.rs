@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+#[cfg(feature = "proof")]
+use zmlx_bench::BackendInfo;
 use zmlx_kernels::cpu::Activations;
 use zmlx_kernels::{Backend, Fusion, Instrumented};
 use zmlx_models::{Architecture, Checkpoint, Model, self_check};
@@ -37,6 +39,18 @@ pub(crate) struct About {
 }
 
 impl About {
+    /// What records say of the backend.
+    #[cfg(feature = "proof")]
+    pub(crate) fn info(&self) -> BackendInfo {
+        BackendInfo {
+            name: self.name,
+            engine: self.engine.clone(),
+            description: self.text.clone(),
+            n_threads: self.n_threads,
+            rounding: self.rounding,
+        }
+    }
+
     /// The fused ops that are asked for, without those that fail the self-check, which warns of them.
     pub(crate) fn fusion<B: Backend>(&self, model: &Model<B>, args: FusionArgs) -> Result<Fusion> {
         let architecture = model.architecture();

@@ -8,12 +8,11 @@
 
 mod args;
 #[cfg(feature = "proof")]
-mod capsule;
+mod build_info;
 mod commands;
 mod embedded;
 mod engine;
-#[cfg(feature = "proof")]
-mod greedy;
+mod hub;
 mod interrupt;
 mod memory;
 #[cfg(all(test, feature = "proof"))]
@@ -73,6 +72,11 @@ enum Command {
     /// Compare the tokens of the stock, concatenated and fused paths, and small models with the reference.
     #[cfg(feature = "proof")]
     Validate(commands::validate::Args),
+    /// Download a model from the Hugging Face hub, and print its folder.
+    #[cfg(feature = "hub")]
+    Pull(commands::pull::Args),
+    /// List the models in the Hugging Face cache, delete or verify them.
+    Models(commands::models::Args),
     /// Look at records of benches and validations, compare them, and make a report of them.
     #[cfg(feature = "proof")]
     Capsule(commands::capsule::Args),
@@ -99,6 +103,9 @@ fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::run(args),
         #[cfg(feature = "proof")]
         Command::Validate(args) => commands::validate::run(args),
+        #[cfg(feature = "hub")]
+        Command::Pull(args) => commands::pull::run(args),
+        Command::Models(args) => commands::models::run(args),
         #[cfg(feature = "proof")]
         Command::Capsule(args) => commands::capsule::run(args),
         #[cfg(feature = "proof")]

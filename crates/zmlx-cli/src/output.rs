@@ -99,6 +99,20 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
     text
 }
 
+/// Writes a text as the file `path`, which may exist only if `force` says so.
+pub(crate) fn write_new(path: &Path, force: bool, text: &str) -> Result<()> {
+    refuse_to_overwrite(path, force)?;
+    write_file(path, |out| Ok(out.write_all(text.as_bytes())?))
+}
+
+/// An error if `path` exists and there is no `--force`: to be asked before the work, not only at its end.
+pub(crate) fn refuse_to_overwrite(path: &Path, force: bool) -> Result<()> {
+    if !force && path.symlink_metadata().is_ok() {
+        bail!("{}: exists already; --force overwrites it", path.display());
+    }
+    Ok(())
+}
+
 /// Writes the file `path` by `write`: into a temporary file beside it, which takes its name once it is complete.
 pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
     // Through a symbolic link the file is replaced, not the link.

@@ -5,6 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use zmlx_bench::seeded_tokens;
 use zmlx_models::{ChatMessage, ChatRequest};
 
 use crate::source::Source;
@@ -22,21 +23,6 @@ pub(crate) const NEUTRAL: &[(&str, &str)] = &[
          every autumn for thirty years, and",
     ),
 ];
-
-/// `n` token ids below `vocab` that are the same on every machine.
-pub(crate) fn seeded_tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
-    let mut state = seed;
-    let mut next = || {
-        // SplitMix64: a full-period counter, mixed.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let vocab = u64::from(u32::try_from(vocab).unwrap_or(u32::MAX)).max(1);
-    (0..n).map(|_| (next() % vocab) as u32).collect()
-}
 
 /// A prompt ready for a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -181,14 +167,5 @@ mod tests {
             let error = crate::output::message(&read(text).unwrap_err());
             assert!(error.contains(tells), "{error:?} does not tell {tells:?}");
         }
-    }
-
-    #[test]
-    fn seeded_tokens_are_fixed_and_in_range() {
-        let tokens = seeded_tokens(1, 1000, 7);
-        assert_eq!(tokens, seeded_tokens(1, 1000, 7));
-        assert_ne!(tokens, seeded_tokens(2, 1000, 7));
-        assert!(tokens.iter().all(|&t| t < 7));
-        assert!((0..7).all(|t| tokens.contains(&t)));
     }
 }

@@ -29,6 +29,8 @@ pub struct Checkpoint {
     dir: Option<PathBuf>,
     config: ConfigFile,
     shards: Vec<String>,
+    /// The files of these names.
+    contents: Vec<Bytes>,
     tensors: BTreeMap<String, Entry>,
     /// What stands before all names of the text model: [`WRAPPED`] or nothing.
     prefix: &'static str,
@@ -148,6 +150,12 @@ impl Checkpoint {
         &self.shards
     }
 
+    /// The contents of the weight files, in the order of [`Self::shards`]. Files of a folder are mapped: reading them takes
+    /// memory that the system can take back.
+    pub fn shard_contents(&self) -> impl Iterator<Item = &[u8]> {
+        self.contents.iter().map(|file| &file[..])
+    }
+
     /// The seed of random weights; `None` for a checkpoint that has files.
     pub fn seed(&self) -> Option<u64> {
         self.synthetic
@@ -198,10 +206,11 @@ impl Checkpoint {
             return Err(Error::MissingFile { dir, file: "model*.safetensors" });
         }
         let mut tensors = BTreeMap::new();
-        let mut names = Vec::with_capacity(shards.len());
+        let (mut names, mut contents) = (Vec::with_capacity(shards.len()), Vec::new());
         for (shard, bytes) in shards {
             shard::read(&shard, names.len(), &bytes, &names, &mut tensors)?;
             names.push(shard);
+            contents.push(bytes);
         }
         let has = |prefix: &str| {
             let name = format!("{prefix}{}.weight", config.architecture.embed.path);
@@ -209,7 +218,7 @@ impl Checkpoint {
         };
         let prefix = if !has("") && has(WRAPPED) { WRAPPED } else { "" };
         let made = Mutex::default();
-        Ok(Self { name, dir, config, shards: names, tensors, prefix, synthetic: None, made })
+        Ok(Self { name, dir, config, shards: names, contents, tensors, prefix, synthetic: None, made })
     }
 }
 

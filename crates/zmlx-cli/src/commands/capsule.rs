@@ -4,9 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use crate::capsule::grid::plain;
-use crate::capsule::{Capsule, compare, facts, refuse_to_overwrite, report};
+use zmlx_bench::capsule::{Capsule, compare, facts};
+use zmlx_bench::grid::plain;
+use zmlx_bench::report;
+
 use crate::output::{self, Outcome, note, print};
+use crate::table::Table;
 
 /// Arguments of `zmlx capsule`.
 #[derive(Debug, clap::Args)]
@@ -67,8 +70,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
         }
         Command::Report { paths, output, force } => write_report(&paths, &output, force),
         Command::Schema => {
-            let schema = schemars::schema_for!(Capsule);
-            print(&(serde_json::to_string_pretty(&schema)? + "\n"))?;
+            print(&(serde_json::to_string_pretty(&Capsule::schema())? + "\n"))?;
             Ok(Outcome::Done)
         }
     }
@@ -87,14 +89,14 @@ fn show(capsule: &Capsule) -> Result<Outcome> {
         }
     }
     if let Some(bench) = &capsule.bench {
-        text += &format!("\n{}", facts::speed(bench).text());
+        text += &format!("\n{}", Table::of(&facts::speed(bench)).render());
         if !bench.profile.is_empty() {
-            text += &format!("\n{}", facts::profile(bench).text());
+            text += &format!("\n{}", Table::of(&facts::profile(bench)).render());
         }
     }
     if let Some(record) = &capsule.validate {
         for (title, grid) in facts::validation(record) {
-            text += &format!("\n{title}\n\n{}", grid.text());
+            text += &format!("\n{title}\n\n{}", Table::of(&grid).render());
         }
         text += &format!("\n{}\n", record.verdict.name());
     }
@@ -104,10 +106,11 @@ fn show(capsule: &Capsule) -> Result<Outcome> {
 
 fn diff(a: &Capsule, b: &Capsule) -> Result<Outcome> {
     let facts = compare::facts(a, b)?;
-    let mut text = if facts.is_empty() { "All facts are equal.\n".to_owned() } else { facts.text() };
+    let mut text =
+        if facts.is_empty() { "All facts are equal.\n".to_owned() } else { Table::of(&facts).render() };
     let pairs = compare::pairs(a, b);
     if !pairs.is_empty() {
-        text += &format!("\n{}", compare::table(&pairs).text());
+        text += &format!("\n{}", Table::of(&compare::table(&pairs)).render());
     }
     for (which, names) in ["A", "B"].iter().zip(compare::only_in_one(a, b)) {
         for name in names {
@@ -126,7 +129,7 @@ fn check(a: &Capsule, b: &Capsule, threshold: f64, any_machine: bool) -> Result<
         note(format_args!("not compared, as B lacks it: {}", plain(name)));
     }
     let regressions: Vec<_> = pairs.iter().filter_map(|pair| pair.regression(threshold)).collect();
-    let mut text = compare::table(&pairs).text();
+    let mut text = Table::of(&compare::table(&pairs)).render();
     for regression in &regressions {
         text += &format!("worse: {}\n", plain(regression));
     }
@@ -145,10 +148,10 @@ fn write_report(paths: &[PathBuf], output: &Path, force: bool) -> Result<Outcome
         Some("md") => report::markdown,
         _ => bail!("--output {}: expected a name that ends in .html or .md", output.display()),
     };
-    refuse_to_overwrite(output, force)?;
-    let capsules = files(paths)?.iter().map(|file| Capsule::read(file)).collect::<Result<Vec<_>>>()?;
+    output::refuse_to_overwrite(output, force)?;
+    let capsules = files(paths)?.iter().map(|file| Capsule::read(file)).collect::<Result<Vec<_>, _>>()?;
     let text = render(&capsules);
-    output::write_file(output, |out| Ok(out.write_all(text.as_bytes())?))?;
+    output::write_new(output, force, &text)?;
     note(format_args!("{} capsules in {}", capsules.len(), output.display()));
     Ok(Outcome::Done)
 }

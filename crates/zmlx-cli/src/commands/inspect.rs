@@ -1,20 +1,18 @@
 //! `zmlx inspect`: what a checkpoint is, what it costs, and whether it can be used.
 
-pub(crate) mod cost;
 mod formats;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use zmlx_kernels::Backend;
-use zmlx_models::{Checkpoint, Error};
+use zmlx_models::{Checkpoint, Cost, Error, human_bytes};
 
 use crate::args::{BackendArgs, ModelArgs};
 use crate::engine::{self, About, Job};
 use crate::output::{Outcome, note, print, print_json};
 use crate::source::Source;
-use crate::table::{Table, human_bytes};
-use cost::Cost;
+use crate::table::Table;
 use formats::{Group, WeightEntry};
 
 /// Arguments of `zmlx inspect`.

@@ -66,7 +66,7 @@ fn model_id(args: &Args, source: &Source, checkpoint: &Checkpoint) -> String {
     let given = args.model.model.as_deref();
     let is_folder = given.is_some_and(std::path::Path::is_dir);
     match (source, given.and_then(|path| path.to_str())) {
-        (Source::Dir(_), Some(id)) if !is_folder => id.to_owned(),
+        (Source::Dir(_), Some(id)) if !is_folder => id.split('@').next().unwrap_or(id).to_owned(),
         (Source::Dir(dir), _) => {
             let dir = dir.canonicalize().unwrap_or_else(|_| dir.clone());
             dir.file_name()

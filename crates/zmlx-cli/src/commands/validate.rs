@@ -16,17 +16,18 @@ use zmlx_kernels::{Fusion, Hooked, Instrumented};
 use zmlx_models::{Checkpoint, Model};
 
 use crate::args::{BackendArgs, NamedModelArgs, RouteArgs, positive};
-use crate::capsule::model::ModelFacts;
-use crate::capsule::validate::{Timing, ValidateRecord, Verdict};
-use crate::capsule::{self, Capsule, Context, Record};
+use crate::build_info;
 use crate::engine::{self, About, Job};
-use crate::output::{Outcome, note, print, print_json};
-use crate::progress::Progress;
+use crate::output::{self, Outcome, note, print, print_json};
+use crate::progress::{Progress, WorkProgress};
 use crate::source::Source;
 use engagement::{Counter, Engaged};
 use logits::Reference;
 use suite::{Configuration, Suite};
 use tokens::Runs;
+use zmlx_bench::capsule::model::ModelFacts;
+use zmlx_bench::capsule::validate::{Timing, ValidateRecord, Verdict};
+use zmlx_bench::capsule::{self, Capsule, Context, Record};
 
 /// Arguments of `zmlx validate`.
 #[derive(Debug, clap::Args)]
@@ -100,7 +101,7 @@ struct Path {
 /// Decodes every prompt on every path and compares.
 pub(crate) fn run(args: Args) -> Result<Outcome> {
     if let Some(path) = &args.capsule {
-        capsule::refuse_to_overwrite(path, args.force)?;
+        output::refuse_to_overwrite(path, args.force)?;
     }
     let validate = Validate::new(&args)?;
     engine::with_backend(args.backend, Run { validate, args })
@@ -327,9 +328,16 @@ impl Job for Run {
         if let Some(path) = &args.capsule {
             let prompts = validate.configurations.iter();
             let prompts = prompts.map(|c| capsule::Prompt::new(&c.name, &c.tokens)).collect();
-            let context =
-                Context { model: ModelFacts::of(&validate.checkpoint)?, backends: &[about], prompts };
-            capsule::write(path, &Capsule::new(Record::Validate(record), context)?, args.force)?;
+            let mut progress = WorkProgress::default();
+            let mut on_progress = |work, done, of| progress.update(work, done, of);
+            let context = Context {
+                build: build_info::build(),
+                model: ModelFacts::of(&validate.checkpoint, &mut on_progress)?,
+                backends: &[about.info()],
+                prompts,
+            };
+            let capsule = Capsule::new(Record::Validate(record), context)?;
+            output::write_new(path, args.force, &capsule.to_json()?)?;
         }
         if verdict == Verdict::Fail {
             note(format_args!("error: {model}: the paths do not agree"));

@@ -48,12 +48,6 @@ pub(crate) fn oracle_checkpoint() -> Result<oracle::Checkpoint> {
     Ok(oracle::Checkpoint::from_bytes(CONFIG, &[WEIGHTS])?)
 }
 
-/// The file of the weights.
-#[cfg(feature = "proof")]
-pub(crate) fn weights() -> Result<&'static [u8]> {
-    Ok(WEIGHTS)
-}
-
 /// What the reference engine made of the model's prompts.
 #[cfg(feature = "proof")]
 pub(crate) fn golden() -> Result<Golden> {

@@ -10,13 +10,13 @@ use zmlx_oracle::golden::{Checked, GoldenFile, Outcome as Found};
 
 use super::report;
 use crate::args::{BackendArgs, BackendKind, CpuArgs, ModelArgs};
-use crate::capsule::validate::Verdict;
-use crate::capsule::{model, refuse_to_overwrite};
 use crate::engine::{self, About, Job};
-use crate::greedy;
 use crate::output::{self, Outcome, note, print, print_json};
-use crate::progress::Progress;
+use crate::progress::{Progress, WorkProgress};
 use crate::source::Source;
+use zmlx_bench::capsule::model;
+use zmlx_bench::capsule::validate::Verdict;
+use zmlx_bench::greedy;
 
 /// Arguments of `zmlx golden check`.
 #[derive(Debug, clap::Args)]
@@ -93,7 +93,7 @@ impl PromptResult {
 
 pub(super) fn run(args: Args) -> Result<Outcome> {
     if let Some(path) = &args.junit {
-        refuse_to_overwrite(path, args.force)?;
+        output::refuse_to_overwrite(path, args.force)?;
     }
     let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
     let backends = match args.backend {
@@ -136,6 +136,12 @@ pub(super) fn run(args: Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
+/// The hash of the weights; `None` for random weights.
+pub(super) fn hashed(checkpoint: &Checkpoint) -> Option<String> {
+    let mut progress = WorkProgress::default();
+    model::weights_sha256(checkpoint, &mut |work, done, of| progress.update(work, done, of))
+}
+
 /// The hashes of a checkpoint.
 #[derive(Debug)]
 struct Identity {
@@ -158,10 +164,9 @@ impl Job for Check<'_> {
         let golden = GoldenFile::open(self.file, about.rounding)?;
         let identity = match self.identity.take() {
             Some(known) => known,
-            None => Identity {
-                config: model::config_sha256(self.checkpoint),
-                weights: model::weights_sha256(self.checkpoint)?,
-            },
+            None => {
+                Identity { config: model::config_sha256(self.checkpoint), weights: hashed(self.checkpoint) }
+            }
         };
         self.compare_model(&golden, &identity)?;
         *self.identity = Some(identity);

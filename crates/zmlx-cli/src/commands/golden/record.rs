@@ -8,14 +8,15 @@ use zmlx_models::{Checkpoint, Model};
 use zmlx_oracle::compare::log_softmax;
 use zmlx_oracle::golden::{FORMAT, GoldenFile, ModelId, Outcome as Found, RecordedBy, Recording};
 
+use super::check::hashed;
 use crate::args::{BackendArgs, NamedModelArgs, positive};
-use crate::capsule::{model, refuse_to_overwrite};
 use crate::engine::{self, About, Job};
-use crate::greedy;
 use crate::output::{self, Outcome, note};
 use crate::progress::Progress;
 use crate::prompts::{self, Prompt};
 use crate::source::Source;
+use zmlx_bench::capsule::model;
+use zmlx_bench::greedy;
 
 /// Arguments of `zmlx golden record`.
 #[derive(Debug, clap::Args)]
@@ -39,7 +40,7 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<Outcome> {
-    refuse_to_overwrite(&args.output, args.force)?;
+    output::refuse_to_overwrite(&args.output, args.force)?;
     let source = Source::resolve(&args.model.model())?;
     let checkpoint = source.checkpoint()?;
     let prompts = match &args.prompts {
@@ -90,7 +91,7 @@ impl Job for Record {
             recordings.push(recording);
             progress.update(i + 1, n_prompts);
         }
-        let Some(weights_sha256) = model::weights_sha256(&self.checkpoint)? else {
+        let Some(weights_sha256) = hashed(&self.checkpoint) else {
             anyhow::bail!("{}: random weights have no hash", self.checkpoint.name());
         };
         let golden = GoldenFile {

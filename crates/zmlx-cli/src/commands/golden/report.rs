@@ -6,8 +6,8 @@ use anyhow::Result;
 use quick_junit::{NonSuccessKind, Report, TestCase, TestCaseStatus, TestSuite};
 
 use super::check::{PromptResult, Results};
-use crate::capsule::validate::Verdict;
 use crate::table::Table;
+use zmlx_bench::capsule::validate::Verdict;
 
 /// Where and how a prompt's tokens differ.
 fn difference(p: &PromptResult) -> Option<String> {
