@@ -143,7 +143,9 @@ impl Job for Continue {
                     let more = is_told && !busy.get().is_some_and(Busy::is_asked);
                     if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 }
-                Event::Finished { .. } | Event::Failed { .. } => ControlFlow::Continue(()),
+                Event::Started { .. } | Event::Finished { .. } | Event::Failed { .. } => {
+                    ControlFlow::Continue(())
+                }
             });
         let generation = match generation {
             Ok(generation) => generation,
