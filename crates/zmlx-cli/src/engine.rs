@@ -15,7 +15,7 @@ use crate::args::{BackendArgs, BackendKind, FusionArgs};
 use crate::output::Outcome;
 use crate::progress::Progress;
 
-/// What a backend says of itself in reports, and what it asks of those who use it.
+/// What reports say about a backend, and what its users must do.
 pub(crate) struct About {
     /// The backend's name.
     pub(crate) name: &'static str,
@@ -113,7 +113,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
     }
 }
 
-/// MLX on Linux computes on the CPU, and slower than this project's own kernels: it is for who asks.
+/// MLX on Linux computes on the CPU, slower than this project's own kernels, so it is never the default there.
 fn default_backend() -> BackendKind {
     if has_metal() {
         BackendKind::Mlx

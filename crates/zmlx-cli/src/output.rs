@@ -45,7 +45,8 @@ pub(crate) fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Writes a line to stderr; if nobody reads it, so be it. Names and messages out of files may be in it.
+/// Writes a line to stderr, and ignores an error: there is no other place to report it. The line may contain names and messages
+/// from files, so it is escaped.
 pub(crate) fn note(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{}", escaped(&line.to_string()));
 }

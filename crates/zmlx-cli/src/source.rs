@@ -22,14 +22,14 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// What `--model` names: an existing folder, or else a model of the hub, from the cache or downloaded.
+    /// What the arguments name: an existing folder, or else a model of the hub, from the cache or downloaded.
     pub(crate) fn resolve(args: &ModelArgs) -> Result<Self> {
-        if args.revision.is_some() && args.model.as_ref().is_none_or(|path| path.exists()) {
+        if args.revision.is_some() && args.named().is_none_or(|path| path.exists()) {
             bail!("--revision is for models of the hub: --model org/name");
         }
-        match &args.model {
+        match args.named() {
             None if embedded::IS_BUILT_IN => Ok(Self::Embedded),
-            None => bail!("this build has no model built in: say which one with --model"),
+            None => bail!("this build has no built-in model: name one, a folder or an id (org/name)"),
             Some(path) if path.is_dir() => Ok(Self::Dir(path.clone())),
             Some(path) if path.exists() => bail!("{}: not a folder", path.display()),
             Some(path) => {
@@ -58,7 +58,7 @@ impl Source {
         }
     }
 
-    /// The tokenizer; none if the checkpoint comes without one.
+    /// The tokenizer; `None` if the checkpoint comes without one.
     pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         match self {
             Self::Embedded => embedded::tokenizer().map(Some),

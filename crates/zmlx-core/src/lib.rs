@@ -33,4 +33,6 @@ pub use instrumented::Instrumented;
 pub use mapped::{map_file, will_need};
 pub use ops::{Op, Stage};
 pub use quant::{QuantMode, QuantSpec};
+#[cfg(feature = "safetensors")]
+pub use weight::QuantizedViews;
 pub use weight::{HostWeight, WeightBytes, WeightFormat};

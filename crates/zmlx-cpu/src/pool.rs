@@ -9,7 +9,7 @@ use zmlx_core::Result;
 use zmlx_core::check::ensure;
 
 /// The dimensions of a tensor: one to four.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
     dims: [usize; 4],
     rank: usize,
@@ -52,6 +52,13 @@ impl Shape {
     pub(crate) fn with_last(mut self, last: usize) -> Self {
         self.dims[self.rank - 1] = last;
         self
+    }
+}
+
+/// As a slice: it stands in error messages.
+impl std::fmt::Debug for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.dims().fmt(f)
     }
 }
 

@@ -45,7 +45,7 @@ impl TeamState {
         if !is_pending() {
             return;
         }
-        // Only who waits anyway looks at the clock.
+        // Only a thread that waits anyway looks at the clock.
         let since = is_caller.then(Instant::now);
         let mut wait = Wait::default();
         while is_pending() {
@@ -164,7 +164,7 @@ impl Team {
         self.shared.n_members
     }
 
-    /// Barriers so far; none where one thread computes alone.
+    /// Barriers so far; `None` where one thread computes alone.
     pub(crate) fn barriers(&self) -> Barriers {
         Barriers {
             n: self.shared.n_passed.load(Ordering::Relaxed),

@@ -71,7 +71,8 @@ pub(crate) fn rope(device: &Arc<Device>, heads: &Heads, len: usize) -> Result<Vi
         step: step.args(),
         y: y.at(),
     };
-    let grid = Grid { blocks: [n_rows.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0, cluster: 1 };
+    let grid =
+        Grid { blocks: [n_rows.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0, cluster: 1 };
     // SAFETY: the struct is the kernel's; the view has n_rows rows of width, y as many, the step a token for n_heads rows.
     unsafe { device.launch("rope", (Unit::new("rope", &[]), "rope"), grid, &args)? };
     Ok(View::whole(y, len))
@@ -248,7 +249,12 @@ pub(crate) fn attend(
             queries: queries.at(),
         };
         let n_warps = n_tokens * (n_heads + pages.n_kv_heads * if inputs.v.is_some() { 2 } else { 1 });
-        let grid = Grid { blocks: [n_warps.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0, cluster: 1 };
+        let grid = Grid {
+            blocks: [n_warps.div_ceil(THREADS / 32), 1, 1],
+            threads: THREADS,
+            shared_bytes: 0,
+            cluster: 1,
+        };
         // SAFETY: the struct is the kernel's; sources have a row per token and head, pages are reserved up to the step's
         // positions, and `queries` has room for all.
         unsafe { device.launch(op, (Unit::new("rope", &[]), "append"), grid, &args)? };
@@ -274,7 +280,8 @@ pub(crate) fn attend(
             y: y_at,
         };
         let unit = Unit::new("flash", &[("STEPS", steps)]);
-        let grid = Grid { blocks: [pages.n_kv_heads, blocks.n, 1], threads: 128, shared_bytes: 0, cluster: 1 };
+        let grid =
+            Grid { blocks: [pages.n_kv_heads, blocks.n, 1], threads: 128, shared_bytes: 0, cluster: 1 };
         // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
         // sequence, whose heads that share a key head are FLASH_ROWS rows at most.
         unsafe { device.launch(op, (unit, "flash"), grid, &args)? };

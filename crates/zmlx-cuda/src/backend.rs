@@ -217,7 +217,15 @@ impl Backend for CudaBackend {
         let buffer = Buffer::scratch(&self.device, 4 * values.len())?;
         buffer.write(0, &values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())?;
         let launch = self.device.driver.last_launch();
-        Ok(CudaIndices { shape, buffer, host: Some(values.into()), bound: 0, grouped: Grouped::default(), launch, copy: None })
+        Ok(CudaIndices {
+            shape,
+            buffer,
+            host: Some(values.into()),
+            bound: 0,
+            grouped: Grouped::default(),
+            launch,
+            copy: None,
+        })
     }
 
     fn read_indices(&self, indices: &CudaIndices, out: &mut Vec<u32>) -> Result<()> {

@@ -186,7 +186,7 @@ pub(crate) fn machine_code(unit: &Unit, arch: u32, driver: i32) -> Result<Vec<u8
     Ok(code)
 }
 
-/// Written under another name first: who reads at the same time sees all or nothing.
+/// Written under another name first, so that a process which reads at the same time sees all of it or nothing.
 fn keep(path: &Path, code: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;

@@ -85,8 +85,10 @@ impl Checkpoint {
         warn_of_absent_shards(dir);
         // The folder's own name also where the path is `.` or ends in `..`.
         let full = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-        let name =
-            full.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let folder = || {
+            full.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned())
+        };
+        let name = name_in_hub(&full).unwrap_or_else(folder);
         Self::build(name, Some(dir.to_owned()), config, shards)
     }
 
@@ -130,7 +132,8 @@ impl Checkpoint {
         self.config.dtype.as_deref()
     }
 
-    /// The folder's name, or the name that the embedded checkpoint was given.
+    /// The folder's name, or the name that the embedded checkpoint was given. A snapshot in a Hugging Face cache, whose folder
+    /// is named by a hash, has the model's id and the commit: `org/name@0123456789abcdef0123456789abcdef01234567`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -145,7 +148,7 @@ impl Checkpoint {
         &self.config.text
     }
 
-    /// The names of the weight files, sorted; none for random weights.
+    /// The names of the weight files, sorted; empty for random weights.
     pub fn shards(&self) -> &[String] {
         &self.shards
     }
@@ -222,6 +225,14 @@ impl Checkpoint {
     }
 }
 
+/// `org/name@revision` for a folder `models--org--name/snapshots/revision`.
+fn name_in_hub(dir: &Path) -> Option<String> {
+    let mut parts = dir.components().rev().map(|part| part.as_os_str().to_str());
+    let (revision, snapshots, model) = (parts.next()??, parts.next()??, parts.next()??);
+    let id = model.strip_prefix("models--")?.replacen("--", "/", 1);
+    (snapshots == "snapshots").then(|| format!("{id}@{revision}"))
+}
+
 /// The text of a file; `None` if it does not exist.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<String>> {
     match std::fs::read_to_string(path) {
@@ -256,5 +267,21 @@ fn warn_of_absent_shards(dir: &Path) {
     let files: std::collections::BTreeSet<&str> = files.filter_map(|v| v.as_str()).collect();
     for file in files.into_iter().filter(|f| !dir.join(f).exists()) {
         tracing::warn!(file, "listed in {INDEX}, but not in the folder");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_of_the_hub_are_named_by_model_and_revision() {
+        let name = |path: &str| name_in_hub(Path::new(path));
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let path = format!("/home/u/.cache/huggingface/hub/models--org--a--b/snapshots/{commit}");
+        assert_eq!(name(&path).as_deref(), Some(format!("org/a--b@{commit}").as_str()));
+        for path in ["/models/qwen", "/", "snapshots/x", "/models--org--a/other/x"] {
+            assert_eq!(name(path), None, "{path}");
+        }
     }
 }
