@@ -35,7 +35,8 @@ struct RotationArgs {
 impl RotationArgs {
     /// Whether a warp has the pairs where it needs them: `is_even` of `position.cuh`.
     fn is_even(&self) -> bool {
-        self.half_turns == 0 || if self.is_interleaved == 0 { [64, 128] } else { [32, 64] }.contains(&self.dims)
+        self.half_turns == 0
+            || if self.is_interleaved == 0 { [64, 128] } else { [32, 64] }.contains(&self.dims)
     }
 }
 
@@ -78,7 +79,8 @@ pub(crate) fn rope(device: &Arc<Device>, heads: &Heads, len: usize) -> Result<Vi
         step: step.args(),
         y: y.at(),
     };
-    let grid = Grid { blocks: [n_rows.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0, cluster: 1 };
+    let grid =
+        Grid { blocks: [n_rows.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0, cluster: 1 };
     // SAFETY: the struct is the kernel's; the view has n_rows rows of width, y as many, the step a token for n_heads rows.
     unsafe { device.launch("rope", (Unit::new("rope", &[]), "rope"), grid, &args)? };
     Ok(View::whole(y, len))
@@ -256,7 +258,12 @@ pub(crate) fn attend(
             queries: queries.at(),
         };
         let n_warps = n_tokens * (n_heads + pages.n_kv_heads * if inputs.v.is_some() { 2 } else { 1 });
-        let grid = Grid { blocks: [n_warps.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0, cluster: 1 };
+        let grid = Grid {
+            blocks: [n_warps.div_ceil(THREADS / 32), 1, 1],
+            threads: THREADS,
+            shared_bytes: 0,
+            cluster: 1,
+        };
         // SAFETY: the struct is the kernel's; sources have a row per token and head, pages are reserved up to the step's
         // positions, and `queries` has room for all.
         unsafe { device.launch(op, (Unit::new("rope", &[]), "append"), grid, &args)? };
@@ -268,7 +275,8 @@ pub(crate) fn attend(
         let blocks = step.blocks(device, most_tokens)?;
         let n_row_blocks = (most_tokens * n_heads).div_ceil(LATENT_ROWS);
         let n_splits = splits(device, step, blocks.n * n_row_blocks, TILE);
-        let n_partial = if n_splits == 1 { 0 } else { n_tokens * n_heads * n_splits * (pages.value_width + 4) };
+        let n_partial =
+            if n_splits == 1 { 0 } else { n_tokens * n_heads * n_splits * (pages.value_width + 4) };
         let partial = Buffer::scratch(device, 4 * n_partial)?;
         let (y, y_at) = CudaTensor::fresh(device, shape)?;
         let args = LatentArgs {
@@ -324,7 +332,8 @@ pub(crate) fn attend(
             y: y_at,
         };
         let unit = Unit::new("flash", &[("STEPS", steps)]);
-        let grid = Grid { blocks: [pages.n_kv_heads, blocks.n, 1], threads: 128, shared_bytes: 0, cluster: 1 };
+        let grid =
+            Grid { blocks: [pages.n_kv_heads, blocks.n, 1], threads: 128, shared_bytes: 0, cluster: 1 };
         // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
         // sequence, whose heads that share a key head are FLASH_ROWS rows at most.
         unsafe { device.launch(op, (unit, "flash"), grid, &args)? };
