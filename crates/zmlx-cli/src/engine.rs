@@ -28,6 +28,8 @@ pub(crate) struct About {
     /// How activations are rounded.
     #[cfg(feature = "proof")]
     pub(crate) rounding: Rounding,
+    /// Bytes of its own memory, if it computes in another than the system's.
+    pub(crate) memory_bytes: Option<u64>,
     /// What of it a reader of `zmlx doctor` should know.
     pub(crate) remark: Option<&'static str>,
     /// Whether fused ops are checked before they are used: those that a device's own compiler has just made.
@@ -99,6 +101,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 n_threads,
                 #[cfg(feature = "proof")]
                 rounding: Rounding::F32,
+                memory_bytes: None,
                 remark: None,
                 checks_itself: false,
                 default_fusion: Box::new(|_| Fusion::FUSED),
@@ -164,6 +167,7 @@ fn with_cuda(job: impl Job) -> Result<Outcome> {
         ),
         n_threads: 1,
         rounding: Rounding::F32,
+        memory_bytes: Some(backend.memory_bytes() as u64),
         remark: None,
         checks_itself: true,
         default_fusion: Box::new(|_| Fusion::FUSED),
@@ -189,6 +193,7 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
         #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,
+        memory_bytes: None,
         remark: (!mlx.has_metal())
             .then_some("no Metal here: every fused op is the composition of MLX's own ops"),
         checks_itself: true,

@@ -64,6 +64,9 @@ enum Command {
     Generate(commands::generate::Args),
     /// Talk to a model, line by line.
     Chat(commands::chat::Args),
+    /// Answer requests over HTTP, as OpenAI's and Anthropic's servers do.
+    #[cfg(feature = "serve")]
+    Serve(commands::serve::Args),
     /// Write the logits of a token sequence to a safetensors file.
     Logits(commands::logits::Args),
     /// Show the architecture, formats and memory need of a model, and check every tensor.
@@ -94,10 +97,12 @@ fn main() -> ExitCode {
     if cli.quiet {
         output::be_quiet();
     }
-    start_log(cli.verbose);
+    start_log(cli.verbose, &cli.command);
     let done = match cli.command {
         Command::Generate(args) => commands::generate::run(args, cli.verbose),
         Command::Chat(args) => commands::chat::run(args, cli.verbose),
+        #[cfg(feature = "serve")]
+        Command::Serve(args) => commands::serve::run(args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         #[cfg(feature = "proof")]
@@ -125,12 +130,18 @@ fn main() -> ExitCode {
     }
 }
 
-fn start_log(verbose: bool) {
+fn start_log(verbose: bool, command: &Command) {
     use tracing_subscriber::EnvFilter;
     let default = match (verbose, output::is_quiet()) {
         (true, _) => "info",
         (false, true) => "error",
         (false, false) => "warn",
+    };
+    let default = match command {
+        // A server tells of each request.
+        #[cfg(feature = "serve")]
+        Command::Serve(args) if !verbose && !output::is_quiet() => args.log_level(),
+        _ => default,
     };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
     tracing_subscriber::fmt()

@@ -19,6 +19,8 @@ pub struct Instance<B> {
     pub product_error: fn(WeightFormat) -> f64,
     /// Error of attention, as a multiple of what it is with a cache in f32.
     pub attention_error: f64,
+    /// How far results may be apart when a prompt is cut in another way, as a multiple of what another order of sums does.
+    pub chunk_error: f64,
     /// Error of an exponential, as a multiple of 2 units in the last place.
     pub exponential_error: f64,
     /// Error of a rope angle, in radians per position. The trait allows that of f32 angles, `2^-23`.
