@@ -151,7 +151,7 @@ impl Capsule {
 
     /// Reads a capsule; errors name the file and the field.
     pub(crate) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+        let text = crate::source::read_text(path)?;
         Self::parse(&text).with_context(|| path.display().to_string())
     }
 
@@ -174,21 +174,12 @@ impl Capsule {
     }
 }
 
-/// Writes a capsule; an existing file only if `force` says so.
-pub(crate) fn write(path: &Path, capsule: &Capsule, force: bool) -> Result<()> {
-    refuse_to_overwrite(path, force)?;
+/// Writes a capsule.
+pub(crate) fn write(path: &Path, capsule: &Capsule) -> Result<()> {
     output::write_file(path, |out| {
         serde_json::to_writer_pretty(&mut *out, capsule)?;
         Ok(out.write_all(b"\n")?)
     })
-}
-
-/// An error if `path` exists and there is no `--force`: to be asked before the work, not only at its end.
-pub(crate) fn refuse_to_overwrite(path: &Path, force: bool) -> Result<()> {
-    if !force && path.symlink_metadata().is_ok() {
-        bail!("{}: exists already; --force overwrites it", path.display());
-    }
-    Ok(())
 }
 
 /// A measure that may not be a number: JSON has no NaN, so it becomes null.

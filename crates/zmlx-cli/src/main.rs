@@ -84,6 +84,9 @@ fn main() -> ExitCode {
         output::be_quiet();
     }
     start_log(cli.verbose);
+    if let Err(error) = interrupt::end_in_order() {
+        tracing::warn!("{error}: a signal will end this process without more ado");
+    }
     let done = match cli.command {
         Command::Generate(args) => commands::generate::run(args, cli.verbose),
         Command::Chat(args) => commands::chat::run(args, cli.verbose),

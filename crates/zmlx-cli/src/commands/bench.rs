@@ -119,12 +119,18 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     if args.bandwidth {
         return bandwidth_only(&args);
     }
+    let source = match &args.synthetic {
+        Some(_) => None,
+        None => Some(Source::resolve(&args.model.model())?),
+    };
     if let Some(path) = &args.capsule {
-        capsule::refuse_to_overwrite(path, args.force)?;
+        let inputs = source.as_ref().map(Source::files).unwrap_or_default();
+        output::check_output(path, args.force, &inputs)?;
     }
-    let checkpoint = match &args.synthetic {
-        Some(spec) => Checkpoint::synthetic(spec, SYNTHETIC_SEED)?,
-        None => Source::resolve(&args.model.model())?.checkpoint()?,
+    let checkpoint = match (&args.synthetic, source) {
+        (Some(spec), _) => Checkpoint::synthetic(spec, SYNTHETIC_SEED)?,
+        (None, Some(source)) => source.checkpoint()?,
+        (None, None) => unreachable!("without random weights there is a source"),
     };
     let tests = plan::tests(&args.n_prompt, &args.n_gen, &args.n_depth, &args.batch);
     let limit = checkpoint.architecture().max_position_embeddings;
@@ -307,7 +313,7 @@ fn measure(plan: &Plan<'_>, mut arms: Vec<Box<dyn Arm>>, abouts: &[&About]) -> R
         };
         let prompts = if prompt.is_empty() { vec![] } else { vec![Prompt::new("seeded", &prompt)] };
         let context = Context { model: ModelFacts::of(checkpoint)?, backends: abouts, prompts };
-        capsule::write(path, &Capsule::new(Record::Bench(record), context)?, args.force)?;
+        capsule::write(path, &Capsule::new(Record::Bench(record), context)?)?;
     }
     Ok(Outcome::Done)
 }

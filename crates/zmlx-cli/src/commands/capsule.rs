@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use crate::capsule::grid::plain;
-use crate::capsule::{Capsule, compare, facts, refuse_to_overwrite, report};
+use crate::capsule::{Capsule, compare, facts, report};
 use crate::output::{self, Outcome, note, print};
 
 /// Arguments of `zmlx capsule`.
@@ -145,8 +145,9 @@ fn write_report(paths: &[PathBuf], output: &Path, force: bool) -> Result<Outcome
         Some("md") => report::markdown,
         _ => bail!("--output {}: expected a name that ends in .html or .md", output.display()),
     };
-    refuse_to_overwrite(output, force)?;
-    let capsules = files(paths)?.iter().map(|file| Capsule::read(file)).collect::<Result<Vec<_>>>()?;
+    let files = files(paths)?;
+    output::check_output(output, force, &files)?;
+    let capsules = files.iter().map(|file| Capsule::read(file)).collect::<Result<Vec<_>>>()?;
     let text = render(&capsules);
     output::write_file(output, |out| Ok(out.write_all(text.as_bytes())?))?;
     note(format_args!("{} capsules in {}", capsules.len(), output.display()));

@@ -10,8 +10,8 @@ use zmlx_oracle::golden::{Checked, GoldenFile, Outcome as Found};
 
 use super::report;
 use crate::args::{BackendArgs, BackendKind, CpuArgs, ModelArgs};
+use crate::capsule::model;
 use crate::capsule::validate::Verdict;
-use crate::capsule::{model, refuse_to_overwrite};
 use crate::engine::{self, About, Job};
 use crate::greedy;
 use crate::output::{self, Outcome, note, print, print_json};
@@ -92,10 +92,14 @@ impl PromptResult {
 }
 
 pub(super) fn run(args: Args) -> Result<Outcome> {
+    let source = Source::resolve(&args.model)?;
     if let Some(path) = &args.junit {
-        refuse_to_overwrite(path, args.force)?;
+        let inputs = [source.files(), vec![args.file.clone()]].concat();
+        output::check_output(path, args.force, &inputs)?;
     }
-    let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
+    // Read once more for each backend, by the rounding of which it is judged.
+    crate::source::read_text(&args.file)?;
+    let checkpoint = source.checkpoint()?;
     let backends = match args.backend {
         None => vec![None],
         Some(Which::All) => engine::usable().map(Some).collect(),

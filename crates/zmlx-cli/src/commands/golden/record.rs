@@ -9,7 +9,7 @@ use zmlx_oracle::compare::log_softmax;
 use zmlx_oracle::golden::{FORMAT, GoldenFile, ModelId, Outcome as Found, RecordedBy, Recording};
 
 use crate::args::{BackendArgs, NamedModelArgs, positive};
-use crate::capsule::{model, refuse_to_overwrite};
+use crate::capsule::model;
 use crate::engine::{self, About, Job};
 use crate::greedy;
 use crate::output::{self, Outcome, note};
@@ -39,8 +39,9 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<Outcome> {
-    refuse_to_overwrite(&args.output, args.force)?;
     let source = Source::resolve(&args.model.model())?;
+    let inputs = [source.files(), args.prompts.iter().cloned().collect()].concat();
+    output::check_output(&args.output, args.force, &inputs)?;
     let checkpoint = source.checkpoint()?;
     let prompts = match &args.prompts {
         Some(file) => prompts::read_file(file, &source, checkpoint.architecture().vocab_size)?,
