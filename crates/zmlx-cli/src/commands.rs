@@ -11,5 +11,10 @@ pub(crate) mod generate;
 pub(crate) mod golden;
 pub(crate) mod inspect;
 pub(crate) mod logits;
+pub(crate) mod models;
+#[cfg(feature = "hub")]
+pub(crate) mod pull;
+#[cfg(feature = "serve")]
+pub(crate) mod serve;
 #[cfg(feature = "proof")]
 pub(crate) mod validate;

@@ -21,7 +21,7 @@ pub(crate) const IS_BUILT_IN: bool = cfg!(feature = "embedded-model");
 #[cfg(feature = "embedded-model")]
 pub(crate) use files::{chat_template, checkpoint, tokenizer};
 #[cfg(all(feature = "embedded-model", feature = "proof"))]
-pub(crate) use files::{golden, oracle_checkpoint, weights};
+pub(crate) use files::{golden, oracle_checkpoint};
 
 #[cfg(not(feature = "embedded-model"))]
 macro_rules! absent {
@@ -34,4 +34,4 @@ macro_rules! absent {
 #[cfg(not(feature = "embedded-model"))]
 absent!(chat_template -> ChatTemplate, checkpoint -> Checkpoint, tokenizer -> Tokenizer);
 #[cfg(all(not(feature = "embedded-model"), feature = "proof"))]
-absent!(golden -> Golden, oracle_checkpoint -> oracle::Checkpoint, weights -> &'static [u8]);
+absent!(golden -> Golden, oracle_checkpoint -> oracle::Checkpoint);

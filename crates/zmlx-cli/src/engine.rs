@@ -3,6 +3,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
+#[cfg(feature = "proof")]
+use zmlx_bench::BackendInfo;
 use zmlx_kernels::cpu::Activations;
 use zmlx_kernels::{Backend, Fusion, Instrumented};
 use zmlx_models::{Architecture, Checkpoint, Model, self_check};
@@ -13,7 +15,7 @@ use crate::args::{BackendArgs, BackendKind, FusionArgs};
 use crate::output::Outcome;
 use crate::progress::Progress;
 
-/// What a backend says of itself in reports, and what it asks of those who use it.
+/// What reports say about a backend, and what its users must do.
 pub(crate) struct About {
     /// The backend's name.
     pub(crate) name: &'static str,
@@ -26,6 +28,8 @@ pub(crate) struct About {
     /// How activations are rounded.
     #[cfg(feature = "proof")]
     pub(crate) rounding: Rounding,
+    /// Bytes of its own memory, if it computes in another than the system's.
+    pub(crate) memory_bytes: Option<u64>,
     /// What of it a reader of `zmlx doctor` should know.
     pub(crate) remark: Option<&'static str>,
     /// Whether fused ops are checked before they are used: those that a device's own compiler has just made.
@@ -35,6 +39,18 @@ pub(crate) struct About {
 }
 
 impl About {
+    /// What records say of the backend.
+    #[cfg(feature = "proof")]
+    pub(crate) fn info(&self) -> BackendInfo {
+        BackendInfo {
+            name: self.name,
+            engine: self.engine.clone(),
+            description: self.text.clone(),
+            n_threads: self.n_threads,
+            rounding: self.rounding,
+        }
+    }
+
     /// The fused ops that are asked for, without those that fail the self-check, which warns of them.
     pub(crate) fn fusion<B: Backend>(&self, model: &Model<B>, args: FusionArgs) -> Result<Fusion> {
         let architecture = model.architecture();
@@ -89,6 +105,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                     Activations::Int16 => Rounding::F32,
                     Activations::Int8 => Rounding::Checkpoint,
                 },
+                memory_bytes: None,
                 remark: None,
                 checks_itself: false,
                 default_fusion: Box::new(|_| Fusion::FUSED),
@@ -100,7 +117,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
     }
 }
 
-/// MLX on Linux computes on the CPU, and slower than this project's own kernels: it is for who asks.
+/// MLX on Linux computes on the CPU, slower than this project's own kernels, so it is never the default there.
 fn default_backend() -> BackendKind {
     if has_metal() {
         BackendKind::Mlx
@@ -154,6 +171,7 @@ fn with_cuda(job: impl Job) -> Result<Outcome> {
         ),
         n_threads: 1,
         rounding: Rounding::F32,
+        memory_bytes: Some(backend.memory_bytes() as u64),
         remark: None,
         checks_itself: true,
         default_fusion: Box::new(|_| Fusion::FUSED),
@@ -179,6 +197,7 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
         #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,
+        memory_bytes: None,
         remark: (!mlx.has_metal())
             .then_some("no Metal here: every fused op is the composition of MLX's own ops"),
         checks_itself: true,

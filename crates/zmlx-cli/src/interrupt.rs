@@ -38,22 +38,31 @@ pub(crate) fn install() -> Result<()> {
     Ok(())
 }
 
-/// Takes over what else ends a process: the signals that ask it to end, and the loss of mapped files.
+/// From here on the loss of a mapped file's bytes ends the process with a message.
 ///
 /// # Errors
 /// If the system refuses.
-pub(crate) fn end_in_order() -> Result<()> {
+pub(crate) fn watch_files() -> Result<()> {
+    #[cfg(unix)]
+    zmlx_kernels::on_lost_file(|path| {
+        output::remove_temporary();
+        output::note(format_args!(
+            "error: {}: the file was cut short or written over while it was in use",
+            path.display()
+        ));
+        std::process::exit(2);
+    })?;
+    Ok(())
+}
+
+/// From here on the signals that ask a process to end remove its temporary files first.
+///
+/// # Errors
+/// If the system refuses.
+pub(crate) fn take_signals() -> Result<()> {
     #[cfg(unix)]
     {
         use signal_hook::consts::{SIGHUP, SIGTERM};
-        zmlx_kernels::on_lost_file(|path| {
-            output::remove_temporary();
-            output::note(format_args!(
-                "error: {}: the file was cut short or written over while it was in use",
-                path.display()
-            ));
-            std::process::exit(2);
-        })?;
         // A signal that is ignored, as under nohup, stays ignored.
         let mut signals = signal_hook::iterator::Signals::new([SIGTERM])?;
         if !is_ignored(SIGHUP) {

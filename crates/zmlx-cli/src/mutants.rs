@@ -1,7 +1,5 @@
 //! Models that compute one thing wrongly, by hooks in their ops: for tests of what should find it.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-
 use zmlx_kernels::{
     Backend, GateUp, Hooks, HostWeight, NoauxTc, Result, SoftmaxTopK, WeightBytes, WeightFormat,
 };
@@ -22,8 +20,6 @@ pub(crate) enum Wrong {
     ExpertOffByOne,
     /// Of equally probable experts the higher is chosen.
     TieBrokenUpwards,
-    /// In the given call of the router the first token goes to another expert.
-    OtherExpert(AtomicUsize),
 }
 
 impl<B: Backend> Hooks<B> for Wrong {
@@ -97,15 +93,6 @@ impl<B: Backend> Hooks<B> for Wrong {
                 let n_experts = backend.shape(logits)[1];
                 let none = backend.upload(HostWeight::from_f32(&vec![0.0; n_experts], 1, n_experts)?)?;
                 backend.route_noaux_tc(logits, &none, settings)
-            }
-            Self::OtherExpert(call) if call.fetch_sub(1, Ordering::Relaxed) == 0 => {
-                let (experts, weights) = backend.route_noaux_tc(logits, bias, settings)?;
-                let mut chosen = Vec::new();
-                backend.read_indices(&experts, &mut chosen)?;
-                let other = (0..).find(|e| !chosen[..settings.top_k].contains(e));
-                chosen[0] = other.unwrap_or_default();
-                let experts = backend.indices(&chosen, &backend.shape(&weights))?;
-                Ok((experts, weights))
             }
             _ => backend.route_noaux_tc(logits, bias, settings),
         }

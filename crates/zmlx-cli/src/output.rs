@@ -5,6 +5,7 @@ mod files;
 use std::borrow::Cow;
 use std::fmt;
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -48,7 +49,8 @@ pub(crate) fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Writes a line to stderr; if nobody reads it, so be it. Names and messages out of files may be in it.
+/// Writes a line to stderr, and ignores an error: there is no other place to report it. The line may contain names and messages
+/// from files, so it is escaped.
 pub(crate) fn note(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{}", escaped(&line.to_string()));
 }
@@ -100,6 +102,12 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// Writes a text as the file `path`, which may exist only if `force` says so.
+pub(crate) fn write_new(path: &Path, force: bool, text: &str) -> Result<()> {
+    check_output(path, force, &[])?;
+    write_file(path, |out| Ok(out.write_all(text.as_bytes())?))
 }
 
 #[cfg(test)]

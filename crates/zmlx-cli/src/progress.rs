@@ -4,6 +4,8 @@ use std::io::IsTerminal;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressStyle};
+#[cfg(feature = "proof")]
+use zmlx_bench::Work;
 
 use crate::output;
 
@@ -42,6 +44,28 @@ impl Progress {
                 bar
             });
             bar.set_position(done as u64);
+        }
+    }
+}
+
+/// A bar for one kind of work after the other.
+#[cfg(feature = "proof")]
+#[derive(Debug, Default)]
+pub(crate) struct WorkProgress(Option<(Work, Progress)>);
+
+#[cfg(feature = "proof")]
+impl WorkProgress {
+    /// `done` of `of` parts of the work are done.
+    pub(crate) fn update(&mut self, work: Work, done: usize, of: usize) {
+        let label = match work {
+            Work::Loading => "Loading",
+            Work::FillingCaches => "Filling caches",
+            Work::Measuring => "Measuring",
+            Work::Hashing => "Hashing",
+        };
+        match &mut self.0 {
+            Some((current, progress)) if *current == work => progress.update(done, of),
+            other => other.insert((work, Progress::new(label))).1.update(done, of),
         }
     }
 }

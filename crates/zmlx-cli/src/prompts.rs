@@ -5,11 +5,12 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Map, Value};
+use zmlx_bench::seeded_tokens;
 use zmlx_models::{ChatMessage, ChatRequest};
 
 use crate::source::Source;
 
-/// Prompts of several lengths and kinds for models of which nothing is known but that they read English.
+/// Prompts of several lengths and kinds, for any model that reads English.
 pub(crate) const NEUTRAL: &[(&str, &str)] = &[
     ("short", "The capital of France is"),
     ("list", "Three things to pack for a walk in the rain:\n1."),
@@ -23,26 +24,11 @@ pub(crate) const NEUTRAL: &[(&str, &str)] = &[
     ),
 ];
 
-/// `n` token ids below `vocab` that are the same on every machine.
-pub(crate) fn seeded_tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
-    let mut state = seed;
-    let mut next = || {
-        // SplitMix64: a full-period counter, mixed.
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    };
-    let vocab = u64::from(u32::try_from(vocab).unwrap_or(u32::MAX)).max(1);
-    (0..n).map(|_| (next() % vocab) as u32).collect()
-}
-
 /// A prompt ready for a model.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Prompt {
     pub(crate) name: String,
-    /// What was tokenised; none if the file gave tokens.
+    /// What was tokenised; `None` if the file gave tokens.
     pub(crate) text: Option<String>,
     pub(crate) tokens: Vec<u32>,
 }
@@ -91,7 +77,13 @@ pub(crate) fn read_file(path: &Path, source: &Source, vocab: usize) -> Result<Ve
         let what = || format!("{}: prompt {}", path.display(), i + 1);
         ready(entry, i, source, vocab).with_context(what)
     };
-    entries.into_iter().enumerate().map(prompt).collect()
+    let prompts: Vec<Prompt> = entries.into_iter().enumerate().map(prompt).collect::<Result<_>>()?;
+    for (i, prompt) in prompts.iter().enumerate() {
+        if prompts[..i].iter().any(|other| other.name == prompt.name) {
+            bail!("{}: prompt {}: another prompt has the name {:?}, too", path.display(), i + 1, prompt.name);
+        }
+    }
+    Ok(prompts)
 }
 
 fn entries(text: &str) -> Result<Vec<Entry>> {
@@ -181,14 +173,5 @@ mod tests {
             let error = crate::output::message(&read(text).unwrap_err());
             assert!(error.contains(tells), "{error:?} does not tell {tells:?}");
         }
-    }
-
-    #[test]
-    fn seeded_tokens_are_fixed_and_in_range() {
-        let tokens = seeded_tokens(1, 1000, 7);
-        assert_eq!(tokens, seeded_tokens(1, 1000, 7));
-        assert_ne!(tokens, seeded_tokens(2, 1000, 7));
-        assert!(tokens.iter().all(|&t| t < 7));
-        assert!((0..7).all(|t| tokens.contains(&t)));
     }
 }

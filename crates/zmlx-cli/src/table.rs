@@ -1,7 +1,10 @@
-//! Aligned tables, coloured where a person sees them, and numbers as people read them.
+//! Aligned tables, coloured where a person sees them.
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
+
+#[cfg(feature = "proof")]
+use zmlx_bench::grid::Grid;
 
 use crate::output::escaped;
 
@@ -14,6 +17,15 @@ pub(crate) struct Table {
 impl Table {
     pub(crate) fn new(header: &[&str]) -> Self {
         Self { rows: vec![header.iter().map(|h| (*h).to_owned()).collect()] }
+    }
+
+    /// The table of a record.
+    #[cfg(feature = "proof")]
+    pub(crate) fn of(grid: &Grid) -> Self {
+        let header: Vec<&str> = grid.header.iter().map(String::as_str).collect();
+        let mut table = Self::new(&header);
+        grid.rows.iter().for_each(|row| table.row(row.clone()));
+        table
     }
 
     /// Adds a row. Names out of files may be in it.
@@ -72,24 +84,6 @@ fn style_of(cell: &str) -> Style {
     }
 }
 
-/// A number of bytes in decimal units.
-pub(crate) fn human_bytes(n: u64) -> String {
-    const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
-    if n < 1000 {
-        return format!("{n} B");
-    }
-    let mut value = n as f64 / 1000.0;
-    let mut unit = UNITS[0];
-    for next in &UNITS[1..] {
-        if value < 999.5 {
-            break;
-        }
-        value /= 1000.0;
-        unit = next;
-    }
-    if value < 10.0 { format!("{value:.2} {unit}") } else { format!("{value:.1} {unit}") }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -110,15 +104,5 @@ mod tests {
         assert_ne!(text, table.lines(false));
         let plain = anstream::adapter::strip_str(&text).to_string();
         assert_eq!(plain, "verdict    n\nFAIL     100\n");
-    }
-
-    #[test]
-    fn bytes() {
-        for (n, text) in
-            [(0, "0 B"), (999, "999 B"), (1000, "1.00 kB"), (12_345_678, "12.3 MB"), (999_999, "1.00 MB")]
-        {
-            assert_eq!(human_bytes(n), text);
-        }
-        assert_eq!(human_bytes(u64::MAX), "18446744.1 TB");
     }
 }

@@ -14,8 +14,14 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("zmlx-conformance", &["zmlx-core", "zmlx-oracle"]),
     ("zmlx-moe", &["zmlx-kernels"]),
     ("zmlx-models", &["zmlx-kernels", "zmlx-moe"]),
+    ("zmlx-serve", &["zmlx-kernels", "zmlx-models"]),
     ("zmlx-oracle", &[]),
-    ("zmlx-cli", &["zmlx-kernels", "zmlx-moe", "zmlx-models", "zmlx-oracle"]),
+    ("zmlx-bench", &["zmlx-kernels", "zmlx-models", "zmlx-oracle"]),
+    ("zmlx-hub", &[]),
+    (
+        "zmlx-cli",
+        &["zmlx-bench", "zmlx-hub", "zmlx-kernels", "zmlx-moe", "zmlx-models", "zmlx-oracle", "zmlx-serve"],
+    ),
 ];
 
 /// Dependencies within the workspace, of all kinds or of those that are built for users.

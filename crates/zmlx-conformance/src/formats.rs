@@ -63,18 +63,18 @@ fn check_all<B: Backend>(instances: &[Instance<B>], format: KvFormat, bound: f64
     }
 }
 
-/// Values of equal size in a group are off by up to half a step of 1/127 of the largest: 0.23 % of it in the root mean
-/// square, of values that are spread evenly 0.4 % of theirs; keys' errors change weights by as much.
+/// Values in a group are off by up to half a step of 1/127 of the largest. The CPU's results were off by 5.9e-3 to 9.0e-3 in
+/// the root mean square over all levels, cases and group sizes; the bound leaves 20 % for another order of sums.
 pub fn eight_bits<B: Backend>(instances: &[Instance<B>]) {
     for group_size in [32, 64, 128] {
-        check_all(instances, KvFormat::Int8 { group_size }, 1.5e-2);
+        check_all(instances, KvFormat::Int8 { group_size }, 1.1e-2);
     }
 }
 
-/// Steps of 1/7 of the largest: 18 times those of 8 bits.
+/// Steps of 1/7 of the largest are 18 times those of 8 bits. The CPU's results were off by 0.10 to 0.165.
 pub fn four_bits<B: Backend>(instances: &[Instance<B>]) {
     for group_size in [32, 64, 128] {
-        check_all(instances, KvFormat::Int4 { group_size }, 2.7e-1);
+        check_all(instances, KvFormat::Int4 { group_size }, 2e-1);
     }
 }
 

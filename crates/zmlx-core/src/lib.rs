@@ -37,4 +37,6 @@ pub use mapped::{map_file, read_bytes, read_text, will_need};
 pub use memory::{available_bytes, ensure_memory};
 pub use ops::{Op, Stage};
 pub use quant::{QuantMode, QuantSpec};
+#[cfg(feature = "safetensors")]
+pub use weight::QuantizedViews;
 pub use weight::{HostWeight, WeightBytes, WeightFormat};

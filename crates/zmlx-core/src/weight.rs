@@ -1,10 +1,14 @@
 //! Weights as they lie in host memory, before a backend takes them over.
 
+mod convert;
+
 use bytes::Bytes;
 
 use crate::error::ensure;
 use crate::quant::check_scale_dtype;
 use crate::{DType, Error, QuantSpec, Result};
+#[cfg(feature = "safetensors")]
+pub use convert::QuantizedViews;
 
 /// How the elements of a weight are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -134,9 +138,8 @@ impl HostWeight {
     /// # Errors
     /// As [`HostWeight::new`].
     pub fn from_f32(values: &[f32], n_out: usize, n_in: usize) -> Result<Self> {
-        let data = Bytes::from(values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
-        let bytes = WeightBytes { data, scales: Bytes::new(), biases: Bytes::new() };
-        Self::new(WeightFormat::Dense(DType::F32), [1, n_out, n_in], bytes)
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>();
+        Self::new(WeightFormat::Dense(DType::F32), [1, n_out, n_in], bytes.into())
     }
 
     /// One bank from several weights of the same format and shape, in order; shares their bytes.

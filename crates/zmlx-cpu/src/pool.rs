@@ -12,7 +12,7 @@ use zmlx_core::{Error, Result, ensure_memory};
 const MAX_LEN: usize = 1 << 48;
 
 /// The dimensions of a tensor: one to four.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Shape {
     dims: [usize; 4],
     rank: usize,
@@ -52,6 +52,13 @@ impl Shape {
     pub(crate) fn with_last(mut self, op: &'static str, last: usize) -> Result<Self> {
         self.dims[self.rank - 1] = last;
         Self::new(op, self.dims())
+    }
+}
+
+/// As a slice: it stands in error messages.
+impl std::fmt::Debug for Shape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.dims().fmt(f)
     }
 }
 

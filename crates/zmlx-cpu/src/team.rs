@@ -79,7 +79,7 @@ impl TeamState {
         if !is_pending() {
             return;
         }
-        // Only who waits anyway looks at the clock.
+        // Only a thread that waits anyway looks at the clock.
         let since = is_caller.then(Instant::now);
         self.moved.wait_while(is_pending);
         if let Some(since) = since {
@@ -181,7 +181,7 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Barriers so far; none where one thread computes alone.
+    /// Barriers so far; `None` where one thread computes alone.
     pub(crate) fn barriers(&self) -> Barriers {
         Barriers {
             n: self.shared.n_passed.load(Ordering::Relaxed),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use zmlx_core::Result;
 
-use crate::cache::CudaCache;
+use crate::cache::{CudaCache, PageShape};
 use crate::compile::Unit;
 use crate::device::{Device, N_COUNTERS};
 use crate::driver::Grid;
@@ -71,7 +71,8 @@ pub(crate) fn rope(device: &Arc<Device>, heads: &Heads, len: usize) -> Result<Vi
         step: step.args(),
         y: y.at(),
     };
-    let grid = Grid { blocks: [n_rows.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0 };
+    let grid =
+        Grid { blocks: [n_rows.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0, cluster: 1 };
     // SAFETY: the struct is the kernel's; the view has n_rows rows of width, y as many, the step a token for n_heads rows.
     unsafe { device.launch("rope", (Unit::new("rope", &[]), "rope"), grid, &args)? };
     Ok(View::whole(y, len))
@@ -248,7 +249,12 @@ pub(crate) fn attend(
             queries: queries.at(),
         };
         let n_warps = n_tokens * (n_heads + pages.n_kv_heads * if inputs.v.is_some() { 2 } else { 1 });
-        let grid = Grid { blocks: [n_warps.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0 };
+        let grid = Grid {
+            blocks: [n_warps.div_ceil(THREADS / 32), 1, 1],
+            threads: THREADS,
+            shared_bytes: 0,
+            cluster: 1,
+        };
         // SAFETY: the struct is the kernel's; sources have a row per token and head, pages are reserved up to the step's
         // positions, and `queries` has room for all.
         unsafe { device.launch(op, (Unit::new("rope", &[]), "append"), grid, &args)? };
@@ -256,6 +262,31 @@ pub(crate) fn attend(
     };
 
     let heads_per_key = n_heads / pages.n_kv_heads;
+    if let Some(queries) = &queries
+        && let Some(steps) = flash_steps(&pages, inputs, heads_per_key)
+    {
+        let blocks = step.blocks(device, FLASH_ROWS / heads_per_key)?;
+        let (y, y_at) = CudaTensor::fresh(device, shape)?;
+        let args = FlashArgs {
+            queries: queries.at(),
+            tiles: blocks.buffer.at(),
+            step: step_args,
+            cache: cache_args,
+            n_heads: n_heads as u32,
+            heads_per_key: heads_per_key as u32,
+            scale: inputs.scale,
+            window: inputs.window.map_or(0, |w| w.min(u32::MAX as usize) as u32),
+            sinks: inputs.sinks.as_ref().map_or(0, |s| s.0.at()),
+            y: y_at,
+        };
+        let unit = Unit::new("flash", &[("STEPS", steps)]);
+        let grid =
+            Grid { blocks: [pages.n_kv_heads, blocks.n, 1], threads: 128, shared_bytes: 0, cluster: 1 };
+        // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
+        // sequence, whose heads that share a key head are FLASH_ROWS rows at most.
+        unsafe { device.launch(op, (unit, "flash"), grid, &args)? };
+        return Ok(y);
+    }
     let n_block_heads = heads_per_key.min(HEADS_PER_BLOCK);
     let n_head_blocks = pages.n_kv_heads * heads_per_key.div_ceil(n_block_heads);
     let n_splits = splits(device, step, n_head_blocks * n_tokens);
@@ -292,6 +323,7 @@ pub(crate) fn attend(
         // Two more warps make the new key and value.
         threads: 32 * (n_block_heads + if is_fused { 2 } else { 0 }),
         shared_bytes: 4 * (n_block_heads * pages.key_width + TILE * (pages.key_width + 4) + separate),
+        cluster: 1,
     };
     let vectors = [1, 2, 4].into_iter().find(|v| 128 * v >= pages.value_width).unwrap_or(4);
     let unit = Unit::new("attention", &[("VECTORS", vectors as u32), ("FUSED", u32::from(is_fused))]);
@@ -299,6 +331,34 @@ pub(crate) fn attend(
     // 128·VECTORS; where there are splits, they are so few that each block of heads of each token has a counter.
     unsafe { device.launch(op, (unit, "attention"), grid, &args)? };
     Ok(y)
+}
+
+/// Rows of a block of `flash`: heads of consecutive tokens.
+const FLASH_ROWS: usize = 64;
+
+#[repr(C)]
+struct FlashArgs {
+    queries: u64,
+    tiles: u64,
+    step: StepArgs,
+    cache: CacheArgs,
+    n_heads: u32,
+    heads_per_key: u32,
+    scale: f32,
+    window: u32,
+    sinks: u64,
+    y: u64,
+}
+
+/// STEPS of `flash.cu`, where heads have a width for it.
+fn flash_steps(pages: &PageShape, inputs: &Inputs<'_>, heads_per_key: usize) -> Option<u32> {
+    let width = pages.key_width;
+    let fits = !pages.values_are_keys
+        && width == inputs.v_width
+        && width.is_multiple_of(16)
+        && width <= 128
+        && heads_per_key <= FLASH_ROWS;
+    fits.then_some((width / 16) as u32)
 }
 
 /// How many parts each sequence is split into, where `n_blocks` would not fill the GPU. A power of two that grows with the

@@ -14,6 +14,8 @@ use crate::attention::{Inputs, attend};
 use crate::cache::{CudaCache, cache_bytes};
 use crate::device::Device;
 use crate::graph::{self, Graphs};
+use crate::host_copy::HostCopy;
+use crate::matmul::{Grouped, MIN_TOKENS};
 use crate::memory::{Buffer, lock};
 use crate::products::{Epilogue, Input, Product};
 use crate::rows::{self, Route};
@@ -196,6 +198,9 @@ impl Backend for CudaBackend {
     }
 
     fn read(&self, x: &CudaTensor, out: &mut Vec<f32>) -> Result<()> {
+        if let Some(copy) = &x.copy {
+            return copy.read(out);
+        }
         let view = x.contiguous(&self.device)?;
         view.buffer.read(4 * view.offset, view.len, out)
     }
@@ -212,11 +217,22 @@ impl Backend for CudaBackend {
         let buffer = Buffer::scratch(&self.device, 4 * values.len())?;
         buffer.write(0, &values.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>())?;
         let launch = self.device.driver.last_launch();
-        Ok(CudaIndices { shape, buffer, host: Some(values.into()), bound: 0, launch })
+        Ok(CudaIndices {
+            shape,
+            buffer,
+            host: Some(values.into()),
+            bound: 0,
+            grouped: Grouped::default(),
+            launch,
+            copy: None,
+        })
     }
 
     fn read_indices(&self, indices: &CudaIndices, out: &mut Vec<u32>) -> Result<()> {
-        indices.buffer.read(0, indices.shape.len(), out)
+        match &indices.copy {
+            Some(copy) => copy.read(out),
+            None => indices.buffer.read(0, indices.shape.len(), out),
+        }
     }
 
     fn step(&self, spans: &[Span]) -> Result<CudaStep> {
@@ -296,7 +312,15 @@ impl Backend for CudaBackend {
         if settings.temperature != 0.0 || settings.repetition.is_some() {
             return Ok(None);
         }
-        rows::argmax(&self.device, logits, row).map(Some)
+        let mut chosen = rows::argmax(&self.device, logits, row)?;
+        chosen.copy = Some(Arc::new(HostCopy::start(&chosen.buffer, 0, 4)?));
+        Ok(Some(chosen))
+    }
+
+    fn eval_async(&self, logits: CudaTensor, _: &CudaIndices) -> Result<CudaTensor> {
+        let view = logits.contiguous(&self.device)?;
+        let copy = HostCopy::start(&view.buffer, 4 * view.offset, 4 * view.len)?;
+        Ok(logits.with_copy(copy))
     }
 
     fn embed(&self, table: &CudaWeight, ids: &CudaIndices) -> Result<CudaTensor> {
@@ -608,7 +632,7 @@ impl Backend for CudaBackend {
         ensure(weights.dims() == [n, top_k], OP, "weights", format_args!("[{n}, {top_k}]"), weights)?;
         let mut product = self.gathered(OP, x, &[down], experts)?;
         (product.n_jobs, product.n_slots) = (n, top_k);
-        if !product.fits(&self.device) {
+        if n >= MIN_TOKENS || !product.fits(&self.device) {
             return stock::gather_qmm_combine(self, x, down, experts, weights);
         }
         product.slot_weights = Some(weights.contiguous(&self.device)?);

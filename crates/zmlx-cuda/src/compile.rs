@@ -7,29 +7,35 @@ use std::ptr::null_mut;
 use libloading::Library;
 use sha2::{Digest, Sha256};
 
-const HEADERS: [(&str, &str); 7] = [
+const HEADERS: [(&str, &str); 9] = [
     ("activations.cuh", include_str!("kernels/activations.cuh")),
     ("device.cuh", include_str!("kernels/device.cuh")),
     ("element.cuh", include_str!("kernels/element.cuh")),
     ("format.cuh", include_str!("kernels/format.cuh")),
+    ("fragments.cuh", include_str!("kernels/fragments.cuh")),
     ("matvec.cuh", include_str!("kernels/matvec.cuh")),
     ("position.cuh", include_str!("kernels/position.cuh")),
     ("route.cuh", include_str!("kernels/route.cuh")),
+    ("tensor_core.cuh", include_str!("kernels/tensor_core.cuh")),
 ];
 
-const SOURCES: [(&str, &str); 8] = [
+const SOURCES: [(&str, &str); 12] = [
     ("attention", include_str!("kernels/attention.cu")),
     ("dense", include_str!("kernels/dense.cu")),
     ("embed", include_str!("kernels/embed.cu")),
     ("embed_dense", include_str!("kernels/embed_dense.cu")),
+    ("flash", include_str!("kernels/flash.cu")),
+    ("group", include_str!("kernels/group.cu")),
+    ("matmul", include_str!("kernels/matmul.cu")),
     ("matvec", include_str!("kernels/matvec.cu")),
     ("rope", include_str!("kernels/rope.cu")),
     ("route", include_str!("kernels/route.cu")),
     ("rows", include_str!("kernels/rows.cu")),
+    ("split", include_str!("kernels/split.cu")),
 ];
 
 /// Most macros that a unit sets.
-pub(crate) const MAX_DEFINES: usize = 12;
+pub(crate) const MAX_DEFINES: usize = 15;
 
 /// One compilation: a source, and the macros that are set from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -84,11 +90,12 @@ impl std::fmt::Display for Unit {
 
 /// Units that together have every source and every branch of it, of each format one: a part of what ops may ask for.
 pub fn units() -> Vec<Unit> {
-    let mut all = vec![Unit::new("rows", &[]), Unit::new("rope", &[])];
+    let mut all = vec![Unit::new("rows", &[]), Unit::new("rope", &[]), Unit::new("group", &[])];
     all.extend([4, 32].map(|lanes| Unit::new("route", &[("PER_LANE", lanes)])));
     all.extend(
         [(1, 0), (2, 1), (4, 1)].map(|(v, f)| Unit::new("attention", &[("VECTORS", v), ("FUSED", f)])),
     );
+    all.extend([1, 2, 4, 8].map(|steps| Unit::new("flash", &[("STEPS", steps)])));
     for element in 0..4 {
         all.push(Unit::new("embed_dense", &[("ELEMENT", element)]));
         let vector = [4, 8, 8, 16][element as usize];
@@ -100,7 +107,9 @@ pub fn units() -> Vec<Unit> {
                 ("V", vector),
                 ("ROWS", 1),
                 ("STREAMS", 1 + element % 2),
+                ("THREADS", 256),
                 ("ROUTE", rule),
+                ("CLUSTER", 0),
                 ("PER_LANE", 4),
             ],
         ));
@@ -111,9 +120,23 @@ pub fn units() -> Vec<Unit> {
     for (i, (bits, code, scales)) in formats.into_iter().enumerate() {
         let format = [("BITS", bits), ("CODE", code), ("SCALES", scales)];
         all.push(Unit::new("embed", &format));
+        if matches!(bits, 4 | 8) && scales < 3 {
+            let group = ("GROUP", [32, 64, 128][i % 3]);
+            let streams = ("STREAMS", 1 + i as u32 % 2);
+            all.push(Unit::new("split", &[format[0], group]));
+            all.push(Unit::new("matmul", &[format[0], format[1], format[2], group, streams]));
+        }
         let names = ["ROWS", "DEPTH", "LOOP", "STREAMS", "STEPS", "NORM"];
         let shape = names.into_iter().zip(shapes[i % shapes.len()]);
-        let route = [("STAGED", i as u32 % 3), ("ROUTE", u32::from(bits == 8)), ("PER_LANE", 4)];
+        let route = u32::from(bits == 8);
+        let route = [
+            ("REPEATS", i as u32 % 2),
+            ("STAGED", i as u32 % 3),
+            ("THREADS", 256 << route),
+            ("ROUTE", route),
+            ("CLUSTER", 0),
+            ("PER_LANE", 4),
+        ];
         all.push(Unit::new("matvec", &format.into_iter().chain(shape).chain(route).collect::<Vec<_>>()));
     }
     all
@@ -163,7 +186,7 @@ pub(crate) fn machine_code(unit: &Unit, arch: u32, driver: i32) -> Result<Vec<u8
     Ok(code)
 }
 
-/// Written under another name first: who reads at the same time sees all or nothing.
+/// Written under another name first, so that a process which reads at the same time sees all of it or nothing.
 fn keep(path: &Path, code: &[u8]) -> std::io::Result<()> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder)?;

@@ -9,6 +9,7 @@ use zmlx_core::{Error, Result};
 use crate::NAME;
 use crate::compile::{CompileError, Unit, machine_code};
 use crate::driver::{Driver, GraphExec, Grid, Kernel};
+use crate::host_copy::PinnedPool;
 use crate::memory::{Home, Pool, Staging, lock};
 
 /// Counters of 8 bytes that kernels of several blocks leave at zero.
@@ -18,6 +19,8 @@ pub(crate) const N_COUNTERS: usize = 1 << 18;
 pub(crate) struct Device {
     // Events in here end before the driver.
     pub(crate) staging: Mutex<Staging>,
+    /// For copies to the host beside the stream.
+    pub(crate) pinned: PinnedPool,
     kernels: Mutex<HashMap<(Unit, &'static str), Kernel>>,
     /// Rows of the caches' tables, by slot: slots may be any numbers, tables are dense.
     rows: Mutex<HashMap<usize, usize>>,
@@ -39,6 +42,7 @@ impl Device {
         let staging = Mutex::new(Staging::new(&driver)?);
         Ok(Arc::new(Self {
             staging,
+            pinned: PinnedPool::default(),
             kernels: Mutex::default(),
             rows: Mutex::default(),
             n_moved: AtomicU64::new(0),
@@ -130,6 +134,7 @@ impl Drop for Device {
         self.pool.clear(&self.driver);
         self.recorded.clear(&self.driver);
         lock(&self.staging).free(&self.driver);
+        self.pinned.clear(&self.driver);
         // SAFETY: the stream has ended.
         unsafe { self.driver.free(self.counters) };
     }

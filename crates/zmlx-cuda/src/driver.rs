@@ -42,11 +42,12 @@ pub(crate) struct Properties {
     pub(crate) driver: i32,
 }
 
-/// A GPU with one stream, on which everything happens in order.
+/// A GPU with one stream, on which everything happens in order, and another one that carries results to the host.
 pub(crate) struct Driver {
     device: sys::CUdevice,
     context: sys::CUcontext,
     stream: sys::CUstream,
+    copies: sys::CUstream,
     pub(crate) properties: Properties,
     /// Kernels and copies so far.
     n_launched: AtomicU64,
@@ -72,6 +73,8 @@ pub(crate) struct Grid {
     pub(crate) blocks: [usize; 3],
     pub(crate) threads: usize,
     pub(crate) shared_bytes: usize,
+    /// Blocks along y that reach each other's shared memory; 1 where they need not, and the most is 8.
+    pub(crate) cluster: usize,
 }
 
 /// A mark on the stream.
@@ -122,7 +125,7 @@ impl Driver {
                 OLDEST_DRIVER % 1000 / 10
             )));
         }
-        let (mut device, mut context, mut stream) = (0, null_mut(), null_mut());
+        let (mut device, mut context, mut stream, mut copies) = (0, null_mut(), null_mut(), null_mut());
         // SAFETY: the driver is initialised; the pointers are to locals; the context lives until `drop`.
         unsafe {
             let mut n = 0;
@@ -135,6 +138,7 @@ impl Driver {
             check("cuCtxSetCurrent", sys::cuCtxSetCurrent(context))?;
             let flags = sys::CUstream_flags_enum::CU_STREAM_NON_BLOCKING as u32;
             check("cuStreamCreate", sys::cuStreamCreate(&mut stream, flags))?;
+            check("cuStreamCreate", sys::cuStreamCreate(&mut copies, flags))?;
         }
         let properties = properties(device, version)?;
         if properties.arch < 80 {
@@ -144,7 +148,7 @@ impl Driver {
                 properties.name
             )));
         }
-        Ok(Self { device, context, stream, properties, n_launched: AtomicU64::new(0) })
+        Ok(Self { device, context, stream, copies, properties, n_launched: AtomicU64::new(0) })
     }
 
     /// Makes the context current on this thread.
@@ -202,11 +206,20 @@ impl Driver {
             let why = format!("{grid:?} is more than this GPU can take");
             return Err(Error::Unsupported { op, backend: NAME, why });
         }
-        let mut overlaps = sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-            pad: [0; 4],
-            value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-        };
+        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: grid.cluster as u32, z: 1 };
+        let mut attributes = [
+            sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            },
+            sys::CUlaunchAttribute {
+                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                pad: [0; 4],
+                value: sys::CUlaunchAttributeValue { clusterDim: cluster },
+            },
+        ];
+        let n_attributes = if self.properties.arch < 90 { 0 } else { 1 + u32::from(grid.cluster > 1) };
         let config = sys::CUlaunchConfig {
             gridDimX: x as u32,
             gridDimY: y as u32,
@@ -216,8 +229,8 @@ impl Driver {
             blockDimZ: 1,
             sharedMemBytes: grid.shared_bytes as u32,
             hStream: self.stream,
-            attrs: &mut overlaps,
-            numAttrs: u32::from(self.properties.arch >= 90),
+            attrs: attributes.as_mut_ptr(),
+            numAttrs: n_attributes,
         };
         let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // SAFETY: the driver copies the parameter before it returns; the rest is the caller's promise.
@@ -226,7 +239,7 @@ impl Driver {
         check(op, code)
     }
 
-    /// Device memory; none if there is not enough.
+    /// Device memory; `None` if there is not enough.
     pub(crate) fn allocate(&self, n_bytes: usize) -> Result<u64> {
         self.bind()?;
         let mut at = 0;
@@ -305,6 +318,25 @@ impl Driver {
         self.synchronize()
     }
 
+    /// Copies to pinned memory on the stream of results, behind the mark `ready`; puts the mark `done` behind the copy.
+    ///
+    /// # Safety
+    /// Both ranges are valid, and stay so until `done` has been waited for.
+    pub(crate) unsafe fn copy_out_beside(
+        &self,
+        to: *mut u8,
+        from: u64,
+        n_bytes: usize,
+        (ready, done): (&Event, &Event),
+    ) -> Result<()> {
+        // SAFETY: streams and marks are alive; the ranges are the caller's promise.
+        unsafe {
+            check("cuStreamWaitEvent", sys::cuStreamWaitEvent(self.copies, ready.0, 0))?;
+            check("cuMemcpyDtoHAsync", sys::cuMemcpyDtoHAsync_v2(to.cast(), from, n_bytes, self.copies))?;
+            check("cuEventRecord", sys::cuEventRecord(done.0, self.copies))
+        }
+    }
+
     /// Copies within the device.
     ///
     /// # Safety
@@ -334,7 +366,7 @@ impl Driver {
     /// A mark that can be put on the stream and waited for.
     pub(crate) fn event(&self) -> Result<Event> {
         let mut event = null_mut();
-        let flags = sys::CUevent_flags_enum::CU_EVENT_DEFAULT as u32;
+        let flags = sys::CUevent_flags_enum::CU_EVENT_DISABLE_TIMING as u32;
         // SAFETY: the pointer is to a local.
         check("cuEventCreate", unsafe { sys::cuEventCreate(&mut event, flags) })?;
         Ok(Event(event))
@@ -402,6 +434,7 @@ impl Drop for Driver {
         unsafe {
             let _ = sys::cuCtxSetCurrent(self.context);
             let _ = sys::cuStreamDestroy_v2(self.stream);
+            let _ = sys::cuStreamDestroy_v2(self.copies);
             let _ = sys::cuDevicePrimaryCtxRelease_v2(self.device);
         }
     }

@@ -7,6 +7,7 @@ use zmlx_core::{Result, StepKey};
 use crate::attention::split_class;
 use crate::device::Device;
 use crate::driver::GraphExec;
+use crate::matmul::Grouped;
 use crate::memory::{Buffer, lock};
 use crate::step::StepData;
 use crate::tensor::{CudaIndices, CudaTensor, View};
@@ -115,7 +116,7 @@ fn record(
     // The body sees its own step, whose buffer the recording takes over; the ids get one that stays.
     let own_ids = Buffer::scratch(device, 4 * step.n_tokens)?;
     own_ids.copy_from(&ids.buffer, 4 * step.n_tokens)?;
-    let ids = CudaIndices { buffer: own_ids, ..ids.clone() };
+    let ids = CudaIndices { buffer: own_ids, grouped: Grouped::default(), copy: None, ..ids.clone() };
     device.driver.bind()?;
     let (graph, logits) = device.record(|| {
         let logits = body(&ids)?;

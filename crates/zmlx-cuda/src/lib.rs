@@ -24,6 +24,8 @@ mod compile;
 mod device;
 mod driver;
 mod graph;
+mod host_copy;
+mod matmul;
 mod memory;
 mod products;
 mod rows;

@@ -80,6 +80,16 @@ impl Buffer {
         self.at
     }
 
+    pub(crate) fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Where `n_bytes` from byte `offset` on begin.
+    pub(crate) fn range(&self, offset: usize, n_bytes: usize) -> u64 {
+        assert!(offset + n_bytes <= self.n_bytes, "ranges stay within a buffer");
+        self.at + offset as u64
+    }
+
     /// Copies `bytes` to `offset`.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         assert!(offset + bytes.len() <= self.n_bytes, "writes stay within a buffer");

@@ -8,13 +8,14 @@ use crate::NAME;
 use crate::compile::Unit;
 use crate::device::Device;
 use crate::driver::Grid;
+use crate::matmul;
 use crate::memory::{Buffer, lock};
 use crate::rows::{RouteArgs, RouteTail, copy_rows};
 use crate::tensor::{CudaIndices, CudaTensor, Norm, Pending, Staged, View};
 use crate::weight::{FP8, Part, PartFormat};
 
 /// Parts that one launch can take; `MAX_PARTS` of the kernels.
-const MAX_PARTS: usize = 4;
+pub(crate) const MAX_PARTS: usize = 4;
 /// Threads of a block.
 const THREADS: usize = 256;
 
@@ -92,7 +93,7 @@ pub(crate) enum Epilogue {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
-struct PartArgs {
+pub(crate) struct PartArgs {
     data: u64,
     scales: u64,
     first_row: u32,
@@ -101,7 +102,7 @@ struct PartArgs {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct InputArgs {
+pub(crate) struct InputArgs {
     x: u64,
     stride: u32,
     rows_per_x: u32,
@@ -156,6 +157,9 @@ impl Product {
 
     /// Whether one block can hold the activations.
     pub(crate) fn fits(&self, device: &Device) -> bool {
+        if matmul::suits(self) {
+            return true;
+        }
         let values = self.n_slots * self.n_in;
         let n_bytes = match self.parts[0].format {
             PartFormat::Coded { .. } => values / 32 * 72,
@@ -256,19 +260,31 @@ impl Product {
             eps: self.input.norm.as_ref().map_or(0.0, |n| n.eps),
             slot_weights: self.slot_weights.as_ref().map_or(0, View::at),
         };
+        if rule == 0 && matmul::suits(self) {
+            matmul::launch(device, self, (run, parts, n_out), input, (residual, y))?;
+            return Ok(n_out);
+        }
         let experts = self.experts.as_ref().map_or(0, |e| e.buffer.at());
         let (n_parts, y_stride) = (run.len() as u32, self.n_out as u32);
         let (n_slots, n_mats) = (self.n_slots as u32, self.n_mats as u32);
-        let grid = |rows_of_warp: usize, shared_bytes: usize| Grid {
-            blocks: [self.n_jobs, n_out.div_ceil(rows_of_warp * THREADS / 32), 1],
-            threads: THREADS,
-            shared_bytes,
+        let shares = Shares::new(device, rule, n_out);
+        let threads = shares.threads;
+        // Blocks that fit the GPU at once; of matrices with many times as many rows each takes more.
+        let at_once = 2 * device.driver.properties.n_multiprocessors as usize;
+        let grid = |rows_of_warp: usize, shared_bytes: usize, repeats: bool| {
+            let n_blocks = n_out.div_ceil(rows_of_warp * threads / 32);
+            let n_blocks = if repeats { at_once } else { n_blocks };
+            let cluster = if shares.is_cluster { n_blocks } else { 1 };
+            Grid { blocks: [self.n_jobs, n_blocks, 1], threads, shared_bytes, cluster }
         };
         match run[0].format {
             PartFormat::Coded { bits, code, scales, group_shift } => {
                 let n_chunks = self.n_in / 32;
                 let n_items = self.n_slots * n_chunks;
-                let plan = Plan::new(bits, streams, n_items, n_out * self.n_jobs, device);
+                let mut plan = Plan::new(bits, streams, n_items, n_out * self.n_jobs, device);
+                plan.rows = shares.rows.unwrap_or(plan.rows);
+                let repeats =
+                    rule == 0 && self.n_jobs == 1 && n_out.div_ceil(plan.rows * threads / 32) > 8 * at_once;
                 let (staged, how) = self.staged(device, n_items, plan.is_small)?;
                 let args = MatvecArgs {
                     parts,
@@ -301,17 +317,20 @@ impl Product {
                         ("CODE", code),
                         ("SCALES", scales),
                         ("ROWS", plan.rows as u32),
+                        ("REPEATS", u32::from(repeats)),
                         ("DEPTH", plan.depth as u32),
                         ("LOOP", u32::from(n_items > 32 * plan.depth)),
                         ("STREAMS", streams as u32),
-                        ("STEPS", (4 * n_items).div_ceil(THREADS).min(3) as u32),
+                        ("STEPS", (4 * n_items).div_ceil(threads).min(3) as u32),
                         ("NORM", u32::from(self.input.norm.is_some())),
                         ("STAGED", how),
+                        ("THREADS", threads as u32),
                         ("ROUTE", rule),
+                        ("CLUSTER", u32::from(shares.is_cluster)),
                         ("PER_LANE", per_lane),
                     ],
                 );
-                let grid = grid(plan.rows, n_items * 72 + 4 * THREADS);
+                let grid = grid(plan.rows, n_items * 72 + 4 * threads, repeats);
                 // SAFETY: the struct is the kernel's; shapes and indices were checked when the product was made, and it
                 // keeps what it reads until its result is there.
                 unsafe { device.launch(self.op, (unit, "matvec"), grid, &args)? };
@@ -335,6 +354,7 @@ impl Product {
                     route,
                 };
                 let rows = if n_out * self.n_jobs * streams >= 4096 { 2 } else { 1 };
+                let rows = shares.rows.unwrap_or(rows);
                 let unit = Unit::new(
                     "dense",
                     &[
@@ -342,18 +362,41 @@ impl Product {
                         ("V", vector as u32),
                         ("ROWS", rows as u32),
                         ("STREAMS", streams as u32),
+                        ("THREADS", threads as u32),
                         ("ROUTE", rule),
+                        ("CLUSTER", u32::from(shares.is_cluster)),
                         ("PER_LANE", per_lane),
                     ],
                 );
                 // SAFETY: as above.
                 unsafe {
-                    let grid = grid(rows, 4 * self.n_slots * self.n_in + 128);
+                    let grid = grid(rows, 4 * self.n_slots * self.n_in + 128, false);
                     device.launch(self.op, (unit, "dense"), grid, &args)?;
                 }
             }
         }
         Ok(n_out)
+    }
+}
+
+/// Threads of a block, and for a router how its rows are shared out among the few blocks of a cluster.
+#[derive(Clone, Copy, Debug)]
+struct Shares {
+    threads: usize,
+    /// Rows of a warp, where a cluster must have room for all.
+    rows: Option<usize>,
+    is_cluster: bool,
+}
+
+impl Shares {
+    fn new(device: &Device, rule: u32, n_out: usize) -> Self {
+        const CLUSTER: usize = 8;
+        const ROUTER_THREADS: usize = 512;
+        let rows = n_out.div_ceil(CLUSTER * ROUTER_THREADS / 32).next_power_of_two();
+        if rule == 0 || device.driver.properties.arch < 90 || rows > 4 {
+            return Self { threads: THREADS, rows: None, is_cluster: false };
+        }
+        Self { threads: ROUTER_THREADS, rows: Some(rows), is_cluster: true }
     }
 }
 

@@ -9,18 +9,19 @@ use crate::NAME;
 use crate::compile::Unit;
 use crate::device::{Device, N_COUNTERS};
 use crate::driver::Grid;
+use crate::matmul::{Grouped, MIN_TOKENS};
 use crate::memory::Buffer;
 use crate::tensor::{CudaIndices, CudaTensor, Heads, Pending, Rows, Shape, View, ensure};
 use crate::weight::{CudaWeight, PartFormat, Vector};
 
 /// Blocks of 256 threads for ops on values; each thread takes one or more.
 fn each(n: usize) -> Grid {
-    Grid { blocks: [n.div_ceil(256).min(4096), 1, 1], threads: 256, shared_bytes: 0 }
+    Grid { blocks: [n.div_ceil(256).min(4096), 1, 1], threads: 256, shared_bytes: 0, cluster: 1 }
 }
 
 /// A block per row.
 fn per_row(n_rows: usize, threads: usize) -> Grid {
-    Grid { blocks: [n_rows, 1, 1], threads, shared_bytes: 0 }
+    Grid { blocks: [n_rows, 1, 1], threads, shared_bytes: 0, cluster: 1 }
 }
 
 fn rows_unit() -> Unit {
@@ -257,11 +258,20 @@ pub(crate) fn argmax(device: &Arc<Device>, x: &CudaTensor, row: usize) -> Result
         best: device.counters,
         n_done: device.counters + 4 * N_COUNTERS as u64,
     };
-    let grid = Grid { blocks: [width.div_ceil(2048).min(128), 1, 1], threads: 256, shared_bytes: 0 };
+    let grid =
+        Grid { blocks: [width.div_ceil(2048).min(128), 1, 1], threads: 256, shared_bytes: 0, cluster: 1 };
     // SAFETY: the struct is the kernel's; x has the row, y room for one index, and there is a counter of each kind.
     unsafe { device.launch(OP, (rows_unit(), "argmax"), grid, &args)? };
     let launch = device.driver.last_launch();
-    Ok(CudaIndices { shape: Shape::new(OP, &[1])?, buffer: y, host: None, bound: width, launch })
+    Ok(CudaIndices {
+        shape: Shape::new(OP, &[1])?,
+        buffer: y,
+        host: None,
+        bound: width,
+        grouped: Grouped::default(),
+        launch,
+        copy: None,
+    })
 }
 
 #[repr(C)]
@@ -390,9 +400,17 @@ pub(crate) fn route(
         }
     }
     let per_lane = [4, 8, 16, 32].into_iter().find(|p| 32 * p >= width).unwrap_or(32);
-    let choice = |launch| CudaIndices { shape, buffer: experts, host: None, bound: width, launch };
+    let choice = |launch| CudaIndices {
+        shape,
+        buffer: experts,
+        host: None,
+        bound: width,
+        grouped: Grouped::default(),
+        launch,
+        copy: None,
+    };
     if rule > 0
-        && n <= N_COUNTERS / 2
+        && n < MIN_TOKENS
         && let Some(Pending::Product(product)) = x.op()
         && product.parts.len() == 1
     {
@@ -439,7 +457,7 @@ pub(crate) fn embed(device: &Arc<Device>, table: &CudaWeight, ids: &CudaIndices)
     let (n, n_in) = (ids.shape.len(), table.n_in);
     let (tensor, y) = CudaTensor::fresh(device, Shape::new(OP, &[n, n_in])?)?;
     let mut first_row = 0;
-    let grid = Grid { blocks: [n_in.div_ceil(256), n, 1], threads: 256, shared_bytes: 0 };
+    let grid = Grid { blocks: [n_in.div_ceil(256), n, 1], threads: 256, shared_bytes: 0, cluster: 1 };
     for part in &table.parts {
         let (data, scales) = (part.data.at(), part.scales.as_ref().map_or(0, |s| s.at()));
         let (ids, y_stride, n_in, n_rows) = (ids.buffer.at(), n_in as u32, n_in as u32, part.n_rows as u32);

@@ -1,12 +1,12 @@
 //! A step: what its ops need of positions, slots and wanted logits, on the device.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use zmlx_core::check::check_spans;
 use zmlx_core::{Result, Span, logit_rows};
 
 use crate::device::Device;
-use crate::memory::Buffer;
+use crate::memory::{Buffer, lock};
 use crate::tensor::{CudaTensor, ensure};
 
 /// A step of the CUDA backend.
@@ -20,7 +20,18 @@ pub(crate) struct StepData {
     pub(crate) n_logits: usize,
     /// The longest sequence of the step, when it is done.
     pub(crate) longest: usize,
+    /// Blocks of tokens of one sequence each, by the most tokens of a block: made when they are first asked for.
+    blocks: Mutex<Option<TokenBlocks>>,
     /// `[n_tokens]` rows of the caches' tables, `[n_tokens]` positions, `[n_logits]` rows.
+    pub(crate) buffer: Arc<Buffer>,
+}
+
+/// Blocks of consecutive tokens of one sequence each.
+#[derive(Clone)]
+pub(crate) struct TokenBlocks {
+    most_tokens: usize,
+    pub(crate) n: usize,
+    /// First token and number of tokens of each.
     pub(crate) buffer: Arc<Buffer>,
 }
 
@@ -47,8 +58,29 @@ impl StepData {
             n_logits,
             longest: spans.iter().map(|s| s.start + s.n_tokens).max().unwrap_or(0),
             spans: spans.to_vec(),
+            blocks: Mutex::default(),
             buffer,
         })
+    }
+
+    /// The step's tokens in blocks of up to `most_tokens`, those of a sequence in order.
+    pub(crate) fn blocks(&self, device: &Arc<Device>, most_tokens: usize) -> Result<TokenBlocks> {
+        let mut made = lock(&self.blocks);
+        if let Some(blocks) = made.as_ref().filter(|b| b.most_tokens == most_tokens) {
+            return Ok(blocks.clone());
+        }
+        let (mut first, mut words) = (0, Vec::new());
+        for span in &self.spans {
+            for at in (0..span.n_tokens).step_by(most_tokens) {
+                words.extend([(first + at) as u32, most_tokens.min(span.n_tokens - at) as u32]);
+            }
+            first += span.n_tokens;
+        }
+        let buffer = Buffer::scratch(device, 4 * words.len())?;
+        buffer.write(0, &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>())?;
+        let blocks = TokenBlocks { most_tokens, n: words.len() / 2, buffer };
+        *made = Some(blocks.clone());
+        Ok(blocks)
     }
 
     /// Bytes of the buffer that are in use.

@@ -5,6 +5,8 @@ use std::sync::{Arc, Mutex};
 use zmlx_core::Result;
 
 use crate::device::Device;
+use crate::host_copy::HostCopy;
+use crate::matmul::Grouped;
 use crate::memory::{Buffer, lock};
 use crate::products::Product;
 use crate::rows::{copy_rows, rms_norm};
@@ -106,7 +108,7 @@ impl View {
         self.segment >= self.len || self.stride == self.segment
     }
 
-    /// The view as rows of `width` values; none if a row would not lie in one piece, or numbers do not fit.
+    /// The view as rows of `width` values; `None` if a row would not lie in one piece, or numbers do not fit.
     pub(crate) fn rows(&self, width: usize) -> Option<Rows> {
         let (segment, stride) =
             if self.is_contiguous() { (width, width) } else { (self.segment, self.stride) };
@@ -114,7 +116,7 @@ impl View {
         fits.then(|| Rows { data: self.at(), per_segment: (segment / width) as u32, stride: stride as u32 })
     }
 
-    /// Columns of rows of `width` values; none if that is not a view of this kind.
+    /// Columns of rows of `width` values; `None` if that is not a view of this kind.
     pub(crate) fn columns(&self, width: usize, range: &std::ops::Range<usize>) -> Option<Self> {
         let stride = if self.is_contiguous() {
             width
@@ -183,16 +185,18 @@ enum State {
 pub struct CudaTensor {
     pub(crate) shape: Shape,
     state: Arc<Mutex<State>>,
+    /// The values on their way to the host.
+    pub(crate) copy: Option<Arc<HostCopy>>,
 }
 
 impl CudaTensor {
     pub(crate) fn ready(shape: Shape, view: View) -> Self {
         debug_assert_eq!(shape.len(), view.len);
-        Self { shape, state: Arc::new(Mutex::new(State::Ready(view))) }
+        Self { shape, state: Arc::new(Mutex::new(State::Ready(view))), copy: None }
     }
 
     pub(crate) fn pending(shape: Shape, op: Pending) -> Self {
-        Self { shape, state: Arc::new(Mutex::new(State::Pending(op))) }
+        Self { shape, state: Arc::new(Mutex::new(State::Pending(op))), copy: None }
     }
 
     /// A buffer for the values of a tensor, and the tensor.
@@ -204,7 +208,12 @@ impl CudaTensor {
 
     /// The same values with another shape of equal length.
     pub(crate) fn reshaped(&self, shape: Shape) -> Self {
-        Self { shape, state: Arc::clone(&self.state) }
+        Self { shape, state: Arc::clone(&self.state), copy: self.copy.clone() }
+    }
+
+    /// The same tensor, whose values are on their way to the host.
+    pub(crate) fn with_copy(self, copy: HostCopy) -> Self {
+        Self { copy: Some(Arc::new(copy)), ..self }
     }
 
     pub(crate) fn dims(&self) -> &[usize] {
@@ -274,8 +283,12 @@ pub struct CudaIndices {
     pub(crate) host: Option<Arc<[u32]>>,
     /// All indices are below this, where they were made on the device.
     pub(crate) bound: usize,
+    /// The jobs that they choose experts for, by expert.
+    pub(crate) grouped: Grouped,
     /// The launch that wrote them.
     pub(crate) launch: u64,
+    /// The values on their way to the host.
+    pub(crate) copy: Option<Arc<HostCopy>>,
 }
 
 impl std::fmt::Debug for CudaIndices {

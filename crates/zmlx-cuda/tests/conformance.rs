@@ -27,7 +27,7 @@ fn instances() -> Vec<Instance<CudaBackend>> {
         backend,
         grid: Grid::Full,
         // Sums have the same order whatever else is in the batch.
-        same_path_below: usize::MAX,
+        same_path_below: 16,
         product_error: activations_of_16_bits,
         // The cache holds f32.
         attention_error: 1.0,

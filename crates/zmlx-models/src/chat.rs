@@ -63,6 +63,15 @@ impl ChatTemplate {
         Ok(Self { templates, sources, special_tokens: files.special_tokens })
     }
 
+    /// The same with another default template, and no others. The special tokens stay.
+    ///
+    /// # Errors
+    /// If the template does not parse.
+    pub fn with_source(self, source: String) -> Result<Self> {
+        let templates = BTreeMap::from([(DEFAULT.to_owned(), source)]);
+        Self::build("", TemplateFiles { templates, special_tokens: self.special_tokens })
+    }
+
     /// The text of the template for requests with or without tools: what it contains tells how the model writes calls.
     pub fn source(&self, has_tools: bool) -> &str {
         self.sources.get(self.name(has_tools)).map_or("", String::as_str)

@@ -29,6 +29,8 @@ pub struct Checkpoint {
     dir: Option<PathBuf>,
     config: ConfigFile,
     shards: Vec<String>,
+    /// The files of these names.
+    contents: Vec<Bytes>,
     tensors: BTreeMap<String, Entry>,
     /// What stands before all names of the text model: [`WRAPPED`] or nothing.
     prefix: &'static str,
@@ -77,8 +79,10 @@ impl Checkpoint {
         let shards = index::shards(dir)?;
         // The folder's own name also where the path is `.` or ends in `..`.
         let full = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
-        let name =
-            full.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let folder = || {
+            full.file_name().map_or_else(|| dir.display().to_string(), |n| n.to_string_lossy().into_owned())
+        };
+        let name = name_in_hub(&full).unwrap_or_else(folder);
         Self::build(name, Some(dir.to_owned()), config, shards)
     }
 
@@ -122,7 +126,8 @@ impl Checkpoint {
         self.config.dtype.as_deref()
     }
 
-    /// The folder's name, or the name that the embedded checkpoint was given.
+    /// The folder's name, or the name that the embedded checkpoint was given. A snapshot in a Hugging Face cache, whose folder
+    /// is named by a hash, has the model's id and the commit: `org/name@0123456789abcdef0123456789abcdef01234567`.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -137,9 +142,15 @@ impl Checkpoint {
         &self.config.text
     }
 
-    /// The names of the weight files, sorted; none for random weights.
+    /// The names of the weight files, sorted; empty for random weights.
     pub fn shards(&self) -> &[String] {
         &self.shards
+    }
+
+    /// The contents of the weight files, in the order of [`Self::shards`]. Files of a folder are mapped: reading them takes
+    /// memory that the system can take back.
+    pub fn shard_contents(&self) -> impl Iterator<Item = &[u8]> {
+        self.contents.iter().map(|file| &file[..])
     }
 
     /// The seed of random weights; `None` for a checkpoint that has files.
@@ -192,10 +203,11 @@ impl Checkpoint {
             return Err(Error::MissingFile { dir, file: "model*.safetensors" });
         }
         let mut tensors = BTreeMap::new();
-        let mut names = Vec::with_capacity(shards.len());
+        let (mut names, mut contents) = (Vec::with_capacity(shards.len()), Vec::new());
         for (shard, bytes) in shards {
             shard::read(&shard, names.len(), &bytes, &names, &mut tensors)?;
             names.push(shard);
+            contents.push(bytes);
         }
         let has = |prefix: &str| {
             let name = format!("{prefix}{}.weight", config.architecture.embed.path);
@@ -203,8 +215,16 @@ impl Checkpoint {
         };
         let prefix = if !has("") && has(WRAPPED) { WRAPPED } else { "" };
         let made = Mutex::default();
-        Ok(Self { name, dir, config, shards: names, tensors, prefix, synthetic: None, made })
+        Ok(Self { name, dir, config, shards: names, contents, tensors, prefix, synthetic: None, made })
     }
+}
+
+/// `org/name@revision` for a folder `models--org--name/snapshots/revision`.
+fn name_in_hub(dir: &Path) -> Option<String> {
+    let mut parts = dir.components().rev().map(|part| part.as_os_str().to_str());
+    let (revision, snapshots, model) = (parts.next()??, parts.next()??, parts.next()??);
+    let id = model.strip_prefix("models--")?.replacen("--", "/", 1);
+    (snapshots == "snapshots").then(|| format!("{id}@{revision}"))
 }
 
 /// The text of a file; `None` if it does not exist.
@@ -213,5 +233,21 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<String>> {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Io { file: path.display().to_string(), source }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn snapshots_of_the_hub_are_named_by_model_and_revision() {
+        let name = |path: &str| name_in_hub(Path::new(path));
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let path = format!("/home/u/.cache/huggingface/hub/models--org--a--b/snapshots/{commit}");
+        assert_eq!(name(&path).as_deref(), Some(format!("org/a--b@{commit}").as_str()));
+        for path in ["/models/qwen", "/", "snapshots/x", "/models--org--a/other/x"] {
+            assert_eq!(name(path), None, "{path}");
+        }
     }
 }

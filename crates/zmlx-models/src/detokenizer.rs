@@ -12,6 +12,8 @@
 mod bytes;
 mod window;
 
+pub(crate) use bytes::bytes_of;
+
 use crate::{Result, Tokenizer};
 
 /// The text of a growing list of tokens.

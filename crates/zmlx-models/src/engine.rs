@@ -7,6 +7,7 @@
 //! What ended stays in the caches while there is room, and a prompt that begins with the same tokens goes on from there.
 
 mod admit;
+mod builder;
 mod event;
 mod pace;
 mod prefix;
@@ -38,6 +39,10 @@ pub struct EngineOptions {
     pub fusion: Fusion,
     /// Most sequences that run at once; the others wait.
     pub max_sequences: usize,
+    /// Most prompts that are computed at once, however many sequences run.
+    pub max_prompts: usize,
+    /// Most tokens of a sequence, if that is fewer than the model's context.
+    pub context: Option<usize>,
     /// Tokens of prompts in a step in which nobody decodes; `None` is what suits the backend.
     pub prefill_chunk: Option<usize>,
     /// How long a step may take if prompts are computed beside sequences that decode. Thirty-two tokens of prompts
@@ -57,6 +62,8 @@ impl EngineOptions {
         Self {
             fusion,
             max_sequences: 32,
+            max_prompts: usize::MAX,
+            context: None,
             prefill_chunk: None,
             step_time: Duration::from_millis(150),
             kv_format: KvFormat::Native,
@@ -65,7 +72,7 @@ impl EngineOptions {
         }
     }
 
-    /// One sequence at a time, of which nothing is kept.
+    /// One sequence at a time. Nothing of it is kept.
     pub fn one_sequence(fusion: Fusion) -> Self {
         Self { max_sequences: 1, prefix_cache: PrefixCacheOptions::OFF, ..Self::new(fusion) }
     }
@@ -99,9 +106,13 @@ impl<'m, B: Backend> Engine<'m, B> {
         tokenizer: Option<&'m Tokenizer>,
         options: EngineOptions,
     ) -> Result<Self> {
-        if options.max_sequences == 0 {
-            let (field, want) = ("max_sequences", "at least 1");
-            return Err(Error::Parameter { field, want, got: "0".into() });
+        let counts = [
+            ("max_sequences", options.max_sequences),
+            ("max_prompts", options.max_prompts),
+            ("context", options.context.unwrap_or(1)),
+        ];
+        if let Some((field, _)) = counts.into_iter().find(|(_, n)| *n == 0) {
+            return Err(Error::Parameter { field, want: "at least 1", got: "0".into() });
         }
         let pool = model.pool(PoolOptions { max_bytes: options.max_kv_bytes, format: options.kv_format })?;
         let chunk = options.prefill_chunk.unwrap_or_else(|| model.prompt_chunk());
@@ -128,7 +139,11 @@ impl<'m, B: Backend> Engine<'m, B> {
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
         let id = RequestId(self.n_requests);
         let sequence = Sequence::new(id, request, self.model, self.tokenizer)?;
-        self.check_room(sequence.n_prompt)?;
+        let (n_tokens, limit) = (sequence.n_prompt, self.context());
+        if n_tokens > limit {
+            return Err(Error::ContextLength { n_tokens, limit });
+        }
+        self.check_room(n_tokens)?;
         self.n_requests += 1;
         self.stats.n_requests += 1;
         self.waiting.push_back(sequence);
@@ -168,6 +183,27 @@ impl<'m, B: Backend> Engine<'m, B> {
             idle_bytes,
             ..self.stats
         }
+    }
+
+    /// Most tokens of a sequence.
+    pub fn context(&self) -> usize {
+        let limit = self.model.architecture().max_position_embeddings;
+        self.options.context.map_or(limit, |context| context.min(limit))
+    }
+
+    /// The limit of the memory for keys and values.
+    pub fn max_kv_bytes(&self) -> Option<u64> {
+        self.pool.max_bytes()
+    }
+
+    /// Bytes of keys and values that a sequence of `n_tokens` tokens takes.
+    pub fn kv_bytes_for(&self, n_tokens: usize) -> u64 {
+        self.pool.bytes_for(n_tokens)
+    }
+
+    /// The requests that have a slot, the oldest first, with the tokens that each has in the caches.
+    pub fn running(&self) -> impl Iterator<Item = (RequestId, usize)> + '_ {
+        self.running.iter().map(|s| (s.id, s.slot.map_or(0, |slot| self.pool.n_tokens(slot))))
     }
 
     /// The model that it runs.

@@ -138,6 +138,12 @@ pub enum Error {
         /// The first token with such a value.
         token: usize,
     },
+    /// What limits a request's tokens failed.
+    #[error("the constraint of the answer: {why}")]
+    Constraint {
+        /// Why.
+        why: String,
+    },
     /// A description of random weights that cannot be read.
     #[error(
         "unknown synthetic model {got:?}: expected one of {known}, then perhaps ,layers=N ,vocab=N ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N"

@@ -12,7 +12,8 @@ pub struct StopStrings {
     longest: usize,
     /// The end of the text that could be the beginning of a stop string.
     held: String,
-    stopped: bool,
+    /// The one that was completed.
+    found: Option<usize>,
 }
 
 /// What may be given out after a piece of text.
@@ -38,17 +39,22 @@ impl StopStrings {
             });
         }
         let longest = stops.iter().map(String::len).max().unwrap_or(0);
-        Ok(Self { stops, longest, held: String::new(), stopped: false })
+        Ok(Self { stops, longest, held: String::new(), found: None })
+    }
+
+    /// The stop string that was completed.
+    pub fn found(&self) -> Option<&str> {
+        self.stops.get(self.found?).map(String::as_str)
     }
 
     /// Adds a piece of text. After a stop nothing more is given out.
     pub fn push(&mut self, piece: &str) -> StopStep {
-        if self.stopped {
+        if self.found.is_some() {
             return StopStep { text: String::new(), stopped: true };
         }
         self.held.push_str(piece);
-        if let Some(start) = self.first_stop() {
-            self.stopped = true;
+        if let Some((start, which)) = self.first_stop() {
+            self.found = Some(which);
             self.held.truncate(start);
             return StopStep { text: std::mem::take(&mut self.held), stopped: true };
         }
@@ -62,10 +68,13 @@ impl StopStrings {
         std::mem::take(&mut self.held)
     }
 
-    /// Where the stop string begins that is completed first.
-    fn first_stop(&self) -> Option<usize> {
-        let found = self.stops.iter().filter_map(|s| self.held.find(s.as_str()).map(|at| (at + s.len(), at)));
-        found.min().map(|(_, start)| start)
+    /// Where the stop string begins that is completed first, and which it is.
+    fn first_stop(&self) -> Option<(usize, usize)> {
+        let found = self.stops.iter().enumerate().filter_map(|(which, s)| {
+            let start = self.held.find(s.as_str())?;
+            Some((start + s.len(), start, which))
+        });
+        found.min().map(|(_, start, which)| (start, which))
     }
 
     /// Where the longest end of the held text begins that a stop string begins with.

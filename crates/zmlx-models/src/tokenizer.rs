@@ -6,10 +6,12 @@
 mod added;
 mod byte_level_bpe;
 mod guard;
+mod pieces;
 mod structure;
 
 use std::path::Path;
 
+use crate::detokenizer::bytes_of;
 use crate::{Error, Result};
 use added::AddedTokens;
 use guard::guarded;
@@ -110,6 +112,17 @@ impl Tokenizer {
     /// The id of the token that is written so.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The bytes that a token stands for within a text, and whether it is a special token, which no plain text contains.
+    /// `None` if the vocabulary lacks the id.
+    pub fn token_bytes(&self, id: u32) -> Option<(Vec<u8>, bool)> {
+        let written = self.inner.id_to_token(id)?;
+        if let Some(added) = self.inner.get_added_tokens_decoder().get(&id) {
+            return Some((added.content.clone().into_bytes(), added.special));
+        }
+        let bytes = if self.is_byte_level() { bytes_of(&written) } else { pieces::bytes_of(&written) };
+        Some((bytes, false))
     }
 
     /// How the token is written in the vocabulary: not its text.

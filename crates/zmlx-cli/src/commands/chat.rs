@@ -186,7 +186,7 @@ impl Talk {
                         }
                     }
                 }
-                Event::Finished { .. } | Event::Failed { .. } => {}
+                Event::Started { .. } | Event::Finished { .. } | Event::Failed { .. } => {}
             }
             let more = printed.is_ok() && !busy.is_asked();
             if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -21,7 +21,7 @@ pub(crate) struct Args {
     /// The token ids.
     #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true)]
     tokens: Vec<u32>,
-    /// The file to write: one tensor `logits`, f32 [n_tokens, vocab].
+    /// The file to write. It holds one tensor: `logits`, f32 [n_tokens, vocab].
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
     /// Overwrite the file.

@@ -8,6 +8,7 @@ mod chat;
 mod faults;
 mod generate;
 mod golden;
+mod hub;
 mod inspect;
 mod logits;
 mod measure;
@@ -23,6 +24,9 @@ use zmlx_oracle::golden::Golden;
 
 const GLM: &str = "austen-glm4-moe-lite-4bit";
 const QWEN: &str = "austen-qwen3-moe-4bit";
+
+/// Commands that compute nothing.
+const WITHOUT_BACKEND: [&str; 4] = ["completions", "man", "models", "pull"];
 
 /// What a run left.
 #[derive(Debug)]
@@ -58,11 +62,26 @@ impl Run {
 
 fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zmlx"));
-    // One thread: other tests run beside this one.
-    command.args(args).args(["--threads", "1"]);
+    command.args(args);
+    if !WITHOUT_BACKEND.contains(&args[0]) {
+        // One thread: other tests run beside this one.
+        command.args(["--threads", "1"]);
+    }
     for name in ["RUST_LOG", "ZMLX_CPU_LEVEL"] {
         command.env_remove(name);
     }
+    // Nothing is asked of the real hub.
+    for name in [
+        "HF_HOME",
+        "HF_HUB_CACHE",
+        "HUGGINGFACE_HUB_CACHE",
+        "HF_TOKEN",
+        "HF_ENDPOINT",
+        "TRANSFORMERS_OFFLINE",
+    ] {
+        command.env_remove(name);
+    }
+    command.env("HF_HUB_OFFLINE", "1");
     for name in ["LOGITS", "LOGITS_TOPK"] {
         command.env_remove(format!("ZMLX_QWEN_ROUTER_ARGPARTITION_{name}"));
     }

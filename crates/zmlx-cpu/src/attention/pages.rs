@@ -90,7 +90,7 @@ impl Page {
     }
 }
 
-/// All pages of a layer. A page is used by one or more sequences, or free: then it keeps its memory for the next one.
+/// All pages of a layer. A page is used by one or more sequences. A page that no sequence uses has no memory, only a number.
 #[derive(Debug)]
 pub(super) struct Pages {
     pub(super) shape: PageShape,
@@ -116,14 +116,15 @@ impl Pages {
         self.pages.len() - self.free.len()
     }
 
-    /// A page that nobody uses. What it holds is not read before it is written, but for its integers, which are small
+    /// An unused page. What it holds is not read before it is written, except for its integers, which are small
     /// enough to be multiplied.
     pub(super) fn take(&mut self) -> u32 {
         let id = self.free.pop().unwrap_or_else(|| {
-            self.pages.push(Page::new(&self.shape));
+            self.pages.push(Page::default());
             self.n_uses.push(0);
             (self.pages.len() - 1) as u32
         });
+        self.pages[id as usize] = Page::new(&self.shape);
         if cfg!(debug_assertions) {
             // The largest integers: whoever looks at them without need shows.
             let page = &mut self.pages[id as usize];
@@ -145,11 +146,12 @@ impl Pages {
         self.n_uses[id as usize] > 1
     }
 
-    /// A sequence no longer uses the page.
+    /// A sequence no longer uses the page. Its memory goes back to the system once no sequence uses it.
     pub(super) fn give_back(&mut self, id: u32) {
         let n = &mut self.n_uses[id as usize];
         *n -= 1;
         if *n == 0 {
+            self.pages[id as usize] = Page::default();
             self.free.push(id);
         }
     }

@@ -10,7 +10,7 @@ use zmlx_oracle::testing::random_f32;
 
 fn backends() -> impl Iterator<Item = (&'static str, CpuBackend)> {
     let backend = |level: Level| (level.name(), CpuBackend::with_level(level, Some(2)).unwrap());
-    Level::supported().into_iter().map(backend)
+    crate::levels().into_iter().map(backend)
 }
 
 /// Error of the values in the root mean square, relative to theirs.

@@ -17,7 +17,7 @@ fn backends(activations: Activations) -> Vec<(String, CpuBackend)> {
         let b = CpuBackend::with_level(level, Some(2)).unwrap().with_activations(activations);
         (format!("{}, {}", level.name(), activations.name()), b)
     };
-    Level::supported().into_iter().map(backend).collect()
+    crate::levels().into_iter().map(backend).collect()
 }
 
 /// The formats whose products take activations of 8 bits.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `attention` | attention in integers |
 //! | `int8` | activations of 8 bits |
+//! | `op_goldens` | the quantised formats against what MLX recorded |
 //!
 //! In builds with debug assertions a buffer is filled with NaN (words: `u32::MAX`) before an op writes it: a value that
 //! an op forgot to write fails. The profiles that tests run in have them, unless someone asks for another.
@@ -11,6 +12,7 @@
 
 mod attention;
 mod int8;
+mod op_goldens;
 
 use zmlx_conformance::suite::Host;
 use zmlx_conformance::{Grid, Instance, conformance, elementwise, fused, gather, linear};
@@ -67,10 +69,25 @@ fn cpu_int8_instances() -> Vec<Instance<CpuBackend>> {
     }]
 }
 
-/// Every level that this machine can run, alone and on a team.
+/// The levels that these tests run: those that the variable `ZMLX_TEST_LEVELS` names, separated by commas, or all that this
+/// machine can run.
+///
+/// # Panics
+/// If a named level is unknown or cannot run here: a level that someone asked for is never left out in silence.
+fn levels() -> Vec<Level> {
+    let Ok(names) = std::env::var("ZMLX_TEST_LEVELS") else { return Level::supported() };
+    let level = |name: &str| {
+        let level =
+            Level::from_name(name).unwrap_or_else(|| panic!("ZMLX_TEST_LEVELS: no level is named {name:?}"));
+        assert!(level.is_supported(), "ZMLX_TEST_LEVELS: this machine cannot run {name}");
+        level
+    };
+    names.split(',').map(level).collect()
+}
+
+/// Every level, alone and on a team.
 fn cpu_instances() -> Vec<Instance<CpuBackend>> {
-    let levels = Level::supported().into_iter();
-    levels.flat_map(|level| [1, 2].map(|n_threads| cpu_instance(level, n_threads))).collect()
+    levels().into_iter().flat_map(|level| [1, 2].map(|n_threads| cpu_instance(level, n_threads))).collect()
 }
 
 /// The suite covers the levels that this machine is said to support: here the system's own list of the processor's features says

@@ -77,6 +77,7 @@ extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constan
     float most = -infinity(), total = 0.0f;
 
     bool has_query = false;
+    HeadTurn new_turn = {};
     for (u32 tile = tile_begin; tile < tile_end || !has_query; ++tile) {
         const bool is_real = tile < tile_end; // a split without tiles still waits for its inputs
         const u32 tile_at = tile * TILE, n_here = is_real ? min((u32)TILE, end - tile_at) : 0;
@@ -91,9 +92,16 @@ extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constan
                           a.cache.value_stride, n_cached, value_vectors);
         }
         if (!has_query) {
-            if (FUSED) wait_for_inputs();
+            HeadTurn turn = {};
+            if (FUSED) {
+                // The last warp but one makes the new key.
+                const bool is_key = warp == n_warps;
+                turn = head_turn(is_key ? a.k : a.q, is_key ? a.k_more : a.q_more, end - 1);
+                wait_for_inputs();
+            }
+            new_turn = turn;
             if (has_head && FUSED) {
-                put_head(a.q, a.q_more, token * a.n_heads + head, end - 1, (float*)q, a.key_width);
+                put_head(a.q, a.q_more, token * a.n_heads + head, end - 1, turn, (float*)q, a.key_width);
             } else if (has_head) {
                 const float4* query = (const float4*)(a.queries + ((u64)token * a.n_heads + head) * a.key_width);
                 for (u32 i = lane; i < key_vectors; i += 32) q[i] = query[i];
@@ -106,7 +114,7 @@ extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constan
             const bool keeps = blockIdx.x % tiles_of_heads == 0;
             if (warp == n_warps) {
                 float* own = (float*)(keys + n_cached * (key_vectors + 1));
-                put_head(a.k, a.k_more, row, end - 1, own, a.key_width);
+                put_head(a.k, a.k_more, row, end - 1, new_turn, own, a.key_width);
                 __syncwarp();
                 float* kept = page + (u64)(in_page + n_cached) * a.cache.key_stride + key_head * a.key_width;
                 if (keeps)
@@ -114,7 +122,7 @@ extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constan
             } else if (!values_are_keys) {
                 float* own = (float*)(values + n_cached * value_row);
                 const Source none = {};
-                put_head(a.v, none, row, end - 1, own, a.value_width);
+                put_head(a.v, none, row, end - 1, HeadTurn(), own, a.value_width);
                 __syncwarp();
                 float* kept = page + a.cache.values_at + (u64)(in_page + n_cached) * a.cache.value_stride + key_head * a.value_width;
                 if (keeps)

@@ -7,9 +7,10 @@
 // beyond it. Weights are asked for before the kernel waits for its inputs, unless it is these that say which ones.
 
 //
-// One kernel per compilation. Set from outside: the format, ROWS, DEPTH, LOOP (whether a lane has more chunks than DEPTH),
-// STREAMS (2 for gate and up; ROWS · STREAMS is at most 4), STEPS, NORM and STAGED (see matvec.cuh), ROUTE and PER_LANE (see
-// route.cuh; 0 for other products).
+// One kernel per compilation. Set from outside: the format, ROWS, REPEATS (whether a warp takes more rows when it has those),
+// DEPTH, LOOP (whether a lane has more chunks than DEPTH),
+// STREAMS (2 for gate and up; ROWS · STREAMS is at most 4), STEPS, NORM and STAGED (see matvec.cuh), THREADS, ROUTE, CLUSTER and
+// PER_LANE (see route.cuh; 0 for other products).
 
 #include "device.cuh"
 #include "format.cuh"
@@ -18,13 +19,13 @@
 #include "matvec.cuh"
 
 // So few registers that several blocks fit a multiprocessor, of this kernel and of the next one.
-#define BOUNDS __launch_bounds__(256, STREAMS == 2 ? 3 : 2)
+#define BOUNDS __launch_bounds__(THREADS, THREADS > 256 ? 1 : STREAMS == 2 ? 3 : 2)
 
 extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
     extern __shared__ uint4 shared[];
     const u32 n_items = a.n_slots * a.n_chunks;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
-    const u32 job = blockIdx.x, row0 = (blockIdx.y * n_warps + warp) * ROWS;
+    const u32 job = blockIdx.x;
     u8* const staged = a.staged + (u64)(job / a.in.rows_per_x) * staged_bytes(n_items);
     uint4* planes = STAGED == STAGED_TAKE ? (uint4*)staged : shared;
     float2* sums = (float2*)(planes + 4 * n_items);
@@ -32,92 +33,105 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
     float* kept_factor = (float*)((float2*)((uint4*)staged + 4 * n_items) + n_items);
     const u32 n_groups = a.n_chunks >> a.group_shift;
 
-    // Rows past the end are read as the last one and not written.
-    const u32* data[STREAMS][ROWS];
-    const ScaleWord* scales[STREAMS][ROWS];
-    u32 mat_rows[STREAMS];
+    float factor = 1.0f;
+    bool is_first = true;
+#if ROUTE
+    __shared__ float of_row[32 * PER_LANE];
+    const Logits logits(of_row);
+#endif
+    // Matrices with very many rows have fewer blocks, which make the activations once.
+    for (u32 row0 = (blockIdx.y * n_warps + warp) * ROWS; is_first || (REPEATS && row0 < a.n_out); row0 += gridDim.y * n_warps * ROWS) {
+        // Rows past the end are read as the last one and not written.
+        const u32* data[STREAMS][ROWS];
+        const ScaleWord* scales[STREAMS][ROWS];
+        u32 mat_rows[STREAMS];
 #pragma unroll
-    for (int s = 0; s < STREAMS; ++s) {
-        mat_rows[s] = a.parts[s].n_rows;
+        for (int s = 0; s < STREAMS; ++s) {
+            mat_rows[s] = a.parts[s].n_rows;
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            u32 row = min(row0 + r, a.n_out - 1), p = s;
-            if (STREAMS == 1) {
-                while (p + 1 < a.n_parts && row >= a.parts[p + 1].first_row) ++p;
-                row -= a.parts[p].first_row;
+            for (int r = 0; r < ROWS; ++r) {
+                u32 row = min(row0 + r, a.n_out - 1), p = s;
+                if (STREAMS == 1) {
+                    while (p + 1 < a.n_parts && row >= a.parts[p + 1].first_row) ++p;
+                    row -= a.parts[p].first_row;
+                }
+                data[s][r] = a.parts[p].data + (u64)row * a.n_chunks * BITS;
+                scales[s][r] = a.parts[p].scales + (u64)row * n_groups;
             }
-            data[s][r] = a.parts[p].data + (u64)row * a.n_chunks * BITS;
-            scales[s][r] = a.parts[p].scales + (u64)row * n_groups;
         }
-    }
 
-    EarlyNorm norm;
-    if (NORM && STAGED != STAGED_TAKE) load_norm(a, threadIdx.x, norm);
-    const bool is_early = !a.experts || a.experts_are_early;
-    if (!is_early) wait_for_inputs();
-    float sum[4] = {}; // of stream and row
-    float residual = 0.0f;
-    u32 base = lane;
-    do {
-        Chunk chunks[DEPTH][STREAMS][ROWS];
-        ScaleWord words[DEPTH][STREAMS][ROWS];
+        EarlyNorm norm;
+        if (NORM && STAGED != STAGED_TAKE && is_first) load_norm(a, threadIdx.x, norm);
+        const bool is_early = !a.experts || a.experts_are_early;
+        if (!is_early && is_first) wait_for_inputs();
+        float sum[4] = {}; // of stream and row
+        float residual = 0.0f;
+        u32 base = lane;
+        do {
+            Chunk chunks[DEPTH][STREAMS][ROWS];
+            ScaleWord words[DEPTH][STREAMS][ROWS];
 #pragma unroll
-        for (int d = 0; d < DEPTH; ++d) {
-            u32 item = base + 32 * d;
-            if (item < n_items) {
-                u32 slot = slot_of(a, item), chunk = item - slot * a.n_chunks;
-                u32 mat = a.experts ? a.experts[job * a.n_slots + slot] : a.n_mats == 1 ? 0 : job % a.n_mats;
+            for (int d = 0; d < DEPTH; ++d) {
+                u32 item = base + 32 * d;
+                if (item < n_items) {
+                    u32 slot = slot_of(a, item), chunk = item - slot * a.n_chunks;
+                    u32 mat = a.experts ? a.experts[job * a.n_slots + slot] : a.n_mats == 1 ? 0 : job % a.n_mats;
 #pragma unroll
-                for (int s = 0; s < STREAMS; ++s) {
-                    const u64 before = (u64)mat * mat_rows[s];
-                    const u64 data_at = (before * a.n_chunks + chunk) * BITS, scale_at = before * n_groups + (chunk >> a.group_shift);
+                    for (int s = 0; s < STREAMS; ++s) {
+                        const u64 before = (u64)mat * mat_rows[s];
+                        const u64 data_at = (before * a.n_chunks + chunk) * BITS, scale_at = before * n_groups + (chunk >> a.group_shift);
 #pragma unroll
-                    for (int r = 0; r < ROWS; ++r) {
-                        chunks[d][s][r] = load_chunk(data[s][r] + data_at);
-                        words[d][s][r] = load_weight(scales[s][r] + scale_at);
+                        for (int r = 0; r < ROWS; ++r) {
+                            chunks[d][s][r] = load_chunk(data[s][r] + data_at);
+                            words[d][s][r] = load_weight(scales[s][r] + scale_at);
+                        }
                     }
                 }
             }
-        }
-        if (base == lane) {
-            if (is_early) wait_for_inputs();
-            if (a.residual && row0 + lane / 8 < a.n_out) residual = a.residual[(u64)job * a.y_stride + row0 + lane / 8];
-            if (STAGED != STAGED_TAKE) {
-                float squares = stage_planes(a, job, planes, sums, norm);
-                if (NORM) squares_of_threads[threadIdx.x] = squares;
-                __syncthreads();
-                if (STAGED == STAGED_KEEP && blockIdx.y == 0 && job % a.in.rows_per_x == 0)
-                    for (u32 i = threadIdx.x; i < n_items * 18; i += blockDim.x) ((u32*)staged)[i] = ((const u32*)shared)[i];
-            }
-        }
-#pragma unroll
-        for (int d = 0; d < DEPTH; ++d) {
-            u32 item = base + 32 * d;
-            if (item < n_items) {
-                u32 x[16];
-#pragma unroll
-                for (int v = 0; v < 4; ++v) {
-                    uint4 p = planes[v * n_items + item];
-                    x[4 * v] = p.x, x[4 * v + 1] = p.y, x[4 * v + 2] = p.z, x[4 * v + 3] = p.w;
+            if (base == lane) {
+                if (is_early && is_first) wait_for_inputs();
+                if (a.residual && row0 + lane / 8 < a.n_out) residual = a.residual[(u64)job * a.y_stride + row0 + lane / 8];
+                if (STAGED != STAGED_TAKE && is_first) {
+                    float squares = stage_planes(a, job, planes, sums, norm);
+                    if (NORM) squares_of_threads[threadIdx.x] = squares;
+                    __syncthreads();
+                    if (STAGED == STAGED_KEEP && blockIdx.y == 0 && job % a.in.rows_per_x == 0)
+                        for (u32 i = threadIdx.x; i < n_items * 18; i += blockDim.x) ((u32*)staged)[i] = ((const u32*)shared)[i];
                 }
-                float2 of_x = sums[item];
-#pragma unroll
-                for (int s = 0; s < STREAMS; ++s)
-#pragma unroll
-                    for (int r = 0; r < ROWS; ++r)
-                        sum[s * ROWS + r] += dot_chunk(chunks[d][s][r], words[d][s][r], x, of_x.x, of_x.y);
             }
-        }
-        base += 32 * DEPTH;
-    } while (LOOP && base - lane < n_items);
+#pragma unroll
+            for (int d = 0; d < DEPTH; ++d) {
+                u32 item = base + 32 * d;
+                if (item < n_items) {
+                    u32 x[16];
+#pragma unroll
+                    for (int v = 0; v < 4; ++v) {
+                        uint4 p = planes[v * n_items + item];
+                        x[4 * v] = p.x, x[4 * v + 1] = p.y, x[4 * v + 2] = p.z, x[4 * v + 3] = p.w;
+                    }
+                    float2 of_x = sums[item];
+#pragma unroll
+                    for (int s = 0; s < STREAMS; ++s)
+#pragma unroll
+                        for (int r = 0; r < ROWS; ++r)
+                            sum[s * ROWS + r] += dot_chunk(chunks[d][s][r], words[d][s][r], x, of_x.x, of_x.y);
+                }
+            }
+            base += 32 * DEPTH;
+        } while (LOOP && base - lane < n_items);
 
-    float factor = 1.0f;
-    if (NORM && STAGED == STAGED_TAKE) factor = *kept_factor;
-    else if (NORM) factor = factor_of_squares(a, squares_of_threads);
-    if (STAGED == STAGED_KEEP && blockIdx.y == 0 && job % a.in.rows_per_x == 0 && threadIdx.x == 0) *kept_factor = factor;
-    float value = sum_of_four(sum) * factor;
-    if (STREAMS == 2) value = silu_times(value, __shfl_down_sync(FULL_WARP, value, 8 * ROWS));
-    const u32 r = lane / 8, row = row0 + r;
-    if (lane % 8 == 0 && r < ROWS && row < a.n_out) a.y[(u64)job * a.y_stride + row] = value + residual;
-    if (ROUTE) route_by_last_block(a.route, job, gridDim.y, ROUTE);
+        if (NORM && is_first) factor = STAGED == STAGED_TAKE ? *kept_factor : factor_of_squares(a, squares_of_threads);
+        if (STAGED == STAGED_KEEP && is_first && blockIdx.y == 0 && job % a.in.rows_per_x == 0 && threadIdx.x == 0) *kept_factor = factor;
+        float value = sum_of_four(sum) * factor;
+        if (STREAMS == 2) value = silu_times(value, __shfl_down_sync(FULL_WARP, value, 8 * ROWS));
+        const u32 r = lane / 8, row = row0 + r;
+        const bool is_real = lane % 8 == 0 && r < ROWS && row < a.n_out;
+        if (is_real) a.y[(u64)job * a.y_stride + row] = value + residual;
+#if ROUTE
+        logits.wait();
+        if (is_real) logits.put(row, value);
+        logits.route(a.route, job, of_row, ROUTE);
+#endif
+        is_first = false;
+    }
 }

@@ -65,17 +65,82 @@ struct Source {
     Rotation rotation;
 };
 
-// Writes a head, normed and rotated; one warp's work. Not inlined: kernels that do this for queries, keys and values would be
-// longer than the instruction caches like.
-__device__ __noinline__ void put_source(const Source& s, u32 row, u32 position, float* y) {
+// Sines and cosines of the pairs that a lane has, which depend on the position alone.
+struct Turn {
+    float sine[2], cosine[2];
+};
+
+// Whether a lane has both halves of its pairs in registers, element `lane + 32·j` in the j-th, or its neighbour has the other.
+__device__ __forceinline__ bool is_even(const Rotation& r) { return r.is_interleaved ? r.dims == 32 || r.dims == 64 : r.dims == 64 || r.dims == 128; }
+#define MOST_OF_LANE 16
+
+__device__ __noinline__ Turn turn_of(const Source& s, u32 position) {
+    Turn t = {};
+    const u32 lane = threadIdx.x & 31;
+    if (!s.width || !s.rotation.half_turns || !is_even(s.rotation)) return t;
+#pragma unroll
+    for (u32 j = 0; j < 2; ++j) {
+        const u32 pair = s.rotation.is_interleaved ? (lane + 32 * j) / 2 : lane + 32 * j;
+        if (pair < s.rotation.dims / 2) turn(s.rotation, pair, position, t.sine[j], t.cosine[j]);
+    }
+    return t;
+}
+
+// Writes a head, normed and rotated; one warp's work. Everything is asked for before something is used. Not inlined: kernels
+// that do this for queries, keys and values would be longer than the instruction caches like.
+__device__ __noinline__ void put_source(const Source& s, u32 row, u32 position, Turn t, float* y) {
     const float* x = s.x.row(row, s.width);
-    float factor = s.norm ? head_norm_factor(x, s.width, s.eps) : 1.0f;
-    put_rotated(x, y, s.width, factor, s.norm, s.rotation, position);
+    const u32 lane = threadIdx.x & 31, dims = s.rotation.half_turns ? s.rotation.dims : 0;
+    if (s.width > 32 * MOST_OF_LANE || (dims && !is_even(s.rotation))) {
+        float factor = s.norm ? head_norm_factor(x, s.width, s.eps) : 1.0f;
+        put_rotated(x, y, s.width, factor, s.norm, s.rotation, position);
+        return;
+    }
+    float v[MOST_OF_LANE], norm[MOST_OF_LANE];
+#pragma unroll
+    for (u32 j = 0; j < MOST_OF_LANE; ++j) v[j] = lane + 32 * j < s.width ? x[lane + 32 * j] : 0.0f;
+    if (s.norm) {
+#pragma unroll
+        for (u32 j = 0; j < MOST_OF_LANE; ++j) norm[j] = lane + 32 * j < s.width ? s.norm[lane + 32 * j] : 0.0f;
+        float sum = 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < MOST_OF_LANE; ++j) sum = fmaf(v[j], v[j], sum);
+        const float factor = 1.0f / sqrtf(warp_sum(sum) / (float)s.width + s.eps);
+#pragma unroll
+        for (u32 j = 0; j < MOST_OF_LANE; ++j) v[j] = v[j] * factor * norm[j];
+    }
+    if (dims && s.rotation.is_interleaved) {
+#pragma unroll
+        for (u32 j = 0; j < 2; ++j) {
+            const float other = __shfl_xor_sync(FULL_WARP, v[j], 1);
+            if (lane + 32 * j < dims) v[j] = lane % 2 ? v[j] * t.cosine[j] + other * t.sine[j] : v[j] * t.cosine[j] - other * t.sine[j];
+        }
+    } else if (dims == 64) {
+        const float a = v[0], b = v[1];
+        v[0] = a * t.cosine[0] - b * t.sine[0], v[1] = b * t.cosine[0] + a * t.sine[0];
+    } else if (dims == 128) {
+#pragma unroll
+        for (u32 j = 0; j < 2; ++j) {
+            const float a = v[j], b = v[j + 2];
+            v[j] = a * t.cosine[j] - b * t.sine[j], v[j + 2] = b * t.cosine[j] + a * t.sine[j];
+        }
+    }
+#pragma unroll
+    for (u32 j = 0; j < MOST_OF_LANE; ++j)
+        if (lane + 32 * j < s.width) y[lane + 32 * j] = v[j];
+}
+
+// The turns of both sources of a head.
+struct HeadTurn {
+    Turn first, second;
+};
+__device__ __forceinline__ HeadTurn head_turn(const Source& first, const Source& second, u32 position) {
+    return {turn_of(first, position), turn_of(second, position)};
 }
 
 // Writes a head of two sources, and zeros up to `width`.
-__device__ __forceinline__ void put_head(const Source& first, const Source& second, u32 row, u32 position, float* y, u32 width) {
-    put_source(first, row, position, y);
-    if (second.width) put_source(second, row, position, y + first.width);
+__device__ __forceinline__ void put_head(const Source& first, const Source& second, u32 row, u32 position, const HeadTurn& t, float* y, u32 width) {
+    put_source(first, row, position, t.first, y);
+    if (second.width) put_source(second, row, position, t.second, y + first.width);
     for (u32 i = first.width + second.width + (threadIdx.x & 31); i < width; i += 32) y[i] = 0.0f;
 }

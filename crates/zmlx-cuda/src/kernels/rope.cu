@@ -50,7 +50,7 @@ extern "C" __global__ void __launch_bounds__(128) append(const __grid_constant__
     u32 position = a.step.positions[token];
     if (head < a.n_heads) {
         u32 row = token * a.n_heads + head;
-        put_head(a.q, a.q_more, row, position, a.queries + (u64)row * a.key_width, a.key_width);
+        put_head(a.q, a.q_more, row, position, head_turn(a.q, a.q_more, position), a.queries + (u64)row * a.key_width, a.key_width);
         return;
     }
     float* page = a.cache.page(a.step.slots[token], position);
@@ -58,11 +58,11 @@ extern "C" __global__ void __launch_bounds__(128) append(const __grid_constant__
     head -= a.n_heads;
     if (head < a.n_kv_heads) {
         float* y = page + (u64)at * a.cache.key_stride + head * a.key_width;
-        put_head(a.k, a.k_more, token * a.n_kv_heads + head, position, y, a.key_width);
+        put_head(a.k, a.k_more, token * a.n_kv_heads + head, position, head_turn(a.k, a.k_more, position), y, a.key_width);
     } else {
         head -= a.n_kv_heads;
         float* y = page + a.cache.values_at + (u64)at * a.cache.value_stride + head * a.value_width;
         const Source none = {};
-        put_head(a.v, none, token * a.n_kv_heads + head, position, y, a.value_width);
+        put_head(a.v, none, token * a.n_kv_heads + head, position, HeadTurn(), y, a.value_width);
     }
 }

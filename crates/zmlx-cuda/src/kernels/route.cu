@@ -1,5 +1,7 @@
 // Routers, and the plain ops that they are composed of. A warp per row; the fused ones give the bits of the others.
 
+#define CLUSTER 0
+
 #include "device.cuh"
 #include "route.cuh"
 
@@ -12,7 +14,8 @@ extern "C" __global__ void __launch_bounds__(32) top_k(const __grid_constant__ R
     u32 keys[PER_LANE];
 #pragma unroll
     for (u32 i = 0; i < PER_LANE; ++i) keys[i] = 32 * i + lane < a.width ? ordered(x[32 * i + lane]) : 0;
-    choose_top_k(keys, a.width, a.top_k, a.experts + (u64)row * a.top_k);
+    const float none[PER_LANE] = {};
+    put_taken(best_of(keys, a.width, a.top_k), a.width, none, a.experts + (u64)row * a.top_k, nullptr);
 }
 
 extern "C" __global__ void __launch_bounds__(32) keep_top_groups(const __grid_constant__ RouteArgs a) {
@@ -27,10 +30,12 @@ extern "C" __global__ void __launch_bounds__(32) keep_top_groups(const __grid_co
 
 extern "C" __global__ void __launch_bounds__(32) route_softmax_top_k(const __grid_constant__ RouteArgs a) {
     wait_for_inputs();
-    softmax_top_k(a, row_of_warp());
+    const u32 row = row_of_warp();
+    softmax_top_k(a, row, a.x + (u64)row * a.width);
 }
 
 extern "C" __global__ void __launch_bounds__(32) route_noaux_tc(const __grid_constant__ RouteArgs a) {
     wait_for_inputs();
-    noaux_tc(a, row_of_warp());
+    const u32 row = row_of_warp();
+    noaux_tc(a, row, a.x + (u64)row * a.width);
 }

@@ -36,7 +36,7 @@ use swiglu::{Dense, Gather};
 /// How [`gather_qmm_swiglu`] pairs rows and experts, and rounds. The default is that of `mx.gather_qmm`, exact.
 #[derive(Clone, Copy, Debug)]
 pub struct GatherOptions<'a> {
-    /// The batch entry of x for each pair; none stands for all in order, in the shape of x without its last two dimensions.
+    /// The batch entry of x for each pair; `None` stands for all in order, in the shape of x without its last two dimensions.
     pub lhs_indices: Option<&'a Array>,
     /// Whether the experts ascend over the pairs: MLX may then read each once. Indices that do not ascend all the same give
     /// wrong results.

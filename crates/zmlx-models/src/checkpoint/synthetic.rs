@@ -66,6 +66,7 @@ impl Checkpoint {
             dir: None,
             config,
             shards: Vec::new(),
+            contents: Vec::new(),
             tensors: std::collections::BTreeMap::new(),
             prefix: "",
             synthetic: Some(seed),

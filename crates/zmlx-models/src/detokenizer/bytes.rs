@@ -9,18 +9,7 @@ pub(super) struct ByteStream {
 impl ByteStream {
     /// Adds a token as the vocabulary writes it, and returns the characters that are complete.
     pub(super) fn push(&mut self, token: &str) -> String {
-        let start = self.held.len();
-        for c in token.chars() {
-            match byte_of(c) {
-                Some(byte) => self.held.push(byte),
-                None => {
-                    // A token with a character outside the alphabet is plain text, as added tokens may be.
-                    self.held.truncate(start);
-                    self.held.extend_from_slice(token.as_bytes());
-                    break;
-                }
-            }
-        }
+        self.held.append(&mut bytes_of(token));
         let n_open = incomplete_suffix(&self.held);
         let whole = self.held.len() - n_open;
         let text = String::from_utf8_lossy(&self.held[..whole]).into_owned();
@@ -33,6 +22,13 @@ impl ByteStream {
         self.held.clear();
         text
     }
+}
+
+/// The bytes of a token as the vocabulary writes it. One with a character outside the alphabet is plain text, as added
+/// tokens may be.
+pub(crate) fn bytes_of(token: &str) -> Vec<u8> {
+    let bytes: Option<Vec<u8>> = token.chars().map(byte_of).collect();
+    bytes.unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
 /// The byte that GPT-2's alphabet writes as `c`: printable Latin-1 characters stand for themselves, and the other

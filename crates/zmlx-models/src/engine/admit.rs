@@ -2,9 +2,9 @@
 
 use zmlx_kernels::Backend;
 
-use super::Engine;
 use super::prefix::{Hit, n_common};
 use super::sequence::Sequence;
+use super::{Engine, Event};
 use crate::{Result, Slot};
 
 /// Tokens that a sequence should be able to generate before it needs more memory than it got a slot for.
@@ -29,9 +29,13 @@ enum Source {
 
 impl<B: Backend> Engine<'_, B> {
     /// Gives slots to waiting sequences while there are some and there is room, first come first served.
-    pub(super) fn admit(&mut self) {
+    pub(super) fn admit(&mut self, events: &mut Vec<Event>) {
         let mut at = 0;
-        while at < self.waiting.len() && self.running.len() < self.options.max_sequences {
+        let mut n_prompts = self.running.iter().filter(|s| !s.is_decoding()).count();
+        while at < self.waiting.len()
+            && self.running.len() < self.options.max_sequences
+            && n_prompts < self.options.max_prompts
+        {
             let (slot, n_cached) = match self.place(at) {
                 Ok(Place::Slot(slot, n_cached)) => (slot, n_cached),
                 Ok(Place::AfterAnother) => {
@@ -49,7 +53,10 @@ impl<B: Backend> Engine<'_, B> {
                 self.stats.n_prefix_misses += 1;
             }
             sequence.n_promised = n_expected(&sequence);
-            sequence.admit(slot, n_cached);
+            n_prompts += 1;
+            if sequence.admit(slot, n_cached) {
+                events.push(Event::Started { id: sequence.id, n_cached_tokens: n_cached });
+            }
             let older = self.running.partition_point(|s| s.id < sequence.id);
             self.running.insert(older, sequence);
         }

@@ -8,6 +8,13 @@ use crate::{Error, TokenLogprob};
 /// Something that happened to a request.
 #[derive(Debug)]
 pub enum Event {
+    /// It got its place: from here on it is computed.
+    Started {
+        /// The request.
+        id: RequestId,
+        /// Tokens of its prompt that are not computed, because another sequence began so.
+        n_cached_tokens: usize,
+    },
     /// A part of its prompt was computed.
     Prompt {
         /// The request.
@@ -44,7 +51,8 @@ impl Event {
     /// The request that it is about.
     pub fn id(&self) -> RequestId {
         match self {
-            Self::Prompt { id, .. }
+            Self::Started { id, .. }
+            | Self::Prompt { id, .. }
             | Self::Token { id, .. }
             | Self::Finished { id, .. }
             | Self::Failed { id, .. } => *id,
@@ -107,6 +115,8 @@ pub struct Finished {
     pub reason: StopReason,
     /// The text that was held back and is certain now.
     pub text: String,
+    /// The stop string that ended it, if one did.
+    pub stop_string: Option<String>,
     /// Tokens of the prompt.
     pub n_prompt_tokens: usize,
     /// How many of these were not computed, because another sequence had begun so.

@@ -28,6 +28,8 @@ pub struct Request {
     pub sampling: SamplingParams,
     /// Tokens that end the text; empty to heed no such token.
     pub eos_token_ids: Vec<u32>,
+    /// Tokens whose text is left out, as end tokens that do not end.
+    pub silent_token_ids: Vec<u32>,
     /// Texts that end the text, none of them empty. They need a tokenizer.
     pub stop: Vec<String>,
     /// How many of the most probable tokens are told with each token.
@@ -45,6 +47,15 @@ pub trait Constraint: Send + fmt::Debug {
     /// # Errors
     /// Whatever makes an answer impossible: it ends the request.
     fn allowed(&mut self, generated: &[u32]) -> Result<Option<TokenMask<'_>>>;
+
+    /// True if those `generated` so far are whole and nothing may follow but an end token.
+    ///
+    /// # Errors
+    /// As [`Constraint::allowed`].
+    fn is_complete(&mut self, generated: &[u32]) -> Result<bool> {
+        let _ = generated;
+        Ok(false)
+    }
 }
 
 impl Request {
@@ -56,6 +67,7 @@ impl Request {
             min_tokens: 0,
             sampling: SamplingParams::greedy(),
             eos_token_ids: Vec::new(),
+            silent_token_ids: Vec::new(),
             stop: Vec::new(),
             top_logprobs: 0,
             wants_logits: false,

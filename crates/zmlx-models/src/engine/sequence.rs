@@ -95,13 +95,15 @@ impl<'m, B: Backend> Sequence<'m, B> {
         self.n_generated() + n_more < self.request.max_tokens
     }
 
-    /// It got a slot whose caches hold `n_cached` of its tokens.
-    pub(super) fn admit(&mut self, slot: Slot, n_cached: usize) {
+    /// It got a slot whose caches hold `n_cached` of its tokens. True if it is its first.
+    pub(super) fn admit(&mut self, slot: Slot, n_cached: usize) -> bool {
         self.slot = Some(slot);
-        if self.times.admitted.is_none() {
+        let is_first = self.times.admitted.is_none();
+        if is_first {
             self.times.admitted = Some(Instant::now());
             self.n_cached = n_cached;
         }
+        is_first
     }
 
     /// Lets the device choose the next token from row `row` of some logits, if it can and the request allows. `last` is
@@ -150,13 +152,15 @@ impl<'m, B: Backend> Sequence<'m, B> {
         self.times.last_token = Some(now);
         let is_eos = self.request.eos_token_ids.contains(&sampled.token);
         let piece = match &mut self.detokenizer {
-            Some(detokenizer) if !is_eos => detokenizer.push(sampled.token)?,
+            Some(detokenizer) if !is_eos && !self.request.silent_token_ids.contains(&sampled.token) => {
+                detokenizer.push(sampled.token)?
+            }
             _ => String::new(),
         };
         let seen = self.stop.push(&piece);
         let reason = if seen.stopped {
             Some(StopReason::StopString)
-        } else if is_eos {
+        } else if is_eos || self.is_complete()? {
             Some(StopReason::Eos)
         } else if !self.wants_after(0) {
             Some(StopReason::MaxTokens)
@@ -170,9 +174,9 @@ impl<'m, B: Backend> Sequence<'m, B> {
     }
 
     fn sample(&mut self, logits: &mut [f32], chosen: Option<u32>) -> Result<Sampled> {
-        let n_generated = self.n_generated();
-        let banned: &[u32] =
-            if n_generated < self.request.min_tokens { &self.request.eos_token_ids } else { &[] };
+        // Where a constraint speaks, it alone says when the end may come.
+        let is_short = self.n_generated() < self.request.min_tokens && self.request.constraint.is_none();
+        let banned: &[u32] = if is_short { &self.request.eos_token_ids } else { &[] };
         let allowed = match &mut self.request.constraint {
             Some(constraint) => constraint.allowed(&self.tokens[self.n_prompt..])?,
             None => None,
@@ -182,6 +186,11 @@ impl<'m, B: Backend> Sequence<'m, B> {
             Some(token) => self.sampler.assess(logits, &context, token),
             None => self.sampler.sample(logits, &context),
         }
+    }
+
+    fn is_complete(&mut self) -> Result<bool> {
+        let generated = &self.tokens[self.n_prompt..];
+        self.request.constraint.as_mut().map_or(Ok(false), |constraint| constraint.is_complete(generated))
     }
 
     /// The text that was held back and is certain at its end.
@@ -206,6 +215,7 @@ impl<'m, B: Backend> Sequence<'m, B> {
         Finished {
             reason,
             text,
+            stop_string: self.stop.found().map(str::to_owned),
             n_prompt_tokens: self.n_prompt,
             n_cached_tokens: self.n_cached,
             n_generated_tokens: self.n_generated(),

@@ -13,7 +13,7 @@ impl<B: Backend> Engine<'_, B> {
     /// far as the time allows, the oldest first.
     pub fn step(&mut self, events: &mut Vec<Event>) {
         let started = Instant::now();
-        self.admit();
+        self.admit(events);
         if self.running.is_empty() {
             return;
         }
@@ -189,8 +189,7 @@ impl<B: Backend> Engine<'_, B> {
     fn start_following(&mut self, at: usize, ahead: &Ahead<B>) -> Result<Option<Ahead<B>>> {
         let sequence = &self.running[at];
         let Some(slot) = sequence.slot else { return Ok(None) };
-        let has_room = self.pool.n_tokens(slot) < self.model.architecture().max_position_embeddings
-            && self.fits(self.pool.growth(slot, 1)?);
+        let has_room = self.pool.n_tokens(slot) < self.context() && self.fits(self.pool.growth(slot, 1)?);
         if self.running.len() > 1 || !sequence.wants_after(1) || !has_room {
             return Ok(None);
         }
@@ -203,7 +202,7 @@ impl<B: Backend> Engine<'_, B> {
     }
 
     fn take_token(&mut self, at: usize, row: &mut [f32], chosen: Option<u32>, events: &mut Vec<Event>) {
-        let limit = self.model.architecture().max_position_embeddings;
+        let limit = self.context();
         let sequence = &mut self.running[at];
         match sequence.take_token(row, chosen, limit) {
             Ok((token, reason)) => {

@@ -220,3 +220,86 @@ fn prompts_do_not_stop_those_that_decode() {
     assert_eq!(seen.progress[&long].len(), 10);
     assert_eq!(seen.ids(long).len(), 1);
 }
+
+#[test]
+fn a_context_below_the_models() {
+    let model = load(QWEN);
+    let options = || EngineOptions { context: Some(40), ..plain() };
+    let mut engine = Engine::new(&model, None, options()).unwrap();
+    assert_eq!(engine.context(), 40);
+    let error = engine.submit(Request::new(vec![5; 41], 1)).unwrap_err();
+    assert!(matches!(error, Error::ContextLength { n_tokens: 41, limit: 40 }), "{error}");
+    let id = engine.submit(Request::new(vec![5; 38], 10)).unwrap();
+    let mut seen = Seen::default();
+    seen.run(&mut engine);
+    assert_eq!((seen.ids(id).len(), seen.finished[&id].reason), (3, StopReason::ContextLength));
+    for options in
+        [EngineOptions { context: Some(0), ..plain() }, EngineOptions { max_prompts: 0, ..plain() }]
+    {
+        assert!(matches!(Engine::new(&model, None, options), Err(Error::Parameter { .. })));
+    }
+}
+
+#[test]
+fn each_request_starts_once() {
+    let model = load(QWEN);
+    let mut engine = Engine::new(&model, None, EngineOptions { max_prompts: 1, ..plain() }).unwrap();
+    let ids: Vec<_> = (0..3).map(|i| engine.submit(Request::new(vec![5 + i, 6, 7], 3)).unwrap()).collect();
+    let mut started = Vec::new();
+    let mut events = Vec::new();
+    while !engine.is_idle() {
+        let n_before = started.len();
+        engine.step(&mut events);
+        for event in events.drain(..) {
+            match event {
+                zmlx_models::Event::Started { id, n_cached_tokens } => {
+                    assert_eq!(n_cached_tokens, 0);
+                    started.push(id);
+                }
+                other => assert!(started.contains(&other.id()), "{other:?} before its beginning"),
+            }
+        }
+        assert!(started.len() <= n_before + 1, "more than one prompt at once");
+    }
+    assert_eq!(started, ids);
+}
+
+#[test]
+fn silent_tokens_and_the_stop_string_that_was_found() {
+    let (model, tokenizer) = (load(QWEN), tokenizer(QWEN));
+    let run = |request: Request| {
+        generate(&model, Some(&tokenizer), plain().fusion, request, |_| ControlFlow::Continue(())).unwrap()
+    };
+    let request = || Request::new(prompt(QWEN, "novel"), 12);
+    let whole = run(request());
+    let silent = whole.tokens[3];
+    let kept: Vec<u32> = whole.tokens.iter().copied().filter(|t| *t != silent).collect();
+    let got = run(Request { silent_token_ids: vec![silent], ..request() });
+    assert_eq!((&got.tokens, got.text), (&whole.tokens, tokenizer.decode(&kept).unwrap()));
+    assert_eq!(whole.finished.stop_string, None);
+    let stop = tokenizer.decode(&whole.tokens[4..6]).unwrap();
+    let got = run(Request { stop: vec!["not in there".into(), stop.clone()], ..request() });
+    assert_eq!(got.finished.stop_string, Some(stop));
+}
+
+/// Allows everything, and is complete after so many tokens.
+#[derive(Debug)]
+struct UpTo(usize);
+
+impl Constraint for UpTo {
+    fn allowed(&mut self, _: &[u32]) -> Result<Option<TokenMask<'_>>> {
+        Ok(None)
+    }
+
+    fn is_complete(&mut self, generated: &[u32]) -> Result<bool> {
+        Ok(generated.len() == self.0)
+    }
+}
+
+#[test]
+fn a_constraint_ends_what_is_complete() {
+    let model = load(QWEN);
+    let request = Request { constraint: Some(Box::new(UpTo(5))), ..Request::new(prompt(QWEN, "novel"), 20) };
+    let got = generate(&model, None, plain().fusion, request, |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!((got.tokens.len(), got.finished.reason), (5, StopReason::Eos));
+}

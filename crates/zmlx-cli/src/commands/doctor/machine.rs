@@ -3,7 +3,7 @@
 use serde::Serialize;
 use zmlx_kernels::cpu::Level;
 
-use crate::table::human_bytes;
+use zmlx_models::human_bytes;
 
 /// Processor and memory.
 #[derive(Debug, Serialize)]
@@ -15,31 +15,39 @@ pub(super) struct Machine {
     memory_bytes: Option<u64>,
     /// Instruction-set levels of the CPU backend that run here, slowest first.
     levels: Vec<&'static str>,
+    /// Levels that need another processor: tests cannot run them here.
+    missing_levels: Vec<&'static str>,
 }
 
 impl Machine {
     pub(super) fn probe() -> Self {
         let (processor, memory_bytes) = probe_system();
+        let names = |is_supported: bool| {
+            let levels = Level::ALL.into_iter().filter(|l| l.is_supported() == is_supported);
+            levels.map(Level::name).collect()
+        };
         Self {
             system: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
             processor,
             n_physical_cores: num_cpus::get_physical(),
             n_logical_cores: num_cpus::get(),
             memory_bytes,
-            levels: Level::supported().into_iter().map(Level::name).collect(),
+            levels: names(true),
+            missing_levels: names(false),
         }
     }
 
     pub(super) fn text(&self) -> String {
         let unknown = || "unknown".to_owned();
         format!(
-            "System: {}\nProcessor: {}, {} cores ({} logical)\nMemory: {}\nInstruction levels: {}\n",
+            "System: {}\nProcessor: {}, {} cores ({} logical)\nMemory: {}\nInstruction levels: {}; not on this processor: {}\n",
             self.system,
             self.processor.clone().unwrap_or_else(unknown),
             self.n_physical_cores,
             self.n_logical_cores,
             self.memory_bytes.map_or_else(unknown, human_bytes),
             self.levels.join(", "),
+            self.missing_levels.join(", "),
         )
     }
 }

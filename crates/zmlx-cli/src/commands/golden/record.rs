@@ -8,20 +8,21 @@ use zmlx_models::{Checkpoint, Model};
 use zmlx_oracle::compare::log_softmax;
 use zmlx_oracle::golden::{FORMAT, GoldenFile, ModelId, Outcome as Found, RecordedBy, Recording};
 
-use crate::args::{BackendArgs, NamedModelArgs, positive};
-use crate::capsule::model;
+use super::check::hashed;
+use crate::args::{BackendArgs, ModelArgs, positive};
 use crate::engine::{self, About, Job};
-use crate::greedy;
 use crate::output::{self, Outcome, note};
 use crate::progress::Progress;
 use crate::prompts::{self, Prompt};
 use crate::source::Source;
+use zmlx_bench::capsule::model;
+use zmlx_bench::greedy;
 
 /// Arguments of `zmlx golden record`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: NamedModelArgs,
+    model: ModelArgs,
     /// The golden file to write.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -33,13 +34,13 @@ pub(crate) struct Args {
     max_tokens: usize,
     #[command(flatten)]
     backend: BackendArgs,
-    /// Overwrite the file.
+    /// Overwrite the golden file.
     #[arg(long)]
     force: bool,
 }
 
 pub(super) fn run(args: Args) -> Result<Outcome> {
-    let source = Source::resolve(&args.model.model())?;
+    let source = Source::resolve(&args.model)?;
     let inputs = [source.files(), args.prompts.iter().cloned().collect()].concat();
     output::check_output(&args.output, args.force, &inputs)?;
     let checkpoint = source.checkpoint()?;
@@ -91,7 +92,7 @@ impl Job for Record {
             recordings.push(recording);
             progress.update(i + 1, n_prompts);
         }
-        let Some(weights_sha256) = model::weights_sha256(&self.checkpoint)? else {
+        let Some(weights_sha256) = hashed(&self.checkpoint) else {
             anyhow::bail!("{}: random weights have no hash", self.checkpoint.name());
         };
         let golden = GoldenFile {
@@ -116,7 +117,7 @@ impl Job for Record {
     }
 }
 
-/// A decoding that is none if the logits were not numbers.
+/// A decoding; `whole` is `None` if the logits were not numbers.
 struct Decoded {
     name: String,
     whole: Option<Recording>,

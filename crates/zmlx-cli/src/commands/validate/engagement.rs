@@ -7,7 +7,7 @@ use zmlx_kernels::{Backend, ExpertFusion, Hooked, Hooks, Instrumented, Op, Resul
 use zmlx_models::Model;
 
 use super::Path;
-use crate::capsule::validate::{Engagement, Verdict};
+use zmlx_bench::capsule::validate::{Engagement, Verdict};
 
 /// Counts calls by op.
 #[derive(Debug, Default)]

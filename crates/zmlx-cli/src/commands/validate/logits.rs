@@ -8,10 +8,10 @@ use zmlx_oracle::checkpoint::KvBSplit;
 use zmlx_oracle::compare::{logits_difference, max_or_nan, rel_rms};
 use zmlx_oracle::golden::Rounding;
 
-use crate::capsule::finite;
-use crate::capsule::validate::{LogitCheck, Verdict};
 use crate::commands::inspect;
 use crate::source::Source;
+use zmlx_bench::capsule::finite;
+use zmlx_bench::capsule::validate::{LogitCheck, Verdict};
 
 /// The reference keeps every weight in f32 and takes its time: larger models are not compared with it.
 pub(super) const MAX_PARAMETERS: u64 = 64_000_000;

@@ -6,10 +6,10 @@ use clap::Parser;
 use zmlx_kernels::{Hooked, Instrumented};
 
 use super::{Args, Validate};
-use crate::capsule::validate::{ValidateRecord, Verdict};
 use crate::engine::{self, About, Job};
 use crate::mutants::Wrong;
 use crate::output::Outcome;
+use zmlx_bench::capsule::validate::{ValidateRecord, Verdict};
 
 const GLM: &str = "austen-glm4-moe-lite-4bit";
 const QWEN: &str = "austen-qwen3-moe-4bit";

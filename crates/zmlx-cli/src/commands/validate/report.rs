@@ -1,9 +1,9 @@
 //! A validation as text.
 
-use crate::capsule::stats::{median, range};
-use crate::capsule::validate::{Timing, ValidateRecord};
 use crate::engine::About;
 use crate::table::Table;
+use zmlx_bench::capsule::validate::{Timing, ValidateRecord};
+use zmlx_bench::stats::{median, range};
 
 /// The text for stdout. `is_reference_left_out`: it was not asked for, and the model is too large for it.
 pub(super) fn text(

@@ -7,8 +7,8 @@ use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::Model;
 use zmlx_oracle::golden::Greedy;
 
-use crate::capsule::validate::{TokenCheck, Verdict};
-use crate::greedy::{self, Decoded, Step};
+use zmlx_bench::capsule::validate::{TokenCheck, Verdict};
+use zmlx_bench::greedy::{self, Decoded, Step};
 
 /// What a path decoded, all runs together.
 #[derive(Debug, Default)]
@@ -29,7 +29,7 @@ pub(super) fn decode<B: Backend>(
     n_tokens: usize,
     fusion: &Fusion,
 ) -> Result<Decoded> {
-    greedy::decode(model, prompt, n_tokens, fusion, |_| ())
+    Ok(greedy::decode(model, prompt, n_tokens, fusion, |_| ())?)
 }
 
 impl Runs {
@@ -105,7 +105,7 @@ pub(super) fn repeated(prompt: &str, path: &str, got: &Runs) -> TokenCheck {
     blamed(check(prompt, format!("{path} repeated"), got.steps().len(), None, None), got.fault)
 }
 
-/// `at`: margin and its bound at the divergence; none if one side simply ended.
+/// `at`: margin and its bound at the divergence; `None` if one side simply ended.
 fn check(
     prompt: &str,
     comparison: String,
@@ -119,7 +119,7 @@ fn check(
         (Some(_), Some(margin), Some(bound)) if margin < bound => Verdict::Explained,
         _ => Verdict::Fail,
     };
-    let finite = |x: Option<f64>| x.and_then(crate::capsule::finite);
+    let finite = |x: Option<f64>| x.and_then(zmlx_bench::capsule::finite);
     let (margin, bound) = (finite(margin), finite(bound));
     TokenCheck { prompt: prompt.to_owned(), comparison, n_tokens, first_divergence, margin, bound, verdict }
 }

@@ -13,7 +13,7 @@ const SORT_FROM: usize = 64;
 #[derive(Clone, Debug)]
 pub struct MlxIndices {
     array: Array,
-    /// No value is above it; none if there are no values.
+    /// No value is above it; `None` if there are no values.
     max: Option<u32>,
     sorted: Option<Box<Sorted>>,
 }

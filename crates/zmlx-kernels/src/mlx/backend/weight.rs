@@ -190,7 +190,7 @@ impl MlxWeight {
         self.n_in
     }
 
-    /// The quantised arrays; none for dense weights and concatenations.
+    /// The quantised arrays; `None` for dense weights and concatenations.
     pub fn experts(&self) -> Option<&QuantizedExperts> {
         match &self.kind {
             Kind::Quantized(q) => Some(&q.bank),

@@ -1,0 +1,65 @@
+//! The machine, as far as its system tells.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
+use zmlx_kernels::cpu::Level;
+
+/// Processor, memory, system.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Machine {
+    /// The processor's name.
+    pub cpu: String,
+    /// Cores.
+    pub physical_cores: usize,
+    /// Cores as the system counts them.
+    pub logical_cores: usize,
+    /// Memory; null if the system does not tell.
+    pub memory_bytes: Option<u64>,
+    /// The operating system and its version.
+    pub os: String,
+    /// The processor's architecture.
+    pub arch: String,
+    /// The graphics processor that computed; null if none did.
+    pub gpu: Option<String>,
+    /// The processor's clock at the end of the run; null if the system does not tell.
+    pub cpu_mhz: Option<u64>,
+    /// The best instruction-set level of the CPU backend that runs here.
+    pub level: String,
+}
+
+impl Machine {
+    /// Looks at this machine.
+    pub fn probe() -> Self {
+        let what = RefreshKind::nothing()
+            .with_cpu(CpuRefreshKind::nothing().with_frequency())
+            .with_memory(MemoryRefreshKind::nothing().with_ram());
+        let system = System::new_with_specifics(what).ok();
+        let cpu = system.as_ref().and_then(|s| s.cpus().first());
+        let unknown = || "unknown".to_owned();
+        let name = cpu.map(|c| c.brand().trim().to_owned()).filter(|n| !n.is_empty()).unwrap_or_else(unknown);
+        Self {
+            // Apple's graphics processor is part of the chip and goes by its name.
+            gpu: cfg!(all(target_os = "macos", target_arch = "aarch64")).then(|| name.clone()),
+            cpu: name,
+            physical_cores: num_cpus::get_physical(),
+            logical_cores: num_cpus::get(),
+            memory_bytes: system.as_ref().map(System::total_memory),
+            os: System::long_os_version().unwrap_or_else(|_| std::env::consts::OS.to_owned()),
+            arch: std::env::consts::ARCH.to_owned(),
+            cpu_mhz: cpu.map(sysinfo::Cpu::frequency).filter(|&mhz| mhz > 0),
+            level: Level::fastest().name().to_owned(),
+        }
+    }
+
+    /// The facts by which two machines are the same to a bench; the clock may change from run to run.
+    pub(crate) fn identity(&self) -> [(&'static str, String); 5] {
+        [
+            ("cpu", self.cpu.clone()),
+            ("physical_cores", self.physical_cores.to_string()),
+            ("logical_cores", self.logical_cores.to_string()),
+            ("arch", self.arch.clone()),
+            ("gpu", self.gpu.clone().unwrap_or_else(|| "none".to_owned())),
+        ]
+    }
+}

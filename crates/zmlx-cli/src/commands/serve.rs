@@ -1,0 +1,163 @@
+//! `zmlx serve`: answer requests over HTTP.
+
+mod flags;
+mod memory;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use zmlx_kernels::Backend;
+use zmlx_models::engine::PrefixCacheOptions;
+use zmlx_models::{ChatTemplate, Checkpoint, Engine, EngineOptions, Tokenizer};
+use zmlx_serve::{SamplingDefaults, ServedModel, Server};
+
+use crate::engine::{self, About, Job};
+use crate::output::{Outcome, note};
+use crate::source::Source;
+pub(crate) use flags::Args;
+
+/// Fewer tokens are no context to work with.
+const FEWEST_TOKENS: usize = 2048;
+
+/// Serves until it is told to end.
+pub(crate) fn run(args: Args) -> Result<Outcome> {
+    args.refuse_foreign()?;
+    let options = args.server_options()?;
+    let source = Source::resolve(&args.model)?;
+    // An error in a small file should not cost the time to load the weights.
+    let checkpoint = source.checkpoint()?;
+    let tokenizer = source.need_tokenizer()?;
+    let template = template(&args, &source, &checkpoint)?;
+    let server = Server::bind(options)?;
+    server.stop_at_signals()?;
+    note(format_args!("Listening on http://{}", server.address()));
+    if args.is_open_to_all() {
+        tracing::warn!("everyone who reaches this machine can use the server: --api-key asks for a key");
+    }
+    let id = model_id(&args, &source, &checkpoint);
+    let kind = args.backend;
+    engine::with_backend(kind, Serve { args, source, checkpoint, tokenizer, template, server, id })
+}
+
+/// The template of the arguments, else the checkpoint's; `None` if it has none.
+fn template(args: &Args, source: &Source, checkpoint: &Checkpoint) -> Result<Option<ChatTemplate>> {
+    let own = match source.chat_template() {
+        Ok(template) => Some(template),
+        Err(error) if is_absent(&error) => None,
+        // Another one takes its place.
+        Err(_) if args.has_template() => None,
+        Err(error) => return Err(error),
+    };
+    let Some(text) = args.template_text()? else { return Ok(own) };
+    let made = match own {
+        Some(own) => own.with_source(text),
+        None => ChatTemplate::from_parts(checkpoint.name(), None, Some(text)),
+    };
+    Ok(Some(made.context("--chat-template")?))
+}
+
+fn is_absent(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(zmlx_models::Error::NoChatTemplate { .. }))
+}
+
+/// The name of the model: its id at the hub, or its folder's name.
+fn model_id(args: &Args, source: &Source, checkpoint: &Checkpoint) -> String {
+    let given = args.model.named().map(std::path::PathBuf::as_path);
+    let is_folder = given.is_some_and(std::path::Path::is_dir);
+    match (source, given.and_then(|path| path.to_str())) {
+        (Source::Dir(_), Some(id)) if !is_folder => id.split('@').next().unwrap_or(id).to_owned(),
+        (Source::Dir(dir), _) => {
+            let dir = dir.canonicalize().unwrap_or_else(|_| dir.clone());
+            dir.file_name()
+                .map_or_else(|| checkpoint.name().to_owned(), |name| name.to_string_lossy().into_owned())
+        }
+        _ => checkpoint.name().to_owned(),
+    }
+}
+
+struct Serve {
+    args: Args,
+    source: Source,
+    checkpoint: Checkpoint,
+    tokenizer: Tokenizer,
+    template: Option<ChatTemplate>,
+    server: Server,
+    id: String,
+}
+
+impl Job for Serve {
+    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
+        let Self { args, source, checkpoint, tokenizer, template, server, id } = self;
+        let (model, load_time) = engine::load(backend, &checkpoint)?;
+        let tokenizer = Arc::new(tokenizer);
+        let max_kv_bytes = match args.kv_cache_bytes {
+            Some(bytes) => bytes,
+            None => memory::kv_budget(about.memory_bytes, checkpoint.total_bytes())?,
+        };
+        let options = EngineOptions {
+            max_sequences: args.decode_concurrency,
+            max_prompts: args.prompt_concurrency,
+            context: args.max_kv_size,
+            prefill_chunk: args.prefill_step_size,
+            kv_format: args.kv_format()?,
+            max_kv_bytes: Some(max_kv_bytes),
+            prefix_cache: PrefixCacheOptions {
+                max_entries: args.prompt_cache_size,
+                max_bytes: args.prompt_cache_bytes.unwrap_or(u64::MAX),
+                ..PrefixCacheOptions::default()
+            },
+            ..EngineOptions::new(about.fusion(&model, args.fusion)?)
+        };
+        let mut engine = Engine::new(&model, Some(&tokenizer), options)?;
+        let n_tokens = n_tokens(&engine, max_kv_bytes);
+        let fewest = FEWEST_TOKENS.min(engine.context());
+        if n_tokens < fewest {
+            bail!(
+                "the memory for keys and values, {max_kv_bytes} bytes, has room for {n_tokens} tokens, but {fewest} are \
+                 needed: see --kv-cache-bytes"
+            );
+        }
+        let sampling = args.sampling_defaults()?.or(generation_config(&source));
+        let served = ServedModel {
+            id,
+            path: args.model.named().map(|path| path.display().to_string()),
+            tokenizer: Arc::clone(&tokenizer),
+            template,
+            eos_token_ids: checkpoint.eos_token_ids().to_vec(),
+            vocab_size: model.architecture().vocab_size,
+            sampling,
+        };
+        note(format_args!(
+            "{}: {} loaded in {:.1} s; context {} tokens; keys and values of {n_tokens} tokens fit at once",
+            served.id,
+            about.text,
+            load_time.as_secs_f64(),
+            engine.context()
+        ));
+        server.run(served, &mut engine)?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// Tokens of a sequence that fit so many bytes.
+fn n_tokens<B: Backend>(engine: &Engine<'_, B>, bytes: u64) -> usize {
+    // Found by halving: what a sequence takes grows with its length.
+    let (mut fits, mut fits_not) = (0usize, 1usize << 32);
+    while fits + 1 < fits_not {
+        let middle = fits + (fits_not - fits) / 2;
+        if engine.kv_bytes_for(middle) <= bytes { fits = middle } else { fits_not = middle }
+    }
+    fits
+}
+
+fn generation_config(source: &Source) -> SamplingDefaults {
+    let Source::Dir(dir) = source else { return SamplingDefaults::default() };
+    let text = std::fs::read_to_string(dir.join("generation_config.json")).unwrap_or_default();
+    SamplingDefaults::of_generation_config(&text)
+}
+
+/// A time in whole or parts of seconds; 0 is no limit.
+fn limit(seconds: f64) -> Option<Duration> {
+    (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
+}

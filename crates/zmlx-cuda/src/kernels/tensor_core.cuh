@@ -1,0 +1,38 @@
+// Products on tensor cores: 16 rows by 8 columns, 16 values deep. Sums are f32.
+//
+// Activations are f32: each becomes the sum of two bf16 values, which hold 16 of its 24 bits, and is multiplied twice.
+
+// D += A·B. Of A, lane 4·r + q has rows r and r + 8, columns 2·q and 2·q + 1, then the same rows, columns 2·q + 8 and
+// 2·q + 9; of B column r, the same four deep; of D rows r and r + 8, columns 2·q and 2·q + 1.
+__device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
+}
+
+// Two values as bf16, the first in the lower half.
+__device__ __forceinline__ u32 bf16_pair(float first, float second) {
+    u32 pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+}
+
+// Two values as pairs of bf16 whose sums they are.
+__device__ __forceinline__ void split_pair(float first, float second, u32& high, u32& low) {
+    high = bf16_pair(first, second);
+    low = bf16_pair(first - bf16_low(high), second - bf16_high(high));
+}
+
+// 16 bytes on their way into shared memory, where they are once `wait_for_copies` has returned.
+__device__ __forceinline__ void copy_async(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy_word_async(void* to, const void* from) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+}
+__device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+// All but the last N groups of copies are there.
+template <int N>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}

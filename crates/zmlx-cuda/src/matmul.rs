@@ -1,0 +1,184 @@
+//! Products with many rows of activations, on tensor cores: `matmul.cu` and what comes before it.
+
+use std::sync::{Arc, Mutex};
+
+use zmlx_core::Result;
+
+use crate::compile::Unit;
+use crate::device::Device;
+use crate::driver::Grid;
+use crate::memory::{Buffer, lock};
+use crate::products::{Epilogue, InputArgs, MAX_PARTS, PartArgs, Product};
+use crate::tensor::CudaIndices;
+use crate::weight::{Part, PartFormat};
+
+/// From this many tokens on a product runs on tensor cores. Fewer have the same sums as one alone.
+pub(crate) const MIN_TOKENS: usize = 16;
+/// Jobs of a tile; `JOBS` of the kernel.
+const TILE_JOBS: usize = 32;
+/// Rows of the matrix that a block takes.
+const BLOCK_ROWS: usize = 256;
+/// Columns of a unit; `UNIT` of the kernels.
+const UNIT: usize = 64;
+/// Most experts that `group.cu` puts in order.
+const MAX_EXPERTS: usize = 1024;
+
+/// Jobs in the order of their experts.
+pub(crate) struct Groups {
+    jobs: Arc<Buffer>,
+    tiles: Arc<Buffer>,
+    n_tiles: Arc<Buffer>,
+    /// More tiles than there can be.
+    most_tiles: usize,
+}
+
+/// The groups of some indices, once a product has made them.
+pub(crate) type Grouped = Arc<Mutex<Option<Arc<Groups>>>>;
+
+#[repr(C)]
+struct GroupArgs {
+    experts: u64,
+    n: u32,
+    n_experts: u32,
+    tile_jobs: u32,
+    jobs: u64,
+    tiles: u64,
+    n_tiles: u64,
+}
+
+/// The jobs of `experts` by expert. The caller has checked that all are below `n_experts`.
+fn groups(device: &Arc<Device>, experts: &CudaIndices, n_experts: usize) -> Result<Arc<Groups>> {
+    let mut made = lock(&experts.grouped);
+    if let Some(groups) = &*made {
+        return Ok(Arc::clone(groups));
+    }
+    let n = experts.shape.len();
+    let most_tiles = n / TILE_JOBS + n_experts.min(n);
+    let groups = Groups {
+        jobs: Buffer::scratch(device, 4 * n)?,
+        tiles: Buffer::scratch(device, 16 * most_tiles)?,
+        n_tiles: Buffer::scratch(device, 4)?,
+        most_tiles,
+    };
+    let args = GroupArgs {
+        experts: experts.buffer.at(),
+        n: n as u32,
+        n_experts: n_experts as u32,
+        tile_jobs: TILE_JOBS as u32,
+        jobs: groups.jobs.at(),
+        tiles: groups.tiles.at(),
+        n_tiles: groups.n_tiles.at(),
+    };
+    let grid = Grid { blocks: [1, 1, 1], threads: 1024, shared_bytes: 0, cluster: 1 };
+    // SAFETY: the struct is the kernel's; experts are below n_experts, at most 1024; each expert has one tile that is not full at
+    // most.
+    unsafe { device.launch("group", (Unit::new("group", &[]), "group"), grid, &args)? };
+    let groups = Arc::new(groups);
+    *made = Some(Arc::clone(&groups));
+    Ok(groups)
+}
+
+#[repr(C)]
+struct SplitArgs {
+    input: InputArgs,
+    n_in: u32,
+    y: u64,
+    sums: u64,
+}
+
+#[repr(C)]
+struct MatmulArgs {
+    parts: [PartArgs; MAX_PARTS],
+    n_parts: u32,
+    n_out: u32,
+    n_units: u32,
+    n_jobs: u32,
+    jobs_per_x: u32,
+    x: u64,
+    x_sums: u64,
+    tiles: u64,
+    n_tiles: u64,
+    jobs: u64,
+    residual: u64,
+    y: u64,
+    y_stride: u32,
+}
+
+/// The macros of a format that the kernels have.
+fn format(part: &Part) -> Option<[(&'static str, u32); 4]> {
+    match part.format {
+        PartFormat::Coded { bits: bits @ (4 | 8), code, scales: scales @ 0..=2, group_shift }
+            if group_shift <= 2 =>
+        {
+            Some([("BITS", bits), ("CODE", code), ("SCALES", scales), ("GROUP", 32 << group_shift)])
+        }
+        _ => None,
+    }
+}
+
+/// Whether a product is one for tensor cores: enough tokens, a format and sizes that fit.
+pub(crate) fn suits(product: &Product) -> bool {
+    let n_tokens = product.experts.as_ref().map_or(product.n_jobs, |e| e.dims()[0]);
+    let has_mats = match product.experts {
+        Some(_) => product.n_mats <= MAX_EXPERTS,
+        None => product.n_mats == 1,
+    };
+    n_tokens >= MIN_TOKENS
+        && has_mats
+        && product.n_slots == 1
+        && product.slot_weights.is_none()
+        && product.n_in.is_multiple_of(UNIT)
+        && product.parts.iter().all(|p| p.n_rows.is_multiple_of(16) && format(p).is_some())
+}
+
+/// Launches parts of one format, of a product that [`suits`].
+pub(crate) fn launch(
+    device: &Arc<Device>,
+    product: &Product,
+    (run, parts, n_out): (&[Part], [PartArgs; MAX_PARTS], usize),
+    input: InputArgs,
+    (residual, y): (u64, u64),
+) -> Result<()> {
+    let Some(format) = format(&run[0]) else { return Ok(()) };
+    let n_rows = product.n_jobs / product.rows_per_x;
+    let n_in = product.n_in;
+    let x = Buffer::scratch(device, 4 * n_rows * n_in)?;
+    let sums = Buffer::scratch(device, 4 * n_rows * n_in / 32)?;
+    let args = SplitArgs { input, n_in: n_in as u32, y: x.at(), sums: sums.at() };
+    let unit = Unit::new("split", &[format[0], format[3]]);
+    let grid = Grid { blocks: [n_rows, 1, 1], threads: 256, shared_bytes: 0, cluster: 1 };
+    // SAFETY: the struct is the kernel's; the input has n_rows rows of n_in; the results have room for 4 bytes a value, and a
+    // sum for each 32 values at most.
+    unsafe { device.launch(product.op, (unit, "split"), grid, &args)? };
+
+    let groups = product.experts.as_ref().map(|e| groups(device, e, product.n_mats)).transpose()?;
+    let n_tiles = groups.as_ref().map_or(product.n_jobs.div_ceil(TILE_JOBS), |g| g.most_tiles);
+    let streams = if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 };
+    let args = MatmulArgs {
+        parts,
+        n_parts: run.len() as u32,
+        n_out: n_out as u32,
+        n_units: (n_in / UNIT) as u32,
+        n_jobs: product.n_jobs as u32,
+        jobs_per_x: product.rows_per_x as u32,
+        x: x.at(),
+        x_sums: sums.at(),
+        tiles: groups.as_ref().map_or(0, |g| g.tiles.at()),
+        n_tiles: groups.as_ref().map_or(0, |g| g.n_tiles.at()),
+        jobs: groups.as_ref().map_or(0, |g| g.jobs.at()),
+        residual,
+        y,
+        y_stride: product.n_out as u32,
+    };
+    let [bits, code, scales, group] = format;
+    let unit = Unit::new("matmul", &[bits, code, scales, group, ("STREAMS", streams as u32)]);
+    let grid = Grid {
+        blocks: [n_out.div_ceil(BLOCK_ROWS / streams), n_tiles, 1],
+        threads: 128,
+        shared_bytes: 0,
+        cluster: 1,
+    };
+    // SAFETY: the struct is the kernel's; `suits` has checked sizes and format, the product's maker shapes and indices; what is
+    // written before it is kept until this call returns, and freed memory is reused in the order of the stream.
+    unsafe { device.launch(product.op, (unit, "matmul"), grid, &args) }
+}

@@ -1,0 +1,94 @@
+//! What the interfaces have in common: a request in the server's own terms.
+
+use serde_json::{Map, Value};
+use zmlx_models::{ChatMessage, SamplingParams};
+
+use crate::constrain::Structure;
+use crate::tools::Tool;
+
+/// How an answer is generated.
+#[derive(Clone, Debug)]
+pub(crate) struct Settings {
+    /// Most tokens; to the server's default without.
+    pub(crate) max_tokens: Option<usize>,
+    pub(crate) min_tokens: usize,
+    pub(crate) sampling: SamplingParams,
+    /// Texts that end the answer.
+    pub(crate) stop: Vec<String>,
+    /// Tokens that end it, besides the model's.
+    pub(crate) stop_token_ids: Vec<u32>,
+    /// Whether the model's own end tokens do.
+    pub(crate) end_tokens: EndTokens,
+    /// Probabilities that are told: of the token, and of so many others. `None` is none at all.
+    pub(crate) logprobs: Option<usize>,
+}
+
+/// What the model's end tokens do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum EndTokens {
+    /// They end the answer.
+    End,
+    /// They pass unseen.
+    Ignored,
+}
+
+/// Whether tools must or may be called.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum ToolChoice {
+    None,
+    Auto,
+    Required,
+    Named(String),
+}
+
+/// A conversation to answer.
+#[derive(Clone, Debug)]
+pub(crate) struct ChatCall {
+    pub(crate) messages: Vec<ChatMessage>,
+    /// The tools, and as the template sees them.
+    pub(crate) tools: Vec<Tool>,
+    pub(crate) tools_json: Vec<Value>,
+    pub(crate) choice: ToolChoice,
+    /// Most calls of tools; `None` is any number.
+    pub(crate) most_calls: Option<usize>,
+    /// Variables of the template.
+    pub(crate) kwargs: Map<String, Value>,
+    pub(crate) structure: Option<Structure>,
+    /// The last message is gone on with, rather than answered.
+    pub(crate) continues: Continues,
+    pub(crate) settings: Settings,
+    /// The field that holds the conversation.
+    pub(crate) param: &'static str,
+}
+
+/// Where the answer begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Continues {
+    /// In a message of its own.
+    NewMessage,
+    /// Within the last message.
+    LastMessage,
+}
+
+/// A text to continue.
+#[derive(Clone, Debug)]
+pub(crate) struct TextCall {
+    pub(crate) prompt: TextPrompt,
+    pub(crate) structure: Option<Structure>,
+    pub(crate) settings: Settings,
+}
+
+/// A text, or its tokens.
+#[derive(Clone, Debug)]
+pub(crate) enum TextPrompt {
+    Text(String),
+    Tokens(Vec<u32>),
+}
+
+impl ChatCall {
+    /// The tools that the model is shown.
+    pub(crate) fn shown_tools(&self) -> Option<&[Value]> {
+        let is_shown = self.choice != ToolChoice::None && !self.tools_json.is_empty();
+        is_shown.then_some(self.tools_json.as_slice())
+    }
+}

@@ -1,0 +1,257 @@
+//! Structured output: which tokens may come next, by a grammar.
+//!
+//! Grammars are compiled on the server's threads and kept; the engine asks each one for its mask.
+
+mod forced;
+mod vocabulary;
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use llguidance::api::TopLevelGrammar;
+use llguidance::toktrie::SimpleVob;
+use llguidance::{Matcher, ParserFactory};
+use serde_json::{Value, json};
+use zmlx_models::engine::Constraint;
+use zmlx_models::{TokenMask, Tokenizer};
+
+use crate::error::Error;
+use crate::model::ServedModel;
+pub(crate) use forced::{Calls, CallsWanted};
+
+/// Compiled grammars that are kept.
+const N_KEPT: usize = 32;
+/// No schema that a person writes is longer.
+const MAX_GRAMMAR_BYTES: usize = 1 << 20;
+
+/// What an answer must look like.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) enum Structure {
+    /// A JSON value that a schema admits.
+    Schema(Value),
+    /// A text that matches as a whole.
+    Regex(String),
+    /// One of these.
+    Choice(Vec<String>),
+    /// A Lark grammar.
+    Grammar(String),
+}
+
+impl Structure {
+    /// Any JSON object.
+    pub(crate) fn json_object() -> Self {
+        Self::Schema(json!({"type": "object"}))
+    }
+
+    /// Rules for `answer`.
+    fn rules(&self) -> String {
+        match self {
+            Self::Schema(schema) => format!("answer: {}\n", inline_json(schema)),
+            Self::Regex(regex) => format!("answer: ANSWER\nANSWER: /{}/\n", in_slashes(regex)),
+            Self::Choice(choices) => {
+                let choices: Vec<String> = choices.iter().map(|c| quoted(c)).collect();
+                format!("answer: {}\n", choices.join(" | "))
+            }
+            Self::Grammar(lark) => renamed_start(lark),
+        }
+    }
+}
+
+/// A schema within a Lark grammar. Without white space between tokens, or small models never end.
+fn inline_json(schema: &Value) -> String {
+    let mut schema = schema.clone();
+    if schema == Value::Bool(true) {
+        schema = json!({});
+    }
+    if let Value::Object(map) = &mut schema {
+        map.insert("x-guidance".into(), json!({"whitespace_flexible": false}));
+    }
+    format!("%json {schema}")
+}
+
+/// A text as a literal of Lark.
+fn quoted(text: &str) -> String {
+    Value::from(text).to_string()
+}
+
+/// A regular expression between slashes.
+fn in_slashes(regex: &str) -> String {
+    let mut escaped = String::with_capacity(regex.len());
+    let mut is_escaped = false;
+    for c in regex.chars() {
+        match c {
+            '/' if !is_escaped => escaped.push_str("\\/"),
+            '\n' => escaped.push_str("\\n"),
+            c => escaped.push(c),
+        }
+        is_escaped = c == '\\' && !is_escaped;
+    }
+    escaped
+}
+
+/// The grammar with its `start` under another name, as it becomes a part of another.
+fn renamed_start(lark: &str) -> String {
+    let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
+    let mut renamed = String::with_capacity(lark.len() + 16);
+    let mut rest = lark;
+    while let Some(at) = rest.find("start") {
+        let before_is_word = rest[..at].chars().next_back().is_some_and(is_word);
+        let after_is_word = rest[at + 5..].chars().next().is_some_and(is_word);
+        renamed.push_str(&rest[..at]);
+        renamed.push_str(if before_is_word || after_is_word { "start" } else { "answer" });
+        rest = &rest[at + 5..];
+    }
+    renamed.push_str(rest);
+    renamed.push('\n');
+    renamed
+}
+
+/// Where in the answer the structure begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Before {
+    /// At its beginning.
+    Nothing,
+    /// Behind thinking that the prompt has opened.
+    OpenThinking,
+    /// Behind thinking, if the answer begins with it.
+    PerhapsThinking,
+}
+
+impl Before {
+    fn rules(self) -> String {
+        const THINKING: &str = "thinking[suffix=\"</think>\"]: /(?s:.*)/\nBLANKS: /[ \\n]{1,4}/\n";
+        match self {
+            Self::Nothing => "start: answer\n".to_owned(),
+            Self::OpenThinking => format!("start: thinking BLANKS? answer\n{THINKING}"),
+            Self::PerhapsThinking => {
+                format!("start: answer | \"<think>\" thinking BLANKS? answer\n{THINKING}")
+            }
+        }
+    }
+}
+
+/// Makes constraints for one vocabulary.
+pub(crate) struct Constraints {
+    tokenizer: Arc<Tokenizer>,
+    eos_token_ids: Vec<u32>,
+    vocab_size: usize,
+    factory: OnceLock<Result<ParserFactory, String>>,
+    /// Compiled grammars by their texts, the newest last.
+    kept: Mutex<VecDeque<(String, Matcher)>>,
+}
+
+impl fmt::Debug for Constraints {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Constraints").field("vocab_size", &self.vocab_size).finish_non_exhaustive()
+    }
+}
+
+impl Constraints {
+    pub(crate) fn new(model: &ServedModel) -> Result<Self, Error> {
+        if model.vocab_size == 0 || u32::try_from(model.vocab_size).is_err() {
+            return Err(Error::Vocabulary { why: format!("it has {} tokens", model.vocab_size) });
+        }
+        Ok(Self {
+            tokenizer: Arc::clone(&model.tokenizer),
+            eos_token_ids: model.eos_token_ids.clone(),
+            vocab_size: model.vocab_size,
+            factory: OnceLock::new(),
+            kept: Mutex::default(),
+        })
+    }
+
+    /// A constraint for answers of a structure. Takes milliseconds for new ones: not for threads that must not wait.
+    ///
+    /// # Errors
+    /// Why the structure cannot be had, for the client.
+    pub(crate) fn structure(&self, structure: &Structure, before: Before) -> Result<Grammatical, String> {
+        self.compile(format!("{}{}", before.rules(), structure.rules()))
+    }
+
+    /// A constraint for calls of tools.
+    ///
+    /// # Errors
+    /// As [`Constraints::structure`].
+    pub(crate) fn calls(&self, calls: &Calls<'_>, before: Before) -> Result<Grammatical, String> {
+        self.compile(format!("{}{}", before.rules(), calls.rules()))
+    }
+
+    fn compile(&self, grammar: String) -> Result<Grammatical, String> {
+        if grammar.len() > MAX_GRAMMAR_BYTES {
+            return Err(format!(
+                "the grammar has {} bytes, at most {MAX_GRAMMAR_BYTES} are admitted",
+                grammar.len()
+            ));
+        }
+        let kept = || self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, matcher)) = kept().iter().find(|(text, _)| *text == grammar) {
+            return Ok(Grammatical::new(matcher.deep_clone()));
+        }
+        let factory = self
+            .factory
+            .get_or_init(|| vocabulary::factory(&self.tokenizer, &self.eos_token_ids, self.vocab_size));
+        let factory = factory.as_ref().map_err(Clone::clone)?;
+        let parser = factory.create_parser(TopLevelGrammar::from_lark(grammar.clone()));
+        let mut matcher = Matcher::new(parser);
+        if let Some(why) = matcher.get_error() {
+            return Err(why);
+        }
+        // A grammar that nothing fits, or whose first step is too much, fails here.
+        matcher.compute_mask().map_err(|why| why.to_string())?;
+        let mut kept = kept();
+        if kept.len() >= N_KEPT {
+            kept.pop_front();
+        }
+        kept.push_back((grammar, matcher.deep_clone()));
+        Ok(Grammatical::new(matcher))
+    }
+}
+
+/// A grammar at some point of a text.
+pub(crate) struct Grammatical {
+    matcher: Matcher,
+    /// Generated tokens that it has seen.
+    n_seen: usize,
+    mask: SimpleVob,
+}
+
+impl fmt::Debug for Grammatical {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Grammatical").field("n_seen", &self.n_seen).finish_non_exhaustive()
+    }
+}
+
+impl Grammatical {
+    fn new(matcher: Matcher) -> Self {
+        Self { matcher, n_seen: 0, mask: SimpleVob::new() }
+    }
+
+    fn see(&mut self, generated: &[u32]) -> zmlx_models::Result<()> {
+        for &token in generated.get(self.n_seen..).unwrap_or_default() {
+            // Behind the end of the text nothing is checked.
+            if !self.matcher.is_stopped() {
+                self.matcher.consume_token(token).map_err(failed)?;
+            }
+            self.n_seen += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Constraint for Grammatical {
+    fn allowed(&mut self, generated: &[u32]) -> zmlx_models::Result<Option<TokenMask<'_>>> {
+        self.see(generated)?;
+        self.mask = self.matcher.compute_mask_or_eos().map_err(failed)?;
+        Ok(Some(TokenMask::new(self.mask.as_slice())))
+    }
+
+    fn is_complete(&mut self, generated: &[u32]) -> zmlx_models::Result<bool> {
+        self.see(generated)?;
+        Ok(self.matcher.is_stopped())
+    }
+}
+
+fn failed(why: impl fmt::Display) -> zmlx_models::Error {
+    zmlx_models::Error::Constraint { why: why.to_string() }
+}

@@ -1,0 +1,98 @@
+//! What all of the server's tasks share.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use crate::engine::EngineHandle;
+use crate::error::ApiError;
+use crate::generation::Generation;
+use crate::metrics::Metrics;
+use crate::model::Loaded;
+use crate::options::ServerOptions;
+use crate::prepare::Prepared;
+
+#[derive(Debug)]
+pub(crate) struct State {
+    pub(crate) options: ServerOptions,
+    pub(crate) engine: EngineHandle,
+    pub(crate) metrics: Metrics,
+    loaded: OnceLock<Arc<Loaded>>,
+    is_stopping: AtomicBool,
+}
+
+impl State {
+    pub(crate) fn new(options: ServerOptions, engine: EngineHandle) -> Self {
+        let (loaded, is_stopping) = (OnceLock::new(), AtomicBool::new(false));
+        Self { options, engine, metrics: Metrics::new(), loaded, is_stopping }
+    }
+
+    /// The model is there: requests may come.
+    pub(crate) fn set_loaded(&self, loaded: Loaded) {
+        // There is one model in a server's life.
+        let _ = self.loaded.set(Arc::new(loaded));
+    }
+
+    pub(crate) fn try_loaded(&self) -> Option<&Arc<Loaded>> {
+        self.loaded.get()
+    }
+
+    /// The model.
+    ///
+    /// # Errors
+    /// While it is being loaded, and once the server is stopping.
+    pub(crate) fn loaded(&self) -> Result<Arc<Loaded>, ApiError> {
+        if self.is_stopping() {
+            return Err(ApiError::unavailable("the server is stopping", 1));
+        }
+        self.loaded.get().cloned().ok_or_else(|| ApiError::unavailable("the model is being loaded", 1))
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.is_stopping.load(Ordering::SeqCst)
+    }
+
+    /// From here on no request begins.
+    pub(crate) fn stop(&self) {
+        self.is_stopping.store(true, Ordering::SeqCst);
+        self.engine.stop();
+    }
+
+    /// Prepares a request on a thread that may take its time, and begins it.
+    pub(crate) async fn begin(
+        self: &Arc<Self>,
+        (id, path): (String, &'static str),
+        prepare: impl FnOnce(&Loaded, &ServerOptions) -> Result<Prepared, ApiError> + Send + 'static,
+    ) -> Result<Generation, ApiError> {
+        let prepared = self.blocking(prepare).await?;
+        Generation::begin(Arc::clone(self), prepared, (id, path)).await
+    }
+
+    /// Runs what takes its time: templates, tokenizers and grammars.
+    pub(crate) async fn blocking<T: Send + 'static>(
+        self: &Arc<Self>,
+        work: impl FnOnce(&Loaded, &ServerOptions) -> Result<T, ApiError> + Send + 'static,
+    ) -> Result<T, ApiError> {
+        let (loaded, state) = (self.loaded()?, Arc::clone(self));
+        let task = tokio::task::spawn_blocking(move || work(&loaded, &state.options));
+        task.await.unwrap_or_else(|error| {
+            tracing::error!("{error}");
+            Err(ApiError::internal())
+        })
+    }
+}
+
+/// The letters and digits of ids, 24 of them, behind a prefix.
+pub(crate) fn new_id(prefix: &str) -> String {
+    use rand::Rng;
+    let letters = rand::rng().sample_iter(rand::distr::Alphanumeric).take(24).map(char::from);
+    prefix.chars().chain(letters).collect()
+}
+
+/// As [`new_id`], of letters alone.
+pub(crate) fn new_call_id(prefix: &str) -> String {
+    use rand::Rng;
+    let mut rng = rand::rng();
+    let letters =
+        (0..24).map(|_| char::from(if rng.random() { b'a' } else { b'A' } + rng.random_range(0..26u8)));
+    prefix.chars().chain(letters).collect()
+}

@@ -1,0 +1,171 @@
+//! What a model's text says: thinking, content, and calls of tools, told apart while the text comes in pieces.
+//!
+//! Everything here works on text, because a tag may come in several tokens. The outcome does not depend on how the text was
+//! cut: only what could still be a tag is held back.
+
+mod calls;
+mod coder;
+mod glm;
+mod json;
+mod thinking;
+mod translate;
+mod values;
+
+use serde_json::Value;
+
+use calls::CallReader;
+use thinking::Thinking;
+
+/// How a model writes calls of tools.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ToolSyntax {
+    /// GLM-4: `<tool_call>name<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>`.
+    Glm,
+    /// Qwen3: JSON with `name` and `arguments` within `<tool_call>`.
+    Qwen,
+    /// Qwen3-Coder: `<function=name><parameter=k>v</parameter></function>` within `<tool_call>`.
+    Coder,
+}
+
+impl ToolSyntax {
+    /// The syntax that a chat template shows its model; `None` if it shows none of these.
+    pub fn of_template(template: &str) -> Option<Self> {
+        if template.contains("<arg_key>") {
+            Some(Self::Glm)
+        } else if template.contains("<function=") {
+            Some(Self::Coder)
+        } else if template.contains("<tool_call>") {
+            Some(Self::Qwen)
+        } else {
+            None
+        }
+    }
+}
+
+/// A tool that a request offers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tool {
+    /// Its name.
+    pub name: String,
+    /// What it does.
+    pub description: Option<String>,
+    /// The JSON schema of its arguments.
+    pub parameters: Value,
+    /// Whether calls must keep to the schema.
+    pub strict: bool,
+}
+
+/// A part of a model's answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Piece {
+    /// Thinking.
+    Reasoning(String),
+    /// Text for the reader.
+    Content(String),
+    /// A call begins. Its arguments follow, and nothing else before its end.
+    CallStart {
+        /// The tool's name.
+        name: String,
+    },
+    /// More of the JSON text of the arguments.
+    CallArguments(String),
+    /// The call is whole.
+    CallEnd,
+    /// The call that began is none after all: this is its whole text.
+    CallBroken(String),
+    /// The text ended within the call that began.
+    CallCut,
+}
+
+/// How a text ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TextEnd {
+    /// The model ended it.
+    Whole,
+    /// It was cut off.
+    Cut,
+}
+
+/// How an answer is read.
+#[derive(Debug)]
+pub struct ParserOptions<'a> {
+    /// Whether thinking is split off, and if so whether the answer begins in it.
+    pub thinking: ThinkingMode,
+    /// The syntax of calls; `None` if there are to be no calls.
+    pub syntax: Option<ToolSyntax>,
+    /// The tools that may be called.
+    pub tools: &'a [Tool],
+}
+
+/// What of an answer may be thinking.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThinkingMode {
+    /// Tags of thinking are content as all else.
+    Off,
+    /// If the answer begins with the tag.
+    IfTagged,
+    /// The prompt has opened it.
+    Open,
+}
+
+/// Reads one answer.
+#[derive(Debug)]
+pub struct OutputParser {
+    thinking: Thinking,
+    calls: Option<CallReader>,
+}
+
+impl OutputParser {
+    /// A parser at the start of an answer.
+    pub fn new(options: &ParserOptions<'_>) -> Self {
+        let calls = options.syntax.map(|syntax| CallReader::new(syntax, options.tools.to_vec()));
+        Self { thinking: Thinking::new(options.thinking), calls }
+    }
+
+    /// True while the text is thinking.
+    pub fn is_thinking(&self) -> bool {
+        self.thinking.is_open()
+    }
+
+    /// Adds a piece of text, and appends what is certain now.
+    pub fn push(&mut self, text: &str, pieces: &mut Vec<Piece>) {
+        let rest = self.thinking.push(text, pieces);
+        self.push_rest(&rest, pieces);
+    }
+
+    /// Ends the text, and appends what was held back.
+    pub fn finish(&mut self, end: TextEnd, pieces: &mut Vec<Piece>) {
+        let rest = self.thinking.finish(pieces);
+        self.push_rest(&rest, pieces);
+        if let Some(calls) = &mut self.calls {
+            calls.finish(end, pieces);
+        }
+    }
+
+    fn push_rest(&mut self, text: &str, pieces: &mut Vec<Piece>) {
+        match &mut self.calls {
+            Some(calls) => calls.push(text, pieces),
+            None => push_content(text, pieces),
+        }
+    }
+}
+
+/// Appends content, if there is any.
+fn push_content(text: &str, pieces: &mut Vec<Piece>) {
+    if text.is_empty() {
+        return;
+    }
+    match pieces.last_mut() {
+        Some(Piece::Content(last)) => last.push_str(text),
+        _ => pieces.push(Piece::Content(text.to_owned())),
+    }
+}
+
+/// How much of the end of `text` could be the beginning of one of `tags`, in bytes.
+fn undecided(text: &str, tags: &[&str]) -> usize {
+    let longest = tags.iter().map(|tag| tag.len()).max().unwrap_or(0);
+    let from = text.len().saturating_sub(longest.saturating_sub(1));
+    let starts = (from..text.len()).filter(|&at| text.is_char_boundary(at));
+    let begins = |at: &usize| tags.iter().any(|tag| tag.starts_with(&text[*at..]));
+    starts.into_iter().find(begins).map_or(0, |at| text.len() - at)
+}
