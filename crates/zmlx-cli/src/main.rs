@@ -98,6 +98,16 @@ fn main() -> ExitCode {
         output::be_quiet();
     }
     start_log(cli.verbose, &cli.command);
+    let ends_itself = match &cli.command {
+        // A server answers what it has begun when it is asked to end.
+        #[cfg(feature = "serve")]
+        Command::Serve(_) => true,
+        _ => false,
+    };
+    let taken = if ends_itself { Ok(()) } else { interrupt::take_signals() };
+    if let Err(error) = taken.and_then(|()| interrupt::watch_files()) {
+        tracing::warn!("{error}: a signal will end this process at once");
+    }
     let done = match cli.command {
         Command::Generate(args) => commands::generate::run(args, cli.verbose),
         Command::Chat(args) => commands::chat::run(args, cli.verbose),

@@ -44,6 +44,7 @@ pub mod elementwise;
 pub mod embed_concat;
 pub mod errors;
 pub mod extremes;
+pub mod factors;
 pub mod formats;
 pub mod fused;
 pub mod gather;
