@@ -274,7 +274,7 @@ pub(crate) fn attend(
         let most_tokens = (LATENT_ROWS / n_heads).max(1);
         let blocks = step.blocks(device, most_tokens)?;
         let n_row_blocks = (most_tokens * n_heads).div_ceil(LATENT_ROWS);
-        let n_splits = splits(device, step, blocks.n * n_row_blocks, TILE);
+        let n_splits = splits(device, step, blocks.n * n_row_blocks);
         let n_partial =
             if n_splits == 1 { 0 } else { n_tokens * n_heads * n_splits * (pages.value_width + 4) };
         let partial = Buffer::scratch(device, 4 * n_partial)?;
@@ -346,7 +346,12 @@ pub(crate) fn attend(
         && [&q, &k].iter().all(|s| s.rotation.is_even())
     {
         let n_head_blocks = pages.n_kv_heads * heads_per_key.div_ceil(HEADS_PER_BLOCK);
-        let n_splits = splits(device, step, n_head_blocks * n_tokens, ONE_POSITIONS);
+        // One block fits a multiprocessor, and few blocks are worth less than one pass for each.
+        let room = device.driver.properties.n_multiprocessors as usize / (n_head_blocks * n_tokens).max(1);
+        let n_splits = split_class(step)
+            .div_ceil(ONE_POSITIONS as u32 / TILE as u32)
+            .min(room.clamp(1, MAX_SPLITS) as u32);
+        let n_splits = n_splits as usize;
         let partial = match n_splits {
             1 => None,
             _ => Some(Buffer::scratch(device, 4 * n_tokens * n_heads * n_splits * (pages.key_width + 4))?),
@@ -377,7 +382,7 @@ pub(crate) fn attend(
     }
     let n_block_heads = heads_per_key.min(HEADS_PER_BLOCK);
     let n_head_blocks = pages.n_kv_heads * heads_per_key.div_ceil(n_block_heads);
-    let n_splits = splits(device, step, n_head_blocks * n_tokens, TILE);
+    let n_splits = splits(device, step, n_head_blocks * n_tokens);
     let row = pages.value_width + 4;
     let partial = match n_splits {
         1 => None,
@@ -516,13 +521,13 @@ fn flash_steps(pages: &PageShape, inputs: &Inputs<'_>, heads_per_key: usize) -> 
     fits.then_some((width / 16) as u32)
 }
 
-/// How many parts each sequence is split into, where `n_blocks` would not fill the GPU and each part has `n_positions` at least. A
-/// power of two that grows with the sequences: recorded graphs stay right until it changes.
-fn splits(device: &Device, step: &StepData, n_blocks: usize, n_positions: usize) -> usize {
+/// How many parts each sequence is split into, where `n_blocks` would not fill the GPU. A power of two that grows with the
+/// sequences: recorded graphs stay right until it changes.
+fn splits(device: &Device, step: &StepData, n_blocks: usize) -> usize {
     let room = 2 * device.driver.properties.n_multiprocessors as usize / n_blocks.max(1);
     let most = room.clamp(1, MAX_SPLITS);
     let most = 1 << most.ilog2();
-    step.longest.div_ceil(n_positions).max(1).next_power_of_two().min(most)
+    step.longest.div_ceil(TILE).max(1).next_power_of_two().min(most)
 }
 
 /// A number that is equal for steps whose sequences are split alike.
