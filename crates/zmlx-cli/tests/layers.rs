@@ -18,7 +18,10 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("zmlx-oracle", &[]),
     ("zmlx-bench", &["zmlx-kernels", "zmlx-models", "zmlx-oracle"]),
     ("zmlx-hub", &[]),
-    ("zmlx-cli", &["zmlx-bench", "zmlx-hub", "zmlx-kernels", "zmlx-moe", "zmlx-models", "zmlx-oracle", "zmlx-serve"]),
+    (
+        "zmlx-cli",
+        &["zmlx-bench", "zmlx-hub", "zmlx-kernels", "zmlx-moe", "zmlx-models", "zmlx-oracle", "zmlx-serve"],
+    ),
 ];
 
 /// Dependencies within the workspace, of all kinds or of those that are built for users.

@@ -252,7 +252,7 @@ fn each_request_starts_once() {
         engine.step(&mut events);
         for event in events.drain(..) {
             match event {
-                zmlx_models::Event::Started { id, n_cached_tokens } => {
+                zmlx_models::Event::Started { id, n_cached_tokens, .. } => {
                     assert_eq!(n_cached_tokens, 0);
                     started.push(id);
                 }
