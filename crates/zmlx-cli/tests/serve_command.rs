@@ -25,7 +25,8 @@ fn start(args: &[&str]) -> (Child, String, impl FnOnce() -> String) {
     let mut lines = BufReader::new(child.stderr.take().unwrap());
     let mut line = String::new();
     lines.read_line(&mut line).unwrap();
-    let address = line.trim().strip_prefix("Listening on http://").unwrap_or_else(|| panic!("{line}")).to_owned();
+    let address =
+        line.trim().strip_prefix("Listening on http://").unwrap_or_else(|| panic!("{line}")).to_owned();
     let rest = move || {
         let mut rest = String::new();
         lines.read_to_string(&mut rest).unwrap();
@@ -45,7 +46,18 @@ fn get(address: &str, path: &str, headers: &str) -> String {
 
 #[test]
 fn from_the_first_word_to_the_last() {
-    let args = ["--port", "0", "--api-key", "secret", "--alias", "pretty", "--max-kv-size", "1000", "--kv-cache-bytes", "64M"];
+    let args = [
+        "--port",
+        "0",
+        "--api-key",
+        "secret",
+        "--alias",
+        "pretty",
+        "--max-kv-size",
+        "1000",
+        "--kv-cache-bytes",
+        "64M",
+    ];
     let (mut child, address, rest) = start(&args);
     while !get(&address, "/health", "").contains("\"ok\"") {
         std::thread::sleep(std::time::Duration::from_millis(20));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// Fewest tokens of prompts in a step, however slow the machine.
-const FEWEST: usize = 32;
+const FEWEST: usize = 16;
 /// A step with prompts takes at most so much longer than one without: those that decode wait no longer than that.
 const SLOWDOWN: f64 = 2.0;
 /// The weight of the newest step in the running averages.
