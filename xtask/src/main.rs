@@ -3,6 +3,7 @@
 
 mod cuda;
 mod mlx_bindings;
+mod package;
 mod project;
 mod results;
 mod setup_mlx;
@@ -11,7 +12,8 @@ use std::process::ExitCode;
 
 const USAGE: &str = "\
 cargo xtask setup-mlx      make the feature `mlx` work on Linux: MLX's CPU build, and mlx-c built against it
-cargo xtask results        write the results of benches/record into README.md
+cargo xtask results        write the results of benches/record into docs/results.md and README.md
+cargo xtask package        pack every crate as it would be published, into target/package
 cargo xtask cuda-check     compile all CUDA kernels, without a GPU
 cargo xtask gpu-check      make the tests of the CUDA backend ready for a machine with a GPU, in target/gpu-check
 cargo xtask mlx-bindings   make tools/mlx-linux/generated/bindings.rs anew; needs libclang (LIBCLANG_PATH)
@@ -29,6 +31,7 @@ fn main() -> ExitCode {
         "cuda-check" => cuda::check(),
         "gpu-check" => cuda::prepare(),
         "results" => results::run(),
+        "package" => package::run(),
         _ => {
             eprint!("{USAGE}");
             return ExitCode::from(2);

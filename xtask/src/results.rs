@@ -1,43 +1,112 @@
-//! The results in README.md: made from the capsules in benches/record by `zmlx capsule report`.
+//! The results in the documents, made from the capsules in benches/record: all of them in docs/results.md, a few ratios in
+//! README.md.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result};
+use cargo_metadata::MetadataCommand;
+use serde_json::Value;
 
 use crate::project;
 
 const BEGIN: &str = "<!-- results: cargo xtask results -->\n";
 const END: &str = "<!-- end of results -->";
 
-/// Rewrites what stands between the marks.
+/// What README.md shows: capsules of runs beside llama.cpp, and the tests of each.
+const SHOWN: [(&str, &[&str]); 3] = [
+    ("2026-11-27-xeon-amx-qwen3-beside-llama-again.json", &["pp512", "tg32 @ d128", "tg32 @ d4096"]),
+    ("2026-11-27-zen4-qwen3-beside-llama-later.json", &["pp512", "tg32 @ d128", "tg32 @ d4096"]),
+    ("2026-11-27-zen3-qwen3-beside-llama-d128.json", &["pp512", "tg16 @ d128"]),
+];
+
+/// Rewrites what stands between the marks in both documents.
 pub(crate) fn run() -> Result<()> {
     let root = project::root()?;
     let results = root.join("target/results.md");
     std::fs::create_dir_all(root.join("target")).context("target")?;
-    let mut report = Command::new(env!("CARGO"));
-    report.args([
-        "run",
-        "--quiet",
-        "--package",
-        "zmlx-cli",
-        "--",
-        "capsule",
-        "report",
-        "benches/record",
-        "--force",
-    ]);
-    project::run(report.arg("--output").arg(&results).current_dir(&root))?;
+    // The selection of packages that the tests have, so that nothing is compiled again with other features.
+    let mut build = Command::new(env!("CARGO"));
+    project::run(build.args(["build", "--quiet", "--workspace", "--bin", "zmlx"]).current_dir(&root))?;
+    let metadata = MetadataCommand::new().manifest_path(root.join("Cargo.toml")).no_deps().exec()?;
+    let mut report = Command::new(metadata.target_directory.join("debug/zmlx"));
+    report.args(["capsule", "report", "benches/record", "--force", "--output"]);
+    project::run(report.arg(&results).current_dir(&root))?;
     let results = std::fs::read_to_string(results).context("target/results.md")?;
-    let path = root.join("README.md");
-    let readme = std::fs::read_to_string(&path).context("README.md")?;
-    std::fs::write(&path, replaced(&readme, &results)?).context("README.md")
+    rewrite(&root.join("docs/results.md"), &results)?;
+    rewrite(&root.join("README.md"), &ratios(&root)?)
 }
 
-fn replaced(readme: &str, results: &str) -> Result<String> {
-    let (before, rest) = readme.split_once(BEGIN).with_context(|| format!("README.md: no line {BEGIN:?}"))?;
-    let (_, after) =
-        rest.split_once(END).with_context(|| format!("README.md: no {END:?} after {BEGIN:?}"))?;
+fn rewrite(path: &Path, results: &str) -> Result<()> {
+    let what = || path.display().to_string();
+    let text = std::fs::read_to_string(path).with_context(what)?;
+    std::fs::write(path, replaced(&text, results).with_context(what)?).with_context(what)
+}
+
+fn replaced(text: &str, results: &str) -> Result<String> {
+    let (before, rest) = text.split_once(BEGIN).with_context(|| format!("no line {BEGIN:?}"))?;
+    let (_, after) = rest.split_once(END).with_context(|| format!("no {END:?} after {BEGIN:?}"))?;
     Ok(format!("{before}{BEGIN}\n{}\n\n{END}{after}", results.trim()))
+}
+
+/// The table of README.md.
+fn ratios(root: &Path) -> Result<String> {
+    let mut table =
+        "| machine, 2 threads | test | llama.cpp | zmlx | ratio | date |\n|---|---|--:|--:|--:|---|\n"
+            .to_owned();
+    for (file, names) in SHOWN {
+        let path = root.join("benches/record").join(file);
+        let text = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+        let capsule: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        for name in names {
+            let row = row(&capsule, name).with_context(|| format!("{file}: no two results of {name}"))?;
+            table += &row;
+        }
+    }
+    Ok(table)
+}
+
+/// A test of zmlx's fused path beside llama.cpp.
+fn row(capsule: &Value, name: &str) -> Option<String> {
+    let tests = capsule["bench"]["tests"].as_array()?;
+    let of = |fusion: &str| tests.iter().find(|t| t["name"] == name && t["fusion"] == fusion);
+    let seconds = |test: &Value| -> Option<Vec<f64>> {
+        test["samples_s"].as_array()?.iter().map(Value::as_f64).collect()
+    };
+    let (theirs, ours) = (of("Q4_0")?, of("fused")?);
+    let n_tokens = ours["tokens_per_sample"].as_f64()?;
+    let (theirs, ours) = (seconds(theirs)?, seconds(ours)?);
+    let speed = |seconds: &[f64]| median(seconds.to_vec()).map(|s| n_tokens / s);
+    let mut ratios: Vec<f64> = theirs.iter().zip(&ours).map(|(t, o)| t / o).collect();
+    ratios.sort_by(f64::total_cmp);
+    let machine = &capsule["machine"];
+    let cpu = machine["cpu"].as_str()?.replace("(R)", "").replace(" Processor", "");
+    Some(format!(
+        "| {cpu}, {} | {} | {:.1} tok/s | {:.1} tok/s | **{:.2}×** ({:.2}–{:.2}) | {} |\n",
+        machine["level"].as_str()?,
+        in_words(name),
+        speed(&theirs)?,
+        speed(&ours)?,
+        median(ratios.clone())?,
+        ratios.first()?,
+        ratios.last()?,
+        capsule["date"].as_str()?.get(..10)?
+    ))
+}
+
+/// A test as people say it.
+fn in_words(name: &str) -> String {
+    let (test, depth) = name.split_once(" @ d").unwrap_or((name, "0"));
+    match test.strip_prefix("pp") {
+        Some(n) => format!("prompt of {n} tokens"),
+        None => format!("decoding at depth {depth}"),
+    }
+}
+
+fn median(mut values: Vec<f64>) -> Option<f64> {
+    values.sort_by(f64::total_cmp);
+    let (low, high) = (values.get(values.len().checked_sub(1)? / 2)?, values.get(values.len() / 2)?);
+    Some((low + high) / 2.0)
 }
 
 #[cfg(test)]
@@ -46,11 +115,25 @@ mod tests {
 
     #[test]
     fn only_what_stands_between_the_marks_changes() {
-        let readme = format!("a\n{BEGIN}old\n{END}\nb\n");
-        let new = replaced(&readme, "new\n").unwrap();
+        let text = format!("a\n{BEGIN}old\n{END}\nb\n");
+        let new = replaced(&text, "new\n").unwrap();
         assert_eq!(new, format!("a\n{BEGIN}\nnew\n\n{END}\nb\n"));
         assert_eq!(replaced(&new, "new").unwrap(), new);
         assert!(replaced("a", "new").is_err());
         assert!(replaced(BEGIN, "new").is_err());
+    }
+
+    #[test]
+    fn the_readmes_ratios_are_those_of_the_record() {
+        let root = project::root().unwrap();
+        let readme = std::fs::read_to_string(root.join("README.md")).unwrap();
+        assert_eq!(replaced(&readme, &ratios(&root).unwrap()).unwrap(), readme, "stale: cargo xtask results");
+    }
+
+    #[test]
+    fn middles() {
+        assert_eq!(median(vec![]), None);
+        assert_eq!(median(vec![3.0, 1.0]), Some(2.0));
+        assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
     }
 }

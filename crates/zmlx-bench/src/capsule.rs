@@ -163,7 +163,7 @@ impl Capsule {
     /// If the file cannot be read or is no capsule; the error names the file and the field.
     pub fn read(path: &Path) -> Result<Self> {
         let file = || path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { file: file(), source })?;
+        let text = zmlx_kernels::read_text(path).map_err(|source| Error::Io { file: file(), source })?;
         Self::parse(&text).map_err(|problem| Error::Capsule { file: file(), problem })
     }
 
@@ -174,7 +174,7 @@ impl Capsule {
         let Some(format) = value.get("format") else {
             return Err("not a capsule: it has no field `format`".to_owned());
         };
-        if value.get("recorded_by").is_some() {
+        if value.get("recorded_by").or(value.get("decode")).is_some() {
             return Err("this is a golden file, not a capsule: `zmlx golden check` reads it".to_owned());
         }
         if format.as_u64() != Some(u64::from(FORMAT)) {

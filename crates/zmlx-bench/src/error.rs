@@ -20,7 +20,7 @@ pub enum Error {
         /// The field, and what is wrong with it.
         problem: String,
     },
-    /// Two capsules of which a comparison would say nothing.
+    /// Two capsules that cannot be compared.
     #[error("the capsules cannot be compared: {field}: A has {a}, B has {b}")]
     Incomparable {
         /// The field that differs.

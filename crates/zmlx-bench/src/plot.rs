@@ -38,13 +38,19 @@ impl Palette {
     }
 }
 
-/// A line of a chart of rows.
+/// A line of a chart of rows: a value with its name.
 #[derive(Debug)]
-pub(crate) enum Row {
-    /// A title over the rows that follow.
-    Group(String),
-    /// A value.
-    Value { label: String, series: String, value: f64, range: Option<(f64, f64)>, text: String },
+pub(crate) struct Row {
+    /// What it is.
+    pub(crate) label: String,
+    /// The series that gives the colour.
+    pub(crate) series: String,
+    /// The value.
+    pub(crate) value: f64,
+    /// The smallest and the largest value.
+    pub(crate) range: Option<(f64, f64)>,
+    /// The value in words.
+    pub(crate) text: String,
 }
 
 /// How a chart of rows shows its values.
@@ -69,17 +75,16 @@ pub(crate) struct RowChart<'a> {
 
 const WIDTH: f64 = 960.0;
 const ROW: f64 = 24.0;
-const LABELS: f64 = 270.0;
-const TEXTS: f64 = 170.0;
+/// Room for the widest text that a row may have on its right.
+const TEXTS: f64 = 190.0;
 const TOP: f64 = 12.0;
 const AXIS: f64 = 44.0;
+/// Of a letter, at the size of labels.
+const LETTER: f64 = 7.0;
 
 impl RowChart<'_> {
     pub(crate) fn svg(&self, palette: &Palette) -> String {
-        let ends = self.rows.iter().filter_map(|row| match row {
-            Row::Group(_) => None,
-            Row::Value { value, range, .. } => Some(range.unwrap_or((*value, *value))),
-        });
+        let ends = self.rows.iter().map(|row| row.range.unwrap_or((row.value, row.value)));
         let (mut low, mut high) = (self.reference, self.reference);
         for (l, h) in ends.filter(|(l, h)| l.is_finite() && h.is_finite()) {
             (low, high) = (low.min(l), high.max(h));
@@ -90,7 +95,9 @@ impl RowChart<'_> {
             let margin = (high - low).max(0.02) * 0.06;
             (low, high) = (low - margin, high + margin);
         }
-        let (left, right) = (LABELS, WIDTH - TEXTS);
+        let longest = self.rows.iter().map(|row| row.label.chars().count()).max().unwrap_or(0);
+        let left = (longest as f64 * LETTER + 30.0).clamp(120.0, 460.0);
+        let right = WIDTH - TEXTS;
         let axis = Axis { low, high, from: left, to: right };
         let bottom = TOP + ROW * self.rows.len() as f64;
         let mut svg = open(WIDTH, bottom + AXIS, self.title);
@@ -107,34 +114,29 @@ impl RowChart<'_> {
         let _ = write!(svg, "<line class=\"ref\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{TOP}\" y2=\"{bottom}\"/>");
         for (i, row) in self.rows.iter().enumerate() {
             let y = TOP + ROW * (i as f64 + 0.5);
-            match row {
-                Row::Group(title) => text(&mut svg, 0.0, y + 5.0, "group", &clipped(title, 60)),
-                Row::Value { label, series, value, range, text: number } => {
-                    let class = palette.class(series);
-                    text(&mut svg, 14.0, y + 4.5, "label", &clipped(label, 32));
-                    text(&mut svg, right + 14.0, y + 4.5, "value", number);
-                    if !value.is_finite() {
-                        continue;
-                    }
-                    let x = axis.at(*value);
-                    if self.marks == Marks::Bars {
-                        let (y, width) = (y - 7.0, (x - left).max(1.0));
-                        let _ = write!(
-                            svg,
-                            "<rect class=\"{class}\" x=\"{left}\" y=\"{y}\" width=\"{width:.1}\" height=\"14\" rx=\"2\"/>"
-                        );
-                        continue;
-                    }
-                    if let Some((l, h)) = range.filter(|(l, h)| l.is_finite() && h.is_finite()) {
-                        let (x1, x2) = (axis.at(l), axis.at(h));
-                        let _ = write!(
-                            svg,
-                            "<line class=\"{class} spread\" x1=\"{x1:.1}\" x2=\"{x2:.1}\" y1=\"{y}\" y2=\"{y}\"/>"
-                        );
-                    }
-                    let _ = write!(svg, "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y}\" r=\"6\"/>");
-                }
+            let class = palette.class(&row.series);
+            text(&mut svg, 6.0, y + 4.5, "label", &clipped(&row.label, 60));
+            text(&mut svg, right + 14.0, y + 4.5, "value", &row.text);
+            if !row.value.is_finite() {
+                continue;
             }
+            let x = axis.at(row.value);
+            if self.marks == Marks::Bars {
+                let (y, width) = (y - 7.0, (x - left).max(1.0));
+                let _ = write!(
+                    svg,
+                    "<rect class=\"{class}\" x=\"{left}\" y=\"{y}\" width=\"{width:.1}\" height=\"14\" rx=\"2\"/>"
+                );
+                continue;
+            }
+            if let Some((l, h)) = row.range.filter(|(l, h)| l.is_finite() && h.is_finite()) {
+                let (x1, x2) = (axis.at(l), axis.at(h));
+                let _ = write!(
+                    svg,
+                    "<line class=\"{class} spread\" x1=\"{x1:.1}\" x2=\"{x2:.1}\" y1=\"{y}\" y2=\"{y}\"/>"
+                );
+            }
+            let _ = write!(svg, "<circle class=\"{class}\" cx=\"{x:.1}\" cy=\"{y}\" r=\"6\"/>");
         }
         svg + "</svg>\n"
     }
@@ -264,14 +266,9 @@ mod tests {
 
     #[test]
     fn nothing_that_is_no_number_is_drawn() {
-        let value = |value| Row::Value {
-            label: "<".into(),
-            series: "fused".into(),
-            value,
-            range: None,
-            text: "?".into(),
-        };
-        let rows = [Row::Group("g".into()), value(f64::NAN), value(1.5)];
+        let value =
+            |value| Row { label: "<".into(), series: "fused".into(), value, range: None, text: "?".into() };
+        let rows = [value(f64::NAN), value(1.5)];
         let chart = RowChart { title: "t", marks: Marks::Dots, unit: "×", reference: 1.0, rows: &rows };
         let svg = chart.svg(&Palette::new([]));
         assert_eq!(svg.matches("<circle").count(), 1);

@@ -11,44 +11,44 @@ use zmlx_kernels::{Fusion, SoftmaxRoute};
 use zmlx_models::SamplingParams;
 use zmlx_models::architecture::{Architecture, RouterSpec};
 
-/// Which checkpoint.
+/// Which checkpoint: every command takes it in the same two ways.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// A checkpoint folder, or the name (org/name or org/name@revision) of a model on the Hugging Face hub, which is
-    /// downloaded unless the cache has it. Without it, the tiny model that is built in.
-    #[arg(long, value_name = "DIR|ID")]
-    pub(crate) model: Option<PathBuf>,
+    /// The model: a folder in MLX's format, or the name of a model on the Hugging Face hub (org/name or org/name@revision),
+    /// which is downloaded unless the cache has it. Without it, the tiny model that is built in.
+    #[arg(value_name = "MODEL", conflicts_with = "model")]
+    positional: Option<PathBuf>,
+    /// The same as MODEL.
+    #[arg(long, value_name = "MODEL")]
+    model: Option<PathBuf>,
     /// A branch, a tag or a commit of the model on the hub.
     #[arg(long, value_name = "REV")]
     pub(crate) revision: Option<String>,
-    /// Download nothing: the model is in the cache. HF_HUB_OFFLINE=1 says the same.
+    /// Download nothing: the model is in the cache. HF_HUB_OFFLINE=1 has the same effect.
     #[arg(long)]
     pub(crate) offline: bool,
 }
 
-/// Which checkpoint, also without a flag.
-#[derive(Clone, Debug, Args)]
-pub(crate) struct NamedModelArgs {
-    /// As --model.
-    #[arg(value_name = "MODEL", conflicts_with = "model")]
-    positional: Option<PathBuf>,
-    #[command(flatten)]
-    model: ModelArgs,
+impl ModelArgs {
+    /// What the user named; `None` for the built-in model.
+    pub(crate) fn named(&self) -> Option<&PathBuf> {
+        self.positional.as_ref().or(self.model.as_ref())
+    }
 }
 
-impl NamedModelArgs {
-    pub(crate) fn model(&self) -> ModelArgs {
-        let mut model = self.model.clone();
-        model.model = self.positional.clone().or(model.model);
-        model
-    }
+/// Headings of the options in `--help`.
+pub(crate) mod heading {
+    pub(crate) const PROMPT: &str = "Prompt";
+    pub(crate) const SAMPLING: &str = "Sampling";
+    pub(crate) const COMPUTING: &str = "What computes";
+    pub(crate) const OUTPUT: &str = "Output";
 }
 
 /// What computes, and how.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct BackendArgs {
-    /// What computes. By default mlx where MLX has Metal, else cuda where there is an NVIDIA GPU, else cpu.
-    #[arg(long, value_enum)]
+    /// What computes. The default is mlx on a Mac with Metal, else cuda with an NVIDIA GPU, else cpu.
+    #[arg(long, value_enum, help_heading = heading::COMPUTING)]
     pub(crate) backend: Option<BackendKind>,
     #[command(flatten)]
     pub(crate) cpu: CpuArgs,
@@ -57,11 +57,11 @@ pub(crate) struct BackendArgs {
 /// How the CPU backend computes.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct CpuArgs {
-    /// Threads of the CPU backend; by default one per physical core.
-    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
+    /// Threads of the CPU backend. The default is one for each physical core.
+    #[arg(long, value_name = "N", help_heading = heading::COMPUTING, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub(crate) threads: Option<usize>,
-    /// What the CPU backend rounds activations to where they meet quantised weights.
-    #[arg(long, value_enum, value_name = "TYPE", default_value = "int16")]
+    /// The type to which the CPU backend rounds activations before it multiplies them with quantised weights.
+    #[arg(long, value_enum, value_name = "TYPE", default_value = "int16", help_heading = heading::COMPUTING)]
     cpu_activations: ActivationsKind,
 }
 
@@ -76,15 +76,24 @@ impl CpuArgs {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ActivationsKind {
-    /// Tokens as with f32: the error of a product is about 2e-5.
+    /// Gives the tokens of f32: the error of a product is about 2e-5.
     Int16,
-    /// Faster, above all with prompts; the error of a product is about 5e-3, which may change tokens.
+    /// Faster, most of all for prompts. The error of a product is about 5e-3, which can change tokens.
     Int8,
 }
 
-/// Counts of which there must be at least one.
+/// Parses a count that is at least 1.
 pub(crate) fn positive() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=1 << 24)
+}
+
+/// Parses a number of tokens; -1 stands for as many as the context has room for.
+pub(crate) fn max_tokens(text: &str) -> Result<usize, String> {
+    match text.parse::<i64>() {
+        Ok(-1) => Ok(usize::MAX),
+        Ok(n) => usize::try_from(n).map_err(|_| "expected a number of tokens, or -1 for no limit".to_owned()),
+        Err(_) => Err("expected a number of tokens, or -1 for no limit".to_owned()),
+    }
 }
 
 /// The backends, in this build or not.
@@ -101,9 +110,9 @@ pub(crate) enum BackendKind {
 /// Which fused ops.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct FusionArgs {
-    /// Fused ops: stock, concat or fused, then single ones switched as in `fused,-route,-qkv`. By default what suits the
-    /// backend and the model.
-    #[arg(long, value_name = "PRESET[,±OP]")]
+    /// Which fused ops are used: stock, concat or fused. Single ops can be switched, as in `fused,-route,-qkv`. The default is
+    /// what suits the backend and the model.
+    #[arg(long, value_name = "PRESET[,±OP]", help_heading = heading::COMPUTING)]
     fusion: Option<Fusion>,
     #[command(flatten)]
     route: RouteArgs,
@@ -120,9 +129,11 @@ impl FusionArgs {
 /// and off are off.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct RouteArgs {
-    /// Experiment: choose the experts from the router's logits instead of their probabilities.
+    /// Experiment: choose the experts by the router's logits instead of their probabilities.
     #[arg(
         long,
+        help_heading = heading::COMPUTING,
+        hide_short_help = true,
         env = "ZMLX_QWEN_ROUTER_ARGPARTITION_LOGITS",
         action = ArgAction::SetTrue,
         value_parser = FalseyValueParser::new()
@@ -131,6 +142,8 @@ pub(crate) struct RouteArgs {
     /// Experiment: softmax over the chosen logits only. Needs --qwen-router-argpartition-logits.
     #[arg(
         long,
+        help_heading = heading::COMPUTING,
+        hide_short_help = true,
         env = "ZMLX_QWEN_ROUTER_ARGPARTITION_LOGITS_TOPK",
         action = ArgAction::SetTrue,
         value_parser = FalseyValueParser::new()
@@ -166,32 +179,33 @@ impl RouteArgs {
 
 /// How tokens are chosen.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = heading::SAMPLING)]
 pub(crate) struct SamplingArgs {
-    /// Temperature; 0 takes the most probable token.
+    /// Temperature. 0 takes the most probable token.
     #[arg(long, visible_alias = "temperature", default_value_t = 0.0, allow_negative_numbers = true)]
     temp: f32,
-    /// Choose among the K most probable tokens; 0 for all.
+    /// Choose among the K most probable tokens. 0 takes all.
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
-    /// Choose among the most probable tokens that together reach this probability.
+    /// Choose among the most probable tokens whose probabilities add up to P.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
-    /// Choose among tokens at least this fraction as probable as the most probable one.
+    /// Choose among the tokens that are at least P times as probable as the most probable one.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
-    /// Make tokens that were just used less likely: above 1.
+    /// Make recent tokens less likely: a factor above 1.
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
-    /// How many of the last tokens the penalty looks at.
+    /// Number of recent tokens to which the penalty applies.
     #[arg(long, value_name = "N", default_value_t = 20)]
     repetition_context_size: usize,
-    /// The same seed gives the same text.
+    /// Seed of the random choices. The same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// End before this text; may be given several times.
+    /// End the text before TEXT. Can be given several times.
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
-    /// Go on after the tokens that end a text.
+    /// Do not stop at the tokens that end a text.
     #[arg(long)]
     pub(crate) ignore_eos: bool,
 }
@@ -221,10 +235,10 @@ impl SamplingArgs {
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TemplateArgs {
     /// The system message of the conversation.
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long = "system-prompt", visible_alias = "system", value_name = "TEXT", help_heading = heading::PROMPT)]
     pub(crate) system: Option<String>,
-    /// Variables of the chat template as a JSON object: {"enable_thinking": false}.
-    #[arg(long, value_name = "JSON", value_parser = json_object)]
+    /// Variables of the chat template as a JSON object, for example '{"enable_thinking": false}'.
+    #[arg(long, help_heading = heading::PROMPT, value_name = "JSON", value_parser = json_object)]
     chat_template_config: Option<JsonObject>,
 }
 

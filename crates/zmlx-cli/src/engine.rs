@@ -15,7 +15,7 @@ use crate::args::{BackendArgs, BackendKind, FusionArgs};
 use crate::output::Outcome;
 use crate::progress::Progress;
 
-/// What a backend says of itself in reports, and what it asks of those who use it.
+/// What reports say about a backend, and what its users must do.
 pub(crate) struct About {
     /// The backend's name.
     pub(crate) name: &'static str,
@@ -99,8 +99,12 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 engine: None,
                 text: format!("cpu ({level}, {n_threads} thread{plural}{activations})"),
                 n_threads,
+                // Activations of 8 bits are as coarse as bf16.
                 #[cfg(feature = "proof")]
-                rounding: Rounding::F32,
+                rounding: match backend.activations() {
+                    Activations::Int16 => Rounding::F32,
+                    Activations::Int8 => Rounding::Checkpoint,
+                },
                 memory_bytes: None,
                 remark: None,
                 checks_itself: false,
@@ -113,7 +117,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
     }
 }
 
-/// MLX on Linux computes on the CPU, and slower than this project's own kernels: it is for who asks.
+/// MLX on Linux computes on the CPU, slower than this project's own kernels, so it is never the default there.
 fn default_backend() -> BackendKind {
     if has_metal() {
         BackendKind::Mlx

@@ -31,7 +31,7 @@ use clap::{Parser, Subcommand};
 
 use output::{Outcome, note};
 
-/// Decodes MLX-quantised mixture-of-experts language models with fused kernels.
+/// Runs MLX-quantised mixture-of-experts language models with fused kernels, and proves that their tokens are right.
 #[derive(Debug, Parser)]
 #[command(name = "zmlx", version, propagate_version = true)]
 #[cfg_attr(
@@ -43,17 +43,24 @@ use output::{Outcome, note};
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Tell more on stderr: backend, fusion, times, why the text ended. RUST_LOG chooses more finely.
-    #[arg(short, long, global = true)]
+    /// Print more on stderr: backend, fused ops, times, why the text ended. RUST_LOG selects in more detail.
+    #[arg(short, long, global = true, help_heading = "Messages", display_order = 1000)]
     verbose: bool,
-    /// Only results and errors: no progress bars, no warnings.
-    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    /// Print only results and errors: no statistics, progress bars or warnings.
+    #[arg(
+        short,
+        long,
+        global = true,
+        conflicts_with = "verbose",
+        help_heading = "Messages",
+        display_order = 1001
+    )]
     quiet: bool,
 }
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Continue a prompt.
+    /// Answer or continue a prompt.
     Generate(commands::generate::Args),
     /// Talk to a model, line by line.
     Chat(commands::chat::Args),
@@ -62,14 +69,14 @@ enum Command {
     Serve(commands::serve::Args),
     /// Write the logits of a token sequence to a safetensors file.
     Logits(commands::logits::Args),
-    /// Show a checkpoint's architecture, formats and memory needs, and check every tensor.
+    /// Show the architecture, formats and memory need of a model, and check every tensor.
     Inspect(commands::inspect::Args),
-    /// Measure tokens per second of the stock, concatenated and fused paths on the same weights.
+    /// Measure how fast a model runs on the stock, concatenated and fused paths.
     #[cfg(feature = "proof")]
     Bench(commands::bench::Args),
-    /// Show what this machine and this build can do, and check each fused op on the model's own weights.
+    /// Show what this machine and this build can do, and check every fused op on the weights of the model.
     Doctor(commands::doctor::Args),
-    /// Compare the tokens of the stock, concatenated and fused paths, and small models with the reference.
+    /// Check that all paths give the same tokens, and the right ones.
     #[cfg(feature = "proof")]
     Validate(commands::validate::Args),
     /// Download a model from the Hugging Face hub, and print its folder.
@@ -77,10 +84,10 @@ enum Command {
     Pull(commands::pull::Args),
     /// List the models in the Hugging Face cache, delete or verify them.
     Models(commands::models::Args),
-    /// Look at records of benches and validations, compare them, and make a report of them.
+    /// Show, compare and report the records of benches and validations.
     #[cfg(feature = "proof")]
     Capsule(commands::capsule::Args),
-    /// Record what a model says, and check that it still says it.
+    /// Record the tokens of a model, and check that they stay the same.
     #[cfg(feature = "proof")]
     Golden(commands::golden::Args),
 }
@@ -91,6 +98,16 @@ fn main() -> ExitCode {
         output::be_quiet();
     }
     start_log(cli.verbose, &cli.command);
+    let ends_itself = match &cli.command {
+        // A server answers what it has begun when it is asked to end.
+        #[cfg(feature = "serve")]
+        Command::Serve(_) => true,
+        _ => false,
+    };
+    let taken = if ends_itself { Ok(()) } else { interrupt::take_signals() };
+    if let Err(error) = taken.and_then(|()| interrupt::watch_files()) {
+        tracing::warn!("{error}: a signal will end this process at once");
+    }
     let done = match cli.command {
         Command::Generate(args) => commands::generate::run(args, cli.verbose),
         Command::Chat(args) => commands::chat::run(args, cli.verbose),

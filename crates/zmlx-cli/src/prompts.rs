@@ -10,7 +10,7 @@ use zmlx_models::{ChatMessage, ChatRequest};
 
 use crate::source::Source;
 
-/// Prompts of several lengths and kinds for models of which nothing is known but that they read English.
+/// Prompts of several lengths and kinds, for any model that reads English.
 pub(crate) const NEUTRAL: &[(&str, &str)] = &[
     ("short", "The capital of France is"),
     ("list", "Three things to pack for a walk in the rain:\n1."),
@@ -28,7 +28,7 @@ pub(crate) const NEUTRAL: &[(&str, &str)] = &[
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Prompt {
     pub(crate) name: String,
-    /// What was tokenised; none if the file gave tokens.
+    /// What was tokenised; `None` if the file gave tokens.
     pub(crate) text: Option<String>,
     pub(crate) tokens: Vec<u32>,
 }
@@ -68,7 +68,7 @@ struct Entry {
 /// (with `tools` and `chat_template_kwargs`), and perhaps a `name`.
 pub(crate) fn read_file(path: &Path, source: &Source, vocab: usize) -> Result<Vec<Prompt>> {
     let file = || path.display().to_string();
-    let text = std::fs::read_to_string(path).with_context(file)?;
+    let text = crate::source::read_text(path)?;
     let entries = entries(&text).with_context(file)?;
     if entries.is_empty() {
         bail!("{}: no prompts", path.display());
@@ -77,7 +77,13 @@ pub(crate) fn read_file(path: &Path, source: &Source, vocab: usize) -> Result<Ve
         let what = || format!("{}: prompt {}", path.display(), i + 1);
         ready(entry, i, source, vocab).with_context(what)
     };
-    entries.into_iter().enumerate().map(prompt).collect()
+    let prompts: Vec<Prompt> = entries.into_iter().enumerate().map(prompt).collect::<Result<_>>()?;
+    for (i, prompt) in prompts.iter().enumerate() {
+        if prompts[..i].iter().any(|other| other.name == prompt.name) {
+            bail!("{}: prompt {}: another prompt has the name {:?}, too", path.display(), i + 1, prompt.name);
+        }
+    }
+    Ok(prompts)
 }
 
 fn entries(text: &str) -> Result<Vec<Entry>> {

@@ -1,6 +1,6 @@
 //! Where a checkpoint comes from: a folder, the Hugging Face hub by way of its cache, or the binary itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use zmlx_hub::ModelName;
@@ -22,14 +22,14 @@ pub(crate) enum Source {
 }
 
 impl Source {
-    /// What `--model` names: an existing folder, or else a model of the hub, from the cache or downloaded.
+    /// What the arguments name: an existing folder, or else a model of the hub, from the cache or downloaded.
     pub(crate) fn resolve(args: &ModelArgs) -> Result<Self> {
-        if args.revision.is_some() && args.model.as_ref().is_none_or(|path| path.exists()) {
-            bail!("--revision is for models of the hub: --model org/name");
+        if args.revision.is_some() && args.named().is_none_or(|path| path.exists()) {
+            bail!("--revision is for models of the hub: org/name");
         }
-        match &args.model {
+        match args.named() {
             None if embedded::IS_BUILT_IN => Ok(Self::Embedded),
-            None => bail!("this build has no model built in: say which one with --model"),
+            None => bail!("this build has no built-in model: name one, a folder or an id (org/name)"),
             Some(path) if path.is_dir() => Ok(Self::Dir(path.clone())),
             Some(path) if path.exists() => bail!("{}: not a folder", path.display()),
             Some(path) => {
@@ -58,7 +58,7 @@ impl Source {
         }
     }
 
-    /// The tokenizer; none if the checkpoint comes without one.
+    /// The tokenizer; `None` if the checkpoint comes without one.
     pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         match self {
             Self::Embedded => embedded::tokenizer().map(Some),
@@ -85,6 +85,13 @@ impl Source {
         }
     }
 
+    /// The files of the checkpoint, which no output may replace.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let Self::Dir(dir) = self else { return Vec::new() };
+        let entries = dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.is_file()).collect()
+    }
+
     /// The same files as the reference implementation reads them.
     #[cfg(feature = "proof")]
     pub(crate) fn oracle_checkpoint(&self) -> Result<oracle::Checkpoint> {
@@ -93,4 +100,9 @@ impl Source {
             Self::Dir(dir) => Ok(oracle::Checkpoint::open(dir)?),
         }
     }
+}
+
+/// The text of a file. Pipes and devices are refused: they may never end.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    zmlx_kernels::read_text(path).with_context(|| path.display().to_string())
 }

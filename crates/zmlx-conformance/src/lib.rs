@@ -15,6 +15,7 @@
 //!         same_path_below: 0,
 //!         product_error: |_| 1.0,
 //!         attention_error: 1.0,
+//!         chunk_error: 1.0,
 //!         exponential_error: 1.0,
 //!         angle_error: 1.0 / (1 << 23) as f64,
 //!     }]
@@ -43,6 +44,7 @@ pub mod elementwise;
 pub mod embed_concat;
 pub mod errors;
 pub mod extremes;
+pub mod factors;
 pub mod formats;
 pub mod fused;
 pub mod gather;

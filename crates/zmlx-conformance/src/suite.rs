@@ -19,6 +19,8 @@ pub struct Instance<B> {
     pub product_error: fn(WeightFormat) -> f64,
     /// Error of attention, as a multiple of what it is with a cache in f32.
     pub attention_error: f64,
+    /// How far results may be apart when a prompt is cut in another way, as a multiple of what another order of sums does.
+    pub chunk_error: f64,
     /// Error of an exponential, as a multiple of 2 units in the last place.
     pub exponential_error: f64,
     /// Error of a rope angle, in radians per position. The trait allows that of f32 angles, `2^-23`.
@@ -98,7 +100,7 @@ macro_rules! conformance {
     ($backend:ident, $instances:path) => {
         mod $backend {
             $crate::conformance! { @ $instances;
-                linear { all_formats, real_widths, dense_of_odd_widths, leading_dimensions, one_matrix_per_head }
+                linear { all_formats, around_limits, real_widths, dense_of_odd_widths, leading_dimensions, one_matrix_per_head }
                 gather {
                     per_token_and_per_slot, same_expert_twice, unchosen_experts_are_not_read,
                     one_expert_takes_all_tokens
@@ -120,6 +122,7 @@ macro_rules! conformance {
                     tokens_see_their_window, long_sequences, sinks, what_is_gone_cannot_be_had_again,
                     a_window_that_is_not_the_cache_s
                 }
+                factors { products }
                 formats { eight_bits, four_bits, bytes, group_sizes }
                 caches {
                     forks_grow_apart, a_fork_outlives_its_origin, failed_steps_leave_no_trace,

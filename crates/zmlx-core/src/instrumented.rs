@@ -8,6 +8,6 @@ pub trait Instrumented: Backend {
     /// every call is such a run. Other calls are compositions of plain ops.
     fn kernel_runs(&self, op: &str) -> Option<u64>;
 
-    /// What the threads that compute have waited for each other since the backend was made; `None` where nobody counts.
+    /// What the threads that compute have waited for each other since the backend was made; `None` where that is not counted.
     fn barriers(&self) -> Option<Barriers>;
 }

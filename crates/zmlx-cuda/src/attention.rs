@@ -32,6 +32,14 @@ struct RotationArgs {
     scale: f32,
 }
 
+impl RotationArgs {
+    /// Whether a warp has the pairs where it needs them: `is_even` of `position.cuh`.
+    fn is_even(&self) -> bool {
+        self.half_turns == 0
+            || if self.is_interleaved == 0 { [64, 128] } else { [32, 64] }.contains(&self.dims)
+    }
+}
+
 #[repr(C)]
 struct RopeArgs {
     x: Rows,
@@ -71,7 +79,8 @@ pub(crate) fn rope(device: &Arc<Device>, heads: &Heads, len: usize) -> Result<Vi
         step: step.args(),
         y: y.at(),
     };
-    let grid = Grid { blocks: [n_rows.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0, cluster: 1 };
+    let grid =
+        Grid { blocks: [n_rows.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0, cluster: 1 };
     // SAFETY: the struct is the kernel's; the view has n_rows rows of width, y as many, the step a token for n_heads rows.
     unsafe { device.launch("rope", (Unit::new("rope", &[]), "rope"), grid, &args)? };
     Ok(View::whole(y, len))
@@ -227,7 +236,8 @@ pub(crate) fn attend(
     let pages = cache.shape;
     let (step_args, cache_args) = (step.args(), cache_args(cache));
     // A token alone sees only itself of what this step adds: attention can make its key and value on the way.
-    let is_fused = step.spans.iter().all(|s| s.n_tokens <= 1);
+    let latent = latent_unit(device, &pages, inputs);
+    let is_fused = latent.is_none() && step.spans.iter().all(|s| s.n_tokens <= 1);
     let queries = if is_fused {
         None
     } else {
@@ -248,13 +258,61 @@ pub(crate) fn attend(
             queries: queries.at(),
         };
         let n_warps = n_tokens * (n_heads + pages.n_kv_heads * if inputs.v.is_some() { 2 } else { 1 });
-        let grid = Grid { blocks: [n_warps.div_ceil(THREADS / 32), 1, 1], threads: THREADS, shared_bytes: 0, cluster: 1 };
+        let grid = Grid {
+            blocks: [n_warps.div_ceil(THREADS / 32), 1, 1],
+            threads: THREADS,
+            shared_bytes: 0,
+            cluster: 1,
+        };
         // SAFETY: the struct is the kernel's; sources have a row per token and head, pages are reserved up to the step's
         // positions, and `queries` has room for all.
         unsafe { device.launch(op, (Unit::new("rope", &[]), "append"), grid, &args)? };
         Some(queries)
     };
 
+    if let (Some(queries), Some(unit)) = (&queries, latent) {
+        let most_tokens = (LATENT_ROWS / n_heads).max(1);
+        let blocks = step.blocks(device, most_tokens)?;
+        let n_row_blocks = (most_tokens * n_heads).div_ceil(LATENT_ROWS);
+        let n_splits = splits(device, step, blocks.n * n_row_blocks);
+        let n_partial =
+            if n_splits == 1 { 0 } else { n_tokens * n_heads * n_splits * (pages.value_width + 4) };
+        let partial = Buffer::scratch(device, 4 * n_partial)?;
+        let (y, y_at) = CudaTensor::fresh(device, shape)?;
+        let args = LatentArgs {
+            queries: queries.at(),
+            tiles: blocks.at(),
+            step: step_args,
+            cache: cache_args,
+            n_heads: n_heads as u32,
+            key_width: pages.key_width as u32,
+            value_width: pages.value_width as u32,
+            scale: inputs.scale,
+            y: y_at,
+            partial: partial.at(),
+        };
+        let grid = Grid {
+            blocks: [n_row_blocks, blocks.n, n_splits],
+            threads: 256,
+            shared_bytes: latent_bytes(&pages),
+            cluster: 1,
+        };
+        // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
+        // sequence, whose heads are LATENT_ROWS rows at most, or of one token; `partial` has a row for each split.
+        unsafe { device.launch(op, (unit, "latent"), grid, &args)? };
+        if n_splits > 1 {
+            let args = LatentMergeArgs {
+                partial: partial.at(),
+                y: y_at,
+                n_splits: n_splits as u32,
+                value_width: pages.value_width as u32,
+            };
+            let grid = Grid { blocks: [n_tokens * n_heads, 1, 1], threads: 128, shared_bytes: 0, cluster: 1 };
+            // SAFETY: the struct is the kernel's; the kernel in front has written all of `partial`.
+            unsafe { device.launch(op, (unit, "latent_merge"), grid, &args)? };
+        }
+        return Ok(y);
+    }
     let heads_per_key = n_heads / pages.n_kv_heads;
     if let Some(queries) = &queries
         && let Some(steps) = flash_steps(&pages, inputs, heads_per_key)
@@ -263,7 +321,7 @@ pub(crate) fn attend(
         let (y, y_at) = CudaTensor::fresh(device, shape)?;
         let args = FlashArgs {
             queries: queries.at(),
-            tiles: blocks.buffer.at(),
+            tiles: blocks.at(),
             step: step_args,
             cache: cache_args,
             n_heads: n_heads as u32,
@@ -274,10 +332,52 @@ pub(crate) fn attend(
             y: y_at,
         };
         let unit = Unit::new("flash", &[("STEPS", steps)]);
-        let grid = Grid { blocks: [pages.n_kv_heads, blocks.n, 1], threads: 128, shared_bytes: 0, cluster: 1 };
+        let grid =
+            Grid { blocks: [pages.n_kv_heads, blocks.n, 1], threads: 128, shared_bytes: 0, cluster: 1 };
         // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
         // sequence, whose heads that share a key head are FLASH_ROWS rows at most.
         unsafe { device.launch(op, (unit, "flash"), grid, &args)? };
+        return Ok(y);
+    }
+    if let Some(steps) = flash_steps(&pages, inputs, heads_per_key)
+        && is_fused
+        && steps.is_multiple_of(2)
+        && q_more.width + k_more.width == 0
+        && [&q, &k].iter().all(|s| s.rotation.is_even())
+    {
+        let n_head_blocks = pages.n_kv_heads * heads_per_key.div_ceil(HEADS_PER_BLOCK);
+        // One block fits a multiprocessor, and few blocks are worth less than one pass for each.
+        let room = device.driver.properties.n_multiprocessors as usize / (n_head_blocks * n_tokens).max(1);
+        let n_splits = split_class(step)
+            .div_ceil(ONE_POSITIONS as u32 / TILE as u32)
+            .min(room.clamp(1, MAX_SPLITS) as u32);
+        let n_splits = n_splits as usize;
+        let partial = match n_splits {
+            1 => None,
+            _ => Some(Buffer::scratch(device, 4 * n_tokens * n_heads * n_splits * (pages.key_width + 4))?),
+        };
+        let (y, y_at) = CudaTensor::fresh(device, shape)?;
+        let args = FlashOneArgs {
+            step: step_args,
+            cache: cache_args,
+            n_heads: n_heads as u32,
+            heads_per_key: heads_per_key as u32,
+            scale: inputs.scale,
+            window: inputs.window.map_or(0, |w| w.min(u32::MAX as usize) as u32),
+            sinks: inputs.sinks.as_ref().map_or(0, |s| s.0.at()),
+            y: y_at,
+            partial: partial.as_ref().map_or(0, |p| p.at()),
+            n_done: device.counters + 4 * N_COUNTERS as u64,
+            q,
+            k,
+            v,
+        };
+        let unit = Unit::new("flash_one", &[("STEPS", steps)]);
+        let blocks = [n_head_blocks, n_tokens, n_splits];
+        let grid = Grid { blocks, threads: 32 * HEADS_PER_BLOCK, shared_bytes: 0, cluster: 1 };
+        // SAFETY: the struct is the kernel's; sources have a row per token and head, pages are reserved up to the step's
+        // positions; where there are splits, they are so few that each block of heads of each token has a counter.
+        unsafe { device.launch(op, (unit, "flash_one"), grid, &args)? };
         return Ok(y);
     }
     let n_block_heads = heads_per_key.min(HEADS_PER_BLOCK);
@@ -343,7 +443,74 @@ struct FlashArgs {
     y: u64,
 }
 
-/// STEPS of `flash.cu`, where heads have a width for it.
+/// Rows of a block of `latent`: heads of consecutive tokens.
+const LATENT_ROWS: usize = 32;
+
+#[repr(C)]
+struct LatentArgs {
+    queries: u64,
+    tiles: u64,
+    step: StepArgs,
+    cache: CacheArgs,
+    n_heads: u32,
+    key_width: u32,
+    value_width: u32,
+    scale: f32,
+    y: u64,
+    partial: u64,
+}
+
+#[repr(C)]
+struct LatentMergeArgs {
+    partial: u64,
+    y: u64,
+    n_splits: u32,
+    value_width: u32,
+}
+
+/// STEPS of `latent.cu`.
+fn latent_steps(pages: &PageShape) -> usize {
+    pages.key_width.div_ceil(16).next_multiple_of(2)
+}
+
+/// Bytes of the kernel's `Shared`.
+fn latent_bytes(pages: &PageShape) -> usize {
+    let planes = 2 * 2 * LATENT_ROWS * (16 * latent_steps(pages) + 8);
+    2 * planes + 2 * 2 * LATENT_ROWS * (TILE + 8) + 4 * LATENT_ROWS * (TILE + 4) + 3 * 4 * LATENT_ROWS
+}
+
+/// The kernel for latents, where their widths are for it and the GPU has the shared memory.
+fn latent_unit(device: &Device, pages: &PageShape, inputs: &Inputs<'_>) -> Option<Unit> {
+    let tiles = pages.value_width.div_ceil(64);
+    let fits = pages.values_are_keys
+        && pages.value_width == inputs.v_width
+        && pages.value_width.is_multiple_of(8)
+        && tiles <= 8
+        && latent_bytes(pages) + 1024 <= device.driver.properties.shared_bytes as usize;
+    fits.then(|| Unit::new("latent", &[("STEPS", latent_steps(pages) as u32), ("TILES", tiles as u32)]))
+}
+
+/// Positions that the warps of a block of `flash_one` take at once.
+const ONE_POSITIONS: usize = 128;
+
+#[repr(C)]
+struct FlashOneArgs {
+    step: StepArgs,
+    cache: CacheArgs,
+    n_heads: u32,
+    heads_per_key: u32,
+    scale: f32,
+    window: u32,
+    sinks: u64,
+    y: u64,
+    partial: u64,
+    n_done: u64,
+    q: SourceArgs,
+    k: SourceArgs,
+    v: SourceArgs,
+}
+
+/// STEPS of `flash.cu` and `flash_one.cu`, where heads have a width for it.
 fn flash_steps(pages: &PageShape, inputs: &Inputs<'_>, heads_per_key: usize) -> Option<u32> {
     let width = pages.key_width;
     let fits = !pages.values_are_keys
@@ -365,5 +532,6 @@ fn splits(device: &Device, step: &StepData, n_blocks: usize) -> usize {
 
 /// A number that is equal for steps whose sequences are split alike.
 pub(crate) fn split_class(step: &StepData) -> u32 {
-    step.longest.div_ceil(TILE).max(1).next_power_of_two().min(MAX_SPLITS) as u32
+    let most = MAX_SPLITS * ONE_POSITIONS / TILE;
+    step.longest.div_ceil(TILE).max(1).next_power_of_two().min(most) as u32
 }

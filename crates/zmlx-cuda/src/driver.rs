@@ -239,7 +239,7 @@ impl Driver {
         check(op, code)
     }
 
-    /// Device memory; none if there is not enough.
+    /// Device memory; `None` if there is not enough.
     pub(crate) fn allocate(&self, n_bytes: usize) -> Result<u64> {
         self.bind()?;
         let mut at = 0;

@@ -18,6 +18,8 @@ pub(crate) const MIN_TOKENS: usize = 16;
 const TILE_JOBS: usize = 32;
 /// Rows of the matrix that a block takes.
 const BLOCK_ROWS: usize = 256;
+/// Units that are on their way at once; `STAGES` of the kernel.
+const STAGES: usize = 4;
 /// Columns of a unit; `UNIT` of the kernels.
 const UNIT: usize = 64;
 /// Most experts that `group.cu` puts in order.
@@ -116,6 +118,12 @@ fn format(part: &Part) -> Option<[(&'static str, u32); 4]> {
     }
 }
 
+/// Bytes of the kernel's `Stage`.
+fn stage_bytes(bits: usize, scales: u32, group: usize) -> usize {
+    let (n_spans, scale_bytes) = (UNIT / group.min(UNIT), [4, 8, 2][scales as usize]);
+    4 * UNIT * TILE_JOBS + BLOCK_ROWS * (UNIT * bits / 8 + n_spans * scale_bytes) + 4 * n_spans * TILE_JOBS
+}
+
 /// Whether a product is one for tensor cores: enough tokens, a format and sizes that fit.
 pub(crate) fn suits(product: &Product) -> bool {
     let n_tokens = product.experts.as_ref().map_or(product.n_jobs, |e| e.dims()[0]);
@@ -175,7 +183,7 @@ pub(crate) fn launch(
     let grid = Grid {
         blocks: [n_out.div_ceil(BLOCK_ROWS / streams), n_tiles, 1],
         threads: 128,
-        shared_bytes: 0,
+        shared_bytes: STAGES * stage_bytes(bits.1 as usize, scales.1, group.1 as usize),
         cluster: 1,
     };
     // SAFETY: the struct is the kernel's; `suits` has checked sizes and format, the product's maker shapes and indices; what is

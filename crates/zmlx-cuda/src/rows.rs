@@ -258,11 +258,20 @@ pub(crate) fn argmax(device: &Arc<Device>, x: &CudaTensor, row: usize) -> Result
         best: device.counters,
         n_done: device.counters + 4 * N_COUNTERS as u64,
     };
-    let grid = Grid { blocks: [width.div_ceil(2048).min(128), 1, 1], threads: 256, shared_bytes: 0, cluster: 1 };
+    let grid =
+        Grid { blocks: [width.div_ceil(2048).min(128), 1, 1], threads: 256, shared_bytes: 0, cluster: 1 };
     // SAFETY: the struct is the kernel's; x has the row, y room for one index, and there is a counter of each kind.
     unsafe { device.launch(OP, (rows_unit(), "argmax"), grid, &args)? };
     let launch = device.driver.last_launch();
-    Ok(CudaIndices { shape: Shape::new(OP, &[1])?, buffer: y, host: None, bound: width, grouped: Grouped::default(), launch, copy: None })
+    Ok(CudaIndices {
+        shape: Shape::new(OP, &[1])?,
+        buffer: y,
+        host: None,
+        bound: width,
+        grouped: Grouped::default(),
+        launch,
+        copy: None,
+    })
 }
 
 #[repr(C)]
@@ -391,7 +400,15 @@ pub(crate) fn route(
         }
     }
     let per_lane = [4, 8, 16, 32].into_iter().find(|p| 32 * p >= width).unwrap_or(32);
-    let choice = |launch| CudaIndices { shape, buffer: experts, host: None, bound: width, grouped: Grouped::default(), launch, copy: None };
+    let choice = |launch| CudaIndices {
+        shape,
+        buffer: experts,
+        host: None,
+        bound: width,
+        grouped: Grouped::default(),
+        launch,
+        copy: None,
+    };
     if rule > 0
         && n < MIN_TOKENS
         && let Some(Pending::Product(product)) = x.op()

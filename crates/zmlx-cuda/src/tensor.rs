@@ -108,7 +108,7 @@ impl View {
         self.segment >= self.len || self.stride == self.segment
     }
 
-    /// The view as rows of `width` values; none if a row would not lie in one piece, or numbers do not fit.
+    /// The view as rows of `width` values; `None` if a row would not lie in one piece, or numbers do not fit.
     pub(crate) fn rows(&self, width: usize) -> Option<Rows> {
         let (segment, stride) =
             if self.is_contiguous() { (width, width) } else { (self.segment, self.stride) };
@@ -116,7 +116,7 @@ impl View {
         fits.then(|| Rows { data: self.at(), per_segment: (segment / width) as u32, stride: stride as u32 })
     }
 
-    /// Columns of rows of `width` values; none if that is not a view of this kind.
+    /// Columns of rows of `width` values; `None` if that is not a view of this kind.
     pub(crate) fn columns(&self, width: usize, range: &std::ops::Range<usize>) -> Option<Self> {
         let stride = if self.is_contiguous() {
             width

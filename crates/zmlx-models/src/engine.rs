@@ -7,6 +7,7 @@
 //! What ended stays in the caches while there is room, and a prompt that begins with the same tokens goes on from there.
 
 mod admit;
+mod builder;
 mod event;
 mod pace;
 mod prefix;
@@ -71,7 +72,7 @@ impl EngineOptions {
         }
     }
 
-    /// One sequence at a time, of which nothing is kept.
+    /// One sequence at a time. Nothing of it is kept.
     pub fn one_sequence(fusion: Fusion) -> Self {
         Self { max_sequences: 1, prefix_cache: PrefixCacheOptions::OFF, ..Self::new(fusion) }
     }

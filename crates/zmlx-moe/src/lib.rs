@@ -16,3 +16,4 @@ pub use block::MoeBlock;
 pub use experts::ExpertBank;
 pub use mlp::Mlp;
 pub use router::{Router, Routing};
+pub use zmlx_kernels as kernels;

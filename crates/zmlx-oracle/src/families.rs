@@ -45,7 +45,7 @@ pub(crate) fn plan(config: &Value) -> Result<Plan> {
 /// The part of a config that describes the text model.
 pub(crate) fn text_model(config: &Value) -> Value {
     let Some(inner) = config.get("text_config").filter(|inner| inner.is_object()) else {
-        return config.clone();
+        return without_nulls(config.clone());
     };
     let mut text = inner.clone();
     for key in OUTER_KEYS {
@@ -53,7 +53,15 @@ pub(crate) fn text_model(config: &Value) -> Value {
             text[key] = value.clone();
         }
     }
-    text
+    without_nulls(text)
+}
+
+/// A null is a key that is not there, except where its absence has another meaning.
+fn without_nulls(mut config: Value) -> Value {
+    if let Some(keys) = config.as_object_mut() {
+        keys.retain(|key, value| !value.is_null() || key == "n_shared_experts");
+    }
+    config
 }
 
 fn read<T: DeserializeOwned>(config: &Value) -> Result<T> {

@@ -14,7 +14,9 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 
-pub use file::{Checked, FORMAT, GoldenFile, ModelId, RecordedBy, Recording, Rounding};
+pub use file::{
+    Checked, Decoded, FORMAT, GoldenFile, LogprobDifference, ModelId, RecordedBy, Recording, Rounding,
+};
 pub use tensors::{Array, TensorFile};
 pub use verdict::{Outcome, Verdict, check_greedy};
 

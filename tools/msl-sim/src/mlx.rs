@@ -236,6 +236,11 @@ impl MlxBody {
         signature::source(self, false)
     }
 
+    /// The kernel's source behind a preamble that stands for MLX's: a whole file for Metal's own compiler.
+    pub fn source_with_preamble(&self) -> String {
+        signature::source(self, true)
+    }
+
     /// Translates and compiles the kernel, or finds it compiled.
     pub fn build(&self, mode: Mode) -> Result<MlxKernel, Error> {
         self.validate()?;
@@ -244,7 +249,7 @@ impl MlxBody {
     }
 
     pub(crate) fn msl(&self) -> Msl {
-        let msl = Msl::source(self.name.clone(), signature::source(self, true));
+        let msl = Msl::source(self.name.clone(), self.source_with_preamble());
         if self.contract { msl.contract_fma() } else { msl }
     }
 

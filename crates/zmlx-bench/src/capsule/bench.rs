@@ -62,7 +62,7 @@ pub struct BenchTest {
     pub bytes_per_token: Option<f64>,
     /// Calls of the backend's ops per token; null if they were not counted.
     pub launches_per_token: Option<f64>,
-    /// Barriers of the threads per token; null for prompts, and where nobody counts them.
+    /// Barriers of the threads per token; null for prompts, and on backends that do not count them.
     pub barriers_per_token: Option<f64>,
     /// Seconds per token that the first thread waited there; null as above.
     pub barrier_s_per_token: Option<f64>,

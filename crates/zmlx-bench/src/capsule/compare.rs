@@ -8,7 +8,7 @@ use super::facts::{dash, number};
 use super::validate::{ValidateRecord, Verdict};
 use super::{Capsule, Kind};
 use crate::grid::Grid;
-use crate::stats::median;
+use crate::stats::{Interval, median, quotient_interval};
 use crate::{Error, Result};
 
 /// The facts that differ between two capsules, by field.
@@ -68,47 +68,83 @@ pub struct Pair {
 }
 
 /// What is compared.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
 enum Measure {
-    /// Tokens per second, the median.
-    Speed(f64),
+    /// Seconds per token of each repetition.
+    Seconds(Vec<f64>),
     Verdict(Verdict),
 }
 
+/// What the second capsule of a pair is beside the first.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Judgement {
+    /// Not worse.
+    Fine,
+    /// Slower than the threshold allows, but the spread of the repetitions leaves room for doubt.
+    Unclear(String),
+    /// Worse beyond doubt.
+    Worse(String),
+}
+
 impl Pair {
-    /// Why `b` is worse; none if it is not. A speed that is no number is worse.
-    pub fn regression(&self, threshold_percent: f64) -> Option<String> {
-        match (self.a, self.b) {
-            (Measure::Speed(a), Measure::Speed(b)) => {
-                let slower = 100.0 * (a / b - 1.0);
-                let is_fine = slower <= threshold_percent;
-                (!is_fine)
-                    .then(|| format!("{}: takes {slower:.1} % longer: {a:.2} → {b:.2} tokens/s", self.name))
+    /// Whether `b` is worse: a verdict that is worse, or a test that takes longer by more than `threshold_percent`.
+    ///
+    /// The 95 % interval of the ratio decides: a test is worse if all of the interval is beyond the threshold, and unclear if
+    /// only the estimate is. A test with one repetition has no interval, so its estimate decides. A speed that is no number is
+    /// worse.
+    pub fn judge(&self, threshold_percent: f64) -> Judgement {
+        match (&self.a, &self.b) {
+            (Measure::Seconds(a), Measure::Seconds(b)) => {
+                let percent = |ratio: f64| 100.0 * (ratio - 1.0);
+                let estimate = percent(median(b).unwrap_or(f64::NAN) / median(a).unwrap_or(f64::NAN));
+                let Some(interval) = quotient_interval(a, b) else {
+                    let is_fine = estimate <= threshold_percent; // not so if it is NaN
+                    let what =
+                        format!("{}: takes {estimate:.1} % longer (one repetition: no interval)", self.name);
+                    return if is_fine { Judgement::Fine } else { Judgement::Worse(what) };
+                };
+                let [middle, low, high] = [interval.estimate, interval.low, interval.high].map(percent);
+                let what = format!(
+                    "{}: takes {middle:.1} % longer (95 % interval: {low:.1} to {high:.1} %)",
+                    self.name
+                );
+                if middle <= threshold_percent {
+                    Judgement::Fine
+                } else if low <= threshold_percent {
+                    Judgement::Unclear(what)
+                } else {
+                    Judgement::Worse(what)
+                }
             }
-            (Measure::Verdict(a), Measure::Verdict(b)) => {
-                (b > a).then(|| format!("{}: {} → {}", self.name, a.name(), b.name()))
+            (Measure::Verdict(a), Measure::Verdict(b)) if b > a => {
+                Judgement::Worse(format!("{}: {} → {}", self.name, a.name(), b.name()))
             }
-            _ => None,
+            _ => Judgement::Fine,
         }
     }
 }
 
 /// The pairs as a table.
 pub fn table(pairs: &[Pair]) -> Grid {
-    let mut grid = Grid::new(1, &["test", "A", "B", "B ÷ A"]);
+    let mut grid = Grid::new(1, &["test", "A", "B", "B ÷ A", "95 % interval"]);
     for pair in pairs {
-        let cells = match (pair.a, pair.b) {
-            (Measure::Speed(a), Measure::Speed(b)) => {
-                [number(Some(a), 2), number(Some(b), 2), number(Some(b / a), 3)]
+        let cells = match (&pair.a, &pair.b) {
+            (Measure::Seconds(a), Measure::Seconds(b)) => {
+                let speed = |seconds: &[f64]| median(seconds).map(|s| 1.0 / s);
+                let ratio = speed(b).zip(speed(a)).map(|(b, a)| b / a);
+                // Of speeds, whose ratio is the other way round than that of the seconds.
+                let range = quotient_interval(b, a)
+                    .map_or_else(dash, |Interval { low, high, .. }| format!("{low:.3}–{high:.3}"));
+                [number(speed(a), 2), number(speed(b), 2), number(ratio, 3), range]
             }
-            (a, b) => [verdict_cell(a), verdict_cell(b), dash()],
+            (a, b) => [verdict_cell(a), verdict_cell(b), dash(), dash()],
         };
         grid.row([vec![pair.name.clone()], cells.to_vec()].concat());
     }
     grid
 }
 
-fn verdict_cell(measure: Measure) -> String {
+fn verdict_cell(measure: &Measure) -> String {
     if let Measure::Verdict(v) = measure { v.name().to_owned() } else { dash() }
 }
 
@@ -117,7 +153,7 @@ pub fn pairs(a: &Capsule, b: &Capsule) -> Vec<Pair> {
     let b = measures(b);
     let both = measures(a).into_iter().filter_map(|(name, a)| {
         let (_, b) = b.iter().find(|(other, _)| *other == name)?;
-        Some(Pair { name, a, b: *b })
+        Some(Pair { name, a, b: b.clone() })
     });
     both.collect()
 }
@@ -135,8 +171,8 @@ pub fn only_in_one(a: &Capsule, b: &Capsule) -> [Vec<String>; 2] {
 fn measures(capsule: &Capsule) -> Vec<(String, Measure)> {
     let mut found = Vec::new();
     for t in capsule.bench.iter().flat_map(|bench| &bench.tests) {
-        let speed = median(&t.samples_s).map_or(f64::NAN, |s| t.tokens_per_sample as f64 / s);
-        found.push((format!("{} {} {}", t.name, t.backend, t.fusion), Measure::Speed(speed)));
+        let seconds = t.samples_s.iter().map(|s| s / t.tokens_per_sample as f64).collect();
+        found.push((format!("{} {} {}", t.name, t.backend, t.fusion), Measure::Seconds(seconds)));
     }
     if let Some(record) = &capsule.validate {
         found.extend(verdicts(record));

@@ -110,18 +110,25 @@ pub fn speed_up_cells(bench: &BenchRecord, test: &BenchTest) -> [String; 2] {
     }
 }
 
-/// How many times faster than the baseline: the median over repetitions, and the smallest and largest. Repetitions are
-/// compared one by one, as they ran next to each other. None for the baseline itself.
+/// How many times faster than the baseline: the median over repetitions, and the smallest and largest. `None` for the
+/// baseline itself.
 pub fn speed_up(bench: &BenchRecord, test: &BenchTest) -> Option<(f64, (f64, f64))> {
-    let base = baseline(bench, test)?;
-    let seconds =
-        |t: &BenchTest| -> Vec<f64> { t.samples_s.iter().map(|s| s / t.tokens_per_sample as f64).collect() };
-    let ratios: Vec<f64> = seconds(base).iter().zip(seconds(test)).map(|(b, t)| b / t).collect();
+    let ratios = speed_ups(bench, test)?;
     Some((median(&ratios)?, range(&ratios)?))
 }
 
-/// The same test on the first path; if there is but one path, on the first backend.
-fn baseline<'a>(bench: &'a BenchRecord, test: &BenchTest) -> Option<&'a BenchTest> {
+/// How many times faster than the baseline each repetition was: repetitions that ran next to each other are compared. `None`
+/// for the baseline itself.
+pub fn speed_ups(bench: &BenchRecord, test: &BenchTest) -> Option<Vec<f64>> {
+    let base = baseline(bench, test)?;
+    let seconds =
+        |t: &BenchTest| -> Vec<f64> { t.samples_s.iter().map(|s| s / t.tokens_per_sample as f64).collect() };
+    Some(seconds(base).iter().zip(seconds(test)).map(|(b, t)| b / t).collect())
+}
+
+/// The test that a test is compared with: the same one on the first path or, if there is only one path, on the first backend.
+/// `None` for the baseline itself.
+pub fn baseline<'a>(bench: &'a BenchRecord, test: &BenchTest) -> Option<&'a BenchTest> {
     let is_base = |t: &&BenchTest| {
         t.name == test.name
             && match &bench.fusions[..] {

@@ -106,7 +106,7 @@ pub(super) enum Part {
 }
 
 impl Part {
-    /// The part that ends with the tap called `name`; none if a part goes on there.
+    /// The part that ends with the tap called `name`; `None` if a part goes on there.
     pub(super) fn ending_at(name: &str) -> Option<Self> {
         match name {
             "embed" => Some(Self::Embedding),

@@ -13,7 +13,7 @@ use zmlx_bench::table::Width;
 use zmlx_kernels::{Fusion, Instrumented};
 use zmlx_models::Checkpoint;
 
-use crate::args::{BackendArgs, NamedModelArgs, RouteArgs, positive};
+use crate::args::{BackendArgs, ModelArgs, RouteArgs, positive};
 use crate::build_info;
 use crate::engine::{self, About, Job};
 use crate::memory;
@@ -31,21 +31,21 @@ const MAX_SPREAD: f64 = 0.05;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: NamedModelArgs,
-    /// Random weights instead of a model: qwen3-30b-a3b, qwen3-235b-a22b or glm-4.7-flash, then perhaps ,layers=N ,vocab=N
-    /// ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N
+    model: ModelArgs,
+    /// Measure random weights of an architecture instead of a model: qwen3-30b-a3b, qwen3-235b-a22b or glm-4.7-flash. Can be
+    /// followed by ,layers=N ,vocab=N ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N
     #[arg(long, value_name = "NAME[,layers=N…]", conflicts_with_all = ["model", "positional"])]
     synthetic: Option<String>,
-    /// Prompts to measure, in tokens; 0 for none.
+    /// Lengths of the prompts to measure, in tokens; 0 for none.
     #[arg(short = 'p', long, value_name = "N,…", value_delimiter = ',', default_value = "512")]
     n_prompt: Vec<usize>,
-    /// Tokens to decode; 0 for none.
+    /// Numbers of tokens to decode; 0 for none.
     #[arg(short = 'n', long, value_name = "N,…", value_delimiter = ',', default_value = "128")]
     n_gen: Vec<usize>,
-    /// Tokens in the caches before decoding.
+    /// Numbers of tokens in the caches before decoding.
     #[arg(short = 'd', long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
     n_depth: Vec<usize>,
-    /// Sequences decoded at once.
+    /// Numbers of sequences that are decoded at once.
     #[arg(short = 'b', long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = positive())]
     batch: Vec<usize>,
     /// How often each test is measured.
@@ -54,17 +54,18 @@ pub(crate) struct Args {
     /// What is compared: fused ops on one backend, or every backend of this build.
     #[arg(long, value_enum, default_value = "fusion")]
     compare: Compare,
-    /// The paths; may be given several times. By default stock, concat and fused, of several backends stock and fused.
-    #[arg(long, value_name = "PRESET[,±OP]")]
+    /// A path to measure. Can be given several times; the first is the baseline. The default is stock, concat and fused, and
+    /// stock and fused with several backends.
+    #[arg(long, help_heading = "What computes", value_name = "PRESET[,±OP]")]
     fusion: Vec<Fusion>,
     #[command(flatten)]
     route: RouteArgs,
     #[command(flatten)]
     backend: BackendArgs,
-    /// Show in a pass of its own where the time of a decoded token goes.
+    /// Also show where the time of a decoded token goes, measured in a separate pass.
     #[arg(long)]
     profile: bool,
-    /// Only measure how fast memory is read.
+    /// Measure only how fast memory is read.
     #[arg(long)]
     bandwidth: bool,
     /// How the results are printed.
@@ -108,12 +109,15 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     if args.bandwidth {
         return bandwidth_only(&args);
     }
+    let source = if args.synthetic.is_none() { Some(Source::resolve(&args.model)?) } else { None };
     if let Some(path) = &args.capsule {
-        output::refuse_to_overwrite(path, args.force)?;
+        let inputs = source.as_ref().map(Source::files).unwrap_or_default();
+        output::check_output(path, args.force, &inputs)?;
     }
-    let checkpoint = match &args.synthetic {
-        Some(spec) => Checkpoint::synthetic(spec, SYNTHETIC_SEED)?,
-        None => Source::resolve(&args.model.model())?.checkpoint()?,
+    let checkpoint = match (&args.synthetic, source) {
+        (Some(spec), _) => Checkpoint::synthetic(spec, SYNTHETIC_SEED)?,
+        (None, Some(source)) => source.checkpoint()?,
+        (None, None) => bail!("nothing to measure: no model"),
     };
     let backends = match (args.compare, args.backend.backend) {
         (Compare::Fusion, backend) => vec![backend],

@@ -4,9 +4,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 
-use zmlx_bench::capsule::{Capsule, compare, facts};
+use zmlx_bench::capsule::compare::{self, Judgement};
+use zmlx_bench::capsule::{Capsule, facts};
 use zmlx_bench::grid::plain;
-use zmlx_bench::report;
+use zmlx_bench::report::{self, Recorded};
 
 use crate::output::{self, Outcome, note, print};
 use crate::table::Table;
@@ -20,37 +21,38 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Show all that a capsule says.
+    /// Show everything in a capsule.
     Show {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Show in what two capsules differ, and what both measured.
+    /// Show how two capsules differ, and what both measured.
     Diff {
         #[arg(value_name = "A")]
         a: PathBuf,
         #[arg(value_name = "B")]
         b: PathBuf,
     },
-    /// Is B worse than A? A test that is slower or a verdict that is worse ends with exit code 1.
+    /// Find out whether B is worse than A. The exit code is 1 if a verdict is worse, or if a test is slower beyond doubt: all of
+    /// its 95 % interval is beyond the threshold.
     Check {
         #[arg(value_name = "A")]
         a: PathBuf,
         #[arg(value_name = "B")]
         b: PathBuf,
-        /// How much longer a test may take.
+        /// By how much longer a test may take.
         #[arg(long, value_name = "PERCENT", default_value_t = 5.0, allow_negative_numbers = true, value_parser = percent)]
         threshold: f64,
-        /// Compare speeds of different machines, too.
+        /// Compare the speeds of different machines.
         #[arg(long)]
         any_machine: bool,
     },
-    /// Make one document of many capsules: a page with plots (.html) or tables (.md).
+    /// Make one document from many capsules: a page with plots (.html) or tables (.md).
     Report {
         /// Capsules, and folders whose .json files are capsules.
         #[arg(value_name = "FILE|DIR", required = true)]
         paths: Vec<PathBuf>,
-        /// The file to write; its extension, html or md, says what.
+        /// The file to write. Its extension, html or md, selects the kind of document.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
         /// Overwrite the file.
@@ -128,18 +130,29 @@ fn check(a: &Capsule, b: &Capsule, threshold: f64, any_machine: bool) -> Result<
     for name in &lost {
         note(format_args!("not compared, as B lacks it: {}", plain(name)));
     }
-    let regressions: Vec<_> = pairs.iter().filter_map(|pair| pair.regression(threshold)).collect();
-    let mut text = Table::of(&compare::table(&pairs)).render();
-    for regression in &regressions {
-        text += &format!("worse: {}\n", plain(regression));
+    let (mut worse, mut unclear) = (Vec::new(), Vec::new());
+    for pair in &pairs {
+        match pair.judge(threshold) {
+            Judgement::Fine => {}
+            Judgement::Unclear(what) => unclear.push(what),
+            Judgement::Worse(what) => worse.push(what),
+        }
     }
-    let n = regressions.len();
-    text += &match n {
+    let mut text = Table::of(&compare::table(&pairs)).render();
+    for (word, list) in [("worse", &worse), ("not clear", &unclear)] {
+        for what in list {
+            text += &format!("{word}: {}\n", plain(what));
+        }
+    }
+    if !unclear.is_empty() {
+        text += "Results that are not clear do not fail the check: more repetitions (-r) make the intervals narrower.\n";
+    }
+    text += &match worse.len() {
         0 => format!("No regression in {} comparisons (threshold {threshold} %)\n", pairs.len()),
-        _ => format!("{n} of {} comparisons are worse (threshold {threshold} %)\n", pairs.len()),
+        n => format!("{n} of {} comparisons are worse (threshold {threshold} %)\n", pairs.len()),
     };
     print(&text)?;
-    Ok(if n == 0 { Outcome::Done } else { Outcome::CheckFailed })
+    Ok(if worse.is_empty() { Outcome::Done } else { Outcome::CheckFailed })
 }
 
 fn write_report(paths: &[PathBuf], output: &Path, force: bool) -> Result<Outcome> {
@@ -148,8 +161,14 @@ fn write_report(paths: &[PathBuf], output: &Path, force: bool) -> Result<Outcome
         Some("md") => report::markdown,
         _ => bail!("--output {}: expected a name that ends in .html or .md", output.display()),
     };
-    output::refuse_to_overwrite(output, force)?;
-    let capsules = files(paths)?.iter().map(|file| Capsule::read(file)).collect::<Result<Vec<_>, _>>()?;
+    let files = files(paths)?;
+    output::check_output(output, force, &files)?;
+    let recorded = |path: &PathBuf| {
+        let file =
+            path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
+        Ok(Recorded { file, capsule: Capsule::read(path)? })
+    };
+    let capsules = files.iter().map(recorded).collect::<Result<Vec<_>>>()?;
     let text = render(&capsules);
     output::write_new(output, force, &text)?;
     note(format_args!("{} capsules in {}", capsules.len(), output.display()));

@@ -8,7 +8,7 @@ use serde::Serialize;
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, self_check};
 
-use crate::args::{BackendArgs, BackendKind, ModelArgs};
+use crate::args::{BackendArgs, BackendKind, ModelArgs, heading};
 use crate::engine::{self, About, Job};
 use crate::output::{Outcome, message, note, print, print_json};
 use crate::source::Source;
@@ -23,7 +23,7 @@ pub(crate) struct Args {
     #[command(flatten)]
     backend: BackendArgs,
     /// Print one JSON object.
-    #[arg(long)]
+    #[arg(long, help_heading = heading::OUTPUT)]
     json: bool,
 }
 
@@ -38,7 +38,7 @@ struct Report<'a> {
 #[derive(Serialize)]
 struct BackendReport {
     backend: String,
-    /// Name and versions; none where it is not available.
+    /// Name and versions; `None` where it is not available.
     about: Option<String>,
     /// Why it is not available, or what to know of it.
     remark: Option<String>,
@@ -70,7 +70,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
             Err(e) if is_unavailable(&e) && args.backend.backend.is_none() => backends.push(BackendReport {
                 backend: format!("{kind:?}").to_lowercase(),
                 about: None,
-                remark: Some(message(&e)),
+                remark: Some(why_not(&e)),
                 ops: Vec::new(),
             }),
             Err(e) => return Err(e),
@@ -89,10 +89,18 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     }
     let failed = report.backends.iter().flat_map(|b| &b.ops).filter(|op| !op.ok).count();
     if failed > 0 {
-        note(format_args!("error: {failed} of the fused ops failed their self-check"));
+        note(format_args!("error: {failed} fused ops failed their self-check"));
         return Ok(Outcome::CheckFailed);
     }
     Ok(Outcome::Done)
+}
+
+/// Why a backend is not available, without saying that it is not.
+fn why_not(error: &anyhow::Error) -> String {
+    match error.downcast_ref() {
+        Some(zmlx_kernels::Error::Unavailable { why, .. }) => why.clone(),
+        _ => message(error),
+    }
 }
 
 fn is_unavailable(error: &anyhow::Error) -> bool {
@@ -120,7 +128,7 @@ impl Job for Check<'_> {
             result: if op.outcome.is_sound() {
                 op.outcome.to_string()
             } else {
-                format!("switched off: {} (layer {})", op.outcome, op.layer_idx)
+                format!("switched off in layer {}: {}", op.layer_idx, op.outcome)
             },
         });
         self.reports.push(BackendReport {

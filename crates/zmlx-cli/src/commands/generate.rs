@@ -1,65 +1,80 @@
-//! `zmlx generate`: continue a prompt.
+//! `zmlx generate`: answer or continue a prompt.
 
 mod report;
 
 use std::cell::OnceCell;
-use std::io::Read;
+use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
 use zmlx_kernels::Backend;
-use zmlx_models::{ChatMessage, ChatRequest, Checkpoint, Event, Request, StopReason, Tokenizer};
+use zmlx_models::{ChatMessage, ChatRequest, Checkpoint, Error, Event, Request, StopReason, Tokenizer};
 
-use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs};
+use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs, heading, max_tokens};
 use crate::embedded;
 use crate::engine::{self, About, Job};
 use crate::interrupt::{self, Busy};
 use crate::output::{Outcome, note};
 use crate::progress::Progress;
 use crate::source::Source;
-use report::{Stream, print_report};
+use report::{Format, Stream, print_report};
 
 /// Arguments of `zmlx generate`.
 #[derive(Debug, clap::Args)]
+#[command(after_help = "The generated text goes to stdout, statistics and messages go to stderr.")]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// The text to continue; - reads it from stdin, to the last byte. Without it, the opening of a novel.
-    #[arg(short, long, value_name = "TEXT|-")]
+    /// The prompt; - reads it from stdin, up to the last byte. Without a prompt the model continues the opening of a novel.
+    #[arg(short, long, value_name = "TEXT|-", help_heading = heading::PROMPT)]
     prompt: Option<String>,
-    /// The tokens to continue, instead of a text: needs no tokenizer.
+    /// The prompt as tokens instead of text. Needs no tokenizer.
     #[arg(
         long,
         value_name = "ID,…",
         value_delimiter = ',',
-        conflicts_with_all = ["prompt", "chat", "system", "chat_template_config"]
+        help_heading = heading::PROMPT,
+        conflicts_with_all = ["prompt", "raw", "system", "chat_template_config"]
     )]
     prompt_tokens: Option<Vec<u32>>,
-    /// Most tokens to generate.
-    #[arg(short, long, value_name = "N", default_value_t = 100)]
-    max_tokens: usize,
-    /// Make the prompt the user's message of a conversation, as the checkpoint's chat template writes it.
-    #[arg(long)]
-    chat: bool,
+    /// Continue the prompt as it is. Otherwise a model with a chat template takes the prompt as the message of a user.
+    #[arg(
+        long,
+        visible_alias = "ignore-chat-template",
+        help_heading = heading::PROMPT,
+        conflicts_with_all = ["system", "chat_template_config"]
+    )]
+    raw: bool,
     #[command(flatten)]
     template: TemplateArgs,
+    /// Generate at most N tokens; -1 for as many as the context has room for.
+    #[arg(
+        short,
+        long,
+        value_name = "N",
+        default_value = "100",
+        allow_negative_numbers = true,
+        value_parser = max_tokens,
+        help_heading = heading::SAMPLING
+    )]
+    max_tokens: usize,
     #[command(flatten)]
     sampling: SamplingArgs,
     #[command(flatten)]
     fusion: FusionArgs,
     #[command(flatten)]
     backend: BackendArgs,
+    /// Print the statistics on stdout behind the text, in the format of mlx_lm.generate.
+    #[arg(long, conflicts_with = "json", help_heading = heading::OUTPUT)]
+    stats: bool,
     /// Print one JSON object instead of text.
-    #[arg(long)]
+    #[arg(long, help_heading = heading::OUTPUT)]
     json: bool,
 }
 
 /// Continues the prompt and prints text and statistics.
 pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
     let sampling = args.sampling.params()?;
-    if !args.chat && (args.template.system.is_some() || !args.template.kwargs().is_empty()) {
-        bail!("--system and --chat-template-config need --chat");
-    }
     let source = Source::resolve(&args.model)?;
     let checkpoint = source.checkpoint()?;
     let (prompt, tokenizer) = match &args.prompt_tokens {
@@ -71,26 +86,39 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
         }
     };
     if prompt.is_empty() {
-        return Err(zmlx_models::Error::EmptyPrompt.into());
+        return Err(Error::EmptyPrompt.into());
     }
     let eos_token_ids =
         if args.sampling.ignore_eos { Vec::new() } else { checkpoint.eos_token_ids().to_vec() };
+    let max_tokens = args.max_tokens.min(checkpoint.architecture().max_position_embeddings);
     let request = Request {
         sampling,
         eos_token_ids,
         stop: args.sampling.stop.clone(),
-        ..Request::new(prompt.clone(), args.max_tokens)
+        ..Request::new(prompt.clone(), max_tokens)
     };
+    let format = match (args.json, args.stats) {
+        (true, _) => Format::Json,
+        (_, true) => Format::TextWithStatistics,
+        _ => Format::Text,
+    };
+    // Somebody who sees the demonstration must see where its text begins. A pipe gets only what was generated.
+    let is_demo = args.prompt.is_none() && args.prompt_tokens.is_none();
+    let is_seen = format == Format::Text && std::io::stdout().is_terminal();
+    let opening = (is_demo && is_seen).then_some(embedded::NOVEL);
     interrupt::install()?;
     let job =
-        Continue { checkpoint, tokenizer, prompt, request, fusion: args.fusion, json: args.json, verbose };
+        Continue { checkpoint, tokenizer, prompt, request, opening, fusion: args.fusion, format, verbose };
     engine::with_backend(args.backend, job)
 }
 
-/// The text to continue, in the words of the chat template if asked.
+/// The text to continue: what the chat template makes of the prompt, if there is a template and it is wanted.
 fn prompt_text(args: &Args, source: &Source) -> Result<String> {
+    let kwargs = args.template.kwargs();
+    let needs_template = args.template.system.is_some() || !kwargs.is_empty();
     let text = match args.prompt.as_deref() {
-        None => embedded::NOVEL.to_owned(),
+        None if needs_template => bail!("--system-prompt and --chat-template-config need --prompt"),
+        None => return Ok(embedded::NOVEL.to_owned()),
         Some("-") => {
             let mut text = String::new();
             std::io::stdin().lock().read_to_string(&mut text).context("stdin")?;
@@ -98,13 +126,21 @@ fn prompt_text(args: &Args, source: &Source) -> Result<String> {
         }
         Some(text) => text.to_owned(),
     };
-    if !args.chat {
+    if text.is_empty() || args.raw {
         return Ok(text);
     }
+    let template = match source.chat_template() {
+        Ok(template) => template,
+        Err(error) if is_without_template(&error) && !needs_template => return Ok(text),
+        Err(error) => return Err(error),
+    };
     let system = args.template.system.clone().map(|content| ChatMessage::new("system", content));
     let messages: Vec<_> = system.into_iter().chain([ChatMessage::new("user", text)]).collect();
-    let kwargs = args.template.kwargs();
-    Ok(source.chat_template()?.render(&ChatRequest::new(&messages).with_kwargs(&kwargs))?)
+    Ok(template.render(&ChatRequest::new(&messages).with_kwargs(&kwargs))?)
+}
+
+fn is_without_template(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::NoChatTemplate { .. }))
 }
 
 struct Continue {
@@ -112,8 +148,10 @@ struct Continue {
     tokenizer: Option<Tokenizer>,
     prompt: Vec<u32>,
     request: Request,
+    /// The text before the generated one, if it is to be seen.
+    opening: Option<&'static str>,
     fusion: FusionArgs,
-    json: bool,
+    format: Format,
     verbose: bool,
 }
 
@@ -121,10 +159,10 @@ impl Job for Continue {
     fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
         let fusion = about.fusion(&model, self.fusion)?;
-        let Self { checkpoint, tokenizer, prompt, request, json, verbose, .. } = self;
+        let Self { checkpoint, tokenizer, prompt, request, opening, format, verbose, .. } = self;
         // While the prompt is read there is nothing to save: Ctrl-C ends the process at once.
         let busy = OnceCell::new();
-        let mut stream = Stream::new(!json);
+        let mut stream = Stream::new(format, opening);
         let mut progress = Progress::new("Prompt");
         let has_text = tokenizer.is_some();
         let generation =
@@ -143,9 +181,7 @@ impl Job for Continue {
                     let more = is_told && !busy.get().is_some_and(Busy::is_asked);
                     if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
                 }
-                Event::Started { .. } | Event::Finished { .. } | Event::Failed { .. } => {
-                    ControlFlow::Continue(())
-                }
+                _ => ControlFlow::Continue(()),
             });
         let generation = match generation {
             Ok(generation) => generation,
@@ -163,7 +199,7 @@ impl Job for Continue {
             let reason = generation.finished.reason;
             note(format_args!("Stop reason: {} ({})", reason.name(), explained(reason)));
         }
-        print_report(&prompt, &generation, json)?;
+        print_report(&prompt, &generation, format)?;
         Ok(Outcome::Done)
     }
 }

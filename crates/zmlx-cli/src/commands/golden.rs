@@ -17,10 +17,10 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Decode prompts greedily and keep the tokens with their margins in a golden file.
+    /// Decode prompts greedily, and keep the tokens with their margins and probabilities in a golden file.
     Record(record::Args),
-    /// Decode a golden file's prompts again. A token that differs beyond doubt ends with exit code 1, a model that is not
-    /// the recorded one with 2.
+    /// Decode the prompts of a golden file again and compare. The exit code is 1 if a token is wrong, and 2 if the check cannot
+    /// run.
     Check(check::Args),
 }
 

@@ -8,7 +8,7 @@ use serde_json::{Map, Value};
 use zmlx_kernels::Backend;
 use zmlx_models::{Checkpoint, Cost, Error, human_bytes};
 
-use crate::args::{BackendArgs, ModelArgs};
+use crate::args::{BackendArgs, ModelArgs, heading};
 use crate::engine::{self, About, Job};
 use crate::output::{Outcome, note, print, print_json};
 use crate::source::Source;
@@ -20,16 +20,16 @@ use formats::{Group, WeightEntry};
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Length of the context that memory is computed for; by default the longest that the model was made for.
+    /// Length of the context for which the memory is computed. The default is the longest context of the model.
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
-    /// List every weight instead of groups of like ones.
-    #[arg(long)]
+    /// List every weight. Otherwise similar weights are listed as a group.
+    #[arg(long, help_heading = heading::OUTPUT)]
     tensors: bool,
     #[command(flatten)]
     backend: BackendArgs,
     /// Print one JSON object.
-    #[arg(long)]
+    #[arg(long, help_heading = heading::OUTPUT)]
     json: bool,
 }
 
@@ -111,11 +111,7 @@ impl Job for Inspect {
         if report.usable {
             return Ok(Outcome::Done);
         }
-        note(format_args!(
-            "error: {}: {} of its tensors are not usable:",
-            report.name,
-            report.problems.len()
-        ));
+        note(format_args!("error: {}: {} tensors cannot be used:", report.name, report.problems.len()));
         for problem in &report.problems {
             note(format_args!("  {problem}"));
         }
@@ -159,15 +155,16 @@ impl Report<'_> {
         line("Weights", format!("{} bytes ({})", self.total_bytes, human_bytes(self.total_bytes)));
         let read = self.cost.weight_bytes_per_token;
         line("Read per decoded token", format!("{read} bytes of weights ({})", human_bytes(read)));
-        line("Cache per token of context", format!("{} bytes (f32)", self.cost.kv_bytes_per_token));
+        let cached = self.cost.kv_bytes_per_token;
+        line("Cache per token of context", format!("{cached} bytes (16 bits for each key and value)"));
         let memory = format!(
-            "{} for {} tokens of context, besides a prompt chunk's activations",
+            "{} for a context of {} tokens, and the activations of a part of the prompt",
             human_bytes(self.memory_bytes),
             self.context_tokens
         );
         line("Memory", memory);
         line("Backend", about.text.clone());
-        line("Verdict", if self.usable { "every tensor fits".into() } else { "not usable".into() });
+        line("Verdict", if self.usable { "every tensor fits".into() } else { "cannot be used".into() });
         text
     }
 }

@@ -63,7 +63,7 @@ fn is_absent(error: &anyhow::Error) -> bool {
 
 /// The name of the model: its id at the hub, or its folder's name.
 fn model_id(args: &Args, source: &Source, checkpoint: &Checkpoint) -> String {
-    let given = args.model.model.as_deref();
+    let given = args.model.named().map(std::path::PathBuf::as_path);
     let is_folder = given.is_some_and(std::path::Path::is_dir);
     match (source, given.and_then(|path| path.to_str())) {
         (Source::Dir(_), Some(id)) if !is_folder => id.split('@').next().unwrap_or(id).to_owned(),
@@ -121,7 +121,7 @@ impl Job for Serve {
         let sampling = args.sampling_defaults()?.or(generation_config(&source));
         let served = ServedModel {
             id,
-            path: args.model.model.as_ref().map(|path| path.display().to_string()),
+            path: args.model.named().map(|path| path.display().to_string()),
             tokenizer: Arc::clone(&tokenizer),
             template,
             eos_token_ids: checkpoint.eos_token_ids().to_vec(),

@@ -1,4 +1,4 @@
-//! The files of the built-in model.
+//! The files of the built-in model. `model` links to those of the fixture, so that a package of this crate holds them.
 
 use bytes::Bytes;
 
@@ -10,11 +10,7 @@ const NAME: &str = "austen-glm4-moe-lite-4bit";
 
 macro_rules! file {
     ($include:ident, $name:literal) => {
-        $include!(concat!(
-            env!("CARGO_MANIFEST_DIR"),
-            "/../../fixtures/models/austen-glm4-moe-lite-4bit/",
-            $name
-        ))
+        $include!(concat!(env!("CARGO_MANIFEST_DIR"), "/model/", $name))
     };
 }
 
@@ -25,10 +21,7 @@ static TOKENIZER: &[u8] = file!(include_bytes, "tokenizer.json");
 static TOKENIZER_CONFIG: &str = file!(include_str, "tokenizer_config.json");
 static CHAT_TEMPLATE: &str = file!(include_str, "chat_template.jinja");
 #[cfg(feature = "proof")]
-static GOLDEN: &str = include_str!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../../fixtures/golden/austen-glm4-moe-lite-4bit.json"
-));
+static GOLDEN: &str = file!(include_str, "golden.json");
 
 pub(crate) fn checkpoint() -> Result<Checkpoint> {
     let shards = vec![("model.safetensors".to_owned(), Bytes::from_static(WEIGHTS))];

@@ -30,7 +30,7 @@ fn without_a_gpu_the_message_says_what_is_missing() {
     let cuda = &report["backends"][1];
     if cuda["about"].is_null() {
         let remark = cuda["remark"].as_str().unwrap();
-        assert!(remark.starts_with("the cuda backend is not available: "), "{remark}");
+        assert!(!remark.contains("not available"), "the report says so already: {remark}");
         assert!(["driver", "GPU", "NVRTC"].iter().any(|part| remark.contains(part)), "{remark}");
         let run = zmlx(&["generate", "--json", "--backend", "cuda", "--model", &model(GLM), "-p", "x"]);
         run.refused(&["the cuda backend is not available"]);

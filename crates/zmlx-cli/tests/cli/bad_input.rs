@@ -25,8 +25,11 @@ fn usage() {
         (&["--min-p", "-0.5"], "min_p: expected"),
         (&["--repetition-penalty", "0"], "repetition_penalty: expected"),
         (&["--stop", ""], "--stop"),
-        (&["--system", "x"], "--chat"),
-        (&["--chat-template-config", "{\"x\": 1}"], "need --chat"),
+        (&["--system-prompt", "x"], "need --prompt"),
+        (&["--chat-template-config", "{\"x\": 1}"], "need --prompt"),
+        (&["-p", "x", "--system", "x", "--raw"], "--raw"),
+        (&["-m", "-2"], "--max-tokens"),
+        (&["--stats"], "--stats"),
         (&["-p", ""], "the prompt is empty"),
         (&["--nonsense"], "--nonsense"),
     ] {
@@ -45,7 +48,7 @@ fn usage() {
 #[test]
 #[cfg(not(feature = "embedded-model"))]
 fn without_a_built_in_model_one_must_be_named() {
-    zmlx(&["generate"]).refused(&["--model"]);
+    zmlx(&["generate"]).refused(&["built-in model"]);
 }
 
 #[test]
@@ -137,8 +140,10 @@ fn broken_weights_name_the_file_or_the_tensor() {
 fn broken_tokenizers_and_templates() {
     let dir = copy_without(GLM, &["chat_template.jinja"]);
     let path = dir.path().to_str().unwrap();
-    let chat = ["generate", "--json", "--model", path, "--chat", "-p", "x"];
-    zmlx(&chat).refused(&["chat template", "chat_template.jinja"]);
+    let chat = ["generate", "--json", "--model", path, "-p", "x", "-m", "1"];
+    // Without a template the prompt is continued as it is, but a system message needs one.
+    zmlx(&chat).ok();
+    zmlx(&[&chat[..], &["--system-prompt", "y"]].concat()).refused(&["chat template", "chat_template.jinja"]);
     std::fs::write(dir.path().join("chat_template.jinja"), "{% for %}").unwrap();
     zmlx(&chat).refused(&["chat template"]);
     std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();

@@ -11,7 +11,7 @@ fn the_first_answer_is_that_of_generate() {
     let dir = model(QWEN);
     let golden = golden(QWEN);
     let user = &golden.prompt("chat").unwrap().messages.as_ref().unwrap()[0].content;
-    let args = ["generate", "--json", "--model", &dir, "--chat", "-p", user, "-m", "12", "--ignore-eos"];
+    let args = ["generate", "--json", "--model", &dir, "-p", user, "-m", "12", "--ignore-eos"];
     let want = zmlx(&args).ok().json();
     let run = chat(&dir, &[], &format!("{user}\n")).ok();
     assert_eq!(run.stdout, format!("{}\n", want["text"].as_str().unwrap()));
@@ -49,7 +49,7 @@ fn what_is_cached_gives_what_is_computed_anew() {
     let turn = |role: &str, text: &str| format!("<|im_start|>{role}\n{text}<|im_end|>\n");
     let history = turn("user", "Where is Jane?") + &turn("assistant", first.strip_suffix('\n').unwrap());
     let prompt = history + &turn("user", "And Lydia?") + "<|im_start|>assistant\n";
-    let args = ["generate", "--json", "--model", &dir, "-p", &prompt, "-m", "12", "--ignore-eos"];
+    let args = ["generate", "--json", "--model", &dir, "--raw", "-p", &prompt, "-m", "12", "--ignore-eos"];
     assert_eq!(second, format!("{}\n", zmlx(&args).ok().json()["text"].as_str().unwrap()));
 }
 

@@ -9,19 +9,71 @@ use crate::*;
 fn without_arguments_the_novel_goes_on() {
     let run = zmlx(&["generate"]).ok();
     let want = &golden(GLM).prompt("novel").unwrap().truth_f32.output_text.clone();
-    let mut blocks = run.stdout.split("==========\n");
-    assert_eq!(blocks.next(), Some(""));
-    let text = blocks.next().unwrap();
-    assert!(text.starts_with(want.as_str()), "{text}");
-    assert!(text.ends_with('\n'));
-    let statistics: Vec<&str> = blocks.next().unwrap().lines().collect();
-    assert_eq!(blocks.next(), None);
-    assert!(statistics[0].starts_with("Prompt: 64 tokens, ") && statistics[0].ends_with(" tokens-per-sec"));
-    assert!(statistics[1].starts_with("Generation: 100 tokens, "), "{statistics:?}");
-    if cfg!(unix) {
-        assert!(statistics[2].starts_with("Peak memory: 0.") && statistics[2].ends_with(" GB"));
-    }
-    assert_eq!(run.stderr, "");
+    // A pipe gets what was generated, and nothing else.
+    assert!(run.stdout.starts_with(want.as_str()) && run.stdout.ends_with('\n'), "{}", run.stdout);
+    let is_statistics = |text: &str| {
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(
+            lines[0].starts_with("Prompt: 64 tokens, ") && lines[0].ends_with(" tokens-per-sec"),
+            "{text}"
+        );
+        assert!(lines[1].starts_with("Generation: 100 tokens, "), "{text}");
+        if cfg!(unix) {
+            assert!(lines[2].starts_with("Peak memory: 0.") && lines[2].ends_with(" GB"), "{text}");
+        }
+        assert_eq!(lines.len(), if cfg!(unix) { 3 } else { 2 });
+    };
+    is_statistics(&run.stderr);
+    // As mlx_lm.generate prints it.
+    let stats = zmlx(&["generate", "--stats"]).ok();
+    let mut blocks = stats.stdout.split("==========\n");
+    assert_eq!((blocks.next(), blocks.next()), (Some(""), Some(run.stdout.as_str())));
+    is_statistics(blocks.next().unwrap());
+    assert_eq!((blocks.next(), stats.stderr.as_str()), (None, ""));
+    let quiet = zmlx(&["generate", "-q"]).ok();
+    assert_eq!((quiet.stdout, quiet.stderr.as_str()), (run.stdout, ""));
+}
+
+/// What the process used before it became the command is not counted: here a shell with a variable of 100 MB.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_peak_memory_is_the_commands_own() {
+    let script = r#"v=$(head -c 100000000 /dev/zero | tr '\0' a); exec "$0" "$@""#;
+    let mut shell = Command::new("sh");
+    shell.args([
+        "-c",
+        script,
+        env!("CARGO_BIN_EXE_zmlx"),
+        "generate",
+        "--json",
+        &model(GLM),
+        "-m",
+        "1",
+        "-p",
+        "It",
+    ]);
+    let peak = finish(&mut shell).ok().json()["peak_memory_bytes"].as_u64().unwrap();
+    assert!(peak < 100_000_000, "{peak}");
+}
+
+#[test]
+fn a_model_is_named_with_or_without_a_flag() {
+    let dir = model(QWEN);
+    let args = ["--json", "-p", "It is", "-m", "2"];
+    let positional = zmlx(&[&["generate", &dir], &args[..]].concat()).ok().json();
+    let flag = zmlx(&[&["generate", "--model", &dir], &args[..]].concat()).ok().json();
+    assert_eq!(positional["tokens"], flag["tokens"]);
+    zmlx(&["generate", &dir, "--model", &dir]).refused(&["--model"]);
+}
+
+#[test]
+fn minus_one_token_is_no_limit() {
+    let dir = copy_without(GLM, &[]);
+    edit_json(dir.path(), "config.json", |c| c["max_position_embeddings"] = json!(130));
+    let dir = dir.path().to_str().unwrap();
+    let args = ["generate", dir, "--json", "--ignore-eos", "-m", "-1", "--prompt-tokens", "5,6"];
+    let got = zmlx(&args).ok().json();
+    assert_eq!((got["tokens"].as_array().unwrap().len(), &got["stop_reason"]), (129, &json!("context")));
 }
 
 #[test]
@@ -31,7 +83,7 @@ fn json_holds_the_recorded_tokens() {
         for prompt in ["novel", "unicode", "one_token"] {
             let want = golden.prompt(prompt).unwrap();
             let args =
-                ["generate", "--json", "--ignore-eos", "-m", "96", "--model", &model(name), "-p", &want.text];
+                ["generate", "--json", "--raw", "--ignore-eos", "-m", "96", &model(name), "-p", &want.text];
             let run = zmlx(&args).ok();
             let got = run.json();
             let keys: Vec<&String> = got.as_object().unwrap().keys().collect();
@@ -123,7 +175,7 @@ fn a_stop_string_ends_the_text_before_it() {
     assert_eq!(got["text"], before);
     assert_eq!(got["stop_reason"], "stop");
     let shown = zmlx(&args).ok().stdout;
-    assert!(shown.starts_with(&format!("==========\n{before}\n==========\nPrompt: ")), "{shown}");
+    assert_eq!(shown, format!("{before}\n"));
 }
 
 #[test]
@@ -134,7 +186,8 @@ fn an_end_token_ends_the_text() {
     let (text, end) = (&want.text, want.truth_f32.tokens[5]);
     let n_tokens = 1 + want.truth_f32.tokens.iter().position(|&t| t == end).unwrap();
     edit_json(dir.path(), "generation_config.json", |c| c["eos_token_id"] = json!(end));
-    let args = ["generate", "--json", "--model", dir.path().to_str().unwrap(), "-p", text, "-m", "96"];
+    let args =
+        ["generate", "--json", "--raw", "--model", dir.path().to_str().unwrap(), "-p", text, "-m", "96"];
     let got = zmlx(&args).ok().json();
     assert_eq!(got["tokens"], json!(want.truth_f32.tokens[..n_tokens]));
     assert_eq!(got["stop_reason"], "eos");
@@ -148,7 +201,7 @@ fn the_prompt_may_come_from_stdin() {
     let dir = model(QWEN);
     let golden = golden(QWEN);
     let want = golden.prompt("unicode").unwrap();
-    let args = ["generate", "--json", "--model", &dir, "-p", "-", "-m", "4", "--ignore-eos"];
+    let args = ["generate", "--json", "--raw", "--model", &dir, "-p", "-", "-m", "4", "--ignore-eos"];
     let got = zmlx_with_stdin(&args, want.text.as_bytes()).ok().json();
     assert_eq!(got["prompt_tokens"], json!(want.prompt_tokens));
     assert_eq!(got["tokens"], json!(want.truth_f32.tokens[..4]));
@@ -162,11 +215,11 @@ fn the_chat_template_wraps_the_prompt() {
     let want = golden.prompt("chat").unwrap();
     let user = &want.messages.as_ref().unwrap()[0].content;
     let dir = model(QWEN);
-    let args = ["generate", "--json", "--model", &dir, "--chat", "-p", user, "-m", "8", "--ignore-eos"];
+    let args = ["generate", "--json", "--model", &dir, "-p", user, "-m", "8", "--ignore-eos"];
     let got = zmlx(&args).ok().json();
     assert_eq!(got["prompt_tokens"], json!(want.prompt_tokens));
     assert_eq!(got["tokens"], json!(want.truth_f32.tokens[..8]));
-    let longer = zmlx(&[&args[..], &["--system", "Be brief."]].concat()).ok().json();
+    let longer = zmlx(&[&args[..], &["--system-prompt", "Be brief."]].concat()).ok().json();
     assert!(longer["prompt_tokens"].as_array().unwrap().len() > want.prompt_tokens.len());
 }
 
@@ -215,7 +268,7 @@ fn ctrl_c_ends_it_with_statistics() {
     let mut child =
         command(&["generate", "--model", &dir, "-m", "1900", "--ignore-eos", "-v"]).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
-    // The rule and some text: the first token has come.
+    // Some text: the first token has come.
     stdout.read_exact(&mut [0; 40]).unwrap();
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());
@@ -223,6 +276,10 @@ fn ctrl_c_ends_it_with_statistics() {
     stdout.read_to_string(&mut rest).unwrap();
     let output = child.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(0));
-    assert!(rest.contains("\n==========\nPrompt: 64 tokens, "), "{rest}");
-    assert!(String::from_utf8(output.stderr).unwrap().contains("Stop reason: interrupted"));
+    assert!(rest.ends_with('\n'), "{rest}");
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        stderr.contains("\nPrompt: 64 tokens, ") && stderr.contains("Stop reason: interrupted"),
+        "{stderr}"
+    );
 }

@@ -38,7 +38,10 @@ fn what_was_recorded_is_found_again() {
         assert!(first["logprobs"].as_array().unwrap().iter().all(|p| p.as_f64() <= Some(0.0)));
         let report = zmlx(&["golden", "check", &file, "--model", &model(name), "--json"]).ok().json();
         assert_eq!(report["verdict"], "pass", "{report:#}");
-        assert_eq!(report["backends"][0]["prompts"].as_array().unwrap().len(), 5);
+        let prompts = report["backends"][0]["prompts"].as_array().unwrap();
+        assert_eq!(prompts.len(), 5);
+        // The stock path recorded, the fused path was checked.
+        assert!(prompts.iter().all(|p| p["logprob_rel_rms"].as_f64().unwrap() <= 1e-3), "{report:#}");
         zmlx(&["golden", "record", &model(name), "-o", &file]).refused(&["--force", "golden.json"]);
         assert_eq!(read(&file), golden);
         std::fs::remove_file(file).unwrap();
@@ -73,6 +76,9 @@ fn other_tokens_fail_and_reports_say_where() {
     assert!(run.stdout.contains("token 5: got") && run.stdout.contains("4 of 5"), "{}", run.stdout);
     let xml = std::fs::read_to_string(&junit).unwrap();
     assert!(xml.contains(r#"failures="1""#) && xml.contains("token 5: got"), "{xml}");
+    // A second run replaces its own report, and nothing else.
+    assert_eq!(check(&file, &["--junit", junit.to_str().unwrap()]).code, Some(1));
+    std::fs::write(&junit, "mine").unwrap();
     check(&file, &["--junit", junit.to_str().unwrap()]).refused(&["--force", "junit.xml"]);
     assert_eq!(check(&file, &["--junit", junit.to_str().unwrap(), "--force"]).code, Some(1));
     // The same where the margin was next to nothing.
@@ -110,6 +116,72 @@ fn a_model_that_changed_is_told() {
     std::fs::write(&config, text).unwrap();
     let path = dir.path().to_str().unwrap();
     zmlx(&["golden", "check", &file, "--model", path]).refused(&["model.config_sha256"]);
+}
+
+/// It ends with 2, but whoever reads only the reports must not take it for a success.
+#[test]
+fn a_check_that_cannot_run_fails_in_its_reports() {
+    let dir = tempfile::tempdir().unwrap();
+    let junit = dir.path().join("junit.xml");
+    let junit = junit.to_str().unwrap();
+    let golden = fixture(GLM);
+    let nowhere = dir.path().join("nowhere");
+    let qwen = model(QWEN);
+    for (model, tells) in [(qwen.as_str(), "weights_sha256"), (nowhere.to_str().unwrap(), "no such folder")] {
+        let run = zmlx(&["golden", "check", &golden, model, "--junit", junit, "--github"]);
+        assert_eq!(run.code, Some(2), "{run:#?}");
+        assert!(run.stderr.contains(tells), "{run:#?}");
+        assert!(run.stdout.contains("::error file=") && run.stdout.contains("FAIL"), "{}", run.stdout);
+        let xml = std::fs::read_to_string(junit).unwrap();
+        assert!(xml.contains(r#"errors="1""#) && xml.contains("FAIL") && xml.contains(tells), "{xml}");
+        let run = zmlx(&["golden", "check", &golden, model, "--json"]);
+        assert_eq!((run.code, &run.json()["verdict"]), (Some(2), &json!("fail")));
+    }
+}
+
+/// Other weights are compared on request: here those of a model without its last norm's scale.
+#[test]
+fn other_weights_are_checked_on_request() {
+    let dir = copy_without(GLM, &[]);
+    let golden = record(GLM, dir.path());
+    let path = dir.path().to_str().unwrap();
+    edit_json(dir.path(), "config.json", |c| c["rms_norm_eps"] = json!(1e-4));
+    zmlx(&["golden", "check", &golden, path]).refused(&["config_sha256", "--allow-other-weights"]);
+    let run = zmlx(&["golden", "check", &golden, path, "--allow-other-weights", "--json"]);
+    let prompt = &run.json()["backends"][0]["prompts"][0];
+    assert!(prompt["logprob_rel_rms"].as_f64().unwrap() > 0.0, "{prompt}");
+    assert_eq!(prompt["logprob_bound"].as_f64(), Some(2e-2));
+}
+
+#[test]
+fn other_probabilities_fail() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut golden = read(record(QWEN, dir.path()));
+    for logprob in golden["prompts"][1]["logprobs"].as_array_mut().unwrap() {
+        *logprob = json!(logprob.as_f64().unwrap() - 1.0);
+    }
+    let file = write(&dir.path().join("wrong.json"), &golden);
+    let run = zmlx(&["golden", "check", &file, &model(QWEN), "--github"]);
+    assert_eq!(run.code, Some(1), "{run:#?}");
+    assert_eq!(run.stdout.matches("::error file=").count(), 1, "{}", run.stdout);
+    assert!(run.stdout.contains("log-probabilities differ by"), "{}", run.stdout);
+}
+
+#[test]
+fn prompts_of_one_name_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let prompts = write(
+        &dir.path().join("p.json"),
+        &json!([{"name": "a", "tokens": [5]}, {"name": "a", "tokens": [6]}]),
+    );
+    let out = dir.path().join("golden.json");
+    let out = out.to_str().unwrap();
+    zmlx(&["golden", "record", &model(QWEN), "--prompts", &prompts, "-o", out])
+        .refused(&["p.json", "prompt 2", "\"a\""]);
+    let mut golden = read(record(QWEN, dir.path()));
+    golden["prompts"][1]["name"] = golden["prompts"][0]["name"].clone();
+    let file = write(&dir.path().join("twice.json"), &golden);
+    zmlx(&["golden", "check", &file, &model(QWEN)]).refused(&["twice.json", "field name"]);
 }
 
 #[test]

@@ -30,7 +30,8 @@ fn both_fixtures() {
         assert_eq!(format("model.layers.*.mlp.gate"), gate);
         assert_eq!(format("model.layers.*.mlp.switch_mlp.down_proj"), "affine 4-bit g64");
 
-        let text = zmlx(&["inspect", "--model", &dir]).ok().stdout;
+        let text = zmlx(&["inspect", &dir]).ok().stdout;
+        assert!(text.contains(&format!("Cache per token of context: {kv} bytes (16 bits")), "{text}");
         assert!(text.contains("every tensor fits") && text.contains("switch_mlp.gate_proj"), "{text}");
         let text = zmlx(&["inspect", "--model", &dir, "--tensors", "--context", "0"]).ok().stdout;
         assert!(text.contains("model.layers.2.mlp.switch_mlp.gate_proj"), "{text}");
@@ -58,5 +59,5 @@ fn missing_tensors_are_listed_and_the_rest_is_shown() {
     assert!(run.stderr.contains("model.layers.5.mlp.switch_mlp.up_proj.weight: missing"));
     let run = zmlx(&["inspect", "--model", path]);
     assert_eq!(run.code, Some(2));
-    assert!(run.stdout.contains("not usable") && run.stdout.contains("vocab_size: 3072"));
+    assert!(run.stdout.contains("cannot be used") && run.stdout.contains("vocab_size: 3072"));
 }

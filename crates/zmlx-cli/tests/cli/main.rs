@@ -5,6 +5,7 @@ mod backends;
 mod bad_input;
 mod capsule;
 mod chat;
+mod faults;
 mod generate;
 mod golden;
 mod hub;

@@ -81,6 +81,9 @@ fn bench_prints_tables_and_lines() {
         "{table}"
     );
     assert!(table.contains("memory reads at"), "{table}");
+    assert!(table.lines().all(|line| line.chars().count() <= 100), "{table}");
+    let wide = bench(&["--wide"]).ok().stdout;
+    assert!(wide.contains("| launches |") && wide.contains("| p99 ms |"), "{wide}");
     let csv = bench(&["-o", "csv"]).ok().stdout;
     let widths: Vec<_> = csv.lines().map(|l| l.split(',').count()).collect();
     assert!(

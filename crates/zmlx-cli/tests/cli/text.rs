@@ -6,7 +6,7 @@ use crate::*;
 
 fn chat(dir: &tempfile::TempDir, template: &str) -> Run {
     std::fs::write(dir.path().join("chat_template.jinja"), template).unwrap();
-    zmlx(&["generate", "--model", dir.path().to_str().unwrap(), "--chat", "-p", "Hello", "-m", "1"])
+    zmlx(&["generate", "--model", dir.path().to_str().unwrap(), "-p", "Hello", "-m", "1"])
 }
 
 #[test]

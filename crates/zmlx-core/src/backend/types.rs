@@ -115,8 +115,8 @@ pub struct NoauxTc {
 pub enum PrefillStyle {
     /// In chunks of the caller's choice, the last token among them.
     Whole,
-    /// All but the last token in chunks of this size, whose logits nobody computes, then the last token as a decode
-    /// step: mlx-lm's way, whose rounding it shares.
+    /// All but the last token in chunks of this size, whose logits are not computed. The last token follows as a decode step.
+    /// This is mlx-lm's way, and gives mlx-lm's rounding.
     LastTokenAlone {
         /// Most tokens of a chunk.
         chunk: usize,

@@ -116,7 +116,7 @@ impl Pages {
         self.pages.len() - self.free.len()
     }
 
-    /// A page that nobody uses. What it holds is not read before it is written, except for its integers, which are small
+    /// An unused page. What it holds is not read before it is written, except for its integers, which are small
     /// enough to be multiplied.
     pub(super) fn take(&mut self) -> u32 {
         let id = self.free.pop().unwrap_or_else(|| {

@@ -25,7 +25,7 @@ pub(super) trait Element<S: Simd>: Sized {
     /// Whether words are [zipped](super::zipped) in chunks of two vectors, and sums are those of each plane apart, so that products
     /// with all planes may come in any order.
     const ZIPPED: bool = false;
-    /// What the weights may add up to whose products with the largest activations a sum holds.
+    /// The largest sum of weights that does not overflow a running sum, if all activations are as large as they can be.
     const CAPACITY: usize;
     /// Running sums of products, lane by lane.
     type Sum: Copy;

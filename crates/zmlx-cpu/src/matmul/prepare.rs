@@ -81,7 +81,7 @@ impl<S: TwoBytes> Prepare<S> for Integers<4, 2> {
 }
 
 impl<S: Simd> Prepare<S> for Floats {
-    /// No float format has biases: nobody asks for the sums of the groups.
+    /// No float format has biases, so the sums of the groups are not needed.
     #[inline(always)]
     fn prepare<D: Decoder<S, Element = Self>>(layout: &RowLayout, _: CellOrder, x: &[f32], out: &mut [f32]) {
         const { assert!(D::CELLS == 1) };

@@ -1,12 +1,12 @@
-//! How the rows of a weight are parted: among the members of the team, and among the places of a dot kernel.
+//! How the rows of a weight are divided among the threads of the team, and among the places of a dot kernel.
 
 use super::dots::ROWS;
 
 /// Rows whose results are kept together until they are written: a multiple of [`ROWS`].
 pub(super) const BLOCK_ROWS: usize = 256;
 
-/// The rows of a part in chunks, which members take as they come: a large one each, then a small one, of which who was held
-/// up takes none.
+/// The rows of a part, cut into chunks. Each thread takes a large chunk first and then, when it is ready, a small one. A thread
+/// that was held up takes no small chunk.
 pub(super) struct Chunks {
     /// Rows, by units: chunks are multiples of one, but for the last.
     pub(super) n_rows: usize,

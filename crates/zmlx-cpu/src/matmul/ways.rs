@@ -11,7 +11,7 @@ use crate::simd::Simd;
 pub(super) trait Ways: Simd {
     /// How activations of 16 bits are held.
     type Int16: Prepare<Self>;
-    /// How they are held for codes that become bytes easily, of which a group has at least four words.
+    /// How they are held for codes that become bytes easily, in groups of at least four words.
     type Int16ForBytes: Prepare<Self>;
     /// How affine codes of 3 bits in groups of at least `CHUNK` are decoded.
     type ThreeBits<E: Element<Self>, const CHUNK: usize>: Decoder<Self, Element = E>;

@@ -34,6 +34,7 @@ fn cpu_instance(level: Level, n_threads: usize) -> Instance<CpuBackend> {
         // Queries, keys, values and weights are integers of 15 bits, off by up to 2^-15 of the largest of their row (about
         // 3): each 5e-5 of a value in the root mean square. Of results of up to 6 one was off by 5.4e-4.
         attention_error: 60.0,
+        chunk_error: 1.0,
         exponential_error: 1.0,
         // Angles are computed in f64.
         angle_error: 0.0,
@@ -88,6 +89,33 @@ fn levels() -> Vec<Level> {
 /// Every level, alone and on a team.
 fn cpu_instances() -> Vec<Instance<CpuBackend>> {
     levels().into_iter().flat_map(|level| [1, 2].map(|n_threads| cpu_instance(level, n_threads))).collect()
+}
+
+/// The suite covers the levels that this machine is said to support: here the system's own list of the processor's features says
+/// the same, so that no level is left out in silence.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn no_level_is_left_out() {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags")).unwrap();
+    let has = |names: &[&str]| names.iter().all(|name| flags.split_whitespace().any(|flag| flag == *name));
+    let wide = ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"];
+    let vnni = [&wide[..], &["avx512_vnni", "avx512vbmi"]].concat();
+    for (level, names) in
+        [(Level::Avx2, &["avx2", "fma", "f16c"][..]), (Level::Avx512, &wide), (Level::Avx512Vnni, &vnni)]
+    {
+        assert!(
+            !has(names) || level.is_supported(),
+            "{level:?} is not used, but the processor has {names:?}"
+        );
+    }
+    for level in Level::ALL {
+        let is_run = cpu_instances().iter().any(|i| i.backend.level() == level);
+        assert_eq!(is_run, level.is_supported(), "{level:?}");
+        if !is_run {
+            println!("not tested here: {level:?}");
+        }
+    }
 }
 
 #[test]

@@ -2,9 +2,9 @@
 // experts.
 //
 // A block takes 32 jobs (rows of activations, of one expert where there are experts) and 4 warps' rows of the matrix: 64 of a
-// warp, or 32 of gate and 32 of up. Codes go from memory into registers, where they become bf16, exactly; activations come
-// through shared memory from where split.cu has put them. The products of a span of weights are summed up before its scale
-// and bias are applied, in f32.
+// warp, or 32 of gate and 32 of up. Both come through shared memory, some units of 64 columns ahead: activations from where
+// split.cu has put them, codes as they are, to become bf16 in registers, exactly. The products of a span of weights are summed
+// up before its scale and bias are applied, in f32.
 //
 // Set from outside: the format (BITS 4 or 8, CODE, SCALES, GROUP 32, 64 or 128) and STREAMS, as in matvec.cu.
 
@@ -15,7 +15,7 @@
 
 #define N_WARPS 4
 #define JOBS 32
-#define STAGES 3
+#define STAGES 4
 #define PIECE_WORDS (BITS / 2) // of a lane, in a row's unit
 #define OFFSET (CODE == CODE_AFFINE && BITS == 4 ? 128.0f : 0.0f)
 
@@ -74,28 +74,26 @@ __device__ __forceinline__ void fragment_of(const u32 (&piece)[PIECE_WORDS], con
 }
 
 __device__ __forceinline__ void load_piece(const u32* unit, u32 q, u32 (&piece)[PIECE_WORDS]) {
-    if constexpr (GROUP == 32) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            if constexpr (BITS == 4) {
-                piece[half] = load_weight(unit + 4 * half + q);
-            } else {
-                uint2 v = load_weight((const uint2*)(unit + 8 * half + 2 * q));
-                piece[2 * half] = v.x, piece[2 * half + 1] = v.y;
-            }
-        }
-    } else if constexpr (BITS == 4) {
-        uint2 v = load_weight((const uint2*)(unit + 2 * q));
-        piece[0] = v.x, piece[1] = v.y;
-    } else {
-        uint4 v = load_weight((const uint4*)(unit + 4 * q));
-        piece[0] = v.x, piece[1] = v.y, piece[2] = v.z, piece[3] = v.w;
-    }
+    for (int i = 0; i < PIECE_WORDS; ++i)
+        piece[i] = GROUP == 32 ? unit[i / (PIECE_WORDS / 2) * (4 * PIECE_WORDS / 2) + q * (PIECE_WORDS / 2) + i % (PIECE_WORDS / 2)] : unit[q * PIECE_WORDS + i];
 }
 
+#define UNIT_WORDS (UNIT * BITS / 32)
+#define COPIES (UNIT_WORDS / 4)            // of 16 bytes, for a row's unit
+#define ROW_SCALES (N_SPANS * sizeof(ScaleWord)) // bytes of a row's unit
+
+// What a block holds of one unit.
+struct Stage {
+    uint4 x[4][JOBS][4];
+    u32 codes[N_WARPS][64][UNIT_WORDS];
+    ScaleWord scales[N_WARPS][64][N_SPANS];
+    float x_sums[N_SPANS][JOBS];
+};
+
 extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) matmul(const __grid_constant__ MatmulArgs a) {
-    __shared__ uint4 x[STAGES][4][JOBS][4];
-    __shared__ float x_sums[STAGES][N_SPANS][JOBS];
+    extern __shared__ __align__(16) u8 shared[];
+    Stage* const stages = (Stage*)shared;
     __shared__ u32 x_rows[JOBS], jobs[JOBS];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane / 4, q = lane % 4;
     wait_for_inputs();
@@ -114,104 +112,94 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) matmul(const __gri
     // Tiles of 16 rows past the end are read as the last one and not written. No tile has rows of two parts.
     constexpr u32 ROWS = 64 / STREAMS;
     const u32 row0 = (blockIdx.x * N_WARPS + warp) * ROWS, n_groups = a.n_units * UNIT / GROUP;
-    const u32* data[4];
-    const ScaleWord* scales[4];
-#pragma unroll
-    for (int m = 0; m < 4; ++m) {
-        u32 row = min(row0 + (STREAMS == 2 ? m % 2 : m) * 16, a.n_out - 16), p = STREAMS == 2 ? m / 2 : 0;
+    auto row_of = [&](u32 at, u32& p) { // of this warp's 64: which part, and which row there
+        u32 row = min(row0 + at / 16 * 16 % ROWS, a.n_out - 16);
+        p = at / ROWS;
         if (STREAMS == 1) {
             while (p + 1 < a.n_parts && row >= a.parts[p + 1].first_row) ++p;
             row -= a.parts[p].first_row;
         }
-        const u64 at = (u64)mat * a.parts[p].n_rows + row + r;
-        data[m] = a.parts[p].data + at * a.n_units * (UNIT * BITS / 32);
-        scales[m] = a.parts[p].scales + at * n_groups;
+        return (u64)mat * a.parts[p].n_rows + row + at % 16;
+    };
+    // A lane brings parts of several rows of its warp, and with the others of the block activations of one job.
+    const u32* codes_from[2 * COPIES];
+    const ScaleWord* scales_from[2];
+#pragma unroll
+    for (int i = 0; i < 2 * COPIES; ++i) {
+        const u32 at = (lane + 32 * i) / COPIES;
+        u32 p;
+        const u64 row = row_of(at, p);
+        codes_from[i] = a.parts[p].data + row * a.n_units * UNIT_WORDS + (lane + 32 * i) % COPIES * 4;
     }
-
-    // A thread brings 16 bytes of each step: of job `threadIdx.x / 4`.
-    const uint4* const from = a.x + (u64)x_rows[threadIdx.x / 4] * a.n_units * 16 + threadIdx.x % 4;
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+        u32 p;
+        const u64 row = row_of(lane + 32 * i, p);
+        scales_from[i] = a.parts[p].scales + row * n_groups;
+    }
+    const uint4* const x_from = a.x + (u64)x_rows[threadIdx.x / 4] * a.n_units * 16 + threadIdx.x % 4;
     const float* const sums_from = a.x_sums + (u64)x_rows[threadIdx.x % JOBS] * a.n_units * N_SPANS + threadIdx.x / JOBS;
     auto bring = [&](u32 unit) {
         if (unit < a.n_units) {
+            Stage& stage = stages[unit % STAGES];
 #pragma unroll
-            for (int s = 0; s < 4; ++s) copy_async(&x[unit % STAGES][s][threadIdx.x / 4][threadIdx.x % 4], from + (u64)unit * 16 + 4 * s);
+            for (int s = 0; s < 4; ++s) copy_async<16>(&stage.x[s][threadIdx.x / 4][threadIdx.x % 4], x_from + (u64)unit * 16 + 4 * s);
             if (CODE == CODE_AFFINE && threadIdx.x < JOBS * N_SPANS)
-                copy_word_async(&x_sums[unit % STAGES][threadIdx.x / JOBS][threadIdx.x % JOBS], sums_from + unit * N_SPANS);
+                copy_async<4>(&stage.x_sums[threadIdx.x / JOBS][threadIdx.x % JOBS], sums_from + unit * N_SPANS);
+#pragma unroll
+            for (int i = 0; i < 2 * COPIES; ++i)
+                copy_async<16>(&stage.codes[warp][(lane + 32 * i) / COPIES][(lane + 32 * i) % COPIES * 4], codes_from[i] + unit * UNIT_WORDS);
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                copy_async<ROW_SCALES>(stage.scales[warp][lane + 32 * i], scales_from[i] + (GROUP == 128 ? unit / 2 : unit * N_SPANS));
         }
         end_of_copies();
     };
-    u32 pieces[4][2][PIECE_WORDS];
-    ScaleWord words[4][2][N_SPANS];
-    auto ask = [&](u32 unit) {
-        const u32 u = min(unit, a.n_units - 1);
-#pragma unroll
-        for (int m = 0; m < 4; ++m)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                load_piece(data[m] + (8 * half * a.n_units + u) * (UNIT * BITS / 32), q, pieces[m][half]);
-#pragma unroll
-                for (int span = 0; span < N_SPANS; ++span) words[m][half][span] = load_weight(scales[m] + 8 * half * n_groups + (GROUP == 128 ? u / 2 : u * N_SPANS + span));
-            }
-    };
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) bring(s);
-    ask(0);
     float sum[4][4][4] = {};
-
     for (u32 unit = 0; unit < a.n_units; ++unit) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
         bring(unit + STAGES - 1);
-        u32 now[4][2][PIECE_WORDS];
-        float scale[4][2][N_SPANS], bias[4][2][N_SPANS];
-#pragma unroll
-        for (int m = 0; m < 4; ++m)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-#pragma unroll
-                for (int i = 0; i < PIECE_WORDS; ++i) now[m][half][i] = pieces[m][half][i];
-#pragma unroll
-                for (int span = 0; span < N_SPANS; ++span) {
-                    scale[m][half][span] = scale_of(words[m][half][span], 0);
-                    bias[m][half][span] = fmaf(-OFFSET, scale[m][half][span], bias_of(words[m][half][span]));
-                }
-            }
-        ask(unit + 1);
+        const Stage& stage = stages[unit % STAGES];
 #pragma unroll
         for (int span = 0; span < N_SPANS; ++span) {
-            float of_x[4][2];
-            if (CODE == CODE_AFFINE) {
+            float product[4][4][4] = {};
 #pragma unroll
-                for (int n8 = 0; n8 < 4; ++n8)
+            for (int i = 0; i < 4 / N_SPANS; ++i) {
+                const int s = span * (4 / N_SPANS) + i;
+                uint4 b[4];
 #pragma unroll
-                    for (int i = 0; i < 2; ++i) of_x[n8][i] = x_sums[unit % STAGES][span][8 * n8 + 2 * q + i];
-            }
-            uint4 b[4 / N_SPANS][4];
+                for (int n8 = 0; n8 < 4; ++n8) b[n8] = stage.x[s][8 * n8 + r][q];
 #pragma unroll
-            for (int s = 0; s < 4 / N_SPANS; ++s)
+                for (int m = 0; m < 4; ++m) {
+                    u32 pieces[2][PIECE_WORDS], w[4];
+                    load_piece(stage.codes[warp][16 * m + r], q, pieces[0]);
+                    load_piece(stage.codes[warp][16 * m + 8 + r], q, pieces[1]);
+                    fragment_of(pieces[0], s, w[0], w[2]);
+                    fragment_of(pieces[1], s, w[1], w[3]);
 #pragma unroll
-                for (int n8 = 0; n8 < 4; ++n8) b[s][n8] = x[unit % STAGES][span * (4 / N_SPANS) + s][8 * n8 + r][q];
+                    for (int n8 = 0; n8 < 4; ++n8) multiply(product[m][n8], w, b[n8].x, b[n8].y);
 #pragma unroll
-            for (int m = 0; m < 4; ++m) {
-                float product[4][4] = {};
-#pragma unroll
-                for (int s = 0; s < 4 / N_SPANS; ++s) {
-                    u32 w[4];
-                    fragment_of(now[m][0], span * (4 / N_SPANS) + s, w[0], w[2]);
-                    fragment_of(now[m][1], span * (4 / N_SPANS) + s, w[1], w[3]);
-#pragma unroll
-                    for (int n8 = 0; n8 < 4; ++n8) multiply(product[n8], w, b[s][n8].x, b[s][n8].y);
-#pragma unroll
-                    for (int n8 = 0; n8 < 4; ++n8) multiply(product[n8], w, b[s][n8].z, b[s][n8].w);
+                    for (int n8 = 0; n8 < 4; ++n8) multiply(product[m][n8], w, b[n8].z, b[n8].w);
                 }
-#pragma unroll
-                for (int n8 = 0; n8 < 4; ++n8)
-#pragma unroll
-                    for (int i = 0; i < 4; ++i) {
-                        sum[m][n8][i] = fmaf(scale[m][i / 2][span], product[n8][i], sum[m][n8][i]);
-                        if (CODE == CODE_AFFINE) sum[m][n8][i] = fmaf(bias[m][i / 2][span], of_x[n8][i % 2], sum[m][n8][i]);
-                    }
             }
+#pragma unroll
+            for (int m = 0; m < 4; ++m)
+#pragma unroll
+                for (int half = 0; half < 2; ++half) {
+                    const ScaleWord word = stage.scales[warp][16 * m + 8 * half + r][span];
+                    const float scale = scale_of(word, 0), bias = fmaf(-OFFSET, scale, bias_of(word));
+#pragma unroll
+                    for (int n8 = 0; n8 < 4; ++n8)
+#pragma unroll
+                        for (int i = 0; i < 2; ++i) {
+                            float& of = sum[m][n8][2 * half + i];
+                            of = fmaf(scale, product[m][n8][2 * half + i], of);
+                            if (CODE == CODE_AFFINE) of = fmaf(bias, stage.x_sums[span][8 * n8 + 2 * q + i], of);
+                        }
+                }
         }
     }
 

@@ -8,7 +8,7 @@ use crate::inputs::{Buffer, activations, formats, four_bit, readings};
 use crate::{combine, sim, swiglu};
 
 /// A launch of every kernel and of every way of reading codes, with rests in every dimension.
-fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
+pub(crate) fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
     let mut all = Vec::new();
     let owned = |inputs: Vec<&Buffer>| inputs.into_iter().cloned().collect::<Vec<_>>();
     let shape = |n_rows| SwigluShape {

@@ -5,6 +5,8 @@
 //! mode, [`stock`]). Outputs start as NaN. [`detector`] looks for races, reads out of bounds and unwritten results.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
+#[cfg(target_os = "macos")]
+mod apple;
 mod combine;
 mod detector;
 mod inputs;

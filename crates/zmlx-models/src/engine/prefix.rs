@@ -107,7 +107,7 @@ impl PrefixCache {
         self.entries.remove(index)
     }
 
-    /// Keeps a sequence, and gives those that nobody needs now: a sequence that is the beginning of another.
+    /// Keeps a sequence, and returns those that are not needed any more, because they are the beginning of another.
     pub(super) fn insert(&mut self, slot: Slot, tokens: Vec<u32>) -> Vec<Slot> {
         self.n_uses += 1;
         let mut n_forks = 0;

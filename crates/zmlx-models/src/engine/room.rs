@@ -1,4 +1,4 @@
-//! Memory for keys and values: who gives way when there is none left.
+//! Memory for keys and values: which sequence gives way when it runs out.
 
 use zmlx_kernels::Backend;
 
@@ -18,7 +18,7 @@ impl<B: Backend> Engine<'_, B> {
         }
     }
 
-    /// Drops idle sequences, apart from one that is just being used, until another `n_bytes` fit; none if it were in vain.
+    /// Drops idle sequences, apart from one that is just being used, until another `n_bytes` fit; drops none if that would not be enough.
     /// If nothing runs, whatever fits is enough.
     pub(super) fn make_room(&mut self, n_bytes: u64, apart_from: Option<Slot>) -> bool {
         let Some(limit) = self.pool.max_bytes() else { return true };

@@ -9,7 +9,7 @@ use super::ast::{Call, Expr, ForLoop, MacroDef, Stmt, StmtKind, Takes, Target};
 use super::fault::{Fault, Res};
 use super::lexer::{Piece, Token, pieces};
 
-/// Most nodes of a template's tree, of which each takes about a hundred bytes.
+/// Most nodes of a template's tree. Each takes about a hundred bytes.
 const MAX_NODES: u32 = 500_000;
 
 /// Parses a template.

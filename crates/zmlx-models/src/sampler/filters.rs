@@ -15,7 +15,7 @@ pub(super) fn ranking(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     b.logit.partial_cmp(&a.logit).unwrap_or(std::cmp::Ordering::Equal).then(a.token.cmp(&b.token))
 }
 
-/// The lowest-ranked token that passes the filters; none if all do. Each filter keeps a prefix of the ranking, so
+/// The lowest-ranked token that passes the filters; `None` if all do. Each filter keeps a prefix of the ranking, so
 /// the shortest prefix counts. `max` is the largest logit, `total` the sum of all weights at temperature 1;
 /// `candidates` is working memory.
 pub(super) fn last_kept(

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::verdict::{Verdict, compare};
+use super::verdict::{Outcome, Verdict, compare};
 use super::{Golden, Greedy};
 use crate::{Error, Result};
 
@@ -37,6 +37,21 @@ impl Rounding {
         match self {
             Self::F32 => 1e-3,
             Self::Checkpoint => 1e-1,
+        }
+    }
+
+    /// The log-probabilities of the recorded tokens may differ by this root mean square over a prompt's tokens, as a part of
+    /// the logits' spread.
+    ///
+    /// In f32, logits of two sound computations differ by 1e-5 to 1e-3 of their spread. A router whose best experts are nearly
+    /// equal chooses another expert at single positions, where the logits then differ by up to a tenth: the bound, 2e-2, leaves
+    /// room for a few of them. Weights of other bits, or a wrong scale, group or expert, are off at every position, by more than
+    /// a tenth. In bf16 the tiny models differ from f32 by 6 to 14 % at every position: the bound is 2.5e-1.
+    #[must_use]
+    pub const fn logprob_bound(self) -> f64 {
+        match self {
+            Self::F32 => 2e-2,
+            Self::Checkpoint => 2.5e-1,
         }
     }
 
@@ -86,7 +101,7 @@ pub struct GoldenFile {
 pub struct ModelId {
     /// The folder's name; it may change.
     pub name: String,
-    /// SHA-256 of config.json in hexadecimal digits; none in files of format 1.
+    /// SHA-256 of config.json in hexadecimal digits; `None` in files of format 1.
     pub config_sha256: Option<String>,
     /// SHA-256 of the weight files, one after the other by name. This crate does not hash; compare it yourself.
     pub weights_sha256: String,
@@ -138,35 +153,94 @@ pub struct Checked {
     pub bound: Option<f64>,
     /// The recorded token there.
     pub want: Option<u32>,
-    /// The decoded token there; none if the decoding ended before.
+    /// The decoded token there; `None` if the decoding ended before.
     pub got: Option<u32>,
+    /// How the log-probabilities compare; `None` if the decoder gave none, or the recording has no spreads to judge them by.
+    pub logprobs: Option<LogprobDifference>,
+}
+
+/// Log-probabilities of decoded tokens beside the recorded ones, up to the first other token.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct LogprobDifference {
+    /// The root mean square of the differences, each as a part of the logits' spread at its step.
+    pub rel_rms: f64,
+    /// What it may be at most.
+    pub bound: f64,
+}
+
+impl LogprobDifference {
+    /// Whether the difference is within the bound; NaN is not.
+    #[must_use]
+    pub fn is_sound(&self) -> bool {
+        self.rel_rms <= self.bound
+    }
+}
+
+impl Checked {
+    /// The verdict on tokens and log-probabilities together.
+    #[must_use]
+    pub fn outcome(&self) -> Outcome {
+        if self.logprobs.is_none_or(|l| l.is_sound()) { self.verdict.outcome } else { Outcome::Mismatch }
+    }
+}
+
+/// What a decoder made of a prompt.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Decoded {
+    /// The chosen tokens.
+    pub tokens: Vec<u32>,
+    /// Natural-log probability of each; empty if the decoder does not tell.
+    pub logprobs: Vec<f64>,
+}
+
+/// Tokens without probabilities.
+impl From<Vec<u32>> for Decoded {
+    fn from(tokens: Vec<u32>) -> Self {
+        Self { tokens, logprobs: Vec::new() }
+    }
 }
 
 impl GoldenFile {
     /// Reads a golden file, or a recording of format 1: of the two decodings that it holds, that of `rounding`.
     ///
     /// # Errors
-    /// An unreadable file, JSON that does not fit the schema, another version, or lists whose lengths differ.
+    /// An unreadable file, JSON that does not fit the schema, another version, lists whose lengths differ, or two prompts of
+    /// one name.
     pub fn open(path: impl AsRef<Path>, rounding: Rounding) -> Result<Self> {
+        let path = path.as_ref();
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        Self::parse(&path.display().to_string(), &text, rounding)
+    }
+
+    /// As [`Self::open`], from the text of a file that errors call `what`.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for those of reading.
+    pub fn parse(what: &str, text: &str, rounding: Rounding) -> Result<Self> {
         #[derive(Deserialize)]
         struct Versioned {
             format: u32,
         }
-        let path = path.as_ref();
-        let what = path.display().to_string();
-        let text =
-            std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        let json = |source| Error::Json { what: what.clone(), source };
-        let file: Self = match serde_json::from_str::<Versioned>(&text).map_err(json)?.format {
-            1 => Self::of_recording(serde_json::from_str(&text).map_err(json)?, rounding),
-            FORMAT => serde_json::from_str(&text).map_err(json)?,
+        let json = |source| Error::Json { what: what.to_owned(), source };
+        let file: Self = match serde_json::from_str::<Versioned>(text).map_err(json)?.format {
+            1 => Self::of_recording(serde_json::from_str(text).map_err(json)?, rounding),
+            FORMAT => serde_json::from_str(text).map_err(json)?,
             other => {
                 let what = format!("{what}: field format: got {other}, want 1 or {FORMAT}");
                 return Err(Error::Unsupported { what });
             }
         };
-        for prompt in &file.prompts {
-            prompt.validate(&what)?;
+        for (i, prompt) in file.prompts.iter().enumerate() {
+            prompt.validate(what)?;
+            if file.prompts[..i].iter().any(|other| other.name == prompt.name) {
+                let what = format!("{what}: prompt {:?}", prompt.name);
+                return Err(Error::Recording {
+                    what,
+                    field: "name",
+                    why: "another prompt has it, too".to_owned(),
+                });
+            }
         }
         Ok(file)
     }
@@ -198,24 +272,29 @@ impl GoldenFile {
         }
     }
 
-    /// The bound of [`Rounding::margin_bound`] for a decoder that rounds so: of the two sides' the larger.
+    /// The bound of [`Rounding::margin_bound`] for a decoder that rounds so: the larger of the bounds of both sides.
     #[must_use]
     pub const fn margin_bound(&self, rounding: Rounding) -> f64 {
         self.recorded_by.rounding.or(rounding).margin_bound()
     }
 
-    /// Decodes every prompt greedily and compares. `decode` is given a prompt's token ids and how many tokens to decode
-    /// after it; `rounding` is its own.
+    /// Decodes every prompt greedily and compares. `decode` is given a prompt's token ids and the number of tokens to decode
+    /// after it; it returns the tokens, or [`Decoded`] with their log-probabilities. `rounding` is that of the decoder.
     ///
     /// # Errors
     /// The first error of `decode`.
-    pub fn check<E>(
+    pub fn check<D: Into<Decoded>, E>(
         &self,
         rounding: Rounding,
-        mut decode: impl FnMut(&[u32], usize) -> Result<Vec<u32>, E>,
+        mut decode: impl FnMut(&[u32], usize) -> Result<D, E>,
     ) -> Result<Vec<Checked>, E> {
-        let bound = self.margin_bound(rounding);
-        let check = |p: &Recording| Ok(p.check(&decode(&p.prompt_tokens, p.tokens.len())?, bound));
+        let rounding = self.recorded_by.rounding.or(rounding);
+        let check = |p: &Recording| {
+            let Decoded { tokens, logprobs } = decode(&p.prompt_tokens, p.tokens.len())?.into();
+            let mut checked = p.check(&tokens, rounding.margin_bound());
+            checked.logprobs = p.compare_logprobs(&tokens, &logprobs, rounding.logprob_bound());
+            Ok(checked)
+        };
         self.prompts.iter().map(check).collect()
     }
 }
@@ -234,7 +313,26 @@ impl Recording {
             bound: at.map(bound),
             want: at.and_then(|step| self.tokens.get(step).copied()),
             got: at.and_then(|step| got.get(step).copied()),
+            logprobs: None,
         }
+    }
+
+    /// Compares log-probabilities up to the first other token.
+    fn compare_logprobs(&self, tokens: &[u32], logprobs: &[f64], bound: f64) -> Option<LogprobDifference> {
+        if logprobs.is_empty() || self.spreads.is_empty() {
+            return None;
+        }
+        let same = self.tokens.iter().zip(tokens).take_while(|(want, got)| want == got).count();
+        let steps = self.logprobs.iter().zip(logprobs).zip(&self.spreads).take(same);
+        let squares = steps.map(|((want, got), spread)| {
+            let difference = want - got;
+            // No spread, no difference: logits that are all equal have only one distribution.
+            if difference == 0.0 { 0.0 } else { (difference / spread).powi(2) }
+        });
+        let rel_rms = (squares.sum::<f64>() / same.max(1) as f64).sqrt();
+        // Tokens without a probability are not compared as equal.
+        let is_whole = logprobs.len() >= same;
+        Some(LogprobDifference { rel_rms: if is_whole { rel_rms } else { f64::NAN }, bound })
     }
 
     fn validate(&self, file: &str) -> Result<()> {
@@ -261,7 +359,6 @@ impl Recording {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
     use super::*;
 
     fn recording() -> Recording {
@@ -287,6 +384,35 @@ mod tests {
         assert_eq!((checked.verdict.outcome, checked.want, checked.got), (Outcome::Mismatch, Some(6), None));
         let unknown = Recording { spreads: Vec::new(), ..recording() };
         assert_eq!(unknown.check(&[5, 9], 1e-2).verdict.outcome, Outcome::Mismatch);
+    }
+
+    #[test]
+    fn probabilities_are_judged_on_the_scale_of_the_spread() {
+        let golden = GoldenFile {
+            format: FORMAT,
+            model: ModelId { name: "m".to_owned(), config_sha256: None, weights_sha256: String::new() },
+            recorded_by: RecordedBy {
+                program: "p".to_owned(),
+                backend: "b".to_owned(),
+                rounding: Rounding::F32,
+            },
+            prompts: vec![recording()],
+        };
+        let check = |tokens: &[u32], logprobs: &[f64]| {
+            let decoded = Decoded { tokens: tokens.to_vec(), logprobs: logprobs.to_vec() };
+            let checked = golden.check(Rounding::F32, |_, _| Ok::<_, ()>(decoded.clone())).unwrap();
+            (checked[0].outcome(), checked[0].logprobs.map(|l| l.rel_rms))
+        };
+        assert_eq!(check(&[5, 6], &[-0.1, -0.2]), (Outcome::Equal, Some(0.0)));
+        let (outcome, rms) = check(&[5, 6], &[-0.12, -0.2]);
+        assert_eq!(outcome, Outcome::Equal);
+        assert!((rms.unwrap() - 0.01 / 2f64.sqrt()).abs() < 1e-9, "{rms:?}");
+        assert_eq!(check(&[5, 6], &[-0.2, -0.2]).0, Outcome::Mismatch);
+        assert_eq!(check(&[5, 6], &[-0.1, f64::NAN]).0, Outcome::Mismatch);
+        assert_eq!(check(&[5, 6], &[-0.1]).0, Outcome::Mismatch, "one probability is missing");
+        assert_eq!(check(&[5, 6], &[]), (Outcome::Equal, None));
+        // What follows another token cannot be compared.
+        assert_eq!(check(&[5, 9], &[-0.1, -7.0]).1, Some(0.0));
     }
 
     #[test]

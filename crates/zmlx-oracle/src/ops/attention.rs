@@ -37,9 +37,9 @@ pub fn attention<Q: Real, K: Real, V: Real>(q: &[Q], k: &[K], v: &[V], sizes: At
 /// What bounds a query's view of the keys, and what shares its softmax with them.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sight<'a> {
-    /// Positions that a query sees, its own included; all without.
+    /// The number of positions that a query sees, its own included; `None` for all.
     pub window: Option<usize>,
-    /// A score per head, of which the softmax takes account, and that has no value; empty without.
+    /// A score for each head that takes part in the softmax but has no value; empty if there are no sinks.
     pub sinks: &'a [f32],
 }
 

@@ -2,20 +2,36 @@
 
 use std::io::{self, Write};
 
+use anstyle::Style;
 use anyhow::Result;
 use serde::Serialize;
 use zmlx_models::Generation;
 
 use crate::memory;
-use crate::output::{print, print_json};
+use crate::output::{self, note, print, print_json};
+use crate::table::{is_coloured, painted};
 
+/// The line before and behind the text where mlx_lm.generate prints one.
 const RULE: &str = "==========\n";
+
+/// What stdout gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// The text as it comes. Statistics go to stderr.
+    Text,
+    /// The text as it comes between two rules, then the statistics.
+    TextWithStatistics,
+    /// One JSON object.
+    Json,
+}
 
 /// Text that appears on stdout as it comes; or, for JSON, does not.
 #[derive(Debug)]
 pub(super) struct Stream {
-    is_on: bool,
-    /// Whether the line above the text was printed: with the first piece, so that an error before it stands alone.
+    format: Format,
+    /// What is printed before the first piece.
+    opening: Option<&'static str>,
+    /// Whether the first piece was printed: an error before it stands alone.
     is_begun: bool,
     /// Bytes of the text that were printed.
     n_printed: usize,
@@ -23,13 +39,13 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    pub(super) fn new(is_on: bool) -> Self {
-        Self { is_on, is_begun: false, n_printed: 0, failed: None }
+    pub(super) fn new(format: Format, opening: Option<&'static str>) -> Self {
+        Self { format, opening, is_begun: false, n_printed: 0, failed: None }
     }
 
     /// Prints a piece of text; false once stdout does not take it.
     pub(super) fn push(&mut self, piece: &str) -> bool {
-        if self.is_on && !piece.is_empty() {
+        if self.format != Format::Json && !piece.is_empty() {
             self.begin();
             self.write(piece);
             self.n_printed += piece.len();
@@ -38,9 +54,17 @@ impl Stream {
     }
 
     fn begin(&mut self) {
-        if self.is_on && !self.is_begun {
-            self.is_begun = true;
+        if self.is_begun {
+            return;
+        }
+        self.is_begun = true;
+        if self.format == Format::TextWithStatistics {
             self.write(RULE);
+        }
+        if let Some(opening) = self.opening {
+            let dimmed =
+                if is_coloured() { painted(opening, Style::new().dimmed()) } else { opening.to_owned() };
+            self.write(&dimmed);
         }
     }
 
@@ -51,15 +75,16 @@ impl Stream {
         }
     }
 
-    /// Prints what of the whole text was held back, and closes the block.
+    /// Prints the part of the whole text that was held back, and ends the last line.
     pub(super) fn end(mut self, whole: &str) -> Result<()> {
         self.begin();
         let rest = whole.get(self.n_printed..).unwrap_or_default();
         self.push(rest);
-        match self.failed {
-            Some(e) => Err(e.into()),
-            None if self.is_on => print(&format!("\n{RULE}")),
-            None => Ok(()),
+        match (self.failed, self.format) {
+            (Some(e), _) => Err(e.into()),
+            (None, Format::Text) => print("\n"),
+            (None, Format::TextWithStatistics) => print(&format!("\n{RULE}")),
+            (None, Format::Json) => Ok(()),
         }
     }
 
@@ -82,10 +107,10 @@ struct Report<'a> {
     stop_reason: &'static str,
 }
 
-/// The statistics in mlx-lm's words, or everything as JSON.
-pub(super) fn print_report(prompt: &[u32], generation: &Generation, json: bool) -> Result<()> {
+/// The statistics in mlx_lm's words, or everything as JSON.
+pub(super) fn print_report(prompt: &[u32], generation: &Generation, format: Format) -> Result<()> {
     let peak = memory::peak_bytes();
-    if json {
+    if format == Format::Json {
         return print_json(&Report {
             prompt_tokens: prompt,
             tokens: &generation.tokens,
@@ -106,5 +131,12 @@ pub(super) fn print_report(prompt: &[u32], generation: &Generation, json: bool) 
     if let Some(peak) = peak {
         text += &format!("Peak memory: {:.3} GB\n", peak as f64 / 1e9);
     }
-    print(&text)
+    match format {
+        Format::TextWithStatistics => print(&text),
+        _ if output::is_quiet() => Ok(()),
+        _ => {
+            note(format_args!("{}", text.trim_end()));
+            Ok(())
+        }
+    }
 }

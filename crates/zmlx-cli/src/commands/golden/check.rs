@@ -4,19 +4,21 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use serde::Serialize;
-use zmlx_kernels::{Backend, Fusion};
-use zmlx_models::Checkpoint;
-use zmlx_oracle::golden::{Checked, GoldenFile, Outcome as Found};
-
-use super::report;
-use crate::args::{BackendArgs, BackendKind, CpuArgs, ModelArgs};
-use crate::engine::{self, About, Job};
-use crate::output::{self, Outcome, note, print, print_json};
-use crate::progress::{Progress, WorkProgress};
-use crate::source::Source;
 use zmlx_bench::capsule::model;
 use zmlx_bench::capsule::validate::Verdict;
 use zmlx_bench::greedy;
+use zmlx_kernels::{Backend, Fusion};
+use zmlx_models::Checkpoint;
+use zmlx_oracle::compare::log_softmax;
+use zmlx_oracle::golden::{Checked, Decoded, GoldenFile, Outcome as Found};
+
+use super::report;
+use crate::args::{BackendArgs, BackendKind, CpuArgs, ModelArgs, heading};
+use crate::engine::{self, About, Job};
+use crate::interrupt::Interrupted;
+use crate::output::{self, Outcome, note, print, print_json};
+use crate::progress::{Progress, WorkProgress};
+use crate::source::Source;
 
 /// Arguments of `zmlx golden check`.
 #[derive(Debug, clap::Args)]
@@ -26,25 +28,28 @@ pub(crate) struct Args {
     pub(super) file: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
+    /// Check also a model with other weights or another config than the recorded ones, as one that was quantised anew.
+    #[arg(long)]
+    allow_other_weights: bool,
     /// What computes: one backend, or all of this build.
-    #[arg(long, value_enum)]
+    #[arg(long, value_enum, help_heading = heading::COMPUTING)]
     backend: Option<Which>,
     #[command(flatten)]
     cpu: CpuArgs,
     /// The path that is checked.
-    #[arg(long, value_name = "PRESET[,±OP]", default_value = "fused")]
+    #[arg(long, value_name = "PRESET[,±OP]", default_value = "fused", help_heading = heading::COMPUTING)]
     fusion: Fusion,
-    /// Write the results as JUnit XML too.
-    #[arg(long, value_name = "FILE")]
+    /// Write the results as JUnit XML. An older report is replaced.
+    #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
     junit: Option<PathBuf>,
-    /// Overwrite that file.
-    #[arg(long, requires = "junit")]
+    /// Overwrite the file of --junit, whatever it is.
+    #[arg(long, requires = "junit", help_heading = heading::OUTPUT)]
     force: bool,
-    /// Print workflow commands of GitHub Actions, which show what differs beside the file.
-    #[arg(long, conflicts_with = "json")]
+    /// Print annotations for GitHub Actions, which shows them beside the golden file.
+    #[arg(long, conflicts_with = "json", help_heading = heading::OUTPUT)]
     github: bool,
     /// Print one JSON object.
-    #[arg(long)]
+    #[arg(long, help_heading = heading::OUTPUT)]
     json: bool,
 }
 
@@ -76,25 +81,83 @@ pub(super) struct PromptResult {
     pub(super) got: Option<u32>,
     pub(super) margin: Option<f64>,
     pub(super) bound: Option<f64>,
+    /// Of the log-probabilities, as a part of the logits' spread.
+    pub(super) logprob_rel_rms: Option<f64>,
+    pub(super) logprob_bound: Option<f64>,
 }
 
 impl PromptResult {
     fn of(checked: Checked) -> Self {
-        let Checked { prompt, n_tokens, verdict, bound, want, got } = checked;
-        let outcome = match verdict.outcome {
+        let outcome = match checked.outcome() {
             Found::Equal => Verdict::Pass,
             Found::FlipBelowBound => Verdict::Explained,
             Found::Mismatch => Verdict::Fail,
         };
-        let (first_divergence, margin) = (verdict.first_divergence, verdict.margin_there);
-        Self { prompt, n_tokens, verdict: outcome, first_divergence, want, got, margin, bound }
+        let Checked { prompt, n_tokens, verdict, bound, want, got, logprobs } = checked;
+        Self {
+            prompt,
+            n_tokens,
+            verdict: outcome,
+            first_divergence: verdict.first_divergence,
+            want,
+            got,
+            margin: verdict.margin_there,
+            bound,
+            logprob_rel_rms: logprobs.map(|l| l.rel_rms),
+            logprob_bound: logprobs.map(|l| l.bound),
+        }
     }
 }
 
 pub(super) fn run(args: Args) -> Result<Outcome> {
     if let Some(path) = &args.junit {
-        output::refuse_to_overwrite(path, args.force)?;
+        check_junit(path, &args)?;
     }
+    let mut all = Vec::new();
+    let checked = check(&args, &mut all);
+    let worst = match &checked {
+        Ok(_) => all.iter().flat_map(|r| &r.prompts).map(|p| p.verdict).max().unwrap_or(Verdict::Fail),
+        // Nobody reads the reports of a check that was interrupted.
+        Err(error) if error.is::<Interrupted>() => return Err(Interrupted.into()),
+        Err(_) => Verdict::Fail,
+    };
+    let error = checked.as_ref().err().map(output::message);
+    if let Some(path) = &args.junit {
+        let xml = report::junit(&args.file, &all, error.as_deref())?;
+        output::write_file(path, |out| Ok(out.write_all(xml.as_bytes())?))?;
+    }
+    if args.json {
+        let file = args.file.display().to_string();
+        let report = serde_json::json!({ "file": file, "verdict": worst, "backends": all, "error": error });
+        print_json(&report)?;
+    } else if args.github {
+        print(&report::github(&args.file, &all, error.as_deref()))?;
+    } else if let Ok(name) = &checked {
+        print(&report::text(name, &all, worst))?;
+    }
+    checked?;
+    if worst == Verdict::Fail {
+        note(format_args!("error: {}: not what was recorded", args.file.display()));
+        return Ok(Outcome::CheckFailed);
+    }
+    Ok(Outcome::Done)
+}
+
+/// An error if there is a file that is no JUnit report, and no `--force`.
+fn check_junit(path: &Path, args: &Args) -> Result<()> {
+    let is_report =
+        || zmlx_kernels::read_text(path).is_ok_and(|t| t.starts_with("<?xml") && t.contains("<testsuites"));
+    if !args.force && path.symlink_metadata().is_ok() && !is_report() {
+        bail!("{}: exists already and is no JUnit report; --force overwrites it", path.display());
+    }
+    let model = Source::resolve(&args.model).map(|source| source.files()).unwrap_or_default();
+    output::check_output(path, true, &[vec![args.file.clone()], model].concat())
+}
+
+/// Checks on every backend; results of the first ones stay if a later one fails. Returns the model's name.
+fn check(args: &Args, all: &mut Vec<Results>) -> Result<String> {
+    // Each backend reads it again, by its own rounding.
+    crate::source::read_text(&args.file)?;
     let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
     let backends = match args.backend {
         None => vec![None],
@@ -103,37 +166,12 @@ pub(super) fn run(args: Args) -> Result<Outcome> {
         Some(Which::Cuda) => vec![Some(BackendKind::Cuda)],
         Some(Which::Mlx) => vec![Some(BackendKind::Mlx)],
     };
-    let mut all = Vec::new();
     let mut identity = None;
     for backend in backends {
-        let mut results = None;
-        let job = Check {
-            file: &args.file,
-            fusion: &args.fusion,
-            checkpoint: &checkpoint,
-            identity: &mut identity,
-            results: &mut results,
-        };
+        let job = Check { args, checkpoint: &checkpoint, identity: &mut identity, all };
         engine::with_backend(BackendArgs { backend, cpu: args.cpu }, job)?;
-        all.extend(results);
     }
-    let worst = all.iter().flat_map(|r| &r.prompts).map(|p| p.verdict).max().unwrap_or(Verdict::Fail);
-    if args.json {
-        print_json(&serde_json::json!({ "file": args.file, "verdict": worst, "backends": all }))?;
-    } else if args.github {
-        print(&report::github(&args.file, &all))?;
-    } else {
-        print(&report::text(checkpoint.name(), &all, worst))?;
-    }
-    if let Some(path) = &args.junit {
-        let xml = report::junit(&args.file, &all)?;
-        output::write_file(path, |out| Ok(out.write_all(xml.as_bytes())?))?;
-    }
-    if worst == Verdict::Fail {
-        note(format_args!("error: {}: other tokens than recorded", args.file.display()));
-        return Ok(Outcome::CheckFailed);
-    }
-    Ok(Outcome::Done)
+    Ok(checkpoint.name().to_owned())
 }
 
 /// The hash of the weights; `None` for random weights.
@@ -151,17 +189,16 @@ struct Identity {
 
 /// Decodes the file's prompts on one backend.
 struct Check<'a> {
-    file: &'a Path,
-    fusion: &'a Fusion,
+    args: &'a Args,
     checkpoint: &'a Checkpoint,
     /// Made by the first backend, for all.
     identity: &'a mut Option<Identity>,
-    results: &'a mut Option<Results>,
+    all: &'a mut Vec<Results>,
 }
 
 impl Job for Check<'_> {
     fn run<B: Backend + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
-        let golden = GoldenFile::open(self.file, about.rounding)?;
+        let golden = GoldenFile::open(&self.args.file, about.rounding)?;
         let identity = match self.identity.take() {
             Some(known) => known,
             None => {
@@ -173,14 +210,18 @@ impl Job for Check<'_> {
         let (model, _) = engine::load(backend, self.checkpoint)?;
         let mut progress = Progress::new("Checking");
         let mut n_done = 0;
-        let checked = golden.check(about.rounding, |prompt, n_tokens| -> Result<Vec<u32>> {
-            let decoded = greedy::decode(&model, prompt, n_tokens, self.fusion, |_| ())?;
+        let checked = golden.check(about.rounding, |prompt, n_tokens| -> Result<Decoded> {
+            let mut logprobs = Vec::new();
+            let decoded = greedy::decode(&model, prompt, n_tokens, &self.args.fusion, |row| {
+                // The chosen token is the most probable one.
+                logprobs.push(log_softmax(row).into_iter().fold(f64::NEG_INFINITY, f64::max));
+            })?;
             n_done += 1;
             progress.update(n_done, golden.prompts.len());
-            Ok(decoded.steps.iter().map(|s| s.token).collect())
+            Ok(Decoded { tokens: decoded.steps.iter().map(|s| s.token).collect(), logprobs })
         })?;
         let prompts = checked.into_iter().map(PromptResult::of).collect();
-        *self.results = Some(Results { backend: about.text.clone(), prompts });
+        self.all.push(Results { backend: about.text.clone(), prompts });
         Ok(Outcome::Done)
     }
 }
@@ -193,16 +234,18 @@ impl Check<'_> {
             ("config_sha256", Some(identity.config.as_str()), want.config_sha256.as_deref()),
         ];
         for (field, got, want) in hashes {
-            if want.is_some() && got != want {
+            if want.is_none() || got == want {
+                continue;
+            }
+            let (got, want) = (got.unwrap_or("none"), want.unwrap_or("none"));
+            let (file, name) = (self.args.file.display(), self.checkpoint.name());
+            if !self.args.allow_other_weights {
                 bail!(
-                    "{}: field model.{field}: the file was recorded with {}, but {} has {}: another model, or one that \
-                     has changed",
-                    self.file.display(),
-                    want.unwrap_or("none"),
-                    self.checkpoint.name(),
-                    got.unwrap_or("none")
+                    "{file}: field model.{field}: the file was recorded with {want}, but {name} has {got}: it is another model, \
+                     or it has changed; --allow-other-weights checks it all the same"
                 );
             }
+            tracing::warn!("{file}: field model.{field}: recorded with {want}, checked with {got}");
         }
         Ok(())
     }

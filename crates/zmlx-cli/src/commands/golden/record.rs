@@ -9,7 +9,7 @@ use zmlx_oracle::compare::log_softmax;
 use zmlx_oracle::golden::{FORMAT, GoldenFile, ModelId, Outcome as Found, RecordedBy, Recording};
 
 use super::check::hashed;
-use crate::args::{BackendArgs, NamedModelArgs, positive};
+use crate::args::{BackendArgs, ModelArgs, positive};
 use crate::engine::{self, About, Job};
 use crate::output::{self, Outcome, note};
 use crate::progress::Progress;
@@ -22,7 +22,7 @@ use zmlx_bench::greedy;
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
     #[command(flatten)]
-    model: NamedModelArgs,
+    model: ModelArgs,
     /// The golden file to write.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
@@ -34,14 +34,15 @@ pub(crate) struct Args {
     max_tokens: usize,
     #[command(flatten)]
     backend: BackendArgs,
-    /// Overwrite the file.
+    /// Overwrite the golden file.
     #[arg(long)]
     force: bool,
 }
 
 pub(super) fn run(args: Args) -> Result<Outcome> {
-    output::refuse_to_overwrite(&args.output, args.force)?;
-    let source = Source::resolve(&args.model.model())?;
+    let source = Source::resolve(&args.model)?;
+    let inputs = [source.files(), args.prompts.iter().cloned().collect()].concat();
+    output::check_output(&args.output, args.force, &inputs)?;
     let checkpoint = source.checkpoint()?;
     let prompts = match &args.prompts {
         Some(file) => prompts::read_file(file, &source, checkpoint.architecture().vocab_size)?,
@@ -116,7 +117,7 @@ impl Job for Record {
     }
 }
 
-/// A decoding that is none if the logits were not numbers.
+/// A decoding; `whole` is `None` if the logits were not numbers.
 struct Decoded {
     name: String,
     whole: Option<Recording>,

@@ -105,7 +105,7 @@ pub(super) fn repeated(prompt: &str, path: &str, got: &Runs) -> TokenCheck {
     blamed(check(prompt, format!("{path} repeated"), got.steps().len(), None, None), got.fault)
 }
 
-/// `at`: margin and its bound at the divergence; none if one side simply ended.
+/// `at`: margin and its bound at the divergence; `None` if one side simply ended.
 fn check(
     prompt: &str,
     comparison: String,
