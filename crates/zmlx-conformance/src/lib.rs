@@ -55,6 +55,7 @@ pub mod rope_norm;
 pub mod router;
 pub mod session;
 pub mod suite;
+pub mod tiles;
 pub mod windows;
 
 pub use cases::Grid;

@@ -136,6 +136,7 @@ macro_rules! conformance {
                     groups
                 }
                 invariance { linear, experts, rows_of_one_expert }
+                tiles { many_tokens, experts_of_many_tokens, heads_of_many_tokens, very_many_rows }
                 extremes {
                     large_activations, zero_rows, zero_scales, silu_under_and_overflow, attention_of_large_scores,
                     router_of_large_logits, no_tokens
