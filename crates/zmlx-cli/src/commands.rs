@@ -14,5 +14,7 @@ pub(crate) mod logits;
 pub(crate) mod models;
 #[cfg(feature = "hub")]
 pub(crate) mod pull;
+#[cfg(feature = "shell")]
+pub(crate) mod shell;
 #[cfg(feature = "proof")]
 pub(crate) mod validate;
