@@ -14,8 +14,8 @@ use zmlx_models::architecture::{Architecture, RouterSpec};
 /// Which checkpoint: every command takes it in the same two ways.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
-    /// The model: a folder in MLX's format, or the name (org/name, org/name@revision) of a model on the Hugging Face hub, which is
-    /// downloaded unless the cache has it. Without it, the tiny model that is built in.
+    /// The model: a folder in MLX's format, or the name of a model on the Hugging Face hub (org/name or org/name@revision),
+    /// which is downloaded unless the cache has it. Without it, the tiny model that is built in.
     #[arg(value_name = "MODEL", conflicts_with = "model")]
     positional: Option<PathBuf>,
     /// The same as MODEL.
@@ -24,7 +24,7 @@ pub(crate) struct ModelArgs {
     /// A branch, a tag or a commit of the model on the hub.
     #[arg(long, value_name = "REV")]
     pub(crate) revision: Option<String>,
-    /// Download nothing: the model is in the cache. HF_HUB_OFFLINE=1 says the same.
+    /// Download nothing: the model is in the cache. HF_HUB_OFFLINE=1 has the same effect.
     #[arg(long)]
     pub(crate) offline: bool,
 }

@@ -25,7 +25,7 @@ impl Source {
     /// What the arguments name: an existing folder, or else a model of the hub, from the cache or downloaded.
     pub(crate) fn resolve(args: &ModelArgs) -> Result<Self> {
         if args.revision.is_some() && args.named().is_none_or(|path| path.exists()) {
-            bail!("--revision is for models of the hub: --model org/name");
+            bail!("--revision is for models of the hub: org/name");
         }
         match args.named() {
             None if embedded::IS_BUILT_IN => Ok(Self::Embedded),

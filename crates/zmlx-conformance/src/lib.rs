@@ -15,6 +15,7 @@
 //!         same_path_below: 0,
 //!         product_error: |_| 1.0,
 //!         attention_error: 1.0,
+//!         chunk_error: 1.0,
 //!         exponential_error: 1.0,
 //!         angle_error: 1.0 / (1 << 23) as f64,
 //!     }]
@@ -54,6 +55,7 @@ pub mod rope_norm;
 pub mod router;
 pub mod session;
 pub mod suite;
+pub mod tiles;
 pub mod windows;
 
 pub use cases::Grid;

@@ -19,6 +19,8 @@ pub struct Instance<B> {
     pub product_error: fn(WeightFormat) -> f64,
     /// Error of attention, as a multiple of what it is with a cache in f32.
     pub attention_error: f64,
+    /// How far results may be apart when a prompt is cut in another way, as a multiple of what another order of sums does.
+    pub chunk_error: f64,
     /// Error of an exponential, as a multiple of 2 units in the last place.
     pub exponential_error: f64,
     /// Error of a rope angle, in radians per position. The trait allows that of f32 angles, `2^-23`.
@@ -134,6 +136,7 @@ macro_rules! conformance {
                     groups
                 }
                 invariance { linear, experts, rows_of_one_expert }
+                tiles { many_tokens, experts_of_many_tokens, heads_of_many_tokens, very_many_rows }
                 extremes {
                     large_activations, zero_rows, zero_scales, silu_under_and_overflow, attention_of_large_scores,
                     router_of_large_logits, no_tokens

@@ -1,10 +1,12 @@
 //! Launching rotations, appends and attention.
 
+mod tensor_cores;
+
 use std::sync::Arc;
 
 use zmlx_core::Result;
 
-use crate::cache::{CudaCache, PageShape};
+use crate::cache::CudaCache;
 use crate::compile::Unit;
 use crate::device::{Device, N_COUNTERS};
 use crate::driver::Grid;
@@ -13,6 +15,8 @@ use crate::rows::rows_of;
 use crate::step::{StepArgs, StepData};
 use crate::tensor::{CudaTensor, Heads, Pending, Rows, Shape, View};
 use crate::weight::Vector;
+
+use tensor_cores::{Call, ONE_POSITIONS, latent_unit};
 
 /// Threads of a block of `rope` and `append`: a warp per head.
 const THREADS: usize = 128;
@@ -228,7 +232,8 @@ pub(crate) fn attend(
     let pages = cache.shape;
     let (step_args, cache_args) = (step.args(), cache_args(cache));
     // A token alone sees only itself of what this step adds: attention can make its key and value on the way.
-    let is_fused = step.spans.iter().all(|s| s.n_tokens <= 1);
+    let latent = latent_unit(device, &pages, inputs);
+    let is_fused = latent.is_none() && step.spans.iter().all(|s| s.n_tokens <= 1);
     let queries = if is_fused {
         None
     } else {
@@ -261,32 +266,20 @@ pub(crate) fn attend(
         Some(queries)
     };
 
-    let heads_per_key = n_heads / pages.n_kv_heads;
-    if let Some(queries) = &queries
-        && let Some(steps) = flash_steps(&pages, inputs, heads_per_key)
+    let call = Call { device, op, inputs, step, pages, step_args, cache_args, shape };
+    if let Some(queries) = &queries {
+        if let Some(unit) = latent {
+            return call.latent(unit, queries);
+        }
+        if let Some(steps) = call.flash_steps() {
+            return call.flash(steps, queries);
+        }
+    } else if q_more.width + k_more.width == 0
+        && let Some(steps) = call.flash_one_steps(&q, &k)
     {
-        let blocks = step.blocks(device, FLASH_ROWS / heads_per_key)?;
-        let (y, y_at) = CudaTensor::fresh(device, shape)?;
-        let args = FlashArgs {
-            queries: queries.at(),
-            tiles: blocks.buffer.at(),
-            step: step_args,
-            cache: cache_args,
-            n_heads: n_heads as u32,
-            heads_per_key: heads_per_key as u32,
-            scale: inputs.scale,
-            window: inputs.window.map_or(0, |w| w.min(u32::MAX as usize) as u32),
-            sinks: inputs.sinks.as_ref().map_or(0, |s| s.0.at()),
-            y: y_at,
-        };
-        let unit = Unit::new("flash", &[("STEPS", steps)]);
-        let grid =
-            Grid { blocks: [pages.n_kv_heads, blocks.n, 1], threads: 128, shared_bytes: 0, cluster: 1 };
-        // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
-        // sequence, whose heads that share a key head are FLASH_ROWS rows at most.
-        unsafe { device.launch(op, (unit, "flash"), grid, &args)? };
-        return Ok(y);
+        return call.flash_one(steps, [q, k, v]);
     }
+    let heads_per_key = call.heads_per_key();
     let n_block_heads = heads_per_key.min(HEADS_PER_BLOCK);
     let n_head_blocks = pages.n_kv_heads * heads_per_key.div_ceil(n_block_heads);
     let n_splits = splits(device, step, n_head_blocks * n_tokens);
@@ -333,34 +326,6 @@ pub(crate) fn attend(
     Ok(y)
 }
 
-/// Rows of a block of `flash`: heads of consecutive tokens.
-const FLASH_ROWS: usize = 64;
-
-#[repr(C)]
-struct FlashArgs {
-    queries: u64,
-    tiles: u64,
-    step: StepArgs,
-    cache: CacheArgs,
-    n_heads: u32,
-    heads_per_key: u32,
-    scale: f32,
-    window: u32,
-    sinks: u64,
-    y: u64,
-}
-
-/// STEPS of `flash.cu`, where heads have a width for it.
-fn flash_steps(pages: &PageShape, inputs: &Inputs<'_>, heads_per_key: usize) -> Option<u32> {
-    let width = pages.key_width;
-    let fits = !pages.values_are_keys
-        && width == inputs.v_width
-        && width.is_multiple_of(16)
-        && width <= 128
-        && heads_per_key <= FLASH_ROWS;
-    fits.then_some((width / 16) as u32)
-}
-
 /// How many parts each sequence is split into, where `n_blocks` would not fill the GPU. A power of two that grows with the
 /// sequences: recorded graphs stay right until it changes.
 fn splits(device: &Device, step: &StepData, n_blocks: usize) -> usize {
@@ -372,5 +337,6 @@ fn splits(device: &Device, step: &StepData, n_blocks: usize) -> usize {
 
 /// A number that is equal for steps whose sequences are split alike.
 pub(crate) fn split_class(step: &StepData) -> u32 {
-    step.longest.div_ceil(TILE).max(1).next_power_of_two().min(MAX_SPLITS) as u32
+    let most = MAX_SPLITS * ONE_POSITIONS / TILE;
+    step.longest.div_ceil(TILE).max(1).next_power_of_two().min(most) as u32
 }

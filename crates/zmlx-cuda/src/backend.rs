@@ -1,23 +1,23 @@
 //! The [`Backend`] trait for CUDA: checks of arguments, and which kernels an op becomes.
 
+mod attention;
+mod products;
+
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, Barriers, CacheKind, CacheSpec, Error, GateUp, HostWeight,
-    Instrumented, MlaInputs, NoauxTc, Result, Rope, RopePairing, SampleSettings, SoftmaxTopK, Span, StepKey,
-    stock,
+    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight,
+    Instrumented, MlaInputs, NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
 };
 
 use crate::NAME;
-use crate::attention::{Inputs, attend};
 use crate::cache::{CudaCache, cache_bytes};
 use crate::device::Device;
 use crate::graph::{self, Graphs};
 use crate::host_copy::HostCopy;
-use crate::matmul::{Grouped, MIN_TOKENS};
-use crate::memory::{Buffer, lock};
-use crate::products::{Epilogue, Input, Product};
+use crate::matmul::Grouped;
+use crate::memory::Buffer;
 use crate::rows::{self, Route};
 use crate::step::{CudaStep, StepData};
 use crate::tensor::{CudaIndices, CudaTensor, Heads, Norm, Pending, Rotation, Shape, Staged, View, ensure};
@@ -71,101 +71,6 @@ impl CudaBackend {
     pub fn driver_version(&self) -> i32 {
         self.device.driver.properties.driver
     }
-
-    fn rotation(&self, rope: &Rope) -> Result<Rotation> {
-        let mut rotations = lock(&self.rotations);
-        if let Some((_, rotation)) = rotations.iter().find(|(known, _)| known == rope) {
-            return Ok(rotation.clone());
-        }
-        let half_turns = rope.frequencies().into_iter().map(|f| f / std::f64::consts::PI);
-        let bytes: Vec<u8> = half_turns.flat_map(f64::to_le_bytes).collect();
-        let buffer = Buffer::lasting(&self.device, bytes.len())?;
-        buffer.write(0, &bytes)?;
-        let rotation = Rotation {
-            half_turns: buffer,
-            dims: rope.dims as u32,
-            is_interleaved: u32::from(rope.pairing == RopePairing::Interleaved),
-            scale: rope.scale,
-        };
-        rotations.push((rope.clone(), rotation.clone()));
-        Ok(rotation)
-    }
-
-    /// The sum of two tensors; a product that has not been launched takes the other one along.
-    fn sum(&self, op: &'static str, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
-        ensure(a.dims() == b.dims(), op, "b", format_args!("{:?}", a.shape), b)?;
-        for (product, other) in [(a, b), (b, a)] {
-            if let Some(Pending::Product(product)) = product.op() {
-                let other = other.contiguous(&self.device)?;
-                return Ok(CudaTensor::ready(a.shape, product.launch(&self.device, Some(&other))?));
-            }
-        }
-        let b = b.contiguous(&self.device)?;
-        rows::binary(&self.device, (op, "add"), a, (b.at(), b.len))
-    }
-
-    /// What [`Backend::gather_linear`] and its fused kin share: checks, and the product with a row per choice.
-    fn gathered(
-        &self,
-        op: &'static str,
-        x: &CudaTensor,
-        weights: &[&CudaWeight],
-        experts: &CudaIndices,
-    ) -> Result<Product> {
-        let w = weights[0];
-        ensure(experts.dims().len() == 2, op, "experts", "[n, top_k]", experts)?;
-        let (n, top_k) = (experts.dims()[0], experts.dims()[1]);
-        let per_token = x.dims() == [n, w.n_in];
-        let fits = per_token || x.dims() == [n, top_k, w.n_in];
-        let want = format_args!("[{n}, {}] or [{n}, {top_k}, {}]", w.n_in, w.n_in);
-        ensure(fits, op, "x", want, x)?;
-        experts.check(op, "expert", w.n_mats)?;
-        let n_jobs = n * top_k;
-        Ok(Product {
-            op,
-            parts: weights.iter().flat_map(|w| w.parts.iter().cloned()).collect(),
-            n_mats: w.n_mats,
-            n_out: w.n_out,
-            n_in: w.n_in,
-            input: Input::new(&self.device, x, w.n_in, n_jobs)?,
-            n_jobs,
-            n_slots: 1,
-            rows_per_x: if per_token { top_k.max(1) } else { 1 },
-            experts: Some(experts.clone()),
-            slot_weights: None,
-            epilogue: Epilogue::None,
-        })
-    }
-
-    /// The product of all rows with one matrix.
-    fn product(&self, op: &'static str, x: &CudaTensor, weights: &[&CudaWeight]) -> Result<Product> {
-        let w = weights[0];
-        ensure(w.n_mats == 1, op, "weight", "one matrix", w)?;
-        ensure(x.shape.last() == w.n_in, op, "x", format_args!("rows of {}", w.n_in), x)?;
-        let n_jobs = x.shape.n_rows();
-        Ok(Product {
-            op,
-            parts: weights.iter().flat_map(|w| w.parts.iter().cloned()).collect(),
-            n_mats: 1,
-            n_out: w.n_out,
-            n_in: w.n_in,
-            input: Input::new(&self.device, x, w.n_in, n_jobs)?,
-            n_jobs,
-            n_slots: 1,
-            rows_per_x: 1,
-            experts: None,
-            slot_weights: None,
-            epilogue: Epilogue::None,
-        })
-    }
-}
-
-/// Checks that gate and up are alike, and tells whether one kernel can take both.
-fn check_gate_up(op: &'static str, w: GateUp<'_, CudaWeight>) -> Result<bool> {
-    let (gate, up) = (w.gate, w.up);
-    let same = (gate.n_mats, gate.n_out, gate.n_in) == (up.n_mats, up.n_out, up.n_in);
-    ensure(same, op, "up", format_args!("{gate:?}"), up)?;
-    Ok(gate.parts.len() == 1 && up.parts.len() == 1 && gate.parts[0].format == up.parts[0].format)
 }
 
 impl Backend for CudaBackend {
@@ -361,45 +266,11 @@ impl Backend for CudaBackend {
     }
 
     fn head_linear(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
-        const OP: &str = "head_linear";
-        let (n, n_heads, n_in) = (x.dims()[0], weight.n_mats, weight.n_in);
-        ensure(x.dims() == [n, n_heads, n_in], OP, "x", format_args!("[n, {n_heads}, {n_in}]"), x)?;
-        let n_jobs = n * n_heads;
-        let product = Product {
-            op: OP,
-            parts: weight.parts.clone(),
-            n_mats: n_heads,
-            n_out: weight.n_out,
-            n_in,
-            input: Input::new(&self.device, x, n_in, n_jobs)?,
-            n_jobs,
-            n_slots: 1,
-            rows_per_x: 1,
-            experts: None,
-            slot_weights: None,
-            epilogue: Epilogue::None,
-        };
-        let view = product.launch(&self.device, None)?;
-        Ok(CudaTensor::ready(x.shape.with_last(weight.n_out), view))
+        self.head_product(x, weight)
     }
 
     fn rope(&self, x: &CudaTensor, step: &CudaStep, rope: &Rope) -> Result<CudaTensor> {
-        const OP: &str = "rope";
-        step.0.check(OP, "x", x)?;
-        let &[_, n_heads, width] = x.dims() else {
-            return Err(precondition(OP, "x", "[n, n_heads, d]", x));
-        };
-        rope.check(OP, width)?;
-        ensure(n_heads > 0, OP, "x", "at least one head", x)?;
-        let (x_view, norm) = match x.op() {
-            Some(Pending::Heads(heads)) if heads.width == width && heads.rotation.is_none() => {
-                (heads.x, heads.norm)
-            }
-            _ => (x.view(&self.device)?, None),
-        };
-        let rotation = Some((self.rotation(rope)?, Arc::clone(&step.0), n_heads));
-        let heads = Heads { x: x_view, width, norm, rotation, staged: Staged::default() };
-        Ok(CudaTensor::pending(x.shape, Pending::Heads(heads)))
+        self.rotated(x, step, rope)
     }
 
     fn attention(
@@ -409,56 +280,7 @@ impl Backend for CudaBackend {
         step: &CudaStep,
         settings: &AttentionSettings,
     ) -> Result<CudaTensor> {
-        const OP: &str = "attention";
-        let AttentionInputs { q, k, v, sinks } = inputs;
-        let (n_kv_heads, head_dim, window) = match cache.kind {
-            CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
-            CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
-            CacheKind::Latent { .. } => {
-                return Err(precondition(OP, "cache", "keys and values of heads", &cache.kind));
-            }
-        };
-        for (name, x) in [("q", q), ("k", k), ("v", v)] {
-            step.0.check(OP, name, x)?;
-            ensure(
-                x.dims().len() == 3 && x.shape.last() == head_dim,
-                OP,
-                name,
-                format_args!("[n, _, {head_dim}]"),
-                x,
-            )?;
-        }
-        let n_heads = q.dims()[1];
-        ensure(
-            n_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
-            OP,
-            "q",
-            format_args!("heads that {n_kv_heads} divide"),
-            q,
-        )?;
-        for (name, x) in [("k", k), ("v", v)] {
-            ensure(x.dims()[1] == n_kv_heads, OP, name, format_args!("{n_kv_heads} heads"), x)?;
-        }
-        ensure(
-            settings.window == window,
-            OP,
-            "window",
-            format_args!("the cache's, {window:?}"),
-            settings.window,
-        )?;
-        let sinks = sinks.map(|s| s.vector(OP, n_heads)).transpose()?;
-        cache.check(OP, &step.0.spans)?;
-        let inputs = Inputs {
-            q: &[(q, head_dim)],
-            k: &[(k, head_dim)],
-            v: Some((v, head_dim)),
-            n_heads,
-            v_width: head_dim,
-            scale: settings.scale,
-            window,
-            sinks,
-        };
-        attend(&self.device, OP, &inputs, cache, &step.0)
+        self.attend(inputs, cache, step, settings)
     }
 
     fn latent_attention(
@@ -468,34 +290,7 @@ impl Backend for CudaBackend {
         step: &CudaStep,
         scale: f32,
     ) -> Result<CudaTensor> {
-        const OP: &str = "latent_attention";
-        let MlaInputs { q_nope, q_pe, kv, k_pe } = inputs;
-        let CacheKind::Latent { rank, rope_dim } = cache.kind else {
-            return Err(precondition(OP, "cache", "latents", &cache.kind));
-        };
-        let n = step.0.n_tokens;
-        let n_heads = q_nope.dims().get(1).copied().unwrap_or(0);
-        for (name, x, want) in [
-            ("q_nope", q_nope, &[n, n_heads, rank][..]),
-            ("q_pe", q_pe, &[n, n_heads, rope_dim]),
-            ("kv", kv, &[n, rank]),
-            ("k_pe", k_pe, &[n, rope_dim]),
-        ] {
-            ensure(x.dims() == want, OP, name, format_args!("{want:?}"), x)?;
-        }
-        ensure(n_heads > 0, OP, "q_nope", "at least one head", q_nope)?;
-        cache.check(OP, &step.0.spans)?;
-        let inputs = Inputs {
-            q: &[(q_nope, rank), (q_pe, rope_dim)],
-            k: &[(kv, rank), (k_pe, rope_dim)],
-            v: None,
-            n_heads,
-            v_width: rank,
-            scale,
-            window: None,
-            sinks: None,
-        };
-        attend(&self.device, OP, &inputs, cache, &step.0)
+        self.attend_latents(inputs, cache, step, scale)
     }
 
     fn add(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
@@ -608,14 +403,7 @@ impl Backend for CudaBackend {
         weights: GateUp<'_, CudaWeight>,
         experts: &CudaIndices,
     ) -> Result<CudaTensor> {
-        const OP: &str = "gather_qmm_swiglu";
-        if !check_gate_up(OP, weights)? {
-            return stock::gather_qmm_swiglu(self, x, weights, experts);
-        }
-        let mut product = self.gathered(OP, x, &[weights.gate, weights.up], experts)?;
-        product.epilogue = Epilogue::SwiGlu;
-        let shape = Shape::new(OP, &[experts.dims()[0], experts.dims()[1], weights.gate.n_out])?;
-        Ok(CudaTensor::ready(shape, product.launch(&self.device, None)?))
+        self.gathered_swiglu(x, weights, experts)
     }
 
     fn gather_qmm_combine(
@@ -625,30 +413,11 @@ impl Backend for CudaBackend {
         experts: &CudaIndices,
         weights: &CudaTensor,
     ) -> Result<CudaTensor> {
-        const OP: &str = "gather_qmm_combine";
-        ensure(experts.dims().len() == 2, OP, "experts", "[n, top_k]", experts)?;
-        let (n, top_k) = (experts.dims()[0], experts.dims()[1]);
-        ensure(x.dims() == [n, top_k, down.n_in], OP, "x", format_args!("[{n}, {top_k}, {}]", down.n_in), x)?;
-        ensure(weights.dims() == [n, top_k], OP, "weights", format_args!("[{n}, {top_k}]"), weights)?;
-        let mut product = self.gathered(OP, x, &[down], experts)?;
-        (product.n_jobs, product.n_slots) = (n, top_k);
-        if n >= MIN_TOKENS || !product.fits(&self.device) {
-            return stock::gather_qmm_combine(self, x, down, experts, weights);
-        }
-        product.slot_weights = Some(weights.contiguous(&self.device)?);
-        let shape = Shape::new(OP, &[n, down.n_out])?;
-        Ok(CudaTensor::pending(shape, Pending::Product(Box::new(product))))
+        self.gathered_sum(x, down, experts, weights)
     }
 
     fn qmm_swiglu(&self, x: &CudaTensor, weights: GateUp<'_, CudaWeight>) -> Result<CudaTensor> {
-        const OP: &str = "qmm_swiglu";
-        if !check_gate_up(OP, weights)? {
-            return stock::qmm_swiglu(self, x, weights);
-        }
-        let mut product = self.product(OP, x, &[weights.gate, weights.up])?;
-        product.epilogue = Epilogue::SwiGlu;
-        let view = product.launch(&self.device, None)?;
-        Ok(CudaTensor::ready(x.shape.with_last(weights.gate.n_out), view))
+        self.swiglu_product(x, weights)
     }
 
     fn add_rms_norm(

@@ -19,13 +19,15 @@ const HEADERS: [(&str, &str); 9] = [
     ("tensor_core.cuh", include_str!("kernels/tensor_core.cuh")),
 ];
 
-const SOURCES: [(&str, &str); 12] = [
+const SOURCES: [(&str, &str); 14] = [
     ("attention", include_str!("kernels/attention.cu")),
     ("dense", include_str!("kernels/dense.cu")),
     ("embed", include_str!("kernels/embed.cu")),
     ("embed_dense", include_str!("kernels/embed_dense.cu")),
     ("flash", include_str!("kernels/flash.cu")),
+    ("flash_one", include_str!("kernels/flash_one.cu")),
     ("group", include_str!("kernels/group.cu")),
+    ("latent", include_str!("kernels/latent.cu")),
     ("matmul", include_str!("kernels/matmul.cu")),
     ("matvec", include_str!("kernels/matvec.cu")),
     ("rope", include_str!("kernels/rope.cu")),
@@ -96,6 +98,10 @@ pub fn units() -> Vec<Unit> {
         [(1, 0), (2, 1), (4, 1)].map(|(v, f)| Unit::new("attention", &[("VECTORS", v), ("FUSED", f)])),
     );
     all.extend([1, 2, 4, 8].map(|steps| Unit::new("flash", &[("STEPS", steps)])));
+    all.extend([2, 4, 8].map(|steps| Unit::new("flash_one", &[("STEPS", steps)])));
+    all.extend(
+        [(4, 1), (36, 8)].map(|(steps, tiles)| Unit::new("latent", &[("STEPS", steps), ("TILES", tiles)])),
+    );
     for element in 0..4 {
         all.push(Unit::new("embed_dense", &[("ELEMENT", element)]));
         let vector = [4, 8, 8, 16][element as usize];

@@ -90,7 +90,7 @@ pub(crate) fn run(
     let graphs = lock(graphs);
     let recorded = &graphs.recorded[at];
     device.driver.bind()?;
-    recorded.step.buffer.copy_from(&step.buffer, step.n_bytes())?;
+    recorded.step.buffer.copy_from(&step.buffer, step.n_bytes)?;
     recorded.ids.buffer.copy_from(&ids.buffer, 4 * step.n_tokens)?;
     replay(device, recorded)
 }

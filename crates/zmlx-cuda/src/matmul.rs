@@ -17,7 +17,7 @@ pub(crate) const MIN_TOKENS: usize = 16;
 /// Jobs of a tile; `JOBS` of the kernel.
 const TILE_JOBS: usize = 32;
 /// Rows of the matrix that a block takes.
-const BLOCK_ROWS: usize = 256;
+const BLOCK_ROWS: usize = 128;
 /// Columns of a unit; `UNIT` of the kernels.
 const UNIT: usize = 64;
 /// Most experts that `group.cu` puts in order.
@@ -118,13 +118,10 @@ fn format(part: &Part) -> Option<[(&'static str, u32); 4]> {
 
 /// Whether a product is one for tensor cores: enough tokens, a format and sizes that fit.
 pub(crate) fn suits(product: &Product) -> bool {
-    let n_tokens = product.experts.as_ref().map_or(product.n_jobs, |e| e.dims()[0]);
-    let has_mats = match product.experts {
-        Some(_) => product.n_mats <= MAX_EXPERTS,
-        None => product.n_mats == 1,
-    };
+    // Without experts job j has matrix j % n_mats.
+    let n_tokens = product.experts.as_ref().map_or(product.n_jobs / product.n_mats.max(1), |e| e.dims()[0]);
     n_tokens >= MIN_TOKENS
-        && has_mats
+        && (product.experts.is_none() || product.n_mats <= MAX_EXPERTS)
         && product.n_slots == 1
         && product.slot_weights.is_none()
         && product.n_in.is_multiple_of(UNIT)
@@ -152,7 +149,8 @@ pub(crate) fn launch(
     unsafe { device.launch(product.op, (unit, "split"), grid, &args)? };
 
     let groups = product.experts.as_ref().map(|e| groups(device, e, product.n_mats)).transpose()?;
-    let n_tiles = groups.as_ref().map_or(product.n_jobs.div_ceil(TILE_JOBS), |g| g.most_tiles);
+    let n_mats = if groups.is_some() { 1 } else { product.n_mats };
+    let n_tiles = groups.as_ref().map_or((product.n_jobs / n_mats).div_ceil(TILE_JOBS), |g| g.most_tiles);
     let streams = if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 };
     let args = MatmulArgs {
         parts,
@@ -173,7 +171,7 @@ pub(crate) fn launch(
     let [bits, code, scales, group] = format;
     let unit = Unit::new("matmul", &[bits, code, scales, group, ("STREAMS", streams as u32)]);
     let grid = Grid {
-        blocks: [n_out.div_ceil(BLOCK_ROWS / streams), n_tiles, 1],
+        blocks: [n_out.div_ceil(BLOCK_ROWS / streams), n_tiles, n_mats],
         threads: 128,
         shared_bytes: 0,
         cluster: 1,

@@ -20,9 +20,12 @@ pub(crate) struct StepData {
     pub(crate) n_logits: usize,
     /// The longest sequence of the step, when it is done.
     pub(crate) longest: usize,
+    /// Bytes of the buffer that are in use.
+    pub(crate) n_bytes: usize,
     /// Blocks of tokens of one sequence each, by the most tokens of a block: made when they are first asked for.
     blocks: Mutex<Option<TokenBlocks>>,
-    /// `[n_tokens]` rows of the caches' tables, `[n_tokens]` positions, `[n_logits]` rows.
+    /// `[n_tokens]` rows of the caches' tables, `[n_tokens]` positions, `[n_logits]` rows; where each sequence has one token, a
+    /// block for each, first token and number of tokens, at the end.
     pub(crate) buffer: Arc<Buffer>,
 }
 
@@ -32,7 +35,15 @@ pub(crate) struct TokenBlocks {
     most_tokens: usize,
     pub(crate) n: usize,
     /// First token and number of tokens of each.
-    pub(crate) buffer: Arc<Buffer>,
+    buffer: Arc<Buffer>,
+    offset: usize,
+}
+
+impl TokenBlocks {
+    /// Where they are.
+    pub(crate) fn at(&self) -> u64 {
+        self.buffer.at() + self.offset as u64
+    }
 }
 
 /// `Step` of the kernels.
@@ -50,7 +61,13 @@ impl StepData {
         let positions = spans.iter().flat_map(|s| (s.start..s.start + s.n_tokens).map(|p| p as u32));
         let rows: Vec<u32> = logit_rows(spans).map(|r| r as u32).collect();
         let n_logits = rows.len();
-        let words: Vec<u8> = slots.chain(positions).chain(rows).flat_map(u32::to_le_bytes).collect();
+        let mut words: Vec<u32> = slots.chain(positions).chain(rows).collect();
+        if spans.iter().all(|s| s.n_tokens <= 1) {
+            // A block for each token: where steps are recorded nothing can be written later.
+            words.resize(words.len().next_multiple_of(2), 0);
+            words.extend((0..n_tokens as u32).flat_map(|token| [token, 1]));
+        }
+        let words: Vec<u8> = words.into_iter().flat_map(u32::to_le_bytes).collect();
         let buffer = Buffer::scratch(device, words.len())?;
         buffer.write(0, &words)?;
         Ok(Self {
@@ -59,12 +76,17 @@ impl StepData {
             longest: spans.iter().map(|s| s.start + s.n_tokens).max().unwrap_or(0),
             spans: spans.to_vec(),
             blocks: Mutex::default(),
+            n_bytes: words.len(),
             buffer,
         })
     }
 
     /// The step's tokens in blocks of up to `most_tokens`, those of a sequence in order.
     pub(crate) fn blocks(&self, device: &Arc<Device>, most_tokens: usize) -> Result<TokenBlocks> {
+        if self.spans.iter().all(|s| s.n_tokens <= 1) {
+            let (buffer, offset) = (Arc::clone(&self.buffer), self.n_bytes - 8 * self.n_tokens);
+            return Ok(TokenBlocks { most_tokens, n: self.n_tokens, buffer, offset });
+        }
         let mut made = lock(&self.blocks);
         if let Some(blocks) = made.as_ref().filter(|b| b.most_tokens == most_tokens) {
             return Ok(blocks.clone());
@@ -78,14 +100,9 @@ impl StepData {
         }
         let buffer = Buffer::scratch(device, 4 * words.len())?;
         buffer.write(0, &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>())?;
-        let blocks = TokenBlocks { most_tokens, n: words.len() / 2, buffer };
+        let blocks = TokenBlocks { most_tokens, n: words.len() / 2, buffer, offset: 0 };
         *made = Some(blocks.clone());
         Ok(blocks)
-    }
-
-    /// Bytes of the buffer that are in use.
-    pub(crate) fn n_bytes(&self) -> usize {
-        4 * (2 * self.n_tokens + self.n_logits)
     }
 
     pub(crate) fn args(&self) -> StepArgs {

@@ -26,11 +26,14 @@ fn instances() -> Vec<Instance<CudaBackend>> {
         name: "cuda".to_owned(),
         backend,
         grid: Grid::Full,
-        // Sums have the same order whatever else is in the batch.
+        // From 16 tokens on products run on tensor cores.
         same_path_below: 16,
         product_error: activations_of_16_bits,
-        // The cache holds f32.
-        attention_error: 1.0,
+        // Of several tokens queries, keys, weights and values are sums of two bf16 values, each off by up to 2^-18. Of results of
+        // up to 6 one was off by 1.5e-5.
+        attention_error: 4.0,
+        // Weights are split after they were divided by the largest of their tile, which differs: by 1.2e-5 at most.
+        chunk_error: 2.0,
         exponential_error: 1.0,
         // Angles are computed in f64.
         angle_error: 0.0,

@@ -17,6 +17,7 @@ fn mlx_instances() -> Vec<Instance<MlxBackend>> {
         same_path_below: 0,
         product_error: |_| 1.0,
         attention_error: 1.0,
+        chunk_error: 1.0,
         // Its polynomial reduces the argument in f32: up to 1.3 times, where sigmoid is 1e-8 and less, was measured.
         exponential_error: 2.0,
         // Frequencies in f32 as powers, angles as f32 products.

@@ -150,14 +150,20 @@ fn trust(capsules: &[Recorded]) -> Vec<(bool, String)> {
             0 => "none fails".to_owned(),
             n => format!("{n} FAIL"),
         };
-        let n = records.len();
-        reasons.push((n_failed == 0, format!("Tokens: {n} validations with {n_checks} checks, {verdict}.")));
+        let validations = match records.len() {
+            1 => "1 validation".to_owned(),
+            n => format!("{n} validations"),
+        };
+        reasons.push((n_failed == 0, format!("Tokens: {validations} with {n_checks} checks, {verdict}.")));
     }
     let benches: Vec<_> = all().filter_map(|c| c.bench.as_ref()).collect();
     if benches.is_empty() {
         return reasons;
     }
-    if benches.iter().any(|b| b.fusions.len() > 1) {
+    // Another project's engine has weights of its own.
+    let is_ours =
+        |b: &BenchRecord| b.tests.iter().all(|t| ["cpu", "cuda", "mlx"].contains(&t.backend.as_str()));
+    if benches.iter().all(|b| is_ours(b)) && benches.iter().any(|b| b.fusions.len() > 1) {
         let text = "Paths ran in turns on the same weights in one process, after a check that they give the same results.";
         reasons.push((true, text.to_owned()));
     }

@@ -12,6 +12,9 @@ mod hub;
 mod inspect;
 mod logits;
 mod measure;
+mod shell;
+#[cfg(unix)]
+mod terminal;
 mod text;
 mod validate;
 

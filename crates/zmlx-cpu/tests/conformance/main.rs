@@ -34,6 +34,7 @@ fn cpu_instance(level: Level, n_threads: usize) -> Instance<CpuBackend> {
         // Queries, keys, values and weights are integers of 15 bits, off by up to 2^-15 of the largest of their row (about
         // 3): each 5e-5 of a value in the root mean square. Of results of up to 6 one was off by 5.4e-4.
         attention_error: 60.0,
+        chunk_error: 1.0,
         exponential_error: 1.0,
         // Angles are computed in f64.
         angle_error: 0.0,

@@ -74,7 +74,7 @@ struct Turn {
 __device__ __forceinline__ bool is_even(const Rotation& r) { return r.is_interleaved ? r.dims == 32 || r.dims == 64 : r.dims == 64 || r.dims == 128; }
 #define MOST_OF_LANE 16
 
-__device__ __noinline__ Turn turn_of(const Source& s, u32 position) {
+__device__ __forceinline__ Turn turn_of(const Source& s, u32 position) {
     Turn t = {};
     const u32 lane = threadIdx.x & 31;
     if (!s.width || !s.rotation.half_turns || !is_even(s.rotation)) return t;
@@ -86,56 +86,71 @@ __device__ __noinline__ Turn turn_of(const Source& s, u32 position) {
     return t;
 }
 
-// Writes a head, normed and rotated; one warp's work. Everything is asked for before something is used. Not inlined: kernels
-// that do this for queries, keys and values would be longer than the instruction caches like.
-__device__ __noinline__ void put_source(const Source& s, u32 row, u32 position, Turn t, float* y) {
-    const float* x = s.x.row(row, s.width);
+// Norms and rotates a head, of which lane l has element `l + 32·j` in `v[j]`, and writes it; one warp's work.
+template <u32 N>
+__device__ __forceinline__ void finish_head(const Source& s, float (&v)[N], Turn t, float* y) {
     const u32 lane = threadIdx.x & 31, dims = s.rotation.half_turns ? s.rotation.dims : 0;
-    if (s.width > 32 * MOST_OF_LANE || (dims && !is_even(s.rotation))) {
+    if (s.norm) {
+        float norm[N], sum = 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < N; ++j) norm[j] = lane + 32 * j < s.width ? s.norm[lane + 32 * j] : 0.0f;
+#pragma unroll
+        for (u32 j = 0; j < N; ++j) sum = fmaf(v[j], v[j], sum);
+        const float factor = rsqrtf(warp_sum(sum) / (float)s.width + s.eps);
+#pragma unroll
+        for (u32 j = 0; j < N; ++j) v[j] = v[j] * factor * norm[j];
+    }
+    if (dims && s.rotation.is_interleaved) {
+#pragma unroll
+        for (u32 j = 0; j < 2 && j < N; ++j) {
+            const float other = __shfl_xor_sync(FULL_WARP, v[j], 1);
+            if (lane + 32 * j < dims) v[j] = lane % 2 ? v[j] * t.cosine[j] + other * t.sine[j] : v[j] * t.cosine[j] - other * t.sine[j];
+        }
+    } else if (N >= 2 && dims == 64) {
+        const float a = v[0], b = v[1 % N];
+        v[0] = a * t.cosine[0] - b * t.sine[0], v[1 % N] = b * t.cosine[0] + a * t.sine[0];
+    } else if (N >= 4 && dims == 128) {
+#pragma unroll
+        for (u32 j = 0; j < 2; ++j) {
+            const float a = v[j % N], b = v[(j + 2) % N];
+            v[j % N] = a * t.cosine[j] - b * t.sine[j], v[(j + 2) % N] = b * t.cosine[j] + a * t.sine[j];
+        }
+    }
+#pragma unroll
+    for (u32 j = 0; j < N; ++j)
+        if (lane + 32 * j < s.width) y[lane + 32 * j] = v[j];
+}
+
+// Asks for a head's elements.
+template <u32 N>
+__device__ __forceinline__ void load_head(const Source& s, u32 row, float (&v)[N]) {
+    const float* x = s.x.row(row, s.width);
+    const u32 lane = threadIdx.x & 31;
+#pragma unroll
+    for (u32 j = 0; j < N; ++j) v[j] = lane + 32 * j < s.width ? x[lane + 32 * j] : 0.0f;
+}
+
+// Writes a head, normed and rotated; one warp's work. Not inlined: kernels that do this for queries, keys and values would be
+// longer than the instruction caches like.
+__device__ __noinline__ void put_source(const Source& s, u32 row, u32 position, Turn t, float* y) {
+    if (s.width > 32 * MOST_OF_LANE || (s.rotation.half_turns && !is_even(s.rotation))) {
+        const float* x = s.x.row(row, s.width);
         float factor = s.norm ? head_norm_factor(x, s.width, s.eps) : 1.0f;
         put_rotated(x, y, s.width, factor, s.norm, s.rotation, position);
         return;
     }
-    float v[MOST_OF_LANE], norm[MOST_OF_LANE];
-#pragma unroll
-    for (u32 j = 0; j < MOST_OF_LANE; ++j) v[j] = lane + 32 * j < s.width ? x[lane + 32 * j] : 0.0f;
-    if (s.norm) {
-#pragma unroll
-        for (u32 j = 0; j < MOST_OF_LANE; ++j) norm[j] = lane + 32 * j < s.width ? s.norm[lane + 32 * j] : 0.0f;
-        float sum = 0.0f;
-#pragma unroll
-        for (u32 j = 0; j < MOST_OF_LANE; ++j) sum = fmaf(v[j], v[j], sum);
-        const float factor = 1.0f / sqrtf(warp_sum(sum) / (float)s.width + s.eps);
-#pragma unroll
-        for (u32 j = 0; j < MOST_OF_LANE; ++j) v[j] = v[j] * factor * norm[j];
-    }
-    if (dims && s.rotation.is_interleaved) {
-#pragma unroll
-        for (u32 j = 0; j < 2; ++j) {
-            const float other = __shfl_xor_sync(FULL_WARP, v[j], 1);
-            if (lane + 32 * j < dims) v[j] = lane % 2 ? v[j] * t.cosine[j] + other * t.sine[j] : v[j] * t.cosine[j] - other * t.sine[j];
-        }
-    } else if (dims == 64) {
-        const float a = v[0], b = v[1];
-        v[0] = a * t.cosine[0] - b * t.sine[0], v[1] = b * t.cosine[0] + a * t.sine[0];
-    } else if (dims == 128) {
-#pragma unroll
-        for (u32 j = 0; j < 2; ++j) {
-            const float a = v[j], b = v[j + 2];
-            v[j] = a * t.cosine[j] - b * t.sine[j], v[j + 2] = b * t.cosine[j] + a * t.sine[j];
-        }
-    }
-#pragma unroll
-    for (u32 j = 0; j < MOST_OF_LANE; ++j)
-        if (lane + 32 * j < s.width) y[lane + 32 * j] = v[j];
+    float v[MOST_OF_LANE];
+    load_head(s, row, v);
+    finish_head(s, v, t, y);
 }
+__device__ __noinline__ Turn turn_of_called(const Source& s, u32 position) { return turn_of(s, position); }
 
 // The turns of both sources of a head.
 struct HeadTurn {
     Turn first, second;
 };
 __device__ __forceinline__ HeadTurn head_turn(const Source& first, const Source& second, u32 position) {
-    return {turn_of(first, position), turn_of(second, position)};
+    return {turn_of_called(first, position), turn_of_called(second, position)};
 }
 
 // Writes a head of two sources, and zeros up to `width`.

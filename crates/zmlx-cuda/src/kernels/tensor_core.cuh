@@ -23,12 +23,14 @@ __device__ __forceinline__ void split_pair(float first, float second, u32& high,
     low = bf16_pair(first - bf16_low(high), second - bf16_high(high));
 }
 
-// 16 bytes on their way into shared memory, where they are once `wait_for_copies` has returned.
+// 4, 8 or 16 bytes on their way into shared memory, where they are once `wait_for_copies` has returned.
+template <int BYTES>
 __device__ __forceinline__ void copy_async(void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copy_word_async(void* to, const void* from) {
-    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"((u32)__cvta_generic_to_shared(to)), "l"(from) : "memory");
+    const u32 at = (u32)__cvta_generic_to_shared(to);
+    if constexpr (BYTES == 16)
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(at), "l"(from) : "memory");
+    else
+        asm volatile("cp.async.ca.shared.global [%0], [%1], %2;" ::"r"(at), "l"(from), "n"(BYTES) : "memory");
 }
 __device__ __forceinline__ void end_of_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // All but the last N groups of copies are there.

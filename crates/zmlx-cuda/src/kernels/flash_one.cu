@@ -1,0 +1,271 @@
+// Attention of one new token of each sequence over cached keys and values, on tensor cores: `attention` in a step that decodes.
+// Norms and rotations of queries and keys, and putting keys and values into the cache, are done here.
+//
+// A block serves one token and up to 8 query heads of one key head. Its warps go through tiles of 16 positions each, whose keys
+// and values go from the cache into registers as fragments: nothing is read twice, and what is cached is asked for before the
+// kernel waits for its inputs. Rows 0 to 7 of a fragment are the high parts of queries (and of weights), rows 8 to 15 the low
+// ones. Long sequences are split among blocks; the last block to end merges what the others found.
+//
+// Set from outside: STEPS, the head's width divided by 16 (a multiple of 2).
+
+#include "device.cuh"
+#include "position.cuh"
+#include "tensor_core.cuh"
+
+#define N_WARPS 8
+#define TILE 16
+#define WIDTH (16 * STEPS)
+#define MAX_SPLITS 64
+
+struct FlashOneArgs {
+    Step step;
+    Cache cache;
+    u32 n_heads;
+    u32 heads_per_key;
+    float scale;
+    u32 window;         // most positions that a token sees, its own included; 0: all
+    const float* sinks; // [n_heads], or null
+    float* y;           // [n_tokens, n_heads, WIDTH]
+    float* partial;     // [n_tokens, n_heads, n_splits, WIDTH + 4], where there are several splits
+    u32* n_done;        // for each token and block of heads, zero between calls
+    Source q, k, v;
+};
+
+// What some positions gave for a head.
+struct Found {
+    float most, total;
+};
+
+extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __grid_constant__ FlashOneArgs a) {
+    __shared__ __align__(16) float queries[N_WARPS][WIDTH + 4], new_key[WIDTH], new_value[WIDTH];
+    __shared__ __align__(16) float of_warps[N_WARPS][N_WARPS][WIDTH];
+    __shared__ Found found[N_WARPS][N_WARPS];
+    __shared__ u32 is_last;
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane / 4, q = lane % 4;
+    const u32 blocks_of_heads = (a.heads_per_key + N_WARPS - 1) / N_WARPS;
+    const u32 key_head = blockIdx.x / blocks_of_heads, token = blockIdx.y, split = blockIdx.z, n_splits = gridDim.z;
+    const u32 head0 = key_head * a.heads_per_key + blockIdx.x % blocks_of_heads * N_WARPS;
+    const u32 n_here = min((u32)N_WARPS, (key_head + 1) * a.heads_per_key - head0);
+
+    // What the cache and the step hold is older than the kernel in front: it is read before the wait.
+    const u32 slot = a.step.slots[token], end = a.step.positions[token] + 1, own = end - 1;
+    const u32 begin = a.window && end > a.window ? end - a.window : 0;
+    const u32 first_tile = begin / TILE, n_tiles = (end + TILE - 1) / TILE - first_tile;
+    const u32 per_split = (n_tiles + n_splits - 1) / n_splits;
+    const u32 tile_begin = first_tile + min(n_tiles, split * per_split), tile_end = first_tile + min(n_tiles, (split + 1) * per_split);
+
+    // Fragments of keys: positions r and 8 + r, columns 16·s + 4·q and the next three. Of values: positions 2·q, 2·q + 1, 2·q + 8
+    // and 2·q + 9, columns 32·p + 4·r and the next three.
+    float4 key[2][STEPS], value[4][STEPS / 2];
+    auto value_position = [&](u32 tile, int i) { return tile * TILE + 2 * q + i % 2 + i / 2 * 8; };
+    auto ask = [&](u32 tile) {
+        const float* page = a.cache.page(slot, tile * TILE);
+        const u32 at = tile * TILE % PAGE_TOKENS;
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+            const float4* row = (const float4*)(page + (u64)(at + 8 * j + r) * a.cache.key_stride + key_head * WIDTH);
+            const bool is_cached = tile * TILE + 8 * j + r < own;
+#pragma unroll
+            for (int s = 0; s < STEPS; ++s) key[j][s] = is_cached ? row[4 * s + q] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+            const u32 position = value_position(tile, i);
+            const float4* row = (const float4*)(page + a.cache.values_at + (u64)(position % PAGE_TOKENS) * a.cache.value_stride + key_head * WIDTH);
+#pragma unroll
+            for (int p = 0; p < STEPS / 2; ++p) value[i][p] = position < own ? row[8 * p + r] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        }
+    };
+    u32 tile = tile_begin + warp;
+    if (tile < tile_end) ask(tile);
+    // A warp makes a query, and two of them the new key or value.
+    const Source& more = warp == 0 ? a.k : a.v;
+    const bool has_new = tile_end == first_tile + n_tiles && tile_begin < tile_end, has_more = has_new && warp < 2;
+    Turn turns[2];
+    turns[0] = turn_of(a.q, own);
+    if (has_more) turns[1] = turn_of(more, own);
+    wait_for_inputs();
+
+    float heads[2][STEPS / 2];
+    if (warp < n_here) load_head(a.q, token * a.n_heads + head0 + warp, heads[0]);
+    if (has_more) load_head(more, token * (a.n_heads / a.heads_per_key) + key_head, heads[1]);
+    if (warp < n_here) finish_head(a.q, heads[0], turns[0], queries[warp]);
+    else
+        for (u32 i = lane; i < WIDTH; i += 32) queries[warp][i] = 0.0f; // rows of heads that there are not
+    if (has_more) {
+        float* const made = warp == 0 ? new_key : new_value;
+        finish_head(more, heads[1], turns[1], made);
+        // Every block of a key head makes the new key and value for itself; the first one keeps them.
+        __syncwarp();
+        float* const page = a.cache.page(slot, own);
+        float* const kept = (warp == 0 ? page + (u64)(own % PAGE_TOKENS) * a.cache.key_stride
+                                       : page + a.cache.values_at + (u64)(own % PAGE_TOKENS) * a.cache.value_stride) + key_head * WIDTH;
+        if (blockIdx.x % blocks_of_heads == 0)
+            for (u32 i = lane; i < WIDTH; i += 32) kept[i] = made[i];
+    }
+    __syncthreads();
+
+    float most = -infinity(), total = 0.0f; // of head r
+    if (tile < tile_end) {
+        u32 query[STEPS][4];
+#pragma unroll
+        for (int s = 0; s < STEPS; ++s) {
+            float4 v = *(const float4*)&queries[r][16 * s + 4 * q];
+            v.x *= a.scale, v.y *= a.scale, v.z *= a.scale, v.w *= a.scale;
+            split_pair(v.x, v.y, query[s][0], query[s][1]);
+            split_pair(v.z, v.w, query[s][2], query[s][3]);
+        }
+        float sum[2 * STEPS][4] = {};
+        while (true) {
+            float score[2][4] = {};
+#pragma unroll
+            for (int j = 0; j < 2; ++j) {
+                const bool is_new = tile * TILE + 8 * j + r == own;
+#pragma unroll
+                for (int s = 0; s < STEPS; ++s) {
+                    const float4 v = is_new ? *(const float4*)&new_key[16 * s + 4 * q] : key[j][s];
+                    u32 high[2], low[2];
+                    split_pair(v.x, v.y, high[0], low[0]);
+                    split_pair(v.z, v.w, high[1], low[1]);
+                    multiply(score[j], query[s], high[0], high[1]);
+                    multiply(score[j], query[s], low[0], low[1]);
+                }
+            }
+            // Of head r, positions 2·q, 2·q + 1 of each 8.
+            float weight[4], now = most;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                const u32 position = value_position(tile, i);
+                weight[i] = score[i / 2][i % 2] + score[i / 2][2 + i % 2];
+                if (position >= end || position < begin) weight[i] = -infinity();
+                now = max_or_nan(now, weight[i]);
+            }
+            now = max_or_nan(now, __shfl_xor_sync(FULL_WARP, now, 1));
+            now = max_or_nan(now, __shfl_xor_sync(FULL_WARP, now, 2));
+            const float shrink = now == -infinity() ? 1.0f : expf(most - now);
+            most = now;
+            total *= shrink;
+#pragma unroll
+            for (int i = 0; i < 4; ++i) {
+                weight[i] = weight[i] == -infinity() ? 0.0f : expf(weight[i] - now);
+                total += weight[i];
+            }
+#pragma unroll
+            for (int n8 = 0; n8 < 2 * STEPS; ++n8) sum[n8][0] *= shrink, sum[n8][1] *= shrink, sum[n8][2] *= shrink, sum[n8][3] *= shrink;
+            u32 parts[4];
+            split_pair(weight[0], weight[1], parts[0], parts[1]);
+            split_pair(weight[2], weight[3], parts[2], parts[3]);
+#pragma unroll
+            for (int p = 0; p < STEPS / 2; ++p) {
+                float of[4][4];
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float4 v = value_position(tile, i) == own ? *(const float4*)&new_value[32 * p + 4 * r] : value[i][p];
+                    of[i][0] = v.x, of[i][1] = v.y, of[i][2] = v.z, of[i][3] = v.w;
+                }
+#pragma unroll
+                for (int c = 0; c < 4; ++c) {
+                    u32 high[2], low[2];
+                    split_pair(of[0][c], of[1][c], high[0], low[0]);
+                    split_pair(of[2][c], of[3][c], high[1], low[1]);
+                    multiply(sum[4 * p + c], parts, high[0], high[1]);
+                    multiply(sum[4 * p + c], parts, low[0], low[1]);
+                }
+            }
+            tile += N_WARPS;
+            if (tile >= tile_end) break;
+            ask(tile);
+        }
+        total += __shfl_xor_sync(FULL_WARP, total, 1);
+        total += __shfl_xor_sync(FULL_WARP, total, 2);
+#pragma unroll
+        for (int n8 = 0; n8 < 2 * STEPS; ++n8)
+#pragma unroll
+            for (int i = 0; i < 2; ++i) of_warps[warp][r][n8 / 4 * 32 + 4 * (2 * q + i) + n8 % 4] = sum[n8][i] + sum[n8][2 + i];
+    }
+    if (q == 0) found[warp][r] = {most, total};
+    __syncthreads();
+
+    // Each warp merges one head: lane l has columns 4·l to 4·l + 3.
+    const u32 head = token * a.n_heads + head0 + warp;
+    const bool has_head = warp < n_here, has_columns = 4 * lane < WIDTH;
+    float4 sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    if (has_head) {
+        most = -infinity(), total = 0.0f;
+#pragma unroll
+        for (int w = 0; w < N_WARPS; ++w) most = max_or_nan(most, found[w][warp].most);
+#pragma unroll
+        for (int w = 0; w < N_WARPS; ++w) {
+            const Found of = found[w][warp];
+            if (of.most == -infinity()) continue; // it saw nothing and wrote nothing
+            const float factor = expf(of.most - most);
+            total = fmaf(of.total, factor, total);
+            if (has_columns) {
+                const float4 x = *(const float4*)&of_warps[w][warp][4 * lane];
+                sum.x = fmaf(x.x, factor, sum.x), sum.y = fmaf(x.y, factor, sum.y);
+                sum.z = fmaf(x.z, factor, sum.z), sum.w = fmaf(x.w, factor, sum.w);
+            }
+        }
+    }
+    if (n_splits > 1) {
+        const u32 row = WIDTH + 4;
+        float* const partial = a.partial + (u64)head * n_splits * row;
+        if (has_head) {
+            if (has_columns) *(float4*)(partial + split * row + 4 * lane) = sum;
+            if (lane == 0) *(float2*)(partial + split * row + WIDTH) = make_float2(most, total);
+        }
+        __threadfence();
+        __syncthreads();
+        u32* n_done = a.n_done + token * gridDim.x + blockIdx.x;
+        if (threadIdx.x == 0) {
+            is_last = atomicAdd(n_done, 1u) == n_splits - 1;
+            if (is_last) *n_done = 0;
+        }
+        __syncthreads();
+        if (!is_last || !has_head) return;
+        __threadfence();
+        // A lane has the largest score and the total of some splits.
+        float2 of_lane[MAX_SPLITS / 32];
+        most = -infinity(), total = 0.0f;
+#pragma unroll
+        for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
+            const u32 s = lane + 32 * i;
+            of_lane[i] = s < n_splits ? __ldcg((const float2*)(partial + s * row + WIDTH)) : make_float2(-infinity(), 0.0f);
+            most = max_or_nan(most, of_lane[i].x);
+        }
+        most = warp_max(most);
+#pragma unroll
+        for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
+            of_lane[i].x = of_lane[i].x == -infinity() ? 0.0f : expf(of_lane[i].x - most);
+            total = fmaf(of_lane[i].y, of_lane[i].x, total);
+        }
+        total = warp_sum(total);
+        sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        const u32 column = min(4 * lane, WIDTH - 4);
+#pragma unroll
+        for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
+            for (u32 s0 = 32 * i; s0 < min(n_splits, 32 * i + 32); s0 += 8) {
+                float4 x[8]; // asked for before the first is used
+#pragma unroll
+                for (u32 s = 0; s < 8; ++s) x[s] = __ldcg((const float4*)(partial + min(s0 + s, n_splits - 1) * row + column));
+#pragma unroll
+                for (u32 s = 0; s < 8; ++s) {
+                    const float factor = __shfl_sync(FULL_WARP, of_lane[i].x, (s0 + s) % 32);
+                    if (s0 + s >= n_splits) continue;
+                    sum.x = fmaf(x[s].x, factor, sum.x), sum.y = fmaf(x[s].y, factor, sum.y);
+                    sum.z = fmaf(x[s].z, factor, sum.z), sum.w = fmaf(x[s].w, factor, sum.w);
+                }
+            }
+        }
+    }
+    if (!has_head) return;
+    float shrink = 1.0f;
+    if (a.sinks) {
+        // A sink takes part in the sum of weights only.
+        const float sink = a.sinks[head0 + warp], now = max_or_nan(most, sink);
+        shrink = expf(most - now);
+        total = fmaf(total, shrink, expf(sink - now));
+    }
+    const float factor = shrink / total;
+    if (has_columns) *(float4*)(a.y + (u64)head * WIDTH + 4 * lane) = make_float4(sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor);
+}
