@@ -39,6 +39,7 @@ pub(crate) fn plan(config: &Value) -> Result<Plan> {
         let known = FAMILIES.iter().map(|(name, _)| *name).collect();
         return Err(Error::UnknownModelType { got: names[0].clone(), known });
     };
+    check_sizes(&text)?;
     reader(&text)
 }
 
@@ -54,6 +55,20 @@ pub(crate) fn text_model(config: &Value) -> Value {
         }
     }
     without_nulls(text)
+}
+
+/// Refuses sizes that no model has: the products of those that are left do not overflow.
+fn check_sizes(config: &Value) -> Result<()> {
+    const ENDINGS: [&str; 9] =
+        ["_size", "_dim", "_rank", "_experts", "_heads", "_layers", "_tok", "_replace", "n_group"];
+    for (field, value) in config.as_object().into_iter().flatten() {
+        let most = if field == "num_hidden_layers" { 1 << 12 } else { 1 << 24 };
+        let is_size = ENDINGS.iter().any(|ending| field.ends_with(ending));
+        if is_size && value.as_u64().is_some_and(|n| n > most) {
+            return Err(Error::Config { field: field.clone(), why: format!("at most {most} makes sense") });
+        }
+    }
+    Ok(())
 }
 
 /// A null is a key that is not there, except where its absence has another meaning.

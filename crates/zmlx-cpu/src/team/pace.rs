@@ -47,6 +47,8 @@ const PAUSE: Duration = Duration::from_millis(60);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
 /// And at least so many times what the trial itself took.
 const PAUSE_FACTOR: u32 = 20;
+/// Jobs of so many bits of work and more take a millisecond, about.
+const LONG_BITS: usize = 24;
 
 /// Decides how many members take part.
 #[derive(Debug)]
@@ -87,7 +89,11 @@ impl Pace {
             until_trial: Duration::ZERO,
             pause: PAUSE,
         };
-        Self { n_members, jobs: vec![jobs; (Kind::Rows as usize + 1) * 64] }
+        // Long jobs begin with all members: to measure them takes long. Short ones begin with one, which never has to wait.
+        let of_size =
+            |bits: usize| Jobs { current: if bits < LONG_BITS { 0 } else { n_sizes - 1 }, ..jobs.clone() };
+        let n_kinds = Kind::Rows as usize + 1;
+        Self { n_members, jobs: (0..n_kinds * 64).map(|i| of_size(i % 64)).collect() }
     }
 
     fn jobs(&mut self, work: Work) -> &mut Jobs {
@@ -165,7 +171,8 @@ impl Jobs {
         self.costs[size] = Some(cost);
         if cost < 0.95 * usual {
             self.current = size;
-            self.until_trial = self.pause;
+            let is_all_known = self.costs.iter().all(Option::is_some);
+            self.until_trial = if is_all_known { self.pause } else { Duration::ZERO };
         } else {
             self.pause = (2 * self.pause).min(MAX_PAUSE);
             self.until_trial = self.pause.max(self.took * PAUSE_FACTOR);
