@@ -125,7 +125,7 @@ fn the_repetition_penalty_sees_the_whole_conversation() {
     let turn = |role: &str, text: &str| format!("<|im_start|>{role}\n{text}<|im_end|>\n");
     let history = turn("user", "Where is Jane?") + &turn("assistant", first.strip_suffix('\n').unwrap());
     let prompt = history + &turn("user", "And Lydia?") + "<|im_start|>assistant\n";
-    let args = ["generate", "--json", "--model", &dir, "-p", &prompt, "-m", "12", "--ignore-eos"];
+    let args = ["generate", "--raw", "--json", "--model", &dir, "-p", &prompt, "-m", "12", "--ignore-eos"];
     let text =
         |more: &[&str]| zmlx(&[&args[..], more].concat()).ok().json()["text"].as_str().unwrap().to_owned();
     assert_eq!(second, format!("{}\n", text(&penalty)));
