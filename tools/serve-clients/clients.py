@@ -45,10 +45,11 @@ def chat():
 
 
 def chat_stream_helper():
-    with oai.chat.completions.stream(model=MODEL, messages=ASK, max_tokens=8) as stream:
+    choice = {"structured_outputs": {"choice": ["truth"]}}
+    with oai.chat.completions.stream(model=MODEL, messages=ASK, extra_body=choice) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()
-    assert "content.delta" in kinds and final.choices[0].message.content
+    assert "content.delta" in kinds and final.choices[0].message.content == "truth"
 
 
 def tools():

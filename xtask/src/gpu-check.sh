@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Runs the conformance suite of the CUDA backend on this machine's GPU and prints a summary as JSON: card, driver, commit,
-# tests that passed and failed. With --memcheck a part of the suite runs under compute-sanitizer, too.
+# tests that passed and failed. With --memcheck a part of the suite runs under memcheck and racecheck of
+# compute-sanitizer, too.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export ZMLX_REQUIRE_CUDA=1
@@ -8,17 +9,21 @@ log=$(mktemp)
 "$here/conformance" --test-threads=8 2>&1 | tee "$log"
 passed=$(grep -c '^test .* \.\.\. ok$' "$log")
 failed=$(grep '^test .* \.\.\. FAILED$' "$log" | sed 's/^test \(.*\) \.\.\. FAILED$/"\1"/' | paste -sd, -)
-memcheck=null
-if [ "${1:-}" = --memcheck ]; then
-  if compute-sanitizer --tool memcheck --error-exitcode 1 "$here/conformance" --test-threads=4 \
-    attention:: latent rope router elementwise caches extremes gather_qmm_combine per_token_and_per_slot; then
-    memcheck='"clean"'
+memcheck=null racecheck=null
+part=(attention:: latent rope router elementwise caches extremes gather_qmm_combine per_token_and_per_slot)
+# check TOOL: runs a part of the suite under a tool of compute-sanitizer and says whether that found something.
+check() {
+  if compute-sanitizer --tool "$1" --error-exitcode 1 "$here/conformance" --test-threads=4 "${part[@]}" >&2; then
+    echo '"clean"'
   else
-    memcheck='"errors"'
+    echo '"errors"'
   fi
+}
+if [ "${1:-}" = --memcheck ]; then
+  memcheck=$(check memcheck) racecheck=$(check racecheck)
 fi
 card=$(nvidia-smi --query-gpu=name --format=csv,noheader | head -1)
 driver=$(nvidia-smi --query-gpu=driver_version --format=csv,noheader | head -1)
-printf '{"kind": "gpu-check", "date": "%s", "commit": "%s", "gpu": "%s", "driver": "%s", "passed": %s, "failed": [%s], "memcheck": %s}\n' \
-  "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$(cat "$here/commit")" "$card" "$driver" "$passed" "$failed" "$memcheck"
-[ "$passed" -gt 0 ] && [ -z "$failed" ] && [ "$memcheck" != '"errors"' ]
+printf '{"kind": "gpu-check", "date": "%s", "commit": "%s", "gpu": "%s", "driver": "%s", "passed": %s, "failed": [%s], "memcheck": %s, "racecheck": %s}\n' \
+  "$(date -u +%Y-%m-%dT%H:%M:%SZ)" "$(cat "$here/commit")" "$card" "$driver" "$passed" "$failed" "$memcheck" "$racecheck"
+[ "$passed" -gt 0 ] && [ -z "$failed" ] && [ "$memcheck$racecheck" = "${memcheck/errors/}${racecheck/errors/}" ]

@@ -163,7 +163,7 @@ impl Capsule {
     /// If the file cannot be read or is no capsule; the error names the file and the field.
     pub fn read(path: &Path) -> Result<Self> {
         let file = || path.display().to_string();
-        let text = std::fs::read_to_string(path).map_err(|source| Error::Io { file: file(), source })?;
+        let text = zmlx_kernels::read_text(path).map_err(|source| Error::Io { file: file(), source })?;
         Self::parse(&text).map_err(|problem| Error::Capsule { file: file(), problem })
     }
 

@@ -16,5 +16,7 @@ pub(crate) mod models;
 pub(crate) mod pull;
 #[cfg(feature = "serve")]
 pub(crate) mod serve;
+#[cfg(feature = "shell")]
+pub(crate) mod shell;
 #[cfg(feature = "proof")]
 pub(crate) mod validate;

@@ -99,8 +99,12 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 engine: None,
                 text: format!("cpu ({level}, {n_threads} thread{plural}{activations})"),
                 n_threads,
+                // Activations of 8 bits are as coarse as bf16.
                 #[cfg(feature = "proof")]
-                rounding: Rounding::F32,
+                rounding: match backend.activations() {
+                    Activations::Int16 => Rounding::F32,
+                    Activations::Int8 => Rounding::Checkpoint,
+                },
                 memory_bytes: None,
                 remark: None,
                 checks_itself: false,

@@ -1,8 +1,11 @@
-//! Ctrl-C: the first ends the work in progress cleanly, the second ends the process.
+//! What ends the process from outside: Ctrl-C, of which the first ends the work in progress cleanly and the second the process,
+//! other signals, and weights that vanish while they are read. No temporary file is left behind.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::Result;
+
+use crate::output;
 
 /// Nothing is in progress that could be ended cleanly.
 const IDLE: u8 = 0;
@@ -28,10 +31,61 @@ impl std::error::Error for Interrupted {}
 pub(crate) fn install() -> Result<()> {
     ctrlc::set_handler(|| {
         if STATE.compare_exchange(BUSY, ASKED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
+            output::remove_temporary();
             std::process::exit(130);
         }
     })?;
     Ok(())
+}
+
+/// From here on the loss of a mapped file's bytes ends the process with a message.
+///
+/// # Errors
+/// If the system refuses.
+pub(crate) fn watch_files() -> Result<()> {
+    #[cfg(unix)]
+    zmlx_kernels::on_lost_file(|path| {
+        output::remove_temporary();
+        output::note(format_args!(
+            "error: {}: the file was cut short or written over while it was in use",
+            path.display()
+        ));
+        std::process::exit(2);
+    })?;
+    Ok(())
+}
+
+/// From here on the signals that ask a process to end remove its temporary files first.
+///
+/// # Errors
+/// If the system refuses.
+pub(crate) fn take_signals() -> Result<()> {
+    #[cfg(unix)]
+    {
+        use signal_hook::consts::{SIGHUP, SIGTERM};
+        // A signal that is ignored, as under nohup, stays ignored.
+        let mut signals = signal_hook::iterator::Signals::new([SIGTERM])?;
+        if !is_ignored(SIGHUP) {
+            signals.add_signal(SIGHUP)?;
+        }
+        std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+            for signal in signals.forever() {
+                output::remove_temporary();
+                // Ends the process by the signal, as whoever waits for it expects.
+                let _ = signal_hook::low_level::emulate_default_handler(signal);
+            }
+        })?;
+    }
+    Ok(())
+}
+
+/// Whether this process was started with the signal ignored. What cannot be told is not.
+#[cfg(unix)]
+fn is_ignored(signal: i32) -> bool {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    let mask = mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0);
+    mask >> (signal - 1) & 1 == 1
 }
 
 /// From here Ctrl-C is only noted.

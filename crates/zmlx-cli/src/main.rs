@@ -27,6 +27,8 @@ mod table;
 use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
+#[cfg(feature = "shell")]
+use clap::CommandFactory;
 use clap::{Parser, Subcommand};
 
 use output::{Outcome, note};
@@ -90,6 +92,12 @@ enum Command {
     /// Record the tokens of a model, and check that they stay the same.
     #[cfg(feature = "proof")]
     Golden(commands::golden::Args),
+    /// Print the script that makes a shell complete zmlx's arguments.
+    #[cfg(feature = "shell")]
+    Completions(commands::shell::CompletionsArgs),
+    /// Print the man page of zmlx or of one of its commands: `zmlx man | man -l -`.
+    #[cfg(feature = "shell")]
+    Man(commands::shell::ManArgs),
 }
 
 fn main() -> ExitCode {
@@ -98,6 +106,16 @@ fn main() -> ExitCode {
         output::be_quiet();
     }
     start_log(cli.verbose, &cli.command);
+    let ends_itself = match &cli.command {
+        // A server answers what it has begun when it is asked to end.
+        #[cfg(feature = "serve")]
+        Command::Serve(_) => true,
+        _ => false,
+    };
+    let taken = if ends_itself { Ok(()) } else { interrupt::take_signals() };
+    if let Err(error) = taken.and_then(|()| interrupt::watch_files()) {
+        tracing::warn!("{error}: a signal will end this process at once");
+    }
     let done = match cli.command {
         Command::Generate(args) => commands::generate::run(args, cli.verbose),
         Command::Chat(args) => commands::chat::run(args, cli.verbose),
@@ -117,6 +135,10 @@ fn main() -> ExitCode {
         Command::Capsule(args) => commands::capsule::run(args),
         #[cfg(feature = "proof")]
         Command::Golden(args) => commands::golden::run(args),
+        #[cfg(feature = "shell")]
+        Command::Completions(args) => commands::shell::completions(args, Cli::command()),
+        #[cfg(feature = "shell")]
+        Command::Man(args) => commands::shell::man(args, Cli::command()),
     };
     match done {
         Ok(outcome) => outcome.exit_code(),

@@ -39,7 +39,9 @@ impl<B: Backend> Hooks<B> for Wrong {
             let bytes = WeightBytes { data, scales, biases: vec![0; biases.len()].into() };
             HostWeight::new(weight.format(), [1, weight.n_out(), weight.n_in()], bytes)
         };
-        backend.upload(HostWeight::stack((0..weight.n_mats()).map(without_biases).collect::<Result<_>>()?)?)
+        let factors: Vec<f32> = (0..weight.n_mats()).map(|i| weight.factor(i)).collect();
+        let weights = HostWeight::stack((0..weight.n_mats()).map(without_biases).collect::<Result<_>>()?)?;
+        backend.upload(if weight.has_factors() { weights.with_factors(factors)? } else { weights })
     }
 
     fn gather_qmm_swiglu(

@@ -1,4 +1,6 @@
-//! Exit codes, error messages, and files that are never seen half written.
+//! Exit codes, error messages, and what goes to stdout and into files.
+
+mod files;
 
 use std::borrow::Cow;
 use std::fmt;
@@ -7,7 +9,9 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use anyhow::{Context, Result, bail};
+use anyhow::Result;
+
+pub(crate) use files::{check_output, remove_temporary, write_file};
 
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,42 +106,8 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
 
 /// Writes a text as the file `path`, which may exist only if `force` says so.
 pub(crate) fn write_new(path: &Path, force: bool, text: &str) -> Result<()> {
-    refuse_to_overwrite(path, force)?;
+    check_output(path, force, &[])?;
     write_file(path, |out| Ok(out.write_all(text.as_bytes())?))
-}
-
-/// An error if `path` exists and there is no `--force`: to be asked before the work, not only at its end.
-pub(crate) fn refuse_to_overwrite(path: &Path, force: bool) -> Result<()> {
-    if !force && path.symlink_metadata().is_ok() {
-        bail!("{}: exists already; --force overwrites it", path.display());
-    }
-    Ok(())
-}
-
-/// Writes the file `path` by `write`: into a temporary file beside it, which takes its name once it is complete.
-pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
-    // Through a symbolic link the file is replaced, not the link.
-    let path = &path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    if path.metadata().is_ok_and(|m| !m.is_file()) {
-        bail!("{}: not a regular file, which the output would have to replace", path.display());
-    }
-    let dir = path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let what = || format!("{}: cannot be written", path.display());
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".zmlx-");
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::PermissionsExt;
-        // What a plain new file has: the umask decides.
-        builder.permissions(std::fs::Permissions::from_mode(0o666));
-    }
-    let file = builder.tempfile_in(dir).with_context(what)?;
-    let mut buffered = std::io::BufWriter::new(file);
-    write(&mut buffered)?;
-    let file = buffered.into_inner().map_err(std::io::IntoInnerError::into_error).with_context(what)?;
-    file.as_file().sync_all().with_context(what)?;
-    file.persist(path).map_err(|e| e.error).with_context(what)?;
-    Ok(())
 }
 
 #[cfg(test)]
@@ -157,23 +127,5 @@ mod tests {
     fn causes_are_not_told_twice() {
         let error = anyhow::anyhow!("no such file").context("a.json: no such file").context("loading");
         assert_eq!(message(&error), "loading: a.json: no such file");
-    }
-
-    #[test]
-    fn a_file_appears_whole_or_not_at_all() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("x");
-        let failed = write_file(&path, |out| {
-            out.write_all(b"half")?;
-            bail!("disk on fire")
-        });
-        assert!(failed.is_err());
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        for text in ["one", "two"] {
-            write_file(&path, |out| Ok(out.write_all(text.as_bytes())?)).unwrap();
-            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
-        }
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
-        assert!(write_file(dir.path(), |_| Ok(())).is_err());
     }
 }

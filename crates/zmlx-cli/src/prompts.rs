@@ -68,7 +68,7 @@ struct Entry {
 /// (with `tools` and `chat_template_kwargs`), and perhaps a `name`.
 pub(crate) fn read_file(path: &Path, source: &Source, vocab: usize) -> Result<Vec<Prompt>> {
     let file = || path.display().to_string();
-    let text = std::fs::read_to_string(path).with_context(file)?;
+    let text = crate::source::read_text(path)?;
     let entries = entries(&text).with_context(file)?;
     if entries.is_empty() {
         bail!("{}: no prompts", path.display());

@@ -1,6 +1,6 @@
 //! Where a checkpoint comes from: a folder, the Hugging Face hub by way of its cache, or the binary itself.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use zmlx_hub::ModelName;
@@ -85,6 +85,13 @@ impl Source {
         }
     }
 
+    /// The files of the checkpoint, which no output may replace.
+    pub(crate) fn files(&self) -> Vec<PathBuf> {
+        let Self::Dir(dir) = self else { return Vec::new() };
+        let entries = dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
+        entries.filter(|path| path.is_file()).collect()
+    }
+
     /// The same files as the reference implementation reads them.
     #[cfg(feature = "proof")]
     pub(crate) fn oracle_checkpoint(&self) -> Result<oracle::Checkpoint> {
@@ -93,4 +100,9 @@ impl Source {
             Self::Dir(dir) => Ok(oracle::Checkpoint::open(dir)?),
         }
     }
+}
+
+/// The text of a file. Pipes and devices are refused: they may never end.
+pub(crate) fn read_text(path: &Path) -> Result<String> {
+    zmlx_kernels::read_text(path).with_context(|| path.display().to_string())
 }

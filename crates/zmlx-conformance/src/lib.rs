@@ -44,6 +44,7 @@ pub mod elementwise;
 pub mod embed_concat;
 pub mod errors;
 pub mod extremes;
+pub mod factors;
 pub mod formats;
 pub mod fused;
 pub mod gather;
@@ -54,6 +55,7 @@ pub mod rope_norm;
 pub mod router;
 pub mod session;
 pub mod suite;
+pub mod tiles;
 pub mod windows;
 
 pub use cases::Grid;

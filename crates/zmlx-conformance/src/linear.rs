@@ -49,6 +49,22 @@ pub fn all_formats<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
+/// One below, at and above every number at which a backend takes another path: rows of activations that go by dots, and that
+/// tiles take at once; rows of a weight whose results are kept together. At a width of released models, where tiles are whole.
+pub fn around_limits<B: Backend>(instances: &[Instance<B>]) {
+    const AROUND: [usize; 13] = [4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 127, 128, 129];
+    let full: Vec<_> = instances.iter().filter(|i| i.is_full()).collect();
+    let all: Vec<_> = instances.iter().collect();
+    for (f, format) in cases::formats().into_iter().enumerate().step_by(5) {
+        let n_in = 8 * cases::group_size(format);
+        for n_out in [255, 256, 257] {
+            check(&full, &TestWeight::random(format, [1, n_out, n_in], f as u64), &AROUND, 60 + f as u64);
+        }
+        let w = TestWeight::random(format, [1, 33, REAL_WIDTHS[f % 3]], 5 + f as u64);
+        check(&all, &w, &[12, 13, 128, 129], 70 + f as u64);
+    }
+}
+
 /// Rows long enough for every unrolled loop and cache block.
 pub fn real_widths<B: Backend>(instances: &[Instance<B>]) {
     let all: Vec<_> = instances.iter().collect();

@@ -100,7 +100,7 @@ macro_rules! conformance {
     ($backend:ident, $instances:path) => {
         mod $backend {
             $crate::conformance! { @ $instances;
-                linear { all_formats, real_widths, dense_of_odd_widths, leading_dimensions, one_matrix_per_head }
+                linear { all_formats, around_limits, real_widths, dense_of_odd_widths, leading_dimensions, one_matrix_per_head }
                 gather {
                     per_token_and_per_slot, same_expert_twice, unchosen_experts_are_not_read,
                     one_expert_takes_all_tokens
@@ -122,6 +122,7 @@ macro_rules! conformance {
                     tokens_see_their_window, long_sequences, sinks, what_is_gone_cannot_be_had_again,
                     a_window_that_is_not_the_cache_s
                 }
+                factors { products }
                 formats { eight_bits, four_bits, bytes, group_sizes }
                 caches {
                     forks_grow_apart, a_fork_outlives_its_origin, failed_steps_leave_no_trace,
@@ -135,6 +136,7 @@ macro_rules! conformance {
                     groups
                 }
                 invariance { linear, experts, rows_of_one_expert }
+                tiles { many_tokens, experts_of_many_tokens, heads_of_many_tokens, very_many_rows }
                 extremes {
                     large_activations, zero_rows, zero_scales, silu_under_and_overflow, attention_of_large_scores,
                     router_of_large_logits, no_tokens

@@ -52,6 +52,14 @@ pub enum Error {
         /// The length that the shape asks for, in bytes.
         want_bytes: usize,
     },
+    /// The system gives no memory for that.
+    #[error("{op}: there is no memory for {n_bytes} bytes")]
+    Memory {
+        /// The op, as its method is named.
+        op: &'static str,
+        /// How much it needs.
+        n_bytes: usize,
+    },
     /// The backend has no implementation of the op for these arguments.
     #[error("{op} is not supported on the {backend} backend: {why}")]
     Unsupported {

@@ -15,6 +15,7 @@ mod fusion;
 mod hooked;
 mod instrumented;
 mod mapped;
+mod memory;
 mod ops;
 pub mod quant;
 pub mod stock;
@@ -30,7 +31,10 @@ pub use error::{Error, Result};
 pub use fusion::{ExpertFusion, Fusion, FusionPart, ParseFusionError, SoftmaxRoute, Switch};
 pub use hooked::{Hooked, Hooks};
 pub use instrumented::Instrumented;
-pub use mapped::{map_file, will_need};
+#[cfg(unix)]
+pub use mapped::on_lost_file;
+pub use mapped::{map_file, read_bytes, read_text, will_need};
+pub use memory::{available_bytes, ensure_memory};
 pub use ops::{Op, Stage};
 pub use quant::{QuantMode, QuantSpec};
 #[cfg(feature = "safetensors")]

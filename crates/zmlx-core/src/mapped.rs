@@ -1,18 +1,26 @@
 //! Files as host memory: mapped read-only and shared by every weight cut from them.
 
+#[cfg(unix)]
+mod guard;
+
 use std::fs::File;
-use std::io;
+use std::io::{self, Read};
 use std::path::Path;
 
 use bytes::Bytes;
+#[cfg(unix)]
+pub use guard::on_lost_file;
 
 /// The contents of the file at `path`, mapped read-only: pages are read when first touched and can be dropped
 /// by the system at any time, so weights used in place cost no memory beyond the page cache.
 ///
+/// Whoever writes to the file or cuts it short while it is mapped changes these bytes, or takes them away: see
+/// [`on_lost_file`]. Programs that replace files whole, as downloaders do, leave mappings as they are.
+///
 /// # Errors
-/// Whatever opening or mapping the file gives. An empty file gives empty bytes.
+/// Whatever opening or mapping the file gives; pipes, devices and folders are refused. An empty file gives empty bytes.
 pub fn map_file(path: &Path) -> io::Result<Bytes> {
-    let file = File::open(path)?;
+    let file = open_regular(path)?;
     if file.metadata()?.len() == 0 {
         return Ok(Bytes::new());
     }
@@ -20,7 +28,37 @@ pub fn map_file(path: &Path) -> io::Result<Bytes> {
     // is mapped would break the assumption that the bytes do not change; that hazard is inherent to mapping and
     // shared by every engine that maps its weights.
     let map = unsafe { memmap2::Mmap::map(&file)? };
+    #[cfg(unix)]
+    let map = guard::Known::new(map, path);
     Ok(Bytes::from_owner(map))
+}
+
+/// The text of the file at `path`.
+///
+/// # Errors
+/// Whatever reading it gives; pipes and devices, which may never end, and folders are refused.
+pub fn read_text(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    open_regular(path)?.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// The bytes of the file at `path`.
+///
+/// # Errors
+/// As [`read_text`].
+pub fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open_regular(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn open_regular(path: &Path) -> io::Result<File> {
+    // Before it is opened: to open a pipe waits for a writer.
+    if !path.metadata()?.is_file() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
+    }
+    File::open(path)
 }
 
 /// Asks the system to read bytes of a mapped file that will soon be used, as a whole: of pages that are touched one by
@@ -49,6 +87,24 @@ mod tests {
     use std::io::Write;
 
     use super::*;
+
+    #[test]
+    fn only_regular_files_are_read() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(dir.path().join("x"), "text").unwrap();
+        assert_eq!(read_text(&dir.path().join("x")).unwrap(), "text");
+        assert_eq!(read_bytes(&dir.path().join("x")).unwrap(), b"text");
+        let mut odd = vec![dir.path().to_owned()];
+        #[cfg(unix)]
+        {
+            let pipe = dir.path().join("pipe");
+            assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+            odd.extend([pipe, "/dev/zero".into()]);
+        }
+        for path in odd {
+            assert!(map_file(&path).is_err() && read_text(&path).is_err(), "{}", path.display());
+        }
+    }
 
     #[test]
     fn advice_is_taken_for_any_memory_and_changes_none() {

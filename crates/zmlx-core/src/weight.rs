@@ -70,6 +70,8 @@ pub struct HostWeight {
     n_out: usize,
     n_in: usize,
     mats: Vec<WeightBytes>,
+    /// What each matrix's products are multiplied with; empty: nothing.
+    factors: Vec<f32>,
 }
 
 impl HostWeight {
@@ -118,7 +120,17 @@ impl HostWeight {
                 biases: part(&bytes.biases, i),
             })
             .collect();
-        Ok(Self { format, n_out, n_in, mats })
+        Ok(Self { format, n_out, n_in, mats, factors: Vec::new() })
+    }
+
+    /// The weight with one more scale for each matrix: nvfp4's second one. `factors` has one value for each matrix.
+    ///
+    /// # Errors
+    /// If there is another number of them.
+    pub fn with_factors(self, factors: Vec<f32>) -> Result<Self> {
+        let n_mats = self.n_mats();
+        ensure(factors.len() == n_mats, "host weight", "factors", n_mats, factors.len())?;
+        Ok(Self { factors, ..self })
     }
 
     /// A dense vector or matrix of 32-bit floats, copied.
@@ -147,7 +159,30 @@ impl HostWeight {
                 (p.format, p.n_out, p.n_in),
             )?;
         }
-        Ok(Self { format, n_out, n_in, mats: parts.into_iter().flat_map(|p| p.mats).collect() })
+        let has_factors = parts.iter().any(Self::has_factors);
+        let factors = parts.iter().filter(|_| has_factors);
+        let factors = factors.flat_map(|p| (0..p.n_mats()).map(|i| p.factor(i))).collect();
+        Ok(Self { format, n_out, n_in, mats: parts.into_iter().flat_map(|p| p.mats).collect(), factors })
+    }
+
+    /// The rows `rows` of each matrix, sharing their bytes.
+    ///
+    /// # Errors
+    /// If there are no such rows.
+    pub fn rows(&self, rows: std::ops::Range<usize>) -> Result<Self> {
+        let n_out = self.n_out;
+        let ok = rows.start < rows.end && rows.end <= n_out;
+        ensure(ok, "rows of a weight", "rows", format_args!("within 0..{n_out}"), &rows)?;
+        let part = |bytes: &Bytes| {
+            let row_bytes = bytes.len() / n_out;
+            bytes.slice(rows.start * row_bytes..rows.end * row_bytes)
+        };
+        let mats = self.mats.iter().map(|m| WeightBytes {
+            data: part(&m.data),
+            scales: part(&m.scales),
+            biases: part(&m.biases),
+        });
+        Ok(Self { n_out: rows.len(), mats: mats.collect(), factors: self.factors.clone(), ..*self })
     }
 
     /// How the elements are stored.
@@ -175,20 +210,49 @@ impl HostWeight {
         &self.mats[i]
     }
 
+    /// What the products of matrix `i` are multiplied with: 1 unless the weight was given [factors](Self::with_factors).
+    pub fn factor(&self, i: usize) -> f32 {
+        self.factors.get(i).copied().unwrap_or(1.0)
+    }
+
+    /// True if the weight was given [factors](Self::with_factors).
+    pub fn has_factors(&self) -> bool {
+        !self.factors.is_empty()
+    }
+
+    /// The same weights as dense bf16, rounded once, without factors: for backends that lack a format's kernel.
+    pub fn to_bf16(&self) -> Self {
+        let n = self.n_out * self.n_in * 2;
+        let all = self.to_f32_vec();
+        let data: Bytes = all.iter().flat_map(|w| half::bf16::from_f32(*w).to_le_bytes()).collect();
+        let mat = |i: usize| WeightBytes {
+            data: data.slice(i * n..(i + 1) * n),
+            scales: Bytes::new(),
+            biases: Bytes::new(),
+        };
+        let mats = (0..self.n_mats()).map(mat).collect();
+        Self { format: WeightFormat::Dense(DType::BF16), mats, factors: Vec::new(), ..*self }
+    }
+
     /// Bytes of one matrix: words, scales and biases.
     pub fn mat_bytes(&self) -> usize {
         self.n_out * self.format.row_bytes(self.n_in)
     }
 
-    /// All weights as floats, `n_mats · n_out · n_in` of them: `scale · q + bias` rounded once to f32.
+    /// All weights as floats, `n_mats · n_out · n_in` of them: `scale · q + bias` rounded once to f32, and once more
+    /// where there is a factor.
     pub fn to_f32_vec(&self) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.mats.len() * self.n_out * self.n_in);
-        for m in &self.mats {
+        for (i, m) in self.mats.iter().enumerate() {
+            let from = out.len();
             match self.format {
                 WeightFormat::Dense(dtype) => out.extend(dtype.to_f32_vec(&m.data)),
                 WeightFormat::Quantized { spec, scale_dtype } => {
                     out.extend(crate::quant::dequantize(spec, scale_dtype, &m.data, &m.scales, &m.biases));
                 }
+            }
+            if let Some(factor) = self.factors.get(i) {
+                out[from..].iter_mut().for_each(|w| *w *= factor);
             }
         }
         out

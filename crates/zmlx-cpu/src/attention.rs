@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::level::Level;
 use super::pool::{CpuTensor, Shape};
 use super::sync_ptr::SyncPtr;
+use super::team::{Kind, Work};
 use super::{CpuBackend, CpuStep, CpuWeight, lock, team};
 use zmlx_core::check::ensure;
 use zmlx_core::{AttentionInputs, AttentionSettings, CacheKind, MlaInputs, Result, Span};
@@ -121,14 +122,16 @@ impl CpuBackend {
         cache.check(op, spans)?;
         cache.append(spans, first, second)?;
         let jobs = Jobs::new(cache, spans, n_heads, self.n_threads());
-        let mut out = self.floats.take(n_tokens * n_heads * jobs.v_dim);
-        let mut states = self.floats.take(if jobs.n_parts > 1 { jobs.len() * jobs.state_len() } else { 0 });
+        let shape = Shape::new(op, &[n_tokens, n_heads, jobs.v_dim])?;
+        let mut out = self.floats.take(op, shape.len())?;
+        let n_states = if jobs.n_parts > 1 { jobs.len() * jobs.state_len() } else { 0 };
+        let mut states = self.floats.take(op, n_states)?;
         let (out_ptr, states_ptr) = (SyncPtr::new(&mut out), SyncPtr::new(&mut states));
         let attend = attend(self.level);
         // Rows are tokens' heads.
         let sink = |job: &Job<'_>, r: usize| sinks.map(|sinks| sinks[job.rows[r] % n_heads]);
         let next = AtomicUsize::new(0);
-        lock(&self.team).run(&|m| {
+        lock(&self.team).run(Work::new(Kind::Attention, jobs.work()), &|m| {
             let mut memory = lock(&self.scratch[m.idx()]);
             let Partial { scratch, state: own } = &mut memory.attention;
             if jobs.n_parts == 1 {
@@ -168,8 +171,8 @@ impl CpuBackend {
                     let job = jobs.get(from);
                     // SAFETY: no state is written any more.
                     let states = (from..from + jobs.n_parts)
-                        .map(|idx| unsafe { &*states_ptr.slice(idx * jobs.state_len(), job.state_len()) });
-                    for r in (m.idx()..job.n_rows).step_by(self.n_threads()) {
+                        .map(|idx| unsafe { states_ptr.read(idx * jobs.state_len(), job.state_len()) });
+                    for r in (m.idx()..job.n_rows).step_by(m.n_members()) {
                         // SAFETY: each row of the output belongs to one job, and of that to one member.
                         let out = unsafe { out_ptr.slice(job.rows[r] * jobs.v_dim, jobs.v_dim) };
                         job.finish(self.level, states.clone(), r, sink(&job, r), out);
@@ -177,7 +180,7 @@ impl CpuBackend {
                 }
             }
         });
-        Ok(CpuTensor::new(Shape::new(op, &[n_tokens, n_heads, jobs.v_dim])?, out))
+        Ok(CpuTensor::new(shape, out))
     }
 }
 
@@ -226,6 +229,13 @@ impl<'a> Jobs<'a> {
             jobs.n_parts = (4 * n_threads).div_ceil(jobs.n_whole).min(work / MIN_PART).max(1);
         }
         jobs
+    }
+
+    /// Multiply-adds of all jobs, about.
+    fn work(&self) -> usize {
+        let [first, second] = self.cache.widths();
+        let of = |s: &Span| s.n_tokens * (s.start + s.n_tokens);
+        self.spans.iter().map(of).sum::<usize>().saturating_mul(self.n_heads * (first + second))
     }
 
     /// Rows of the largest job.

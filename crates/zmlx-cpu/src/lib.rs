@@ -27,10 +27,10 @@ pub use matmul::CpuWeight;
 use matmul::{Groups, Product, ProductScratch, Results};
 use pool::{Buffers, Shape};
 pub use pool::{CpuIndices, CpuTensor};
-use products::{check_gate_up, copy};
+use products::{check_gate_up, check_pairs, copy};
 pub use step::CpuStep;
 use sync_ptr::SyncPtr;
-use team::Team;
+use team::{Sizes, Team};
 
 use zmlx_core::check::ensure;
 use zmlx_core::{
@@ -70,8 +70,8 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl CpuBackend {
-    /// A backend with `n_threads` threads, the caller's included; by default one per physical core that this process
-    /// may use. The level is the best supported, or what `ZMLX_CPU_LEVEL` names.
+    /// A backend with `n_threads` threads, the caller's included; by default as many as pay, up to one per physical core
+    /// that this process may use: on a busy machine fewer. The level is the best supported, or what `ZMLX_CPU_LEVEL` names.
     ///
     /// # Errors
     /// If the variable names a level that this machine cannot run.
@@ -88,7 +88,10 @@ impl CpuBackend {
             let why = format!("this processor cannot run the level {}", level.name());
             return Err(Error::Unavailable { backend: NAME, why });
         }
-        let team = Team::new(n_threads.unwrap_or_else(default_threads));
+        let team = match n_threads {
+            Some(n) => Team::new(n, Sizes::Fixed),
+            None => Team::new(default_threads(), Sizes::AsPays),
+        };
         Ok(Self {
             level,
             activations: Activations::default(),
@@ -119,7 +122,7 @@ impl CpuBackend {
         self.level
     }
 
-    /// Number of threads in use.
+    /// Number of threads: the most that are in use at once.
     pub fn n_threads(&self) -> usize {
         self.scratch.len()
     }
@@ -158,7 +161,7 @@ impl Backend for CpuBackend {
             format_args!("{} for {shape:?}", shape.len()),
             values.len(),
         )?;
-        let mut data = self.floats.take(values.len());
+        let mut data = self.floats.take("tensor", values.len())?;
         data.copy_from_slice(values);
         Ok(CpuTensor::new(shape, data))
     }
@@ -182,7 +185,7 @@ impl Backend for CpuBackend {
             format_args!("{} for {shape:?}", shape.len()),
             values.len(),
         )?;
-        let mut data = self.words.take(values.len());
+        let mut data = self.words.take("indices", values.len())?;
         data.copy_from_slice(values);
         Ok(CpuIndices { shape, data: data.freeze() })
     }
@@ -256,11 +259,12 @@ impl Backend for CpuBackend {
         if let Some(id) = ids.values().iter().find(|id| **id as usize >= vocab) {
             return Err(Error::IndexOutOfRange { op: OP, what: "token", index: *id as usize, len: vocab });
         }
-        let mut y = self.floats.take(ids.values().len() * hidden);
+        let shape = Shape::new(OP, &[ids.values().len(), hidden])?;
+        let mut y = self.floats.take(OP, shape.len())?;
         for (id, row) in ids.values().iter().zip(y.chunks_exact_mut(hidden)) {
             table.read_row(*id as usize, row);
         }
-        Ok(CpuTensor::new(Shape::new(OP, &[ids.values().len(), hidden])?, y))
+        Ok(CpuTensor::new(shape, y))
     }
 
     fn rms_norm(&self, x: &CpuTensor, weight: &CpuWeight, eps: f32) -> Result<CpuTensor> {
@@ -283,11 +287,12 @@ impl Backend for CpuBackend {
         let (n_heads, n_in) = (weight.n_mats(), weight.n_in());
         let n_tokens = x.dims()[0];
         ensure(x.dims() == [n_tokens, n_heads, n_in], OP, "x", format_args!("[n, {n_heads}, {n_in}]"), x)?;
+        let shape = x.shape.with_last(OP, weight.n_out())?;
+        check_pairs(OP, n_tokens * n_heads)?;
         let mut groups = lock(&self.groups);
         groups.by_mat(n_tokens * n_heads, n_heads, |p| p % n_heads);
-        let product = Product { weights: [weight], x: x.values(), pairs_per_x: 1 };
-        let shape = x.shape.with_last(weight.n_out());
-        let mut y = self.floats.take(shape.len());
+        let product = Product { op: OP, weights: [weight], x: x.values(), pairs_per_x: 1 };
+        let mut y = self.floats.take(OP, shape.len())?;
         let write = self.write(SyncPtr::new(&mut y), shape.last(), copy);
         self.product_by_mats(&product, &groups, write);
         Ok(CpuTensor::new(shape, y))
@@ -364,19 +369,22 @@ impl Backend for CpuBackend {
     }
 
     fn top_k(&self, x: &CpuTensor, k: usize) -> Result<CpuIndices> {
-        let width = route::check_rows("top_k", x)?;
-        route::check_top_k("top_k", k, width)?;
-        let mut out = self.words.take(x.shape.n_rows() * k);
+        const OP: &str = "top_k";
+        let width = route::check_rows(OP, x)?;
+        route::check_top_k(OP, k, width)?;
+        let shape = x.shape.with_last(OP, k)?;
+        let mut out = self.words.take(OP, shape.len())?;
         for (x, out) in x.values().chunks_exact(width).zip(out.chunks_exact_mut(k)) {
             route::top_k(x, out);
         }
-        Ok(CpuIndices { shape: x.shape.with_last(k), data: out.freeze() })
+        Ok(CpuIndices { shape, data: out.freeze() })
     }
 
     fn take_last(&self, x: &CpuTensor, indices: &CpuIndices) -> Result<CpuTensor> {
         const OP: &str = "take_last";
         let (width, k) = (x.shape.last(), indices.shape.last());
-        ensure(indices.dims() == x.shape.with_last(k).dims(), OP, "indices", "the rows of x", indices)?;
+        let rows = x.shape.with_last(OP, k)?;
+        ensure(indices.dims() == rows.dims(), OP, "indices", "the rows of x", indices)?;
         if let Some(i) = indices.values().iter().find(|i| **i as usize >= width) {
             return Err(Error::IndexOutOfRange { op: OP, what: "column", index: *i as usize, len: width });
         }
@@ -480,11 +488,12 @@ impl Backend for CpuBackend {
             weights,
         )?;
         let n_out = down.n_out();
+        let shape = Shape::new(OP, &[n_tokens, n_out])?;
         let mut groups = lock(&self.groups);
         groups.by_mat(n_tokens * top_k, down.n_mats(), |p| experts.values()[p] as usize);
-        let mut y = self.floats.take(n_tokens * n_out);
+        let mut y = self.floats.take(OP, shape.len())?;
         let out = SyncPtr::new(&mut y);
-        let product = Product { weights: [down], x: x.values(), pairs_per_x: 1 };
+        let product = Product { op: OP, weights: [down], x: x.values(), pairs_per_x: 1 };
         let clear = |rows: Range<usize>| {
             for t in 0..n_tokens {
                 // SAFETY: these rows are this member's.
@@ -519,8 +528,8 @@ impl Backend for CpuBackend {
                 sums.chunks(16).for_each(|line| simd::prefetch(line.as_ptr().cast()));
             }
         };
-        self.product(&product, &groups, clear, fetch, add);
-        Ok(CpuTensor::new(Shape::new(OP, &[n_tokens, n_out])?, y))
+        self.product(&product, &groups, clear, fetch, add)?;
+        Ok(CpuTensor::new(shape, y))
     }
 
     fn qmm_swiglu(&self, x: &CpuTensor, weights: GateUp<'_, CpuWeight>) -> Result<CpuTensor> {
@@ -543,7 +552,7 @@ impl Backend for CpuBackend {
         ensure(x.dims() == residual.dims(), OP, "residual", format_args!("{:?}", x.dims()), residual)?;
         let width = x.shape.last();
         let weight = weight.vector(OP, width)?;
-        let mut sum = self.floats.take(x.shape.len());
+        let mut sum = self.floats.take(OP, x.shape.len())?;
         let sums = SyncPtr::new(&mut sum);
         let normed = self.map_rows(OP, x, width, |r, x, y| {
             // SAFETY: row r of the sums, in one share only.
@@ -578,7 +587,7 @@ impl Backend for CpuBackend {
             route::check_groups(OP, width, settings.n_group, settings.topk_group)?;
         }
         let bias = bias.vector(OP, width)?;
-        let mut chosen_by = self.floats.take(width);
+        let mut chosen_by = self.floats.take(OP, width)?;
         self.route(OP, logits, settings.top_k, |scores, experts, weights| {
             route::noaux_tc(scores, &mut chosen_by, bias, settings, experts, weights);
         })

@@ -52,17 +52,29 @@ use shares::Chunks;
 use weight::WeightPart;
 
 use super::sync_ptr::SyncPtr;
-use super::team::{self, Member};
+use super::team::{self, Kind, Member, Work};
 use super::{CpuBackend, lock};
+use zmlx_core::Result;
 
 /// What [`CpuBackend::product`] computes.
 pub(super) struct Product<'a, const W: usize> {
+    /// For errors.
+    pub(super) op: &'static str,
     /// Weights of one shape, multiplied with the same activations.
     pub(super) weights: [&'a CpuWeight; W],
     /// The rows of activations.
     pub(super) x: &'a [f32],
     /// Pair `p` uses row `p / pairs_per_x`.
     pub(super) pairs_per_x: usize,
+}
+
+impl<const W: usize> Product<'_, W> {
+    /// Multiply-adds, about: of few rows of activations the weights that are read count, of many the products.
+    fn work(&self, kind: Kind, groups: &Groups) -> Work {
+        let weight = self.weights[0];
+        let n_pairs = if kind == Kind::Tiles { groups.pairs.len() } else { groups.mats.len() };
+        Work::new(kind, n_pairs.saturating_mul(W * weight.n_out()).saturating_mul(weight.n_in()))
+    }
 }
 
 impl CpuBackend {
@@ -77,7 +89,7 @@ impl CpuBackend {
         start: impl Fn(Range<usize>) + Sync,
         fetch: impl Fn(&Range<usize>, &[u32]) + Sync,
         out: impl Fn(&Results<'_, W>) + Sync,
-    ) {
+    ) -> Result<()> {
         let parts = product.weights[0].parts();
         let n_in = product.weights[0].n_in();
         let n_x = product.x.len() / n_in;
@@ -95,13 +107,14 @@ impl CpuBackend {
         // A single row is prepared by every member for itself: that is faster than to wait for one of them.
         let is_shared = n_x > 1;
         let n_copies = if is_shared { 1 } else { self.n_threads() };
-        let mut prepared = self.floats.take(n_copies * n_prepared);
+        let mut prepared = self.floats.take(product.op, n_copies * n_prepared)?;
         let prepared_ptr = SyncPtr::new(&mut prepared);
         let mut team = lock(&self.team);
         let mut taken = lock(&self.taken);
         taken.clear();
         taken.resize_with(parts.len(), AtomicUsize::default);
-        team.run(&|m: &Member<'_>| {
+        let kind = if has_tiles { Kind::Tiles } else { Kind::Dots };
+        team.run(product.work(kind, groups), &|m: &Member<'_>| {
             let scratch = &mut lock(&self.scratch[m.idx()]).product;
             let copy_at = if is_shared { 0 } else { m.idx() * n_prepared };
             let mut xs = std::mem::take(&mut scratch.xs);
@@ -179,6 +192,7 @@ impl CpuBackend {
             }
             scratch.xs = xs;
         });
+        Ok(())
     }
 
     /// As [`Self::product`] of one weight, but members take whole matrices as they come, and prepare the activations of each for
@@ -196,7 +210,7 @@ impl CpuBackend {
         // Four pieces for each member, so that none waits long for the last one.
         let n_slices = (4 * self.n_threads()).div_ceil(groups.mats.len().max(1));
         let next = AtomicUsize::new(0);
-        lock(&self.team).run(&|m: &Member<'_>| {
+        lock(&self.team).run(product.work(Kind::Mats, groups), &|m: &Member<'_>| {
             let scratch = &mut lock(&self.scratch[m.idx()]).product;
             let (mut xs, mut prepared) =
                 (std::mem::take(&mut scratch.xs), std::mem::take(&mut scratch.prepared));

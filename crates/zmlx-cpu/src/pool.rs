@@ -5,8 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use aligned_vec::AVec;
 
-use zmlx_core::Result;
 use zmlx_core::check::ensure;
+use zmlx_core::{Error, Result, ensure_memory};
+
+/// More elements than this are no tensor. Far below where the sizes of what is computed from tensors would overflow.
+const MAX_LEN: usize = 1 << 48;
 
 /// The dimensions of a tensor: one to four.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -17,16 +20,11 @@ pub(crate) struct Shape {
 
 impl Shape {
     /// # Errors
-    /// If there are no or more than four dimensions, or the product overflows.
+    /// If there are no or more than four dimensions, or some of them make too many elements: also where another one is 0.
     pub(crate) fn new(op: &'static str, shape: &[usize]) -> Result<Self> {
-        let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-        ensure(
-            (1..=4).contains(&shape.len()) && len.is_some(),
-            op,
-            "shape",
-            "one to four dimensions",
-            shape,
-        )?;
+        let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d.max(&1)));
+        let fits = (1..=4).contains(&shape.len()) && len.is_some_and(|n| n <= MAX_LEN);
+        ensure(fits, op, "shape", "one to four dimensions, of at most 2^48 elements", shape)?;
         let mut dims = [1; 4];
         dims[..shape.len()].copy_from_slice(shape);
         Ok(Self { dims, rank: shape.len() })
@@ -49,9 +47,11 @@ impl Shape {
         self.dims[..self.rank - 1].iter().product()
     }
 
-    pub(crate) fn with_last(mut self, last: usize) -> Self {
+    /// # Errors
+    /// As [`Shape::new`].
+    pub(crate) fn with_last(mut self, op: &'static str, last: usize) -> Result<Self> {
         self.dims[self.rank - 1] = last;
-        self
+        Self::new(op, self.dims())
     }
 }
 
@@ -119,7 +119,10 @@ impl<T: Poison> Buffers<T> {
     }
 
     /// A buffer of `len` elements whose values are whatever they were: the caller writes all of them.
-    pub(crate) fn take(&self, len: usize) -> Fresh<T> {
+    ///
+    /// # Errors
+    /// [`Error::Memory`] if there is none.
+    pub(crate) fn take(&self, op: &'static str, len: usize) -> Result<Fresh<T>> {
         let mut free = self.0.lock();
         // The smallest buffer that is large enough, else the largest (which then grows).
         let fits = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
@@ -128,13 +131,17 @@ impl<T: Poison> Buffers<T> {
         drop(free);
         let values = Arc::get_mut(&mut data).expect("a free buffer has one owner");
         // A buffer never shrinks: what has been written once need not be again when it grows.
-        if values.len() < len {
+        let had = values.len();
+        if had < len {
+            let n_bytes = len.saturating_mul(size_of::<T>());
+            ensure_memory(op, n_bytes)?;
+            values.try_reserve(len - had).map_err(|_| Error::Memory { op, n_bytes })?;
             values.resize(len, T::POISON);
         }
         if cfg!(debug_assertions) {
-            values.fill(T::POISON);
+            values[..len].fill(T::POISON);
         }
-        Fresh { buffer: Shared { data: Some(data), len, pool: Arc::clone(&self.0) } }
+        Ok(Fresh { buffer: Shared { data: Some(data), len, pool: Arc::clone(&self.0) } })
     }
 }
 
@@ -250,10 +257,24 @@ mod tests {
     use super::*;
 
     #[test]
+    fn sizes_that_wrap_are_refused() {
+        for shape in
+            [&[1 << 62, 0, 8][..], &[0, usize::MAX], &[1 << 32, 1 << 32], &[0, 3, 1 << 47], &[], &[1; 5]]
+        {
+            assert!(Shape::new("test", shape).is_err(), "{shape:?}");
+        }
+        let shape = Shape::new("test", &[1 << 24, 1]).unwrap();
+        assert!(shape.with_last("test", 1 << 40).is_err());
+        assert_eq!(shape.with_last("test", 3).unwrap().len(), 3 << 24);
+        let nothing = Buffers::<f32>::new().take("test", 1 << 60);
+        assert!(matches!(nothing.err(), Some(Error::Memory { .. })));
+    }
+
+    #[test]
     fn buffers_come_poisoned_and_come_back() {
         let pool = Buffers::<f32>::new();
         for _ in 0..2 {
-            let mut buffer = pool.take(5);
+            let mut buffer = pool.take("test", 5).unwrap();
             assert!(!cfg!(debug_assertions) || buffer.iter().all(|v| v.is_nan()));
             buffer.fill(1.0);
             let shared = buffer.freeze();

@@ -19,10 +19,12 @@ impl CpuBackend {
         let w = weights[0];
         ensure(w.n_mats() == 1, op, "weight", "one matrix", w)?;
         ensure(x.shape.last() == w.n_in(), op, "x", format_args!("[.., {}]", w.n_in()), x)?;
+        let shape = x.shape.with_last(op, w.n_out())?;
+        check_pairs(op, x.shape.n_rows())?;
         let mut groups = lock(&self.groups);
         groups.all(x.shape.n_rows());
-        let product = Product { weights, x: x.values(), pairs_per_x: 1 };
-        Ok(self.product_into(x.shape.with_last(w.n_out()), &product, &groups, f))
+        let product = Product { op, weights, x: x.values(), pairs_per_x: 1 };
+        self.product_into(shape, &product, &groups, f)
     }
 
     /// Products of each token's (or slot's) row with its experts' matrices.
@@ -36,11 +38,12 @@ impl CpuBackend {
     ) -> Result<CpuTensor> {
         let w = weights[0];
         let (n_tokens, top_k) = Self::check_experts(op, x, w, experts)?;
+        let shape = Shape::new(op, &[n_tokens, top_k, w.n_out()])?;
         let mut groups = lock(&self.groups);
         groups.by_mat(n_tokens * top_k, w.n_mats(), |p| experts.values()[p] as usize);
-        let product =
-            Product { weights, x: x.values(), pairs_per_x: if x.dims().len() == 2 { top_k } else { 1 } };
-        Ok(self.product_into(Shape::new(op, &[n_tokens, top_k, w.n_out()])?, &product, &groups, f))
+        let pairs_per_x = if x.dims().len() == 2 { top_k } else { 1 };
+        let product = Product { op, weights, x: x.values(), pairs_per_x };
+        self.product_into(shape, &product, &groups, f)
     }
 
     /// `f(values, out[pair][rows])` for all pairs of a product, into a new tensor of that shape.
@@ -50,11 +53,11 @@ impl CpuBackend {
         product: &Product<'_, W>,
         groups: &Groups,
         f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
-    ) -> CpuTensor {
-        let mut y = self.floats.take(shape.len());
+    ) -> Result<CpuTensor> {
+        let mut y = self.floats.take(product.op, shape.len())?;
         let write = self.write(SyncPtr::new(&mut y), shape.last(), f);
-        self.product(product, groups, |_| (), |_, _| (), write);
-        CpuTensor::new(shape, y)
+        self.product(product, groups, |_| (), |_, _| (), write)?;
+        Ok(CpuTensor::new(shape, y))
     }
 
     /// Writes `f` of the results of pair p to row p of `out`, `n_out` wide.
@@ -102,12 +105,19 @@ impl CpuBackend {
             format_args!("[{n_tokens}, {n_in}] or [{n_tokens}, {top_k}, {n_in}]"),
             x,
         )?;
+        check_pairs(op, experts.values().len())?;
         let len = weight.n_mats();
         match experts.values().iter().find(|e| **e as usize >= len) {
             Some(e) => Err(Error::IndexOutOfRange { op, what: "expert", index: *e as usize, len }),
             None => Ok((n_tokens, top_k)),
         }
     }
+}
+
+/// Refuses more rows than [`Groups`] can number.
+pub(super) fn check_pairs(op: &'static str, n_pairs: usize) -> Result<()> {
+    let fits = u32::try_from(n_pairs).is_ok_and(|n| n < u32::MAX);
+    ensure(fits, op, "x", "fewer than 2^32 - 1 rows", n_pairs)
 }
 
 pub(super) fn check_gate_up(op: &'static str, weights: GateUp<'_, CpuWeight>) -> Result<()> {

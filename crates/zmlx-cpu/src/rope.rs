@@ -57,7 +57,7 @@ impl CpuBackend {
         angles.set(rope, step.spans());
         let angles = &*angles;
         let half = rope.dims / 2;
-        let mut y = self.floats.take(x.values().len());
+        let mut y = self.floats.take(OP, x.values().len())?;
         let out = SyncPtr::new(&mut y);
         self.for_rows(n_tokens, n_heads * width, |tokens| {
             for t in tokens {

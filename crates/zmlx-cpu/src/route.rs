@@ -16,9 +16,10 @@ impl CpuBackend {
     ) -> Result<(CpuIndices, CpuTensor)> {
         let width = check_rows(op, logits)?;
         check_top_k(op, top_k, width)?;
-        let shape = logits.shape.with_last(top_k);
-        let (mut experts, mut weights) = (self.words.take(shape.len()), self.floats.take(shape.len()));
-        let mut scores = self.floats.take(width);
+        let shape = logits.shape.with_last(op, top_k)?;
+        let mut experts = self.words.take(op, shape.len())?;
+        let mut weights = self.floats.take(op, shape.len())?;
+        let mut scores = self.floats.take(op, width)?;
         for ((logits, experts), weights) in logits
             .values()
             .chunks_exact(width)

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::sync_ptr::SyncPtr;
+use super::team::{Kind, Work};
 use super::{CpuBackend, CpuTensor, lock};
 use zmlx_core::Result;
 use zmlx_core::check::ensure;
@@ -16,7 +17,8 @@ impl CpuBackend {
         if n_rows * width < PARALLEL_MIN {
             f(0..n_rows);
         } else {
-            lock(&self.team).run(&|m| f(m.share(n_rows, 1)));
+            let work = Work::new(Kind::Rows, n_rows * width);
+            lock(&self.team).run(work, &|m| f(m.share(n_rows, 1)));
         }
     }
 
@@ -30,8 +32,8 @@ impl CpuBackend {
     ) -> Result<CpuTensor> {
         let last = x.shape.last();
         ensure(last > 0 && width > 0, op, "x", "no zero dimension", x)?;
-        let shape = x.shape.with_last(width);
-        let mut y = self.floats.take(shape.len());
+        let shape = x.shape.with_last(op, width)?;
+        let mut y = self.floats.take(op, shape.len())?;
         let out = SyncPtr::new(&mut y);
         self.for_rows(x.shape.n_rows(), last.max(width), |rows| {
             self.level.vectorize(

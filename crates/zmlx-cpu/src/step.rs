@@ -44,7 +44,7 @@ impl std::fmt::Debug for CpuStep {
 impl CpuBackend {
     pub(super) fn new_step(&self, spans: &[Span]) -> Result<CpuStep> {
         let n_tokens = check_spans(spans)?;
-        let mut copy = self.spans.take(spans.len());
+        let mut copy = self.spans.take("step", spans.len())?;
         copy.copy_from_slice(spans);
         let n_logits = spans.iter().map(Span::n_logits).sum();
         Ok(CpuStep { spans: copy.freeze(), n_tokens, n_logits })
@@ -60,11 +60,12 @@ impl CpuBackend {
         let dims = &mut dims[..x.dims().len()];
         dims.copy_from_slice(x.dims());
         dims[0] = step.n_logits;
+        let shape = Shape::new(OP, dims)?;
         let width = x.shape.len() / step.n_tokens;
-        let mut y = self.floats.take(step.n_logits * width);
+        let mut y = self.floats.take(OP, shape.len())?;
         for (y, row) in y.chunks_exact_mut(width.max(1)).zip(logit_rows(step.spans())) {
             y.copy_from_slice(&x.values()[row * width..][..width]);
         }
-        Ok(CpuTensor::new(Shape::new(OP, dims)?, y))
+        Ok(CpuTensor::new(shape, y))
     }
 }

@@ -24,6 +24,13 @@ impl SyncPtr {
     }
 
     /// # Safety
+    /// The elements `from..from + len` exist and no member writes them in this phase.
+    pub(crate) unsafe fn read<'a>(self, from: usize, len: usize) -> &'a [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts(self.0.add(from), len) }
+    }
+
+    /// # Safety
     /// The elements `from..from + len` exist and no other member touches them in this phase.
     pub(crate) unsafe fn slice<'a>(self, from: usize, len: usize) -> &'a mut [f32] {
         // SAFETY: the caller's promise.

@@ -1,10 +1,12 @@
 //! Launching rotations, appends and attention.
 
+mod tensor_cores;
+
 use std::sync::Arc;
 
 use zmlx_core::Result;
 
-use crate::cache::{CudaCache, PageShape};
+use crate::cache::CudaCache;
 use crate::compile::Unit;
 use crate::device::{Device, N_COUNTERS};
 use crate::driver::Grid;
@@ -13,6 +15,8 @@ use crate::rows::rows_of;
 use crate::step::{StepArgs, StepData};
 use crate::tensor::{CudaTensor, Heads, Pending, Rows, Shape, View};
 use crate::weight::Vector;
+
+use tensor_cores::{Call, ONE_POSITIONS, latent_unit};
 
 /// Threads of a block of `rope` and `append`: a warp per head.
 const THREADS: usize = 128;
@@ -30,14 +34,6 @@ struct RotationArgs {
     dims: u32,
     is_interleaved: u32,
     scale: f32,
-}
-
-impl RotationArgs {
-    /// Whether a warp has the pairs where it needs them: `is_even` of `position.cuh`.
-    fn is_even(&self) -> bool {
-        self.half_turns == 0
-            || if self.is_interleaved == 0 { [64, 128] } else { [32, 64] }.contains(&self.dims)
-    }
 }
 
 #[repr(C)]
@@ -270,114 +266,23 @@ pub(crate) fn attend(
         Some(queries)
     };
 
-    if let (Some(queries), Some(unit)) = (&queries, latent) {
-        let most_tokens = (LATENT_ROWS / n_heads).max(1);
-        let blocks = step.blocks(device, most_tokens)?;
-        let n_row_blocks = (most_tokens * n_heads).div_ceil(LATENT_ROWS);
-        let n_splits = splits(device, step, blocks.n * n_row_blocks, TILE);
-        let n_partial =
-            if n_splits == 1 { 0 } else { n_tokens * n_heads * n_splits * (pages.value_width + 4) };
-        let partial = Buffer::scratch(device, 4 * n_partial)?;
-        let (y, y_at) = CudaTensor::fresh(device, shape)?;
-        let args = LatentArgs {
-            queries: queries.at(),
-            tiles: blocks.at(),
-            step: step_args,
-            cache: cache_args,
-            n_heads: n_heads as u32,
-            key_width: pages.key_width as u32,
-            value_width: pages.value_width as u32,
-            scale: inputs.scale,
-            y: y_at,
-            partial: partial.at(),
-        };
-        let grid = Grid {
-            blocks: [n_row_blocks, blocks.n, n_splits],
-            threads: 256,
-            shared_bytes: latent_bytes(&pages),
-            cluster: 1,
-        };
-        // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
-        // sequence, whose heads are LATENT_ROWS rows at most, or of one token; `partial` has a row for each split.
-        unsafe { device.launch(op, (unit, "latent"), grid, &args)? };
-        if n_splits > 1 {
-            let args = LatentMergeArgs {
-                partial: partial.at(),
-                y: y_at,
-                n_splits: n_splits as u32,
-                value_width: pages.value_width as u32,
-            };
-            let grid = Grid { blocks: [n_tokens * n_heads, 1, 1], threads: 128, shared_bytes: 0, cluster: 1 };
-            // SAFETY: the struct is the kernel's; the kernel in front has written all of `partial`.
-            unsafe { device.launch(op, (unit, "latent_merge"), grid, &args)? };
+    let call = Call { device, op, inputs, step, pages, step_args, cache_args, shape };
+    if let Some(queries) = &queries {
+        if let Some(unit) = latent {
+            return call.latent(unit, queries);
         }
-        return Ok(y);
-    }
-    let heads_per_key = n_heads / pages.n_kv_heads;
-    if let Some(queries) = &queries
-        && let Some(steps) = flash_steps(&pages, inputs, heads_per_key)
+        if let Some(steps) = call.flash_steps() {
+            return call.flash(steps, queries);
+        }
+    } else if q_more.width + k_more.width == 0
+        && let Some(steps) = call.flash_one_steps(&q, &k)
     {
-        let blocks = step.blocks(device, FLASH_ROWS / heads_per_key)?;
-        let (y, y_at) = CudaTensor::fresh(device, shape)?;
-        let args = FlashArgs {
-            queries: queries.at(),
-            tiles: blocks.at(),
-            step: step_args,
-            cache: cache_args,
-            n_heads: n_heads as u32,
-            heads_per_key: heads_per_key as u32,
-            scale: inputs.scale,
-            window: inputs.window.map_or(0, |w| w.min(u32::MAX as usize) as u32),
-            sinks: inputs.sinks.as_ref().map_or(0, |s| s.0.at()),
-            y: y_at,
-        };
-        let unit = Unit::new("flash", &[("STEPS", steps)]);
-        let grid =
-            Grid { blocks: [pages.n_kv_heads, blocks.n, 1], threads: 128, shared_bytes: 0, cluster: 1 };
-        // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
-        // sequence, whose heads that share a key head are FLASH_ROWS rows at most.
-        unsafe { device.launch(op, (unit, "flash"), grid, &args)? };
-        return Ok(y);
+        return call.flash_one(steps, [q, k, v]);
     }
-    if let Some(steps) = flash_steps(&pages, inputs, heads_per_key)
-        && is_fused
-        && steps.is_multiple_of(2)
-        && q_more.width + k_more.width == 0
-        && [&q, &k].iter().all(|s| s.rotation.is_even())
-    {
-        let n_head_blocks = pages.n_kv_heads * heads_per_key.div_ceil(HEADS_PER_BLOCK);
-        let n_splits = splits(device, step, n_head_blocks * n_tokens, ONE_POSITIONS);
-        let partial = match n_splits {
-            1 => None,
-            _ => Some(Buffer::scratch(device, 4 * n_tokens * n_heads * n_splits * (pages.key_width + 4))?),
-        };
-        let (y, y_at) = CudaTensor::fresh(device, shape)?;
-        let args = FlashOneArgs {
-            step: step_args,
-            cache: cache_args,
-            n_heads: n_heads as u32,
-            heads_per_key: heads_per_key as u32,
-            scale: inputs.scale,
-            window: inputs.window.map_or(0, |w| w.min(u32::MAX as usize) as u32),
-            sinks: inputs.sinks.as_ref().map_or(0, |s| s.0.at()),
-            y: y_at,
-            partial: partial.as_ref().map_or(0, |p| p.at()),
-            n_done: device.counters + 4 * N_COUNTERS as u64,
-            q,
-            k,
-            v,
-        };
-        let unit = Unit::new("flash_one", &[("STEPS", steps)]);
-        let blocks = [n_head_blocks, n_tokens, n_splits];
-        let grid = Grid { blocks, threads: 32 * HEADS_PER_BLOCK, shared_bytes: 0, cluster: 1 };
-        // SAFETY: the struct is the kernel's; sources have a row per token and head, pages are reserved up to the step's
-        // positions; where there are splits, they are so few that each block of heads of each token has a counter.
-        unsafe { device.launch(op, (unit, "flash_one"), grid, &args)? };
-        return Ok(y);
-    }
+    let heads_per_key = call.heads_per_key();
     let n_block_heads = heads_per_key.min(HEADS_PER_BLOCK);
     let n_head_blocks = pages.n_kv_heads * heads_per_key.div_ceil(n_block_heads);
-    let n_splits = splits(device, step, n_head_blocks * n_tokens, TILE);
+    let n_splits = splits(device, step, n_head_blocks * n_tokens);
     let row = pages.value_width + 4;
     let partial = match n_splits {
         1 => None,
@@ -421,108 +326,13 @@ pub(crate) fn attend(
     Ok(y)
 }
 
-/// Rows of a block of `flash`: heads of consecutive tokens.
-const FLASH_ROWS: usize = 64;
-
-#[repr(C)]
-struct FlashArgs {
-    queries: u64,
-    tiles: u64,
-    step: StepArgs,
-    cache: CacheArgs,
-    n_heads: u32,
-    heads_per_key: u32,
-    scale: f32,
-    window: u32,
-    sinks: u64,
-    y: u64,
-}
-
-/// Rows of a block of `latent`: heads of consecutive tokens.
-const LATENT_ROWS: usize = 32;
-
-#[repr(C)]
-struct LatentArgs {
-    queries: u64,
-    tiles: u64,
-    step: StepArgs,
-    cache: CacheArgs,
-    n_heads: u32,
-    key_width: u32,
-    value_width: u32,
-    scale: f32,
-    y: u64,
-    partial: u64,
-}
-
-#[repr(C)]
-struct LatentMergeArgs {
-    partial: u64,
-    y: u64,
-    n_splits: u32,
-    value_width: u32,
-}
-
-/// STEPS of `latent.cu`.
-fn latent_steps(pages: &PageShape) -> usize {
-    pages.key_width.div_ceil(16).next_multiple_of(2)
-}
-
-/// Bytes of the kernel's `Shared`.
-fn latent_bytes(pages: &PageShape) -> usize {
-    let planes = 2 * 2 * LATENT_ROWS * (16 * latent_steps(pages) + 8);
-    2 * planes + 2 * 2 * LATENT_ROWS * (TILE + 8) + 4 * LATENT_ROWS * (TILE + 4) + 3 * 4 * LATENT_ROWS
-}
-
-/// The kernel for latents, where their widths are for it and the GPU has the shared memory.
-fn latent_unit(device: &Device, pages: &PageShape, inputs: &Inputs<'_>) -> Option<Unit> {
-    let tiles = pages.value_width.div_ceil(64);
-    let fits = pages.values_are_keys
-        && pages.value_width == inputs.v_width
-        && pages.value_width.is_multiple_of(8)
-        && tiles <= 8
-        && latent_bytes(pages) + 1024 <= device.driver.properties.shared_bytes as usize;
-    fits.then(|| Unit::new("latent", &[("STEPS", latent_steps(pages) as u32), ("TILES", tiles as u32)]))
-}
-
-/// Positions that the warps of a block of `flash_one` take at once.
-const ONE_POSITIONS: usize = 128;
-
-#[repr(C)]
-struct FlashOneArgs {
-    step: StepArgs,
-    cache: CacheArgs,
-    n_heads: u32,
-    heads_per_key: u32,
-    scale: f32,
-    window: u32,
-    sinks: u64,
-    y: u64,
-    partial: u64,
-    n_done: u64,
-    q: SourceArgs,
-    k: SourceArgs,
-    v: SourceArgs,
-}
-
-/// STEPS of `flash.cu` and `flash_one.cu`, where heads have a width for it.
-fn flash_steps(pages: &PageShape, inputs: &Inputs<'_>, heads_per_key: usize) -> Option<u32> {
-    let width = pages.key_width;
-    let fits = !pages.values_are_keys
-        && width == inputs.v_width
-        && width.is_multiple_of(16)
-        && width <= 128
-        && heads_per_key <= FLASH_ROWS;
-    fits.then_some((width / 16) as u32)
-}
-
-/// How many parts each sequence is split into, where `n_blocks` would not fill the GPU and each part has `n_positions` at least. A
-/// power of two that grows with the sequences: recorded graphs stay right until it changes.
-fn splits(device: &Device, step: &StepData, n_blocks: usize, n_positions: usize) -> usize {
+/// How many parts each sequence is split into, where `n_blocks` would not fill the GPU. A power of two that grows with the
+/// sequences: recorded graphs stay right until it changes.
+fn splits(device: &Device, step: &StepData, n_blocks: usize) -> usize {
     let room = 2 * device.driver.properties.n_multiprocessors as usize / n_blocks.max(1);
     let most = room.clamp(1, MAX_SPLITS);
     let most = 1 << most.ilog2();
-    step.longest.div_ceil(n_positions).max(1).next_power_of_two().min(most)
+    step.longest.div_ceil(TILE).max(1).next_power_of_two().min(most)
 }
 
 /// A number that is equal for steps whose sequences are split alike.

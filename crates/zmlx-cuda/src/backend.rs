@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight, Instrumented,
-    MlaInputs, NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
+    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight,
+    Instrumented, MlaInputs, NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
 };
 
 use crate::NAME;

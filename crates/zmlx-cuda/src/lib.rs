@@ -6,9 +6,10 @@
 //!
 //! # Numerics
 //!
-//! The *accurate* mode: activations are f32 between ops, sums are f32, no fast math. Activations that meet codes of a
-//! quantised matrix are rounded to 16-bit integers with a scale for each 32 of them, as on the CPU: off by 2⁻¹⁶ of the
-//! largest of these at most. Caches hold f32.
+//! The *accurate* mode: activations are f32 between ops, sums are f32, no fast math. Where few activations meet codes of a
+//! quantised matrix, they are rounded to 16-bit integers with a scale for each 32 of them, as on the CPU: off by 2⁻¹⁶ of the
+//! largest of these at most. Where 16 tokens or more do, and in attention, tensor cores multiply: each f32 is the sum of two
+//! bf16 values then, off by 2⁻¹⁷ of itself at most. Caches hold f32.
 //!
 //! # How ops become kernels
 //!

@@ -17,9 +17,7 @@ pub(crate) const MIN_TOKENS: usize = 16;
 /// Jobs of a tile; `JOBS` of the kernel.
 const TILE_JOBS: usize = 32;
 /// Rows of the matrix that a block takes.
-const BLOCK_ROWS: usize = 256;
-/// Units that are on their way at once; `STAGES` of the kernel.
-const STAGES: usize = 4;
+const BLOCK_ROWS: usize = 128;
 /// Columns of a unit; `UNIT` of the kernels.
 const UNIT: usize = 64;
 /// Most experts that `group.cu` puts in order.
@@ -118,21 +116,12 @@ fn format(part: &Part) -> Option<[(&'static str, u32); 4]> {
     }
 }
 
-/// Bytes of the kernel's `Stage`.
-fn stage_bytes(bits: usize, scales: u32, group: usize) -> usize {
-    let (n_spans, scale_bytes) = (UNIT / group.min(UNIT), [4, 8, 2][scales as usize]);
-    4 * UNIT * TILE_JOBS + BLOCK_ROWS * (UNIT * bits / 8 + n_spans * scale_bytes) + 4 * n_spans * TILE_JOBS
-}
-
 /// Whether a product is one for tensor cores: enough tokens, a format and sizes that fit.
 pub(crate) fn suits(product: &Product) -> bool {
-    let n_tokens = product.experts.as_ref().map_or(product.n_jobs, |e| e.dims()[0]);
-    let has_mats = match product.experts {
-        Some(_) => product.n_mats <= MAX_EXPERTS,
-        None => product.n_mats == 1,
-    };
+    // Without experts job j has matrix j % n_mats.
+    let n_tokens = product.experts.as_ref().map_or(product.n_jobs / product.n_mats.max(1), |e| e.dims()[0]);
     n_tokens >= MIN_TOKENS
-        && has_mats
+        && (product.experts.is_none() || product.n_mats <= MAX_EXPERTS)
         && product.n_slots == 1
         && product.slot_weights.is_none()
         && product.n_in.is_multiple_of(UNIT)
@@ -160,7 +149,8 @@ pub(crate) fn launch(
     unsafe { device.launch(product.op, (unit, "split"), grid, &args)? };
 
     let groups = product.experts.as_ref().map(|e| groups(device, e, product.n_mats)).transpose()?;
-    let n_tiles = groups.as_ref().map_or(product.n_jobs.div_ceil(TILE_JOBS), |g| g.most_tiles);
+    let n_mats = if groups.is_some() { 1 } else { product.n_mats };
+    let n_tiles = groups.as_ref().map_or((product.n_jobs / n_mats).div_ceil(TILE_JOBS), |g| g.most_tiles);
     let streams = if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 };
     let args = MatmulArgs {
         parts,
@@ -181,9 +171,9 @@ pub(crate) fn launch(
     let [bits, code, scales, group] = format;
     let unit = Unit::new("matmul", &[bits, code, scales, group, ("STREAMS", streams as u32)]);
     let grid = Grid {
-        blocks: [n_out.div_ceil(BLOCK_ROWS / streams), n_tiles, 1],
+        blocks: [n_out.div_ceil(BLOCK_ROWS / streams), n_tiles, n_mats],
         threads: 128,
-        shared_bytes: STAGES * stage_bytes(bits.1 as usize, scales.1, group.1 as usize),
+        shared_bytes: 0,
         cluster: 1,
     };
     // SAFETY: the struct is the kernel's; `suits` has checked sizes and format, the product's maker shapes and indices; what is

@@ -2,9 +2,8 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
 use half::bf16;
-use zmlx_core::{DType, HostWeight, QuantMode, Result, WeightBytes, WeightFormat};
+use zmlx_core::{DType, HostWeight, QuantMode, Result, WeightFormat};
 
 use crate::device::Device;
 use crate::memory::Buffer;
@@ -63,8 +62,11 @@ impl CudaWeight {
     /// Copies a weight to the device.
     pub(crate) fn upload(device: &Arc<Device>, weight: &HostWeight) -> Result<Self> {
         let (n_mats, n_out, n_in) = (weight.n_mats(), weight.n_out(), weight.n_in());
-        if !n_in.is_multiple_of(32) && matches!(weight.format(), WeightFormat::Quantized { .. }) {
-            return Self::upload(device, &as_bf16(weight)?);
+        // A weight of nvfp4 whose rows are an odd number of its groups of 16, as bf16, which has all its values: codes and
+        // scales have few bits. So are weights with a second scale, which bf16 rounds once.
+        let is_odd = !n_in.is_multiple_of(32) && matches!(weight.format(), WeightFormat::Quantized { .. });
+        if is_odd || weight.has_factors() {
+            return Self::upload(device, &weight.to_bf16());
         }
         let data = Buffer::lasting(device, n_mats * weight.mat(0).data.len())?;
         for i in 0..n_mats {
@@ -136,15 +138,6 @@ impl CudaWeight {
             }
         }
     }
-}
-
-/// A weight of nvfp4 whose rows are an odd number of its groups of 16, as bf16, which has all its values: codes and scales
-/// have few bits.
-fn as_bf16(weight: &HostWeight) -> Result<HostWeight> {
-    let data: Vec<u8> =
-        weight.to_f32_vec().into_iter().flat_map(|v| bf16::from_f32(v).to_le_bytes()).collect();
-    let bytes = WeightBytes { data: data.into(), scales: Bytes::new(), biases: Bytes::new() };
-    HostWeight::new(WeightFormat::Dense(DType::BF16), [weight.n_mats(), weight.n_out(), weight.n_in()], bytes)
 }
 
 /// ELEMENT of floats.

@@ -75,6 +75,7 @@ impl Cache {
     }
 
     /// The folder with the locks of a model's blobs.
+    #[cfg(feature = "download")]
     pub(crate) fn locks_dir(&self, name: &ModelName) -> PathBuf {
         self.root.join(".locks").join(name.folder())
     }

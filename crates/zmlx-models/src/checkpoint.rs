@@ -1,5 +1,6 @@
 //! A model folder: its config and the headers of its shards, whose tensors are used where they lie.
 
+mod index;
 mod kv_b_proj;
 mod reader;
 mod shard;
@@ -18,7 +19,6 @@ use zmlx_kernels::HostWeight;
 
 use crate::architecture::Architecture;
 use crate::config::{ConfigFile, QuantConfig};
-use crate::fields::parse_json;
 use crate::{Error, Result, end_tokens};
 use shard::Entry;
 
@@ -59,10 +59,11 @@ pub struct TensorInfo<'a> {
 }
 
 impl Checkpoint {
-    /// Opens the folder `dir`: reads `config.json` and maps every `model*.safetensors`.
+    /// Opens the folder `dir`: reads `config.json` and maps the shards.
     ///
-    /// The shards' own headers say what they hold; `model.safetensors.index.json` is often stale in converted
-    /// checkpoints and only serves to warn of a shard that was not downloaded.
+    /// These are the files that `model.safetensors.index.json` names if they are all there and hold what it says. In
+    /// converted checkpoints the index is often stale: then, and without one, every `model*.safetensors` is a shard. In
+    /// either case the shards' own headers say what they hold.
     ///
     /// # Errors
     /// If a file is missing or unsound, or the config names something that is not implemented.
@@ -75,14 +76,7 @@ impl Checkpoint {
         let mut config =
             ConfigFile::parse(&config_path.display().to_string(), &config_json, generation.as_deref())?;
         end_tokens::add_of_tokenizer(dir, config.architecture.vocab_size, &mut config.eos_token_ids);
-        let mut shards = Vec::new();
-        for name in shard_names(dir)? {
-            let path = dir.join(&name);
-            let bytes = zmlx_kernels::map_file(&path)
-                .map_err(|source| Error::Io { file: path.display().to_string(), source })?;
-            shards.push((name, bytes));
-        }
-        warn_of_absent_shards(dir);
+        let shards = index::shards(dir)?;
         // The folder's own name also where the path is `.` or ends in `..`.
         let full = dir.canonicalize().unwrap_or_else(|_| dir.to_owned());
         let folder = || {
@@ -235,38 +229,10 @@ fn name_in_hub(dir: &Path) -> Option<String> {
 
 /// The text of a file; `None` if it does not exist.
 pub(crate) fn read_optional(path: &Path) -> Result<Option<String>> {
-    match std::fs::read_to_string(path) {
+    match zmlx_kernels::read_text(path) {
         Ok(text) => Ok(Some(text)),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(source) => Err(Error::Io { file: path.display().to_string(), source }),
-    }
-}
-
-/// The names of the weight files in `dir`, sorted: an order that does not depend on the file system.
-fn shard_names(dir: &Path) -> Result<Vec<String>> {
-    let io = |source| Error::Io { file: dir.display().to_string(), source };
-    let mut names = Vec::new();
-    for entry in std::fs::read_dir(dir).map_err(io)? {
-        let name = entry.map_err(io)?.file_name().to_string_lossy().into_owned();
-        if name.starts_with("model") && name.ends_with(".safetensors") {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
-}
-
-fn warn_of_absent_shards(dir: &Path) {
-    const INDEX: &str = "model.safetensors.index.json";
-    let Ok(Some(text)) = read_optional(&dir.join(INDEX)) else { return };
-    let Ok(index) = parse_json(INDEX, &text) else {
-        tracing::warn!(file = INDEX, "not valid JSON; ignored");
-        return;
-    };
-    let files = index.get("weight_map").and_then(|m| m.as_object()).into_iter().flat_map(|m| m.values());
-    let files: std::collections::BTreeSet<&str> = files.filter_map(|v| v.as_str()).collect();
-    for file in files.into_iter().filter(|f| !dir.join(f).exists()) {
-        tracing::warn!(file, "listed in {INDEX}, but not in the folder");
     }
 }
 

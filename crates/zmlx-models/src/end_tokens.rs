@@ -132,7 +132,7 @@ fn of_tokenizer(dir: &Path) -> Option<u32> {
     if let Some(id) = json("added_tokens.json").and_then(id_in) {
         return Some(id);
     }
-    if let Ok(text) = std::fs::read(dir.join("tokenizer.json"))
+    if let Ok(text) = zmlx_kernels::read_bytes(&dir.join("tokenizer.json"))
         && let Ok(file) = serde_json::from_slice::<TokenizerFile>(&text)
     {
         let found = file.added_tokens.into_iter().find(|added| added.content == token).map(|added| added.id);

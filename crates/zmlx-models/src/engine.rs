@@ -45,8 +45,8 @@ pub struct EngineOptions {
     pub context: Option<usize>,
     /// Tokens of prompts in a step in which nobody decodes; `None` is what suits the backend.
     pub prefill_chunk: Option<usize>,
-    /// How long a step may take if prompts are computed beside sequences that decode. Thirty-two tokens of prompts
-    /// are always computed.
+    /// How long a step may take if prompts are computed beside sequences that decode; twice as long as without prompts at
+    /// most. Sixteen tokens of prompts are always computed.
     pub step_time: Duration,
     /// How keys and values are stored.
     pub kv_format: KvFormat,

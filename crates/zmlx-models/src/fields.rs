@@ -186,5 +186,59 @@ pub(crate) fn short(value: &Value) -> String {
 
 /// The JSON value in the text of `file`.
 pub(crate) fn parse_json(file: &str, text: &str) -> Result<Value> {
-    serde_json::from_str(text).map_err(|source| Error::Json { file: file.into(), source })
+    serde_json::from_str(text).or_else(|source| {
+        // Python's writers put numbers there that JSON lacks.
+        let rewritten = without_odd_numbers(text).and_then(|text| serde_json::from_str(&text).ok());
+        rewritten.ok_or_else(|| Error::Json { file: file.into(), source })
+    })
+}
+
+/// The text with null for `NaN` and infinities outside of strings; `None` if there are none.
+fn without_odd_numbers(text: &str) -> Option<String> {
+    const ODD: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
+    let (mut out, mut rest, mut n_found) = (String::with_capacity(text.len()), text, 0);
+    while let Some(at) = rest.find(['"', '-', 'I', 'N']) {
+        let (before, from) = rest.split_at(at);
+        out.push_str(before);
+        if let Some(odd) = ODD.into_iter().find(|odd| from.starts_with(odd)) {
+            out.push_str("null");
+            n_found += 1;
+            rest = &from[odd.len()..];
+            continue;
+        }
+        let len = if from.starts_with('"') { string_len(from)? } else { 1 };
+        out.push_str(&from[..len]);
+        rest = &from[len..];
+    }
+    out.push_str(rest);
+    (n_found > 0).then_some(out)
+}
+
+/// Bytes of the JSON string at the beginning of the text, quotes included; `None` if it does not end.
+fn string_len(text: &str) -> Option<usize> {
+    let mut is_escaped = false;
+    for (at, byte) in text.bytes().enumerate().skip(1) {
+        match byte {
+            _ if is_escaped => is_escaped = false,
+            b'\\' => is_escaped = true,
+            b'"' => return Some(at + 1),
+            _ => {}
+        }
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_python_become_null() {
+        let parse = |text: &str| parse_json("f", text).map(|v| v.to_string()).ok();
+        let text = r#"{"a": Infinity, "b": [-Infinity, NaN, -1], "c\"d NaN": "Infinity"}"#;
+        assert_eq!(parse(text).unwrap(), r#"{"a":null,"b":[null,null,-1],"c\"d NaN":"Infinity"}"#);
+        for text in [r#"{"a": Infinit}"#, r#"{"a": "NaN"#, "NaN,", "Infinity5", "[-I]"] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+    }
 }

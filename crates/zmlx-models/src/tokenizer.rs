@@ -41,7 +41,9 @@ impl Tokenizer {
             Ok(meta) if meta.len() > MAX_FILE_BYTES => {
                 return Err(error(&file, format!("{} bytes are more than a tokenizer has", meta.len())));
             }
-            Ok(_) => std::fs::read(&path).map_err(|source| Error::Io { file: file.clone(), source })?,
+            Ok(_) => {
+                zmlx_kernels::read_bytes(&path).map_err(|source| Error::Io { file: file.clone(), source })?
+            }
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => match byte_level_bpe::read(dir)? {
                 Some(json) => json,
                 None => return Err(Error::MissingFile { dir: dir.display().to_string(), file: FILE }),

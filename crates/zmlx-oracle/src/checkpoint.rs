@@ -7,6 +7,7 @@
 //! The text model inside a wrapper is read as if it stood alone: names lose their `language_model.`, and what does not
 //! begin with it is left out.
 
+mod files;
 mod mla;
 mod quantization;
 
@@ -18,6 +19,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::families;
 use crate::plan::Plan;
+use crate::quant::float::{E2M1_MAX, E4M3_MAX};
 use crate::quant::{Format, Mode, QuantizedMatrix, Scales};
 use crate::{Error, Result};
 
@@ -43,7 +45,8 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Reads `config.json` and every `*.safetensors` of a folder. An index file is not looked at.
+    /// Reads `config.json` and the shards of a folder: the files that `model.safetensors.index.json` names if they are all
+    /// there and hold the tensors that it says they do, else every `model*.safetensors`.
     ///
     /// # Errors
     /// Unreadable or broken files, a folder without shards, an unknown `model_type`, senseless configurations.
@@ -55,20 +58,8 @@ impl Checkpoint {
         };
         let config_path = dir.join("config.json");
         let config = std::fs::read_to_string(&config_path).map_err(io(&config_path))?;
-        let mut shards = Vec::new();
-        for entry in std::fs::read_dir(dir).map_err(io(dir))? {
-            let path = entry.map_err(io(dir))?.path();
-            if path.extension().is_some_and(|ext| ext == "safetensors") {
-                shards.push(path);
-            }
-        }
-        if shards.is_empty() {
-            return Err(Error::NoShards { path: dir.to_owned() });
-        }
-        shards.sort();
         let mut checkpoint = Self::parse(&config)?;
-        for path in shards {
-            let bytes = std::fs::read(&path).map_err(io(&path))?;
+        for (path, bytes) in files::shards(dir)? {
             checkpoint.add_shard(&path.display().to_string(), &bytes)?;
         }
         Ok(checkpoint)
@@ -87,7 +78,7 @@ impl Checkpoint {
     }
 
     fn parse(config_json: &str) -> Result<Self> {
-        let value: serde_json::Value = serde_json::from_str(config_json)
+        let value = files::parse_config(config_json)
             .map_err(|source| Error::Json { what: "config.json".into(), source })?;
         let plan = families::plan(&value)?;
         let quantization = QuantizationConfig::from_json(&families::text_model(&value))?;
@@ -144,11 +135,40 @@ impl Checkpoint {
     /// A missing tensor, another shape, or parts that do not belong together.
     pub fn weight(&self, path: &str, shape: &[usize]) -> Result<Tensor> {
         let values = if self.is_quantized(path) {
-            self.quantized(path, shape)?.dequantize()
+            let mut values = self.quantized(path, shape)?.dequantize();
+            self.scale_globally(path, &mut values)?;
+            values
         } else {
             self.floats(&self.part(path, "weight"), shape)?
         };
         Ok(Tensor::from_vec(values, shape, &Device::Cpu)?)
+    }
+
+    /// Whether the quantised module `path` has nvfp4's second scale.
+    #[must_use]
+    pub fn has_global_scale(&self, path: &str) -> bool {
+        self.contains(&self.part(path, "global_scale"))
+    }
+
+    /// Multiplies the values of each matrix with its second scale, if there are such: a weight of nvfp4 is
+    /// `element · scale · global_scale / (6 · 448)`, the divisor being the largest element times the largest scale.
+    fn scale_globally(&self, path: &str, values: &mut [f32]) -> Result<()> {
+        if !self.has_global_scale(path) {
+            return Ok(());
+        }
+        let name = self.part(path, "global_scale");
+        let scales = self.raw(&name)?.floats(&name)?;
+        let n_values = values.len();
+        let len = n_values.checked_div(scales.len()).filter(|len| len * scales.len() == n_values && *len > 0);
+        let Some(len) = len else {
+            let why = format!("{} global scales for {n_values} weights", scales.len());
+            return Err(Error::Quantized { name: path.to_owned(), why });
+        };
+        for (matrix, scale) in values.chunks_exact_mut(len).zip(scales) {
+            let factor = f64::from(scale) / f64::from(E2M1_MAX * E4M3_MAX);
+            matrix.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
+        }
+        Ok(())
     }
 
     /// A tensor of floats of exactly this name and shape.

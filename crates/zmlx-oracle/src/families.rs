@@ -39,13 +39,14 @@ pub(crate) fn plan(config: &Value) -> Result<Plan> {
         let known = FAMILIES.iter().map(|(name, _)| *name).collect();
         return Err(Error::UnknownModelType { got: names[0].clone(), known });
     };
+    check_sizes(&text)?;
     reader(&text)
 }
 
 /// The part of a config that describes the text model.
 pub(crate) fn text_model(config: &Value) -> Value {
     let Some(inner) = config.get("text_config").filter(|inner| inner.is_object()) else {
-        return config.clone();
+        return without_nulls(config.clone());
     };
     let mut text = inner.clone();
     for key in OUTER_KEYS {
@@ -53,7 +54,29 @@ pub(crate) fn text_model(config: &Value) -> Value {
             text[key] = value.clone();
         }
     }
-    text
+    without_nulls(text)
+}
+
+/// Refuses sizes that no model has: the products of those that are left do not overflow.
+fn check_sizes(config: &Value) -> Result<()> {
+    const ENDINGS: [&str; 9] =
+        ["_size", "_dim", "_rank", "_experts", "_heads", "_layers", "_tok", "_replace", "n_group"];
+    for (field, value) in config.as_object().into_iter().flatten() {
+        let most = if field == "num_hidden_layers" { 1 << 12 } else { 1 << 24 };
+        let is_size = ENDINGS.iter().any(|ending| field.ends_with(ending));
+        if is_size && value.as_u64().is_some_and(|n| n > most) {
+            return Err(Error::Config { field: field.clone(), why: format!("at most {most} makes sense") });
+        }
+    }
+    Ok(())
+}
+
+/// A null is a key that is not there, except where its absence has another meaning.
+fn without_nulls(mut config: Value) -> Value {
+    if let Some(keys) = config.as_object_mut() {
+        keys.retain(|key, value| !value.is_null() || key == "n_shared_experts");
+    }
+    config
 }
 
 fn read<T: DeserializeOwned>(config: &Value) -> Result<T> {

@@ -85,6 +85,15 @@ pub(crate) enum TextPrompt {
     Tokens(Vec<u32>),
 }
 
+/// Most calls of an answer. Who forces a call gets one, unless more are asked for.
+pub(crate) fn most_calls(choice: &ToolChoice, is_parallel: Option<bool>) -> Option<usize> {
+    let is_one = match (choice, is_parallel) {
+        (ToolChoice::Named(_), _) | (_, Some(false)) | (ToolChoice::Required, None) => true,
+        (_, Some(true)) | (ToolChoice::Auto | ToolChoice::None, None) => false,
+    };
+    is_one.then_some(1)
+}
+
 impl ChatCall {
     /// The tools that the model is shown.
     pub(crate) fn shown_tools(&self) -> Option<&[Value]> {

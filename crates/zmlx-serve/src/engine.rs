@@ -6,6 +6,7 @@ pub(crate) mod driver;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as blocking};
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 use zmlx_models::Request;
@@ -18,7 +19,7 @@ const N_UPDATES: usize = 64;
 #[derive(Debug)]
 pub(crate) enum Update {
     /// It got its place.
-    Started { n_cached_tokens: usize },
+    Started { n_cached_tokens: usize, queue_time: Duration },
     /// A token was chosen.
     Token(Token),
     /// It is done.

@@ -80,6 +80,8 @@ pub(crate) struct Generation {
     started: Instant,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
+    /// The end, if the last token has told it before the engine.
+    ending: Option<Summary>,
     is_done: bool,
     log: Log,
 }
@@ -106,8 +108,8 @@ impl Generation {
             ApiError::of_failure(failure, param, state.engine.status().retry_after.max(1))
         };
         let mut ticket = state.engine.submit(request).map_err(|failure| failed(&state, failure))?;
-        let n_cached = match ticket.updates.recv().await {
-            Some(Update::Started { n_cached_tokens }) => n_cached_tokens,
+        let (n_cached, queue_time) = match ticket.updates.recv().await {
+            Some(Update::Started { n_cached_tokens, queue_time }) => (n_cached_tokens, queue_time),
             Some(Update::Failed(failure)) => return Err(failed(&state, failure)),
             // The engine has gone, or told of tokens before the beginning.
             _ => return Err(ApiError::internal()),
@@ -123,9 +125,10 @@ impl Generation {
             param,
             n_calls: 0,
             is_in_call: false,
-            started: Instant::now(),
+            started: submitted + queue_time,
             first_token: None,
             last_token: None,
+            ending: None,
             is_done: false,
             log: Log { id, path, submitted, finish: "cancelled" },
         })
@@ -142,6 +145,9 @@ impl Generation {
 
     pub(crate) fn poll_next(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Output, ApiError>>> {
         loop {
+            if let Some(summary) = self.ending.take() {
+                return Poll::Ready(Some(Ok(Output::End { pieces: Vec::new(), summary })));
+            }
             if self.is_done {
                 return Poll::Ready(None);
             }
@@ -178,7 +184,7 @@ impl Generation {
         self.parser.push(&token.text, &mut pieces);
         let is_last = self.watch(&mut pieces);
         if is_last {
-            return self.finish(Finish::ToolCalls, pieces);
+            self.ending = Some(self.finish(Finish::ToolCalls));
         }
         let chosen = TokenLogprob { token: token.token, logprob: token.logprob };
         let logprob = self.wants_logprobs.then_some(TokenInfo { chosen, top: token.top_logprobs });
@@ -223,10 +229,10 @@ impl Generation {
             StopReason::MaxTokens | StopReason::CacheFull | StopReason::Interrupted => Finish::Length,
         };
         self.usage.n_generated = finished.n_generated_tokens;
-        self.finish(finish, pieces)
+        Output::End { pieces, summary: self.finish(finish) }
     }
 
-    fn finish(&mut self, finish: Finish, pieces: Vec<Piece>) -> Output {
+    fn finish(&mut self, finish: Finish) -> Summary {
         self.is_done = true;
         self.log.finish = match finish {
             Finish::Stop | Finish::StopString(_) => "stop",
@@ -236,7 +242,7 @@ impl Generation {
         };
         // What the engine still has to say of it nobody needs.
         self.ticket.updates.close();
-        Output::End { pieces, summary: Summary { finish, usage: self.usage, timings: self.timings() } }
+        Summary { finish, usage: self.usage, timings: self.timings() }
     }
 
     /// The times as llama-server tells them, in milliseconds.

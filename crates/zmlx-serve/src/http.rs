@@ -89,7 +89,8 @@ async fn around(
     next: Next,
 ) -> Response<Body> {
     let label = label(request.extensions().get::<MatchedPath>().map(MatchedPath::as_str));
-    let is_anthropic = label.starts_with("/messages");
+    let path = request.uri().path();
+    let is_anthropic = path.strip_prefix("/v1").unwrap_or(path).starts_with("/messages");
     let is_head = request.method() == Method::HEAD;
     let id = new_id("req_");
     let cors = guard::cors(&state.options, request.headers());
@@ -111,6 +112,9 @@ async fn around(
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     }
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    if response.status().is_client_error() || response.status().is_server_error() {
+        tracing::info!("{id} {label} status {}", response.status().as_u16());
+    }
     state.metrics.count(label, response.status().as_u16());
     response
 }

@@ -6,8 +6,11 @@ use crate::call::{ChatCall, Continues, EndTokens, Settings, TextCall, TextPrompt
 use crate::constrain::{Before, Calls, CallsWanted, Grammatical};
 use crate::error::ApiError;
 use crate::model::Loaded;
-use crate::options::{Reasoning, ServerOptions};
+use crate::options::{Reasoning, ServerOptions, ToolParser};
 use crate::tools::{OutputParser, ParserOptions, ThinkingMode, Tool, ToolSyntax};
+
+/// Bytes of the longest token of any vocabulary, and more.
+const LONGEST_TOKEN: usize = 1024;
 
 /// A request that the engine can take, and how its answer is read.
 #[derive(Debug)]
@@ -33,8 +36,12 @@ pub(crate) fn chat(loaded: &Loaded, options: &ServerOptions, call: ChatCall) -> 
         (Reasoning::Split, true) => ThinkingMode::Open,
         (Reasoning::Split, false) => ThinkingMode::IfTagged,
     };
+    // Thinking that nobody asked for is left out where the answer's form is given.
+    let is_asked = call.kwargs.get("enable_thinking") == Some(&true.into())
+        || call.kwargs.contains_key("reasoning_effort");
+    let template = loaded.model.template.as_ref();
     let may_think =
-        loaded.model.template.as_ref().is_some_and(|t| t.source(!call.tools.is_empty()).contains("<think>"));
+        is_asked && template.is_some_and(|t| t.source(!call.tools.is_empty()).contains("<think>"));
     let before = if is_open {
         Before::OpenThinking
     } else if may_think && !prompt.opening.contains("</think>") {
@@ -42,11 +49,19 @@ pub(crate) fn chat(loaded: &Loaded, options: &ServerOptions, call: ChatCall) -> 
     } else {
         Before::Nothing
     };
-    let syntax = loaded.syntax.filter(|_| call.choice != ToolChoice::None && !call.tools.is_empty());
+    let has_tools = call.choice != ToolChoice::None && !call.tools.is_empty();
+    let syntax = syntax(loaded, options, &call.choice).filter(|_| has_tools);
     let constraint = constraint(loaded, &call, syntax, before)?;
     let parser = OutputParser::new(&ParserOptions { thinking, syntax, tools: &call.tools });
     let ChatCall { settings, most_calls, param, .. } = call;
     Ok(Prepared { most_calls, ..prepared(loaded, options, (tokens, param), settings, parser, constraint)? })
+}
+
+/// How calls are written. Where the template shows no syntax, calls that are forced all the same are written as most models do.
+fn syntax(loaded: &Loaded, options: &ServerOptions, choice: &ToolChoice) -> Option<ToolSyntax> {
+    let is_forced = matches!(choice, ToolChoice::Required | ToolChoice::Named(_));
+    let fallback = is_forced && options.tool_parser == ToolParser::OfTemplate;
+    loaded.syntax.or(fallback.then_some(ToolSyntax::Qwen))
 }
 
 /// Prepares a text.
@@ -140,6 +155,11 @@ fn opens_thinking(opening: &str) -> bool {
 }
 
 fn encode(loaded: &Loaded, text: &str, param: &str) -> Result<Vec<u32>, ApiError> {
+    // No token is so long: what cannot fit is not worth the time.
+    let fewest = text.len() / LONGEST_TOKEN;
+    if fewest >= loaded.context {
+        return Err(ApiError::too_long(param, fewest, loaded.context));
+    }
     loaded.model.tokenizer.encode(text).map_err(|error| ApiError::of_engine(&error, param))
 }
 
@@ -157,7 +177,7 @@ fn constraint(
     let strict = || call.tools.iter().any(|tool| tool.strict);
     let calls = |tools: &[Tool], wanted| {
         let Some(syntax) = syntax else {
-            return Err(ApiError::field("tool_choice", "the model's chat template has no calls of tools"));
+            return Err(ApiError::field("tool_choice", "calls of tools are turned off: see --tool-parser"));
         };
         let calls = Calls { syntax, tools, wanted, most: call.most_calls };
         let made = loaded.constraints.calls(&calls, before);

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
+use tokio::sync::Semaphore;
+
 use crate::engine::EngineHandle;
 use crate::error::ApiError;
 use crate::generation::Generation;
@@ -11,11 +13,21 @@ use crate::model::Loaded;
 use crate::options::ServerOptions;
 use crate::prepare::Prepared;
 
+/// Memory for bodies is counted in these.
+pub(crate) const BODY_UNIT: usize = 64 << 10;
+/// Bytes that all bodies together may take while they are read, unless single ones may be larger.
+const BODIES_BYTES: usize = 128 << 20;
+const N_PARSERS: usize = 2;
+
 #[derive(Debug)]
 pub(crate) struct State {
     pub(crate) options: ServerOptions,
     pub(crate) engine: EngineHandle,
     pub(crate) metrics: Metrics,
+    /// What bodies may take while they are read, in units of [`BODY_UNIT`].
+    pub(crate) bodies: Semaphore,
+    /// Large bodies that may be parsed at once: as values they are many times larger.
+    pub(crate) parsers: Semaphore,
     loaded: OnceLock<Arc<Loaded>>,
     is_stopping: AtomicBool,
 }
@@ -23,7 +35,10 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn new(options: ServerOptions, engine: EngineHandle) -> Self {
         let (loaded, is_stopping) = (OnceLock::new(), AtomicBool::new(false));
-        Self { options, engine, metrics: Metrics::new(), loaded, is_stopping }
+        let body_bytes = BODIES_BYTES.max(options.max_body_bytes.saturating_mul(4));
+        let bodies = Semaphore::new((body_bytes / BODY_UNIT).min(Semaphore::MAX_PERMITS));
+        let parsers = Semaphore::new(N_PARSERS);
+        Self { options, engine, metrics: Metrics::new(), bodies, parsers, loaded, is_stopping }
     }
 
     /// The model is there: requests may come.

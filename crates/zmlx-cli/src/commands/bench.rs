@@ -109,12 +109,15 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     if args.bandwidth {
         return bandwidth_only(&args);
     }
+    let source = if args.synthetic.is_none() { Some(Source::resolve(&args.model)?) } else { None };
     if let Some(path) = &args.capsule {
-        output::refuse_to_overwrite(path, args.force)?;
+        let inputs = source.as_ref().map(Source::files).unwrap_or_default();
+        output::check_output(path, args.force, &inputs)?;
     }
-    let checkpoint = match &args.synthetic {
-        Some(spec) => Checkpoint::synthetic(spec, SYNTHETIC_SEED)?,
-        None => Source::resolve(&args.model)?.checkpoint()?,
+    let checkpoint = match (&args.synthetic, source) {
+        (Some(spec), _) => Checkpoint::synthetic(spec, SYNTHETIC_SEED)?,
+        (None, Some(source)) => source.checkpoint()?,
+        (None, None) => bail!("nothing to measure: no model"),
     };
     let backends = match (args.compare, args.backend.backend) {
         (Compare::Fusion, backend) => vec![backend],

@@ -161,13 +161,14 @@ fn write_report(paths: &[PathBuf], output: &Path, force: bool) -> Result<Outcome
         Some("md") => report::markdown,
         _ => bail!("--output {}: expected a name that ends in .html or .md", output.display()),
     };
-    output::refuse_to_overwrite(output, force)?;
+    let files = files(paths)?;
+    output::check_output(output, force, &files)?;
     let recorded = |path: &PathBuf| {
         let file =
             path.file_name().map_or_else(|| path.display().to_string(), |n| n.to_string_lossy().into_owned());
         Ok(Recorded { file, capsule: Capsule::read(path)? })
     };
-    let capsules = files(paths)?.iter().map(recorded).collect::<Result<Vec<_>>>()?;
+    let capsules = files.iter().map(recorded).collect::<Result<Vec<_>>>()?;
     let text = render(&capsules);
     output::write_new(output, force, &text)?;
     note(format_args!("{} capsules in {}", capsules.len(), output.display()));

@@ -1,23 +1,29 @@
-//! `zmlx chat`: a conversation, line by line, on one growing cache.
+//! `zmlx chat`: a conversation on one growing cache, with a person at a terminal or line by line from a pipe.
 
-use std::io::{BufRead, IsTerminal};
-use std::ops::ControlFlow;
+mod answer;
+mod conversation;
+mod input;
+mod line;
+mod screen;
+mod settings;
+mod thinking;
 
-use anyhow::{Context, Result};
-use serde_json::{Map, Value};
+use std::path::Path;
+
+use anyhow::Result;
 use zmlx_kernels::Backend;
 use zmlx_models::engine::PrefixCacheOptions;
-use zmlx_models::{
-    ChatMessage, ChatRequest, ChatTemplate, Checkpoint, Engine, EngineOptions, Event, Generation, Request,
-    SamplingParams, StopReason, Tokenizer,
-};
+use zmlx_models::{ChatTemplate, Checkpoint, Engine, EngineOptions, Tokenizer};
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs};
 use crate::engine::{self, About, Job};
 use crate::interrupt;
-use crate::output::{Outcome, message, note, print};
-use crate::progress::Progress;
-use crate::source::Source;
+use crate::output::{Outcome, escaped, is_broken_pipe, message, note, print};
+use answer::Answers;
+use conversation::Conversation;
+use input::Read;
+use line::Input;
+use settings::Settings;
 
 /// Arguments of `zmlx chat`.
 #[derive(Debug, clap::Args)]
@@ -27,6 +33,9 @@ pub(crate) struct Args {
     /// Most tokens of an answer.
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     max_tokens: usize,
+    /// Show only answers, not what the model thinks before them.
+    #[arg(long)]
+    hide_thinking: bool,
     #[command(flatten)]
     template: TemplateArgs,
     #[command(flatten)]
@@ -37,21 +46,24 @@ pub(crate) struct Args {
     backend: BackendArgs,
 }
 
-/// Answers lines from stdin until it ends or says `/exit`.
+/// Answers messages until the input ends or says `/exit`.
 pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
-    let sampling = args.sampling.params()?;
-    let source = Source::resolve(&args.model)?;
+    let settings = Settings {
+        sampling: args.sampling.params()?,
+        max_tokens: args.max_tokens,
+        hides_thinking: args.hide_thinking,
+        kwargs: args.template.kwargs(),
+    };
+    let source = crate::source::Source::resolve(&args.model)?;
     let checkpoint = source.checkpoint()?;
     let eos_token_ids =
         if args.sampling.ignore_eos { Vec::new() } else { checkpoint.eos_token_ids().to_vec() };
     let job = Talk {
         tokenizer: source.need_tokenizer()?,
         template: source.chat_template()?,
-        kwargs: args.template.kwargs(),
-        system: args.template.system,
         checkpoint,
-        max_tokens: args.max_tokens,
-        sampling,
+        settings,
+        conversation: Conversation::new(args.template.system),
         eos_token_ids,
         stop: args.sampling.stop,
         fusion: args.fusion,
@@ -65,10 +77,8 @@ struct Talk {
     checkpoint: Checkpoint,
     tokenizer: Tokenizer,
     template: ChatTemplate,
-    kwargs: Map<String, Value>,
-    system: Option<String>,
-    max_tokens: usize,
-    sampling: SamplingParams,
+    settings: Settings,
+    conversation: Conversation,
     eos_token_ids: Vec<u32>,
     stop: Vec<String>,
     fusion: FusionArgs,
@@ -87,112 +97,102 @@ impl Job for Talk {
             },
             ..EngineOptions::one_sequence(about.fusion(&model, self.fusion)?)
         };
-        let mut engine = Engine::new(&model, Some(&self.tokenizer), options)?;
+        let engine = Engine::new(&model, Some(&self.tokenizer), options)?;
         if self.verbose {
             note(format_args!("Backend: {}", about.text));
             note(format_args!("Load time: {:.3} s", load_time.as_secs_f64()));
         }
-        let mut messages = self.opening();
-        let is_terminal = std::io::stdin().is_terminal();
-        if is_terminal {
-            note(format_args!("{}: /reset forgets the conversation, /exit ends it.", self.checkpoint.name()));
+        let mut source = input::Source::open()?;
+        if source.is_person() && !crate::output::is_quiet() {
+            note(format_args!("{}. /help lists commands, Ctrl-D leaves.", self.checkpoint.name()));
         }
-        let mut line = String::new();
+        let mut answers = Answers {
+            engine,
+            tokenizer: &self.tokenizer,
+            template: &self.template,
+            eos_token_ids: self.eos_token_ids,
+            stop: self.stop,
+            shows_stats: source.is_person() && !crate::output::is_quiet(),
+            verbose: self.verbose,
+            n_answers: 0,
+            last: None,
+        };
+        let mut chat =
+            Chat { name: self.checkpoint.name(), settings: self.settings, conversation: self.conversation };
         loop {
-            if is_terminal {
-                print("> ")?;
-            }
-            line.clear();
-            // Read in one go: the lock is not held while answering.
-            if std::io::stdin().lock().read_line(&mut line).context("stdin")? == 0 {
-                return Ok(Outcome::Done);
-            }
-            match line.trim() {
-                "" => {}
-                "/exit" => return Ok(Outcome::Done),
-                "/reset" => messages = self.opening(),
-                text => {
-                    let n_messages = messages.len();
-                    if let Err(error) = self.answer(&mut engine, &mut messages, text) {
-                        // A person can go on (after /reset if the context is full); a script should know.
-                        if !is_terminal || crate::output::is_broken_pipe(&error) {
-                            return Err(error);
-                        }
-                        note(format_args!("error: {}", message(&error)));
-                        messages.truncate(n_messages);
-                    }
-                }
+            let text = match source.read()? {
+                Read::Text(text) => text,
+                Read::End => return Ok(Outcome::Done),
+                Read::Interrupted if answers.n_answers == 0 => return Ok(Outcome::Interrupted),
+                Read::Interrupted => return Ok(Outcome::Done),
+            };
+            match Input::parse(&text).and_then(|input| chat.obey(input, &mut answers)) {
+                Ok(true) => {}
+                Ok(false) => return Ok(Outcome::Done),
+                // A person can go on; a script should know.
+                Err(error) if !source.is_person() || is_broken_pipe(&error) => return Err(error),
+                Err(error) => note(format_args!("error: {}", message(&error))),
             }
         }
     }
 }
 
-impl Talk {
-    fn opening(&self) -> Vec<ChatMessage> {
-        self.system.iter().map(|s| ChatMessage::new("system", s.as_str())).collect()
+/// What commands change.
+struct Chat<'a> {
+    name: &'a str,
+    settings: Settings,
+    conversation: Conversation,
+}
+
+impl Chat<'_> {
+    /// False to leave. Where it fails, nothing has changed.
+    fn obey<B: Backend>(&mut self, input: Input, answers: &mut Answers<'_, B>) -> Result<bool> {
+        match input {
+            Input::Nothing => {}
+            Input::Exit => return Ok(false),
+            Input::Message(text) => self.answer(&text, answers)?,
+            Input::Help => print(&line::help())?,
+            Input::Reset => self.conversation.reset(),
+            Input::System(None) => print(&format!("{}\n", escaped(&self.conversation.system)))?,
+            Input::System(Some(text)) => self.conversation.system = text,
+            Input::Retry => {
+                let before = self.conversation.clone();
+                match self.conversation.undo() {
+                    None => note(format_args!("there is nothing to answer yet")),
+                    Some(text) => self.answer(&text, answers).inspect_err(|_| self.conversation = before)?,
+                }
+            }
+            Input::Undo => match self.conversation.undo() {
+                None => note(format_args!("there is nothing to take back")),
+                Some(text) => note(format_args!("taken back: {text}")),
+            },
+            Input::Set(None) => print(&self.settings.lines())?,
+            Input::Set(Some((name, value))) => self.settings.set(&name, &value)?,
+            Input::Stats => print(&answers.stats())?,
+            Input::Save(file) => self.conversation.save(Path::new(&file), self.name, &self.settings)?,
+            Input::Load(file) => {
+                let (conversation, settings, model) = Conversation::load(Path::new(&file), &self.settings)?;
+                if let Some(model) = model.filter(|model| model != self.name) {
+                    note(format_args!("this was a conversation with {model}"));
+                }
+                (self.conversation, self.settings) = (conversation, settings);
+            }
+        }
+        Ok(true)
     }
 
-    /// Adds the user's message and the model's answer, which is printed as it comes. What was ended before there was an
-    /// answer was not said.
-    fn answer<B: Backend>(
-        &self,
-        engine: &mut Engine<'_, B>,
-        messages: &mut Vec<ChatMessage>,
-        text: &str,
-    ) -> Result<()> {
-        messages.push(ChatMessage::new("user", text));
-        let request = ChatRequest::new(messages).with_kwargs(&self.kwargs);
-        let prompt = self.tokenizer.encode(&self.template.render(&request)?)?;
-        let generation = self.stream(engine, prompt)?;
-        let finished = &generation.finished;
-        if self.verbose {
-            note(format_args!(
-                "Prompt: {} tokens ({} of them cached), {:.3} tokens-per-sec; answer: {} tokens, {:.3} \
-                 tokens-per-sec; stop reason: {}",
-                finished.n_prompt_tokens,
-                finished.n_cached_tokens,
-                generation.prompt_tps(),
-                generation.tokens.len(),
-                generation.generation_tps(),
-                finished.reason.name()
-            ));
-        }
-        if finished.reason == StopReason::Interrupted && generation.tokens.is_empty() {
-            messages.pop();
-        } else {
-            messages.push(ChatMessage::new("assistant", generation.text));
+    /// Adds the user's message and the model's answer. What was ended before there was an answer was not said.
+    fn answer<B: Backend>(&mut self, text: &str, answers: &mut Answers<'_, B>) -> Result<()> {
+        let before = self.conversation.clone();
+        self.conversation.say(text);
+        match answers.answer(&self.conversation.messages(), &self.settings) {
+            Ok(Some(answer)) => self.conversation.push(answer),
+            Ok(None) => self.conversation = before,
+            Err(error) => {
+                self.conversation = before;
+                return Err(error);
+            }
         }
         Ok(())
-    }
-
-    fn stream<B: Backend>(&self, engine: &mut Engine<'_, B>, prompt: Vec<u32>) -> Result<Generation> {
-        let request = Request {
-            sampling: self.sampling.clone(),
-            eos_token_ids: self.eos_token_ids.clone(),
-            stop: self.stop.clone(),
-            ..Request::new(prompt, self.max_tokens)
-        };
-        let busy = interrupt::begin();
-        let mut progress = Progress::new("Prompt");
-        let mut printed = Ok(0);
-        let generation = engine.complete(request, |event| {
-            match event {
-                Event::Prompt { n_done, n_tokens, .. } => progress.update(*n_done, *n_tokens),
-                Event::Token { token, .. } => {
-                    if let Ok(n) = &mut printed {
-                        match print(&token.text) {
-                            Ok(()) => *n += token.text.len(),
-                            Err(e) => printed = Err(e),
-                        }
-                    }
-                }
-                Event::Started { .. } | Event::Finished { .. } | Event::Failed { .. } => {}
-            }
-            let more = printed.is_ok() && !busy.is_asked();
-            if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        });
-        let (generation, n_printed) = (generation?, printed?);
-        print(&format!("{}\n", generation.text.get(n_printed..).unwrap_or_default()))?;
-        Ok(generation)
     }
 }

@@ -6,10 +6,10 @@ use anyhow::Result;
 use zmlx_kernels::Backend;
 use zmlx_models::{Checkpoint, Error, Input, Logits as Wanted, PREFILL_CHUNK, PoolOptions};
 
-use crate::args::{BackendArgs, FusionArgs, ModelArgs};
+use crate::args::{BackendArgs, FusionArgs, ModelArgs, positive};
 use crate::engine::{self, About, Job};
 use crate::interrupt::{self, Interrupted};
-use crate::output::{Outcome, write_file};
+use crate::output::{Outcome, check_output, write_file};
 use crate::progress::Progress;
 use crate::source::Source;
 
@@ -24,6 +24,12 @@ pub(crate) struct Args {
     /// The file to write. It holds one tensor: `logits`, f32 [n_tokens, vocab].
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
+    /// Overwrite the file.
+    #[arg(long)]
+    force: bool,
+    /// Feed the tokens N at a time: 1 computes as decoding does.
+    #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK, value_parser = positive())]
+    chunk: usize,
     #[command(flatten)]
     fusion: FusionArgs,
     #[command(flatten)]
@@ -32,7 +38,9 @@ pub(crate) struct Args {
 
 /// Computes the logits and writes the file.
 pub(crate) fn run(args: Args) -> Result<Outcome> {
-    let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
+    let source = Source::resolve(&args.model)?;
+    check_output(&args.out, args.force, &source.files())?;
+    let checkpoint = source.checkpoint()?;
     // All tokens are checked before the first is computed: a long sequence takes minutes.
     let (vocab, limit) =
         (checkpoint.architecture().vocab_size, checkpoint.architecture().max_position_embeddings);
@@ -43,7 +51,8 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
         return Err(Error::ContextLength { n_tokens: args.tokens.len(), limit }.into());
     }
     interrupt::install()?;
-    let job = Logits { checkpoint, tokens: args.tokens, out: args.out, fusion: args.fusion };
+    let Args { tokens, out, chunk, fusion, .. } = args;
+    let job = Logits { checkpoint, tokens, out, chunk, fusion };
     engine::with_backend(args.backend, job)
 }
 
@@ -51,6 +60,7 @@ struct Logits {
     checkpoint: Checkpoint,
     tokens: Vec<u32>,
     out: PathBuf,
+    chunk: usize,
     fusion: FusionArgs,
 }
 
@@ -66,7 +76,7 @@ impl Job for Logits {
         write_file(&self.out, |out| {
             out.write_all(&header(self.tokens.len(), model.architecture().vocab_size)?)?;
             // Chunk by chunk into the file: a long sequence's logits may not fit memory.
-            for tokens in self.tokens.chunks(PREFILL_CHUNK) {
+            for tokens in self.tokens.chunks(self.chunk) {
                 if busy.is_asked() {
                     return Err(Interrupted.into());
                 }

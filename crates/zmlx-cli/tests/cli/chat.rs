@@ -63,3 +63,94 @@ fn exit_ends_it_and_errors_are_told() {
     let bytes = zmlx_with_stdin(&["chat", "--model", &dir], b"\xff\n");
     bytes.refused(&["stdin"]);
 }
+
+#[test]
+fn commands_change_what_comes_next() {
+    let dir = model(GLM);
+    let first = chat(&dir, &[], "Where is Jane?\n").ok().stdout;
+    // Taken back and said again, answered again: without a temperature it is the same answer.
+    assert_eq!(chat(&dir, &[], "Where is Jane?\n/retry\n").ok().stdout, format!("{first}{first}"));
+    let run = chat(&dir, &[], "Where is Jane?\n/undo\nWhere is Jane?\n").ok();
+    assert_eq!(run.stdout, format!("{first}{first}"));
+    assert_eq!(run.stderr, "taken back: Where is Jane?\n");
+    // Settings, and a system message as the flag gives it.
+    let short = ["chat", "--model", &dir, "-m", "3", "--ignore-eos"];
+    let short = zmlx_with_stdin(&short, b"Where is Jane?\n").ok().stdout;
+    assert_eq!(chat(&dir, &[], "/set max_tokens 3\nWhere is Jane?\n").ok().stdout, short);
+    let flag = chat(&dir, &["--system", "Be brief."], "Where is Jane?\n").ok().stdout;
+    assert_eq!(chat(&dir, &[], "/system Be brief.\nWhere is Jane?\n").ok().stdout, flag);
+    assert_ne!(flag, first);
+    assert!(chat(&dir, &[], "/help\n/set\n/stats\n").ok().stdout.contains("/retry"));
+}
+
+#[test]
+fn another_attempt_is_another_answer() {
+    let args = ["--temp", "1.5", "--seed", "7"];
+    let run = chat(&model(GLM), &args, "Where is Jane?\n/retry\n").ok().stdout;
+    let first = chat(&model(GLM), &args, "Where is Jane?\n").ok().stdout;
+    let second = run.strip_prefix(&first).unwrap();
+    assert_ne!(second, first);
+    assert_eq!(chat(&model(GLM), &args, "Where is Jane?\n/retry\n").ok().stdout, run);
+}
+
+#[test]
+fn a_conversation_goes_on_from_a_file() {
+    let dir = model(GLM);
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("talk.json");
+    let file = file.to_str().unwrap();
+    let whole = chat(&dir, &["--system", "Be brief."], "Where is Jane?\nAnd Lydia?\n").ok().stdout;
+    let save = format!("/set temp 0\nWhere is Jane?\n/save {file}\n");
+    let begun = chat(&dir, &["--system", "Be brief."], &save).ok().stdout;
+    let run = chat(&dir, &["--temp", "1"], &format!("/load {file}\nAnd Lydia?\n")).ok();
+    assert_eq!(begun + &run.stdout, whole);
+    // Another model is told; nonsense is refused, and nothing is lost.
+    let other = chat(&model(QWEN), &[], &format!("/load {file}\n")).ok();
+    assert!(other.stderr.contains("this was a conversation with"), "{}", other.stderr);
+    std::fs::write(file, "{").unwrap();
+    chat(&dir, &[], &format!("/load {file}\n")).refused(&["talk.json"]);
+    chat(&dir, &[], "/save /nowhere/talk.json\n").refused(&["/nowhere"]);
+    chat(&dir, &[], "/nonsense\n").refused(&["/nonsense", "/help"]);
+    chat(&dir, &[], "/set temp -1\n").refused(&["temperature"]);
+}
+
+#[test]
+fn the_repetition_penalty_sees_the_whole_conversation() {
+    // The second answer on the cache, and from the whole conversation as one prompt.
+    let dir = model(GLM);
+    let penalty = ["--repetition-penalty", "1.5", "--repetition-context-size", "1000"];
+    let both = chat(&dir, &penalty, "Where is Jane?\nAnd Lydia?\n").ok().stdout;
+    let first = chat(&dir, &penalty, "Where is Jane?\n").ok().stdout;
+    let second = both.strip_prefix(&first).unwrap();
+    let turn = |role: &str, text: &str| format!("<|im_start|>{role}\n{text}<|im_end|>\n");
+    let history = turn("user", "Where is Jane?") + &turn("assistant", first.strip_suffix('\n').unwrap());
+    let prompt = history + &turn("user", "And Lydia?") + "<|im_start|>assistant\n";
+    let args = ["generate", "--raw", "--json", "--model", &dir, "-p", &prompt, "-m", "12", "--ignore-eos"];
+    let text =
+        |more: &[&str]| zmlx(&[&args[..], more].concat()).ok().json()["text"].as_str().unwrap().to_owned();
+    assert_eq!(second, format!("{}\n", text(&penalty)));
+    // It matters that it sees more than the last tokens.
+    assert_ne!(text(&penalty), text(&["--repetition-penalty", "1.5", "--repetition-context-size", "2"]));
+}
+
+#[test]
+fn thinking_is_left_out_on_demand() {
+    let dir = copy_without(GLM, &[]);
+    let path = dir.path().join("chat_template.jinja");
+    let template = std::fs::read_to_string(&path).unwrap();
+    std::fs::write(&path, template + "{% if add_generation_prompt %}<think>\n{% endif %}").unwrap();
+    let dir = dir.path().to_str().unwrap();
+    // All of it is thinking: the model never ends it.
+    assert!(chat(dir, &[], "Where is Jane?\n").ok().stdout.len() > 10);
+    assert_eq!(chat(dir, &["--hide-thinking"], "Where is Jane?\n").ok().stdout, "\n");
+}
+
+#[test]
+fn a_message_may_have_several_lines() {
+    let dir = model(GLM);
+    let want = chat(&dir, &[], "\"\"\"one\ntwo\"\"\"\n").ok().stdout;
+    assert_eq!(chat(&dir, &[], "one\\\ntwo\n").ok().stdout, want);
+    // The input may end within it.
+    assert_eq!(chat(&dir, &[], "\"\"\"one\ntwo").ok().stdout, want);
+    assert_ne!(chat(&dir, &[], "one\n").ok().stdout, want);
+}

@@ -5,12 +5,16 @@ mod backends;
 mod bad_input;
 mod capsule;
 mod chat;
+mod faults;
 mod generate;
 mod golden;
 mod hub;
 mod inspect;
 mod logits;
 mod measure;
+mod shell;
+#[cfg(unix)]
+mod terminal;
 mod text;
 mod validate;
 

@@ -70,8 +70,12 @@ impl<const W: usize> RowsOf<'_, W> {
             for (i, xs) in self.xs.chunks(MAX_X).enumerate() {
                 let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
                 let dot = self.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
+                // From here on, through the results of all activations.
+                let [first, second] =
+                    results.each_mut().map(|of| of[i * MAX_X..].as_flattened_mut().as_mut_ptr());
                 let to: [*mut f32; ROWS] = std::array::from_fn(|r| {
-                    results[r / n_runs][i * MAX_X][r % n_runs * block_len..].as_mut_ptr()
+                    let of = if r / n_runs == 0 { first } else { second };
+                    of.wrapping_add(r % n_runs * block_len)
                 });
                 // SAFETY: rows and activations are as the layout says, and what is read behind the rows is there; each of
                 // the results' rows has room for the block's of its weight, and those of all activations follow; the level
@@ -83,6 +87,9 @@ impl<const W: usize> RowsOf<'_, W> {
                         dot(layout, &rows, 1, &x, scales, &to.map(|to| to.add(i)), BLOCK_ROWS);
                     }
                 }
+            }
+            for (results, part) in results.iter_mut().zip(self.parts).filter(|(_, p)| p.host.has_factors()) {
+                times(part.host.factor(self.mat), results[..self.xs.len()].as_flattened_mut());
             }
             for run in 0..block.n_runs {
                 out(&Results {
@@ -126,6 +133,9 @@ impl<const W: usize> RowsOf<'_, W> {
                         let scratch = &mut scratch.tiles[w];
                         (self.kernels.tile)(layout, &tile[..tile_rows], xs, packed, scratch, results);
                     };
+                    if part.host.has_factors() {
+                        times(part.host.factor(self.mat), results);
+                    }
                 }
                 out(&Results {
                     rows: rows_of_tile,
@@ -142,6 +152,10 @@ impl<const W: usize> RowsOf<'_, W> {
         let first = self.parts[0].first_row + first;
         first..first + n
     }
+}
+
+fn times(factor: f32, results: &mut [f32]) {
+    results.iter_mut().for_each(|y| *y *= factor);
 }
 
 /// The results of some rows of `W` weights with some pairs.

@@ -29,6 +29,8 @@ pub(super) struct WeightPart {
     pub(super) host: HostWeight,
     pub(super) first_row: usize,
     pub(super) kernels: Kernels,
+    /// What the kernels were chosen for.
+    made_for: (Level, Activations),
     /// Bytes of a row's data, scales and biases.
     pub(super) row_bytes: [usize; 3],
 }
@@ -75,7 +77,13 @@ impl CpuWeight {
             n_in: host.n_in(),
             vector: is_vector.then(|| host.to_f32_vec()),
             is_used: unused(host.n_mats()),
-            parts: vec![WeightPart { host, first_row: 0, kernels, row_bytes }],
+            parts: vec![WeightPart {
+                host,
+                first_row: 0,
+                kernels,
+                made_for: (level, activations),
+                row_bytes,
+            }],
         }))
     }
 
@@ -87,9 +95,15 @@ impl CpuWeight {
         for w in weights {
             let got = (w.n_mats(), w.n_in());
             ensure(got == (n_mats, n_in), OP, "parts", format_args!("{n_mats} matrices {n_in} wide"), got)?;
+            // Activations are prepared once for all parts.
+            let made_for = |w: &Self| w.0.parts[0].made_for;
+            let want = format_args!("weights of one level, as the first: {:?}", made_for(weights[0]));
+            ensure(made_for(w) == made_for(weights[0]), OP, "parts", want, made_for(w))?;
             parts
                 .extend(w.0.parts.iter().map(|p| WeightPart { first_row: p.first_row + n_out, ..p.clone() }));
-            n_out += w.n_out();
+            let sum = n_out.checked_add(w.n_out()).filter(|n: &usize| n.checked_mul(n_in).is_some());
+            ensure(sum.is_some(), OP, "parts", "an addressable size", [n_out, w.n_out(), n_in])?;
+            n_out = sum.unwrap_or(n_out);
         }
         Ok(Self(std::sync::Arc::new(Inner {
             n_mats,
@@ -163,6 +177,9 @@ impl CpuWeight {
                     *out.next().expect("a row has n_in weights") = weight;
                 });
             }
+        }
+        if part.host.has_factors() {
+            out.iter_mut().for_each(|w| *w *= part.host.factor(0));
         }
     }
 }

@@ -1,7 +1,7 @@
 //! AMX: products of tiles of bytes, 16 by 64 by 16 with one instruction.
 //!
-//! The compiler has no stable intrinsics for it and never uses its registers, so their contents pass from one block of
-//! assembly to the next.
+//! The compiler has no stable intrinsics for it and never configures its registers: a configuration lasts from
+//! [`Tiles::configure`] until the tiles are dropped. Their contents stay within one block of assembly.
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
@@ -47,15 +47,7 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// Expands to `$use!` with the registers of half `$half`: sums of the first and of the second plane, weights.
-macro_rules! of_half {
-    ($half:expr, $use:ident) => {
-        if $half == 0 { $use!("tmm0", "tmm1", "tmm6") } else { $use!("tmm2", "tmm3", "tmm7") }
-    };
-}
-
-/// This thread's tiles, configured; given back when dropped. Their sums are two halves: while one is multiplied the other
-/// can be stored, for the processor has no more of these registers than can be named.
+/// This thread's tiles, configured; given back when dropped.
 pub(crate) struct Tiles {
     x_row_bytes: usize,
 }
@@ -69,116 +61,95 @@ impl Tiles {
         assert!((1..=TILE).contains(&k));
         let mut config =
             Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        // 0 to 3 are sums, 4 and 5 activations of each plane, 6 and 7 weights.
+        // 0 and 1 are sums, 2 and 3 activations of each plane, 4 weights; the others are not used.
         for tile in 0..8 {
-            config.row_bytes[tile] = 4 * if matches!(tile, 4 | 5) { k } else { TILE } as u16;
-            config.rows[tile] = if tile < 6 { TILE } else { k } as u8;
+            config.row_bytes[tile] = 4 * if matches!(tile, 2 | 3) { k } else { TILE } as u16;
+            config.rows[tile] = if tile < 4 { TILE } else { k } as u8;
         }
         // SAFETY: the configuration is valid; the caller vouches for the instruction.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, preserves_flags)) };
         Self { x_row_bytes: 4 * k }
     }
 
-    /// The sums of half `HALF` become zero.
-    #[inline(always)]
-    pub(crate) fn clear<const HALF: usize>(&self) {
-        macro_rules! clear {
-            ($first:tt, $second:tt, $w:tt) => {
-                asm!(
-                    concat!("tilezero ", $first),
-                    concat!("tilezero ", $second),
-                    out($first) _,
-                    out($second) _,
-                    options(nostack, nomem, preserves_flags),
-                )
-            };
-        }
-        // SAFETY: tiles are configured.
-        unsafe { of_half!(HALF, clear) }
-    }
-
-    /// Adds to the sums of half `HALF` the products of signed bytes, activations, with unsigned ones, weights. Activations
-    /// are one plane or two, `plane` bytes behind each other: rows one after another. Weights are a cell of 16 rows, then
-    /// after `w_stride` bytes the next.
+    /// The sums of the products of signed bytes, activations, with unsigned ones, weights: of `n_steps` times as many as tiles
+    /// are configured for. Activations are one plane or two, `plane` bytes behind each other: rows one after another, from
+    /// one step to the next `X_STEP` rows' bytes. Weights are a cell of 16 rows, then after `w_stride` bytes the next.
+    ///
+    /// One block of assembly: what is in tiles does not have to outlive it.
     ///
     /// # Safety
     /// They are readable as far as configured.
     #[inline(always)]
-    pub(crate) unsafe fn add_products<const PLANES: usize, const HALF: usize>(
+    pub(crate) unsafe fn products<const PLANES: usize>(
         &self,
         x: *const u8,
         plane: usize,
         w: *const u8,
         w_stride: usize,
+        n_steps: usize,
+        sums: &mut Sums,
     ) {
-        macro_rules! add {
-            ($first:tt, $second:tt, $w:tt) => {
-                asm!(
-                    "tileloadd tmm4, [{x} + {x_stride}]",
-                    concat!("tileloadd ", $w, ", [{w} + {w_stride}]"),
-                    concat!("tdpbsud ", $first, ", tmm4, ", $w),
-                    x = in(reg) x,
-                    x_stride = in(reg) self.x_row_bytes,
-                    w = in(reg) w,
-                    w_stride = in(reg) w_stride,
-                    out("tmm4") _,
-                    out($first) _,
-                    out($w) _,
-                    options(nostack, readonly, preserves_flags),
-                )
-            };
-        }
-        macro_rules! add_second {
-            ($first:tt, $second:tt, $w:tt) => {
-                asm!(
-                    "tileloadd tmm5, [{x} + {x_stride}]",
-                    concat!("tdpbsud ", $second, ", tmm5, ", $w),
-                    x = in(reg) x.add(plane),
-                    x_stride = in(reg) self.x_row_bytes,
-                    out("tmm5") _,
-                    out($second) _,
-                    options(nostack, readonly, preserves_flags),
-                )
-            };
-        }
-        // SAFETY: the caller's promise; tiles are configured.
-        unsafe {
-            of_half!(HALF, add);
-            if PLANES == 2 {
-                of_half!(HALF, add_second);
-            }
-        }
-    }
-
-    /// Writes the sums of half `HALF`.
-    #[inline(always)]
-    pub(crate) fn store<const PLANES: usize, const HALF: usize>(&self, sums: &mut Sums) {
+        debug_assert!(n_steps > 0);
+        let x_step = self.x_row_bytes * TILE;
+        let w_step = self.x_row_bytes / 4 * w_stride;
         let [first, second] = sums.0.each_mut().map(|plane| plane.as_mut_ptr());
-        macro_rules! store {
-            ($first:tt, $second:tt, $w:tt) => {
-                asm!(
-                    concat!("tilestored [{p} + {stride}], ", $first),
-                    p = in(reg) first,
-                    stride = in(reg) 4 * TILE,
-                    options(nostack, preserves_flags),
-                )
-            };
-        }
-        macro_rules! store_second {
-            ($first:tt, $second:tt, $w:tt) => {
-                asm!(
-                    concat!("tilestored [{p} + {stride}], ", $second),
-                    p = in(reg) second,
-                    stride = in(reg) 4 * TILE,
-                    options(nostack, preserves_flags),
-                )
-            };
-        }
-        // SAFETY: each tile takes as many bytes as a plane; tiles are configured.
+        // SAFETY: the caller's promise; tiles are configured, and each takes as many bytes as a plane of sums.
         unsafe {
-            of_half!(HALF, store);
             if PLANES == 2 {
-                of_half!(HALF, store_second);
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "2:",
+                    "tileloadd tmm2, [{x} + {x_stride}]",
+                    "tileloadd tmm3, [{y} + {x_stride}]",
+                    "tileloadd tmm4, [{w} + {w_stride}]",
+                    "tdpbsud tmm0, tmm2, tmm4",
+                    "tdpbsud tmm1, tmm3, tmm4",
+                    "add {x}, {x_step}",
+                    "add {y}, {x_step}",
+                    "add {w}, {w_step}",
+                    "dec {n}",
+                    "jnz 2b",
+                    "tilestored [{first} + {stride}], tmm0",
+                    "tilestored [{second} + {stride}], tmm1",
+                    x = inout(reg) x => _,
+                    y = inout(reg) x.wrapping_add(plane) => _,
+                    w = inout(reg) w => _,
+                    n = inout(reg) n_steps => _,
+                    x_stride = in(reg) self.x_row_bytes,
+                    w_stride = in(reg) w_stride,
+                    x_step = in(reg) x_step,
+                    w_step = in(reg) w_step,
+                    first = in(reg) first,
+                    second = in(reg) second,
+                    stride = in(reg) 4 * TILE,
+                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _, out("tmm4") _,
+                    options(nostack),
+                );
+            } else {
+                asm!(
+                    "tilezero tmm0",
+                    "2:",
+                    "tileloadd tmm2, [{x} + {x_stride}]",
+                    "tileloadd tmm4, [{w} + {w_stride}]",
+                    "tdpbsud tmm0, tmm2, tmm4",
+                    "add {x}, {x_step}",
+                    "add {w}, {w_step}",
+                    "dec {n}",
+                    "jnz 2b",
+                    "tilestored [{first} + {stride}], tmm0",
+                    x = inout(reg) x => _,
+                    w = inout(reg) w => _,
+                    n = inout(reg) n_steps => _,
+                    x_stride = in(reg) self.x_row_bytes,
+                    w_stride = in(reg) w_stride,
+                    x_step = in(reg) x_step,
+                    w_step = in(reg) w_step,
+                    first = in(reg) first,
+                    stride = in(reg) 4 * TILE,
+                    out("tmm0") _, out("tmm2") _, out("tmm4") _,
+                    options(nostack),
+                );
             }
         }
     }

@@ -91,6 +91,26 @@ fn cpu_instances() -> Vec<Instance<CpuBackend>> {
     levels().into_iter().flat_map(|level| [1, 2].map(|n_threads| cpu_instance(level, n_threads))).collect()
 }
 
+/// The suite covers the levels that this machine is said to support: here the system's own list of the processor's features says
+/// the same, so that no level is left out in silence.
+#[cfg(all(target_os = "linux", target_arch = "x86_64"))]
+#[test]
+fn no_level_is_left_out() {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap();
+    let flags = text.lines().find_map(|line| line.strip_prefix("flags")).unwrap();
+    let has = |names: &[&str]| names.iter().all(|name| flags.split_whitespace().any(|flag| flag == *name));
+    let wide = ["avx2", "fma", "avx512f", "avx512bw", "avx512dq", "avx512vl"];
+    let vnni = [&wide[..], &["avx512_vnni", "avx512vbmi"]].concat();
+    for (level, names) in
+        [(Level::Avx2, &["avx2", "fma", "f16c"][..]), (Level::Avx512, &wide), (Level::Avx512Vnni, &vnni)]
+    {
+        assert!(
+            !has(names) || level.is_supported(),
+            "{level:?} is not used, but the processor has {names:?}"
+        );
+    }
+}
+
 #[test]
 fn cpu_on_three_threads() {
     let best = Level::fastest();

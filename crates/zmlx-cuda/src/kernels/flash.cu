@@ -173,9 +173,10 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid
             total[half] = fmaf(total[half], shrink, expf(sink - now));
         }
         if (16 * warp + 8 * half + r >= n_rows) continue;
+        const float factor = shrink / total[half];
         float* y = a.y + (u64)heads[half] * WIDTH + 2 * q;
 #pragma unroll
         for (int n8 = 0; n8 < 2 * STEPS; ++n8)
-            *(float2*)(y + 8 * n8) = make_float2(sum[n8][2 * half] * shrink / total[half], sum[n8][2 * half + 1] * shrink / total[half]);
+            *(float2*)(y + 8 * n8) = make_float2(sum[n8][2 * half] * factor, sum[n8][2 * half + 1] * factor);
     }
 }

@@ -266,6 +266,6 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
         shrink = expf(most - now);
         total = fmaf(total, shrink, expf(sink - now));
     }
-    if (has_columns)
-        *(float4*)(a.y + (u64)head * WIDTH + 4 * lane) = make_float4(sum.x * shrink / total, sum.y * shrink / total, sum.z * shrink / total, sum.w * shrink / total);
+    const float factor = shrink / total;
+    if (has_columns) *(float4*)(a.y + (u64)head * WIDTH + 4 * lane) = make_float4(sum.x * factor, sum.y * factor, sum.z * factor, sum.w * factor);
 }

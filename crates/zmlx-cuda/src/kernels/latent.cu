@@ -76,33 +76,44 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) latent(const __gri
     const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 
     // Columns past the width are zero, rows past the end too.
-    constexpr u32 QUADS = 4 * STEPS, BROUGHT = N_ROWS * QUADS / (32 * N_WARPS);
-    const float4* const queries = (const float4*)(a.queries + ((u64)of_block.x * a.n_heads + row0) * a.key_width);
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < N_ROWS * QUADS; i += 32 * N_WARPS) {
-        const u32 row = i / QUADS, quad = i % QUADS;
-        float4 v = row < n_rows && 4 * quad < a.key_width ? queries[row * (a.key_width / 4) + quad] : zero;
-        v.x *= a.scale, v.y *= a.scale, v.z *= a.scale, v.w *= a.scale;
-        shared.queries.put(row, 4 * quad, v);
-    }
-    if (threadIdx.x < N_ROWS) shared.most[threadIdx.x] = -infinity(), shared.total[threadIdx.x] = 0.0f;
-    float4 brought[BROUGHT];
+    constexpr u32 QUADS = 4 * STEPS, LANE_QUADS = (QUADS + 31) / 32;
+    // A warp brings every eighth row, a lane every 32nd vector of it.
+    float4 brought[N_ROWS / N_WARPS][LANE_QUADS];
     auto ask = [&](u32 tile) {
         const float* page = a.cache.page(slot, tile * TILE) + (u64)(tile * TILE % PAGE_TOKENS) * a.cache.key_stride;
 #pragma unroll
-        for (u32 i = 0; i < BROUGHT; ++i) {
-            const u32 row = (threadIdx.x + 32 * N_WARPS * i) / QUADS, quad = (threadIdx.x + 32 * N_WARPS * i) % QUADS;
-            brought[i] = tile * TILE + row < last_end && 4 * quad < a.key_width ? *(const float4*)(page + (u64)row * a.cache.key_stride + 4 * quad) : zero;
+        for (u32 i = 0; i < N_ROWS / N_WARPS; ++i) {
+            const u32 row = warp + N_WARPS * i;
+            const float4* from = (const float4*)(page + (u64)row * a.cache.key_stride) + lane;
+            const u32 n_quads = tile * TILE + row < last_end ? a.key_width / 4 : 0;
+#pragma unroll
+            for (u32 j = 0; j < LANE_QUADS; ++j) brought[i][j] = lane + 32 * j < n_quads ? from[32 * j] : zero;
         }
     };
 
-    float sum[2][TILES][4] = {};
     if (tile_begin < tile_end) ask(tile_begin);
+    const float4* const queries = (const float4*)(a.queries + ((u64)of_block.x * a.n_heads + row0) * a.key_width);
+#pragma unroll 1
+    for (u32 row = warp; row < N_ROWS; row += N_WARPS) {
+        const u32 n_quads = row < n_rows ? a.key_width / 4 : 0;
+        float4 v[LANE_QUADS];
+#pragma unroll
+        for (u32 j = 0; j < LANE_QUADS; ++j) v[j] = lane + 32 * j < n_quads ? queries[row * (a.key_width / 4) + lane + 32 * j] : zero;
+#pragma unroll
+        for (u32 j = 0; j < LANE_QUADS; ++j) {
+            v[j].x *= a.scale, v[j].y *= a.scale, v[j].z *= a.scale, v[j].w *= a.scale;
+            if (lane + 32 * j < QUADS) shared.queries.put(row, 4 * (lane + 32 * j), v[j]);
+        }
+    }
+    if (threadIdx.x < N_ROWS) shared.most[threadIdx.x] = -infinity(), shared.total[threadIdx.x] = 0.0f;
+    float sum[2][TILES][4] = {};
     for (u32 tile = tile_begin; tile < tile_end; ++tile) {
         __syncthreads();
 #pragma unroll
-        for (u32 i = 0; i < BROUGHT; ++i)
-            shared.keys.put((threadIdx.x + 32 * N_WARPS * i) / QUADS, (threadIdx.x + 32 * N_WARPS * i) % QUADS * 4, brought[i]);
+        for (u32 i = 0; i < N_ROWS / N_WARPS; ++i)
+#pragma unroll
+            for (u32 j = 0; j < LANE_QUADS; ++j)
+                if (lane + 32 * j < QUADS) shared.keys.put(warp + N_WARPS * i, 4 * (lane + 32 * j), brought[i][j]);
         __syncthreads();
         if (tile + 1 < tile_end) ask(tile + 1);
 

@@ -95,7 +95,7 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
                     float squares = stage_planes(a, job, planes, sums, norm);
                     if (NORM) squares_of_threads[threadIdx.x] = squares;
                     __syncthreads();
-                    if (STAGED == STAGED_KEEP && blockIdx.y == 0 && job % a.in.rows_per_x == 0)
+                    if (STAGED == STAGED_KEEP && blockIdx.y == gridDim.y - 1 && job % a.in.rows_per_x == 0)
                         for (u32 i = threadIdx.x; i < n_items * 18; i += blockDim.x) ((u32*)staged)[i] = ((const u32*)shared)[i];
                 }
             }
@@ -121,7 +121,7 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
         } while (LOOP && base - lane < n_items);
 
         if (NORM && is_first) factor = STAGED == STAGED_TAKE ? *kept_factor : factor_of_squares(a, squares_of_threads);
-        if (STAGED == STAGED_KEEP && is_first && blockIdx.y == 0 && job % a.in.rows_per_x == 0 && threadIdx.x == 0) *kept_factor = factor;
+        if (STAGED == STAGED_KEEP && is_first && blockIdx.y == gridDim.y - 1 && job % a.in.rows_per_x == 0 && threadIdx.x == 0) *kept_factor = factor;
         float value = sum_of_four(sum) * factor;
         if (STREAMS == 2) value = silu_times(value, __shfl_down_sync(FULL_WARP, value, 8 * ROWS));
         const u32 r = lane / 8, row = row0 + r;

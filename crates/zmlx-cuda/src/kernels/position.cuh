@@ -96,7 +96,7 @@ __device__ __forceinline__ void finish_head(const Source& s, float (&v)[N], Turn
         for (u32 j = 0; j < N; ++j) norm[j] = lane + 32 * j < s.width ? s.norm[lane + 32 * j] : 0.0f;
 #pragma unroll
         for (u32 j = 0; j < N; ++j) sum = fmaf(v[j], v[j], sum);
-        const float factor = 1.0f / sqrtf(warp_sum(sum) / (float)s.width + s.eps);
+        const float factor = rsqrtf(warp_sum(sum) / (float)s.width + s.eps);
 #pragma unroll
         for (u32 j = 0; j < N; ++j) v[j] = v[j] * factor * norm[j];
     }

@@ -70,8 +70,8 @@ extern "C" __global__ void __launch_bounds__(256) softmax(const __grid_constant_
     most = block_max(most, scratch);
     float sum = 0.0f;
     for (u32 i = threadIdx.x; i < a.width; i += blockDim.x) sum += expf(x[i] - most);
-    sum = block_sum(sum, scratch);
-    for (u32 i = threadIdx.x; i < a.width; i += blockDim.x) y[i] = expf(x[i] - most) / sum;
+    const float inverse = 1.0f / block_sum(sum, scratch);
+    for (u32 i = threadIdx.x; i < a.width; i += blockDim.x) y[i] = expf(x[i] - most) * inverse; // as the routers do
 }
 
 extern "C" __global__ void __launch_bounds__(256) div_by_sum(const __grid_constant__ RowsArgs a) {

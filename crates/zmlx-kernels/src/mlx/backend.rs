@@ -26,6 +26,7 @@ use mlx_rs::{Array, ArrayElement, Dtype, ops};
 pub use cache::MlxCache;
 pub(super) use fused::{Pairs, launch_gather_qmm_swiglu};
 pub use indices::MlxIndices;
+pub(in crate::mlx) use indices::below;
 pub use step::MlxStep;
 pub use weight::MlxWeight;
 pub(super) use weight::packed;

@@ -13,9 +13,8 @@
 //!
 //! # Indices
 //!
-//! They may have any integer type. Their values are not read here, which would wait for the device: as in MLX, one that
-//! names no expert or no row is the caller's fault, a composed op then reads memory that is not the bank's. A kernel gives NaN
-//! for an expert that does not exist.
+//! They may have any integer type. Their values are not read here, which would wait for the device. MLX would read memory that
+//! is not the bank's for one that names no expert or no row: the device takes the last one instead.
 
 mod combine;
 mod route;
@@ -24,6 +23,7 @@ mod swiglu;
 
 use mlx_rs::{Array, Dtype};
 
+use super::backend::below;
 use super::runtime::fault;
 use super::{MlxBackend, QuantizedExperts};
 use crate::check::ensure;
@@ -171,12 +171,13 @@ fn check_float(op: &'static str, what: &'static str, x: &Array) -> Result<()> {
 }
 
 /// The indices as u32.
-fn check_indices(op: &'static str, what: &'static str, indices: &Array) -> Result<Array> {
+/// The indices as u32 below `n`: MLX reads wherever they point, so what is beyond becomes the last.
+fn check_indices(op: &'static str, what: &'static str, indices: &Array, n: usize) -> Result<Array> {
     use Dtype::{Int8, Int16, Int32, Int64, Uint8, Uint16, Uint32, Uint64};
     let integer = matches!(indices.dtype(), Int8 | Int16 | Int32 | Int64 | Uint8 | Uint16 | Uint32 | Uint64);
     ensure(integer, op, what, "an integer type", indices.dtype())?;
     ensure(indices.size() > 0, op, what, "no empty dimension", indices.shape())?;
-    indices.as_dtype(Uint32).map_err(fault(op))
+    below(&indices.as_dtype(Uint32).map_err(fault(op))?, n).map_err(fault(op))
 }
 
 fn check_width(op: &'static str, x: &Array, n_in: usize, dims: usize) -> Result<()> {

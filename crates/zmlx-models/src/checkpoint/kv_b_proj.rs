@@ -52,7 +52,8 @@ fn split(weight: &HostWeight, dims: KvBDims) -> Result<(HostWeight, HostWeight)>
         keys.extend((0..rank).flat_map(|r| (0..nope).map(move |n| key_rows[n * rank + r])));
         values.extend_from_slice(value_rows);
     }
-    let format = weight.format();
+    // What has a second scale cannot be quantised again without it.
+    let format = if weight.has_factors() { WeightFormat::Dense(DType::BF16) } else { weight.format() };
     Ok((store(format, [n_heads, rank, nope], keys)?, store(format, [n_heads, v, rank], values)?))
 }
 
@@ -87,7 +88,7 @@ fn store(format: WeightFormat, shape: [usize; 3], w: Vec<f32>) -> Result<HostWei
 /// the product and again after the sum.
 fn dequantized(weight: &HostWeight) -> Vec<f32> {
     let WeightFormat::Quantized { spec, scale_dtype } = weight.format() else { return weight.to_f32_vec() };
-    if spec.mode() != QuantMode::Affine || scale_dtype == DType::F32 {
+    if spec.mode() != QuantMode::Affine || scale_dtype == DType::F32 || weight.has_factors() {
         return weight.to_f32_vec();
     }
     let WeightBytes { data, scales, biases } = weight.mat(0);

@@ -1,6 +1,7 @@
 //! Taking the model's tensors out of a checkpoint, with one report of everything that does not fit.
 
 mod experts;
+mod global_scale;
 
 use std::collections::HashSet;
 
@@ -244,6 +245,7 @@ impl<'a> TensorReader<'a> {
         let [w_name, s_name, b_name] = ["weight", "scales", "biases"].map(|part| self.part(path, part));
         let Some(scales) = self.take(&s_name) else { return placeholder() };
         let biases = if self.contains(&b_name) { self.take(&b_name) } else { None };
+        let Some(global_scale) = self.take_global_scale(path, module) else { return placeholder() };
         if words.kernel_dtype() != Some(DType::U32) {
             return self.wrong_dtype(&w_name, words, "U32 beside scales");
         }
@@ -276,9 +278,15 @@ impl<'a> TensorReader<'a> {
             (Some(_), false) => return self.problem(WeightProblem::Extra { name: b_name }),
             (None, false) => Bytes::new(),
         };
+        let Some(factors) = self.factors(global_scale, spec, shape) else { return placeholder() };
         let bytes =
             WeightBytes { data: words.bytes.clone(), scales: scales.bytes.clone(), biases: bias_bytes };
-        self.host_weight(path, WeightFormat::Quantized { spec, scale_dtype }, shape, bytes)
+        let weight = self.host_weight(path, WeightFormat::Quantized { spec, scale_dtype }, shape, bytes);
+        if factors.len() != weight.n_mats() {
+            weight
+        } else {
+            weight.with_factors(factors).unwrap_or_else(|_| placeholder())
+        }
     }
 
     /// The format of a quantised weight: the config's exception for its module, which the tensors must then fit;

@@ -5,7 +5,7 @@ mod random;
 use bytes::Bytes;
 use half::bf16;
 use serde_json::{Value, json};
-use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightFormat};
+use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightFormat, ensure_memory};
 
 use super::Checkpoint;
 use super::reader::WeightShape;
@@ -81,6 +81,7 @@ impl Checkpoint {
         path: &str,
         shape: WeightShape,
     ) -> zmlx_kernels::Result<HostWeight> {
+        const OP: &str = "random weights";
         let dims = [shape.n_mats.unwrap_or(1), shape.n_out, shape.n_in];
         let n = dims.iter().product::<usize>();
         let random = Random::new(seed, path);
@@ -88,12 +89,14 @@ impl Checkpoint {
         let std_dev = (shape.n_in as f32).sqrt().recip();
         let spec = self.random_format(path, shape.storage);
         let Some(spec) = spec.filter(|s| shape.n_in.is_multiple_of(s.group_size())) else {
+            ensure_memory(OP, 2 * n)?;
             let data = random.bf16(n, std_dev);
             let bytes = WeightBytes { data, scales: Bytes::new(), biases: Bytes::new() };
             return HostWeight::new(WeightFormat::Dense(DType::BF16), dims, bytes);
         };
         // Random bytes of mxfp8 hold NaN codes: there the exponent's highest bit is cleared.
         let mask = if spec.mode() == QuantMode::Mxfp8 { 0xbf } else { 0xff };
+        ensure_memory(OP, spec.packed_bytes(n) + 4 * (n / spec.group_size()))?;
         let data = random.bytes(spec.packed_bytes(n), mask);
         let n_groups = n / spec.group_size();
         let (scale_dtype, scales, biases) = if spec.mode() == QuantMode::Affine {

@@ -1,6 +1,6 @@
 //! The `quantization` table of `config.json`: one global format, and exceptions by module path.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 use zmlx_kernels::{QuantMode, QuantSpec};
@@ -24,6 +24,8 @@ pub enum QuantOverride {
 pub struct QuantConfig {
     global: Option<QuantSpec>,
     overrides: BTreeMap<String, QuantOverride>,
+    /// Modules whose exception says `"global_scale": true`.
+    global_scales: BTreeSet<String>,
 }
 
 impl QuantConfig {
@@ -35,6 +37,11 @@ impl QuantConfig {
     /// The exception for the module at `path`, as `model.layers.0.mlp.gate`.
     pub fn get(&self, path: &str) -> Option<QuantOverride> {
         self.overrides.get(path).copied()
+    }
+
+    /// True if the exception for the module at `path` says that nvfp4's second scale is there.
+    pub fn has_global_scale(&self, path: &str) -> bool {
+        self.global_scales.contains(path)
     }
 
     /// All exceptions, by path.
@@ -53,23 +60,31 @@ impl QuantConfig {
         if let Some(method) = table.get("quant_method") {
             return Err(table.unsupported("quant_method", "MLX's own quantisation", short(method)));
         }
-        let mut overrides = BTreeMap::new();
+        let (mut overrides, mut global_scales) = (BTreeMap::new(), BTreeSet::new());
         for (key, value) in table.iter() {
             match value {
+                // A setting of the global format; what the tensors have decides.
+                _ if key == GLOBAL_SCALE => {}
                 Value::Bool(false) => {
                     overrides.insert(key.clone(), QuantOverride::Dense);
                 }
                 Value::Object(_) => {
                     let Some(entry) = table.object(key)? else { continue };
                     overrides.insert(key.clone(), QuantOverride::Spec(spec(&entry)?));
+                    if entry.bool_or(GLOBAL_SCALE, false)? {
+                        global_scales.insert(key.clone());
+                    }
                 }
                 // `true` says nothing beyond the global format; numbers and strings are the format itself.
                 _ => {}
             }
         }
-        Ok(Self { global: Some(spec(&table)?), overrides })
+        Ok(Self { global: Some(spec(&table)?), overrides, global_scales })
     }
 }
+
+/// The key that announces nvfp4's second scale.
+const GLOBAL_SCALE: &str = "global_scale";
 
 /// The format in an object. Files from before the other modes have no `mode`, and neither have exceptions that are
 /// affine; bits and group size may be left out, too, and are then MLX's for the mode.

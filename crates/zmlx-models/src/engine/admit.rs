@@ -54,8 +54,8 @@ impl<B: Backend> Engine<'_, B> {
             }
             sequence.n_promised = n_expected(&sequence);
             n_prompts += 1;
-            if sequence.admit(slot, n_cached) {
-                events.push(Event::Started { id: sequence.id, n_cached_tokens: n_cached });
+            if let Some(queue_time) = sequence.admit(slot, n_cached) {
+                events.push(Event::Started { id: sequence.id, n_cached_tokens: n_cached, queue_time });
             }
             let older = self.running.partition_point(|s| s.id < sequence.id);
             self.running.insert(older, sequence);

@@ -14,6 +14,8 @@ pub enum Event {
         id: RequestId,
         /// Tokens of its prompt that are not computed, because another sequence began so.
         n_cached_tokens: usize,
+        /// How long it waited.
+        queue_time: Duration,
     },
     /// A part of its prompt was computed.
     Prompt {

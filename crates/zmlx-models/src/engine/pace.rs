@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 /// Fewest tokens of prompts in a step, however slow the machine.
-const FEWEST: usize = 32;
+const FEWEST: usize = 16;
+/// A step with prompts takes at most so much longer than one without: those that decode wait no longer than that.
+const SLOWDOWN: f64 = 2.0;
 /// The weight of the newest step in the running averages.
 const NEWEST: f64 = 0.25;
 
@@ -30,7 +32,8 @@ impl Pace {
         if n_decoding == 0 {
             return self.chunk;
         }
-        let left = self.target - self.decode.unwrap_or(0.0);
+        let decode = self.decode.unwrap_or(0.0);
+        let left = self.target.min(decode * SLOWDOWN) - decode;
         let fits = self.token.map_or(0, |token| (left / token).round() as usize);
         fits.max(FEWEST).min(self.chunk)
     }
@@ -63,16 +66,21 @@ mod tests {
     fn a_budget_that_keeps_steps_short() {
         let mut pace = Pace::new(150 * MS, 512);
         assert_eq!((pace.budget(0), pace.budget(1)), (512, FEWEST));
-        // Half a millisecond a token, 50 for the others: 100 left.
+        // Half a millisecond a token, 50 for the others: 50 more are twice as long.
         pace.observe(0, 512, 256 * MS);
         pace.observe(3, 0, 50 * MS);
-        assert_eq!((pace.budget(0), pace.budget(3)), (512, 200));
+        assert_eq!((pace.budget(0), pace.budget(3)), (512, 100));
         // A step of both says the same.
-        pace.observe(3, 200, 150 * MS);
-        assert_eq!(pace.budget(3), 200);
+        pace.observe(3, 100, 100 * MS);
+        assert_eq!(pace.budget(3), 100);
+        // The target bounds it as well.
+        for _ in 0..100 {
+            pace.observe(3, 0, 100 * MS);
+        }
+        assert_eq!(pace.budget(3), 100);
         // A fast machine takes whole chunks, a slow one the fewest.
         for _ in 0..100 {
-            pace.observe(0, 512, MS);
+            pace.observe(0, 512, 10 * MS);
         }
         assert_eq!(pace.budget(3), 512);
         for _ in 0..100 {

@@ -1,6 +1,6 @@
 //! One request on its way: its tokens, its text, its place in the caches.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use zmlx_kernels::{Backend, Repetition, SampleSettings};
 
@@ -95,15 +95,16 @@ impl<'m, B: Backend> Sequence<'m, B> {
         self.n_generated() + n_more < self.request.max_tokens
     }
 
-    /// It got a slot whose caches hold `n_cached` of its tokens. True if it is its first.
-    pub(super) fn admit(&mut self, slot: Slot, n_cached: usize) -> bool {
+    /// It got a slot whose caches hold `n_cached` of its tokens. Tells how long it waited if it is its first.
+    pub(super) fn admit(&mut self, slot: Slot, n_cached: usize) -> Option<Duration> {
         self.slot = Some(slot);
-        let is_first = self.times.admitted.is_none();
-        if is_first {
-            self.times.admitted = Some(Instant::now());
-            self.n_cached = n_cached;
+        if self.times.admitted.is_some() {
+            return None;
         }
-        is_first
+        let now = Instant::now();
+        self.times.admitted = Some(now);
+        self.n_cached = n_cached;
+        Some(now - self.times.submitted)
     }
 
     /// Lets the device choose the next token from row `row` of some logits, if it can and the request allows. `last` is

@@ -51,7 +51,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         rope_theta: rope.theta(None)?,
         rope_scaling: rope.scaling(),
         max_position_embeddings: f.dim("max_position_embeddings")?,
-        tie_word_embeddings: f.bool("tie_word_embeddings")?,
+        tie_word_embeddings: f.bool_or("tie_word_embeddings", false)?,
     };
     let rope =
         rope.rope(RopeOf { dims: c.head_dim, theta: c.rope_theta, pairing: RopePairing::HalfSplit })?;

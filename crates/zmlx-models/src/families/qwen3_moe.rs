@@ -57,14 +57,18 @@ impl Config {
             moe_intermediate_size: f.dim("moe_intermediate_size")?,
             num_experts,
             num_experts_per_tok: keys::top_k(f, ("num_experts", num_experts))?,
-            norm_topk_prob: f.bool("norm_topk_prob")?,
-            decoder_sparse_step: f.dim("decoder_sparse_step")?,
-            mlp_only_layers: f.counts("mlp_only_layers")?,
+            norm_topk_prob: f.bool_or("norm_topk_prob", false)?,
+            decoder_sparse_step: f.dim_or("decoder_sparse_step", 1)?,
+            mlp_only_layers: if f.get("mlp_only_layers").is_some() {
+                f.counts("mlp_only_layers")?
+            } else {
+                Vec::new()
+            },
             rms_norm_eps: f.positive("rms_norm_eps")?,
             rope_theta: rope.theta(None)?,
             rope_scaling: rope.scaling(),
             max_position_embeddings: f.dim("max_position_embeddings")?,
-            tie_word_embeddings: f.bool("tie_word_embeddings")?,
+            tie_word_embeddings: f.bool_or("tie_word_embeddings", false)?,
         })
     }
 

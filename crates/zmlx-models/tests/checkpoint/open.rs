@@ -142,6 +142,40 @@ fn folders() {
 }
 
 #[test]
+fn a_complete_index_says_which_files_are_the_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |file: &str, data: &[u8]| std::fs::write(dir.path().join(file), data).unwrap();
+    let shards = || -> Result<Vec<String>, Error> { Ok(Checkpoint::open(dir.path())?.shards().to_vec()) };
+    let index =
+        |map: Value| write("model.safetensors.index.json", json!({"weight_map": map}).to_string().as_bytes());
+    write("config.json", config().to_string().as_bytes());
+    let (one, two) = ("model-00001-of-00002.safetensors", "weights/two.safetensors");
+    std::fs::create_dir(dir.path().join("weights")).unwrap();
+    write(one, &shard(&[zeros("a", Dtype::F32, &[1])]));
+    write(two, &shard(&[zeros("b", Dtype::F32, &[2]), zeros("not.listed", Dtype::F32, &[2])]));
+    write("model.safetensors", &shard(&[zeros("a", Dtype::F32, &[3]), zeros("old", Dtype::F32, &[1])]));
+    let stray = [one.to_owned(), "model.safetensors".to_owned()];
+
+    index(json!({"a": one, "b": two}));
+    assert_eq!(shards().unwrap(), [one, two]);
+    // A file that the index names must hold what it says, be there, and lie in the folder: else the index is stale.
+    let outside = format!("../{}/{one}", dir.path().file_name().unwrap().to_str().unwrap());
+    for map in [
+        json!({"a": one, "c": two}),
+        json!({"a": one, "b": "gone.safetensors"}),
+        json!({"a": outside}),
+        json!({"a": 5}),
+        json!({}),
+        json!([]),
+    ] {
+        index(map.clone());
+        assert!(matches!(shards(), Err(Error::DuplicateTensor { .. })), "{map}");
+    }
+    std::fs::remove_file(dir.path().join("model.safetensors")).unwrap();
+    assert_eq!(shards().unwrap(), stray[..1]);
+}
+
+#[test]
 fn a_checkpoint_without_shards() {
     assert!(matches!(checkpoint_with(&config(), &[]), Err(Error::MissingFile { .. })));
     let empty = checkpoint(&[]);

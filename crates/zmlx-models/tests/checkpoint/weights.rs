@@ -191,6 +191,50 @@ fn float_modes_have_no_biases() {
     assert_eq!(matrix_problems(&config(), &tensors), [WeightProblem::Extra { name: "m.biases".into() }]);
 }
 
+/// nvfp4's second scale: a weight is code · scale · global_scale / (6 · 448).
+#[rstest]
+#[case::one_for_each_matrix(&[3], &[3], true)]
+#[case::one_for_a_matrix(&[], &[1], true)]
+#[case::without_a_dimension(&[], &[], true)]
+#[case::too_few(&[3], &[2], false)]
+#[case::one_for_all(&[3], &[1], false)]
+#[case::one_for_each_row(&[], &[4], false)]
+fn second_scales(#[case] lead: &[usize], #[case] scale_shape: &[usize], #[case] fits: bool) {
+    let spec = QuantSpec::new(QuantMode::Nvfp4, 4, 16).unwrap();
+    let n_mats: usize = lead.iter().product();
+    let shape: Vec<usize> = lead.iter().copied().chain([4]).collect();
+    let mut tensors = quantized("m", &shape, spec, &wave(n_mats * 4 * 32), 32);
+    let read = |tensors: &[T]| {
+        let checkpoint = checkpoint(tensors);
+        let mut reader = checkpoint.reader();
+        let w = if lead.is_empty() { reader.matrix("m", 4, 32) } else { reader.heads("m", n_mats, 4, 32) };
+        reader.finish().map(|()| w)
+    };
+    let plain = read(&tensors).unwrap().to_f32_vec();
+    let scales: Vec<f32> = (0..scale_shape.iter().product()).map(|i| 1344.0 * (i + 1) as f32).collect();
+    tensors.push(floats("m.global_scale", scale_shape, &scales));
+    let Ok(weight) = read(&tensors) else { return assert!(!fits) };
+    assert!(fits);
+    let scaled = weight.to_f32_vec();
+    for (mat, (scaled, plain)) in scaled.chunks(128).zip(plain.chunks(128)).enumerate() {
+        let factor = 0.5 * (mat + 1) as f32;
+        assert!(scaled.iter().zip(plain).all(|(s, p)| *s == factor * p));
+    }
+}
+
+#[test]
+fn second_scales_belong_to_nvfp4_and_are_not_forgotten() {
+    let nvfp4 = QuantSpec::new(QuantMode::Nvfp4, 4, 16).unwrap();
+    let mut other = quantized("m", &[4], affine(4, 32), &wave(256), 64);
+    other.push(floats("m.global_scale", &[1], &[1.0]));
+    assert_eq!(matrix_problems(&config(), &other), [WeightProblem::Extra { name: "m.global_scale".into() }]);
+    let mut config = config();
+    config["quantization"] = json!({"mode": "nvfp4", "m": {"mode": "nvfp4", "global_scale": true}});
+    let without = quantized("m", &[4], nvfp4, &wave(256), 64);
+    let missing = WeightProblem::Missing { name: "m.global_scale".into() };
+    assert_eq!(matrix_problems(&config, &without), [missing]);
+}
+
 #[test]
 fn what_is_ignored_is_not_extra() {
     let names = ["a.b", "a.bc", "a.b.c", "layers.1.x", "layers.2.x", "layers.10.x", "layers.x"];

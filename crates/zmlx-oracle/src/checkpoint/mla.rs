@@ -40,7 +40,8 @@ impl Checkpoint {
             return Ok((embed_q, unembed_out));
         }
         let shape = [n_heads * (nope + v_head_dim), rank];
-        let requantize = split == KvBSplit::Requantized && self.is_quantized(&kv_b);
+        let requantize =
+            split == KvBSplit::Requantized && self.is_quantized(&kv_b) && !self.has_global_scale(&kv_b);
         if !requantize {
             return halves(self.weight(&kv_b, &shape)?, sizes);
         }
@@ -61,6 +62,10 @@ fn halves(kv_b: Tensor, sizes: MlaProjections) -> Result<(Tensor, Tensor)> {
 
 fn requantized(weight: &Tensor, like: &QuantizedMatrix) -> Result<Tensor> {
     let cols = weight.dims().last().copied().unwrap_or(0);
+    if !cols.is_multiple_of(like.format.group_size) {
+        // Groups that do not fit the rows: the part stays dense.
+        return Ok(weight.clone());
+    }
     let values = weight.flatten_all()?.to_vec1::<f32>()?;
     let matrix = quantize(&values, cols, like.format, StorageDtype::BF16).map_err(|error| match error {
         Error::Quantized { why, .. } => Error::Quantized { name: "kv_b_proj".into(), why },

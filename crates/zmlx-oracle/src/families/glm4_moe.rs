@@ -23,7 +23,9 @@ struct Config {
     n_routed_experts: usize,
     n_shared_experts: usize,
     num_experts_per_tok: usize,
+    #[serde(default = "rules::one")]
     n_group: usize,
+    #[serde(default = "rules::one")]
     topk_group: usize,
     norm_topk_prob: bool,
     routed_scaling_factor: f64,

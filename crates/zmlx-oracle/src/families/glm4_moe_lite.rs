@@ -25,6 +25,8 @@ struct Config {
     /// Null: every layer is dense.
     #[serde(alias = "num_local_experts")]
     n_routed_experts: Option<usize>,
+    /// Null: none.
+    #[serde(default = "rules::some_one")]
     n_shared_experts: Option<usize>,
     num_experts_per_tok: usize,
     #[serde(default = "rules::one")]
@@ -33,9 +35,9 @@ struct Config {
     topk_group: usize,
     #[serde(default = "rules::yes")]
     norm_topk_prob: bool,
-    #[serde(default = "rules::unit")]
+    #[serde(default = "rules::glm_scaling")]
     routed_scaling_factor: f64,
-    #[serde(default)]
+    #[serde(default = "rules::one")]
     first_k_dense_replace: usize,
     #[serde(default = "rules::one")]
     moe_layer_freq: usize,
@@ -75,7 +77,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         },
         qk_rope_head_dim: c.qk_rope_head_dim,
         scale: c.rope.score_factor() / width.sqrt(),
-        rope: c.rope.plan(c.qk_rope_head_dim, RopeLayout::Interleaved)?,
+        rope: c.rope.or_theta(1e6).plan(c.qk_rope_head_dim, RopeLayout::Interleaved)?,
     };
     let router = NoauxTc {
         n_experts,

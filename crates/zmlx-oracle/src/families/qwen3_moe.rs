@@ -23,7 +23,7 @@ struct Config {
     #[serde(alias = "num_local_experts")]
     num_experts: usize,
     num_experts_per_tok: usize,
-    #[serde(default = "rules::yes")]
+    #[serde(default)]
     norm_topk_prob: bool,
     #[serde(default = "rules::one")]
     decoder_sparse_step: usize,

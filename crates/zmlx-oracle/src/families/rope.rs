@@ -19,6 +19,12 @@ pub(super) struct RopeConfig {
 }
 
 impl RopeConfig {
+    /// With this base where the config has none.
+    pub(super) fn or_theta(&self, theta: f64) -> Self {
+        let has_own = self.theta().is_ok();
+        Self { rope_theta: if has_own { self.rope_theta } else { Some(theta) }, ..self.clone() }
+    }
+
     /// Rope as the config describes it, on `dims` elements.
     ///
     /// # Errors
@@ -120,7 +126,7 @@ impl RopeConfig {
     /// A field of `rope_scaling`, or of `rope_parameters` if there is no such entry.
     fn field(&self, name: &str) -> Option<&Value> {
         let scaling = self.rope_scaling.as_ref().filter(|entry| entry.is_object());
-        scaling.or(self.rope_parameters.as_ref())?.get(name)
+        scaling.or(self.rope_parameters.as_ref())?.get(name).filter(|value| !value.is_null())
     }
 
     fn number(&self, name: &str) -> Option<f64> {

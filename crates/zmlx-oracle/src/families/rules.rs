@@ -36,8 +36,13 @@ pub(super) fn one() -> usize {
     1
 }
 
-pub(super) fn unit() -> f64 {
-    1.0
+pub(super) fn some_one() -> Option<usize> {
+    Some(1)
+}
+
+/// mlx-lm's `routed_scaling_factor` for GLM-4.7-Flash.
+pub(super) fn glm_scaling() -> f64 {
+    1.8
 }
 
 pub(super) fn yes() -> bool {

@@ -207,25 +207,32 @@ impl GoldenFile {
     /// An unreadable file, JSON that does not fit the schema, another version, lists whose lengths differ, or two prompts of
     /// one name.
     pub fn open(path: impl AsRef<Path>, rounding: Rounding) -> Result<Self> {
+        let path = path.as_ref();
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
+        Self::parse(&path.display().to_string(), &text, rounding)
+    }
+
+    /// As [`Self::open`], from the text of a file that errors call `what`.
+    ///
+    /// # Errors
+    /// As [`Self::open`], but for those of reading.
+    pub fn parse(what: &str, text: &str, rounding: Rounding) -> Result<Self> {
         #[derive(Deserialize)]
         struct Versioned {
             format: u32,
         }
-        let path = path.as_ref();
-        let what = path.display().to_string();
-        let text =
-            std::fs::read_to_string(path).map_err(|source| Error::Io { path: path.to_owned(), source })?;
-        let json = |source| Error::Json { what: what.clone(), source };
-        let file: Self = match serde_json::from_str::<Versioned>(&text).map_err(json)?.format {
-            1 => Self::of_recording(serde_json::from_str(&text).map_err(json)?, rounding),
-            FORMAT => serde_json::from_str(&text).map_err(json)?,
+        let json = |source| Error::Json { what: what.to_owned(), source };
+        let file: Self = match serde_json::from_str::<Versioned>(text).map_err(json)?.format {
+            1 => Self::of_recording(serde_json::from_str(text).map_err(json)?, rounding),
+            FORMAT => serde_json::from_str(text).map_err(json)?,
             other => {
                 let what = format!("{what}: field format: got {other}, want 1 or {FORMAT}");
                 return Err(Error::Unsupported { what });
             }
         };
         for (i, prompt) in file.prompts.iter().enumerate() {
-            prompt.validate(&what)?;
+            prompt.validate(what)?;
             if file.prompts[..i].iter().any(|other| other.name == prompt.name) {
                 let what = format!("{what}: prompt {:?}", prompt.name);
                 return Err(Error::Recording {

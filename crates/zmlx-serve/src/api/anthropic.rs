@@ -40,6 +40,7 @@ pub(crate) async fn handle(
     let model = model_name(&fields, &loaded, &state.options)?;
     let is_stream = fields.bool("stream")?.unwrap_or(false);
     let call = read::read(&fields, &loaded, Length::Needed)?;
+    drop(body);
     let id = new_id("msg_");
     let log = (id.clone(), "/v1/messages");
     let begun = state

@@ -36,6 +36,7 @@ pub(crate) async fn handle(
     let is_stream = fields.bool("stream")?.unwrap_or(false);
     let (call, routes) = read::read(&fields, &loaded)?;
     let head = Head::new(model, &body);
+    drop(body);
     let log = (head.id.clone(), "/v1/responses");
     let begun = state
         .begin(log, move |loaded: &Loaded, options: &ServerOptions| prepare::chat(loaded, options, call));

@@ -239,10 +239,10 @@ impl Driver<'_> {
             let id = event.id();
             let Some(client) = self.clients.get_mut(&id) else { continue };
             match event {
-                Event::Started { n_cached_tokens, .. } => {
+                Event::Started { n_cached_tokens, queue_time, .. } => {
                     client.started = Some(now);
-                    self.metrics.queue_seconds.observe((now - client.submitted).as_secs_f64());
-                    client.send(Update::Started { n_cached_tokens });
+                    self.metrics.queue_seconds.observe(queue_time.as_secs_f64());
+                    client.send(Update::Started { n_cached_tokens, queue_time });
                 }
                 Event::Prompt { .. } => {}
                 Event::Token { token, .. } => {

@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::decode::{Coding, decode};
 use crate::error::ApiError;
-use crate::state::State;
+use crate::state::{BODY_UNIT, State};
 
 /// A body that says nothing for so long comes no more.
 const SILENCE: Duration = Duration::from_secs(30);
@@ -21,18 +21,19 @@ const SMALL_BYTES: usize = 64 << 10;
 pub(crate) async fn read(state: &State, request: Request) -> Result<Value, ApiError> {
     let limit = state.options.max_body_bytes;
     let codings = codings(request.headers())?;
-    let bytes = read_bytes(request, limit).await?;
-    let parse = move || {
+    let bytes = read_bytes(state, request, limit).await?;
+    if bytes.len() <= SMALL_BYTES && codings.is_empty() {
+        return parse(&bytes);
+    }
+    let _turn = state.parsers.acquire().await.map_err(|_| ApiError::internal())?;
+    let decoded_and_parsed = tokio::task::spawn_blocking(move || {
         let mut bytes = bytes;
         for coding in codings.into_iter().rev() {
             bytes = decode(coding, &bytes, limit)?;
         }
         parse(&bytes)
-    };
-    if state.options.max_body_bytes <= SMALL_BYTES {
-        return parse();
-    }
-    tokio::task::spawn_blocking(parse).await.unwrap_or_else(|error| {
+    });
+    decoded_and_parsed.await.unwrap_or_else(|error| {
         tracing::error!("{error}");
         Err(ApiError::internal())
     })
@@ -46,7 +47,7 @@ fn parse(bytes: &[u8]) -> Result<Value, ApiError> {
         .map_err(|error| ApiError::bad_request(format!("the body is not JSON: {error}")))
 }
 
-async fn read_bytes(request: Request, limit: usize) -> Result<Bytes, ApiError> {
+async fn read_bytes(state: &State, request: Request, limit: usize) -> Result<Bytes, ApiError> {
     let too_large = || {
         let message = format!("the body has more than {limit} bytes");
         ApiError::new(StatusCode::PAYLOAD_TOO_LARGE, message)
@@ -58,6 +59,7 @@ async fn read_bytes(request: Request, limit: usize) -> Result<Bytes, ApiError> {
     }
     let mut body = request.into_body();
     let mut bytes = Vec::new();
+    let mut memory = Vec::new();
     loop {
         let frame = tokio::time::timeout(SILENCE, body.frame()).await.map_err(|_| {
             ApiError::new(StatusCode::REQUEST_TIMEOUT, "the body of the request did not come")
@@ -69,6 +71,10 @@ async fn read_bytes(request: Request, limit: usize) -> Result<Bytes, ApiError> {
                 return Err(too_large());
             }
             bytes.extend_from_slice(&data);
+            while memory.len() < bytes.len() / BODY_UNIT {
+                let full = |_| ApiError::unavailable("the server reads as many requests as it can", 1);
+                memory.push(state.bodies.try_acquire().map_err(full)?);
+            }
         }
     }
 }

@@ -106,7 +106,7 @@ class AnswerView {
       this.thought.textContent = this.reasoning;
       if (this.content) this.summary.textContent = "Thought";
     }
-    show(this.text, this.content);
+    show(this.text, this.content.trimStart());
     if (follow) toEnd();
   }
   end(meta, isBad) {

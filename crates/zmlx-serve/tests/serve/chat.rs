@@ -304,6 +304,7 @@ fn a_second_turn_goes_on_from_the_cache() {
     let cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap();
     assert!(cached > 32, "{cached}");
     assert_eq!(answer["timings"]["cache_n"].as_u64(), Some(cached));
+    server.wait_until_idle();
     assert!(server.metric("zmlx_prompt_cached_tokens_total") >= cached as f64);
 }
 

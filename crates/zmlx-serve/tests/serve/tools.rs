@@ -195,3 +195,18 @@ fn strict_tools_and_none() {
     let without = json!({"messages": none["messages"], "max_tokens": 4});
     assert_eq!(with, server.ok("/v1/chat/completions", &without)["usage"]["prompt_tokens"]);
 }
+
+#[test]
+fn a_forced_call_where_the_template_shows_no_syntax() {
+    let server = start_with(|_| ());
+    let mut body = body(json!("required"));
+    body.as_object_mut().unwrap().remove("parallel_tool_calls");
+    body["tools"].as_array_mut().unwrap().truncate(1);
+    let answer = server.ok("/v1/chat/completions", &body);
+    check_arguments(
+        answer["choices"][0]["message"]["tool_calls"][0]["function"]["arguments"].as_str().unwrap(),
+    );
+    let none = start_with(|setup| setup.options.tool_parser = zmlx_serve::ToolParser::Off);
+    let (status, answer) = none.post("/v1/chat/completions", &body);
+    assert_eq!((status, &answer["error"]["param"]), (400, &json!("tool_choice")));
+}

@@ -111,7 +111,7 @@ impl PromptResult {
 
 pub(super) fn run(args: Args) -> Result<Outcome> {
     if let Some(path) = &args.junit {
-        refuse_unless_junit(path, args.force)?;
+        check_junit(path, &args)?;
     }
     let mut all = Vec::new();
     let checked = check(&args, &mut all);
@@ -144,17 +144,20 @@ pub(super) fn run(args: Args) -> Result<Outcome> {
 }
 
 /// An error if there is a file that is no JUnit report, and no `--force`.
-fn refuse_unless_junit(path: &Path, force: bool) -> Result<()> {
+fn check_junit(path: &Path, args: &Args) -> Result<()> {
     let is_report =
-        || std::fs::read_to_string(path).is_ok_and(|t| t.starts_with("<?xml") && t.contains("<testsuites"));
-    if !force && path.symlink_metadata().is_ok() && !is_report() {
+        || zmlx_kernels::read_text(path).is_ok_and(|t| t.starts_with("<?xml") && t.contains("<testsuites"));
+    if !args.force && path.symlink_metadata().is_ok() && !is_report() {
         bail!("{}: exists already and is no JUnit report; --force overwrites it", path.display());
     }
-    Ok(())
+    let model = Source::resolve(&args.model).map(|source| source.files()).unwrap_or_default();
+    output::check_output(path, true, &[vec![args.file.clone()], model].concat())
 }
 
 /// Checks on every backend; results of the first ones stay if a later one fails. Returns the model's name.
 fn check(args: &Args, all: &mut Vec<Results>) -> Result<String> {
+    // Each backend reads it again, by its own rounding.
+    crate::source::read_text(&args.file)?;
     let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
     let backends = match args.backend {
         None => vec![None],

@@ -40,8 +40,9 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<Outcome> {
-    output::refuse_to_overwrite(&args.output, args.force)?;
     let source = Source::resolve(&args.model)?;
+    let inputs = [source.files(), args.prompts.iter().cloned().collect()].concat();
+    output::check_output(&args.output, args.force, &inputs)?;
     let checkpoint = source.checkpoint()?;
     let prompts = match &args.prompts {
         Some(file) => prompts::read_file(file, &source, checkpoint.architecture().vocab_size)?,

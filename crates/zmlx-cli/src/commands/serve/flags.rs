@@ -98,7 +98,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N")]
     quantized_kv_start: Option<usize>,
     /// Ended conversations that are kept for those that begin the same; 0 for none.
-    #[arg(long, value_name = "N", default_value_t = 512)]
+    #[arg(long, value_name = "N", default_value_t = 128)]
     pub(super) prompt_cache_size: usize,
     /// Most bytes that these take, as in 2G.
     #[arg(long, value_name = "SIZE", value_parser = size)]

@@ -35,7 +35,7 @@ const MAX_REL_RMS: f64 = 2e-2;
 const MAX_REL_RMS_BF16: f64 = 2.5e-1;
 
 /// The bound for a backend's rounding.
-const fn max_rel_rms(rounding: Rounding) -> f64 {
+pub(super) const fn max_rel_rms(rounding: Rounding) -> f64 {
     match rounding {
         Rounding::F32 => MAX_REL_RMS,
         Rounding::Checkpoint => MAX_REL_RMS_BF16,
@@ -111,8 +111,9 @@ impl Forced {
     }
 }
 
-/// Compares logits `[positions, vocab]`; `names` are those of prompt, path and reference.
-pub(super) fn compare(names: [&str; 3], got: &Logits, want: &Logits, rounding: Rounding) -> LogitCheck {
+/// Compares logits `[positions, vocab]`, whose relative root mean square may be up to `bound`; `names` are those of prompt, path
+/// and reference.
+pub(super) fn compare(names: [&str; 3], got: &Logits, want: &Logits, bound: f64) -> LogitCheck {
     let [prompt, path, reference] = names.map(str::to_owned);
     let n_positions = want.n_positions;
     let (mut max, mut mean, mut kl) = (0.0f64, 0.0, 0.0);
@@ -122,7 +123,7 @@ pub(super) fn compare(names: [&str; 3], got: &Logits, want: &Logits, rounding: R
         mean += difference.mean / n_positions as f64;
         kl += difference.kl / n_positions as f64;
     }
-    let (rel_rms, bound) = (rel_rms(&got.values, &want.values), max_rel_rms(rounding));
+    let rel_rms = rel_rms(&got.values, &want.values);
     // Positively: NaN fails.
     let verdict = if rel_rms <= bound { Verdict::Pass } else { Verdict::Fail };
     let (max_abs, mean_abs) = (finite(max), finite(mean));

@@ -86,34 +86,26 @@ where
             for v in 0..ROW_VECS {
                 let out = out.wrapping_add(i * TILE * tile_rows::<S>() + v * TILE);
                 let mut totals = [s.splat(0.0); TILE];
-                // Products take their time: meanwhile those before are stored, and those before these are scaled.
+                // Products take their time: meanwhile those before are scaled.
                 // SAFETY: cells, groups and rows exist, as the layout and the block say.
                 unsafe {
-                    let mut sum = 0;
-                    while sum < n_sums {
-                        state.products::<PLANES, 0>(block, sum * sum_cells, sum_cells, x, v);
-                        if sum > 0 {
-                            state.tiles.store::<PLANES, 1>(&mut state.sums[1]);
-                            let first = (sum - 2) * sum_cells;
-                            state.add_scaled::<S, D, PLANES>(s, block, first, 0, x, v, &mut totals);
-                        }
-                        if sum + 1 < n_sums {
-                            state.products::<PLANES, 1>(block, (sum + 1) * sum_cells, sum_cells, x, v);
-                        }
-                        state.tiles.store::<PLANES, 0>(&mut state.sums[0]);
+                    for sum in 0..n_sums {
+                        state.products::<PLANES>(block, (sum * sum_cells, sum_cells), sum % 2, x, v);
                         if sum > 0 {
                             let first = (sum - 1) * sum_cells;
-                            state.add_scaled::<S, D, PLANES>(s, block, first, 1, x, v, &mut totals);
+                            state.add_scaled::<S, D, PLANES>(
+                                s,
+                                block,
+                                first,
+                                (sum - 1) % 2,
+                                x,
+                                v,
+                                &mut totals,
+                            );
                         }
-                        sum += 2;
                     }
-                    state.tiles.store::<PLANES, 1>(&mut state.sums[1]);
-                    let first = (sum - 2) * sum_cells;
-                    state.add_scaled::<S, D, PLANES>(s, block, first, 0, x, v, &mut totals);
-                    if sum == n_sums {
-                        let first = (sum - 1) * sum_cells;
-                        state.add_scaled::<S, D, PLANES>(s, block, first, 1, x, v, &mut totals);
-                    }
+                    let last = n_sums - 1;
+                    state.add_scaled::<S, D, PLANES>(s, block, last * sum_cells, last % 2, x, v, &mut totals);
                     // Small loops are unrolled: the totals stay in registers.
                     let mut results = [[0f32; TILE]; TILE];
                     for r in 0..TILE {
@@ -130,32 +122,29 @@ where
 }
 
 impl ByAmx {
-    /// Sums the products of some cells of the block's vector `v` of rows with packed activations, in half `HALF` of the
-    /// tiles.
+    /// Sums the products of `n` cells from `first` on of the block's vector `v` of rows with packed activations, in half `half`
+    /// of the sums.
     ///
     /// # Safety
     /// As [`Multiply::multiply`].
     #[inline(always)]
-    unsafe fn products<const PLANES: usize, const HALF: usize>(
-        &self,
+    unsafe fn products<const PLANES: usize>(
+        &mut self,
         block: &TileBlock<'_>,
-        first: usize,
-        n: usize,
+        (first, n): (usize, usize),
+        half: usize,
         x: *const f32,
         v: usize,
     ) {
-        self.tiles.clear::<HALF>();
         let last = (first + n).min(block.n);
-        let mut cell = first;
-        while cell < last {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let x = x.add((block.from + cell) * TILE);
-                let w = block.cells.add((cell * ROW_VECS + v) * TILE);
-                let plane = 4 * TILE * block.layout.plane;
-                self.tiles.add_products::<PLANES, HALF>(x.cast(), plane, w.cast(), 4 * ROW_VECS * TILE);
-            }
-            cell += self.k;
+        // SAFETY: the caller's promise.
+        unsafe {
+            let x = x.add((block.from + first) * TILE);
+            let w = block.cells.add((first * ROW_VECS + v) * TILE);
+            let plane = 4 * TILE * block.layout.plane;
+            let n_steps = (last - first).div_ceil(self.k);
+            let sums = &mut self.sums[half];
+            self.tiles.products::<PLANES>(x.cast(), plane, w.cast(), 4 * ROW_VECS * TILE, n_steps, sums);
         }
     }
 

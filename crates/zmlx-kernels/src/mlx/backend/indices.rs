@@ -50,7 +50,8 @@ impl MlxIndices {
         Ok(Self { sorted: sorted(op, &array)?, array, max: values.iter().max().copied() })
     }
 
-    /// Indices that an mlx-rs program has, all below `n_values`: MLX itself does not check them.
+    /// Indices that an mlx-rs program has, all below `n_values`. MLX itself does not check them, and reads wherever they point:
+    /// so what is beyond, or negative, becomes the last.
     ///
     /// # Errors
     /// [`Error::Precondition`] if the array is not of an integer type.
@@ -58,6 +59,7 @@ impl MlxIndices {
         const OP: &str = "indices";
         let integer = matches!(array.dtype(), Dtype::Uint32 | Dtype::Int32);
         ensure(integer, OP, "array", "u32 or i32", array.dtype())?;
+        let array = array.as_dtype(Dtype::Uint32).and_then(|array| below(&array, n_values)).map_err(f(OP))?;
         Self::computed(OP, array, n_values)
     }
 
@@ -79,6 +81,12 @@ impl MlxIndices {
             _ => Ok(()),
         }
     }
+}
+
+/// Of u32 indices the smaller of each and `n - 1`.
+pub(in crate::mlx) fn below(indices: &Array, n: usize) -> mlx_rs::error::Result<Array> {
+    let last = i32::try_from(n.saturating_sub(1)).unwrap_or(i32::MAX);
+    mlx_rs::ops::minimum(indices, Array::from_int(last).as_dtype(Dtype::Uint32)?)
 }
 
 /// Built here, computed only if a gather asks for it.

@@ -92,6 +92,10 @@ pub(crate) fn packed(bank: &QuantizedExperts) -> Packed<'_> {
 impl MlxWeight {
     /// Copies a weight from host memory.
     pub(super) fn upload(host: &HostWeight, numerics: Numerics) -> Result<Self> {
+        if host.has_factors() {
+            // MLX's C interface has no second scale; bf16 is what mlx-lm computes in.
+            return Self::upload(&host.to_bf16(), numerics);
+        }
         let (n_mats, n_out, n_in) = (host.n_mats(), host.n_out(), host.n_in());
         let float = |a: Array| match numerics {
             Numerics::Exact => Ok(a),

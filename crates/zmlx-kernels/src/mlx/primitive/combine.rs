@@ -43,7 +43,7 @@ impl<'a> Combine<'a> {
         )?;
         ensure(weights.shape() == slots, OP, "weights", format_args!("{slots:?}"), weights.shape())?;
         check_float(OP, "weights", weights)?;
-        let experts = rows(OP, &check_indices(OP, "rhs_indices", rhs_indices)?)?;
+        let experts = rows(OP, &check_indices(OP, "rhs_indices", rhs_indices, down.n_experts())?)?;
         let top_k = slots[slots.len() - 1];
         Ok(Self {
             backend,

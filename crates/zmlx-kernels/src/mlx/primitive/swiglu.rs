@@ -39,8 +39,10 @@ impl<'a> Gather<'a> {
         let backend = MlxBackend::new(options.numerics)?;
         check_pair(GATHER, gate, up)?;
         check_width(GATHER, x, gate.n_in(), 2)?;
-        let rhs = check_indices(GATHER, "rhs_indices", rhs_indices)?;
-        let lhs = options.lhs_indices.map(|l| check_indices(GATHER, "lhs_indices", l)).transpose()?;
+        let rhs = check_indices(GATHER, "rhs_indices", rhs_indices, gate.n_experts())?;
+        let n_entries = x.shape()[..x.ndim() - 2].iter().product::<i32>() as usize;
+        let lhs =
+            options.lhs_indices.map(|l| check_indices(GATHER, "lhs_indices", l, n_entries)).transpose()?;
         let left = lhs.as_ref().map_or(&x.shape()[..x.ndim() - 2], |l| l.shape());
         let pairs = broadcast(left, rhs.shape());
         let want = format_args!("a shape that broadcasts with {left:?} of the left side").to_string();

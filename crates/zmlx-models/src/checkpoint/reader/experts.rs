@@ -1,6 +1,6 @@
 //! The experts of a mixture, in any of the layouts that files have.
 
-use zmlx_kernels::{HostWeight, Result, WeightBytes};
+use zmlx_kernels::HostWeight;
 
 use super::{TensorReader, WeightShape, placeholder};
 use crate::WeightProblem;
@@ -35,7 +35,7 @@ impl TensorReader<'_> {
         if self.problems.len() > n_problems {
             return [placeholder(), placeholder()];
         }
-        let halves = [0..spec.inter, spec.inter..2 * spec.inter].map(|rows| rows_of(&both, rows));
+        let halves = [0..spec.inter, spec.inter..2 * spec.inter].map(|rows| both.rows(rows));
         halves.map(|half| {
             half.unwrap_or_else(|e| {
                 let (got, want) = (e.to_string(), "gate and up, one above the other".to_owned());
@@ -43,19 +43,4 @@ impl TensorReader<'_> {
             })
         })
     }
-}
-
-/// These rows of each matrix, sharing their bytes.
-fn rows_of(weight: &HostWeight, rows: std::ops::Range<usize>) -> Result<HostWeight> {
-    let part = |bytes: &bytes::Bytes| {
-        let row_bytes = bytes.len() / weight.n_out();
-        bytes.slice(rows.start * row_bytes..rows.end * row_bytes)
-    };
-    let dims = [1, rows.len(), weight.n_in()];
-    let mats = (0..weight.n_mats()).map(|i| {
-        let WeightBytes { data, scales, biases } = weight.mat(i);
-        let bytes = WeightBytes { data: part(data), scales: part(scales), biases: part(biases) };
-        HostWeight::new(weight.format(), dims, bytes)
-    });
-    HostWeight::stack(mats.collect::<Result<Vec<_>>>()?)
 }

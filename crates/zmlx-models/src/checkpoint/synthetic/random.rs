@@ -59,7 +59,9 @@ impl Random {
     pub(super) fn bf16(self, n: usize, std_dev: f32) -> Bytes {
         let unit = |r: u64| (r >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
         let value = |i| bf16::from_f32(unit(self.word(i)) * std_dev * 3f32.sqrt()).to_le_bytes();
-        Bytes::from((0..n).flat_map(value).collect::<Vec<u8>>())
+        let mut data = Vec::with_capacity(2 * n);
+        data.extend((0..n).flat_map(value));
+        data.into()
     }
 }
 

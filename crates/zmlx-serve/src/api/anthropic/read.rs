@@ -6,7 +6,7 @@ use zmlx_models::ChatMessage;
 use super::blocks;
 use crate::api::fields::Fields;
 use crate::api::openai::{check_choice, effort, schema_of, settings, stop, tool_of_function};
-use crate::call::{ChatCall, Continues, ToolChoice};
+use crate::call::{ChatCall, Continues, ToolChoice, most_calls};
 use crate::constrain::Structure;
 use crate::error::ApiError;
 use crate::model::Loaded;
@@ -108,8 +108,9 @@ fn choice(fields: &Fields<'_>, tools: &[Tool]) -> Result<(ToolChoice, Option<usi
         }
     };
     check_choice(&which, tools, "tool_choice")?;
-    let is_one = choice.bool("disable_parallel_tool_use")?.unwrap_or(false);
-    Ok((which, is_one.then_some(1)))
+    let is_parallel = choice.bool("disable_parallel_tool_use")?.map(|is_disabled| !is_disabled);
+    let most_calls = most_calls(&which, is_parallel);
+    Ok((which, most_calls))
 }
 
 fn format(fields: &Fields<'_>, key: &str) -> Result<Option<Structure>, ApiError> {

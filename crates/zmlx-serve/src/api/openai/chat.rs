@@ -13,7 +13,7 @@ use super::{
     usage,
 };
 use crate::api::fields::Fields;
-use crate::call::{ChatCall, Continues, ToolChoice};
+use crate::call::{ChatCall, Continues, most_calls};
 use crate::error::ApiError;
 use crate::generation::{Answer, AnswerCall, Summary};
 use crate::http::{body, json, sse};
@@ -48,6 +48,7 @@ pub(crate) async fn handle(
     let is_stream = fields.bool("stream")?.unwrap_or(false);
     let includes_usage = stream_options(&fields)?;
     let call = read(&fields, &loaded)?;
+    drop(body);
     let head = Head::new("chatcmpl-", model);
     let log = (head.id.clone(), "/v1/chat/completions");
     let begun = state
@@ -81,8 +82,7 @@ pub(crate) fn read(fields: &Fields<'_>, loaded: &Loaded) -> Result<ChatCall, Api
     let messages = messages::messages(fields)?;
     let (list, tools_json) = tools::tools(fields)?;
     let choice = tools::choice(fields, &list)?;
-    let is_parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
-    let is_one = !is_parallel || matches!(choice, ToolChoice::Named(_));
+    let most_calls = most_calls(&choice, fields.bool("parallel_tool_calls")?);
     let mut kwargs = Map::new();
     effort(fields.text("reasoning_effort")?, &mut kwargs);
     if let Some(own) = fields.map("chat_template_kwargs")? {
@@ -102,7 +102,7 @@ pub(crate) fn read(fields: &Fields<'_>, loaded: &Loaded) -> Result<ChatCall, Api
         tools: list,
         tools_json,
         choice,
-        most_calls: is_one.then_some(1),
+        most_calls,
         kwargs,
         structure: super::settings::structure(fields)?,
         continues,

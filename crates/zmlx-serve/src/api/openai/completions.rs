@@ -34,6 +34,7 @@ pub(crate) async fn handle(
     let is_stream = fields.bool("stream")?.unwrap_or(false);
     let includes_usage = stream_options(&fields)?;
     let call = read(&fields, &loaded)?;
+    drop(body);
     let head = Head::new("cmpl-", model);
     let log = (head.id.clone(), "/v1/completions");
     let begun = state

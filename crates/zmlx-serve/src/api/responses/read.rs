@@ -6,7 +6,7 @@ use zmlx_models::ChatMessage;
 use super::tools::{Routes, tools};
 use crate::api::fields::Fields;
 use crate::api::openai::{choice, content_text, effort, schema_of, settings};
-use crate::call::{ChatCall, Continues, ToolChoice};
+use crate::call::{ChatCall, Continues, ToolChoice, most_calls};
 use crate::constrain::Structure;
 use crate::error::ApiError;
 use crate::model::Loaded;
@@ -49,8 +49,7 @@ pub(super) fn read(fields: &Fields<'_>, loaded: &Loaded) -> Result<(ChatCall, Ro
         }
         _ => ToolChoice::Auto,
     };
-    let is_parallel = fields.bool("parallel_tool_calls")?.unwrap_or(true);
-    let is_one = !is_parallel || matches!(choice, ToolChoice::Named(_));
+    let most_calls = most_calls(&choice, fields.bool("parallel_tool_calls")?);
     let mut kwargs = Map::new();
     if let Some(reasoning) = fields.object("reasoning")? {
         effort(reasoning.text("effort")?, &mut kwargs);
@@ -63,7 +62,7 @@ pub(super) fn read(fields: &Fields<'_>, loaded: &Loaded) -> Result<(ChatCall, Ro
         tools,
         tools_json,
         choice,
-        most_calls: is_one.then_some(1),
+        most_calls,
         kwargs,
         structure: structure(fields)?,
         continues: Continues::NewMessage,

@@ -1,0 +1,110 @@
+//! What happens when a mapped file loses the bytes that are being read: it was cut short or written over.
+//!
+//! The system then sends the reading thread a signal. There is no way back into the computation, so a program that wants to
+//! end in order takes the signal over: the thread stands still, and a hook ends the process from a thread of its own.
+
+use std::io::{PipeReader, Read};
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use nix::libc;
+
+/// The files that are mapped: the first address, the one behind the last, and the path.
+static MAPPED: Mutex<Vec<(usize, usize, PathBuf)>> = Mutex::new(Vec::new());
+/// Where the first fault was, and whether it was none of ours.
+static FAULT: AtomicUsize = AtomicUsize::new(0);
+static IS_FOREIGN: AtomicBool = AtomicBool::new(false);
+/// Where the handler tells of a fault.
+static PIPE: AtomicI32 = AtomicI32::new(-1);
+
+fn mapped() -> MutexGuard<'static, Vec<(usize, usize, PathBuf)>> {
+    MAPPED.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A mapping that is known here until it is dropped.
+pub(super) struct Known<T: AsRef<[u8]>> {
+    bytes: T,
+    start: usize,
+}
+
+impl<T: AsRef<[u8]>> Known<T> {
+    pub(super) fn new(bytes: T, path: &Path) -> Self {
+        let range = bytes.as_ref().as_ptr_range();
+        let start = range.start.addr();
+        mapped().push((start, range.end.addr(), path.to_owned()));
+        Self { bytes, start }
+    }
+}
+
+impl<T: AsRef<[u8]>> AsRef<[u8]> for Known<T> {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes.as_ref()
+    }
+}
+
+impl<T: AsRef<[u8]>> Drop for Known<T> {
+    fn drop(&mut self) {
+        mapped().retain(|(start, ..)| *start != self.start);
+    }
+}
+
+/// From now on, where a mapped file loses bytes that are being read, `hook` is called with its path, from a thread of its own
+/// while the reading thread stands still; the hook ends the process. Without it the process is killed by a signal. Only the
+/// first call has an effect.
+///
+/// # Errors
+/// If the system gives no thread or pipe, or does not let the signal be taken over.
+pub fn on_lost_file(hook: fn(&Path)) -> std::io::Result<()> {
+    static BEGUN: OnceLock<()> = OnceLock::new();
+    if BEGUN.set(()).is_err() {
+        return Ok(());
+    }
+    let (reader, writer) = std::io::pipe()?;
+    PIPE.store(writer.as_raw_fd(), Ordering::SeqCst);
+    std::mem::forget(writer); // the handler's, for as long as the process lives
+    std::thread::Builder::new().name("zmlx-files".to_owned()).spawn(move || watch(reader, hook))?;
+    // SAFETY: zeros are a valid `sigaction`, and the handler only does what a handler may do. Not on the alternate stack: the
+    // threads' own have room, and the runtime's is too small for the registers of some processors.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        action.sa_sigaction = handle as *const () as usize;
+        action.sa_flags = libc::SA_SIGINFO | if cfg!(target_os = "linux") { 0 } else { libc::SA_ONSTACK };
+        if libc::sigaction(libc::SIGBUS, &action, std::ptr::null_mut()) != 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
+/// Tells the watching thread and stands still; returns if the fault is none of ours.
+extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
+    // SAFETY: the system gives a handler with SA_SIGINFO the facts.
+    let at = unsafe { (*info).si_addr() } as usize;
+    if FAULT.compare_exchange(0, at.max(1), Ordering::SeqCst, Ordering::SeqCst).is_ok() {
+        let byte = 1u8;
+        // SAFETY: one byte of this stack; `write` may be called by handlers.
+        unsafe { libc::write(PIPE.load(Ordering::SeqCst), (&raw const byte).cast(), 1) };
+    }
+    while !IS_FOREIGN.load(Ordering::SeqCst) {
+        // SAFETY: no descriptors; `poll` may be called by handlers.
+        unsafe { libc::poll(std::ptr::null_mut(), 0, 10) };
+    }
+}
+
+/// Waits for a fault. Of a mapped file it calls the hook; any other happens again, to kill the process as it would have.
+fn watch(mut reader: PipeReader, hook: fn(&Path)) {
+    if reader.read_exact(&mut [0]).is_err() {
+        return;
+    }
+    let at = FAULT.load(Ordering::SeqCst);
+    let path =
+        mapped().iter().find(|(start, end, _)| (*start..*end).contains(&at)).map(|(.., path)| path.clone());
+    if let Some(path) = path {
+        hook(&path);
+    }
+    // SAFETY: the default action is a valid one.
+    unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
+    IS_FOREIGN.store(true, Ordering::SeqCst);
+}

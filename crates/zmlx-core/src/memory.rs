@@ -1,0 +1,40 @@
+//! Whether the machine has room for what is about to be allocated.
+//!
+//! Systems promise more memory than they have, and end the process that takes them at their word: so large sizes are compared
+//! with what is free.
+
+use crate::{Error, Result};
+
+/// Smaller sizes are not looked at: allocating them tells soon enough.
+const LARGE: usize = 256 << 20;
+
+/// Refuses a size that the machine's free memory does not hold.
+///
+/// # Errors
+/// [`Error::Memory`], naming `op`.
+pub fn ensure_memory(op: &'static str, n_bytes: usize) -> Result<()> {
+    if n_bytes < LARGE || available_bytes().is_none_or(|free| n_bytes as u64 <= free) {
+        return Ok(());
+    }
+    Err(Error::Memory { op, n_bytes })
+}
+
+/// The memory that programs can still have without others being swapped out; `None` where the system does not tell.
+pub fn available_bytes() -> Option<u64> {
+    let text =
+        if cfg!(target_os = "linux") { std::fs::read_to_string("/proc/meminfo").ok()? } else { return None };
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_machine_has_is_refused() {
+        assert!(ensure_memory("test", 1 << 20).is_ok());
+        assert!(!cfg!(target_os = "linux") || ensure_memory("test", 1 << 60).is_err());
+    }
+}

@@ -1,0 +1,124 @@
+//! The readers of untrusted bytes, each as a function that takes any bytes: it may refuse them, but must neither panic nor take
+//! long. A test runs all of them on mutated examples; `fuzz/` gives them to cargo-fuzz.
+#![forbid(unsafe_code)]
+
+use bytes::Bytes;
+use zmlx_kernels::cpu::{CpuBackend, Level};
+use zmlx_kernels::{Backend, DType, HostWeight, QuantSpec, WeightBytes, WeightFormat};
+use zmlx_models::config::ConfigFile;
+use zmlx_models::{ChatMessage, ChatRequest, ChatTemplate, Checkpoint, Tokenizer};
+use zmlx_oracle::checkpoint as oracle;
+use zmlx_oracle::golden::{GoldenFile, Rounding};
+
+/// A target, and the name of its corpus.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All targets.
+pub const TARGETS: [Target; 6] = [
+    ("config", config),
+    ("shard", shard),
+    ("quantized", quantized),
+    ("tokenizer", tokenizer),
+    ("template", template),
+    ("golden", golden),
+];
+
+/// The config of the models whose shards are fuzzed: one layer, so that few tensors make a whole one.
+pub const CONFIG: &str = r#"{
+    "model_type": "qwen3_moe", "vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 32, "moe_intermediate_size": 32, "num_experts": 2,
+    "num_experts_per_tok": 1, "norm_topk_prob": true, "decoder_sparse_step": 1, "mlp_only_layers": [], "rms_norm_eps": 1e-6,
+    "rope_theta": 1e4, "max_position_embeddings": 64, "tie_word_embeddings": true, "eos_token_id": 7
+}"#;
+
+/// `config.json`, by the engine and by the reference.
+pub fn config(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    let _ = ConfigFile::parse("config.json", &text, Some(&text));
+    let _ = oracle::Checkpoint::from_bytes(&text, &[]);
+}
+
+/// A safetensors file: its header, and the weights that a model would be made of.
+pub fn shard(data: &[u8]) {
+    let shards = vec![("model.safetensors".to_owned(), Bytes::copy_from_slice(data))];
+    if let Ok(checkpoint) = Checkpoint::from_parts("fuzz", CONFIG, None, shards) {
+        let mut reader = checkpoint.reader();
+        let _ = reader.matrix("model.embed_tokens", 8, 32);
+        for expert in ["gate_proj", "up_proj"] {
+            let one = |e| format!("model.layers.0.mlp.experts.{e}.{expert}");
+            let _ = reader.bank(&format!("model.layers.0.mlp.switch_mlp.{expert}"), one, [2, 32, 32]);
+        }
+        if let Err(error) = reader.finish() {
+            let _ = error.to_string();
+        }
+    }
+    if let Ok(checkpoint) = oracle::Checkpoint::from_bytes(CONFIG, &[data]) {
+        let _ = checkpoint.weight("model.embed_tokens", &[8, 32]);
+        let _ = checkpoint.experts("model.layers.0.mlp", [2, 32, 32]);
+    }
+}
+
+/// Any bytes as a quantised weight: which format, how large, then its buffers; dequantised, and multiplied.
+pub fn quantized(data: &[u8]) {
+    let [format, n_mats, n_out, n_groups, cut, rest @ ..] = data else { return };
+    let all = QuantSpec::all();
+    let spec = all[usize::from(*format) % all.len()];
+    let floats = [DType::F32, DType::F16, DType::BF16][usize::from(*format) / all.len() % 3];
+    let scale_dtype = if spec.has_biases() { floats } else { DType::U8 };
+    let [n_mats, n_out, n_groups] = [n_mats, n_out, n_groups].map(|n| usize::from(*n % 9));
+    let n_in = n_groups * spec.group_size();
+    let n_scales = n_mats * n_out * n_groups * scale_dtype.size_bytes();
+    // One buffer in so many cases has another length than it should.
+    let len = |n: usize, which: u8| if *cut == which { n + 1 } else { n };
+    let take = |n: usize| Bytes::from_iter(rest.iter().copied().chain(std::iter::repeat(0xa5)).take(n));
+    let bytes = WeightBytes {
+        data: take(len(n_mats * n_out * spec.packed_bytes(n_in), 1)),
+        scales: take(len(n_scales, 2)),
+        biases: if spec.has_biases() || *cut == 3 { take(len(n_scales, 4)) } else { Bytes::new() },
+    };
+    let Ok(weight) =
+        HostWeight::new(WeightFormat::Quantized { spec, scale_dtype }, [n_mats, n_out, n_in], bytes)
+    else {
+        return;
+    };
+    assert_eq!(weight.to_f32_vec().len(), n_mats * n_out * n_in);
+    let Ok(backend) = CpuBackend::with_level(Level::fastest(), Some(1)) else { return };
+    let done = backend.upload(weight).and_then(|weight| {
+        let x = backend.tensor(&vec![1.0; 3 * n_mats * n_in], &[3, n_mats, n_in])?;
+        backend.head_linear(&x, &weight)
+    });
+    if let Ok(y) = done {
+        assert_eq!(backend.shape(&y), [3, n_mats, n_out]);
+    }
+}
+
+/// `tokenizer.json`, and what it makes of a text.
+pub fn tokenizer(data: &[u8]) {
+    if let Ok(tokenizer) = Tokenizer::from_json("tokenizer.json", data)
+        && let Ok(tokens) = tokenizer.encode("It is a truth, 1813!\n <|user|> é🦀")
+    {
+        let _ = tokenizer.decode(&tokens);
+        let _ = tokenizer.decode(&[0, 1, u32::MAX]);
+    }
+}
+
+/// `chat_template.jinja`, and a conversation by it.
+pub fn template(data: &[u8]) {
+    let text = String::from_utf8_lossy(data).into_owned();
+    let Ok(template) = ChatTemplate::from_parts("fuzz", None, Some(text)) else { return };
+    let messages = [ChatMessage::new("system", "Be brief."), ChatMessage::new("user", "Who are you?")];
+    if let Err(error) = template.render(&ChatRequest::new(&messages)) {
+        let _ = error.to_string();
+    }
+}
+
+/// A golden file of either version.
+pub fn golden(data: &[u8]) {
+    let text = String::from_utf8_lossy(data);
+    if let Ok(file) = GoldenFile::parse("golden.json", &text, Rounding::F32) {
+        for prompt in &file.prompts {
+            let _ = prompt.check(&[1, 2, 3], 1e-3);
+            let _ = prompt.check(&prompt.tokens, 1e-3);
+        }
+    }
+}
