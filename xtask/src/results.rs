@@ -20,7 +20,19 @@ const SHOWN: [(&str, &[&str]); 3] = [
     ("2026-11-27-zen3-qwen3-beside-llama-d128.json", &["pp512", "tg16 @ d128"]),
 ];
 
-/// Rewrites what stands between the marks in both documents.
+/// The capsule whose speed-ups README.md shows as a plot.
+const PLOTTED: &str = SHOWN[1].0;
+
+/// The look of that plot, which in a report comes from the page.
+const STYLE: &str = "<style>\
+    text{font:13px system-ui,sans-serif;fill:#1b1f24}.tick,.unit{fill:#5b6570;font-size:12px}.middle{text-anchor:middle}\
+    .grid{stroke:#d9dee3}.ref{stroke:#1b1f24;stroke-width:1.5;stroke-dasharray:4 4}\
+    .s0{fill:#7a8794;stroke:#7a8794}.s1{fill:#c27803;stroke:#c27803}.s2{fill:#1d5fd1;stroke:#1d5fd1}\
+    .s3{fill:#0f8a6d;stroke:#0f8a6d}.s4{fill:#a83f9e;stroke:#a83f9e}.s5{fill:#c0392b;stroke:#c0392b}\
+    .spread{stroke-width:3;stroke-opacity:.5}\
+    </style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>";
+
+/// Rewrites what stands between the marks in both documents, and draws the plot.
 pub(crate) fn run() -> Result<()> {
     let root = project::root()?;
     let results = root.join("target/results.md");
@@ -29,12 +41,26 @@ pub(crate) fn run() -> Result<()> {
     let mut build = Command::new(env!("CARGO"));
     project::run(build.args(["build", "--quiet", "--workspace", "--bin", "zmlx"]).current_dir(&root))?;
     let metadata = MetadataCommand::new().manifest_path(root.join("Cargo.toml")).no_deps().exec()?;
-    let mut report = Command::new(metadata.target_directory.join("debug/zmlx"));
-    report.args(["capsule", "report", "benches/record", "--force", "--output"]);
-    project::run(report.arg(&results).current_dir(&root))?;
-    let results = std::fs::read_to_string(results).context("target/results.md")?;
+    let report = |from: &str, to: &Path| -> Result<String> {
+        let mut zmlx = Command::new(metadata.target_directory.join("debug/zmlx"));
+        zmlx.args(["capsule", "report", from, "--force", "--output"]);
+        project::run(zmlx.arg(to).current_dir(&root))?;
+        std::fs::read_to_string(to).with_context(|| to.display().to_string())
+    };
+    let plotted = format!("benches/record/{PLOTTED}");
+    let plot = plot(&report(&plotted, &root.join("target/plotted.html"))?)?;
+    std::fs::write(root.join("docs/images/speed-up.svg"), plot).context("docs/images/speed-up.svg")?;
+    let results = report("benches/record", &results)?;
     rewrite(&root.join("docs/results.md"), &results)?;
     rewrite(&root.join("README.md"), &ratios(&root)?)
+}
+
+/// The first plot of a report as a picture of its own.
+fn plot(page: &str) -> Result<String> {
+    let svg = page.split_once("<svg ").and_then(|(_, rest)| rest.split_once("</svg>"));
+    let (attributes, content) =
+        svg.and_then(|(svg, _)| svg.split_once('>')).context("the report has no plot")?;
+    Ok(format!("<svg xmlns=\"http://www.w3.org/2000/svg\" {attributes}>{STYLE}{content}</svg>\n"))
 }
 
 fn rewrite(path: &Path, results: &str) -> Result<()> {
