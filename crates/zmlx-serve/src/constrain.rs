@@ -44,16 +44,16 @@ impl Structure {
         Self::Schema(json!({"type": "object"}))
     }
 
-    /// Rules for `answer`.
-    fn rules(&self) -> String {
+    /// The rule `name` and what it needs.
+    fn rules(&self, name: &str) -> String {
         match self {
-            Self::Schema(schema) => format!("answer: {}\n", inline_json(schema)),
-            Self::Regex(regex) => format!("answer: ANSWER\nANSWER: /{}/\n", in_slashes(regex)),
+            Self::Schema(schema) => format!("{name}: {}\n", inline_json(schema)),
+            Self::Regex(regex) => format!("{name}: WHOLE\nWHOLE: /(?:{})/\n", in_slashes(regex)),
             Self::Choice(choices) => {
                 let choices: Vec<String> = choices.iter().map(|c| quoted(c)).collect();
-                format!("answer: {}\n", choices.join(" | "))
+                format!("{name}: {}\n", choices.join(" | "))
             }
-            Self::Grammar(lark) => renamed_start(lark),
+            Self::Grammar(lark) => renamed_start(lark, name),
         }
     }
 }
@@ -75,8 +75,10 @@ fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// A regular expression between slashes.
+/// A regular expression between slashes, without the anchors of one that matches as a whole anyway.
 fn in_slashes(regex: &str) -> String {
+    let regex = regex.strip_prefix('^').unwrap_or(regex);
+    let regex = regex.strip_suffix('$').filter(|rest| !rest.ends_with('\\')).unwrap_or(regex);
     let mut escaped = String::with_capacity(regex.len());
     let mut is_escaped = false;
     for c in regex.chars() {
@@ -90,21 +92,40 @@ fn in_slashes(regex: &str) -> String {
     escaped
 }
 
-/// The grammar with its `start` under another name, as it becomes a part of another.
-fn renamed_start(lark: &str) -> String {
+/// The grammar with its `start` under another name, as it becomes a part of another. Texts, regular expressions and comments
+/// stay as they are.
+fn renamed_start(lark: &str, name: &str) -> String {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut renamed = String::with_capacity(lark.len() + 16);
     let mut rest = lark;
-    while let Some(at) = rest.find("start") {
-        let before_is_word = rest[..at].chars().next_back().is_some_and(is_word);
-        let after_is_word = rest[at + 5..].chars().next().is_some_and(is_word);
-        renamed.push_str(&rest[..at]);
-        renamed.push_str(if before_is_word || after_is_word { "start" } else { "answer" });
-        rest = &rest[at + 5..];
+    while let Some(c) = rest.chars().next() {
+        let len = if is_word(c) {
+            rest.find(|c: char| !is_word(c)).unwrap_or(rest.len())
+        } else if rest.starts_with("//") || c == '#' {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if c == '"' || c == '/' {
+            literal_len(rest, c)
+        } else {
+            c.len_utf8()
+        };
+        let (token, after) = rest.split_at(len);
+        renamed.push_str(if token == "start" { name } else { token });
+        rest = after;
     }
-    renamed.push_str(rest);
     renamed.push('\n');
     renamed
+}
+
+/// The length of a literal between two of these.
+fn literal_len(text: &str, quote: char) -> usize {
+    let mut is_escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        if c == quote && !is_escaped {
+            return at + c.len_utf8();
+        }
+        is_escaped = c == '\\' && !is_escaped;
+    }
+    text.len()
 }
 
 /// Where in the answer the structure begins.
@@ -166,7 +187,10 @@ impl Constraints {
     /// # Errors
     /// Why the structure cannot be had, for the client.
     pub(crate) fn structure(&self, structure: &Structure, before: Before) -> Result<Grammatical, String> {
-        self.compile(format!("{}{}", before.rules(), structure.rules()))
+        match (structure, before) {
+            (Structure::Grammar(lark), Before::Nothing) => self.compile(lark.clone()),
+            _ => self.compile(format!("{}{}", before.rules(), structure.rules("answer"))),
+        }
     }
 
     /// A constraint for calls of tools.
@@ -174,7 +198,21 @@ impl Constraints {
     /// # Errors
     /// As [`Constraints::structure`].
     pub(crate) fn calls(&self, calls: &Calls<'_>, before: Before) -> Result<Grammatical, String> {
-        self.compile(format!("{}{}", before.rules(), calls.rules()))
+        self.compile(format!("{}{}", before.rules(), calls.rules("answer")))
+    }
+
+    /// A constraint for answers of a structure, or calls of tools instead.
+    ///
+    /// # Errors
+    /// As [`Constraints::structure`].
+    pub(crate) fn either(
+        &self,
+        structure: &Structure,
+        calls: &Calls<'_>,
+        before: Before,
+    ) -> Result<Grammatical, String> {
+        let rules = format!("answer: final | calls\n{}{}", structure.rules("final"), calls.rules("calls"));
+        self.compile(format!("{}{rules}", before.rules()))
     }
 
     fn compile(&self, grammar: String) -> Result<Grammatical, String> {
@@ -254,4 +292,23 @@ impl Constraint for Grammatical {
 
 fn failed(why: impl fmt::Display) -> zmlx_models::Error {
     zmlx_models::Error::Constraint { why: why.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_start_gets_another_name() {
+        let lark = "start: \"start\" restart // start\nrestart: /a\\/start/ | start\n";
+        let want = "x: \"start\" restart // start\nrestart: /a\\/start/ | x\n\n";
+        assert_eq!(renamed_start(lark, "x"), want);
+        assert_eq!(renamed_start("start: \"é", "x"), "x: \"é\n");
+    }
+
+    #[test]
+    fn regular_expressions_between_slashes() {
+        assert_eq!(in_slashes("^a/b\\/c$"), "a\\/b\\/c");
+        assert_eq!(in_slashes("a\\$"), "a\\$");
+    }
 }

@@ -3,7 +3,7 @@
 use zmlx_models::{ChatMessage, ChatRequest, Ending, Request};
 
 use crate::call::{ChatCall, Continues, EndTokens, Settings, TextCall, TextPrompt, ToolChoice};
-use crate::constrain::{Before, Calls, CallsWanted, Grammatical};
+use crate::constrain::{Before, Calls, CallsWanted, Grammatical, Structure};
 use crate::error::ApiError;
 use crate::model::Loaded;
 use crate::options::{Reasoning, ServerOptions, ToolParser};
@@ -187,7 +187,15 @@ fn constraint(
         return calls(&tools, CallsWanted::Required);
     }
     if let Some(structure) = &call.structure {
-        let made = loaded.constraints.structure(structure, before);
+        let made = match (structure, syntax) {
+            // Tools may be called before the answer is given.
+            (Structure::Schema(_), Some(syntax)) => {
+                let wanted = CallsWanted::Required;
+                let calls = Calls { syntax, tools: &call.tools, wanted, most: call.most_calls };
+                loaded.constraints.either(structure, &calls, before)
+            }
+            _ => loaded.constraints.structure(structure, before),
+        };
         return made.map(Some).map_err(|why| ApiError::field("response_format", why));
     }
     if call.choice == ToolChoice::Auto && syntax.is_some() && strict() {

@@ -30,15 +30,15 @@ pub(crate) enum CallsWanted {
 }
 
 impl Calls<'_> {
-    /// Rules for `answer`.
-    pub(super) fn rules(&self) -> String {
+    /// The rule `name` and what it needs.
+    pub(super) fn rules(&self, name: &str) -> String {
         let mut rules = String::new();
         let more = if self.most == Some(1) { "" } else { " (BETWEEN? call)*" };
         match self.wanted {
-            CallsWanted::Required => rules += &format!("answer: call{more}\n"),
+            CallsWanted::Required => rules += &format!("{name}: call{more}\n"),
             CallsWanted::Allowed => {
                 // A text without the tag, or one up to the tag and then calls.
-                rules += &format!("answer: PLAIN | until_tag after_tag{more} BETWEEN?\n");
+                rules += &format!("{name}: PLAIN | until_tag after_tag{more} BETWEEN?\n");
                 rules += "PLAIN: /(?s:.*)/ & ~/(?s:.*)<tool_call>(?s:.*)/\n";
                 rules += "until_tag[suffix=\"<tool_call>\"]: /(?s:.*)/\n";
             }

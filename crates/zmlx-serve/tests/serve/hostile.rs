@@ -153,7 +153,8 @@ fn old_and_careful_clients() {
 /// Every field with values of every kind: an answer, or an error that is the client's, never the server's.
 #[test]
 fn fields_of_every_kind() {
-    let server = start();
+    // Answers without a limit of their own end soon.
+    let server = start_with(|setup| setup.engine.context = Some(64));
     let fields = [
         "model",
         "messages",
@@ -248,4 +249,15 @@ fn templates_and_grammars_that_take_too_long() {
         let _: Value = answer;
     }
     assert_eq!(server.get("/health").0, 200);
+}
+
+#[test]
+fn connections_that_say_nothing_do_not_keep_others_out() {
+    let server = start();
+    let mut silent: Vec<_> = (0..200).map(|_| server.connect()).collect();
+    for stream in &mut silent[100..] {
+        stream.write_all(b"POST /v1/chat/completions HTTP/1.1\r\nhost: loc").unwrap();
+    }
+    assert_eq!(server.get("/health").0, 200);
+    server.ok(PATH, &json!({"messages": [{"role": "user", "content": "It is"}], "max_tokens": 1}));
 }

@@ -74,6 +74,8 @@ fn a_schema_behind_thinking() {
 #[rstest]
 #[case::choice(json!({"choice": ["truth", "universally"]}), &["truth", "universally"])]
 #[case::regex(json!({"regex": "(a/b|c\\.d)"}), &["a/b", "c.d"])]
+#[case::anchored(json!({"regex": "^(ab|cd)$"}), &["ab", "cd"])]
+#[case::grammar_with_start(json!({"grammar": "start: \"start\" | \"restart\""}), &["start", "restart"])]
 #[case::grammar(json!({"grammar": "start: \"x\" restart\nrestart: \"y\" | \"z\""}), &["xy", "xz"])]
 fn other_structures(#[case] structured: Value, #[case] admitted: &[&str]) {
     let server = start();
@@ -105,4 +107,18 @@ fn what_cannot_be_had_is_refused(#[case] more: Value) {
     let server = start();
     let (status, answer) = ask(&server, more);
     assert_eq!((status, &answer["error"]["type"]), (400, &json!("invalid_request_error")), "{answer}");
+}
+
+#[test]
+fn a_schema_beside_tools() {
+    let server = start_with(|setup| setup.template = Some(crate::support::QWEN_TEMPLATE));
+    let format = json!({"type": "json_schema", "json_schema": {"schema": schema()}});
+    let tool = json!({"type": "function", "function": {"name": "get_time", "parameters": {"type": "object", "properties": {}, "additionalProperties": false}}});
+    let (status, answer) = ask(&server, json!({"response_format": format, "tools": [tool]}));
+    assert_eq!(status, 200, "{answer}");
+    let message = &answer["choices"][0]["message"];
+    match message["tool_calls"].as_array() {
+        Some(calls) => assert_eq!(calls[0]["function"]["name"], "get_time"),
+        None => check(&message["content"]),
+    }
 }

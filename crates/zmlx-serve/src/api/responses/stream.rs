@@ -200,6 +200,9 @@ impl Writer for ResponseWriter {
 
     fn fail(&mut self, error: &ApiError, out: &mut Events) {
         self.open = None;
+        if self.sequence == 0 {
+            self.response("response.created", &Outcome::InProgress, None, out);
+        }
         let code = error.code.filter(|code| *code == TOO_LONG).unwrap_or("server_error");
         let outcome = Outcome::Failed(json!({"code": code, "message": error.message}));
         self.response("response.failed", &outcome, None, out);
