@@ -68,7 +68,7 @@ enum Command {
     Chat(commands::chat::Args),
     /// Answer requests over HTTP, as OpenAI's and Anthropic's servers do.
     #[cfg(feature = "serve")]
-    Serve(commands::serve::Args),
+    Serve(Box<commands::serve::Args>),
     /// Write the logits of a token sequence to a safetensors file.
     Logits(commands::logits::Args),
     /// Show the architecture, formats and memory need of a model, and check every tensor.
@@ -120,7 +120,7 @@ fn main() -> ExitCode {
         Command::Generate(args) => commands::generate::run(args, cli.verbose),
         Command::Chat(args) => commands::chat::run(args, cli.verbose),
         #[cfg(feature = "serve")]
-        Command::Serve(args) => commands::serve::run(args),
+        Command::Serve(args) => commands::serve::run(*args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
         #[cfg(feature = "proof")]

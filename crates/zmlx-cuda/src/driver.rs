@@ -82,6 +82,8 @@ pub(crate) struct Event(sys::CUevent);
 
 // SAFETY: a handle that the driver takes from any thread.
 unsafe impl Send for Event {}
+// SAFETY: a handle that the driver takes from several threads at once.
+unsafe impl Sync for Event {}
 
 impl Drop for Event {
     fn drop(&mut self) {

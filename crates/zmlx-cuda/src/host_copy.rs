@@ -20,6 +20,8 @@ struct Pinned {
 
 // SAFETY: the pointer is to memory that only this value uses.
 unsafe impl Send for Pinned {}
+// SAFETY: through a shared reference the memory is only read, after the copy into it has ended (`HostCopy::read`).
+unsafe impl Sync for Pinned {}
 
 /// Pinned memory that no copy uses.
 #[derive(Default)]

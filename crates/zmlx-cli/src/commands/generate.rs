@@ -34,10 +34,11 @@ pub(crate) struct Args {
         value_name = "ID,…",
         value_delimiter = ',',
         help_heading = heading::PROMPT,
-        conflicts_with_all = ["prompt", "raw", "system", "chat_template_config"]
+        conflicts_with_all = ["prompt", "raw", "chat", "system", "chat_template_config"]
     )]
     prompt_tokens: Option<Vec<u32>>,
-    /// Continue the prompt as it is. Otherwise a model with a chat template takes the prompt as the message of a user.
+    /// Continue the prompt as it is. Otherwise a model with a chat template takes the prompt as the message of a user, unless
+    /// --json is given: what scripts pass is not changed.
     #[arg(
         long,
         visible_alias = "ignore-chat-template",
@@ -45,6 +46,9 @@ pub(crate) struct Args {
         conflicts_with_all = ["system", "chat_template_config"]
     )]
     raw: bool,
+    /// Take the prompt as the message of a user, also with --json, which otherwise continues it as it is.
+    #[arg(long, help_heading = heading::PROMPT, conflicts_with = "raw")]
+    chat: bool,
     #[command(flatten)]
     template: TemplateArgs,
     /// Generate at most N tokens; -1 for as many as the context has room for.
@@ -126,12 +130,13 @@ fn prompt_text(args: &Args, source: &Source) -> Result<String> {
         }
         Some(text) => text.to_owned(),
     };
-    if text.is_empty() || args.raw {
+    let is_as_it_is = args.raw || (args.json && !args.chat && !needs_template);
+    if text.is_empty() || is_as_it_is {
         return Ok(text);
     }
     let template = match source.chat_template() {
         Ok(template) => template,
-        Err(error) if is_without_template(&error) && !needs_template => return Ok(text),
+        Err(error) if is_without_template(&error) && !needs_template && !args.chat => return Ok(text),
         Err(error) => return Err(error),
     };
     let system = args.template.system.clone().map(|content| ChatMessage::new("system", content));

@@ -101,7 +101,7 @@ impl Client {
     fn send(&mut self, update: Update) {
         if self.kept.is_empty() {
             match self.updates.try_send(update) {
-                Ok(()) | Err(TrySendError::Closed(_)) => return,
+                Ok(()) | Err(TrySendError::Closed(_)) => {}
                 Err(TrySendError::Full(update)) => {
                     self.kept.push_back(update);
                     self.kept_since = Some(Instant::now());

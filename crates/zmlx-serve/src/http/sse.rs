@@ -100,8 +100,7 @@ impl<W: Writer> hyper::body::Body for Stream<W> {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Self::Data>, Self::Error>>> {
         let this = self.get_mut();
-        loop {
-            let Some(generation) = &mut this.generation else { break };
+        while let Some(generation) = &mut this.generation {
             if this.out.bytes.len() >= TOGETHER_BYTES {
                 break;
             }
