@@ -140,10 +140,12 @@ fn broken_weights_name_the_file_or_the_tensor() {
 fn broken_tokenizers_and_templates() {
     let dir = copy_without(GLM, &["chat_template.jinja"]);
     let path = dir.path().to_str().unwrap();
-    let chat = ["generate", "--json", "--model", path, "-p", "x", "-m", "1"];
+    let chat = ["generate", "--model", path, "-p", "x", "-m", "1"];
     // Without a template the prompt is continued as it is, but a system message needs one.
     zmlx(&chat).ok();
-    zmlx(&[&chat[..], &["--system-prompt", "y"]].concat()).refused(&["chat template", "chat_template.jinja"]);
+    for more in [&["--system-prompt", "y"][..], &["--chat"]] {
+        zmlx(&[&chat[..], more].concat()).refused(&["chat template", "chat_template.jinja"]);
+    }
     std::fs::write(dir.path().join("chat_template.jinja"), "{% for %}").unwrap();
     zmlx(&chat).refused(&["chat template"]);
     std::fs::write(dir.path().join("tokenizer.json"), "{}").unwrap();

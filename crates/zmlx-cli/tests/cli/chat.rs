@@ -11,7 +11,7 @@ fn the_first_answer_is_that_of_generate() {
     let dir = model(QWEN);
     let golden = golden(QWEN);
     let user = &golden.prompt("chat").unwrap().messages.as_ref().unwrap()[0].content;
-    let args = ["generate", "--json", "--model", &dir, "-p", user, "-m", "12", "--ignore-eos"];
+    let args = ["generate", "--json", "--chat", "--model", &dir, "-p", user, "-m", "12", "--ignore-eos"];
     let want = zmlx(&args).ok().json();
     let run = chat(&dir, &[], &format!("{user}\n")).ok();
     assert_eq!(run.stdout, format!("{}\n", want["text"].as_str().unwrap()));

@@ -215,10 +215,19 @@ fn the_chat_template_wraps_the_prompt() {
     let want = golden.prompt("chat").unwrap();
     let user = &want.messages.as_ref().unwrap()[0].content;
     let dir = model(QWEN);
-    let args = ["generate", "--json", "--model", &dir, "-p", user, "-m", "8", "--ignore-eos"];
-    let got = zmlx(&args).ok().json();
+    let args = ["generate", "--model", &dir, "-p", user, "-m", "8", "--ignore-eos"];
+    let json = [&args[..], &["--json", "--chat"]].concat();
+    let got = zmlx(&json).ok().json();
     assert_eq!(got["prompt_tokens"], json!(want.prompt_tokens));
     assert_eq!(got["tokens"], json!(want.truth_f32.tokens[..8]));
+    // The template is the default for text. What scripts pass with --json is continued as it is.
+    let text = got["text"].as_str().unwrap();
+    assert!(zmlx(&args).ok().stdout.contains(text));
+    let raw = zmlx(&[&args[..], &["--json"]].concat()).ok().json();
+    let same = zmlx(&[&args[..], &["--json", "--raw"]].concat()).ok().json();
+    assert_eq!((&raw["prompt_tokens"], &raw["text"]), (&same["prompt_tokens"], &same["text"]));
+    assert_ne!(raw["prompt_tokens"], got["prompt_tokens"]);
+    let args = json;
     let longer = zmlx(&[&args[..], &["--system-prompt", "Be brief."]].concat()).ok().json();
     assert!(longer["prompt_tokens"].as_array().unwrap().len() > want.prompt_tokens.len());
 }
