@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use ureq::http::{HeaderMap, Response, StatusCode, Uri, header};
-use ureq::tls::{PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::{PemItem, RootCerts, TlsConfig, TlsProvider, parse_pem};
 use ureq::{Agent, Body};
 
 use crate::digest::Digest;
@@ -22,6 +22,10 @@ const MAX_REDIRECTS: usize = 10;
 
 /// A list of files that is longer is none.
 const MAX_LISTING_BYTES: u64 = 64 << 20;
+
+/// What encrypts: the system on Apple's, rustls elsewhere.
+const TLS: TlsProvider =
+    if cfg!(target_vendor = "apple") { TlsProvider::NativeTls } else { TlsProvider::Rustls };
 
 /// Asks a hub.
 pub(crate) struct Client {
@@ -55,7 +59,7 @@ impl Client {
             .timeout_connect(Some(timeout))
             .timeout_recv_response(Some(timeout))
             .timeout_per_read(Some(timeout))
-            .tls_config(TlsConfig::builder().root_certs(authorities(environment)?).build())
+            .tls_config(TlsConfig::builder().provider(TLS).root_certs(authorities(environment)?).build())
             .build();
         Ok(Self { agent: config.into(), endpoint, token: environment.token()? })
     }
@@ -300,10 +304,11 @@ fn failed(host: String, error: &ureq::Error) -> Error {
         other => other.to_string(),
     };
     let is_absent = match error {
-        ureq::Error::HostNotFound
-        | ureq::Error::ConnectionFailed
-        | ureq::Error::Tls(_)
-        | ureq::Error::Rustls(_) => true,
+        ureq::Error::HostNotFound | ureq::Error::ConnectionFailed | ureq::Error::Tls(_) => true,
+        #[cfg(not(target_vendor = "apple"))]
+        ureq::Error::Rustls(_) => true,
+        #[cfg(target_vendor = "apple")]
+        ureq::Error::NativeTls(_) => true,
         ureq::Error::Io(e) => matches!(e.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable),
         _ => false,
     };
