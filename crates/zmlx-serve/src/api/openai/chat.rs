@@ -8,33 +8,16 @@ use axum::http::Response;
 use serde_json::{Map, Value, json};
 
 use super::chat_stream::ChatWriter;
-use super::{
-    FINGERPRINT, effort, finish_reason, logprobs, messages, model_name, settings, stream_options, tools,
-    usage,
-};
+use super::{Head, effort, finish_reason, logprobs, messages, model_name, settings, tools};
 use crate::api::fields::Fields;
 use crate::call::{ChatCall, Continues, most_calls};
 use crate::error::ApiError;
 use crate::generation::{Answer, AnswerCall, Summary};
 use crate::http::{body, json, sse};
-use crate::model::{Loaded, now};
+use crate::model::Loaded;
 use crate::options::ServerOptions;
 use crate::prepare;
-use crate::state::{State as Shared, new_call_id, new_id};
-
-/// What an answer says of itself.
-#[derive(Clone, Debug)]
-pub(super) struct Head {
-    pub(super) id: String,
-    pub(super) created: u64,
-    pub(super) model: String,
-}
-
-impl Head {
-    pub(super) fn new(prefix: &str, model: String) -> Self {
-        Self { id: new_id(prefix), created: now(), model }
-    }
-}
+use crate::state::{State as Shared, new_call_id};
 
 /// Answers a conversation.
 pub(crate) async fn handle(
@@ -46,16 +29,15 @@ pub(crate) async fn handle(
     let fields = Fields::of_body(&body)?;
     let model = model_name(&fields, &loaded, &state.options)?;
     let is_stream = fields.bool("stream")?.unwrap_or(false);
-    let includes_usage = stream_options(&fields)?;
+    let head = Head::new("chatcmpl-", model, &fields)?;
     let call = read(&fields, &loaded)?;
     drop(body);
-    let head = Head::new("chatcmpl-", model);
     let log = (head.id.clone(), "/v1/chat/completions");
     let begun = state
         .begin(log, move |loaded: &Loaded, options: &ServerOptions| prepare::chat(loaded, options, call));
     let mut generation = begun.await?;
     if is_stream {
-        return Ok(sse::response(generation, ChatWriter::new(head, loaded, includes_usage)));
+        return Ok(sse::response(generation, ChatWriter::new(head, loaded)));
     }
     let (answer, summary) = Answer::collect(&mut generation).await?;
     Ok(json(&whole(&head, &loaded, &answer, &summary)))
@@ -134,19 +116,11 @@ fn whole(head: &Head, loaded: &Loaded, answer: &Answer, summary: &Summary) -> Va
         answer.logprobs.iter().map(|info| logprobs::chat_entry(tokenizer, info)).collect();
     let logprobs =
         if entries.is_empty() { Value::Null } else { json!({"content": entries, "refusal": null}) };
-    json!({
-        "id": head.id,
-        "object": "chat.completion",
-        "created": head.created,
-        "model": head.model,
-        "system_fingerprint": FINGERPRINT,
-        "choices": [{
-            "index": 0,
-            "message": message,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason(&summary.finish)
-        }],
-        "usage": usage(summary.usage),
-        "timings": summary.timings
-    })
+    let choice = json!({
+        "index": 0,
+        "message": message,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason(&summary.finish)
+    });
+    head.whole("chat.completion", choice, summary)
 }

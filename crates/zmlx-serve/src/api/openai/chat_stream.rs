@@ -4,8 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use super::chat::Head;
-use super::{FINGERPRINT, finish_reason, logprobs, usage};
+use super::{Head, finish_reason, logprobs};
 use crate::error::ApiError;
 use crate::generation::{Generation, Summary, TokenInfo};
 use crate::http::sse::{Events, Writer};
@@ -13,11 +12,13 @@ use crate::model::Loaded;
 use crate::state::new_call_id;
 use crate::tools::Piece;
 
+/// The kind of object that chunks are.
+const OBJECT: &str = "chat.completion.chunk";
+
 /// Writes chunks.
 pub(super) struct ChatWriter {
     head: Head,
     loaded: Arc<Loaded>,
-    includes_usage: bool,
     /// Those of tokens that have no chunk yet.
     logprobs: Vec<Value>,
     /// Calls that have begun.
@@ -25,26 +26,16 @@ pub(super) struct ChatWriter {
 }
 
 impl ChatWriter {
-    pub(super) fn new(head: Head, loaded: Arc<Loaded>, includes_usage: bool) -> Self {
-        Self { head, loaded, includes_usage, logprobs: Vec::new(), n_calls: 0 }
-    }
-
-    fn chunk(&self, choices: Value) -> Value {
-        json!({
-            "id": self.head.id,
-            "object": "chat.completion.chunk",
-            "created": self.head.created,
-            "model": self.head.model,
-            "system_fingerprint": FINGERPRINT,
-            "choices": choices
-        })
+    pub(super) fn new(head: Head, loaded: Arc<Loaded>) -> Self {
+        Self { head, loaded, logprobs: Vec::new(), n_calls: 0 }
     }
 
     fn delta(&mut self, delta: Value, finish: Option<&str>) -> Value {
         let logprobs = std::mem::take(&mut self.logprobs);
         let logprobs =
             if logprobs.is_empty() { Value::Null } else { json!({"content": logprobs, "refusal": null}) };
-        self.chunk(json!([{"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish}]))
+        let choice = json!({"index": 0, "delta": delta, "logprobs": logprobs, "finish_reason": finish});
+        self.head.object(OBJECT, json!([choice]))
     }
 
     fn pieces(&mut self, pieces: Vec<Piece>, out: &mut Events) {
@@ -87,16 +78,8 @@ impl Writer for ChatWriter {
 
     fn end(&mut self, pieces: Vec<Piece>, summary: &Summary, out: &mut Events) {
         self.pieces(pieces, out);
-        let mut last = self.delta(json!({}), Some(finish_reason(&summary.finish)));
-        last["timings"] = summary.timings.clone();
-        out.data(&last);
-        if self.includes_usage {
-            let mut chunk = self.chunk(json!([]));
-            chunk["usage"] = usage(summary.usage);
-            chunk["timings"] = summary.timings.clone();
-            out.data(&chunk);
-        }
-        out.raw("data: [DONE]\n\n");
+        let last = self.delta(json!({}), Some(finish_reason(&summary.finish)));
+        self.head.end(OBJECT, last, summary, out);
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Events) {

@@ -7,9 +7,8 @@ use axum::extract::{Request, State};
 use axum::http::Response;
 use serde_json::{Value, json};
 
-use super::chat::Head;
 use super::settings::structure;
-use super::{FINGERPRINT, finish_reason, logprobs, model_name, settings, stream_options, usage};
+use super::{Head, finish_reason, logprobs, model_name, settings};
 use crate::api::fields::Fields;
 use crate::call::{TextCall, TextPrompt};
 use crate::error::ApiError;
@@ -22,6 +21,9 @@ use crate::prepare;
 use crate::state::State as Shared;
 use crate::tools::Piece;
 
+/// The kind of object that answers and chunks are.
+const OBJECT: &str = "text_completion";
+
 /// Continues a text.
 pub(crate) async fn handle(
     State(state): State<Arc<Shared>>,
@@ -32,16 +34,15 @@ pub(crate) async fn handle(
     let fields = Fields::of_body(&body)?;
     let model = model_name(&fields, &loaded, &state.options)?;
     let is_stream = fields.bool("stream")?.unwrap_or(false);
-    let includes_usage = stream_options(&fields)?;
+    let head = Head::new("cmpl-", model, &fields)?;
     let call = read(&fields, &loaded)?;
     drop(body);
-    let head = Head::new("cmpl-", model);
     let log = (head.id.clone(), "/v1/completions");
     let begun = state
         .begin(log, move |loaded: &Loaded, options: &ServerOptions| prepare::text(loaded, options, call));
     let mut generation = begun.await?;
     if is_stream {
-        let writer = TextWriter { head, loaded, includes_usage, infos: Vec::new(), offset: 0 };
+        let writer = TextWriter { head, loaded, infos: Vec::new(), offset: 0 };
         return Ok(sse::response(generation, writer));
     }
     let (answer, summary) = Answer::collect(&mut generation).await?;
@@ -49,21 +50,13 @@ pub(crate) async fn handle(
         [] => Value::Null,
         infos => logprobs::completion(&loaded.model.tokenizer, infos, &mut 0),
     };
-    Ok(json(&json!({
-        "id": head.id,
-        "object": "text_completion",
-        "created": head.created,
-        "model": head.model,
-        "system_fingerprint": FINGERPRINT,
-        "choices": [{
-            "index": 0,
-            "text": answer.content,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason(&summary.finish)
-        }],
-        "usage": usage(summary.usage),
-        "timings": summary.timings
-    })))
+    let choice = json!({
+        "index": 0,
+        "text": answer.content,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason(&summary.finish)
+    });
+    Ok(json(&head.whole(OBJECT, choice, &summary)))
 }
 
 fn read(fields: &Fields<'_>, loaded: &Loaded) -> Result<TextCall, ApiError> {
@@ -116,24 +109,12 @@ fn prompt(fields: &Fields<'_>, vocab_size: usize) -> Result<TextPrompt, ApiError
 struct TextWriter {
     head: Head,
     loaded: Arc<Loaded>,
-    includes_usage: bool,
     /// Those of tokens that have no chunk yet.
     infos: Vec<TokenInfo>,
     offset: usize,
 }
 
 impl TextWriter {
-    fn chunk(&self, choices: Value) -> Value {
-        json!({
-            "id": self.head.id,
-            "object": "text_completion",
-            "created": self.head.created,
-            "model": self.head.model,
-            "system_fingerprint": FINGERPRINT,
-            "choices": choices
-        })
-    }
-
     fn text(&mut self, text: &str, finish: Option<&str>) -> Value {
         let infos = std::mem::take(&mut self.infos);
         let logprobs = if infos.is_empty() {
@@ -141,7 +122,8 @@ impl TextWriter {
         } else {
             logprobs::completion(&self.loaded.model.tokenizer, &infos, &mut self.offset)
         };
-        self.chunk(json!([{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish}]))
+        let choice = json!({"index": 0, "text": text, "logprobs": logprobs, "finish_reason": finish});
+        self.head.object(OBJECT, json!([choice]))
     }
 
     fn pieces(&mut self, pieces: Vec<Piece>, out: &mut Events) {
@@ -165,16 +147,8 @@ impl Writer for TextWriter {
 
     fn end(&mut self, pieces: Vec<Piece>, summary: &Summary, out: &mut Events) {
         self.pieces(pieces, out);
-        let mut last = self.text("", Some(finish_reason(&summary.finish)));
-        last["timings"] = summary.timings.clone();
-        out.data(&last);
-        if self.includes_usage {
-            let mut chunk = self.chunk(json!([]));
-            chunk["usage"] = usage(summary.usage);
-            chunk["timings"] = summary.timings.clone();
-            out.data(&chunk);
-        }
-        out.raw("data: [DONE]\n\n");
+        let last = self.text("", Some(finish_reason(&summary.finish)));
+        self.head.end(OBJECT, last, summary, out);
     }
 
     fn fail(&mut self, error: &ApiError, out: &mut Events) {
