@@ -66,12 +66,13 @@ pub(crate) fn drive<B: Backend>(
             // Nothing could begin; the next step may do better.
             std::thread::sleep(Duration::from_millis(1));
         }
-        driver.route(events.drain(..));
-        // Looking at every idle sequence costs more than a step of a small model.
+        // Looking at every idle sequence costs more than a step of a small model. Before the events go out: a client
+        // that has its answer finds it counted.
         if engine.is_idle() || published.elapsed() > PUBLISH {
             driver.publish(engine, handle);
             published = Instant::now();
         }
+        driver.route(events.drain(..));
     }
 }
 
