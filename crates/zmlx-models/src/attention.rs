@@ -3,7 +3,7 @@
 mod gqa;
 mod mla;
 
-pub(crate) use gqa::Gqa;
+pub(crate) use gqa::{Gqa, HeadNorm};
 pub(crate) use mla::{Mla, QueryProjection};
 
 use zmlx_kernels::{Backend, Fusion, Result};

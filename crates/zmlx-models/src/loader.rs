@@ -7,7 +7,7 @@ use crate::architecture::{
     Activation, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec,
     MlpSpec, MoeSpec, QuerySpec, RouterSpec, VectorSpec,
 };
-use crate::attention::{Attention, Gqa, Mla, QueryProjection};
+use crate::attention::{Attention, Gqa, HeadNorm, Mla, QueryProjection};
 use crate::layer::{FeedForward, Layer};
 use crate::linear::Linear;
 use crate::{Checkpoint, KvBDims, Result, TensorReader};
@@ -80,8 +80,10 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn gqa(&mut self, spec: &GqaSpec) -> Result<Gqa<B::Weight>> {
-        let [q, k, v] = [&spec.q, &spec.k, &spec.v].map(|spec| self.linear(spec));
-        let (q, k, v) = (q?, k?, v?);
+        let (q, k) = (self.linear(&spec.q)?, self.linear(&spec.k)?);
+        let v = spec.v.as_ref().map(|spec| self.linear(spec)).transpose()?;
+        let parts: Vec<_> =
+            [Some(&q), Some(&k), v.as_ref()].into_iter().flatten().map(|l| &l.weight).collect();
         Ok(Gqa {
             n_heads: spec.n_heads,
             n_kv_heads: spec.n_kv_heads,
@@ -89,16 +91,32 @@ impl<'a, B: Backend> Loader<'a, B> {
             rope: spec.rope.clone(),
             eps: spec.eps,
             scale: spec.scale,
-            qkv: self.concat(&[&q.weight, &k.weight, &v.weight])?,
+            window: spec.window,
+            qkv: self.concat(&parts)?,
             q,
             k,
             v,
             o: self.linear(&spec.o)?,
-            qk_norm: match &spec.qk_norm {
-                Some([q, k]) => Some([self.vector(q)?, self.vector(k)?]),
-                None => None,
-            },
+            q_norm: self.head_norm(spec.q_norm.as_ref(), spec.head_dim)?,
+            k_norm: self.head_norm(spec.k_norm.as_ref(), spec.head_dim)?,
+            v_norm: if spec.norms_values { Some(self.ones(spec.head_dim)?) } else { None },
+            sinks: spec.sinks.as_ref().map(|spec| self.vector(spec)).transpose()?,
         })
+    }
+
+    fn head_norm(
+        &mut self,
+        spec: Option<&VectorSpec>,
+        head_dim: usize,
+    ) -> Result<Option<HeadNorm<B::Weight>>> {
+        let Some(spec) = spec else { return Ok(None) };
+        let weight = self.vector(spec)?;
+        Ok(Some(if spec.len == head_dim { HeadNorm::Each(weight) } else { HeadNorm::All(weight) }))
+    }
+
+    /// The weight of a norm that has none.
+    fn ones(&self, len: usize) -> Result<B::Weight> {
+        self.upload(HostWeight::from_f32(&vec![1.0; len], 1, len)?)
     }
 
     fn mla(&mut self, spec: &MlaSpec) -> Result<Mla<B::Weight>> {

@@ -5,8 +5,8 @@ use std::fmt;
 use zmlx_kernels::{Backend, ExpertFusion, Fusion, FusionPart, Logits, Op, SoftmaxRoute, Span, stock};
 use zmlx_moe::{Mlp, MoeBlock, Router, Routing};
 
-use crate::architecture::{FeedForwardSpec, MlpSpec, MoeSpec};
-use crate::attention::{Attention, Rows};
+use crate::architecture::{FeedForwardSpec, MixerSpec, MlpSpec, MoeSpec};
+use crate::attention::Rows;
 use crate::layer::FeedForward;
 use crate::{Model, PoolOptions, Result};
 
@@ -109,9 +109,8 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             layer.attention.forward(b, &x, (&mut *cache, &step), Rows::All, fusion)
         };
         let y = attend(0, &Fusion::STOCK)?;
-        if let Attention::Gqa(a) = &layer.attention {
-            let hidden = model.architecture.hidden_size;
-            let shape = format!("{hidden} → {}", (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
+        if let MixerSpec::Attention(a) = &spec.mixer {
+            let shape = format!("{} → {}", model.architecture.hidden_size, a.qkv_width());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
         (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;

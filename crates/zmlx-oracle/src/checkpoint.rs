@@ -5,7 +5,7 @@
 //! not fit the shapes is an error.
 //!
 //! The text model inside a wrapper is read as if it stood alone: names lose their `language_model.`, and what does not
-//! begin with it is left out.
+//! have it is left out. It stands first, or (in Hugging Face's own files) behind `model.`; there the head has none.
 
 mod files;
 mod mla;
@@ -90,11 +90,16 @@ impl Checkpoint {
             .map_err(|source| Error::SafeTensors { what: what.to_owned(), source })?;
         let is_wrapped = file.names().iter().any(|name| name.starts_with(TEXT_PREFIX));
         for (name, view) in file.iter() {
-            let name = match name.strip_prefix(TEXT_PREFIX) {
-                Some(name) => name,
-                None if is_wrapped => continue,
-                None => name,
+            let unwrapped = match name.strip_prefix("model.").and_then(|name| name.strip_prefix(TEXT_PREFIX))
+            {
+                Some(inner) => format!("model.{inner}"),
+                None => match name.strip_prefix(TEXT_PREFIX) {
+                    Some(name) => name.to_owned(),
+                    None if is_wrapped => continue,
+                    None => name.to_owned(),
+                },
             };
+            let name = unwrapped.as_str();
             let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
             if layer.and_then(|n| n.parse().ok()).is_some_and(|n: usize| n >= self.plan.layers.len()) {
                 continue;
@@ -256,7 +261,7 @@ impl Checkpoint {
     /// The experts' gate, up and down projections below `prefix`, stacked: `[n_experts, inner, hidden]` twice and
     /// `[n_experts, hidden, inner]`.
     ///
-    /// Files hold them stacked (`switch_mlp.gate_proj`), one by one (`experts.E.gate_proj`), or with gate and up in one
+    /// Files hold them stacked (`switch_mlp.gate_proj`), one by one (`experts.E.gate_proj` or `.w1`), or with gate and up in one
     /// stack (`experts.gate_up_proj`), of whose rows the first half are gate's.
     ///
     /// # Errors
@@ -264,7 +269,7 @@ impl Checkpoint {
     pub fn experts(&self, prefix: &str, [n, inner, hidden]: [usize; 3]) -> Result<[Tensor; 3]> {
         let down = self.projection(prefix, "down_proj", [n, hidden, inner])?;
         let is_fused = |module: &&&str| self.has_weight(&format!("{prefix}.{module}.gate_up_proj"));
-        if let Some(module) = ["switch_mlp", "experts"].iter().find(is_fused) {
+        if let Some(module) = ["switch_mlp", "experts", "experts.switch_glu"].iter().find(is_fused) {
             let path = format!("{prefix}.{module}.gate_up_proj");
             let both = self.weight(&path, &[n, 2 * inner, hidden])?;
             let half = |first: usize| both.narrow(1, first, inner)?.contiguous();
@@ -276,15 +281,23 @@ impl Checkpoint {
     }
 
     fn projection(&self, prefix: &str, proj: &str, shape: [usize; 3]) -> Result<Tensor> {
-        if self.has_weight(&format!("{prefix}.experts.0.{proj}")) {
-            let experts = (0..shape[0])
-                .map(|e| self.weight(&format!("{prefix}.experts.{e}.{proj}"), &shape[1..]))
-                .collect::<Result<Vec<_>>>()?;
-            return Ok(Tensor::stack(&experts, 0)?);
+        let short = match proj {
+            "gate_proj" => "w1",
+            "down_proj" => "w2",
+            _ => "w3",
+        };
+        for name in [proj, short] {
+            if self.has_weight(&format!("{prefix}.experts.0.{name}")) {
+                let experts = (0..shape[0])
+                    .map(|e| self.weight(&format!("{prefix}.experts.{e}.{name}"), &shape[1..]))
+                    .collect::<Result<Vec<_>>>()?;
+                return Ok(Tensor::stack(&experts, 0)?);
+            }
         }
-        let stacked = format!("{prefix}.experts.{proj}");
-        if self.has_weight(&stacked) {
-            return self.weight(&stacked, &shape);
+        for stacked in ["experts.switch_glu", "experts"].map(|module| format!("{prefix}.{module}.{proj}")) {
+            if self.has_weight(&stacked) {
+                return self.weight(&stacked, &shape);
+            }
         }
         self.weight(&format!("{prefix}.switch_mlp.{proj}"), &shape)
     }

@@ -1,7 +1,11 @@
 //! The model families: a file each, which turns `config.json` into a [`Plan`], and one line in the list below.
 
+mod deepseek_v3;
 mod glm4_moe;
 mod glm4_moe_lite;
+mod minimax_m2;
+mod mixtral;
+mod olmoe;
 mod qwen3;
 mod qwen3_moe;
 mod rope;
@@ -17,10 +21,17 @@ use crate::{Error, Result};
 type Reader = fn(&Value) -> Result<Plan>;
 
 const FAMILIES: &[(&str, Reader)] = &[
+    ("deepseek_v3", deepseek_v3::plan),
     ("glm4_moe", glm4_moe::plan),
     ("glm4_moe_lite", glm4_moe_lite::plan),
+    ("joyai_llm_flash", deepseek_v3::plan),
+    ("kimi_k2", deepseek_v3::plan),
+    ("minimax_m2", minimax_m2::plan),
+    ("mixtral", mixtral::plan),
+    ("olmoe", olmoe::plan),
     ("qwen3", qwen3::plan),
     ("qwen3_moe", qwen3_moe::plan),
+    ("qwen3_vl_moe", qwen3_moe::plan),
 ];
 
 /// Keys that a config with a `text_config` may keep outside of it.

@@ -85,7 +85,7 @@ impl Model {
                     input_layernorm: norm("input_layernorm")?,
                     self_attn: AttentionLayer::load(checkpoint, &path("self_attn"), attention, split)?,
                     post_attention_layernorm: norm("post_attention_layernorm")?,
-                    mlp: Mlp::load(checkpoint, &path("mlp"), &plan.mlp, hidden)?,
+                    mlp: Mlp::load(checkpoint, &path(plan.mlp_path), &plan.mlp, hidden)?,
                 })
             })
             .collect::<Result<_>>()?;

@@ -22,8 +22,10 @@ pub struct Plan {
 pub struct LayerPlan {
     /// The attention module, at `self_attn`.
     pub attention: AttentionPlan,
-    /// The MLP module, at `mlp`.
+    /// The MLP module.
     pub mlp: MlpPlan,
+    /// Where the MLP module is, usually `mlp`.
+    pub mlp_path: &'static str,
 }
 
 /// An attention module.
@@ -35,7 +37,7 @@ pub enum AttentionPlan {
     Mla(MlaPlan),
 }
 
-/// Grouped-query attention with scores divided by `√head_dim`.
+/// Grouped-query attention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GqaPlan {
     /// Query heads.
@@ -44,10 +46,23 @@ pub struct GqaPlan {
     pub n_kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Whether queries and keys are normed, head by head, before rope.
-    pub qk_norm: bool,
+    /// How queries and keys are normed before rope.
+    pub qk_norm: HeadNorms,
     /// Rope on queries and keys.
     pub rope: RopePlan,
+    /// Factor on the scores.
+    pub scale: f64,
+}
+
+/// How queries and keys are normed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadNorms {
+    /// They are not.
+    None,
+    /// Head by head.
+    Each,
+    /// All heads of a token as one vector.
+    All,
 }
 
 /// Multi-head latent attention.
@@ -57,6 +72,8 @@ pub struct MlaPlan {
     pub q_lora_rank: Option<usize>,
     /// Heads and their parts.
     pub sizes: MlaProjections,
+    /// Added to the mean square in the norms of the bottlenecks.
+    pub eps: f64,
     /// Elements of a query head with position, and of the shared key.
     pub qk_rope_head_dim: usize,
     /// Factor on the scores.
@@ -114,8 +131,8 @@ pub struct MoePlan {
 pub enum RouterPlan {
     /// [`crate::ops::softmax_top_k`].
     Softmax(SoftmaxTopK),
-    /// [`crate::ops::noaux_tc`], with a bias at `gate.e_score_correction_bias`.
-    NoauxTc(NoauxTc),
+    /// [`crate::ops::noaux_tc`], with a bias at the path given, below the module.
+    NoauxTc(NoauxTc, &'static str),
 }
 
 impl RouterPlan {
@@ -124,7 +141,7 @@ impl RouterPlan {
     pub fn n_experts(&self) -> usize {
         match self {
             Self::Softmax(router) => router.n_experts,
-            Self::NoauxTc(router) => router.n_experts,
+            Self::NoauxTc(router, _) => router.n_experts,
         }
     }
 }

@@ -18,7 +18,7 @@ fn dir(family: &str) -> PathBuf {
 }
 
 #[rstest]
-fn taps_agree(#[values("glm4_moe", "qwen3")] family: &str) {
+fn taps_agree(#[values("deepseek_v3", "glm4_moe", "minimax", "qwen3")] family: &str) {
     let model = Model::load(dir(family)).unwrap();
     let taps = TensorFile::open(dir(family).join("taps.safetensors")).unwrap();
     let ints = |name: &str| taps.ints(name).unwrap();

@@ -1,5 +1,7 @@
 //! The blocks that layers are made of.
 
+use std::fmt::Display;
+
 use zmlx_kernels::{CacheKind, NoauxTc, Rope, SoftmaxTopK};
 
 /// How converters store a weight, which is how random ones are made. A file's own tensors decide what it holds.
@@ -116,7 +118,7 @@ impl MixerSpec {
     /// What the layer's cache holds.
     pub fn cache_kind(&self) -> CacheKind {
         match self {
-            Self::Attention(a) => CacheKind::Full { n_kv_heads: a.n_kv_heads, head_dim: a.head_dim },
+            Self::Attention(a) => a.cache_kind(),
             Self::Latent(a) => CacheKind::Latent { rank: a.rank, rope_dim: a.rope_dim },
         }
     }
@@ -133,6 +135,9 @@ impl MixerSpec {
 }
 
 /// Grouped-query attention: `o( attend( rope(q_norm(q(x))), rope(k_norm(k(x))), v(x) ) )`.
+///
+/// A norm of queries or keys is of each head if its weight is as wide as one, and of all heads at once if it is as wide as
+/// all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GqaSpec {
     /// Query heads.
@@ -145,18 +150,42 @@ pub struct GqaSpec {
     pub q: LinearSpec,
     /// `[n_kv_heads · head_dim, hidden]`.
     pub k: LinearSpec,
-    /// As `k`.
-    pub v: LinearSpec,
+    /// As `k`; `None`: the values are what `k` gives, before its norm and rope.
+    pub v: Option<LinearSpec>,
     /// `[hidden, n_heads · head_dim]`.
     pub o: LinearSpec,
-    /// Norms of each head's query and key, `[head_dim]`, before rope.
-    pub qk_norm: Option<[VectorSpec; 2]>,
+    /// Norm of the queries before rope.
+    pub q_norm: Option<VectorSpec>,
+    /// Norm of the keys before rope.
+    pub k_norm: Option<VectorSpec>,
+    /// Whether each head's value is normed, without a weight.
+    pub norms_values: bool,
     /// The epsilon of these norms.
     pub eps: f32,
     /// How queries and keys are rotated.
     pub rope: Rope,
     /// What multiplies the scores.
     pub scale: f32,
+    /// Tokens that a token sees, itself included; all before it without a window.
+    pub window: Option<usize>,
+    /// A score for each head that takes part in the softmax and has no value, `[n_heads]`.
+    pub sinks: Option<VectorSpec>,
+}
+
+impl GqaSpec {
+    fn cache_kind(&self) -> CacheKind {
+        let Self { n_kv_heads, head_dim, .. } = *self;
+        match self.window {
+            Some(window) => CacheKind::Window { n_kv_heads, head_dim, window },
+            None => CacheKind::Full { n_kv_heads, head_dim },
+        }
+    }
+
+    /// Rows of queries, keys and values together.
+    pub(crate) fn qkv_width(&self) -> usize {
+        let n_heads = self.n_heads + self.n_kv_heads + self.v.as_ref().map_or(0, |_| self.n_kv_heads);
+        n_heads * self.head_dim
+    }
 }
 
 /// Multi-head latent attention: the cache holds one latent and one rotated key per token for all heads.
@@ -299,8 +328,8 @@ impl RouterSpec {
 
 /// The gated MLPs of all experts.
 ///
-/// Files hold them in one of several layouts: stacked (`switch_mlp.gate_proj`), one by one (`experts.3.gate_proj`), or
-/// gate and up in one stack, the rows of gate first (`experts.gate_up_proj`).
+/// Files hold them in one of several layouts: stacked (`switch_mlp.gate_proj`), one by one (`experts.3.gate_proj` or
+/// `experts.3.w1`), or gate and up in one stack, the rows of gate first (`experts.gate_up_proj`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ExpertsSpec {
     /// The path of the mixture: `model.layers.1.mlp`.
@@ -323,17 +352,23 @@ impl ExpertsSpec {
     }
 
     /// Where a projection of all experts may be stacked; the first is the usual one.
-    pub(crate) fn stacked(&self, projection: &str) -> [String; 2] {
-        ["switch_mlp", "experts"].map(|module| format!("{}.{module}.{projection}", self.path))
+    pub(crate) fn stacked(&self, projection: &str) -> [String; 3] {
+        ["switch_mlp", "experts", "experts.switch_glu"]
+            .map(|module| format!("{}.{module}.{projection}", self.path))
     }
 
-    /// Where a single expert's projection may be.
-    pub(crate) fn one_by_one(&self, expert_idx: usize, projection: &str) -> String {
-        format!("{}.experts.{expert_idx}.{projection}", self.path)
+    /// Where a single expert's projection may be; the first is the usual one.
+    pub(crate) fn one_by_one(&self, expert_idx: impl Display, projection: &str) -> [String; 2] {
+        let short = match projection {
+            "gate_proj" => "w1",
+            "down_proj" => "w2",
+            _ => "w3",
+        };
+        [projection, short].map(|name| format!("{}.experts.{expert_idx}.{name}", self.path))
     }
 
     /// Where gate and up of all experts may be in one stack.
-    pub(crate) fn gate_up(&self) -> [String; 2] {
+    pub(crate) fn gate_up(&self) -> [String; 3] {
         self.stacked("gate_up_proj")
     }
 }

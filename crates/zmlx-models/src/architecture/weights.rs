@@ -67,14 +67,10 @@ impl WeightUses {
         let of_expert = || {
             let (mixture, expert) = path.split_once(".experts.")?;
             let (_, projection) = expert.split_once('.')?;
-            self.by_path.get(&one_by_one(mixture, "*", projection))
+            self.by_path.get(&format!("{mixture}.experts.*.{projection}"))
         };
         self.by_path.get(path).or_else(of_expert).copied()
     }
-}
-
-fn one_by_one(mixture: &str, expert: impl std::fmt::Display, projection: &str) -> String {
-    format!("{mixture}.experts.{expert}.{projection}")
 }
 
 impl Architecture {
@@ -171,10 +167,12 @@ impl Uses {
         const PART: Part = Part::Attention;
         match mixer {
             MixerSpec::Attention(a) => {
-                for linear in [&a.q, &a.k, &a.v, &a.o] {
+                for linear in [Some(&a.q), Some(&a.k), a.v.as_ref(), Some(&a.o)].into_iter().flatten() {
                     self.linear(linear, PART);
                 }
-                a.qk_norm.iter().flatten().for_each(|norm| self.vector(norm, PART));
+                for vector in [&a.q_norm, &a.k_norm, &a.sinks].into_iter().flatten() {
+                    self.vector(vector, PART);
+                }
             }
             MixerSpec::Latent(a) => {
                 match &a.q {
@@ -205,7 +203,7 @@ impl Uses {
             let part = if name == "down_proj" { Part::Down } else { Part::GateUp };
             let weight = WeightUse { part, n_in, read };
             experts.stacked(name).iter().for_each(|path| self.add(path, weight));
-            self.add(&one_by_one(&experts.path, "*", name), weight);
+            experts.one_by_one("*", name).iter().for_each(|path| self.add(path, weight));
         }
         let weight = WeightUse { part: Part::GateUp, n_in: experts.hidden, read };
         experts.gate_up().iter().for_each(|path| self.add(path, weight));

@@ -9,6 +9,7 @@ use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightF
 
 use super::Checkpoint;
 use super::reader::WeightShape;
+use super::root::Root;
 use crate::architecture::Storage;
 use crate::config::{ConfigFile, QuantOverride, mlx_defaults};
 use crate::{Error, Result};
@@ -68,7 +69,7 @@ impl Checkpoint {
             shards: Vec::new(),
             contents: Vec::new(),
             tensors: std::collections::BTreeMap::new(),
-            prefix: "",
+            root: Root::Plain,
             synthetic: Some(seed),
             made: std::sync::Mutex::default(),
         })

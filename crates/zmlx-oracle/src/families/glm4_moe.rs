@@ -7,7 +7,7 @@ use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
 use crate::ops::{NoauxTc, RopeLayout};
-use crate::plan::{AttentionPlan, GqaPlan, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan};
+use crate::plan::{AttentionPlan, GqaPlan, HeadNorms, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan};
 
 #[derive(Deserialize)]
 struct Config {
@@ -53,8 +53,9 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_heads: c.num_attention_heads,
         n_kv_heads: c.num_key_value_heads,
         head_dim: c.head_dim,
-        qk_norm: c.use_qk_norm,
+        qk_norm: if c.use_qk_norm { HeadNorms::Each } else { HeadNorms::None },
         rope: c.rope.unscaled(n_rotated, RopeLayout::HalfSplit)?,
+        scale: 1.0 / (c.head_dim as f64).sqrt(),
     };
     let router = NoauxTc {
         n_experts,
@@ -68,7 +69,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
     let moe = MoePlan {
         inner: c.moe_intermediate_size,
         shared_inner: c.n_shared_experts * c.moe_intermediate_size,
-        router: RouterPlan::NoauxTc(router),
+        router: RouterPlan::NoauxTc(router, rules::GATE_BIAS),
     };
     let layer = |layer_idx| LayerPlan {
         attention: AttentionPlan::Gqa(attention.clone()),
@@ -77,6 +78,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         } else {
             MlpPlan::Moe(moe.clone())
         },
+        mlp_path: "mlp",
     };
     Ok(Plan {
         vocab_size: c.vocab_size,

@@ -75,6 +75,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
             v_head_dim: c.v_head_dim,
             kv_lora_rank: c.kv_lora_rank,
         },
+        eps: c.rms_norm_eps,
         qk_rope_head_dim: c.qk_rope_head_dim,
         scale: c.rope.score_factor() / width.sqrt(),
         rope: c.rope.or_theta(1e6).plan(c.qk_rope_head_dim, RopeLayout::Interleaved)?,
@@ -91,7 +92,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
     let moe = MoePlan {
         inner: c.moe_intermediate_size,
         shared_inner: c.n_shared_experts.unwrap_or(0) * c.moe_intermediate_size,
-        router: RouterPlan::NoauxTc(router),
+        router: RouterPlan::NoauxTc(router, rules::GATE_BIAS),
     };
     let layer = |layer_idx| LayerPlan {
         attention: AttentionPlan::Mla(attention.clone()),
@@ -100,6 +101,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         } else {
             MlpPlan::Dense(c.intermediate_size)
         },
+        mlp_path: "mlp",
     };
     Ok(Plan {
         vocab_size: c.vocab_size,

@@ -7,7 +7,7 @@ use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
 use crate::ops::RopeLayout;
-use crate::plan::{AttentionPlan, GqaPlan, LayerPlan, MlpPlan, Plan};
+use crate::plan::{AttentionPlan, GqaPlan, HeadNorms, LayerPlan, MlpPlan, Plan};
 
 #[derive(Deserialize)]
 struct Config {
@@ -33,11 +33,15 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_heads: c.num_attention_heads,
         n_kv_heads: c.num_key_value_heads,
         head_dim: c.head_dim,
-        qk_norm: true,
+        qk_norm: HeadNorms::Each,
         rope: c.rope.plan(c.head_dim, RopeLayout::HalfSplit)?,
+        scale: 1.0 / (c.head_dim as f64).sqrt(),
     };
-    let layer =
-        LayerPlan { attention: AttentionPlan::Gqa(attention), mlp: MlpPlan::Dense(c.intermediate_size) };
+    let layer = LayerPlan {
+        attention: AttentionPlan::Gqa(attention),
+        mlp: MlpPlan::Dense(c.intermediate_size),
+        mlp_path: "mlp",
+    };
     Ok(Plan {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,

@@ -7,7 +7,7 @@ use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
 use crate::ops::{RopeLayout, SoftmaxTopK};
-use crate::plan::{AttentionPlan, GqaPlan, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan};
+use crate::plan::{AttentionPlan, GqaPlan, HeadNorms, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan};
 
 #[derive(Deserialize)]
 struct Config {
@@ -56,8 +56,9 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_heads: c.num_attention_heads,
         n_kv_heads: c.num_key_value_heads,
         head_dim,
-        qk_norm: true,
+        qk_norm: HeadNorms::Each,
         rope: c.rope.plan(head_dim, RopeLayout::HalfSplit)?,
+        scale: 1.0 / (head_dim as f64).sqrt(),
     };
     let router = SoftmaxTopK {
         n_experts: c.num_experts,
@@ -73,6 +74,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         } else {
             MlpPlan::Dense(c.intermediate_size)
         },
+        mlp_path: "mlp",
     };
     Ok(Plan {
         vocab_size: c.vocab_size,

@@ -6,10 +6,10 @@ use super::layers::{KvCache, Linear, Norm, Rotation, to_f32, to_slice, to_tensor
 use crate::Result;
 use crate::checkpoint::Checkpoint;
 use crate::ops::{Attention, attention};
-use crate::plan::GqaPlan;
+use crate::plan::{GqaPlan, HeadNorms};
 
 /// ```text
-/// q = rope(rms_norm(q_proj(x)));  k = rope(rms_norm(k_proj(x)));  v = v_proj(x)      norms per head, if any
+/// q = rope(rms_norm(q_proj(x)));  k = rope(rms_norm(k_proj(x)));  v = v_proj(x)      norms if any
 /// y = o_proj(attention(q, k, v))
 /// ```
 #[derive(Debug)]
@@ -24,6 +24,7 @@ pub(super) struct Gqa {
     n_kv_heads: usize,
     head_dim: usize,
     rotation: Rotation,
+    scale: f64,
 }
 
 impl Gqa {
@@ -32,23 +33,29 @@ impl Gqa {
         path: &str,
         (plan, hidden, eps): (&GqaPlan, usize, f64),
     ) -> Result<Self> {
-        let GqaPlan { n_heads, n_kv_heads, head_dim, qk_norm, .. } = *plan;
+        let GqaPlan { n_heads, n_kv_heads, head_dim, qk_norm, scale, .. } = *plan;
         let at = |part: &str| format!("{path}.{part}");
         let linear = |part: &str, out, input| Linear::load(checkpoint, &at(part), out, input);
-        let norm = |part: &str| -> Result<Option<Norm>> {
-            qk_norm.then(|| Norm::load(checkpoint, &at(part), head_dim, eps)).transpose()
+        let norm = |part: &str, n_heads: usize| -> Result<Option<Norm>> {
+            let len = match qk_norm {
+                HeadNorms::None => return Ok(None),
+                HeadNorms::Each => head_dim,
+                HeadNorms::All => n_heads * head_dim,
+            };
+            Norm::load(checkpoint, &at(part), len, eps).map(Some)
         };
         Ok(Self {
             q_proj: linear("q_proj", n_heads * head_dim, hidden)?,
             k_proj: linear("k_proj", n_kv_heads * head_dim, hidden)?,
             v_proj: linear("v_proj", n_kv_heads * head_dim, hidden)?,
             o_proj: linear("o_proj", hidden, n_heads * head_dim)?,
-            q_norm: norm("q_norm")?,
-            k_norm: norm("k_norm")?,
+            q_norm: norm("q_norm", n_heads)?,
+            k_norm: norm("k_norm", n_kv_heads)?,
             n_heads,
             n_kv_heads,
             head_dim,
             rotation: Rotation { head_dim, plan: plan.rope.clone() },
+            scale,
         })
     }
 
@@ -71,7 +78,7 @@ impl Gqa {
             n_kv_heads,
             head_dim,
             v_head_dim: head_dim,
-            scale: 1.0 / (head_dim as f64).sqrt(),
+            scale: self.scale,
         };
         let y = attention(&q, &cache.k, &cache.v, sizes);
         self.o_proj.forward(&to_tensor(&y, &[n_tokens, n_heads * head_dim])?)

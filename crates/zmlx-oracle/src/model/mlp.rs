@@ -78,8 +78,8 @@ impl Moe {
         let n_experts = plan.router.n_experts();
         let router = match plan.router {
             RouterPlan::Softmax(router) => Router::Softmax(router),
-            RouterPlan::NoauxTc(router) => {
-                let name = format!("{path}.gate.e_score_correction_bias");
+            RouterPlan::NoauxTc(router, bias) => {
+                let name = format!("{path}.{bias}");
                 Router::NoauxTc(router, checkpoint.floats(&name, &[n_experts])?)
             }
         };

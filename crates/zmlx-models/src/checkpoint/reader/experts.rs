@@ -22,9 +22,14 @@ impl TensorReader<'_> {
         spec: &ExpertsSpec,
         (name, n_out, n_in): (&'static str, usize, usize),
     ) -> HostWeight {
-        let [usual, other] = spec.stacked(name);
-        let stacked = if self.contains_weight(&other) { other } else { usual };
-        self.bank(&stacked, |e| spec.one_by_one(e, name), [spec.n_experts, n_out, n_in])
+        let [usual, others @ ..] = spec.stacked(name);
+        let stacked = others.into_iter().find(|path| self.contains_weight(path)).unwrap_or(usual);
+        let is_short = self.contains_weight(&spec.one_by_one(0, name)[1]);
+        let one = |e: usize| {
+            let [long, short] = spec.one_by_one(e, name);
+            if is_short { short } else { long }
+        };
+        self.bank(&stacked, one, [spec.n_experts, n_out, n_in])
     }
 
     /// Gate and up from one stack, whose upper rows are gate's.
