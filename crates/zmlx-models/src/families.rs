@@ -3,8 +3,10 @@
 //! Families do not know each other. What several of them read in the same way is in [`keys`].
 
 mod deepseek_v3;
+mod gemma4;
 mod glm4_moe;
 mod glm4_moe_lite;
+mod gpt_oss;
 mod keys;
 mod minimax_m2;
 mod mixtral;
@@ -24,8 +26,12 @@ type Reader = fn(&Fields<'_>) -> Result<Architecture>;
 /// Every `model_type` that has a decoder.
 const FAMILIES: &[(&str, Reader)] = &[
     (deepseek_v3::MODEL_TYPE, deepseek_v3::architecture),
+    (gemma4::MODEL_TYPE, gemma4::architecture),
+    ("gemma4_text", gemma4::architecture),
+    ("gemma4_unified", gemma4::architecture),
     (glm4_moe::MODEL_TYPE, glm4_moe::architecture),
     (glm4_moe_lite::MODEL_TYPE, glm4_moe_lite::architecture),
+    (gpt_oss::MODEL_TYPE, gpt_oss::architecture),
     ("joyai_llm_flash", deepseek_v3::architecture),
     ("kimi_k2", deepseek_v3::architecture),
     (minimax_m2::MODEL_TYPE, minimax_m2::architecture),

@@ -267,6 +267,9 @@ impl Checkpoint {
     /// # Errors
     /// As [`Self::weight`], for any expert.
     pub fn experts(&self, prefix: &str, [n, inner, hidden]: [usize; 3]) -> Result<[Tensor; 3]> {
+        if self.contains(&format!("{prefix}.experts.gate_up_proj_blocks")) {
+            return self.experts_in_blocks(prefix, [n, inner, hidden]);
+        }
         let down = self.projection(prefix, "down_proj", [n, hidden, inner])?;
         let is_fused = |module: &&&str| self.has_weight(&format!("{prefix}.{module}.gate_up_proj"));
         if let Some(module) = ["switch_mlp", "experts", "experts.switch_glu"].iter().find(is_fused) {
@@ -278,6 +281,66 @@ impl Checkpoint {
         let [gate, up] =
             ["gate_proj", "up_proj"].map(|proj| self.projection(prefix, proj, [n, inner, hidden]));
         Ok([gate?, up?, down])
+    }
+
+    /// The biases of [`Self::experts`], `[n_experts, inner]` twice and `[n_experts, hidden]`; `None` if the file has none.
+    ///
+    /// # Errors
+    /// Another shape; some of the three, but not all.
+    pub fn expert_biases(&self, prefix: &str, [n, inner, hidden]: [usize; 3]) -> Result<Option<[Tensor; 3]>> {
+        let tensor = |values: Vec<f32>, len: usize| Tensor::from_vec(values, (n, len), &Device::Cpu);
+        let joined = format!("{prefix}.experts.gate_up_proj_bias");
+        if self.contains(&joined) {
+            let both = self.floats(&joined, &[n, 2 * inner])?;
+            let of = |turn: usize| both.iter().copied().skip(turn).step_by(2).collect::<Vec<f32>>();
+            let down = self.floats(&format!("{prefix}.experts.down_proj_bias"), &[n, hidden])?;
+            return Ok(Some([tensor(of(0), inner)?, tensor(of(1), inner)?, tensor(down, hidden)?]));
+        }
+        let name = |module: &str, proj: &str| format!("{prefix}.{module}.{proj}.bias");
+        let modules = ["switch_mlp", "experts", "experts.switch_glu"];
+        let Some(module) = modules.into_iter().find(|module| self.contains(&name(module, "gate_proj")))
+        else {
+            return Ok(None);
+        };
+        let bias = |proj: &str, len: usize| -> Result<Tensor> {
+            Ok(tensor(self.floats(&name(module, proj), &[n, len])?, len)?)
+        };
+        Ok(Some([bias("gate_proj", inner)?, bias("up_proj", inner)?, bias("down_proj", hidden)?]))
+    }
+
+    /// The weights at `path_blocks` and `path_scales`: rows of blocks of 32 values, each 16 bytes of mxfp4 and a scale.
+    fn blocks(&self, path: &str, shape: [usize; 3]) -> Result<Vec<f32>> {
+        let [n, rows, cols] = shape;
+        let names = ["blocks", "scales"].map(|part| format!("{path}_{part}"));
+        let (packed, scales) = (self.raw(&names[0])?, self.raw(&names[1])?);
+        check_shape(&names[0], &packed.shape, &[n, rows, cols / 32, 16])?;
+        check_shape(&names[1], &scales.shape, &[n, rows, cols / 32])?;
+        for (name, raw) in names.iter().zip([packed, scales]) {
+            if raw.dtype != Dtype::U8 {
+                return Err(raw.wrong_dtype(name, "U8"));
+            }
+        }
+        let matrix = QuantizedMatrix {
+            format: Format::of_mode(Mode::Mxfp4),
+            rows: n * rows,
+            cols,
+            packed: packed.bytes.clone(),
+            scales: Scales::Codes(scales.bytes.clone()),
+            biases: None,
+        };
+        matrix.check()?;
+        Ok(matrix.dequantize())
+    }
+
+    /// The experts as gpt-oss was released: blocks of mxfp4, of gate and up one row in turn.
+    fn experts_in_blocks(&self, prefix: &str, [n, inner, hidden]: [usize; 3]) -> Result<[Tensor; 3]> {
+        let both = self.blocks(&format!("{prefix}.experts.gate_up_proj"), [n, 2 * inner, hidden])?;
+        let down = self.blocks(&format!("{prefix}.experts.down_proj"), [n, hidden, inner])?;
+        let of = |turn: usize| -> Result<Tensor> {
+            let rows = both.chunks_exact(hidden).skip(turn).step_by(2);
+            Ok(Tensor::from_vec(rows.flatten().copied().collect(), (n, inner, hidden), &Device::Cpu)?)
+        };
+        Ok([of(0)?, of(1)?, Tensor::from_vec(down, (n, hidden, inner), &Device::Cpu)?])
     }
 
     fn projection(&self, prefix: &str, proj: &str, shape: [usize; 3]) -> Result<Tensor> {

@@ -122,7 +122,7 @@ impl Checkpoint {
 
     /// The random vector called `name`: norms are ones, biases small.
     pub(super) fn random_vector(&self, seed: u64, name: &str, len: usize) -> Vec<f32> {
-        if name.ends_with("bias") {
+        if name.ends_with("bias") || name.ends_with("sinks") {
             DType::BF16.to_f32_vec(&Random::new(seed, name).bf16(len, 0.05))
         } else {
             vec![1.0; len]

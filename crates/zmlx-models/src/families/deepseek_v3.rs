@@ -8,7 +8,8 @@ use zmlx_kernels::{NoauxTc, RopePairing};
 use super::keys::{self, Latent, NoauxMoe, RopeKeys, RopeOf};
 use crate::Result;
 use crate::architecture::{
-    Architecture, FeedForwardSpec, HeadSpec, LayerSpec, MatrixSpec, MixerSpec, MlpSpec, VectorSpec,
+    Architecture, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec, MlpSpec,
+    ModelExtras, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -145,6 +146,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
                 Some(moe) => FeedForwardSpec::Moe(moe.at(at("mlp"))),
                 None => FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
             },
+            extras: LayerExtras::default(),
         }
     };
     Ok(Architecture {
@@ -159,6 +161,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         layers: (0..c.num_hidden_layers).map(layer).collect(),
         norm: VectorSpec::new("model.norm.weight", hidden),
         head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
+        extras: ModelExtras::default(),
         left_over: keys::LEFT_OVER,
     })
 }

@@ -7,7 +7,8 @@ use zmlx_kernels::{NoauxTc, RopePairing};
 use super::keys::{self, Biases, Grouped, HeadNorms, NoauxMoe, RopeKeys, RopeOf};
 use crate::Result;
 use crate::architecture::{
-    Architecture, FeedForwardSpec, HeadSpec, LayerSpec, MatrixSpec, MixerSpec, MlpSpec, VectorSpec,
+    Architecture, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec, MlpSpec,
+    ModelExtras, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -128,6 +129,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             } else {
                 FeedForwardSpec::Moe(moe.at(at("mlp")))
             },
+            extras: LayerExtras::default(),
         }
     };
     Ok(Architecture {
@@ -142,6 +144,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         layers: (0..c.num_hidden_layers).map(layer).collect(),
         norm: VectorSpec::new("model.norm.weight", hidden),
         head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
+        extras: ModelExtras::default(),
         left_over: &["rotary_emb"],
     })
 }

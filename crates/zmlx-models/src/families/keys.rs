@@ -1,8 +1,10 @@
 //! Keys that several families read in the same way.
 
+mod layer_types;
 mod mixers;
 mod rope;
 
+pub(super) use layer_types::{LayerType, layer_types};
 pub(super) use mixers::{Biases, Grouped, HeadNorms, Latent, NoauxMoe, SoftmaxMoe};
 pub(super) use rope::{RopeKeys, RopeOf};
 

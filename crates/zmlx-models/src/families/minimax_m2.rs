@@ -8,8 +8,8 @@ use zmlx_kernels::{NoauxTc, Renormalize, RopePairing};
 use super::keys::{self, Biases, Grouped, HeadNorms, RopeKeys, RopeOf};
 use crate::Result;
 use crate::architecture::{
-    Activation, Architecture, ExpertsSpec, FeedForwardSpec, HeadSpec, LayerSpec, MatrixSpec, MixerSpec,
-    MoeSpec, RouterSpec, Storage, VectorSpec,
+    Architecture, ExpertsSpec, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec,
+    ModelExtras, MoeSpec, RouterSpec, Storage, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -91,7 +91,7 @@ impl Config {
                 },
             },
             shared: None,
-            experts: ExpertsSpec { path, n_experts, inter, hidden, activation: Activation::SwiGlu },
+            experts: ExpertsSpec::swiglu(path, n_experts, [inter, hidden]),
         }
     }
 }
@@ -119,6 +119,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             mixer: MixerSpec::Attention(attention.at(&at("self_attn"))),
             post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
             feed_forward: FeedForwardSpec::Moe(c.moe(at("block_sparse_moe"))),
+            extras: LayerExtras::default(),
         }
     };
     Ok(Architecture {
@@ -133,6 +134,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         layers: (0..c.num_hidden_layers).map(layer).collect(),
         norm: VectorSpec::new("model.norm.weight", hidden),
         head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
+        extras: ModelExtras::default(),
         left_over: keys::LEFT_OVER,
     })
 }

@@ -7,7 +7,8 @@ use zmlx_kernels::RopePairing;
 use super::keys::{self, Biases, Grouped, HeadNorms, RopeKeys, RopeOf};
 use crate::Result;
 use crate::architecture::{
-    Architecture, FeedForwardSpec, HeadSpec, LayerSpec, MatrixSpec, MixerSpec, MlpSpec, VectorSpec,
+    Architecture, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec, MlpSpec,
+    ModelExtras, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -72,6 +73,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             mixer: MixerSpec::Attention(attention.at(&at("self_attn"))),
             post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
             feed_forward: FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
+            extras: LayerExtras::default(),
         }
     };
     Ok(Architecture {
@@ -86,6 +88,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         layers: (0..c.num_hidden_layers).map(layer).collect(),
         norm: VectorSpec::new("model.norm.weight", hidden),
         head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
+        extras: ModelExtras::default(),
         left_over: &["rotary_emb"],
     })
 }

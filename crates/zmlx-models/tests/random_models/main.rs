@@ -3,6 +3,7 @@
 
 mod builder;
 mod families;
+mod windows;
 
 use builder::{Builder, table};
 use rstest::rstest;
@@ -19,6 +20,12 @@ const VOCAB: usize = 200;
 
 /// Logits of all fusions against the oracle's, for a prompt long enough for every path of the kernels.
 fn check(what: &str, b: &Builder, config: &Value, n_shards: usize) {
+    // Activations of 16 bits and attention's of 15, three layers: 2.7e-4 was measured with latents.
+    check_within(5e-4, what, b, config, n_shards);
+}
+
+/// As [`check`], with logits that may be off by so much.
+fn check_within(bound: f64, what: &str, b: &Builder, config: &Value, n_shards: usize) {
     let dir = tempfile::tempdir().unwrap();
     b.write(dir.path(), config, n_shards);
     let tokens: Vec<u32> = (0..40u32).map(|i| (i * i * 7 + i * 13 + 5) % VOCAB as u32).collect();
@@ -41,8 +48,7 @@ fn check(what: &str, b: &Builder, config: &Value, n_shards: usize) {
             got.extend(rows);
         }
         let error = rel_rms(&got, &want);
-        // Activations of 16 bits and attention's of 15, three layers: 2.7e-4 was measured with latents.
-        assert!(error <= 5e-4, "{what}, {fusion}: relative RMS {error}");
+        assert!(error <= bound, "{what}, {fusion}: relative RMS {error}");
     }
 }
 

@@ -6,8 +6,10 @@ use serde_json::Value;
 use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
-use crate::ops::{NoauxTc, RopeLayout};
-use crate::plan::{AttentionPlan, LayerPlan, MlaPlan, MlaProjections, MlpPlan, MoePlan, Plan, RouterPlan};
+use crate::ops::{Activation, NoauxTc, RopeLayout};
+use crate::plan::{
+    Around, AttentionPlan, LayerNorms, LayerPlan, MlaPlan, MlaProjections, MlpPlan, MoePlan, Plan, RouterPlan,
+};
 
 #[derive(Deserialize)]
 struct Config {
@@ -90,6 +92,8 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         routed_scaling_factor: c.routed_scaling_factor,
     };
     let moe = MoePlan {
+        gate: "gate",
+        activation: Activation::SwiGlu,
         inner: c.moe_intermediate_size,
         shared_inner: c.n_shared_experts.unwrap_or(0) * c.moe_intermediate_size,
         router: RouterPlan::NoauxTc(router, rules::GATE_BIAS),
@@ -102,12 +106,14 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
             MlpPlan::Dense(c.intermediate_size)
         },
         mlp_path: "mlp",
+        norms: LayerNorms::Before,
     };
     Ok(Plan {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,
         rms_norm_eps: c.rms_norm_eps,
         tie_word_embeddings: c.tie_word_embeddings,
+        around: Around::default(),
         layers: (0..c.num_hidden_layers).map(layer).collect(),
     })
 }

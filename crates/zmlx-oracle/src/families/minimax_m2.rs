@@ -6,8 +6,10 @@ use serde_json::Value;
 use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
-use crate::ops::{NoauxTc, RopeLayout};
-use crate::plan::{AttentionPlan, GqaPlan, HeadNorms, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan};
+use crate::ops::{Activation, NoauxTc, RopeLayout};
+use crate::plan::{
+    Around, AttentionPlan, GqaPlan, HeadNorms, LayerNorms, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan,
+};
 
 #[derive(Deserialize)]
 struct Config {
@@ -47,6 +49,11 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         qk_norm: if c.use_qk_norm { HeadNorms::All } else { HeadNorms::None },
         rope: c.rope.plan(c.rotary_dim, RopeLayout::HalfSplit)?,
         scale: 1.0 / (head_dim as f64).sqrt(),
+        window: None,
+        sinks: false,
+        k_is_v: false,
+        v_norm: false,
+        shares: None,
     };
     let router = NoauxTc {
         n_experts: c.num_local_experts,
@@ -60,17 +67,21 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
     let layer = LayerPlan {
         attention: AttentionPlan::Gqa(attention),
         mlp: MlpPlan::Moe(MoePlan {
+            gate: "gate",
+            activation: Activation::SwiGlu,
             inner: c.intermediate_size,
             shared_inner: 0,
             router: RouterPlan::NoauxTc(router, "e_score_correction_bias"),
         }),
         mlp_path: "block_sparse_moe",
+        norms: LayerNorms::Before,
     };
     Ok(Plan {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,
         rms_norm_eps: c.rms_norm_eps,
         tie_word_embeddings: c.tie_word_embeddings,
+        around: Around::default(),
         layers: vec![layer; c.num_hidden_layers],
     })
 }

@@ -6,8 +6,10 @@ use serde_json::Value;
 use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
-use crate::ops::SoftmaxTopK;
-use crate::plan::{AttentionPlan, GqaPlan, HeadNorms, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan};
+use crate::ops::{Activation, SoftmaxTopK};
+use crate::plan::{
+    Around, AttentionPlan, GqaPlan, HeadNorms, LayerNorms, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan,
+};
 
 #[derive(Deserialize)]
 struct Config {
@@ -46,22 +48,31 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         qk_norm: HeadNorms::All,
         rope: c.rope.or_theta(1e4).plan(head_dim, rules::layout(c.rope_traditional))?,
         scale: 1.0 / (head_dim as f64).sqrt(),
+        window: None,
+        sinks: false,
+        k_is_v: false,
+        v_norm: false,
+        shares: None,
     };
     let (n_experts, top_k, norm_topk_prob) = (c.num_experts, c.num_experts_per_tok, c.norm_topk_prob);
     let layer = LayerPlan {
         attention: AttentionPlan::Gqa(attention),
         mlp: MlpPlan::Moe(MoePlan {
+            gate: "gate",
+            activation: Activation::SwiGlu,
             inner: c.intermediate_size,
             shared_inner: 0,
             router: RouterPlan::Softmax(SoftmaxTopK { n_experts, top_k, norm_topk_prob }),
         }),
         mlp_path: "mlp",
+        norms: LayerNorms::Before,
     };
     Ok(Plan {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,
         rms_norm_eps: c.rms_norm_eps.unwrap_or(1e-5),
         tie_word_embeddings: c.tie_word_embeddings,
+        around: Around::default(),
         layers: vec![layer; c.num_hidden_layers],
     })
 }

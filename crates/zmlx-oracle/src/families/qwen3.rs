@@ -7,7 +7,7 @@ use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
 use crate::ops::RopeLayout;
-use crate::plan::{AttentionPlan, GqaPlan, HeadNorms, LayerPlan, MlpPlan, Plan};
+use crate::plan::{Around, AttentionPlan, GqaPlan, HeadNorms, LayerNorms, LayerPlan, MlpPlan, Plan};
 
 #[derive(Deserialize)]
 struct Config {
@@ -36,17 +36,24 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         qk_norm: HeadNorms::Each,
         rope: c.rope.plan(c.head_dim, RopeLayout::HalfSplit)?,
         scale: 1.0 / (c.head_dim as f64).sqrt(),
+        window: None,
+        sinks: false,
+        k_is_v: false,
+        v_norm: false,
+        shares: None,
     };
     let layer = LayerPlan {
         attention: AttentionPlan::Gqa(attention),
         mlp: MlpPlan::Dense(c.intermediate_size),
         mlp_path: "mlp",
+        norms: LayerNorms::Before,
     };
     Ok(Plan {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,
         rms_norm_eps: c.rms_norm_eps,
         tie_word_embeddings: c.tie_word_embeddings,
+        around: Around::default(),
         layers: vec![layer; c.num_hidden_layers],
     })
 }

@@ -3,8 +3,8 @@
 use zmlx_kernels::{NoauxTc, Rope, SoftmaxTopK};
 
 use crate::architecture::{
-    Activation, ExpertsSpec, GqaSpec, LinearSpec, MatrixSpec, MlaSpec, MlpSpec, MoeSpec, QuerySpec,
-    RouterSpec, Storage, VectorSpec,
+    ExpertsSpec, GqaSpec, LinearSpec, MatrixSpec, MlaSpec, MlpSpec, MoeSpec, QuerySpec, RouterSpec, Storage,
+    VectorSpec,
 };
 
 /// Grouped-query attention, without window or sinks.
@@ -151,7 +151,7 @@ impl SoftmaxMoe {
         let gate = MatrixSpec::new(format!("{path}.gate"), n_experts, hidden).stored(Storage::EightBit);
         MoeSpec {
             router: RouterSpec::SoftmaxTopK { gate, settings },
-            experts: ExpertsSpec { path, n_experts, inter, hidden, activation: Activation::SwiGlu },
+            experts: ExpertsSpec::swiglu(path, n_experts, [inter, hidden]),
             shared: None,
         }
     }
@@ -181,7 +181,7 @@ impl NoauxMoe {
             },
             shared: (shared_inter > 0)
                 .then(|| MlpSpec::swiglu(&format!("{path}.shared_experts"), shared_inter, hidden)),
-            experts: ExpertsSpec { path, n_experts, inter, hidden, activation: Activation::SwiGlu },
+            experts: ExpertsSpec::swiglu(path, n_experts, [inter, hidden]),
         }
     }
 }
