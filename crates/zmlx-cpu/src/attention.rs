@@ -14,12 +14,11 @@ use super::level::Level;
 use super::pool::{CpuTensor, Shape};
 use super::sync_ptr::SyncPtr;
 use super::team::{Kind, Work};
-use super::{CpuBackend, CpuStep, CpuWeight, lock, team};
+use super::{CpuBackend, CpuCache, CpuStep, CpuWeight, lock, team};
 use zmlx_core::check::ensure;
 use zmlx_core::{AttentionInputs, AttentionSettings, CacheKind, MlaInputs, Result, Span};
 
-pub use cache::CpuCache;
-pub(super) use cache::cache_bytes;
+pub(crate) use cache::TokenCache;
 use cells::WIDE;
 pub(super) use kernel::Partial;
 use kernel::{JOB_ROWS, Keys, QueryRows, ROWS, Seen, attend};
@@ -36,10 +35,11 @@ impl CpuBackend {
         settings: &AttentionSettings,
     ) -> Result<CpuTensor> {
         const OP: &str = "attention";
+        let cache = cache.tokens(OP)?;
         let (n_kv_heads, head_dim, window) = match cache.kind {
             CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
             CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
-            CacheKind::Latent { .. } => {
+            _ => {
                 return ensure(false, OP, "cache", "keys and values", cache.kind).map(|()| unreachable!());
             }
         };
@@ -71,6 +71,7 @@ impl CpuBackend {
         scale: f32,
     ) -> Result<CpuTensor> {
         const OP: &str = "latent_attention";
+        let cache = cache.tokens(OP)?;
         let CacheKind::Latent { rank, rope_dim } = cache.kind else {
             return ensure(false, OP, "cache", "a latent", cache.kind).map(|()| unreachable!());
         };
@@ -101,7 +102,7 @@ impl CpuBackend {
         &self,
         op: &'static str,
         q: [&CpuTensor; 2],
-        cache: &mut CpuCache,
+        cache: &mut TokenCache,
         step: &CpuStep,
         (scale, sinks): (f32, Option<&[f32]>),
         [first, second]: [&CpuTensor; 2],
@@ -187,7 +188,7 @@ impl CpuBackend {
 /// The work of one call: for each span and kv head some query rows at a time, against all positions or, if there would
 /// be too few jobs for the team, against parts of them.
 struct Jobs<'a> {
-    cache: &'a CpuCache,
+    cache: &'a TokenCache,
     spans: &'a [Span],
     n_heads: usize,
     /// Query heads of a kv head.
@@ -212,12 +213,12 @@ struct Job<'a> {
 }
 
 impl<'a> Jobs<'a> {
-    fn new(cache: &'a CpuCache, spans: &'a [Span], n_heads: usize, n_threads: usize) -> Self {
+    fn new(cache: &'a TokenCache, spans: &'a [Span], n_heads: usize, n_threads: usize) -> Self {
         let group = n_heads / cache.n_heads();
         // Values of a result, and multiply-adds of a row with a position.
         let (v_dim, row_work) = match cache.kind {
-            CacheKind::Full { head_dim, .. } | CacheKind::Window { head_dim, .. } => (head_dim, 2 * head_dim),
             CacheKind::Latent { rank, rope_dim } => (rank, 2 * rank + rope_dim),
+            _ => (cache.widths()[0], 2 * cache.widths()[0]),
         };
         let mut jobs = Self { cache, spans, n_heads, group, n_parts: 1, v_dim, n_whole: 0 };
         jobs.n_whole = spans.iter().map(|s| jobs.n_of(s)).sum();
@@ -291,12 +292,10 @@ impl<'a> Jobs<'a> {
         let [first, second] = [0, 1].map(|part| self.cache.rows(span.slot, kv_head, part));
         let widths = self.cache.widths();
         let (keys, q_widths) = match self.cache.kind {
-            CacheKind::Full { .. } | CacheKind::Window { .. } => {
-                (Keys { parts: [Some(first), None], widths, values: Some(second) }, [widths[0], 0])
-            }
             CacheKind::Latent { .. } => {
                 (Keys { parts: [Some(first), Some(second)], widths, values: None }, widths)
             }
+            _ => (Keys { parts: [Some(first), None], widths, values: Some(second) }, [widths[0], 0]),
         };
         Job { keys, rows, n_rows, seen, positions, q_widths }
     }

@@ -1,10 +1,14 @@
-//! The two kinds of attention.
+//! The kinds of attention, and what takes its place.
 
+mod delta;
 mod gqa;
 mod mla;
+mod short_conv;
 
+pub(crate) use delta::Delta;
 pub(crate) use gqa::Gqa;
 pub(crate) use mla::{Mla, QueryProjection};
+pub(crate) use short_conv::ShortConv;
 
 use zmlx_kernels::{Backend, Fusion, Result};
 
@@ -15,6 +19,10 @@ pub(crate) enum Attention<W> {
     Gqa(Gqa<W>),
     /// Multi-head latent attention.
     Mla(Mla<W>),
+    /// Linear attention by the gated delta rule.
+    Delta(Delta<W>),
+    /// A short convolution between two gates.
+    ShortConv(ShortConv<W>),
 }
 
 impl<W> Attention<W> {
@@ -30,6 +38,8 @@ impl<W> Attention<W> {
         match self {
             Self::Gqa(a) => a.forward(b, x, (cache, step), rows, fusion),
             Self::Mla(a) => a.forward(b, x, (cache, step), rows, fusion),
+            Self::Delta(a) => a.forward(b, x, (cache, step), rows, fusion),
+            Self::ShortConv(a) => a.forward(b, x, (cache, step), rows, fusion),
         }
     }
 }

@@ -5,8 +5,12 @@
 mod glm4_moe;
 mod glm4_moe_lite;
 mod keys;
+mod lfm2_moe;
 mod qwen3;
+mod qwen3_5;
+mod qwen3_5_moe;
 mod qwen3_moe;
+mod qwen3_next;
 
 use serde_json::{Map, Value};
 
@@ -21,8 +25,12 @@ type Reader = fn(&Fields<'_>) -> Result<Architecture>;
 const FAMILIES: &[(&str, Reader)] = &[
     (glm4_moe::MODEL_TYPE, glm4_moe::architecture),
     (glm4_moe_lite::MODEL_TYPE, glm4_moe_lite::architecture),
+    (lfm2_moe::MODEL_TYPE, lfm2_moe::architecture),
     (qwen3::MODEL_TYPE, qwen3::architecture),
+    (qwen3_5::MODEL_TYPE, qwen3_5::architecture),
+    (qwen3_5_moe::MODEL_TYPE, qwen3_5_moe::architecture),
     (qwen3_moe::MODEL_TYPE, qwen3_moe::architecture),
+    (qwen3_next::MODEL_TYPE, qwen3_next::architecture),
 ];
 
 /// The values of `model_type` that have a decoder.

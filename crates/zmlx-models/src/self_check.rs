@@ -5,7 +5,7 @@ use std::fmt;
 use zmlx_kernels::{Backend, ExpertFusion, Fusion, FusionPart, Logits, Op, SoftmaxRoute, Span, stock};
 use zmlx_moe::{Mlp, MoeBlock, Router, Routing};
 
-use crate::architecture::{FeedForwardSpec, MlpSpec, MoeSpec};
+use crate::architecture::{FeedForwardSpec, MixerSpec, MlpSpec, MoeSpec};
 use crate::attention::{Attention, Rows};
 use crate::layer::FeedForward;
 use crate::{Model, PoolOptions, Result};
@@ -111,7 +111,11 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
         let y = attend(0, &Fusion::STOCK)?;
         if let Attention::Gqa(a) = &layer.attention {
             let hidden = model.architecture.hidden_size;
-            let shape = format!("{hidden} → {}", (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
+            let shape = format!("{hidden} → {}", a.n_heads * a.query_dim() + 2 * a.n_kv_heads * a.head_dim);
+            check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
+        }
+        if let MixerSpec::Delta(a) = &spec.mixer {
+            let shape = format!("{} → {}", model.architecture.hidden_size, a.n_projected());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
         (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;
@@ -222,7 +226,11 @@ impl<B: Backend> Checker<'_, B> {
             self.tensor(checked, shape, &y, |fusion| moe.experts.forward(b, x, chosen, fusion))?;
         }
         if let (Some(shared), Some(spec)) = (&moe.shared, &spec.shared) {
-            y = b.add(&y, &self.mlp(shared, spec, x)?)?;
+            let mut of_shared = self.mlp(shared, spec, x)?;
+            if let Some(gate) = &moe.shared_gate {
+                of_shared = b.mul_sigmoid(&of_shared, &b.linear(x, gate)?)?;
+            }
+            y = b.add(&y, &of_shared)?;
         }
         Ok(y)
     }

@@ -2,8 +2,11 @@
 
 mod glm4_moe;
 mod glm4_moe_lite;
+mod hybrid;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
+mod qwen3_next;
 mod rope;
 mod rules;
 
@@ -20,7 +23,10 @@ const FAMILIES: &[(&str, Reader)] = &[
     ("glm4_moe", glm4_moe::plan),
     ("glm4_moe_lite", glm4_moe_lite::plan),
     ("qwen3", qwen3::plan),
+    ("qwen3_5", qwen3_5::plan),
+    ("qwen3_5_moe", qwen3_5::plan),
     ("qwen3_moe", qwen3_moe::plan),
+    ("qwen3_next", qwen3_next::plan),
 ];
 
 /// Keys that a config with a `text_config` may keep outside of it.

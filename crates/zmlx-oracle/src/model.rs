@@ -5,6 +5,7 @@
 //! [`crate::ops`] in `f64`, rounded to `f32` where it meets a matrix product or the residual stream.
 
 mod attention;
+mod delta;
 mod gqa;
 mod layers;
 mod mla;
@@ -78,12 +79,13 @@ impl Model {
         let layers = checkpoint.plan().layers.iter().enumerate();
         let layers = layers
             .map(|(layer_idx, plan)| {
-                let path = |part: &str| format!("model.layers.{layer_idx}.{part}");
+                let layer = format!("model.layers.{layer_idx}");
+                let path = |part: &str| format!("{layer}.{part}");
                 let norm = |part: &str| Norm::load(checkpoint, &path(part), hidden, eps);
                 let attention = (&plan.attention, hidden, eps);
                 Ok(Layer {
                     input_layernorm: norm("input_layernorm")?,
-                    self_attn: AttentionLayer::load(checkpoint, &path("self_attn"), attention, split)?,
+                    self_attn: AttentionLayer::load(checkpoint, &layer, attention, split)?,
                     post_attention_layernorm: norm("post_attention_layernorm")?,
                     mlp: Mlp::load(checkpoint, &path("mlp"), &plan.mlp, hidden)?,
                 })

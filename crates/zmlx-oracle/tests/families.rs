@@ -18,7 +18,7 @@ fn dir(family: &str) -> PathBuf {
 }
 
 #[rstest]
-fn taps_agree(#[values("glm4_moe", "qwen3")] family: &str) {
+fn taps_agree(#[values("glm4_moe", "qwen3", "qwen3_5", "qwen3_5_moe", "qwen3_next")] family: &str) {
     let model = Model::load(dir(family)).unwrap();
     let taps = TensorFile::open(dir(family).join("taps.safetensors")).unwrap();
     let ints = |name: &str| taps.ints(name).unwrap();

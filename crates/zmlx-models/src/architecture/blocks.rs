@@ -1,5 +1,6 @@
 //! The blocks that layers are made of.
 
+use super::{DeltaSpec, ShortConvSpec};
 use zmlx_kernels::{CacheKind, NoauxTc, Rope, SoftmaxTopK};
 
 /// How converters store a weight, which is how random ones are made. A file's own tensors decide what it holds.
@@ -63,11 +64,18 @@ pub struct VectorSpec {
     pub name: String,
     /// Number of values.
     pub len: usize,
+    /// Whether files of Hugging Face hold its distance from 1, and converted ones itself.
+    pub from_one_if_raw: bool,
 }
 
 impl VectorSpec {
     pub(crate) fn new(name: impl Into<String>, len: usize) -> Self {
-        Self { name: name.into(), len }
+        Self { name: name.into(), len, from_one_if_raw: false }
+    }
+
+    /// The weight of a norm whose distance from 1 is what Hugging Face's files hold.
+    pub(crate) fn from_one(name: impl Into<String>, len: usize) -> Self {
+        Self { from_one_if_raw: true, ..Self::new(name, len) }
     }
 }
 
@@ -110,6 +118,10 @@ pub enum MixerSpec {
     Attention(GqaSpec),
     /// Multi-head latent attention.
     Latent(MlaSpec),
+    /// Linear attention by the gated delta rule.
+    Delta(DeltaSpec),
+    /// A short convolution between two gates.
+    ShortConv(ShortConvSpec),
 }
 
 impl MixerSpec {
@@ -118,16 +130,8 @@ impl MixerSpec {
         match self {
             Self::Attention(a) => CacheKind::Full { n_kv_heads: a.n_kv_heads, head_dim: a.head_dim },
             Self::Latent(a) => CacheKind::Latent { rank: a.rank, rope_dim: a.rope_dim },
-        }
-    }
-
-    /// Numbers that one token leaves in the layer's cache.
-    pub fn cached_values_per_token(&self) -> u64 {
-        match self.cache_kind() {
-            CacheKind::Full { n_kv_heads, head_dim } | CacheKind::Window { n_kv_heads, head_dim, .. } => {
-                (n_kv_heads as u64).saturating_mul(2).saturating_mul(head_dim as u64)
-            }
-            CacheKind::Latent { rank, rope_dim } => (rank as u64).saturating_add(rope_dim as u64),
+            Self::Delta(a) => a.cache_kind(),
+            Self::ShortConv(a) => a.cache_kind(),
         }
     }
 }
@@ -141,8 +145,10 @@ pub struct GqaSpec {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// `[n_heads · head_dim, hidden]`.
+    /// `[n_heads · head_dim, hidden]`; with an output gate twice as many rows, for each head its queries, then its gates.
     pub q: LinearSpec,
+    /// Whether the result of attention is multiplied with the sigmoid of the gates.
+    pub output_gate: bool,
     /// `[n_kv_heads · head_dim, hidden]`.
     pub k: LinearSpec,
     /// As `k`.
@@ -255,8 +261,10 @@ pub struct MoeSpec {
     pub router: RouterSpec,
     /// The routed experts.
     pub experts: ExpertsSpec,
-    /// Added for every token, unweighted. Several shared experts are one MLP as wide as all.
+    /// Added for every token, unweighted but for a gate. Several shared experts are one MLP as wide as all.
     pub shared: Option<MlpSpec>,
+    /// `[1, hidden]`: its sigmoid multiplies what is shared.
+    pub shared_gate: Option<MatrixSpec>,
 }
 
 /// The rules by which experts are chosen.
@@ -273,8 +281,8 @@ pub enum RouterSpec {
     NoauxTc {
         /// `[n_experts, hidden]`.
         gate: MatrixSpec,
-        /// `[n_experts]`.
-        bias: VectorSpec,
+        /// `[n_experts]`; without one the scores alone count.
+        bias: Option<VectorSpec>,
         /// The rule's settings.
         settings: NoauxTc,
     },

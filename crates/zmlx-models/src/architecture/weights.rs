@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Architecture, ExpertsSpec, FeedForwardSpec, HeadSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec,
-    MlpSpec, QuerySpec, RouterSpec, VectorSpec,
+    Architecture, ConvSpec, ExpertsSpec, FeedForwardSpec, HeadSpec, LinearSpec, MatrixSpec, MixerSpec,
+    MlaSpec, MlpSpec, QuerySpec, RouterSpec, VectorSpec,
 };
 
 /// The part of the model that a weight belongs to.
@@ -98,11 +98,12 @@ impl Architecture {
                 FeedForwardSpec::Dense(mlp) => uses.mlp(mlp),
                 FeedForwardSpec::Moe(moe) => {
                     uses.matrix(moe.router.gate(), Part::Router);
-                    if let RouterSpec::NoauxTc { bias, .. } = &moe.router {
+                    if let RouterSpec::NoauxTc { bias: Some(bias), .. } = &moe.router {
                         uses.vector(bias, Part::Router);
                     }
                     uses.experts(&moe.experts, moe.router.top_k());
                     moe.shared.iter().for_each(|mlp| uses.mlp(mlp));
+                    moe.shared_gate.iter().for_each(|gate| uses.matrix(gate, Part::Router));
                 }
             }
         }
@@ -195,7 +196,23 @@ impl Uses {
                 }
                 self.size(&format!("{path}.kv_b_proj"), [*n_heads, nope_dim.saturating_add(*v_dim), *rank]);
             }
+            MixerSpec::Delta(a) => {
+                a.projections().into_iter().for_each(|matrix| self.matrix(matrix, PART));
+                self.conv(&a.conv, PART);
+                [&a.a_log, &a.dt_bias, &a.norm].into_iter().for_each(|vector| self.vector(vector, PART));
+                self.matrix(&a.out, PART);
+            }
+            MixerSpec::ShortConv(a) => {
+                self.linear(&a.input, PART);
+                self.conv(&a.conv, PART);
+                self.linear(&a.out, PART);
+            }
         }
+    }
+
+    fn conv(&mut self, conv: &ConvSpec, part: Part) {
+        self.add(&conv.path, WeightUse { part, n_in: conv.kernel, read: ReadPerToken::Whole });
+        conv.bias.iter().for_each(|bias| self.vector(bias, part));
     }
 
     fn experts(&mut self, experts: &ExpertsSpec, top_k: usize) {

@@ -97,10 +97,11 @@ impl Config {
         let gate = format!("{path}.gate");
         MoeSpec {
             router: RouterSpec::NoauxTc {
-                bias: VectorSpec::new(format!("{gate}.e_score_correction_bias"), n_experts),
+                bias: Some(VectorSpec::new(format!("{gate}.e_score_correction_bias"), n_experts)),
                 gate: MatrixSpec::new(gate, n_experts, hidden).stored(Storage::Dense),
                 settings,
             },
+            shared_gate: None,
             shared: (shared_inter > 0)
                 .then(|| MlpSpec::swiglu(&format!("{path}.shared_experts"), shared_inter, hidden)),
             experts: ExpertsSpec { path, n_experts, inter, hidden, activation: Activation::SwiGlu },
@@ -128,6 +129,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             n_kv_heads: c.num_key_value_heads,
             head_dim: c.head_dim,
             q: biased(module("q_proj"), width(c.num_attention_heads), hidden),
+            output_gate: false,
             k: biased(module("k_proj"), width(c.num_key_value_heads), hidden),
             v: biased(module("v_proj"), width(c.num_key_value_heads), hidden),
             o: LinearSpec::new(module("o_proj"), hidden, width(c.num_attention_heads)),

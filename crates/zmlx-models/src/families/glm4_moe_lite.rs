@@ -109,10 +109,11 @@ impl Config {
         let gate = format!("{path}.gate");
         MoeSpec {
             router: RouterSpec::NoauxTc {
-                bias: VectorSpec::new(format!("{gate}.e_score_correction_bias"), n_experts),
+                bias: Some(VectorSpec::new(format!("{gate}.e_score_correction_bias"), n_experts)),
                 gate: MatrixSpec::new(gate, n_experts, hidden).stored(Storage::Dense),
                 settings,
             },
+            shared_gate: None,
             shared: (shared_inter > 0)
                 .then(|| MlpSpec::swiglu(&format!("{path}.shared_experts"), shared_inter, hidden)),
             experts: ExpertsSpec { path, n_experts, inter, hidden, activation: Activation::SwiGlu },

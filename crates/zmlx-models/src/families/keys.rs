@@ -1,7 +1,9 @@
 //! Keys that several families read in the same way.
 
+mod hybrid;
 mod rope;
 
+pub(super) use hybrid::{DeltaLayout, HybridFamily, SparseKeys, hybrid};
 pub(super) use rope::{RopeKeys, RopeOf};
 
 use zmlx_kernels::{NoauxTc, Renormalize};

@@ -65,6 +65,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             n_kv_heads: c.num_key_value_heads,
             head_dim: c.head_dim,
             q: linear("q_proj", width(c.num_attention_heads), hidden),
+            output_gate: false,
             k: linear("k_proj", width(c.num_key_value_heads), hidden),
             v: linear("v_proj", width(c.num_key_value_heads), hidden),
             o: linear("o_proj", hidden, width(c.num_attention_heads)),

@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 mod builder;
+mod recurrent;
 
 use builder::{Builder, table};
 use rstest::rstest;

@@ -54,6 +54,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_kv_heads: c.num_key_value_heads,
         head_dim: c.head_dim,
         qk_norm: c.use_qk_norm,
+        output_gate: false,
         rope: c.rope.unscaled(n_rotated, RopeLayout::HalfSplit)?,
     };
     let router = NoauxTc {
@@ -68,6 +69,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
     let moe = MoePlan {
         inner: c.moe_intermediate_size,
         shared_inner: c.n_shared_experts * c.moe_intermediate_size,
+        shared_gate: false,
         router: RouterPlan::NoauxTc(router),
     };
     let layer = |layer_idx| LayerPlan {

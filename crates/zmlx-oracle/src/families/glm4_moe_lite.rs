@@ -91,6 +91,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
     let moe = MoePlan {
         inner: c.moe_intermediate_size,
         shared_inner: c.n_shared_experts.unwrap_or(0) * c.moe_intermediate_size,
+        shared_gate: false,
         router: RouterPlan::NoauxTc(router),
     };
     let layer = |layer_idx| LayerPlan {

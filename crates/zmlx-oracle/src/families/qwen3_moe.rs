@@ -57,6 +57,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_kv_heads: c.num_key_value_heads,
         head_dim,
         qk_norm: true,
+        output_gate: false,
         rope: c.rope.plan(head_dim, RopeLayout::HalfSplit)?,
     };
     let router = SoftmaxTopK {
@@ -64,8 +65,12 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         top_k: c.num_experts_per_tok,
         norm_topk_prob: c.norm_topk_prob,
     };
-    let moe =
-        MoePlan { inner: c.moe_intermediate_size, shared_inner: 0, router: RouterPlan::Softmax(router) };
+    let moe = MoePlan {
+        inner: c.moe_intermediate_size,
+        shared_inner: 0,
+        shared_gate: false,
+        router: RouterPlan::Softmax(router),
+    };
     let layer = |layer_idx| LayerPlan {
         attention: AttentionPlan::Gqa(attention.clone()),
         mlp: if c.is_moe_layer(layer_idx) {

@@ -6,7 +6,7 @@ use super::layers::{Linear, to_slice, to_tensor};
 use super::trace::Recorder;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::ops::{NoauxTc, Routing, SoftmaxTopK, noaux_tc, softmax_top_k, swiglu};
+use crate::ops::{NoauxTc, Routing, SoftmaxTopK, mul_sigmoid, noaux_tc, softmax_top_k, swiglu};
 use crate::plan::{MlpPlan, MoePlan, RouterPlan};
 
 /// An MLP module of either kind.
@@ -65,6 +65,7 @@ pub(super) struct Moe {
     router: Router,
     experts: Vec<Dense>,
     shared_experts: Option<Dense>,
+    shared_expert_gate: Option<Linear>,
 }
 
 #[derive(Debug)]
@@ -95,10 +96,16 @@ impl Moe {
             .collect::<Result<_>>()?;
         let shared_experts = match plan.shared_inner {
             0 => None,
-            inner => Some(Dense::load(checkpoint, &format!("{path}.shared_experts"), hidden, inner)?),
+            inner => {
+                let name = if plan.shared_gate { "shared_expert" } else { "shared_experts" };
+                Some(Dense::load(checkpoint, &format!("{path}.{name}"), hidden, inner)?)
+            }
         };
+        let shared_expert_gate =
+            || Linear::load(checkpoint, &format!("{path}.shared_expert_gate"), 1, hidden);
+        let shared_expert_gate = plan.shared_gate.then(shared_expert_gate).transpose()?;
         let gate = Linear::load(checkpoint, &format!("{path}.gate"), n_experts, hidden)?;
-        Ok(Self { gate, router, experts, shared_experts })
+        Ok(Self { gate, router, experts, shared_experts, shared_expert_gate })
     }
 
     fn forward(&self, x: &Tensor, layer_idx: usize, recorder: &mut Recorder) -> Result<Tensor> {
@@ -115,7 +122,16 @@ impl Moe {
             y = add_expert(&y, x, expert, tokens_of(&routing, expert_idx, top_k))?;
         }
         match &self.shared_experts {
-            Some(shared) => Ok((y + shared.forward(x)?)?),
+            Some(shared) => {
+                let out = shared.forward(x)?;
+                Ok(match &self.shared_expert_gate {
+                    Some(gate) => {
+                        let out = mul_sigmoid(&to_slice(&out)?, &to_slice(&gate.forward(x)?)?);
+                        (y + to_tensor(&out, x.dims())?)?
+                    }
+                    None => (y + out)?,
+                })
+            }
             None => Ok(y),
         }
     }

@@ -73,6 +73,7 @@ impl<'m> Session<'m> {
             let x = layer.input_layernorm.forward(&h)?;
             h = (h + layer.self_attn.forward(&x, &positions, cache)?)?;
             recorder.record(format!("layers.{layer_idx}.attn"), &h)?;
+            recorder.record_state(layer_idx, cache);
             let x = layer.post_attention_layernorm.forward(&h)?;
             h = (h + layer.mlp.forward(&x, layer_idx, &mut recorder)?)?;
             recorder.record(format!("layers.{layer_idx}.out"), &h)?;
