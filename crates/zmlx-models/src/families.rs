@@ -8,11 +8,16 @@ mod glm4_moe;
 mod glm4_moe_lite;
 mod gpt_oss;
 mod keys;
+mod lfm2_moe;
 mod minimax_m2;
 mod mixtral;
 mod olmoe;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
+mod qwen3_5_moe;
 mod qwen3_moe;
+mod qwen3_next;
 
 use serde_json::{Map, Value};
 
@@ -34,11 +39,16 @@ const FAMILIES: &[(&str, Reader)] = &[
     (gpt_oss::MODEL_TYPE, gpt_oss::architecture),
     ("joyai_llm_flash", deepseek_v3::architecture),
     ("kimi_k2", deepseek_v3::architecture),
+    (lfm2_moe::MODEL_TYPE, lfm2_moe::architecture),
     (minimax_m2::MODEL_TYPE, minimax_m2::architecture),
     (mixtral::MODEL_TYPE, mixtral::architecture),
     (olmoe::MODEL_TYPE, olmoe::architecture),
+    (qwen2_moe::MODEL_TYPE, qwen2_moe::architecture),
     (qwen3::MODEL_TYPE, qwen3::architecture),
+    (qwen3_5::MODEL_TYPE, qwen3_5::architecture),
+    (qwen3_5_moe::MODEL_TYPE, qwen3_5_moe::architecture),
     (qwen3_moe::MODEL_TYPE, qwen3_moe::architecture),
+    (qwen3_next::MODEL_TYPE, qwen3_next::architecture),
     ("qwen3_vl_moe", qwen3_moe::within_vision),
 ];
 

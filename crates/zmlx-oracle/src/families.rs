@@ -5,11 +5,15 @@ mod gemma4;
 mod glm4_moe;
 mod glm4_moe_lite;
 mod gpt_oss;
+mod hybrid;
 mod minimax_m2;
 mod mixtral;
 mod olmoe;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
+mod qwen3_next;
 mod rope;
 mod rules;
 
@@ -35,8 +39,12 @@ const FAMILIES: &[(&str, Reader)] = &[
     ("minimax_m2", minimax_m2::plan),
     ("mixtral", mixtral::plan),
     ("olmoe", olmoe::plan),
+    ("qwen2_moe", qwen2_moe::plan),
     ("qwen3", qwen3::plan),
+    ("qwen3_5", qwen3_5::plan),
+    ("qwen3_5_moe", qwen3_5::plan),
     ("qwen3_moe", qwen3_moe::plan),
+    ("qwen3_next", qwen3_next::plan),
     ("qwen3_vl_moe", qwen3_moe::plan),
 ];
 
