@@ -24,6 +24,7 @@ mod prompts;
 mod source;
 mod table;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
@@ -101,7 +102,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = Cli::parse_from(arguments());
     if cli.quiet {
         output::be_quiet();
     }
@@ -150,6 +151,16 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The arguments, with the long name for `-np` of llama-server: it has two letters, which clap does not take for one flag.
+fn arguments() -> Vec<OsString> {
+    let mut is_serve = false;
+    let named = |argument: OsString| {
+        is_serve |= argument == "serve";
+        if is_serve && argument == "-np" { "--parallel".into() } else { argument }
+    };
+    std::env::args_os().map(named).collect()
 }
 
 fn start_log(verbose: bool, command: &Command) {

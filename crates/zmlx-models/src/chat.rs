@@ -6,6 +6,7 @@
 mod files;
 mod message;
 mod request;
+mod thinking;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +18,7 @@ use crate::{Error, Result};
 use files::TemplateFiles;
 pub use message::ChatMessage;
 pub use request::{ChatRequest, Ending};
+pub use thinking::{AnswerPart, ThinkingMode, ThinkingSplitter, undecided};
 
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";

@@ -36,7 +36,7 @@ pub mod tokenizer;
 
 pub use architecture::Architecture;
 pub use cache_pool::{CachePool, PoolOptions, Slot};
-pub use chat::{ChatMessage, ChatRequest, ChatTemplate, Ending};
+pub use chat::{AnswerPart, ChatMessage, ChatRequest, ChatTemplate, Ending, ThinkingMode, ThinkingSplitter};
 pub use checkpoint::{Checkpoint, KvBDims, TensorInfo, TensorReader};
 pub use config::QuantConfig;
 pub use cost::{Cost, human_bytes};

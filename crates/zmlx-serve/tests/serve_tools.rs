@@ -4,7 +4,8 @@
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use zmlx_serve::tools::{OutputParser, ParserOptions, Piece, TextEnd, ThinkingMode, Tool, ToolSyntax};
+use zmlx_models::ThinkingMode;
+use zmlx_serve::tools::{OutputParser, ParserOptions, Piece, TextEnd, Tool, ToolSyntax};
 
 /// An answer as its reader sees it at its end.
 #[derive(Debug, Default, PartialEq)]

@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::wait::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
+use serde_json::json;
 
 use crate::*;
 
@@ -190,4 +191,24 @@ fn what_a_file_says_is_not_obeyed_by_the_terminal() {
     terminal.sees("a\\u{1b}]0;title\\u{7}b");
     terminal.control('d');
     terminal.ends_with_code(0);
+}
+
+#[test]
+fn text_of_a_model_cannot_move_the_cursor() {
+    let dir = copy_without(GLM, &[]);
+    edit_json(dir.path(), "tokenizer.json", |tokenizer| {
+        let bytes = tokenizer["decoder"].take();
+        let clear = json!({"type": "Replace", "pattern": {"String": "e"}, "content": "\u{1b}[2J"});
+        tokenizer["decoder"] = json!({"type": "Sequence", "decoders": [bytes, clear]});
+    });
+    let arguments =
+        ["--prompt", "It is a truth", "--raw", "-m", "24", "--model", dir.path().to_str().unwrap()];
+    let mut generate = command(&["generate", "--threads", "1"]);
+    generate.args(arguments);
+    let mut session = spawn_command(generate, Some(60_000)).unwrap();
+    let seen = session.exp_eof().unwrap();
+    assert!(seen.contains("\\u{1b}[2J") && !seen.contains("\u{1b}[2J"), "{seen:?}");
+    // A file gets the text as it is.
+    let run = zmlx(&[&["generate"], &arguments[..]].concat());
+    assert!(run.stdout.contains("\u{1b}[2J"), "{run:?}");
 }
