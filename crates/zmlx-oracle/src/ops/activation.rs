@@ -40,10 +40,11 @@ pub enum Activation {
     },
 }
 
-/// `x/2 · (1 + tanh(√(2/π)·(x + 0.044715·x³)))`.
+/// `x/2 · (1 + tanh(z))` with `z = √(2/π)·(x + 0.044715·x³)`. As `(1 + tanh(z))/2` is `sigmoid(2z)`, small results keep
+/// their digits.
 #[must_use]
 pub fn gelu_tanh(x: f64) -> f64 {
-    0.5 * x * (1.0 + ((2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3))).tanh())
+    x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3)))
 }
 
 /// The activation of both, element by element. **Shapes** equal; the result has them too.
