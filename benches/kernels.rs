@@ -3,7 +3,7 @@
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use zmlx_benches::random_weight;
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_kernels::{Backend, GateUp, QuantMode, QuantSpec, stock};
+use zmlx_kernels::{Backend, Down, GateUp, QuantMode, QuantSpec, stock};
 
 /// (name, n_experts, top_k, hidden, inter): enough experts to exceed the caches.
 const WIDTHS: [(&str, usize, usize, usize, usize); 2] =
@@ -32,7 +32,7 @@ fn experts(c: &mut Criterion) {
         };
         let mut group = c.benchmark_group(format!("experts/{name}"));
         group.throughput(Throughput::Bytes(gate_bytes + up_bytes));
-        let gate_up = GateUp { gate: &gate, up: &up };
+        let gate_up = GateUp::swiglu(&gate, &up);
         group.bench_function(BenchmarkId::new("gather_qmm_swiglu", "stock"), |bench| {
             bench.iter(|| stock::gather_qmm_swiglu(&b, &x, gate_up, &choose()));
         });
@@ -41,10 +41,10 @@ fn experts(c: &mut Criterion) {
         });
         group.throughput(Throughput::Bytes(down_bytes));
         group.bench_function(BenchmarkId::new("gather_qmm_combine", "stock"), |bench| {
-            bench.iter(|| stock::gather_qmm_combine(&b, &h, &down, &choose(), &weights));
+            bench.iter(|| stock::gather_qmm_combine(&b, &h, Down::plain(&down), &choose(), &weights));
         });
         group.bench_function(BenchmarkId::new("gather_qmm_combine", "fused"), |bench| {
-            bench.iter(|| b.gather_qmm_combine(&h, &down, &choose(), &weights));
+            bench.iter(|| b.gather_qmm_combine(&h, Down::plain(&down), &choose(), &weights));
         });
         group.finish();
     }

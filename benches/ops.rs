@@ -7,7 +7,7 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use zmlx_benches::random_weight_of;
 use zmlx_conformance::cases::{self, Experts, Grid};
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_kernels::{Backend, DType, GateUp, QuantMode, QuantSpec, WeightFormat};
+use zmlx_kernels::{Activation, Backend, DType, Down, GateUp, QuantMode, QuantSpec, WeightFormat};
 
 /// Widths of a layer: both are among the released models'.
 const INTER: usize = cases::REAL_WIDTHS[0];
@@ -67,13 +67,14 @@ fn formats(c: &mut Criterion) {
         let (x, h) = (maker.tensor(&[1, HIDDEN]), maker.tensor(&[1, case.top_k, INTER]));
         let weights = maker.tensor(&[1, case.top_k]);
         let (one, one_bytes) = maker.weight(format, [1, INTER, HIDDEN]);
-        let gate_up = GateUp { gate: &gate, up: &up };
+        let gate_up = GateUp::swiglu(&gate, &up);
 
         let mut group = c.benchmark_group(format!("formats/{name}"));
         group.throughput(Throughput::Bytes(one_bytes));
         group.bench_function("linear", |bench| bench.iter(|| b.linear(&x, &one)));
         group.throughput(Throughput::Bytes(2 * one_bytes));
-        let twice = GateUp { gate: &one, up: &one.clone() };
+        let other = one.clone();
+        let twice = GateUp::swiglu(&one, &other);
         group.bench_function("qmm_swiglu", |bench| bench.iter(|| b.qmm_swiglu(&x, twice)));
         group.throughput(Throughput::Bytes(gate_bytes * n_chosen));
         group.bench_function("gather_linear", |bench| bench.iter(|| b.gather_linear(&x, &gate, &experts)));
@@ -83,7 +84,7 @@ fn formats(c: &mut Criterion) {
         });
         group.throughput(Throughput::Bytes(down_bytes * n_chosen));
         group.bench_function("gather_qmm_combine", |bench| {
-            bench.iter(|| b.gather_qmm_combine(&h, &down, &experts, &weights));
+            bench.iter(|| b.gather_qmm_combine(&h, Down::plain(&down), &experts, &weights));
         });
         group.finish();
     }
@@ -109,7 +110,7 @@ fn counts(c: &mut Criterion) {
         group.throughput(Throughput::Bytes(2 * bytes * n_chosen));
         let Experts { n_tokens, top_k, n_experts, .. } = case;
         let id = BenchmarkId::new("gather_qmm_swiglu", format!("{n_tokens} tokens, {top_k} of {n_experts}"));
-        let gate_up = GateUp { gate: &gate, up: &up };
+        let gate_up = GateUp::swiglu(&gate, &up);
         group.bench_function(id, |bench| bench.iter(|| b.gather_qmm_swiglu(&x, gate_up, &experts)));
     }
     group.finish();
@@ -130,7 +131,9 @@ fn activations(c: &mut Criterion) {
         });
         group.bench_function(BenchmarkId::new("softmax", width), |bench| bench.iter(|| b.softmax(&x)));
         group.throughput(Throughput::Bytes(3 * bytes));
-        group.bench_function(BenchmarkId::new("swiglu", width), |bench| bench.iter(|| b.swiglu(&x, &x)));
+        group.bench_function(BenchmarkId::new("swiglu", width), |bench| {
+            bench.iter(|| b.gated(&x, &x, Activation::SwiGlu))
+        });
         group.throughput(Throughput::Bytes(4 * bytes));
         group.bench_function(BenchmarkId::new("add_rms_norm", width), |bench| {
             bench.iter(|| b.add_rms_norm(&x, &x, &norm, 1e-6));

@@ -1,7 +1,7 @@
 //! Models that compute one thing wrongly, by hooks in their ops: for tests of what should find it.
 
 use zmlx_kernels::{
-    Backend, GateUp, Hooks, HostWeight, NoauxTc, Result, SoftmaxTopK, WeightBytes, WeightFormat,
+    Backend, Down, GateUp, Hooks, HostWeight, NoauxTc, Result, SoftmaxTopK, WeightBytes, WeightFormat,
 };
 
 /// What is computed wrongly.
@@ -53,7 +53,7 @@ impl<B: Backend> Hooks<B> for Wrong {
     ) -> Result<B::Tensor> {
         match self {
             Self::GateAndUpSwapped => {
-                let weights = GateUp { gate: weights.up, up: weights.gate };
+                let weights = GateUp { gate: weights.up, up: weights.gate, ..weights };
                 backend.gather_qmm_swiglu(x, weights, experts)
             }
             Self::ExpertOffByOne => {
@@ -73,7 +73,7 @@ impl<B: Backend> Hooks<B> for Wrong {
         &self,
         backend: &B,
         x: &B::Tensor,
-        down: &B::Weight,
+        down: Down<'_, B::Weight>,
         experts: &B::Indices,
         weights: &B::Tensor,
     ) -> Result<B::Tensor> {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::fmt::Display;
 
 use zmlx_core::WeightFormat;
-use zmlx_oracle::ops::{self, Combine, GatherInput, GatherMatmul};
+use zmlx_oracle::ops::{self, Activation, Combine, GatherInput, GatherMatmul};
 
 use crate::inputs::TestWeight;
 use crate::suite::Instance;
@@ -176,6 +176,43 @@ pub fn swiglu(gate: &Bounded, up: &Bounded) -> Bounded {
         })
         .collect();
     Bounded { want, allowed, formats: [&gate.formats[..], &up.formats].concat() }
+}
+
+/// The activation of results that are themselves off by no more than their bounds.
+pub fn gated(gate: &Bounded, up: &Bounded, activation: Activation) -> Bounded {
+    if activation == Activation::SwiGlu {
+        return swiglu(gate, up);
+    }
+    let of = |x: f64, y: f64| ops::gated(&[x], &[y], activation)[0];
+    let allowed = |i: usize| {
+        let (g, dg, u, du) = (gate.want[i], gate.allowed[i], up.want[i], up.allowed[i]);
+        // What the gate's function gives, by what it is multiplied, and the exponential's argument, whose rounding counts
+        // as often as it is large.
+        let (value, factor, argument) = match activation {
+            Activation::ClampedSwiGlu { alpha, limit } => {
+                (of(g, 0.0), u.clamp(-limit, limit) + 1.0, alpha * g.min(limit))
+            }
+            _ => (of(g, 1.0), u, 1.6 * (g + 0.045 * g.powi(3))),
+        };
+        // Neither function is steeper than 1.2. The factor of the clamped one has been rounded, too.
+        1.2 * dg * (factor.abs() + du)
+            + value.abs() * (du + 2.0 * U)
+            + (SILU + 8.0 * argument.abs()) * U * (value * factor).abs()
+            + SILU_UNDERFLOW * factor.abs()
+    };
+    Bounded {
+        want: ops::gated(&gate.want, &up.want, activation),
+        allowed: (0..gate.want.len()).map(allowed).collect(),
+        formats: [&gate.formats[..], &up.formats].concat(),
+    }
+}
+
+/// `x[slot] + bias[mat(slot)]`: rows of x, each with a matrix' bias added.
+pub fn plus(x: &Bounded, bias: &TestWeight, mats: impl Iterator<Item = usize>) -> Bounded {
+    let biases = mats.flat_map(|mat| bias.mat(mat).to_vec());
+    let want: Vec<f64> = x.want.iter().zip(biases).map(|(x, b)| x + b).collect();
+    let allowed = x.allowed.iter().zip(&want).map(|(a, w)| a + U * w.abs()).collect();
+    Bounded { want, allowed, formats: x.formats.clone() }
 }
 
 /// `Σ_s weights[t, s] · x[t, s]`, in any order of s.

@@ -43,7 +43,8 @@ pub fn experts_end_at_a_page_end<B: Backend>(instances: &[Instance<B>]) {
             let of = |w| bounds::gather(&x, w, &experts, 3);
             let want = bounds::swiglu(&of(&gate), &of(&up));
             for i @ Instance { name, backend: b, .. } in instances {
-                let weights = GateUp { gate: &b.load(&gate), up: &b.load(&up) };
+                let (gate_weight, up_weight) = (b.load(&gate), b.load(&up));
+                let weights = GateUp::swiglu(&gate_weight, &up_weight);
                 let experts = b.put_indices(&experts, &[n, 3]);
                 let y = b.gather_qmm_swiglu(&b.put(&x, &[n, n_in]), weights, &experts).unwrap();
                 want.on(i).check(&b.get(&y), format_args!("{name}: {}", cases::name(format)));

@@ -1,6 +1,6 @@
 //! Elementwise ops, sums over rows, and ops that only move values.
 
-use zmlx_core::{Backend, Logits, Span};
+use zmlx_core::{Activation, Backend, Logits, Span};
 use zmlx_oracle::ops::{self, Combine};
 use zmlx_oracle::testing::random_f32;
 
@@ -52,7 +52,8 @@ pub fn swiglu<B: Backend>(instances: &[Instance<B>]) {
         let (gate, up) = (random_f32(3 * width, 4.0, 1), random_f32(3 * width, 2.0, 2));
         let want = bounds::swiglu(&exact(&gate), &exact(&up));
         for Instance { name, backend: b, .. } in instances {
-            let y = b.swiglu(&b.put(&gate, &[3, width]), &b.put(&up, &[3, width])).unwrap();
+            let y =
+                b.gated(&b.put(&gate, &[3, width]), &b.put(&up, &[3, width]), Activation::SwiGlu).unwrap();
             assert_eq!(b.shape(&y), [3, width]);
             want.check(&b.get(&y), format_args!("{name}: {width} wide"));
         }
@@ -155,7 +156,7 @@ pub fn large_tensors<B: Backend>(instances: &[Instance<B>]) {
     for Instance { name, backend: b, .. } in instances {
         let (x, other) = (b.put(&x, &[n, width]), b.put(&other, &[n, width]));
         check_bits(&b.get(&b.add(&x, &other).unwrap()), &sum, name);
-        swiglu.check(&b.get(&b.swiglu(&x, &other).unwrap()), name);
+        swiglu.check(&b.get(&b.gated(&x, &other, Activation::SwiGlu).unwrap()), name);
         probabilities.check(&b.get(&b.softmax(&x).unwrap()), name);
         let (got_sum, got_normed) = b.add_rms_norm(&x, &other, &b.load_vector(&weight), 1e-6).unwrap();
         check_bits(&b.get(&got_sum), &sum, name);

@@ -1,6 +1,6 @@
 //! `embed` and `concat_rows`.
 
-use zmlx_core::{Backend, GateUp, WeightFormat};
+use zmlx_core::{Backend, Down, GateUp, WeightFormat};
 use zmlx_oracle::testing::{random_experts, random_f32};
 
 use crate::bounds::{self, Bounded, U, check_bits};
@@ -131,14 +131,21 @@ pub fn concat_rows_in_fused_ops<B: Backend>(instances: &[Instance<B>]) {
                 };
                 let (x_t, chosen) = (b.put(&x, &[n, 128]), b.put_indices(&experts, &[n, 2]));
                 for up in [&alike, &otherwise] {
-                    let weights = GateUp { gate: &whole(&gate), up: &whole(up) };
+                    let (gate_weight, up_weight) = (whole(&gate), whole(up));
+                    let weights = GateUp::swiglu(&gate_weight, &up_weight);
                     let y = b.gather_qmm_swiglu(&x_t, weights, &chosen).unwrap();
                     bounds::swiglu(&of(&gate), &of(up)).on(i).check(&b.get(&y), name);
                 }
                 let twice: Vec<f32> = x.chunks_exact(128).flat_map(|r| [r, r].concat()).collect();
                 let twice = b.put(&twice, &[n, 2, 128]);
-                let y =
-                    b.gather_qmm_combine(&twice, &whole(&gate), &chosen, &b.put(&weights, &[n, 2])).unwrap();
+                let y = b
+                    .gather_qmm_combine(
+                        &twice,
+                        Down::plain(&whole(&gate)),
+                        &chosen,
+                        &b.put(&weights, &[n, 2]),
+                    )
+                    .unwrap();
                 bounds::combine(&of(&gate), &weights, 2).on(i).check(&b.get(&y), name);
             }
         }

@@ -1,8 +1,9 @@
 //! Every precondition violated once: the typed error, no panic, and caches as they were.
 
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, CacheKind, Error, GateUp, MAX_POSITIONS, MAX_SLOTS, NoauxTc,
-    Renormalize, Result, Rope, RopePairing, SoftmaxTopK, Span,
+    Activation, AttentionInputs, AttentionSettings, Backend, CacheKind, DType, Down, Error, GateUp,
+    MAX_POSITIONS, MAX_SLOTS, NoauxTc, Renormalize, Result, Rope, RopePairing, SoftmaxTopK, Span,
+    WeightFormat,
 };
 
 use crate::cases;
@@ -51,7 +52,17 @@ pub fn tensors<B: Backend>(instances: &[Instance<B>]) {
         refused(b.slice_last(&x, 2..1), &["slice_last"]);
         refused(b.take_logit_rows(&x, &b.spans(&[span(0, 0, 3)])), &["take_logit_rows"]);
         refused(b.add(&x, &other), &["add"]);
-        refused(b.swiglu(&x, &other), &["swiglu"]);
+        refused(b.gated(&x, &other, Activation::GeGlu), &["gated"]);
+        refused(b.soft_cap(&x, 0.0), &["soft_cap"]);
+        refused(b.soft_cap(&x, f32::NAN), &["soft_cap"]);
+        let vector = b.load_vector(&[1.0; 2]);
+        refused(b.mul_taken(&x, &vector, &b.put_indices(&[0; 3], &[3, 1])), &["mul_taken"]);
+        out_of_range(
+            b.mul_taken(&x, &vector, &b.put_indices(&[0, 1, 0, 1, 2, 0], &[2, 3])),
+            &["mul_taken"],
+            2,
+            2,
+        );
         refused(b.add_vector(&x, &b.load_vector(&[0.0; 2])), &["add_vector"]);
         refused(b.take_last(&x, &b.put_indices(&[0; 3], &[3, 1])), &["take_last"]);
         out_of_range(b.take_last(&x, &b.put_indices(&[0, 3], &[2, 1])), &["take_last"], 3, 3);
@@ -71,11 +82,11 @@ pub fn products<B: Backend>(instances: &[Instance<B>]) {
         let x = b.put(&[1.0; 128], &[2, 64]);
         refused(b.linear(&x, &wide), &["linear"]);
         refused(b.linear(&x, &bank), &["linear"]);
-        const SWIGLU: &[&str] = &["qmm_swiglu", "linear", "swiglu"];
-        refused(b.qmm_swiglu(&x, GateUp { gate: &wide, up: &wide }), SWIGLU);
-        refused(b.qmm_swiglu(&x, GateUp { gate: &one, up: &tall }), SWIGLU);
-        refused(b.qmm_swiglu(&x, GateUp { gate: &one, up: &bank }), SWIGLU);
-        refused(b.qmm_swiglu(&x, GateUp { gate: &bank, up: &bank }), SWIGLU);
+        const SWIGLU: &[&str] = &["qmm_swiglu", "linear", "gated"];
+        refused(b.qmm_swiglu(&x, GateUp::swiglu(&wide, &wide)), SWIGLU);
+        refused(b.qmm_swiglu(&x, GateUp::swiglu(&one, &tall)), SWIGLU);
+        refused(b.qmm_swiglu(&x, GateUp::swiglu(&one, &bank)), SWIGLU);
+        refused(b.qmm_swiglu(&x, GateUp::swiglu(&bank, &bank)), SWIGLU);
         refused(b.head_linear(&x, &bank), &["head_linear"]);
         refused(b.head_linear(&b.put(&[1.0; 192], &[1, 3, 64]), &bank), &["head_linear"]);
         refused(b.head_linear(&b.put(&[1.0; 64], &[1, 2, 32]), &bank), &["head_linear"]);
@@ -114,8 +125,8 @@ pub fn experts<B: Backend>(instances: &[Instance<B>]) {
             refused(b.gather_linear(x, &bank, e), GATHER);
         }
 
-        const SWIGLU: &[&str] = &["gather_qmm_swiglu", "gather_linear", "swiglu"];
-        let weights = GateUp { gate: &bank, up: &bank };
+        const SWIGLU: &[&str] = &["gather_qmm_swiglu", "gather_linear", "gated"];
+        let weights = GateUp::swiglu(&bank, &bank);
         out_of_range(b.gather_qmm_swiglu(&per_token, weights, &beyond), SWIGLU, 3, 3);
         for (x, e) in
             [(&per_token, &flat), (&per_token, &fewer), (&narrow, &experts), (&three_slots, &experts)]
@@ -123,13 +134,13 @@ pub fn experts<B: Backend>(instances: &[Instance<B>]) {
             refused(b.gather_qmm_swiglu(x, weights, e), SWIGLU);
         }
         for up in [&tall, &more] {
-            refused(b.gather_qmm_swiglu(&per_token, GateUp { gate: &bank, up }, &experts), SWIGLU);
+            refused(b.gather_qmm_swiglu(&per_token, GateUp::swiglu(&bank, up), &experts), SWIGLU);
         }
 
         const COMBINE: &[&str] = &["gather_qmm_combine", "gather_linear", "weighted_sum"];
         let combine = |x, e, w: &[usize]| {
             let w = b.put(&vec![0.5; w.iter().product()], w);
-            b.gather_qmm_combine(x, &bank, e, &w)
+            b.gather_qmm_combine(x, Down::plain(&bank), e, &w)
         };
         out_of_range(combine(&per_slot, &beyond, &[2, 2]), COMBINE, 3, 3);
         refused(combine(&per_slot, &flat, &[2, 2]), COMBINE);
@@ -137,6 +148,35 @@ pub fn experts<B: Backend>(instances: &[Instance<B>]) {
         refused(combine(&per_slot, &experts, &[4]), COMBINE);
         refused(combine(&per_slot, &experts, &[2, 3]), COMBINE);
         refused(combine(&narrow, &experts, &[2, 2]), COMBINE);
+
+        // Biases of another width, or of another number of experts.
+        const ADD: &[&str] = &["gather_add"];
+        let vectors = |n: usize, len: usize| {
+            b.load(&TestWeight::random(WeightFormat::Dense(DType::F32), [n, 1, len], 1))
+        };
+        let (fits, wide) = (vectors(3, 64), vectors(3, 65));
+        out_of_range(b.gather_add(&per_slot, &fits, &beyond), ADD, 3, 3);
+        refused(b.gather_add(&per_slot, &wide, &experts), ADD);
+        refused(b.gather_add(&per_slot, &fits, &flat), ADD);
+        refused(b.gather_add(&three_slots, &fits, &experts), ADD);
+        let (right, wrong) = (vectors(3, 4), [vectors(3, 5), vectors(2, 4)]);
+        for wrong in &wrong {
+            let weights = GateUp { biases: Some([&right, wrong]), ..GateUp::swiglu(&bank, &bank) };
+            const BIASED: &[&str] = &["gather_qmm_swiglu", "gather_add"];
+            let result = b.gather_qmm_swiglu(&per_token, weights, &experts);
+            assert!(
+                matches!(&result, Err(Error::Precondition { op, .. } | Error::IndexOutOfRange { op, .. })
+                if BIASED.contains(op))
+            );
+            let w = b.put(&[0.5; 4], &[2, 2]);
+            let result =
+                b.gather_qmm_combine(&per_slot, Down { weight: &bank, bias: Some(wrong) }, &experts, &w);
+            const SUMMED: &[&str] = &["gather_qmm_combine", "gather_add"];
+            assert!(
+                matches!(&result, Err(Error::Precondition { op, .. } | Error::IndexOutOfRange { op, .. })
+                if SUMMED.contains(op))
+            );
+        }
     }
 }
 

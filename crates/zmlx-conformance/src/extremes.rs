@@ -1,7 +1,8 @@
 //! Values at the ends of what occurs: large, zero, under- and overflowing; and batches without tokens.
 
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, GateUp, NoauxTc, Renormalize, SoftmaxTopK, WeightFormat,
+    Activation, AttentionInputs, AttentionSettings, Backend, Down, GateUp, NoauxTc, Renormalize, SoftmaxTopK,
+    WeightFormat,
 };
 use zmlx_oracle::ops;
 use zmlx_oracle::testing::random_f32;
@@ -87,14 +88,14 @@ pub fn silu_under_and_overflow<B: Backend>(instances: &[Instance<B>]) {
     let exact = |v: &[f32]| bounds::Bounded::uniform(v.iter().map(|v| f64::from(*v)).collect(), 0.0);
     let want = bounds::swiglu(&exact(&gates), &exact(&ups));
     for Instance { name, backend: b, exponential_error, .. } in instances {
-        let y = b.swiglu(&b.put(&gates, &[1, 14]), &b.put(&ups, &[1, 14])).unwrap();
+        let y = b.gated(&b.put(&gates, &[1, 14]), &b.put(&ups, &[1, 14]), Activation::SwiGlu).unwrap();
         want.times(*exponential_error).check(&b.get(&y), name);
         let y = b.get(&b.sigmoid(&b.put(&gates, &[1, 14])).unwrap());
         assert!(y.iter().all(|v| (0.0..=1.0).contains(v)), "{name}: {y:?}");
         // The same in a fused op: a gate of one weight, ±1e4 after the product.
         let one = b.upload(zmlx_core::HostWeight::from_f32(&[100.0; 3], 3, 1).unwrap()).unwrap();
         for (x, want) in [(-100.0f32, 0.0f32), (100.0, 1e8)] {
-            let y = b.qmm_swiglu(&b.put(&[x], &[1, 1]), GateUp { gate: &one, up: &one }).unwrap();
+            let y = b.qmm_swiglu(&b.put(&[x], &[1, 1]), GateUp::swiglu(&one, &one)).unwrap();
             assert!(b.get(&y).iter().all(|v| *v == want), "{name}: {x}");
         }
     }
@@ -153,9 +154,9 @@ pub fn no_tokens<B: Backend>(instances: &[Instance<B>]) {
         assert_eq!(b.shape(&b.gather_linear(&x, &w, &experts).unwrap()), [0, 2, 5], "{name}");
         assert_eq!(b.shape(&b.head_linear(&slots, &w).unwrap()), [0, 2, 5], "{name}");
         let weights = b.put(&[], &[0, 2]);
-        let y = b.gather_qmm_combine(&slots, &w, &experts, &weights).unwrap();
+        let y = b.gather_qmm_combine(&slots, Down::plain(&w), &experts, &weights).unwrap();
         assert_eq!(b.shape(&y), [0, 5], "{name}");
-        let y = b.gather_qmm_swiglu(&x, GateUp { gate: &w, up: &w }, &experts).unwrap();
+        let y = b.gather_qmm_swiglu(&x, GateUp::swiglu(&w, &w), &experts).unwrap();
         assert_eq!(b.shape(&y), [0, 2, 5], "{name}");
         let y = b.embed(&one, &b.put_indices(&[], &[0])).unwrap();
         assert_eq!(b.shape(&y), [0, 64], "{name}");

@@ -1,6 +1,6 @@
 //! Weights with a factor for each matrix: nvfp4's second scale. Every product has it, whatever path computes it.
 
-use zmlx_core::{Backend, GateUp, HostWeight, QuantMode, QuantSpec, WeightFormat};
+use zmlx_core::{Backend, Down, GateUp, HostWeight, QuantMode, QuantSpec, WeightFormat};
 use zmlx_oracle::testing::{random_experts, random_f32};
 
 use crate::inputs::TestWeight;
@@ -52,12 +52,13 @@ pub fn products<B: Backend>(instances: &[Instance<B>]) {
             let down = bank(b, [N_EXPERTS, 20, 16], 3);
             let both = [0, 1].map(|i| b.get(&b.gather_linear(&x, &gate[i], &experts).unwrap()));
             check(&both[0], &both[1], &what("gather_linear"));
-            let inner = [0, 1]
-                .map(|i| b.gather_qmm_swiglu(&x, GateUp { gate: &gate[i], up: &up[i] }, &experts).unwrap());
+            let inner =
+                [0, 1].map(|i| b.gather_qmm_swiglu(&x, GateUp::swiglu(&gate[i], &up[i]), &experts).unwrap());
             check(&b.get(&inner[0]), &b.get(&inner[1]), &what("gather_qmm_swiglu"));
             let weights = b.put(&random_f32(n * 2, 1.0, 9), &[n, 2]);
-            let both = [0, 1]
-                .map(|i| b.get(&b.gather_qmm_combine(&inner[1], &down[i], &experts, &weights).unwrap()));
+            let both = [0, 1].map(|i| {
+                b.get(&b.gather_qmm_combine(&inner[1], Down::plain(&down[i]), &experts, &weights).unwrap())
+            });
             check(&both[0], &both[1], &what("gather_qmm_combine"));
             let heads = b.put(&random_f32(n * N_EXPERTS * N_IN, 1.0, 8), &[n, N_EXPERTS, N_IN]);
             let both = [0, 1].map(|i| b.get(&b.head_linear(&heads, &gate[i]).unwrap()));

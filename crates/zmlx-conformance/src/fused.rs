@@ -1,6 +1,6 @@
 //! Fused ops against the oracle and against their composition of plain ops.
 
-use zmlx_core::{Backend, GateUp, WeightFormat, stock};
+use zmlx_core::{Backend, Down, GateUp, WeightFormat, stock};
 use zmlx_oracle::ops;
 use zmlx_oracle::testing::{random_experts, random_f32};
 
@@ -44,7 +44,7 @@ impl Case {
         let (gate, up) = (b.load(&self.gate), b.load(&self.up));
         let x = b.put(&self.x, &[n_tokens, self.gate.n_in]);
         let experts = b.put_indices(&self.experts, &[n_tokens, top_k]);
-        let weights = GateUp { gate: &gate, up: &up };
+        let weights = GateUp::swiglu(&gate, &up);
         let fused = b.gather_qmm_swiglu(&x, weights, &experts).unwrap();
         assert_eq!(b.shape(&fused), [n_tokens, top_k, n_out]);
         let fused = b.get(&fused);
@@ -56,7 +56,7 @@ impl Case {
         let stock = b.get(&stock::gather_qmm_swiglu(b, &x, weights, &experts).unwrap());
         want.around(&stock).on(i).check(&fused, format_args!("{what}: against the composition"));
         let gate_up = b.concat_rows(&[&gate, &up]).unwrap();
-        let concat = b.get(&stock::gather_concat_swiglu(b, &x, &gate_up, &experts).unwrap());
+        let concat = b.get(&stock::gather_concat_swiglu(b, &x, (&gate_up, weights), &experts).unwrap());
         want.around(&concat).on(i).check(&fused, format_args!("{what}: against the concatenation"));
     }
 }
@@ -100,7 +100,8 @@ pub fn qmm_swiglu<B: Backend>(instances: &[Instance<B>]) {
             for i @ Instance { name, backend: b, .. } in instances {
                 let what = format_args!("{name}: {n} × {n_out}, {}", cases::name(format));
                 let x = b.put(&x, &[n, n_in]);
-                let weights = GateUp { gate: &b.load(&gate), up: &b.load(&up) };
+                let (gate_weight, up_weight) = (b.load(&gate), b.load(&up));
+                let weights = GateUp::swiglu(&gate_weight, &up_weight);
                 let fused = b.qmm_swiglu(&x, weights).unwrap();
                 assert_eq!(b.shape(&fused), [n, n_out]);
                 let fused = b.get(&fused);
@@ -131,11 +132,12 @@ pub fn gather_qmm_combine<B: Backend>(instances: &[Instance<B>]) {
                 let (x, down) = (b.put(&x, &[n_tokens, top_k, n_in]), b.load(&down));
                 let (experts, weights) =
                     (b.put_indices(&experts, &[n_tokens, top_k]), b.put(&weights, &[n_tokens, top_k]));
-                let fused = b.gather_qmm_combine(&x, &down, &experts, &weights).unwrap();
+                let fused = b.gather_qmm_combine(&x, Down::plain(&down), &experts, &weights).unwrap();
                 assert_eq!(b.shape(&fused), [n_tokens, n_out]);
                 let fused = b.get(&fused);
                 want.on(i).check(&fused, what);
-                let stock = b.get(&stock::gather_qmm_combine(b, &x, &down, &experts, &weights).unwrap());
+                let stock =
+                    b.get(&stock::gather_qmm_combine(b, &x, Down::plain(&down), &experts, &weights).unwrap());
                 want.around(&stock).on(i).check(&fused, format_args!("{what}: against the composition"));
             }
         }

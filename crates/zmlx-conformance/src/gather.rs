@@ -71,7 +71,8 @@ pub fn unchosen_experts_are_not_read<B: Backend>(instances: &[Instance<B>]) {
             for i in instances.iter().filter(|i| i.is_full() || f % 3 == 0) {
                 check(i, &gate, &experts, 2, 7);
                 let b = &i.backend;
-                let weights = GateUp { gate: &b.load(&gate), up: &b.load(&up) };
+                let (gate_weight, up_weight) = (b.load(&gate), b.load(&up));
+                let weights = GateUp::swiglu(&gate_weight, &up_weight);
                 let chosen = b.put_indices(&experts, &[n, 2]);
                 let y = b.gather_qmm_swiglu(&b.put(&x, &[n, n_in]), weights, &chosen).unwrap();
                 want.on(i).check(&b.get(&y), format_args!("{}: swiglu, {}", i.name, cases::name(format)));

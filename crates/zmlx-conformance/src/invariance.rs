@@ -1,7 +1,7 @@
 //! What else is in the batch does not change a row: bit for bit where one kernel path serves both, else within
 //! rounding.
 
-use zmlx_core::{Backend, GateUp};
+use zmlx_core::{Backend, Down, GateUp};
 use zmlx_oracle::testing::{random_experts, random_f32};
 
 use crate::bounds::{self, Bounded, check_bits};
@@ -57,10 +57,13 @@ pub fn experts<B: Backend>(instances: &[Instance<B>]) {
                 let slots = from * top_k..(from + n) * top_k;
                 let experts = b.put_indices(&chosen[slots.clone()], &[n, top_k]);
                 let x = b.put(&x[from * hidden..][..n * hidden], &[n, hidden]);
-                let y = b.gather_qmm_swiglu(&x, GateUp { gate: &gate, up: &up }, &experts).unwrap();
+                let y = b.gather_qmm_swiglu(&x, GateUp::swiglu(&gate, &up), &experts).unwrap();
                 let acts = b.put(&acts[slots.start * inner..slots.end * inner], &[n, top_k, inner]);
                 let weights = b.put(&weights[slots], &[n, top_k]);
-                (b.get(&y), b.get(&b.gather_qmm_combine(&acts, &down, &experts, &weights).unwrap()))
+                (
+                    b.get(&y),
+                    b.get(&b.gather_qmm_combine(&acts, Down::plain(&down), &experts, &weights).unwrap()),
+                )
             };
             let alone: Vec<_> = (0..40).map(|t| run(t, 1)).collect();
             for n in [2, 5, 7, 40] {

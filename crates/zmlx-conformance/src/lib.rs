@@ -35,6 +35,7 @@
 //! find what an op forgot to write.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
+pub mod activations;
 pub mod attention;
 pub mod bounds;
 pub mod buffers;

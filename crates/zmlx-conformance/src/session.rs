@@ -202,6 +202,32 @@ impl<B: Backend> Attend<B> for Latent {
     }
 }
 
+/// `attention_shared` after the `attention` of another layer, whose queries are the first input; its own are the last.
+#[derive(Clone, Debug)]
+pub struct Shared(pub Windowed);
+
+impl<B: Backend> Attend<B> for Shared {
+    fn kind(&self) -> CacheKind {
+        Attend::<B>::kind(&self.0)
+    }
+
+    fn inputs(&self) -> Vec<Vec<usize>> {
+        let mut inputs = Attend::<B>::inputs(&self.0);
+        inputs.push(inputs[0].clone());
+        inputs
+    }
+
+    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::Cache, step: &B::Step) -> Result<B::Tensor> {
+        self.0.call(b, &x[..3], cache, step)?;
+        let settings = AttentionSettings { scale: self.0.heads.scale(), window: self.0.window };
+        b.attention_shared(&x[3], cache, step, &settings)
+    }
+
+    fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64> {
+        Attend::<B>::want(&self.0, &[x[3].clone(), x[1].clone(), x[2].clone()], n_tokens)
+    }
+}
+
 /// A cache with the sequences of its slots.
 pub struct Session<'a, B: Backend, A> {
     /// The backend and its bounds.

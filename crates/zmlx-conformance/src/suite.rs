@@ -109,6 +109,10 @@ macro_rules! conformance {
                     gather_qmm_swiglu, gather_qmm_swiglu_of_two_formats, qmm_swiglu, gather_qmm_combine,
                     add_rms_norm
                 }
+                activations {
+                    elementwise, soft_cap, experts_with_biases, experts_without_biases, dense, combine_with_biases,
+                    chosen_values
+                }
                 embed_concat {
                     embed, concat_rows_of_one_format, concat_rows_of_different_formats, concat_rows_of_banks,
                     concat_rows_in_fused_ops, embed_from_a_concatenation
@@ -119,7 +123,7 @@ macro_rules! conformance {
                     truncate_and_continue, past_the_growth_step, latent, latent_with_projections
                 }
                 windows {
-                    tokens_see_their_window, long_sequences, sinks, what_is_gone_cannot_be_had_again,
+                    tokens_see_their_window, long_sequences, sinks, shared, what_is_gone_cannot_be_had_again,
                     a_window_that_is_not_the_cache_s
                 }
                 factors { products }

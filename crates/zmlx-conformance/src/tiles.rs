@@ -1,7 +1,7 @@
 //! Products of many tokens with matrices that fill whole tiles, and matrices with very many rows: what backends may compute in
 //! another way.
 
-use zmlx_core::{Backend, GateUp};
+use zmlx_core::{Backend, Down, GateUp};
 use zmlx_oracle::testing::{random_experts, random_f32};
 
 use crate::bounds;
@@ -66,12 +66,12 @@ pub fn experts_of_many_tokens<B: Backend>(instances: &[Instance<B>]) {
                 let (gate, up, down) = (b.load(&gate), b.load(&up), b.load(&down));
                 let chosen = b.put_indices(&experts, &[n, TOP_K]);
                 let x = b.put(&x, &[n, n_in]);
-                let y = b.gather_qmm_swiglu(&x, GateUp { gate: &gate, up: &up }, &chosen).unwrap();
+                let y = b.gather_qmm_swiglu(&x, GateUp::swiglu(&gate, &up), &chosen).unwrap();
                 want.on(i).check(&b.get(&y), what);
                 let acts = b.put(&acts, &[n, TOP_K, inter]);
                 of_acts.on(i).check(&b.get(&b.gather_linear(&acts, &down, &chosen).unwrap()), what);
                 let factors = b.put(&weights, &[n, TOP_K]);
-                let y = b.gather_qmm_combine(&acts, &down, &chosen, &factors).unwrap();
+                let y = b.gather_qmm_combine(&acts, Down::plain(&down), &chosen, &factors).unwrap();
                 bounds::combine(&of_acts, &weights, TOP_K).on(i).check(&b.get(&y), what);
             }
         }

@@ -3,7 +3,7 @@
 
 use zmlx_core::{AttentionInputs, AttentionSettings, Backend, CacheKind, Error};
 
-use crate::session::{Attend, Heads, Session, Windowed};
+use crate::session::{Attend, Heads, Session, Shared, Windowed};
 use crate::suite::{Host, Instance, native, span};
 
 const HEADS: Heads = Heads { n_heads: 6, n_kv_heads: 2, head_dim: 24 };
@@ -83,6 +83,38 @@ pub fn sinks<B: Backend>(instances: &[Instance<B>]) {
             session.feed(&[(0, 110), (1, 9)]);
             session.feed(&[(1, 1), (0, 1)]);
             session.feed(&[(0, 38)]);
+        }
+    }
+}
+
+/// Attention to what another layer has written, with and without a window, of other queries than that layer's.
+pub fn shared<B: Backend>(instances: &[Instance<B>]) {
+    for window in [None, Some(20)] {
+        let op = Shared(Windowed { heads: HEADS, window, sinks: Vec::new() });
+        let supported = |i: &&Instance<B>| {
+            let b = &i.backend;
+            let Ok(mut cache) = b.cache(&native(Attend::<B>::kind(&op))) else { return false };
+            let x = [6, 2, 2, 6].map(|heads| b.put(&vec![0.5; heads * 24], &[1, heads, 24]));
+            let result = op.call(b, &x, &mut cache, &b.spans(&[span(0, 0, 1)]));
+            !matches!(result, Err(Error::Unsupported { .. }))
+        };
+        for instance in instances.iter().filter(supported) {
+            let mut session = Session::new(instance, &op, &[150, 20], 11);
+            session.feed(&[(0, 1)]);
+            session.feed(&[(0, 110), (1, 9)]);
+            session.feed(&[(1, 1), (0, 1)]);
+            session.feed(&[(0, 38)]);
+            // Nothing was written in this step.
+            let b = &instance.backend;
+            let settings = AttentionSettings { scale: 1.0, window };
+            let q = b.put(&vec![0.5; 6 * 24 * 300], &[300, 6, 24]);
+            let step = b.spans(&[span(0, 150, 300)]);
+            let result = b.attention_shared(&q, &session.cache, &step, &settings);
+            assert!(
+                matches!(result, Err(Error::Precondition { op: "attention_shared", .. })),
+                "{}",
+                instance.name
+            );
         }
     }
 }

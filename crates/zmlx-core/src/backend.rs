@@ -7,8 +7,8 @@ mod types;
 pub use cache::{AttentionInputs, AttentionSettings, CacheKind, CacheSpec, KvFormat};
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Barriers, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Repetition, Rope,
-    RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
+    Activation, Barriers, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize,
+    Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
 };
 
 use crate::ops::{fused_ops, output, plain_ops};

@@ -22,9 +22,9 @@ pub mod stock;
 mod weight;
 
 pub use backend::{
-    AttentionInputs, AttentionSettings, Backend, Barriers, CacheKind, CacheSpec, GateUp, KvFormat, Logits,
-    MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Repetition, Rope,
-    RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK, Span, StepKey, logit_rows,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheKind, CacheSpec, Down, GateUp,
+    KvFormat, Logits, MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize,
+    Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK, Span, StepKey, logit_rows,
 };
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -2,7 +2,9 @@
 //! when a fusion is switched off. Same shapes, errors and meaning as the ops of these names.
 
 use crate::Result;
-use crate::backend::{Backend, GateUp, MlaInputs, MlaWeights, NoauxTc, Renormalize, SoftmaxTopK};
+use crate::backend::{
+    Activation, Backend, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, Renormalize, SoftmaxTopK,
+};
 use crate::error::ensure;
 
 /// The routers of a stock engine, for a backend that follows it: see [`Backend::stock_routers`].
@@ -25,7 +27,7 @@ pub trait Routers<B: Backend + ?Sized> {
     ) -> Result<(B::Indices, B::Tensor)>;
 }
 
-/// [`Backend::gather_qmm_swiglu`] as two gathers and [`Backend::swiglu`].
+/// [`Backend::gather_qmm_swiglu`] as two gathers, [`Backend::gather_add`] of what has biases, and [`Backend::gated`].
 ///
 /// # Errors
 /// As its parts.
@@ -36,41 +38,61 @@ pub fn gather_qmm_swiglu<B: Backend + ?Sized>(
     experts: &B::Indices,
 ) -> Result<B::Tensor> {
     let gate = b.gather_linear(x, weights.gate, experts)?;
-    b.swiglu(&gate, &b.gather_linear(x, weights.up, experts)?)
+    let up = b.gather_linear(x, weights.up, experts)?;
+    gated(b, [gate, up], weights.biases, experts, weights.activation)
+}
+
+/// Adds the chosen experts' biases, if there are any, and joins gate and up.
+fn gated<B: Backend + ?Sized>(
+    b: &B,
+    [mut gate, mut up]: [B::Tensor; 2],
+    biases: Option<[&B::Weight; 2]>,
+    experts: &B::Indices,
+    activation: Activation,
+) -> Result<B::Tensor> {
+    if let Some([of_gate, of_up]) = biases {
+        (gate, up) = (b.gather_add(&gate, of_gate, experts)?, b.gather_add(&up, of_up, experts)?);
+    }
+    b.gated(&gate, &up, activation)
 }
 
 /// [`Backend::gather_qmm_swiglu`] as one gather over `gate_up`, the concatenation of gate and up
-/// ([`Backend::concat_rows`]), and [`Backend::swiglu`].
+/// ([`Backend::concat_rows`]), and as there; biases and the activation are those of `weights`.
 ///
 /// # Errors
 /// As its parts.
 pub fn gather_concat_swiglu<B: Backend + ?Sized>(
     b: &B,
     x: &B::Tensor,
-    gate_up: &B::Weight,
+    (gate_up, weights): (&B::Weight, GateUp<'_, B::Weight>),
     experts: &B::Indices,
 ) -> Result<B::Tensor> {
     let y = b.gather_linear(x, gate_up, experts)?;
     let width = b.shape(&y).last().copied().unwrap_or(0);
     ensure(width.is_multiple_of(2), "gather_concat_swiglu", "gate_up", "an even number of rows", width)?;
-    b.swiglu(&b.slice_last(&y, 0..width / 2)?, &b.slice_last(&y, width / 2..width)?)
+    let halves = [b.slice_last(&y, 0..width / 2)?, b.slice_last(&y, width / 2..width)?];
+    gated(b, halves, weights.biases, experts, weights.activation)
 }
 
-/// [`Backend::gather_qmm_combine`] as a gather and [`Backend::weighted_sum`].
+/// [`Backend::gather_qmm_combine`] as a gather, [`Backend::gather_add`] if there is a bias, and [`Backend::weighted_sum`].
 ///
 /// # Errors
 /// As its parts.
 pub fn gather_qmm_combine<B: Backend + ?Sized>(
     b: &B,
     x: &B::Tensor,
-    down: &B::Weight,
+    down: Down<'_, B::Weight>,
     experts: &B::Indices,
     weights: &B::Tensor,
 ) -> Result<B::Tensor> {
-    b.weighted_sum(&b.gather_linear(x, down, experts)?, weights)
+    let mut y = b.gather_linear(x, down.weight, experts)?;
+    if let Some(bias) = down.bias {
+        y = b.gather_add(&y, bias, experts)?;
+    }
+    b.weighted_sum(&y, weights)
 }
 
-/// [`Backend::qmm_swiglu`] as two products and [`Backend::swiglu`].
+/// [`Backend::qmm_swiglu`] as two products, [`Backend::add_vector`] of what has biases, and [`Backend::gated`].
 ///
 /// # Errors
 /// As its parts.
@@ -79,8 +101,11 @@ pub fn qmm_swiglu<B: Backend + ?Sized>(
     x: &B::Tensor,
     weights: GateUp<'_, B::Weight>,
 ) -> Result<B::Tensor> {
-    let gate = b.linear(x, weights.gate)?;
-    b.swiglu(&gate, &b.linear(x, weights.up)?)
+    let (mut gate, mut up) = (b.linear(x, weights.gate)?, b.linear(x, weights.up)?);
+    if let Some([of_gate, of_up]) = weights.biases {
+        (gate, up) = (b.add_vector(&gate, of_gate)?, b.add_vector(&up, of_up)?);
+    }
+    b.gated(&gate, &up, weights.activation)
 }
 
 /// [`Backend::add_rms_norm`] as [`Backend::add`] and [`Backend::rms_norm`].

@@ -36,15 +36,7 @@ impl CpuBackend {
         settings: &AttentionSettings,
     ) -> Result<CpuTensor> {
         const OP: &str = "attention";
-        let (n_kv_heads, head_dim, window) = match cache.kind {
-            CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
-            CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
-            CacheKind::Latent { .. } => {
-                return ensure(false, OP, "cache", "keys and values", cache.kind).map(|()| unreachable!());
-            }
-        };
-        let want = format_args!("that of the cache, {window:?}");
-        ensure(settings.window == window, OP, "window", want, settings.window)?;
+        let (n_kv_heads, head_dim) = check_kind(OP, cache, settings)?;
         let AttentionInputs { q, k, v, sinks } = inputs;
         let n_tokens = q.dims()[0];
         let kv_shape = [n_tokens, n_kv_heads, head_dim];
@@ -60,7 +52,23 @@ impl CpuBackend {
             // Other dimensions are refused below.
             _ => None,
         };
-        self.attend_spans(OP, [q, q], cache, step, (settings.scale, sinks), [k, v])
+        self.check_queries(OP, q, cache, step)?;
+        cache.append(step.spans(), k, v)?;
+        self.attend_spans(OP, [q, q], cache, step, (settings.scale, sinks))
+    }
+
+    pub(super) fn attention_to_others(
+        &self,
+        q: &CpuTensor,
+        cache: &CpuCache,
+        step: &CpuStep,
+        settings: &AttentionSettings,
+    ) -> Result<CpuTensor> {
+        const OP: &str = "attention_shared";
+        check_kind(OP, cache, settings)?;
+        self.check_queries(OP, q, cache, step)?;
+        cache.check_room(OP, step.spans())?;
+        self.attend_spans(OP, [q, q], cache, step, (settings.scale, None))
     }
 
     pub(super) fn attention_latent(
@@ -94,33 +102,34 @@ impl CpuBackend {
         )?;
         ensure(kv.dims() == [n_tokens, rank], OP, "kv", format_args!("[n, {rank}]"), kv)?;
         ensure(k_pe.dims() == [n_tokens, rope_dim], OP, "k_pe", format_args!("[n, {rope_dim}]"), k_pe)?;
-        self.attend_spans(OP, [q_nope, q_pe], cache, step, (scale, None), [kv, k_pe])
+        self.check_queries(OP, q_nope, cache, step)?;
+        cache.append(step.spans(), kv, k_pe)?;
+        self.attend_spans(OP, [q_nope, q_pe], cache, step, (scale, None))
     }
 
+    /// Checks queries against the cache and the step, and the step against the cache.
+    fn check_queries(&self, op: &'static str, q: &CpuTensor, cache: &CpuCache, step: &CpuStep) -> Result<()> {
+        let (width, n_kv_heads) = (cache.widths()[0], cache.n_heads());
+        let fits =
+            matches!(*q.dims(), [_, n_heads, dim] if dim == width && n_heads.is_multiple_of(n_kv_heads));
+        ensure(fits, op, "q", format_args!("[n, a multiple of {n_kv_heads}, {width}]"), q)?;
+        step.check(op, "q", q)?;
+        cache.check(op, step.spans())
+    }
+
+    /// Attends to what is in the cache up to the end of the step's spans. All has been checked.
     fn attend_spans(
         &self,
         op: &'static str,
         q: [&CpuTensor; 2],
-        cache: &mut CpuCache,
+        cache: &CpuCache,
         step: &CpuStep,
         (scale, sinks): (f32, Option<&[f32]>),
-        [first, second]: [&CpuTensor; 2],
     ) -> Result<CpuTensor> {
-        let (width, n_kv_heads) = (cache.widths()[0], cache.n_heads());
-        let &[n_tokens, n_heads, dim] = q[0].dims() else {
+        let &[n_tokens, n_heads, _] = q[0].dims() else {
             return ensure(false, op, "q", "three dimensions", q[0]).map(|()| unreachable!());
         };
-        ensure(
-            dim == width && n_heads.is_multiple_of(n_kv_heads),
-            op,
-            "q",
-            format_args!("[n, a multiple of {n_kv_heads}, {width}]"),
-            q[0],
-        )?;
-        step.check(op, "q", q[0])?;
         let spans = step.spans();
-        cache.check(op, spans)?;
-        cache.append(spans, first, second)?;
         let jobs = Jobs::new(cache, spans, n_heads, self.n_threads());
         let shape = Shape::new(op, &[n_tokens, n_heads, jobs.v_dim])?;
         let mut out = self.floats.take(op, shape.len())?;
@@ -182,6 +191,20 @@ impl CpuBackend {
         });
         Ok(CpuTensor::new(shape, out))
     }
+}
+
+/// Heads and their width of a cache of keys and values, whose window must be that of the settings.
+fn check_kind(op: &'static str, cache: &CpuCache, settings: &AttentionSettings) -> Result<(usize, usize)> {
+    let (n_kv_heads, head_dim, window) = match cache.kind {
+        CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
+        CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
+        CacheKind::Latent { .. } => {
+            return ensure(false, op, "cache", "keys and values", cache.kind).map(|()| unreachable!());
+        }
+    };
+    let want = format_args!("that of the cache, {window:?}");
+    ensure(settings.window == window, op, "window", want, settings.window)?;
+    Ok((n_kv_heads, head_dim))
 }
 
 /// The work of one call: for each span and kv head some query rows at a time, against all positions or, if there would

@@ -27,15 +27,15 @@ pub use matmul::CpuWeight;
 use matmul::{Groups, Product, ProductScratch, Results};
 use pool::{Buffers, Shape};
 pub use pool::{CpuIndices, CpuTensor};
-use products::{check_gate_up, check_pairs, copy};
+use products::{Biases, check_gate_up, check_pairs, copy, swiglu};
 pub use step::CpuStep;
 use sync_ptr::SyncPtr;
 use team::{Sizes, Team};
 
 use zmlx_core::check::ensure;
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight,
-    Instrumented, MlaInputs, NoauxTc, Result, Rope, SoftmaxTopK, Span, stock,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Down, Error, GateUp,
+    HostWeight, Instrumented, MlaInputs, NoauxTc, Result, Rope, SoftmaxTopK, Span, stock,
 };
 
 const NAME: &str = "cpu";
@@ -282,6 +282,32 @@ impl Backend for CpuBackend {
         self.product_gathered("gather_linear", x, [weight], experts, copy)
     }
 
+    fn gather_add(&self, x: &CpuTensor, bank: &CpuWeight, experts: &CpuIndices) -> Result<CpuTensor> {
+        const OP: &str = "gather_add";
+        let (n_experts, width) = (bank.n_mats(), x.shape.last());
+        let biases = bank.vectors(OP, n_experts, width)?;
+        let rows = &x.dims()[..x.dims().len() - 1];
+        ensure(
+            rows == experts.dims() && rows.len() == 2,
+            OP,
+            "experts",
+            "the rows of x, [n, top_k]",
+            experts,
+        )?;
+        if let Some(e) = experts.values().iter().find(|e| **e as usize >= n_experts) {
+            return Err(Error::IndexOutOfRange {
+                op: OP,
+                what: "expert",
+                index: *e as usize,
+                len: n_experts,
+            });
+        }
+        self.map_rows(OP, x, width, |r, x, y| {
+            let bias = &biases[experts.values()[r] as usize * width..];
+            y.iter_mut().zip(x).zip(bias).for_each(|((y, x), b)| *y = x + b);
+        })
+    }
+
     fn head_linear(&self, x: &CpuTensor, weight: &CpuWeight) -> Result<CpuTensor> {
         const OP: &str = "head_linear";
         let (n_heads, n_in) = (weight.n_mats(), weight.n_in());
@@ -312,6 +338,16 @@ impl Backend for CpuBackend {
         self.attention_heads(inputs, cache, step, settings)
     }
 
+    fn attention_shared(
+        &self,
+        q: &CpuTensor,
+        cache: &CpuCache,
+        step: &CpuStep,
+        settings: &AttentionSettings,
+    ) -> Result<CpuTensor> {
+        self.attention_to_others(q, cache, step, settings)
+    }
+
     fn latent_attention(
         &self,
         inputs: MlaInputs<'_, CpuTensor>,
@@ -332,10 +368,25 @@ impl Backend for CpuBackend {
         })
     }
 
-    fn swiglu(&self, gate: &CpuTensor, up: &CpuTensor) -> Result<CpuTensor> {
-        ensure(gate.dims() == up.dims(), "swiglu", "up", format_args!("{:?}", gate.dims()), up)?;
+    fn gated(&self, gate: &CpuTensor, up: &CpuTensor, activation: Activation) -> Result<CpuTensor> {
+        const OP: &str = "gated";
+        ensure(gate.dims() == up.dims(), OP, "up", format_args!("{:?}", gate.dims()), up)?;
         let width = gate.shape.last();
-        self.map_rows("swiglu", gate, width, |r, gate, y| math::swiglu([gate, &up.values()[r * width..]], y))
+        if activation == Activation::SwiGlu {
+            return self
+                .map_rows(OP, gate, width, |r, gate, y| math::swiglu([gate, &up.values()[r * width..]], y));
+        }
+        self.map_rows(OP, gate, width, |r, gate, y| {
+            math::gated(activation, [gate, &up.values()[r * width..]], None, y);
+        })
+    }
+
+    fn soft_cap(&self, x: &CpuTensor, cap: f32) -> Result<CpuTensor> {
+        const OP: &str = "soft_cap";
+        ensure(cap > 0.0, OP, "cap", "a positive number", cap)?;
+        self.map_rows(OP, x, x.shape.last(), |_, x, y| {
+            y.iter_mut().zip(x).for_each(|(y, x)| *y = cap * math::tanh(x / cap));
+        })
     }
 
     fn softmax(&self, x: &CpuTensor) -> Result<CpuTensor> {
@@ -390,6 +441,21 @@ impl Backend for CpuBackend {
         }
         self.map_rows(OP, x, k, |r, x, y| {
             y.iter_mut().zip(&indices.values()[r * k..]).for_each(|(y, i)| *y = x[*i as usize]);
+        })
+    }
+
+    fn mul_taken(&self, x: &CpuTensor, vector: &CpuWeight, indices: &CpuIndices) -> Result<CpuTensor> {
+        const OP: &str = "mul_taken";
+        let len = vector.n_in();
+        let vector = vector.vector(OP, len)?;
+        ensure(x.dims() == indices.dims(), OP, "indices", format_args!("{:?}", x.dims()), indices)?;
+        if let Some(i) = indices.values().iter().find(|i| **i as usize >= len) {
+            return Err(Error::IndexOutOfRange { op: OP, what: "value", index: *i as usize, len });
+        }
+        let k = x.shape.last();
+        self.map_rows(OP, x, k, |r, x, y| {
+            let indices = &indices.values()[r * k..];
+            y.iter_mut().zip(x).zip(indices).for_each(|((y, x), i)| *y = x * vector[*i as usize]);
         })
     }
 
@@ -466,18 +532,23 @@ impl Backend for CpuBackend {
         if !Self::in_lockstep(weights.gate, weights.up) {
             return stock::gather_qmm_swiglu(self, x, weights, experts);
         }
-        self.product_gathered(OP, x, [weights.gate, weights.up], experts, math::swiglu)
+        if weights.is_plain() {
+            return self.product_gathered(OP, x, [weights.gate, weights.up], experts, swiglu);
+        }
+        self.gate_up(OP, x, weights, Some(experts))
     }
 
     /// The sum over the slots goes by ascending expert, so that it does not depend on the batch.
     fn gather_qmm_combine(
         &self,
         x: &CpuTensor,
-        down: &CpuWeight,
+        down: Down<'_, CpuWeight>,
         experts: &CpuIndices,
         weights: &CpuTensor,
     ) -> Result<CpuTensor> {
         const OP: &str = "gather_qmm_combine";
+        let Down { weight: down, bias } = down;
+        let bias = bias.map(|bias| Biases::new(OP, bias, down)).transpose()?;
         let (n_tokens, top_k) = Self::check_experts(OP, x, down, experts)?;
         ensure(x.dims().len() == 3, OP, "x", "[n, top_k, n_in]", x)?;
         ensure(
@@ -528,7 +599,31 @@ impl Backend for CpuBackend {
                 sums.chunks(16).for_each(|line| simd::prefetch(line.as_ptr().cast()));
             }
         };
-        self.product(&product, &groups, clear, fetch, add)?;
+        let Some(bias) = bias else {
+            self.product(&product, &groups, clear, fetch, add)?;
+            return Ok(CpuTensor::new(shape, y));
+        };
+        let add_biased = |results: &Results<'_, 1>| {
+            self.level.vectorize(
+                #[inline(always)]
+                || {
+                    results.for_each(
+                        #[inline(always)]
+                        |pair, [values]| {
+                            let first_row = results.rows.start;
+                            // SAFETY: all slots of a row are summed by one member.
+                            let out = unsafe { out.slice(pair / top_k * n_out + first_row, values.len()) };
+                            let (weight, mat) = (weights.values()[pair], experts.values()[pair] as usize);
+                            let bias = bias.rows(mat, first_row, values.len());
+                            for ((y, v), b) in out.iter_mut().zip(values).zip(bias) {
+                                *y += weight * (v + b);
+                            }
+                        },
+                    );
+                },
+            );
+        };
+        self.product(&product, &groups, clear, fetch, add_biased)?;
         Ok(CpuTensor::new(shape, y))
     }
 
@@ -538,7 +633,10 @@ impl Backend for CpuBackend {
         if !Self::in_lockstep(weights.gate, weights.up) {
             return stock::qmm_swiglu(self, x, weights);
         }
-        self.product_all(OP, x, [weights.gate, weights.up], math::swiglu)
+        if weights.is_plain() {
+            return self.product_all(OP, x, [weights.gate, weights.up], swiglu);
+        }
+        self.gate_up(OP, x, weights, None)
     }
 
     fn add_rms_norm(

@@ -1,5 +1,7 @@
 //! Elementary functions, the same on every level and platform.
 
+use zmlx_core::Activation;
+
 /// `e^x` to 2 units in the last place; 0 below -86.6, infinite above 88.7, NaN stays NaN.
 ///
 /// Written without branches and library calls, so that loops over it vectorise.
@@ -87,11 +89,71 @@ pub(crate) fn softmax(values: &mut [f32]) {
     }
 }
 
+/// `x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³)))`.
+///
+/// As `x · sigmoid(2z)`, z the tangent's argument: nothing cancels.
+#[inline(always)]
+pub(crate) fn gelu_tanh(x: f32) -> f32 {
+    // Twice √(2/π).
+    const FACTOR: f32 = 1.595_769;
+    x / (1.0 + exp(-FACTOR * (x + 0.044_715 * x * x * x)))
+}
+
+/// `tanh(x)`, to some units in the last place of 1.
+#[inline(always)]
+pub(crate) fn tanh(x: f32) -> f32 {
+    1.0 - 2.0 / (1.0 + exp(2.0 * x))
+}
+
+/// The gate up to `limit` through a SiLU of that steepness, times one more than `up` within `±limit`. NaN stays NaN.
+#[inline(always)]
+fn clamped_swiglu(gate: f32, up: f32, alpha: f32, limit: f32) -> f32 {
+    let gate = if gate > limit { limit } else { gate };
+    let up = if up > limit { limit } else { up };
+    let up = if up < -limit { -limit } else { up };
+    gate / (1.0 + exp(-alpha * gate)) * (up + 1.0)
+}
+
 /// `y = silu(gate) · up`.
 #[inline(always)]
 pub(crate) fn swiglu([gate, up]: [&[f32]; 2], out: &mut [f32]) {
     for ((y, gate), up) in out.iter_mut().zip(gate).zip(up) {
         *y = silu(*gate) * up;
+    }
+}
+
+/// `y = activation(gate, up)`, biases added to both first if there are any.
+#[inline(always)]
+pub(crate) fn gated(
+    activation: Activation,
+    [gate, up]: [&[f32]; 2],
+    biases: Option<[&[f32]; 2]>,
+    out: &mut [f32],
+) {
+    match activation {
+        Activation::SwiGlu => join([gate, up], biases, out, |g, u| silu(g) * u),
+        Activation::GeGlu => join([gate, up], biases, out, |g, u| gelu_tanh(g) * u),
+        Activation::ClampedSwiGlu { alpha, limit } => {
+            join([gate, up], biases, out, |g, u| clamped_swiglu(g, u, alpha, limit));
+        }
+    }
+}
+
+#[inline(always)]
+fn join([gate, up]: [&[f32]; 2], biases: Option<[&[f32]; 2]>, out: &mut [f32], f: impl Fn(f32, f32) -> f32) {
+    match biases {
+        None => {
+            for ((y, gate), up) in out.iter_mut().zip(gate).zip(up) {
+                *y = f(*gate, *up);
+            }
+        }
+        Some([of_gate, of_up]) => {
+            for ((y, (gate, a)), (up, b)) in
+                out.iter_mut().zip(gate.iter().zip(of_gate)).zip(up.iter().zip(of_up))
+            {
+                *y = f(gate + a, up + b);
+            }
+        }
     }
 }
 
@@ -130,6 +192,16 @@ mod tests {
         assert!(exp(f32::NAN).is_nan());
         assert_eq!(silu(-1e9), 0.0);
         assert_eq!(silu(1e9), 1e9);
+        assert_eq!((gelu_tanh(-1e9), gelu_tanh(1e9), gelu_tanh(0.0)), (0.0, 1e9, 0.0));
+        assert_eq!((tanh(-1e9), tanh(1e9), tanh(0.0)), (-1.0, 1.0, 0.0));
+        let clamped = |gate, up| clamped_swiglu(gate, up, 1.702, 7.0);
+        assert_eq!((clamped(1e9, 1e9), clamped(7.0, 7.0)), (clamped(7.0, 7.0), clamped(8.0, 9.0)));
+        assert_eq!((clamped(1.0, -1e9), clamped(-1e9, 1.0)), (clamped(1.0, -7.0), 0.0));
+        assert!(
+            clamped(f32::NAN, 1.0).is_nan()
+                && clamped(1.0, f32::NAN).is_nan()
+                && gelu_tanh(f32::NAN).is_nan()
+        );
         assert_eq!(sigmoid(-1e9), 0.0);
     }
 

@@ -3,7 +3,7 @@
 use super::matmul::{Groups, Product, Results};
 use super::pool::Shape;
 use super::sync_ptr::SyncPtr;
-use super::{CpuBackend, CpuIndices, CpuTensor, CpuWeight, lock};
+use super::{CpuBackend, CpuIndices, CpuTensor, CpuWeight, lock, math};
 use zmlx_core::check::ensure;
 use zmlx_core::{Error, GateUp, Result};
 
@@ -14,7 +14,7 @@ impl CpuBackend {
         op: &'static str,
         x: &CpuTensor,
         weights: [&CpuWeight; W],
-        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
+        f: impl Fn(At, [&[f32]; W], &mut [f32]) + Sync,
     ) -> Result<CpuTensor> {
         let w = weights[0];
         ensure(w.n_mats() == 1, op, "weight", "one matrix", w)?;
@@ -34,7 +34,7 @@ impl CpuBackend {
         x: &CpuTensor,
         weights: [&CpuWeight; W],
         experts: &CpuIndices,
-        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
+        f: impl Fn(At, [&[f32]; W], &mut [f32]) + Sync,
     ) -> Result<CpuTensor> {
         let w = weights[0];
         let (n_tokens, top_k) = Self::check_experts(op, x, w, experts)?;
@@ -52,7 +52,7 @@ impl CpuBackend {
         shape: Shape,
         product: &Product<'_, W>,
         groups: &Groups,
-        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
+        f: impl Fn(At, [&[f32]; W], &mut [f32]) + Sync,
     ) -> Result<CpuTensor> {
         let mut y = self.floats.take(product.op, shape.len())?;
         let write = self.write(SyncPtr::new(&mut y), shape.last(), f);
@@ -65,7 +65,7 @@ impl CpuBackend {
         &self,
         out: SyncPtr,
         n_out: usize,
-        f: impl Fn([&[f32]; W], &mut [f32]) + Sync,
+        f: impl Fn(At, [&[f32]; W], &mut [f32]) + Sync,
     ) -> impl Fn(&Results<'_, W>) + Sync {
         let level = self.level;
         move |results| {
@@ -75,9 +75,10 @@ impl CpuBackend {
                     results.for_each(
                         #[inline(always)]
                         |pair, values| {
-                            let at = pair * n_out + results.rows.start;
+                            let first_row = results.rows.start;
+                            let at = pair * n_out + first_row;
                             // SAFETY: each element is computed by one member.
-                            f(values, unsafe { out.slice(at, results.rows.len()) });
+                            f(At { pair, first_row }, values, unsafe { out.slice(at, results.rows.len()) });
                         },
                     );
                 },
@@ -114,10 +115,88 @@ impl CpuBackend {
     }
 }
 
+impl CpuBackend {
+    /// Gate and up of all rows of x, or of each token's experts, with their biases if they have any, joined.
+    pub(super) fn gate_up(
+        &self,
+        op: &'static str,
+        x: &CpuTensor,
+        weights: GateUp<'_, CpuWeight>,
+        experts: Option<&CpuIndices>,
+    ) -> Result<CpuTensor> {
+        let GateUp { gate, up, biases, activation } = weights;
+        let biases =
+            biases.map(|[g, u]| Ok::<_, Error>([Biases::new(op, g, gate)?, Biases::new(op, u, up)?]));
+        let (pair, biases) = ([gate, up], biases.transpose()?);
+        if let Some(experts) = experts {
+            let chosen = experts.values();
+            return self.product_gathered(
+                op,
+                x,
+                pair,
+                experts,
+                #[inline(always)]
+                |at, values, out| {
+                    let mat = chosen[at.pair] as usize;
+                    let biases = biases.map(|of| of.map(|b| b.rows(mat, at.first_row, out.len())));
+                    math::gated(activation, values, biases, out);
+                },
+            );
+        }
+        self.product_all(
+            op,
+            x,
+            pair,
+            #[inline(always)]
+            |at, values, out| {
+                let biases = biases.map(|of| of.map(|b| b.rows(0, at.first_row, out.len())));
+                math::gated(activation, values, biases, out);
+            },
+        )
+    }
+}
+
+/// [`math::swiglu`] of a product's results.
+#[inline(always)]
+pub(super) fn swiglu(_: At, values: [&[f32]; 2], out: &mut [f32]) {
+    math::swiglu(values, out);
+}
+
 /// Refuses more rows than [`Groups`] can number.
 pub(super) fn check_pairs(op: &'static str, n_pairs: usize) -> Result<()> {
     let fits = u32::try_from(n_pairs).is_ok_and(|n| n < u32::MAX);
     ensure(fits, op, "x", "fewer than 2^32 - 1 rows", n_pairs)
+}
+
+/// Which results of a product are handed on.
+#[derive(Clone, Copy)]
+pub(super) struct At {
+    /// Of which row of activations and matrix.
+    pub(super) pair: usize,
+    /// The first row of the matrix.
+    pub(super) first_row: usize,
+}
+
+/// The biases of a bank's products.
+#[derive(Clone, Copy)]
+pub(super) struct Biases<'a> {
+    /// `[n_mats, n_out]`.
+    values: &'a [f32],
+    n_out: usize,
+}
+
+impl<'a> Biases<'a> {
+    /// Those in `bias`, for the products of `weight`.
+    pub(super) fn new(op: &'static str, bias: &'a CpuWeight, weight: &CpuWeight) -> Result<Self> {
+        let n_out = weight.n_out();
+        Ok(Self { values: bias.vectors(op, weight.n_mats(), n_out)?, n_out })
+    }
+
+    /// Those of `n` rows of a matrix, from the first on.
+    #[inline(always)]
+    pub(super) fn rows(self, mat: usize, first_row: usize, n: usize) -> &'a [f32] {
+        &self.values[mat * self.n_out + first_row..][..n]
+    }
 }
 
 pub(super) fn check_gate_up(op: &'static str, weights: GateUp<'_, CpuWeight>) -> Result<()> {
@@ -127,6 +206,6 @@ pub(super) fn check_gate_up(op: &'static str, weights: GateUp<'_, CpuWeight>) ->
 }
 
 #[inline(always)]
-pub(super) fn copy([values]: [&[f32]; 1], out: &mut [f32]) {
+pub(super) fn copy(_: At, [values]: [&[f32]; 1], out: &mut [f32]) {
     out.copy_from_slice(values);
 }

@@ -6,9 +6,9 @@ use std::hint::black_box;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, DType, GateUp, HostWeight, KvFormat,
-    Logits, MlaInputs, MlaWeights, NoauxTc, QuantMode, QuantSpec, Renormalize, Rope, RopePairing,
-    SoftmaxTopK, Span, WeightBytes, WeightFormat,
+    Activation, AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, DType, Down, GateUp,
+    HostWeight, KvFormat, Logits, MlaInputs, MlaWeights, NoauxTc, QuantMode, QuantSpec, Renormalize, Rope,
+    RopePairing, SoftmaxTopK, Span, WeightBytes, WeightFormat,
 };
 use zmlx_cpu::{CpuBackend, CpuIndices, CpuTensor, CpuWeight, Level};
 use zmlx_oracle::testing::random_f32;
@@ -140,8 +140,8 @@ fn check_ops(b: &CpuBackend, mode: QuantMode, batch: &Batch, name: &str) {
     };
     let spans = [Span { slot: 0, start: 9, n_tokens: *n, logits: Logits::Last }];
     let step = b.step(&spans).unwrap();
-    let (gate_up, mixed) = (GateUp { gate: &one, up: &one }, GateUp { gate: &one, up: &other });
-    let (gates, mixed_gates) = (GateUp { gate: &bank, up: &bank }, GateUp { gate: &bank, up: &other_bank });
+    let (gate_up, mixed) = (GateUp::swiglu(&one, &one), GateUp::swiglu(&one, &other));
+    let (gates, mixed_gates) = (GateUp::swiglu(&bank, &bank), GateUp::swiglu(&bank, &other_bank));
     let values = random_f32(n * HIDDEN, 1.0, 3);
     let (mut read, mut read_words) = (Vec::new(), Vec::new());
     macro_rules! none {
@@ -166,7 +166,7 @@ fn check_ops(b: &CpuBackend, mode: QuantMode, batch: &Batch, name: &str) {
         b.step(&spans),
         b.rope(heads, &step, &ROPE),
         b.add(x, x),
-        b.swiglu(x, x),
+        b.gated(x, x, Activation::SwiGlu),
         b.softmax(x),
         b.sigmoid(x),
         b.add_vector(x, &norm),
@@ -181,7 +181,7 @@ fn check_ops(b: &CpuBackend, mode: QuantMode, batch: &Batch, name: &str) {
         b.take_logit_rows(slots, &step),
         b.gather_qmm_swiglu(x, gates, experts),
         b.gather_qmm_swiglu(x, mixed_gates, experts),
-        b.gather_qmm_combine(slots, &bank, experts, weights),
+        b.gather_qmm_combine(slots, Down::plain(&bank), experts, weights),
         b.qmm_swiglu(x, gate_up),
         b.qmm_swiglu(x, mixed),
         b.add_rms_norm(x, x, &norm, 1e-6),
@@ -238,8 +238,8 @@ fn check_decoding(b: &CpuBackend, mode: QuantMode, name: &str) {
 
         let (experts, weights) =
             b.route_softmax_top_k(&b.linear(&normed, &router).unwrap(), &settings).unwrap();
-        let acts = b.gather_qmm_swiglu(&normed, GateUp { gate: &bank, up: &bank }, &experts).unwrap();
-        let y = b.gather_qmm_combine(&acts, &bank, &experts, &weights).unwrap();
+        let acts = b.gather_qmm_swiglu(&normed, GateUp::swiglu(&bank, &bank), &experts).unwrap();
+        let y = b.gather_qmm_combine(&acts, Down::plain(&bank), &experts, &weights).unwrap();
         let (_, normed) = b.add_rms_norm(&x, &y, &norm, 1e-6).unwrap();
         let last = b.take_logit_rows(&normed, at).unwrap();
         b.read(&b.linear(&last, &square).unwrap(), &mut logits).unwrap();

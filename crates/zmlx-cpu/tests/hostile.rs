@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use bytes::Bytes;
-use zmlx_core::{Backend, DType, Error, HostWeight, WeightBytes, WeightFormat};
+use zmlx_core::{Backend, DType, Down, Error, HostWeight, WeightBytes, WeightFormat};
 use zmlx_cpu::{Activations, CpuBackend, Level};
 
 fn bf16(n_out: usize, n_in: usize) -> HostWeight {
@@ -34,7 +34,12 @@ fn sizes_that_wrap_are_refused() {
     let down = b.upload(bf16(1 << 19, 8)).unwrap();
     let (no_experts, nothing) =
         (b.indices(&[], &[1 << 30, 0]).unwrap(), b.tensor(&[], &[1 << 30, 0]).unwrap());
-    let rows = b.gather_qmm_combine(&b.tensor(&[], &[1 << 30, 0, 8]).unwrap(), &down, &no_experts, &nothing);
+    let rows = b.gather_qmm_combine(
+        &b.tensor(&[], &[1 << 30, 0, 8]).unwrap(),
+        Down::plain(&down),
+        &no_experts,
+        &nothing,
+    );
     assert!(rows.is_err());
 }
 

@@ -7,8 +7,8 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use zmlx_core::{
-    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight,
-    Instrumented, MlaInputs, NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Down, Error, GateUp,
+    HostWeight, Instrumented, MlaInputs, NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
 };
 
 use crate::NAME;
@@ -265,6 +265,15 @@ impl Backend for CudaBackend {
         Ok(CudaTensor::pending(shape, Pending::Product(Box::new(product))))
     }
 
+    fn gather_add(&self, x: &CudaTensor, bank: &CudaWeight, experts: &CudaIndices) -> Result<CudaTensor> {
+        const OP: &str = "gather_add";
+        let rows = x.dims().len() == 3 && x.dims()[..2] == *experts.dims();
+        ensure(rows, OP, "experts", "the rows of x, [n, top_k]", experts)?;
+        let biases = bank.vectors(OP, bank.n_mats, x.shape.last())?;
+        experts.check(OP, "expert", bank.n_mats)?;
+        rows::gather_add(&self.device, x, &biases, experts)
+    }
+
     fn head_linear(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
         self.head_product(x, weight)
     }
@@ -283,6 +292,18 @@ impl Backend for CudaBackend {
         self.attend(inputs, cache, step, settings)
     }
 
+    fn attention_shared(
+        &self,
+        _: &CudaTensor,
+        _: &CudaCache,
+        _: &CudaStep,
+        _: &AttentionSettings,
+    ) -> Result<CudaTensor> {
+        let why =
+            "layers that share another's keys and values are not implemented: use --backend cpu".to_owned();
+        Err(Error::Unsupported { op: "attention_shared", backend: NAME, why })
+    }
+
     fn latent_attention(
         &self,
         inputs: MlaInputs<'_, CudaTensor>,
@@ -297,11 +318,16 @@ impl Backend for CudaBackend {
         self.sum("add", a, b)
     }
 
-    fn swiglu(&self, gate: &CudaTensor, up: &CudaTensor) -> Result<CudaTensor> {
-        const OP: &str = "swiglu";
+    fn gated(&self, gate: &CudaTensor, up: &CudaTensor, activation: Activation) -> Result<CudaTensor> {
+        const OP: &str = "gated";
         ensure(gate.dims() == up.dims(), OP, "up", format_args!("{:?}", gate.shape), up)?;
-        let up = up.contiguous(&self.device)?;
-        rows::binary(&self.device, (OP, OP), gate, (up.at(), up.len))
+        rows::gated(&self.device, OP, [gate, up], activation)
+    }
+
+    fn soft_cap(&self, x: &CudaTensor, cap: f32) -> Result<CudaTensor> {
+        const OP: &str = "soft_cap";
+        ensure(cap > 0.0, OP, "cap", "a positive number", cap)?;
+        rows::unary(&self.device, OP, x, cap)
     }
 
     fn softmax(&self, x: &CudaTensor) -> Result<CudaTensor> {
@@ -334,6 +360,15 @@ impl Backend for CudaBackend {
         ensure(indices.shape == want, OP, "indices", "the rows of x", indices)?;
         indices.check(OP, "column", x.shape.last())?;
         rows::take_last(&self.device, x, indices)
+    }
+
+    fn mul_taken(&self, x: &CudaTensor, vector: &CudaWeight, indices: &CudaIndices) -> Result<CudaTensor> {
+        const OP: &str = "mul_taken";
+        ensure(x.dims() == indices.dims(), OP, "indices", format_args!("{:?}", x.shape), indices)?;
+        let len = vector.n_in;
+        let vector = vector.vector(OP, len)?;
+        indices.check(OP, "value", len)?;
+        rows::mul_taken(&self.device, x, &vector, indices)
     }
 
     fn div_by_sum(&self, x: &CudaTensor, eps: f32) -> Result<CudaTensor> {
@@ -409,7 +444,7 @@ impl Backend for CudaBackend {
     fn gather_qmm_combine(
         &self,
         x: &CudaTensor,
-        down: &CudaWeight,
+        down: Down<'_, CudaWeight>,
         experts: &CudaIndices,
         weights: &CudaTensor,
     ) -> Result<CudaTensor> {

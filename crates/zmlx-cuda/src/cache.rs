@@ -122,7 +122,7 @@ impl CudaCache {
             return unsupported(format!("keys and values as {:?} are not implemented", spec.format));
         }
         if let CacheKind::Window { .. } = spec.kind {
-            return unsupported("windows are not implemented".to_owned());
+            return unsupported("windows are not implemented: use --backend cpu".to_owned());
         }
         if shape.value_width > 512 {
             return unsupported(format!("values of {} per head; 512 are the most", shape.value_width));

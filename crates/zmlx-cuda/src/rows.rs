@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use zmlx_core::{Error, NoauxTc, Renormalize, Result, SoftmaxTopK};
+use zmlx_core::{Activation, Error, NoauxTc, Renormalize, Result, SoftmaxTopK};
 
 use crate::NAME;
 use crate::compile::Unit;
@@ -49,6 +49,96 @@ pub(crate) fn binary(
     let args = BinaryArgs { a: x.at(), b, y, n: a.shape.len() as u64, b_period: b_period.max(1) as u64 };
     // SAFETY: the struct is the kernel's; a and y have n values, b has b_period, and the callers keep it.
     unsafe { device.launch(op, (rows_unit(), kernel), each(a.shape.len()), &args)? };
+    Ok(tensor)
+}
+
+#[repr(C)]
+struct GatedArgs {
+    gate: u64,
+    up: u64,
+    y: u64,
+    n: u64,
+    alpha: f32,
+    limit: f32,
+}
+
+/// Gate and up of equal shapes, joined.
+pub(crate) fn gated(
+    device: &Arc<Device>,
+    op: &'static str,
+    [gate, up]: [&CudaTensor; 2],
+    activation: Activation,
+) -> Result<CudaTensor> {
+    let from = up.contiguous(device)?;
+    let (kernel, alpha, limit) = match activation {
+        Activation::SwiGlu => return binary(device, (op, "swiglu"), gate, (from.at(), from.len)),
+        Activation::GeGlu => ("geglu", 0.0, 0.0),
+        Activation::ClampedSwiGlu { alpha, limit } => ("clamped_swiglu", alpha, limit),
+    };
+    let x = gate.contiguous(device)?;
+    let (tensor, y) = CudaTensor::fresh(device, gate.shape)?;
+    let args = GatedArgs { gate: x.at(), up: from.at(), y, n: gate.shape.len() as u64, alpha, limit };
+    // SAFETY: the struct is the kernel's; all three have n values.
+    unsafe { device.launch(op, (rows_unit(), kernel), each(gate.shape.len()), &args)? };
+    Ok(tensor)
+}
+
+#[repr(C)]
+struct GatherAddArgs {
+    x: u64,
+    bank: u64,
+    experts: u64,
+    y: u64,
+    width: u32,
+    n: u64,
+}
+
+/// Rows of x and those of `bank` that their experts choose. The backend has checked shapes and indices.
+pub(crate) fn gather_add(
+    device: &Arc<Device>,
+    x: &CudaTensor,
+    bank: &Vector,
+    experts: &CudaIndices,
+) -> Result<CudaTensor> {
+    let from = x.contiguous(device)?;
+    let (tensor, y) = CudaTensor::fresh(device, x.shape)?;
+    let (n, width) = (x.shape.len(), x.shape.last() as u32);
+    let args = GatherAddArgs {
+        x: from.at(),
+        bank: bank.0.at(),
+        experts: experts.buffer.at(),
+        y,
+        width,
+        n: n as u64,
+    };
+    // SAFETY: the struct is the kernel's; x and y have n values in rows of width, the bank a row for each index.
+    unsafe { device.launch("gather_add", (rows_unit(), "gather_add"), each(n), &args)? };
+    Ok(tensor)
+}
+
+#[repr(C)]
+struct MulTakenArgs {
+    x: u64,
+    vector: u64,
+    indices: u64,
+    y: u64,
+    n: u64,
+}
+
+/// The values of x times those of `vector` that `indices` choose. The backend has checked shapes and indices.
+pub(crate) fn mul_taken(
+    device: &Arc<Device>,
+    x: &CudaTensor,
+    vector: &Vector,
+    indices: &CudaIndices,
+) -> Result<CudaTensor> {
+    let from = x.contiguous(device)?;
+    let (tensor, y) = CudaTensor::fresh(device, x.shape)?;
+    let n = x.shape.len();
+    let args =
+        MulTakenArgs { x: from.at(), vector: vector.0.at(), indices: indices.buffer.at(), y, n: n as u64 };
+    // SAFETY: the struct is the kernel's; x, indices and y have n values, the vector one for each index.
+    unsafe { device.launch("mul_taken", (rows_unit(), "mul_taken"), each(n), &args)? };
     Ok(tensor)
 }
 

@@ -48,7 +48,7 @@ pub struct CudaWeight {
     pub(crate) n_mats: usize,
     pub(crate) n_out: usize,
     pub(crate) n_in: usize,
-    /// The values of a weight of one row.
+    /// The values of matrices of one row.
     vector: Option<Vector>,
 }
 
@@ -98,7 +98,7 @@ impl CudaWeight {
             }
         };
         let mut vector = None;
-        if n_mats == 1 && n_out == 1 && matches!(weight.format(), WeightFormat::Dense(_)) {
+        if n_out == 1 && matches!(weight.format(), WeightFormat::Dense(_)) {
             let values: Vec<u8> = weight.to_f32_vec().iter().flat_map(|v| v.to_le_bytes()).collect();
             let buffer = Buffer::lasting(device, values.len())?;
             buffer.write(0, &values)?;
@@ -128,8 +128,13 @@ impl CudaWeight {
 
     /// The values of a weight that is a vector of that width.
     pub(crate) fn vector(&self, op: &'static str, width: usize) -> Result<Vector> {
-        let fits = self.n_mats == 1 && self.n_out == 1 && self.n_in == width;
-        ensure(fits, op, "weight", format_args!("1 × [1, {width}]"), self)?;
+        self.vectors(op, 1, width)
+    }
+
+    /// The values of `n_mats` vectors of that width, one behind the other.
+    pub(crate) fn vectors(&self, op: &'static str, n_mats: usize, width: usize) -> Result<Vector> {
+        let fits = self.n_mats == n_mats && self.n_out == 1 && self.n_in == width;
+        ensure(fits, op, "weight", format_args!("{n_mats} × [1, {width}]"), self)?;
         match &self.vector {
             Some(vector) => Ok(vector.clone()),
             None => {

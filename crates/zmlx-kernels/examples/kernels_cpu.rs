@@ -19,7 +19,7 @@ fn main() -> Result<()> {
     // Two tokens, each of which goes to four of the sixteen experts.
     let x = cpu.tensor(&vec![0.25; 2 * hidden], &[2, hidden])?;
     let experts = cpu.indices(&[3, 14, 1, 5, 9, 2, 6, 0], &[2, 4])?;
-    let weights = GateUp { gate: &gate, up: &up };
+    let weights = GateUp::swiglu(&gate, &up);
     let fused = cpu.gather_qmm_swiglu(&x, weights, &experts)?;
     let composed = stock::gather_qmm_swiglu(&cpu, &x, weights, &experts)?;
 

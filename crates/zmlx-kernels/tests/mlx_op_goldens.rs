@@ -71,7 +71,7 @@ fn products_have_the_recorded_bits() {
             check(b.linear(&x, &one).unwrap(), "y");
             check(b.gather_linear(&x, &gate, &experts).unwrap(), "gather");
             check(b.gather_linear(&x, &up, &experts).unwrap(), "gather_up");
-            let weights = GateUp { gate: &gate, up: &up };
+            let weights = GateUp::swiglu(&gate, &up);
             check(b.gather_qmm_swiglu(&x, weights, &experts).unwrap(), "swiglu");
             // The first expert's rows.
             if dtype == MlxDtype::Bfloat16 || spec.has_biases() {

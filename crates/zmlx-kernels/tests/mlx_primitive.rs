@@ -111,8 +111,7 @@ fn floating_point_modes_have_the_bits_of_the_backend(
     let rhs = indices(&[4, 0, 3, 3, 1, 2], &[2, 3]);
     let x = normal(&[2, K], 3, dtype);
     let experts = MlxIndices::from_array(rhs.clone(), E as usize).unwrap();
-    let want =
-        stock::gather_qmm_swiglu(&b, &x, GateUp { gate: &weights[0], up: &weights[1] }, &experts).unwrap();
+    let want = stock::gather_qmm_swiglu(&b, &x, GateUp::swiglu(&weights[0], &weights[1]), &experts).unwrap();
     let x = x.reshape(&[2, 1, 1, K]).unwrap();
     let got = gather_qmm_swiglu(&x, &gate, &up, &rhs, &GatherOptions::default()).unwrap();
     assert_same(&got, &want.expand_dims(2).unwrap(), "a row per pair");

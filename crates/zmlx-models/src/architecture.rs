@@ -7,9 +7,12 @@ mod blocks;
 mod weights;
 
 pub use blocks::{
-    Activation, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec,
-    MlpSpec, MoeSpec, QuerySpec, RouterSpec, Storage, VectorSpec,
+    BesideSpec, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerExtras, LayerSpec, LinearSpec, MatrixSpec,
+    MixerSpec, MlaSpec, MlpSpec, MoeSpec, PerLayerInputSpec, QuerySpec, RouterSpec, ScaledNorm,
+    SharedGqaSpec, SoftmaxOfChosen, Storage, VectorSpec,
 };
+pub use zmlx_kernels::Activation;
+
 pub use weights::{Part, ReadPerToken, WeightUse, WeightUses};
 
 use serde_json::{Map, Value};
@@ -42,9 +45,37 @@ pub struct Architecture {
     pub norm: VectorSpec,
     /// The head.
     pub head: HeadSpec,
+    /// What most families lack.
+    pub extras: ModelExtras,
     /// A tensor with one of these in its dotted name may be left over. So may layers beyond the last (they predict
     /// several tokens at once).
     pub left_over: &'static [&'static str],
+}
+
+/// What only some families have around their layers.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct ModelExtras {
+    /// What multiplies the embeddings.
+    pub embed_factor: Option<f32>,
+    /// The logits are bent to stay below this: `cap · tanh(logits / cap)`.
+    pub logit_cap: Option<f32>,
+    /// Embeddings that each layer takes in for itself.
+    pub per_layer_inputs: Option<PerLayerInputsSpec>,
+}
+
+/// For each token and layer a vector of `width` values, `[n, n_layers, width]`: from a second table, and from the embedding.
+///
+/// `(norm(projection(embedding) · hidden^-½) + table[id] · √width) · 2^-½`, the norm over each layer's values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PerLayerInputsSpec {
+    /// Values for each layer.
+    pub width: usize,
+    /// `[vocab_size, n_layers · width]`.
+    pub table: MatrixSpec,
+    /// `[n_layers · width, hidden]`.
+    pub projection: MatrixSpec,
+    /// `[width]`.
+    pub norm: VectorSpec,
 }
 
 /// What turns the last hidden state into logits.
@@ -65,6 +96,22 @@ impl HeadSpec {
 }
 
 impl Architecture {
+    /// For each layer which of the caches it uses: those of the layers that have one, in their order.
+    pub(crate) fn caches(&self) -> Vec<usize> {
+        let (mut of_layer, mut n) = (Vec::with_capacity(self.layers.len()), 0);
+        for layer in &self.layers {
+            let cache = match &layer.mixer {
+                MixerSpec::Shared(shared) => of_layer.get(shared.of_layer).copied().unwrap_or(0),
+                _ => {
+                    n += 1;
+                    n - 1
+                }
+            };
+            of_layer.push(cache);
+        }
+        of_layer
+    }
+
     /// The layers that have experts.
     pub fn moe_layers(&self) -> impl Iterator<Item = (usize, &MoeSpec)> {
         self.layers.iter().enumerate().filter_map(|(i, layer)| Some((i, layer.moe()?)))

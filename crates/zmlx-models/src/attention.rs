@@ -1,10 +1,12 @@
-//! The two kinds of attention.
+//! The kinds of attention.
 
 mod gqa;
 mod mla;
+mod shared;
 
-pub(crate) use gqa::Gqa;
+pub(crate) use gqa::{Gqa, HeadNorm};
 pub(crate) use mla::{Mla, QueryProjection};
+pub(crate) use shared::SharedGqa;
 
 use zmlx_kernels::{Backend, Fusion, Result};
 
@@ -15,10 +17,13 @@ pub(crate) enum Attention<W> {
     Gqa(Gqa<W>),
     /// Multi-head latent attention.
     Mla(Mla<W>),
+    /// Grouped queries over another layer's keys and values.
+    Shared(SharedGqa<W>),
 }
 
 impl<W> Attention<W> {
-    /// **Shapes** x `[n, hidden]`, normed → `[n, hidden]`, or only the wanted `rows`.
+    /// **Shapes** x `[n, hidden]`, normed → `[n, hidden]`, or only the wanted `rows`. The cache is the layer's own, or that
+    /// of the layer whose keys and values it shares.
     pub(crate) fn forward<B: Backend<Weight = W>>(
         &self,
         b: &B,
@@ -30,6 +35,7 @@ impl<W> Attention<W> {
         match self {
             Self::Gqa(a) => a.forward(b, x, (cache, step), rows, fusion),
             Self::Mla(a) => a.forward(b, x, (cache, step), rows, fusion),
+            Self::Shared(a) => a.forward(b, x, (cache, step), rows),
         }
     }
 }

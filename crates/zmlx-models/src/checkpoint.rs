@@ -3,12 +3,14 @@
 mod index;
 mod kv_b_proj;
 mod reader;
+mod root;
 mod shard;
 mod synthetic;
 
 pub use kv_b_proj::KvBDims;
 pub use reader::TensorReader;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -20,6 +22,7 @@ use zmlx_kernels::HostWeight;
 use crate::architecture::Architecture;
 use crate::config::{ConfigFile, QuantConfig};
 use crate::{Error, Result, end_tokens};
+use root::Root;
 use shard::Entry;
 
 /// An opened checkpoint: everything but the weights has been read, and every tensor located.
@@ -32,16 +35,13 @@ pub struct Checkpoint {
     /// The files of these names.
     contents: Vec<Bytes>,
     tensors: BTreeMap<String, Entry>,
-    /// What stands before all names of the text model: [`WRAPPED`] or nothing.
-    prefix: &'static str,
+    /// What stands in the names of the text model beside those that the architecture has.
+    root: Root,
     /// The seed of random weights instead of tensors.
     synthetic: Option<u64>,
     /// The sizes of the random weights that were made.
     made: Mutex<BTreeMap<String, u64>>,
 }
-
-/// Before the names of a text model inside a model of several kinds of input.
-const WRAPPED: &str = "language_model.";
 
 /// What a shard's header says of a tensor.
 #[derive(Clone, Copy, Debug)]
@@ -105,10 +105,10 @@ impl Checkpoint {
         &self.config.architecture
     }
 
-    /// A tensor's name (or path) as the [architecture](Self::architecture) has it: without what a wrapper puts before the
+    /// A tensor's name (or path) as the [architecture](Self::architecture) has it: without what a wrapper puts into the
     /// names of its text model. `None` if it is another model's: a wrapper's for images, say.
-    pub fn name_in_model<'n>(&self, name: &'n str) -> Option<&'n str> {
-        name.strip_prefix(self.prefix)
+    pub fn name_in_model<'n>(&self, name: &'n str) -> Option<Cow<'n, str>> {
+        self.root.in_model(name)
     }
 
     /// How the config says that the weights are quantised.
@@ -209,13 +209,10 @@ impl Checkpoint {
             names.push(shard);
             contents.push(bytes);
         }
-        let has = |prefix: &str| {
-            let name = format!("{prefix}{}.weight", config.architecture.embed.path);
-            tensors.contains_key(&name)
-        };
-        let prefix = if !has("") && has(WRAPPED) { WRAPPED } else { "" };
+        let embed = format!("{}.weight", config.architecture.embed.path);
+        let root = Root::find(&embed, |name| tensors.contains_key(name));
         let made = Mutex::default();
-        Ok(Self { name, dir, config, shards: names, contents, tensors, prefix, synthetic: None, made })
+        Ok(Self { name, dir, config, shards: names, contents, tensors, root, synthetic: None, made })
     }
 }
 

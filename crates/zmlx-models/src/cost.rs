@@ -58,7 +58,7 @@ impl Cost {
         let stored = checkpoint.tensors().map(|t| (t.name.to_owned(), t.n_bytes as u64));
         for (name, n_bytes) in stored.chain(checkpoint.random_weights()) {
             let in_model = checkpoint.name_in_model(&name);
-            let Some(weight) = in_model.and_then(|name| weight_of(&uses, name)) else { continue };
+            let Some(weight) = in_model.and_then(|name| weight_of(&uses, &name)) else { continue };
             let read = match weight.read {
                 ReadPerToken::Whole => n_bytes,
                 ReadPerToken::RowOf(n_rows) => n_bytes / (n_rows as u64).max(1),

@@ -5,10 +5,11 @@ mod load;
 use std::sync::Arc;
 
 use zmlx_kernels::{Backend, CacheSpec, Fusion, Logits, PrefillStyle, Span, StepKey, stock};
+use zmlx_moe::Routing;
 
 use crate::architecture::Architecture;
 use crate::attention::Rows;
-use crate::layer::{FeedForward, Layer};
+use crate::layer::{FeedForward, Layer, PerLayerInputs};
 use crate::loader::Progress;
 use crate::{CachePool, Error, PoolOptions, Result, Slot};
 
@@ -24,6 +25,9 @@ pub struct Model<B: Backend> {
     pub(crate) architecture: Architecture,
     pub(crate) eps: f32,
     pub(crate) embed: B::Weight,
+    pub(crate) per_layer_inputs: Option<PerLayerInputs<B::Weight>>,
+    /// Which cache each layer uses.
+    pub(crate) cache_of: Vec<usize>,
     pub(crate) layers: Vec<Layer<B::Weight>>,
     pub(crate) norm: B::Weight,
     /// The embedding again, if the checkpoint ties them.
@@ -73,7 +77,8 @@ impl<B: Backend> Model<B> {
     /// If the backend does not have the format.
     pub fn pool(&self, options: PoolOptions) -> Result<CachePool<B>> {
         let PoolOptions { max_bytes, format } = options;
-        let specs = self.architecture.layers.iter().map(|l| CacheSpec { kind: l.mixer.cache_kind(), format });
+        let kinds = self.architecture.layers.iter().filter_map(|layer| layer.mixer.cache_kind());
+        let specs = kinds.map(|kind| CacheSpec { kind, format });
         CachePool::new(self.id, Arc::clone(&self.backend), specs.collect(), max_bytes)
     }
 
@@ -259,13 +264,19 @@ impl<B: Backend> Model<B> {
         let At { step, n_logits } = at;
         let mut show =
             |name: std::fmt::Arguments<'_>, value: TapValue<'_, B>| tap.as_mut()?(&name.to_string(), value);
+        let extras = &self.architecture.extras;
         let mut h = b.embed(&self.embed, ids)?;
+        if let Some(factor) = extras.embed_factor {
+            h = b.scale(&h, factor)?;
+        }
         show(format_args!("embed"), TapValue::Tensor(&h));
         let Some(first) = self.layers.first() else {
             return b.linear(&b.take_logit_rows(&h, step)?, &self.head);
         };
+        let inputs = self.per_layer_inputs.as_ref().map(|of| of.of(b, ids, &h, self.eps)).transpose()?;
         let mut x = b.rms_norm(&h, &first.input_norm, self.eps)?;
-        for (i, (layer, cache)) in self.layers.iter().zip(caches).enumerate() {
+        for (i, (layer, cache)) in self.layers.iter().zip(&self.cache_of).enumerate() {
+            let cache = &mut caches[*cache];
             // What no other layer sees is computed only where it is asked for.
             let is_last = i + 1 == self.layers.len();
             let rows = if is_last && n_logits < b.n_tokens(step) { Rows::Wanted } else { Rows::All };
@@ -273,6 +284,7 @@ impl<B: Backend> Model<B> {
             if is_last && n_logits == 0 {
                 return b.tensor(&[], &[0, self.architecture.vocab_size]);
             }
+            let y = self.normed(y, layer.extras.mixer_norm.as_ref())?;
             h = rows.of(b, h, step)?;
             (h, x) = self.add_norm(&h, &y, &layer.post_norm, fusion)?;
             show(format_args!("layers.{i}.attn"), TapValue::Tensor(&h));
@@ -280,23 +292,68 @@ impl<B: Backend> Model<B> {
                 FeedForward::Dense(mlp) => mlp.forward(b, &x, fusion)?,
                 FeedForward::Moe(moe) => {
                     let (y, routing) = moe.forward_routed(b, &x, fusion)?;
-                    show(format_args!("layers.{i}.router_logits"), TapValue::Tensor(&routing.logits));
-                    show(format_args!("layers.{i}.expert_indices"), TapValue::Indices(&routing.experts));
-                    show(format_args!("layers.{i}.expert_weights"), TapValue::Tensor(&routing.weights));
+                    show_routing(i, &routing, &mut show);
                     y
                 }
+                FeedForward::Beside(beside) => {
+                    let y = self.normed(beside.mlp.forward(b, &x, fusion)?, Some(&beside.mlp_norm))?;
+                    let x = b.rms_norm(&h, &beside.moe_input_norm, self.eps)?;
+                    let (of_experts, routing) = beside.moe.forward_beside(b, &h, &x, fusion)?;
+                    show_routing(i, &routing, &mut show);
+                    b.add(&y, &self.normed(of_experts, Some(&beside.moe_norm))?)?
+                }
             };
+            let y = self.normed(y, layer.extras.feed_forward_norm.as_ref())?;
             let next_norm = self.layers.get(i + 1).map_or(&self.norm, |next| &next.input_norm);
-            (h, x) = self.add_norm(&h, &y, next_norm, fusion)?;
+            if layer.extras.ends_with_sum() {
+                (h, x) = self.add_norm(&h, &y, next_norm, fusion)?;
+            } else {
+                h = self.end_of_layer(layer, b.add(&h, &y)?, |width| {
+                    let Some(inputs) = &inputs else { return Ok(None) };
+                    let input = b.slice_last(inputs, i * width..(i + 1) * width)?;
+                    rows.of(b, input, step).map(Some)
+                })?;
+                x = b.rms_norm(&h, next_norm, self.eps)?;
+            }
             if let Some(other) = show(format_args!("layers.{i}.out"), TapValue::Tensor(&h)) {
                 x = b.rms_norm(&other, next_norm, self.eps)?;
                 h = other;
             }
         }
         show(format_args!("norm"), TapValue::Tensor(&x));
-        let y = b.linear(&x, &self.head)?;
+        let mut y = b.linear(&x, &self.head)?;
+        if let Some(cap) = extras.logit_cap {
+            y = b.soft_cap(&y, cap)?;
+        }
         show(format_args!("logits"), TapValue::Tensor(&y));
         Ok(y)
+    }
+
+    /// The norm of `y`, if there is one.
+    pub(crate) fn normed(&self, y: B::Tensor, weight: Option<&B::Weight>) -> zmlx_kernels::Result<B::Tensor> {
+        match weight {
+            Some(weight) => self.backend.rms_norm(&y, weight, self.eps),
+            None => Ok(y),
+        }
+    }
+
+    /// What follows a layer's last residual sum `h`: the layer's own embedding, of so many values, and a factor.
+    pub(crate) fn end_of_layer(
+        &self,
+        layer: &Layer<B::Weight>,
+        mut h: B::Tensor,
+        input: impl FnOnce(usize) -> zmlx_kernels::Result<Option<B::Tensor>>,
+    ) -> zmlx_kernels::Result<B::Tensor> {
+        let b = &*self.backend;
+        if let (Some(of_layer), Some(inputs)) = (&layer.extras.per_layer_input, &self.per_layer_inputs)
+            && let Some(input) = input(inputs.width)?
+        {
+            h = b.add(&h, &of_layer.forward(b, &h, &input, self.eps)?)?;
+        }
+        match layer.extras.factor {
+            Some(factor) => b.scale(&h, factor),
+            None => Ok(h),
+        }
     }
 
     fn add_norm(
@@ -312,6 +369,17 @@ impl<B: Backend> Model<B> {
             stock::add_rms_norm(&*self.backend, h, y, weight, self.eps)
         }
     }
+}
+
+/// Shows a layer's choice of experts.
+fn show_routing<B: Backend>(
+    layer_idx: usize,
+    routing: &Routing<B>,
+    show: &mut impl FnMut(std::fmt::Arguments<'_>, TapValue<'_, B>) -> Option<B::Tensor>,
+) {
+    show(format_args!("layers.{layer_idx}.router_logits"), TapValue::Tensor(&routing.logits));
+    show(format_args!("layers.{layer_idx}.expert_indices"), TapValue::Indices(&routing.experts));
+    show(format_args!("layers.{layer_idx}.expert_weights"), TapValue::Tensor(&routing.weights));
 }
 
 /// The step that is computed.

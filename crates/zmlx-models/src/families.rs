@@ -2,9 +2,15 @@
 //!
 //! Families do not know each other. What several of them read in the same way is in [`keys`].
 
+mod deepseek_v3;
+mod gemma4;
 mod glm4_moe;
 mod glm4_moe_lite;
+mod gpt_oss;
 mod keys;
+mod minimax_m2;
+mod mixtral;
+mod olmoe;
 mod qwen3;
 mod qwen3_moe;
 
@@ -19,10 +25,21 @@ type Reader = fn(&Fields<'_>) -> Result<Architecture>;
 
 /// Every `model_type` that has a decoder.
 const FAMILIES: &[(&str, Reader)] = &[
+    (deepseek_v3::MODEL_TYPE, deepseek_v3::architecture),
+    (gemma4::MODEL_TYPE, gemma4::architecture),
+    ("gemma4_text", gemma4::architecture),
+    ("gemma4_unified", gemma4::architecture),
     (glm4_moe::MODEL_TYPE, glm4_moe::architecture),
     (glm4_moe_lite::MODEL_TYPE, glm4_moe_lite::architecture),
+    (gpt_oss::MODEL_TYPE, gpt_oss::architecture),
+    ("joyai_llm_flash", deepseek_v3::architecture),
+    ("kimi_k2", deepseek_v3::architecture),
+    (minimax_m2::MODEL_TYPE, minimax_m2::architecture),
+    (mixtral::MODEL_TYPE, mixtral::architecture),
+    (olmoe::MODEL_TYPE, olmoe::architecture),
     (qwen3::MODEL_TYPE, qwen3::architecture),
     (qwen3_moe::MODEL_TYPE, qwen3_moe::architecture),
+    ("qwen3_vl_moe", qwen3_moe::within_vision),
 ];
 
 /// The values of `model_type` that have a decoder.
@@ -36,7 +53,8 @@ pub(crate) fn architecture(file: &str, whole: &Fields<'_>, text_model: &Fields<'
     let inner = text_model.get("model_type").and_then(Value::as_str).unwrap_or(got);
     let known = |name: &str| FAMILIES.iter().find(|(known, _)| *known == name);
     match known(got).or_else(|| known(inner)) {
-        Some((_, reader)) => reader(text_model),
+        // Several types may share a reader.
+        Some((model_type, reader)) => Ok(Architecture { model_type, ..reader(text_model)? }),
         None => Err(Error::UnknownModelType {
             file: file.into(),
             got: got.into(),

@@ -54,7 +54,8 @@ impl<'a> Fields<'a> {
 
     fn raw(&self, key: &str) -> Option<&'a Value> {
         let outside = || self.outer.filter(|_| OUTER_KEYS.contains(&key))?.get(key);
-        self.map.get(key).or_else(outside)
+        let inside = self.map.get(key);
+        inside.filter(|v| !v.is_null()).or_else(outside).or(inside)
     }
 
     pub(crate) fn contains(&self, key: &str) -> bool {

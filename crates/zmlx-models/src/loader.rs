@@ -1,14 +1,15 @@
 //! From an architecture and a checkpoint's tensors to a backend's weights.
 
-use zmlx_kernels::{Backend, HostWeight};
+use zmlx_kernels::{AttentionSettings, Backend, HostWeight};
 use zmlx_moe::{ExpertBank, Mlp, MoeBlock, Router};
 
 use crate::architecture::{
-    Activation, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec,
-    MlpSpec, MoeSpec, QuerySpec, RouterSpec, VectorSpec,
+    ExpertsSpec, FeedForwardSpec, GqaSpec, LayerExtras, LayerSpec, LinearSpec, MatrixSpec, MixerSpec,
+    MlaSpec, MlpSpec, MoeSpec, PerLayerInputSpec, PerLayerInputsSpec, QuerySpec, RouterSpec, ScaledNorm,
+    SharedGqaSpec, VectorSpec,
 };
-use crate::attention::{Attention, Gqa, Mla, QueryProjection};
-use crate::layer::{FeedForward, Layer};
+use crate::attention::{Attention, Gqa, HeadNorm, Mla, QueryProjection, SharedGqa};
+use crate::layer::{Beside, Extras, FeedForward, Layer, PerLayerInput, PerLayerInputs};
 use crate::linear::Linear;
 use crate::{Checkpoint, KvBDims, Result, TensorReader};
 
@@ -42,12 +43,55 @@ impl<'a, B: Backend> Loader<'a, B> {
             attention: match &spec.mixer {
                 MixerSpec::Attention(spec) => Attention::Gqa(self.gqa(spec)?),
                 MixerSpec::Latent(spec) => Attention::Mla(self.mla(spec)?),
+                MixerSpec::Shared(spec) => Attention::Shared(self.shared(spec)?),
             },
             post_norm: self.vector(&spec.post_norm)?,
             feed_forward: match &spec.feed_forward {
                 FeedForwardSpec::Dense(spec) => FeedForward::Dense(self.mlp(spec)?),
                 FeedForwardSpec::Moe(spec) => FeedForward::Moe(self.moe(spec)?),
+                FeedForwardSpec::Beside(spec) => FeedForward::Beside(Box::new(Beside {
+                    mlp: self.mlp(&spec.mlp)?,
+                    mlp_norm: self.vector(&spec.mlp_norm)?,
+                    moe: self.moe(&spec.moe)?,
+                    moe_input_norm: self.vector(&spec.moe_input_norm)?,
+                    moe_norm: self.vector(&spec.moe_norm)?,
+                })),
             },
+            extras: self.extras(&spec.extras)?,
+        })
+    }
+
+    fn extras(&mut self, spec: &LayerExtras) -> Result<Extras<B::Weight>> {
+        let per_layer_input = match &spec.per_layer_input {
+            Some(PerLayerInputSpec { gate, projection, norm }) => Some(PerLayerInput {
+                gate: self.matrix(gate)?,
+                projection: self.matrix(projection)?,
+                norm: self.vector(norm)?,
+            }),
+            None => None,
+        };
+        let factor = spec.factor.as_ref().map(|spec| self.reader.vector_of(spec).to_f32_vec());
+        Ok(Extras {
+            mixer_norm: self.optional(spec.mixer_norm.as_ref())?,
+            feed_forward_norm: self.optional(spec.feed_forward_norm.as_ref())?,
+            per_layer_input,
+            factor: factor.and_then(|values| values.first().copied()),
+        })
+    }
+
+    fn optional(&mut self, spec: Option<&VectorSpec>) -> Result<Option<B::Weight>> {
+        spec.map(|spec| self.vector(spec)).transpose()
+    }
+
+    pub(crate) fn per_layer_inputs(
+        &mut self,
+        spec: &PerLayerInputsSpec,
+    ) -> Result<PerLayerInputs<B::Weight>> {
+        Ok(PerLayerInputs {
+            width: spec.width,
+            table: self.matrix(&spec.table)?,
+            projection: self.matrix(&spec.projection)?,
+            norm: self.vector(&spec.norm)?,
         })
     }
 
@@ -56,6 +100,15 @@ impl<'a, B: Backend> Loader<'a, B> {
             router: match &spec.router {
                 RouterSpec::SoftmaxTopK { gate, settings } => {
                     Router::SoftmaxTopK { gate: self.matrix(gate)?, settings: *settings }
+                }
+                RouterSpec::SoftmaxOfChosen(spec) => {
+                    let Linear { weight: gate, bias } = self.linear(&spec.gate)?;
+                    let norm = match &spec.norm {
+                        Some(norm) => Some((self.scaled(norm)?, norm.eps)),
+                        None => None,
+                    };
+                    let factors = self.optional(spec.factors.as_ref())?;
+                    Router::SoftmaxOfChosen { gate, bias, norm, factors, top_k: spec.top_k }
                 }
                 RouterSpec::NoauxTc { gate, bias, settings } => Router::NoauxTc {
                     gate: self.matrix(gate)?,
@@ -69,19 +122,29 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn experts(&mut self, spec: &ExpertsSpec) -> Result<ExpertBank<B::Weight>> {
-        let Activation::SwiGlu = spec.activation;
         let [gate, up, down] = self.reader.experts(spec).map(|weight| self.upload(weight));
-        Ok(ExpertBank::new(gate?, up?, down?))
+        let bank = ExpertBank::new(gate?, up?, down?).joined_by(spec.activation);
+        if !spec.is_biased {
+            return Ok(bank);
+        }
+        let [gate, up, down] = self.reader.expert_biases(spec).map(|bias| self.upload(bias));
+        Ok(bank.with_biases([gate?, up?, down?]))
     }
 
     fn mlp(&mut self, spec: &MlpSpec) -> Result<Mlp<B::Weight>> {
-        let Activation::SwiGlu = spec.activation;
-        Ok(Mlp { gate: self.matrix(&spec.gate)?, up: self.matrix(&spec.up)?, down: self.matrix(&spec.down)? })
+        Ok(Mlp {
+            gate: self.matrix(&spec.gate)?,
+            up: self.matrix(&spec.up)?,
+            down: self.matrix(&spec.down)?,
+            activation: spec.activation,
+        })
     }
 
     fn gqa(&mut self, spec: &GqaSpec) -> Result<Gqa<B::Weight>> {
-        let [q, k, v] = [&spec.q, &spec.k, &spec.v].map(|spec| self.linear(spec));
-        let (q, k, v) = (q?, k?, v?);
+        let (q, k) = (self.linear(&spec.q)?, self.linear(&spec.k)?);
+        let v = spec.v.as_ref().map(|spec| self.linear(spec)).transpose()?;
+        let parts: Vec<_> =
+            [Some(&q), Some(&k), v.as_ref()].into_iter().flatten().map(|l| &l.weight).collect();
         Ok(Gqa {
             n_heads: spec.n_heads,
             n_kv_heads: spec.n_kv_heads,
@@ -89,16 +152,55 @@ impl<'a, B: Backend> Loader<'a, B> {
             rope: spec.rope.clone(),
             eps: spec.eps,
             scale: spec.scale,
-            qkv: self.concat(&[&q.weight, &k.weight, &v.weight])?,
+            window: spec.window,
+            qkv: self.concat(&parts)?,
             q,
             k,
             v,
             o: self.linear(&spec.o)?,
-            qk_norm: match &spec.qk_norm {
-                Some([q, k]) => Some([self.vector(q)?, self.vector(k)?]),
-                None => None,
-            },
+            q_norm: self.head_norm(spec.q_norm.as_ref(), spec.head_dim)?,
+            k_norm: self.head_norm(spec.k_norm.as_ref(), spec.head_dim)?,
+            v_norm: if spec.norms_values { Some(self.ones(spec.head_dim)?) } else { None },
+            sinks: spec.sinks.as_ref().map(|spec| self.vector(spec)).transpose()?,
         })
+    }
+
+    fn head_norm(
+        &mut self,
+        spec: Option<&VectorSpec>,
+        head_dim: usize,
+    ) -> Result<Option<HeadNorm<B::Weight>>> {
+        let Some(spec) = spec else { return Ok(None) };
+        let weight = self.vector(spec)?;
+        Ok(Some(if spec.len == head_dim { HeadNorm::Each(weight) } else { HeadNorm::All(weight) }))
+    }
+
+    /// The vector times its factor.
+    fn scaled(&mut self, spec: &ScaledNorm) -> Result<B::Weight> {
+        let values = self.reader.vector_of(&spec.weight).to_f32_vec();
+        let values: Vec<f32> = values.into_iter().map(|v| v * spec.factor).collect();
+        self.upload(HostWeight::from_f32(&values, 1, values.len())?)
+    }
+
+    fn shared(&mut self, spec: &SharedGqaSpec) -> Result<SharedGqa<B::Weight>> {
+        for unused in ["k_proj", "v_proj", "k_norm", "v_norm"] {
+            self.reader.ignore(&format!("{}.{unused}", spec.path));
+        }
+        Ok(SharedGqa {
+            n_heads: spec.n_heads,
+            head_dim: spec.head_dim,
+            rope: spec.rope.clone(),
+            eps: spec.eps,
+            settings: AttentionSettings { scale: spec.scale, window: spec.window },
+            q: self.linear(&spec.q)?,
+            q_norm: self.optional(spec.q_norm.as_ref())?,
+            o: self.linear(&spec.o)?,
+        })
+    }
+
+    /// The weight of a norm that has none.
+    fn ones(&self, len: usize) -> Result<B::Weight> {
+        self.upload(HostWeight::from_f32(&vec![1.0; len], 1, len)?)
     }
 
     fn mla(&mut self, spec: &MlaSpec) -> Result<Mla<B::Weight>> {

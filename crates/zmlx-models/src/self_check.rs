@@ -5,8 +5,8 @@ use std::fmt;
 use zmlx_kernels::{Backend, ExpertFusion, Fusion, FusionPart, Logits, Op, SoftmaxRoute, Span, stock};
 use zmlx_moe::{Mlp, MoeBlock, Router, Routing};
 
-use crate::architecture::{FeedForwardSpec, MlpSpec, MoeSpec};
-use crate::attention::{Attention, Rows};
+use crate::architecture::{FeedForwardSpec, MixerSpec, MlpSpec, MoeSpec};
+use crate::attention::Rows;
 use crate::layer::FeedForward;
 use crate::{Model, PoolOptions, Result};
 
@@ -95,33 +95,53 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
     // One sequence for the stock attention, one for the fused.
     let mut pool = model.pool(PoolOptions::default())?;
     let token = (model.architecture.vocab_size / 2) as u32;
-    let mut h = b.embed(&model.embed, &b.indices(&[token], &[1])?)?;
+    let ids = b.indices(&[token], &[1])?;
+    let mut h = b.embed(&model.embed, &ids)?;
+    if let Some(factor) = model.architecture.extras.embed_factor {
+        h = b.scale(&h, factor)?;
+    }
+    let inputs = model.per_layer_inputs.as_ref().map(|of| of.of(b, &ids, &h, model.eps)).transpose()?;
     let Some(first) = model.layers.first() else { return Ok(check.finish()) };
     let mut x = b.rms_norm(&h, &first.input_norm, model.eps)?;
     let specs = &model.architecture.layers;
-    for (layer_idx, ((layer, spec), cache)) in
-        model.layers.iter().zip(specs).zip(&mut pool.caches).enumerate()
+    for (layer_idx, ((layer, spec), cache)) in model.layers.iter().zip(specs).zip(&model.cache_of).enumerate()
     {
         check.layer_idx = layer_idx;
+        let cache = &mut pool.caches[*cache];
         let mut attend = |slot: usize, fusion: &Fusion| {
             b.reserve(cache, slot, 1)?;
             let step = b.step(&[Span { slot, start: 0, n_tokens: 1, logits: Logits::Last }])?;
             layer.attention.forward(b, &x, (&mut *cache, &step), Rows::All, fusion)
         };
         let y = attend(0, &Fusion::STOCK)?;
-        if let Attention::Gqa(a) = &layer.attention {
-            let hidden = model.architecture.hidden_size;
-            let shape = format!("{hidden} → {}", (a.n_heads + 2 * a.n_kv_heads) * a.head_dim);
+        if let MixerSpec::Attention(a) = &spec.mixer {
+            let shape = format!("{} → {}", model.architecture.hidden_size, a.qkv_width());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
+        let y = model.normed(y, layer.extras.mixer_norm.as_ref())?;
         (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;
         let y = match (&layer.feed_forward, &spec.feed_forward) {
             (FeedForward::Dense(mlp), FeedForwardSpec::Dense(spec)) => check.mlp(mlp, spec, &x)?,
-            (FeedForward::Moe(moe), FeedForwardSpec::Moe(spec)) => check.moe(moe, spec, &x)?,
+            (FeedForward::Moe(moe), FeedForwardSpec::Moe(spec)) => check.moe(moe, spec, [&x, &x])?,
+            (FeedForward::Beside(beside), FeedForwardSpec::Beside(spec)) => {
+                let y = model.normed(check.mlp(&beside.mlp, &spec.mlp, &x)?, Some(&beside.mlp_norm))?;
+                let x = b.rms_norm(&h, &beside.moe_input_norm, model.eps)?;
+                let of_experts = check.moe(&beside.moe, &spec.moe, [&h, &x])?;
+                b.add(&y, &model.normed(of_experts, Some(&beside.moe_norm))?)?
+            }
             _ => unreachable!("a layer is made from its spec"),
         };
         let next_norm = model.layers.get(layer_idx + 1).map_or(&model.norm, |next| &next.input_norm);
-        (h, x) = check.add_norm(&h, &y, next_norm)?;
+        let y = model.normed(y, layer.extras.feed_forward_norm.as_ref())?;
+        if layer.extras.ends_with_sum() {
+            (h, x) = check.add_norm(&h, &y, next_norm)?;
+        } else {
+            h = model.end_of_layer(layer, b.add(&h, &y)?, |width| {
+                let input = |inputs| b.slice_last(inputs, layer_idx * width..(layer_idx + 1) * width);
+                inputs.as_ref().map(input).transpose()
+            })?;
+            x = b.rms_norm(&h, next_norm, model.eps)?;
+        }
     }
     Ok(check.finish())
 }
@@ -189,21 +209,27 @@ impl<B: Backend> Checker<'_, B> {
         Ok(y)
     }
 
-    fn moe(&mut self, moe: &MoeBlock<B::Weight>, spec: &MoeSpec, x: &B::Tensor) -> Result<B::Tensor> {
+    /// A mixture whose router sees `to_route` and whose experts see `x`.
+    fn moe(
+        &mut self,
+        moe: &MoeBlock<B::Weight>,
+        spec: &MoeSpec,
+        [to_route, x]: [&B::Tensor; 2],
+    ) -> Result<B::Tensor> {
         let b = self.b;
         let (top_k, n_experts) = (spec.router.top_k(), spec.experts.n_experts);
         let (hidden, inter) = (spec.experts.hidden, spec.experts.inter);
         let chosen_of = format!("{top_k} of {n_experts}");
         let up = format!("{hidden} → {inter}, {chosen_of}");
         let down = format!("{inter} → {hidden}, {chosen_of}");
-        let routing = moe.router.route(b, x, &Fusion::STOCK)?;
+        let routing = moe.router.route(b, to_route, &Fusion::STOCK)?;
         if let Some(fusion) = self.only(FusionPart::Route) {
             let op = match &moe.router {
-                Router::SoftmaxTopK { .. } => Op::ROUTE_SOFTMAX_TOP_K,
+                Router::SoftmaxTopK { .. } | Router::SoftmaxOfChosen { .. } => Op::ROUTE_SOFTMAX_TOP_K,
                 Router::NoauxTc { .. } => Op::ROUTE_NOAUX_TC,
             };
             let want = choices(b, &routing)?;
-            let got = moe.router.route(b, x, &fusion).and_then(|routing| choices(b, &routing));
+            let got = moe.router.route(b, to_route, &fusion).and_then(|routing| choices(b, &routing));
             let result = got.map(|got| {
                 let part = |i: usize| difference(&got[i], &want[i]);
                 worse(part(0), part(1))

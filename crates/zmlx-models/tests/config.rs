@@ -148,7 +148,7 @@ fn keys_of_other_times_and_places() {
     for key in ["tie_word_embeddings", "eos_token_id"] {
         inner.as_object_mut().unwrap().remove(key);
     }
-    let outside = json!({"model_type": "qwen3_vl_moe", "tie_word_embeddings": false, "eos_token_id": 7,
+    let outside = json!({"model_type": "qwen3_with_ears", "tie_word_embeddings": false, "eos_token_id": 7,
         "quantization": {"bits": 4}, "text_config": inner, "vision_config": {"hidden_size": 7}});
     let wrapped = parse(&outside).unwrap();
     assert_eq!(wrapped.architecture, architecture(&qwen()));

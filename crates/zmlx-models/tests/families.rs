@@ -62,7 +62,8 @@ impl Family {
 
 #[rstest]
 fn taps(
-    #[values("glm4_moe", "qwen3")] name: &'static str,
+    #[values("deepseek_v3", "gemma4", "gemma4_e", "glm4_moe", "gpt_oss", "minimax", "qwen3")]
+    name: &'static str,
     #[values("stock", "concat", "fused")] fusion: &str,
 ) {
     let family = Family::open(name);
@@ -107,7 +108,10 @@ fn taps(
 }
 
 #[rstest]
-fn long_passes(#[values("glm4_moe", "qwen3")] name: &'static str) {
+fn long_passes(
+    #[values("deepseek_v3", "gemma4", "gemma4_e", "glm4_moe", "gpt_oss", "minimax", "qwen3")]
+    name: &'static str,
+) {
     let family = Family::open(name);
     let logits = family.logits(&family.ints("long_tokens"), &Fusion::FUSED);
     let vocab = family.model.architecture().vocab_size;

@@ -39,7 +39,21 @@ impl<W: Clone> MoeBlock<W> {
         x: &B::Tensor,
         fusion: &Fusion,
     ) -> Result<(B::Tensor, Routing<B>)> {
-        let routing = self.router.route(b, x, fusion)?;
+        self.forward_beside(b, x, x, fusion)
+    }
+
+    /// As [`MoeBlock::forward_routed`] with a router that sees `to_route` instead of `x`.
+    ///
+    /// # Errors
+    /// If the shapes do not fit.
+    pub fn forward_beside<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        to_route: &B::Tensor,
+        x: &B::Tensor,
+        fusion: &Fusion,
+    ) -> Result<(B::Tensor, Routing<B>)> {
+        let routing = self.router.route(b, to_route, fusion)?;
         let mut y = self.experts.forward(b, x, (&routing.experts, &routing.weights), fusion)?;
         if let Some(shared) = &self.shared {
             y = b.add(&y, &shared.forward(b, x, fusion)?)?;

@@ -2,7 +2,7 @@
 
 use std::sync::OnceLock;
 
-use zmlx_kernels::{Backend, ExpertFusion, Fusion, GateUp, Result, stock};
+use zmlx_kernels::{Activation, Backend, Down, ExpertFusion, Fusion, GateUp, Result, stock};
 
 /// The projections of all experts, one bank of matrices each.
 ///
@@ -12,14 +12,30 @@ pub struct ExpertBank<W> {
     gate: W,
     up: W,
     down: W,
+    /// Of gate, up and down.
+    biases: Option<[W; 3]>,
+    activation: Activation,
     /// Gate and up concatenated, made when first asked for: some backends copy.
     gate_up: OnceLock<W>,
 }
 
 impl<W: Clone> ExpertBank<W> {
-    /// A bank of these projections.
+    /// A bank of these projections, without biases, which SwiGLU joins.
     pub fn new(gate: W, up: W, down: W) -> Self {
-        Self { gate, up, down, gate_up: OnceLock::new() }
+        let (biases, activation) = (None, Activation::SwiGlu);
+        Self { gate, up, down, biases, activation, gate_up: OnceLock::new() }
+    }
+
+    /// The same bank with another activation.
+    #[must_use]
+    pub fn joined_by(self, activation: Activation) -> Self {
+        Self { activation, ..self }
+    }
+
+    /// The same bank with biases of gate, up and down: `n_experts × [1, inter]` twice and `n_experts × [1, hidden]`.
+    #[must_use]
+    pub fn with_biases(self, biases: [W; 3]) -> Self {
+        Self { biases: Some(biases), ..self }
     }
 
     /// The weighted sum of the chosen experts' outputs.
@@ -35,16 +51,21 @@ impl<W: Clone> ExpertBank<W> {
         (experts, weights): (&B::Indices, &B::Tensor),
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
-        let gate_up = GateUp { gate: &self.gate, up: &self.up };
+        let of_gate_up = self.biases.as_ref().map(|[gate, up, _]| [gate, up]);
+        let gate_up =
+            GateUp { gate: &self.gate, up: &self.up, biases: of_gate_up, activation: self.activation };
+        let down = Down { weight: &self.down, bias: self.biases.as_ref().map(|[_, _, down]| down) };
         let h = match fusion.experts {
             ExpertFusion::Stock => stock::gather_qmm_swiglu(b, x, gate_up, experts)?,
-            ExpertFusion::Concat => stock::gather_concat_swiglu(b, x, self.concatenated(b)?, experts)?,
+            ExpertFusion::Concat => {
+                stock::gather_concat_swiglu(b, x, (self.concatenated(b)?, gate_up), experts)?
+            }
             ExpertFusion::Fused => b.gather_qmm_swiglu(x, gate_up, experts)?,
         };
         if fusion.combine.is_on() {
-            b.gather_qmm_combine(&h, &self.down, experts, weights)
+            b.gather_qmm_combine(&h, down, experts, weights)
         } else {
-            stock::gather_qmm_combine(b, &h, &self.down, experts, weights)
+            stock::gather_qmm_combine(b, &h, down, experts, weights)
         }
     }
 

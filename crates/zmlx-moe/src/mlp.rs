@@ -1,18 +1,20 @@
 //! A gated MLP: a dense layer, or the shared experts of a mixture.
 
-use zmlx_kernels::{Backend, Fusion, GateUp, Result, stock};
+use zmlx_kernels::{Activation, Backend, Fusion, GateUp, Result, stock};
 
-/// `down( silu(gate(x)) · up(x) )`.
+/// `down( activation(gate(x), up(x)) )`.
 ///
 /// **Shapes** gate, up `[inter, hidden]`, down `[hidden, inter]`. Several shared experts are one MLP as wide as all.
 #[derive(Clone, Debug)]
 pub struct Mlp<W> {
-    /// The projection that goes through SiLU.
+    /// The projection that goes through the nonlinear function.
     pub gate: W,
     /// The projection that multiplies it.
     pub up: W,
     /// The projection back to the hidden width.
     pub down: W,
+    /// What joins gate and up.
+    pub activation: Activation,
 }
 
 impl<W> Mlp<W> {
@@ -26,7 +28,7 @@ impl<W> Mlp<W> {
         x: &B::Tensor,
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
-        let weights = GateUp { gate: &self.gate, up: &self.up };
+        let weights = GateUp { gate: &self.gate, up: &self.up, biases: None, activation: self.activation };
         let h = if fusion.dense_swiglu.is_on() {
             b.qmm_swiglu(x, weights)?
         } else {

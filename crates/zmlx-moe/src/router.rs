@@ -14,6 +14,19 @@ pub enum Router<W> {
         /// The rule's settings.
         settings: SoftmaxTopK,
     },
+    /// The largest logits chosen, softmax over these alone: gpt-oss, Gemma 4.
+    SoftmaxOfChosen {
+        /// `[n_experts, hidden]`.
+        gate: W,
+        /// Added to the logits, `[1, n_experts]`.
+        bias: Option<W>,
+        /// The weight and the epsilon of a norm before the gate, `[1, hidden]`.
+        norm: Option<(W, f32)>,
+        /// What multiplies each expert's weight after the softmax, `[1, n_experts]`.
+        factors: Option<W>,
+        /// Experts per token.
+        top_k: usize,
+    },
     /// Sigmoid scores, a correction bias that takes part in the choice only, groups: GLM-4.
     NoauxTc {
         /// `[n_experts, hidden]`.
@@ -46,13 +59,24 @@ impl<W> Router<W> {
         let (logits, (experts, weights)) = match self {
             Self::SoftmaxTopK { gate, settings } => {
                 let logits = b.linear(x, gate)?;
-                let chosen = match fusion.softmax_route {
-                    SoftmaxRoute::Probabilities if fused => b.route_softmax_top_k(&logits, settings)?,
-                    SoftmaxRoute::Probabilities => stock::route_softmax_top_k(b, &logits, settings)?,
-                    SoftmaxRoute::Logits => route_by_logits(b, &logits, settings)?,
-                    SoftmaxRoute::ChosenLogits => route_by_chosen_logits(b, &logits, settings)?,
-                };
+                let chosen = softmax_top_k(b, &logits, settings, fusion)?;
                 (logits, chosen)
+            }
+            Self::SoftmaxOfChosen { gate, bias, norm, factors, top_k } => {
+                let mut logits = match norm {
+                    Some((weight, eps)) => b.linear(&b.rms_norm(x, weight, *eps)?, gate)?,
+                    None => b.linear(x, gate)?,
+                };
+                if let Some(bias) = bias {
+                    logits = b.add_vector(&logits, bias)?;
+                }
+                // The softmax of the chosen logits is that of all, divided by the sum of the chosen.
+                let settings = SoftmaxTopK { top_k: *top_k, renormalize: Renormalize::Yes };
+                let (experts, mut weights) = softmax_top_k(b, &logits, &settings, fusion)?;
+                if let Some(factors) = factors {
+                    weights = b.mul_taken(&weights, factors, &experts)?;
+                }
+                (logits, (experts, weights))
             }
             Self::NoauxTc { gate, bias, settings } => {
                 let logits = b.linear(x, gate)?;
@@ -65,6 +89,21 @@ impl<W> Router<W> {
             }
         };
         Ok(Routing { logits, experts, weights })
+    }
+}
+
+/// Experts and weights by softmax, in the way that the fusion says.
+fn softmax_top_k<B: Backend>(
+    b: &B,
+    logits: &B::Tensor,
+    settings: &SoftmaxTopK,
+    fusion: &Fusion,
+) -> Result<(B::Indices, B::Tensor)> {
+    match fusion.softmax_route {
+        SoftmaxRoute::Probabilities if fusion.route.is_on() => b.route_softmax_top_k(logits, settings),
+        SoftmaxRoute::Probabilities => stock::route_softmax_top_k(b, logits, settings),
+        SoftmaxRoute::Logits => route_by_logits(b, logits, settings),
+        SoftmaxRoute::ChosenLogits => route_by_chosen_logits(b, logits, settings),
     }
 }
 

@@ -4,8 +4,8 @@
 use rstest::rstest;
 use zmlx_kernels::cpu::CpuBackend;
 use zmlx_kernels::{
-    Backend, DType, Fusion, HostWeight, NoauxTc, QuantMode, QuantSpec, Renormalize, SoftmaxTopK, WeightBytes,
-    WeightFormat,
+    Activation, Backend, DType, Fusion, HostWeight, NoauxTc, QuantMode, QuantSpec, Renormalize, SoftmaxTopK,
+    WeightBytes, WeightFormat,
 };
 use zmlx_moe::{ExpertBank, Mlp, MoeBlock, Router};
 use zmlx_oracle::compare::{differing_expert_sets, rel_rms};
@@ -105,7 +105,7 @@ fn a_block_is_its_formula(
         let (down, down_values) = weight(&b, [1, HIDDEN, 2 * INTER], 13);
         let y = mlp(&x64, n_tokens, &gate_values, &up_values, &down_values);
         want = ops::add(&want, &y);
-        Mlp { gate, up, down }
+        Mlp { gate, up, down, activation: Activation::SwiGlu }
     });
 
     let block = MoeBlock { router, experts: ExpertBank::new(gate, up, down), shared };

@@ -5,7 +5,7 @@
 //! not fit the shapes is an error.
 //!
 //! The text model inside a wrapper is read as if it stood alone: names lose their `language_model.`, and what does not
-//! begin with it is left out.
+//! have it is left out. It stands first, or (in Hugging Face's own files) behind `model.`; there the head has none.
 
 mod files;
 mod mla;
@@ -90,11 +90,16 @@ impl Checkpoint {
             .map_err(|source| Error::SafeTensors { what: what.to_owned(), source })?;
         let is_wrapped = file.names().iter().any(|name| name.starts_with(TEXT_PREFIX));
         for (name, view) in file.iter() {
-            let name = match name.strip_prefix(TEXT_PREFIX) {
-                Some(name) => name,
-                None if is_wrapped => continue,
-                None => name,
+            let unwrapped = match name.strip_prefix("model.").and_then(|name| name.strip_prefix(TEXT_PREFIX))
+            {
+                Some(inner) => format!("model.{inner}"),
+                None => match name.strip_prefix(TEXT_PREFIX) {
+                    Some(name) => name.to_owned(),
+                    None if is_wrapped => continue,
+                    None => name.to_owned(),
+                },
             };
+            let name = unwrapped.as_str();
             let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
             if layer.and_then(|n| n.parse().ok()).is_some_and(|n: usize| n >= self.plan.layers.len()) {
                 continue;
@@ -256,15 +261,18 @@ impl Checkpoint {
     /// The experts' gate, up and down projections below `prefix`, stacked: `[n_experts, inner, hidden]` twice and
     /// `[n_experts, hidden, inner]`.
     ///
-    /// Files hold them stacked (`switch_mlp.gate_proj`), one by one (`experts.E.gate_proj`), or with gate and up in one
+    /// Files hold them stacked (`switch_mlp.gate_proj`), one by one (`experts.E.gate_proj` or `.w1`), or with gate and up in one
     /// stack (`experts.gate_up_proj`), of whose rows the first half are gate's.
     ///
     /// # Errors
     /// As [`Self::weight`], for any expert.
     pub fn experts(&self, prefix: &str, [n, inner, hidden]: [usize; 3]) -> Result<[Tensor; 3]> {
+        if self.contains(&format!("{prefix}.experts.gate_up_proj_blocks")) {
+            return self.experts_in_blocks(prefix, [n, inner, hidden]);
+        }
         let down = self.projection(prefix, "down_proj", [n, hidden, inner])?;
         let is_fused = |module: &&&str| self.has_weight(&format!("{prefix}.{module}.gate_up_proj"));
-        if let Some(module) = ["switch_mlp", "experts"].iter().find(is_fused) {
+        if let Some(module) = ["switch_mlp", "experts", "experts.switch_glu"].iter().find(is_fused) {
             let path = format!("{prefix}.{module}.gate_up_proj");
             let both = self.weight(&path, &[n, 2 * inner, hidden])?;
             let half = |first: usize| both.narrow(1, first, inner)?.contiguous();
@@ -275,16 +283,84 @@ impl Checkpoint {
         Ok([gate?, up?, down])
     }
 
-    fn projection(&self, prefix: &str, proj: &str, shape: [usize; 3]) -> Result<Tensor> {
-        if self.has_weight(&format!("{prefix}.experts.0.{proj}")) {
-            let experts = (0..shape[0])
-                .map(|e| self.weight(&format!("{prefix}.experts.{e}.{proj}"), &shape[1..]))
-                .collect::<Result<Vec<_>>>()?;
-            return Ok(Tensor::stack(&experts, 0)?);
+    /// The biases of [`Self::experts`], `[n_experts, inner]` twice and `[n_experts, hidden]`; `None` if the file has none.
+    ///
+    /// # Errors
+    /// Another shape; some of the three, but not all.
+    pub fn expert_biases(&self, prefix: &str, [n, inner, hidden]: [usize; 3]) -> Result<Option<[Tensor; 3]>> {
+        let tensor = |values: Vec<f32>, len: usize| Tensor::from_vec(values, (n, len), &Device::Cpu);
+        let joined = format!("{prefix}.experts.gate_up_proj_bias");
+        if self.contains(&joined) {
+            let both = self.floats(&joined, &[n, 2 * inner])?;
+            let of = |turn: usize| both.iter().copied().skip(turn).step_by(2).collect::<Vec<f32>>();
+            let down = self.floats(&format!("{prefix}.experts.down_proj_bias"), &[n, hidden])?;
+            return Ok(Some([tensor(of(0), inner)?, tensor(of(1), inner)?, tensor(down, hidden)?]));
         }
-        let stacked = format!("{prefix}.experts.{proj}");
-        if self.has_weight(&stacked) {
-            return self.weight(&stacked, &shape);
+        let name = |module: &str, proj: &str| format!("{prefix}.{module}.{proj}.bias");
+        let modules = ["switch_mlp", "experts", "experts.switch_glu"];
+        let Some(module) = modules.into_iter().find(|module| self.contains(&name(module, "gate_proj")))
+        else {
+            return Ok(None);
+        };
+        let bias = |proj: &str, len: usize| -> Result<Tensor> {
+            Ok(tensor(self.floats(&name(module, proj), &[n, len])?, len)?)
+        };
+        Ok(Some([bias("gate_proj", inner)?, bias("up_proj", inner)?, bias("down_proj", hidden)?]))
+    }
+
+    /// The weights at `path_blocks` and `path_scales`: rows of blocks of 32 values, each 16 bytes of mxfp4 and a scale.
+    fn blocks(&self, path: &str, shape: [usize; 3]) -> Result<Vec<f32>> {
+        let [n, rows, cols] = shape;
+        let names = ["blocks", "scales"].map(|part| format!("{path}_{part}"));
+        let (packed, scales) = (self.raw(&names[0])?, self.raw(&names[1])?);
+        check_shape(&names[0], &packed.shape, &[n, rows, cols / 32, 16])?;
+        check_shape(&names[1], &scales.shape, &[n, rows, cols / 32])?;
+        for (name, raw) in names.iter().zip([packed, scales]) {
+            if raw.dtype != Dtype::U8 {
+                return Err(raw.wrong_dtype(name, "U8"));
+            }
+        }
+        let matrix = QuantizedMatrix {
+            format: Format::of_mode(Mode::Mxfp4),
+            rows: n * rows,
+            cols,
+            packed: packed.bytes.clone(),
+            scales: Scales::Codes(scales.bytes.clone()),
+            biases: None,
+        };
+        matrix.check()?;
+        Ok(matrix.dequantize())
+    }
+
+    /// The experts as gpt-oss was released: blocks of mxfp4, of gate and up one row in turn.
+    fn experts_in_blocks(&self, prefix: &str, [n, inner, hidden]: [usize; 3]) -> Result<[Tensor; 3]> {
+        let both = self.blocks(&format!("{prefix}.experts.gate_up_proj"), [n, 2 * inner, hidden])?;
+        let down = self.blocks(&format!("{prefix}.experts.down_proj"), [n, hidden, inner])?;
+        let of = |turn: usize| -> Result<Tensor> {
+            let rows = both.chunks_exact(hidden).skip(turn).step_by(2);
+            Ok(Tensor::from_vec(rows.flatten().copied().collect(), (n, inner, hidden), &Device::Cpu)?)
+        };
+        Ok([of(0)?, of(1)?, Tensor::from_vec(down, (n, hidden, inner), &Device::Cpu)?])
+    }
+
+    fn projection(&self, prefix: &str, proj: &str, shape: [usize; 3]) -> Result<Tensor> {
+        let short = match proj {
+            "gate_proj" => "w1",
+            "down_proj" => "w2",
+            _ => "w3",
+        };
+        for name in [proj, short] {
+            if self.has_weight(&format!("{prefix}.experts.0.{name}")) {
+                let experts = (0..shape[0])
+                    .map(|e| self.weight(&format!("{prefix}.experts.{e}.{name}"), &shape[1..]))
+                    .collect::<Result<Vec<_>>>()?;
+                return Ok(Tensor::stack(&experts, 0)?);
+            }
+        }
+        for stacked in ["experts.switch_glu", "experts"].map(|module| format!("{prefix}.{module}.{proj}")) {
+            if self.has_weight(&stacked) {
+                return self.weight(&stacked, &shape);
+            }
         }
         self.weight(&format!("{prefix}.switch_mlp.{proj}"), &shape)
     }

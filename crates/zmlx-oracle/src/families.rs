@@ -1,7 +1,13 @@
 //! The model families: a file each, which turns `config.json` into a [`Plan`], and one line in the list below.
 
+mod deepseek_v3;
+mod gemma4;
 mod glm4_moe;
 mod glm4_moe_lite;
+mod gpt_oss;
+mod minimax_m2;
+mod mixtral;
+mod olmoe;
 mod qwen3;
 mod qwen3_moe;
 mod rope;
@@ -17,10 +23,21 @@ use crate::{Error, Result};
 type Reader = fn(&Value) -> Result<Plan>;
 
 const FAMILIES: &[(&str, Reader)] = &[
+    ("deepseek_v3", deepseek_v3::plan),
+    ("gemma4", gemma4::plan),
+    ("gemma4_text", gemma4::plan),
+    ("gemma4_unified", gemma4::plan),
     ("glm4_moe", glm4_moe::plan),
     ("glm4_moe_lite", glm4_moe_lite::plan),
+    ("gpt_oss", gpt_oss::plan),
+    ("joyai_llm_flash", deepseek_v3::plan),
+    ("kimi_k2", deepseek_v3::plan),
+    ("minimax_m2", minimax_m2::plan),
+    ("mixtral", mixtral::plan),
+    ("olmoe", olmoe::plan),
     ("qwen3", qwen3::plan),
     ("qwen3_moe", qwen3_moe::plan),
+    ("qwen3_vl_moe", qwen3_moe::plan),
 ];
 
 /// Keys that a config with a `text_config` may keep outside of it.
@@ -50,7 +67,8 @@ pub(crate) fn text_model(config: &Value) -> Value {
     };
     let mut text = inner.clone();
     for key in OUTER_KEYS {
-        if let (None, Some(value)) = (inner.get(key), config.get(key)) {
+        let own = inner.get(key).filter(|value| !value.is_null());
+        if let (None, Some(value)) = (own, config.get(key)) {
             text[key] = value.clone();
         }
     }
@@ -71,10 +89,14 @@ fn check_sizes(config: &Value) -> Result<()> {
     Ok(())
 }
 
+/// Keys whose null is another thing than their absence.
+const NULL_MEANS_NONE: [&str; 4] =
+    ["n_shared_experts", "final_logit_softcapping", "hidden_size_per_layer_input", "num_kv_shared_layers"];
+
 /// A null is a key that is not there, except where its absence has another meaning.
 fn without_nulls(mut config: Value) -> Value {
     if let Some(keys) = config.as_object_mut() {
-        keys.retain(|key, value| !value.is_null() || key == "n_shared_experts");
+        keys.retain(|key, value| !value.is_null() || NULL_MEANS_NONE.contains(&key.as_str()));
     }
     config
 }

@@ -5,6 +5,7 @@
 //! [`crate::ops`] in `f64`, rounded to `f32` where it meets a matrix product or the residual stream.
 
 mod attention;
+mod gemma;
 mod gqa;
 mod layers;
 mod mla;
@@ -17,10 +18,11 @@ use std::path::Path;
 use candle_core::Tensor;
 
 use crate::checkpoint::{Checkpoint, KvBSplit};
-use crate::plan::Plan;
+use crate::plan::{Around, AttentionPlan, LayerNorms, Plan};
 use crate::{Error, Result};
 
 use attention::AttentionLayer;
+use gemma::{GemmaEnd, PerLayerInputs};
 use layers::{Linear, Norm};
 use mlp::Mlp;
 
@@ -36,14 +38,21 @@ pub struct Model {
     layers: Vec<Layer>,
     norm: Norm,
     lm_head: Linear,
+    around: Around,
+    per_layer_inputs: Option<PerLayerInputs>,
 }
 
 #[derive(Debug)]
 struct Layer {
     input_layernorm: Norm,
     self_attn: AttentionLayer,
+    /// Before the MLP.
     post_attention_layernorm: Norm,
     mlp: Mlp,
+    /// Of a sandwich: the norms after attention and MLP, and what follows.
+    sandwich: Option<(Norm, Norm, GemmaEnd)>,
+    /// The layer whose cache attention uses.
+    cache_idx: usize,
 }
 
 impl Model {
@@ -68,7 +77,7 @@ impl Model {
     /// # Errors
     /// Missing tensors, tensors of the wrong shape, unknown kinds of rope scaling.
     pub fn from_checkpoint(checkpoint: &Checkpoint, split: KvBSplit) -> Result<Self> {
-        let Plan { vocab_size, hidden_size: hidden, rms_norm_eps: eps, .. } = *checkpoint.plan();
+        let Plan { vocab_size, hidden_size: hidden, rms_norm_eps: eps, around, .. } = *checkpoint.plan();
         let embed_tokens = checkpoint.weight("model.embed_tokens", &[vocab_size, hidden])?;
         let lm_head = if checkpoint.plan().tie_word_embeddings {
             Linear::from_weight(embed_tokens.clone())
@@ -78,19 +87,42 @@ impl Model {
         let layers = checkpoint.plan().layers.iter().enumerate();
         let layers = layers
             .map(|(layer_idx, plan)| {
-                let path = |part: &str| format!("model.layers.{layer_idx}.{part}");
+                let layer = format!("model.layers.{layer_idx}");
+                let path = |part: &str| format!("{layer}.{part}");
                 let norm = |part: &str| Norm::load(checkpoint, &path(part), hidden, eps);
                 let attention = (&plan.attention, hidden, eps);
+                let is_sandwich = plan.norms == LayerNorms::Sandwich;
+                let before_mlp =
+                    if is_sandwich { "pre_feedforward_layernorm" } else { "post_attention_layernorm" };
+                let sandwich = is_sandwich.then(|| {
+                    let width = around.per_layer_input;
+                    Ok::<_, Error>((
+                        norm("post_attention_layernorm")?,
+                        norm("post_feedforward_layernorm")?,
+                        GemmaEnd::load(checkpoint, &layer, width, hidden, eps)?,
+                    ))
+                });
+                let mlp_path = if plan.mlp_path.is_empty() { layer.clone() } else { path(plan.mlp_path) };
                 Ok(Layer {
                     input_layernorm: norm("input_layernorm")?,
                     self_attn: AttentionLayer::load(checkpoint, &path("self_attn"), attention, split)?,
-                    post_attention_layernorm: norm("post_attention_layernorm")?,
-                    mlp: Mlp::load(checkpoint, &path("mlp"), &plan.mlp, hidden)?,
+                    post_attention_layernorm: norm(before_mlp)?,
+                    mlp: Mlp::load(checkpoint, &mlp_path, &plan.mlp, (hidden, eps))?,
+                    sandwich: sandwich.transpose()?,
+                    cache_idx: match &plan.attention {
+                        AttentionPlan::Gqa(gqa) => gqa.shares.unwrap_or(layer_idx),
+                        AttentionPlan::Mla(_) => layer_idx,
+                    },
                 })
             })
             .collect::<Result<_>>()?;
         let norm = Norm::load(checkpoint, "model.norm", hidden, eps)?;
-        Ok(Self { vocab_size, embed_tokens, layers, norm, lm_head })
+        let n_layers = checkpoint.plan().layers.len();
+        let per_layer_inputs = around
+            .per_layer_input
+            .map(|width| PerLayerInputs::load(checkpoint, [vocab_size, n_layers, hidden, width], eps))
+            .transpose()?;
+        Ok(Self { vocab_size, embed_tokens, layers, norm, lm_head, around, per_layer_inputs })
     }
 
     /// One pass over a sequence from position 0, with all intermediate results.

@@ -13,7 +13,7 @@ mod norm;
 mod rope;
 mod router;
 
-pub use activation::{add, sigmoid, silu, softmax, swiglu};
+pub use activation::{Activation, add, gated, gelu_tanh, sigmoid, silu, soft_cap, softmax, swiglu};
 pub use attention::{Attention, MlaAttention, Sight, attention, attention_with, mla_attention};
 pub use matmul::{Combine, GatherInput, GatherMatmul, combine, gather_matmul, matmul};
 pub use norm::rms_norm;

@@ -1,6 +1,6 @@
 //! What a `config.json` asks for, as plain data: the sizes and settings of every layer.
 
-use crate::ops::{NoauxTc, RopeLayout, SoftmaxTopK};
+use crate::ops::{Activation, NoauxTc, RopeLayout, SoftmaxTopK};
 
 /// A model: embedding, layers, a norm, the output projection.
 #[derive(Debug, Clone, PartialEq)]
@@ -13,17 +13,43 @@ pub struct Plan {
     pub rms_norm_eps: f64,
     /// Whether the embedding is also the output projection.
     pub tie_word_embeddings: bool,
+    /// What some models have around their layers.
+    pub around: Around,
     /// The layers.
     pub layers: Vec<LayerPlan>,
 }
 
-/// `h = x + attention(rms_norm(x)); out = h + mlp(rms_norm(h))`.
+/// What some models have around their layers.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Around {
+    /// Factor on the embedding, if not 1.
+    pub embed_factor: Option<f64>,
+    /// The cap of the logits.
+    pub logit_cap: Option<f64>,
+    /// Elements of the input that each layer has of its own.
+    pub per_layer_input: Option<usize>,
+}
+
+/// `h = x + attention(rms_norm(x)); out = h + mlp(rms_norm(h))`, or a sandwich.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerPlan {
     /// The attention module, at `self_attn`.
     pub attention: AttentionPlan,
-    /// The MLP module, at `mlp`.
+    /// The MLP module.
     pub mlp: MlpPlan,
+    /// Where the MLP module is, usually `mlp`.
+    pub mlp_path: &'static str,
+    /// Whether there are norms after each part, and what goes with them.
+    pub norms: LayerNorms,
+}
+
+/// Where a layer has norms.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LayerNorms {
+    /// Before each part.
+    Before,
+    /// Before and after each part, then perhaps the layer's own input, then a scalar: Gemma 4.
+    Sandwich,
 }
 
 /// An attention module.
@@ -35,7 +61,7 @@ pub enum AttentionPlan {
     Mla(MlaPlan),
 }
 
-/// Grouped-query attention with scores divided by `√head_dim`.
+/// Grouped-query attention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GqaPlan {
     /// Query heads.
@@ -44,10 +70,33 @@ pub struct GqaPlan {
     pub n_kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Whether queries and keys are normed, head by head, before rope.
-    pub qk_norm: bool,
+    /// How queries and keys are normed before rope.
+    pub qk_norm: HeadNorms,
     /// Rope on queries and keys.
     pub rope: RopePlan,
+    /// Factor on the scores.
+    pub scale: f64,
+    /// Positions that a query sees, its own included; `None` for all.
+    pub window: Option<usize>,
+    /// Whether each head has a sink.
+    pub sinks: bool,
+    /// Whether values are the raw keys.
+    pub k_is_v: bool,
+    /// Whether values are normed without a weight.
+    pub v_norm: bool,
+    /// The earlier layer whose keys and values are used instead of own ones.
+    pub shares: Option<usize>,
+}
+
+/// How queries and keys are normed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HeadNorms {
+    /// They are not.
+    None,
+    /// Head by head.
+    Each,
+    /// All heads of a token as one vector.
+    All,
 }
 
 /// Multi-head latent attention.
@@ -57,6 +106,8 @@ pub struct MlaPlan {
     pub q_lora_rank: Option<usize>,
     /// Heads and their parts.
     pub sizes: MlaProjections,
+    /// Added to the mean square in the norms of the bottlenecks.
+    pub eps: f64,
     /// Elements of a query head with position, and of the shared key.
     pub qk_rope_head_dim: usize,
     /// Factor on the scores.
@@ -96,11 +147,17 @@ pub enum MlpPlan {
     Dense(usize),
     /// A mixture of experts.
     Moe(MoePlan),
+    /// A GeGLU of this inner width, and beside it a mixture if there is one: Gemma 4.
+    Gemma(usize, Option<MoePlan>),
 }
 
 /// A mixture of gated MLPs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MoePlan {
+    /// Where the router's matrix is, below the module.
+    pub gate: &'static str,
+    /// What joins an expert's gate and up.
+    pub activation: Activation,
     /// Inner width of an expert.
     pub inner: usize,
     /// Inner width of the shared experts together; 0 for none.
@@ -114,8 +171,15 @@ pub struct MoePlan {
 pub enum RouterPlan {
     /// [`crate::ops::softmax_top_k`].
     Softmax(SoftmaxTopK),
-    /// [`crate::ops::noaux_tc`], with a bias at `gate.e_score_correction_bias`.
-    NoauxTc(NoauxTc),
+    /// Softmax over the logits of the `top_k` largest alone.
+    SoftmaxOfChosen {
+        /// Routed experts.
+        n_experts: usize,
+        /// Experts chosen for each token.
+        top_k: usize,
+    },
+    /// [`crate::ops::noaux_tc`], with a bias at the path given, below the module.
+    NoauxTc(NoauxTc, &'static str),
 }
 
 impl RouterPlan {
@@ -124,7 +188,8 @@ impl RouterPlan {
     pub fn n_experts(&self) -> usize {
         match self {
             Self::Softmax(router) => router.n_experts,
-            Self::NoauxTc(router) => router.n_experts,
+            Self::SoftmaxOfChosen { n_experts, .. } => *n_experts,
+            Self::NoauxTc(router, _) => router.n_experts,
         }
     }
 }

@@ -18,7 +18,9 @@ fn dir(family: &str) -> PathBuf {
 }
 
 #[rstest]
-fn taps_agree(#[values("glm4_moe", "qwen3")] family: &str) {
+fn taps_agree(
+    #[values("deepseek_v3", "gemma4", "gemma4_e", "glm4_moe", "gpt_oss", "minimax", "qwen3")] family: &str,
+) {
     let model = Model::load(dir(family)).unwrap();
     let taps = TensorFile::open(dir(family).join("taps.safetensors")).unwrap();
     let ints = |name: &str| taps.ints(name).unwrap();

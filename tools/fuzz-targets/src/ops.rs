@@ -7,7 +7,7 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use zmlx_kernels::cpu::{CpuBackend, CpuCache, CpuIndices, CpuStep, CpuTensor, CpuWeight, Level};
 use zmlx_kernels::{
-    AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, DType, GateUp, HostWeight, KvFormat,
+    Activation, AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, DType, Down, GateUp, HostWeight, KvFormat,
     Logits, MlaInputs, MlaWeights, NoauxTc, QuantSpec, Renormalize, Result, Rope, RopePairing, SoftmaxTopK,
     Span, WeightBytes, WeightFormat,
 };
@@ -197,18 +197,18 @@ fn call(r: &mut Random<'_>, b: &CpuBackend) -> Option<bool> {
             let gate = r.weight(b, [4, e, d])?;
             let up = if r.one_in(2) { gate.clone() } else { r.weight(b, [4, e, gate.n_in()])? };
             let (x, experts) = (r.tensor(b, &[n, gate.n_in()])?, r.indices(b, &[n, k], 4)?);
-            seen(b, b.gather_qmm_swiglu(&x, GateUp { gate: &gate, up: &up }, &experts))
+            seen(b, b.gather_qmm_swiglu(&x, GateUp::swiglu(&gate, &up), &experts))
         }
         4 => {
             let w = r.weight(b, [4, e, d])?;
             let (x, experts) = (r.tensor(b, &[n, k, w.n_in()])?, r.indices(b, &[n, k], 4)?);
             let weights = r.tensor(b, &[n, k])?;
-            seen(b, b.gather_qmm_combine(&x, &w, &experts, &weights))
+            seen(b, b.gather_qmm_combine(&x, Down::plain(&w), &experts, &weights))
         }
         5 => {
             let gate = r.weight(b, [1, e, d])?;
             let up = if r.one_in(2) { gate.clone() } else { r.weight(b, [1, e, gate.n_in()])? };
-            seen(b, b.qmm_swiglu(&r.tensor(b, &[n, gate.n_in()])?, GateUp { gate: &gate, up: &up }))
+            seen(b, b.qmm_swiglu(&r.tensor(b, &[n, gate.n_in()])?, GateUp::swiglu(&gate, &up)))
         }
         6 => {
             let o = r.odd(d);
@@ -279,7 +279,7 @@ fn call(r: &mut Random<'_>, b: &CpuBackend) -> Option<bool> {
             let w = b.concat_rows(&[&first, &second, &first]).ok()?;
             let rows = r.odd(k);
             let x = r.tensor(b, &[rows, w.n_in()])?;
-            seen(b, b.qmm_swiglu(&x, GateUp { gate: &w, up: &w })).and(seen(b, b.linear(&x, &w)))
+            seen(b, b.qmm_swiglu(&x, GateUp::swiglu(&w, &w))).and(seen(b, b.linear(&x, &w)))
         }
         _ => {
             let width = r.odd(d);
@@ -287,7 +287,7 @@ fn call(r: &mut Random<'_>, b: &CpuBackend) -> Option<bool> {
             let (n_group, topk_group) = (r.odd(2), r.odd(1));
             for y in [
                 b.add(&x, &y),
-                b.swiglu(&x, &y),
+                b.gated(&x, &y, Activation::SwiGlu),
                 b.softmax(&x),
                 b.sigmoid(&x),
                 b.scale(&x, 0.5),

@@ -165,7 +165,7 @@ mod tests {
             experts: &B::Indices,
         ) -> zmlx_kernels::Result<B::Tensor> {
             let weights = match self {
-                Self::GateAndUpSwapped => GateUp { gate: weights.up, up: weights.gate },
+                Self::GateAndUpSwapped => GateUp { gate: weights.up, up: weights.gate, ..weights },
                 _ => weights,
             };
             backend.gather_qmm_swiglu(x, weights, experts)

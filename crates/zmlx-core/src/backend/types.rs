@@ -149,10 +149,58 @@ pub struct MlaWeights<'a, W> {
 /// The gate and up projections of an MLP or of a bank of experts, `[n_out, n_in]` each.
 #[derive(Debug)]
 pub struct GateUp<'a, W> {
-    /// The projection that goes through SiLU.
+    /// The projection that goes through the nonlinear function.
     pub gate: &'a W,
     /// The projection that multiplies it.
     pub up: &'a W,
+    /// What is added to gate and to up, `n_mats × [1, n_out]` each.
+    pub biases: Option<[&'a W; 2]>,
+    /// What joins both.
+    pub activation: Activation,
+}
+
+impl<'a, W> GateUp<'a, W> {
+    /// Projections without biases that SwiGLU joins.
+    pub const fn swiglu(gate: &'a W, up: &'a W) -> Self {
+        Self { gate, up, biases: None, activation: Activation::SwiGlu }
+    }
+
+    /// True if there are no biases and SwiGLU joins both: what every backend has a kernel for.
+    pub fn is_plain(&self) -> bool {
+        self.biases.is_none() && self.activation == Activation::SwiGlu
+    }
+}
+
+/// What joins the gate and up projections of a gated MLP, `g` and `u`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Activation {
+    /// `silu(g) · u`, `silu(v) = v / (1 + exp(-v))`.
+    SwiGlu,
+    /// `gelu(g) · u`, `gelu(v) = v/2 · (1 + tanh(√(2/π) · (v + 0.044715·v³)))`.
+    GeGlu,
+    /// `g' / (1 + exp(-alpha·g')) · (u' + 1)`, g' being g up to `limit` and u' being u from `-limit` to `limit`.
+    ClampedSwiGlu {
+        /// How steep the function of the gate is.
+        alpha: f32,
+        /// The largest value that counts; positive.
+        limit: f32,
+    },
+}
+
+/// The down projections of a bank of experts, `n_experts × [n_out, n_in]`.
+#[derive(Debug)]
+pub struct Down<'a, W> {
+    /// The matrices.
+    pub weight: &'a W,
+    /// What is added to their products, `n_experts × [1, n_out]`.
+    pub bias: Option<&'a W>,
+}
+
+impl<'a, W> Down<'a, W> {
+    /// Without a bias.
+    pub const fn plain(weight: &'a W) -> Self {
+        Self { weight, bias: None }
+    }
 }
 
 macro_rules! copy_references {
@@ -166,7 +214,7 @@ macro_rules! copy_references {
         impl<T> Copy for $name<'_, T> {}
     )*};
 }
-copy_references!(MlaInputs, MlaWeights, GateUp, SampleSettings, Repetition);
+copy_references!(MlaInputs, MlaWeights, GateUp, Down, SampleSettings, Repetition);
 
 /// How often threads that compute together waited for each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

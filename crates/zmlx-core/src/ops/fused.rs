@@ -5,9 +5,11 @@ macro_rules! fused_ops {
     ($callback:ident, $B:ident) => {
         $callback! { $B;
 
-        /// `silu(x · gateᵀ) · (x · upᵀ)` for the chosen experts, in one pass over gate and up.
+        /// `activation(x · gateᵀ + gate's bias, x · upᵀ + up's bias)` for the chosen experts, in one pass over gate and up:
+        /// usually `silu(x · gateᵀ) · (x · upᵀ)`.
         ///
-        /// **Shapes** x `[n, n_in]`, gate, up `n_experts × [n_out, n_in]`, experts `[n, top_k]` → `[n, top_k, n_out]`.
+        /// **Shapes** x `[n, n_in]`, gate, up `n_experts × [n_out, n_in]`, their biases if there are any
+        /// `n_experts × [1, n_out]`, experts `[n, top_k]` → `[n, top_k, n_out]`.
         /// **Dtypes** any format; gate and up may differ. **Numerics** accurate: gate and up stay in f32 until the
         /// product, which is rounded once. **Work** gate and up of each expert that occurs once per call,
         /// 4·n·top_k·n_out·n_in FLOPs; no intermediate leaves the kernel. **Source** the four ops `gather_qmm`,
@@ -22,9 +24,9 @@ macro_rules! fused_ops {
             experts: &$B::Indices,
         ) -> Tensor;
 
-        /// `y[t] = Σ_s weights[t, s] · (x[t, s] · down[experts[t, s]]ᵀ)`.
+        /// `y[t] = Σ_s weights[t, s] · (x[t, s] · down[experts[t, s]]ᵀ + bias[experts[t, s]])`, the bias if there is one.
         ///
-        /// **Shapes** x `[n, top_k, n_in]`, down `n_experts × [n_out, n_in]`, weights, experts `[n, top_k]` →
+        /// **Shapes** x `[n, top_k, n_in]`, down `n_experts × [n_out, n_in]`, bias `n_experts × [1, n_out]`, weights, experts `[n, top_k]` →
         /// `[n, n_out]`. **Numerics** the sum is in f32; its order over s is the backend's. **Work** down of each expert
         /// that occurs once per call, 2·n·top_k·n_out·(n_in + 1) FLOPs. **Source** `gather_qmm`, `multiply`, `sum` of
         /// mlx-lm's MoE blocks.
@@ -34,14 +36,14 @@ macro_rules! fused_ops {
         #[op(GATHER_QMM_COMBINE, Down, Some(Combine))]
         fn gather_qmm_combine(
             x: &$B::Tensor,
-            down: &$B::Weight,
+            down: Down<'_, $B::Weight>,
             experts: &$B::Indices,
             weights: &$B::Tensor,
         ) -> Tensor;
 
-        /// `silu(x · gateᵀ) · (x · upᵀ)` of a dense MLP or shared expert.
+        /// `activation(x · gateᵀ + gate's bias, x · upᵀ + up's bias)` of a dense MLP or shared expert.
         ///
-        /// **Shapes** x `[n, n_in]`, gate, up `1 × [n_out, n_in]` → `[n, n_out]`. **Numerics**, **Work** and **Errors**
+        /// **Shapes** x `[n, n_in]`, gate, up `1 × [n_out, n_in]`, their biases `1 × [1, n_out]` → `[n, n_out]`. **Numerics**, **Work** and **Errors**
         /// as [`Backend::gather_qmm_swiglu`] with one expert.
         ///
         /// # Errors

@@ -46,6 +46,16 @@ macro_rules! plain_ops {
         #[op(GATHER_LINEAR, Gather)]
         fn gather_linear(x: &$B::Tensor, weight: &$B::Weight, experts: &$B::Indices) -> Tensor;
 
+        /// Adds the biases of each token's chosen experts: `y[t, s] = x[t, s] + bank[experts[t, s]]`.
+        ///
+        /// **Shapes** x `[n, top_k, d]`, bank `n_experts × [1, d]`, dense, experts `[n, top_k]` → as x. **Source** mlx-lm
+        /// `SwitchLinear`.
+        ///
+        /// # Errors
+        /// If shapes do not fit or an index is not below `n_experts`.
+        #[op(GATHER_ADD, Other)]
+        fn gather_add(x: &$B::Tensor, bank: &$B::Weight, experts: &$B::Indices) -> Tensor;
+
         /// One matrix per head: `y[t, h] = x[t, h] · W[h]ᵀ`.
         ///
         /// **Shapes** x `[n, n_heads, n_in]`, W `n_heads × [n_out, n_in]` → `[n, n_heads, n_out]`. **Numerics** and
@@ -87,6 +97,22 @@ macro_rules! plain_ops {
             settings: &AttentionSettings,
         ) -> Tensor;
 
+        /// [`Backend::attention`] on what another layer has written behind the sequences of `cache` in this step: appends
+        /// nothing.
+        ///
+        /// **Shapes** q `[n, n_heads, d]` → the same. **Numerics** and **Work** as there. **Source** mlx-lm `gemma4`, layers
+        /// that share keys and values.
+        ///
+        /// # Errors
+        /// As [`Backend::attention`]; also if the cache lacks the step's tokens.
+        #[op(ATTENTION_SHARED, Attention)]
+        fn attention_shared(
+            q: &$B::Tensor,
+            cache: &$B::Cache,
+            step: &$B::Step,
+            settings: &AttentionSettings,
+        ) -> Tensor;
+
         /// Attention on latents: writes `kv` and `k_pe` behind those in the cache, then
         /// `y[t, h] = softmax_j(scale · (q_nope[t, h]·kv[j] + q_pe[t, h]·k_pe[j]))·kv[j]`, causal.
         ///
@@ -111,12 +137,20 @@ macro_rules! plain_ops {
         #[op(ADD, Other)]
         fn add(a: &$B::Tensor, b: &$B::Tensor) -> Tensor;
 
-        /// `silu(gate) · up` with `silu(v) = v / (1 + exp(-v))`, equal shapes. **Source** mlx-lm `swiglu`.
+        /// Joins the two projections of a gated MLP by one of the formulas of [`Activation`]; equal shapes. **Numerics** f32,
+        /// NaN stays NaN. **Source** mlx-lm `swiglu`, `geglu`, gpt_oss's `swiglu`.
         ///
         /// # Errors
         /// If the shapes differ.
-        #[op(SWIGLU, Activation)]
-        fn swiglu(gate: &$B::Tensor, up: &$B::Tensor) -> Tensor;
+        #[op(GATED, Activation)]
+        fn gated(gate: &$B::Tensor, up: &$B::Tensor, activation: Activation) -> Tensor;
+
+        /// `cap · tanh(x / cap)`. **Source** mlx-lm `logit_softcap`.
+        ///
+        /// # Errors
+        /// If the cap is not positive.
+        #[op(SOFT_CAP, Other)]
+        fn soft_cap(x: &$B::Tensor, cap: f32) -> Tensor;
 
         /// Softmax over the last dimension, the maximum subtracted first.
         ///
@@ -163,6 +197,13 @@ macro_rules! plain_ops {
         /// If shapes do not fit or an index is not below d.
         #[op(TAKE_LAST, Other)]
         fn take_last(x: &$B::Tensor, indices: &$B::Indices) -> Tensor;
+
+        /// `y[t, s] = x[t, s] · vector[indices[t, s]]`. **Shapes** x, indices `[n, k]`, vector `1 × [1, d]` → as x.
+        ///
+        /// # Errors
+        /// If shapes do not fit or an index is not below d.
+        #[op(MUL_TAKEN, Route)]
+        fn mul_taken(x: &$B::Tensor, vector: &$B::Weight, indices: &$B::Indices) -> Tensor;
 
         /// `x / (Σ x + eps)` over the last dimension.
         ///

@@ -260,6 +260,17 @@ impl CpuCache {
         Ok(())
     }
 
+    /// Checks that each sequence has been given memory up to the end of its span.
+    pub(super) fn check_room(&self, op: &'static str, spans: &[Span]) -> Result<()> {
+        for span in spans.iter().filter(|span| span.n_tokens > 0) {
+            let n_tokens = span.start + span.n_tokens;
+            let has_room = self.slots.get(span.slot).is_some_and(|s| s.table.len() >= s.n_pages(n_tokens));
+            let want = format_args!("tokens that were written to slot {}", span.slot);
+            ensure(has_room, op, "step", want, n_tokens)?;
+        }
+        Ok(())
+    }
+
     /// Writes behind each sequence its new tokens' rows: `first` and `second` are `[n_tokens, n_heads, width]`.
     pub(super) fn append(&mut self, spans: &[Span], first: &CpuTensor, second: &CpuTensor) -> Result<()> {
         let (n_heads, widths) = (self.n_heads(), self.widths());

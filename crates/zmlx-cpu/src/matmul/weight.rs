@@ -19,7 +19,7 @@ struct Inner {
     parts: Vec<WeightPart>,
     /// Which matrices have been used: what is read from disk for the first time is asked for as a whole.
     is_used: Vec<AtomicBool>,
-    /// The values of a single dense row (norm weights, biases).
+    /// The values of matrices of one row (norm weights, biases, banks of biases).
     vector: Option<Vec<f32>>,
 }
 
@@ -70,7 +70,7 @@ impl CpuWeight {
             let first = host.mat(0);
             [&first.data, &first.scales, &first.biases].map(|b| b.len() / host.n_out())
         };
-        let is_vector = host.n_mats() == 1 && host.n_out() == 1;
+        let is_vector = host.n_out() == 1;
         Self(std::sync::Arc::new(Inner {
             n_mats: host.n_mats(),
             n_out: host.n_out(),
@@ -146,8 +146,13 @@ impl CpuWeight {
     }
 
     pub(crate) fn vector(&self, op: &'static str, len: usize) -> Result<&[f32]> {
+        self.vectors(op, 1, len)
+    }
+
+    /// The values of `n_mats` vectors of that length, one behind the other.
+    pub(crate) fn vectors(&self, op: &'static str, n_mats: usize, len: usize) -> Result<&[f32]> {
         let shape = [self.n_mats(), self.n_out(), self.n_in()];
-        ensure(shape == [1, 1, len], op, "weight", format_args!("[1, 1, {len}]"), shape)?;
+        ensure(shape == [n_mats, 1, len], op, "weight", format_args!("[{n_mats}, 1, {len}]"), shape)?;
         self.0.vector.as_deref().ok_or_else(|| Error::Unsupported {
             op,
             backend: crate::NAME,

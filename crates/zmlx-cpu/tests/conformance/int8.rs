@@ -5,7 +5,7 @@ use zmlx_conformance::bounds;
 use zmlx_conformance::cases::{self, EXPERTS, Experts, N_GROUPS, N_OUT, N_TOKENS, REAL_WIDTHS};
 use zmlx_conformance::inputs::{Place, Raw, TestWeight};
 use zmlx_conformance::suite::Host;
-use zmlx_core::{Backend, GateUp, WeightFormat};
+use zmlx_core::{Backend, Down, GateUp, WeightFormat};
 use zmlx_cpu::{Activations, CpuBackend, Level};
 use zmlx_oracle::testing::{random_experts, random_f32};
 
@@ -82,10 +82,13 @@ fn experts_are_exact_for_round_activations() {
             let (x, h) = (b.put(&x, &[n_tokens, n_in]), b.put(&h, &[n_tokens, top_k, n_in]));
             let (gate, up) = (b.load(&gate), b.load(&up));
             let experts = b.put_indices(&experts, &[n_tokens, top_k]);
-            let y = b.gather_qmm_swiglu(&x, GateUp { gate: &gate, up: &up }, &experts).unwrap();
+            let y = b.gather_qmm_swiglu(&x, GateUp::swiglu(&gate, &up), &experts).unwrap();
             swiglu.check(&b.get(&y), what);
             let weights = b.put(&weights, &[n_tokens, top_k]);
-            combine.check(&b.get(&b.gather_qmm_combine(&h, &up, &experts, &weights).unwrap()), what);
+            combine.check(
+                &b.get(&b.gather_qmm_combine(&h, Down::plain(&up), &experts, &weights).unwrap()),
+                what,
+            );
         }
     }
 }

@@ -104,7 +104,7 @@ fn products_equal_mlx_within_rounding_on_every_level() {
             check(backend.linear(&x, &one).unwrap(), "y");
             check(backend.gather_linear(&x, &gate, &experts).unwrap(), "gather");
             check(backend.gather_linear(&x, &up, &experts).unwrap(), "gather_up");
-            let weights = GateUp { gate: &gate, up: &up };
+            let weights = GateUp::swiglu(&gate, &up);
             check(backend.gather_qmm_swiglu(&x, weights, &experts).unwrap(), "swiglu");
         }
     }

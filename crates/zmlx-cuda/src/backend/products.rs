@@ -1,6 +1,6 @@
 //! Products: checks of arguments, and what goes along with a product.
 
-use zmlx_core::{GateUp, Result, stock};
+use zmlx_core::{Down, GateUp, Result, stock};
 
 use super::CudaBackend;
 use crate::matmul::MIN_TOKENS;
@@ -125,11 +125,15 @@ impl CudaBackend {
     pub(super) fn gathered_sum(
         &self,
         x: &CudaTensor,
-        down: &CudaWeight,
+        down: Down<'_, CudaWeight>,
         experts: &CudaIndices,
         weights: &CudaTensor,
     ) -> Result<CudaTensor> {
         const OP: &str = "gather_qmm_combine";
+        if down.bias.is_some() {
+            return stock::gather_qmm_combine(self, x, down, experts, weights);
+        }
+        let down = down.weight;
         ensure(experts.dims().len() == 2, OP, "experts", "[n, top_k]", experts)?;
         let (n, top_k) = (experts.dims()[0], experts.dims()[1]);
         ensure(x.dims() == [n, top_k, down.n_in], OP, "x", format_args!("[{n}, {top_k}, {}]", down.n_in), x)?;
@@ -137,7 +141,7 @@ impl CudaBackend {
         let mut product = self.gathered(OP, x, &[down], experts)?;
         (product.n_jobs, product.n_slots) = (n, top_k);
         if n >= MIN_TOKENS || !product.fits(&self.device) {
-            return stock::gather_qmm_combine(self, x, down, experts, weights);
+            return stock::gather_qmm_combine(self, x, Down::plain(down), experts, weights);
         }
         product.slot_weights = Some(weights.contiguous(&self.device)?);
         let shape = Shape::new(OP, &[n, down.n_out])?;
@@ -160,10 +164,13 @@ impl CudaBackend {
     }
 }
 
-/// Checks that gate and up are alike, and tells whether one kernel can take both.
+/// Checks that gate and up are alike, and tells whether one kernel can take both: it knows SwiGLU without biases.
 fn check_gate_up(op: &'static str, w: GateUp<'_, CudaWeight>) -> Result<bool> {
     let (gate, up) = (w.gate, w.up);
     let same = (gate.n_mats, gate.n_out, gate.n_in) == (up.n_mats, up.n_out, up.n_in);
     ensure(same, op, "up", format_args!("{gate:?}"), up)?;
-    Ok(gate.parts.len() == 1 && up.parts.len() == 1 && gate.parts[0].format == up.parts[0].format)
+    Ok(w.is_plain()
+        && gate.parts.len() == 1
+        && up.parts.len() == 1
+        && gate.parts[0].format == up.parts[0].format)
 }

@@ -22,6 +22,62 @@ extern "C" __global__ void swiglu(const __grid_constant__ BinaryArgs a) {
     EACH(i, a.n) a.y[i] = silu_times(a.a[i], a.b[i]);
 }
 
+struct GatedArgs {
+    const float* gate;
+    const float* up;
+    float* y;
+    u64 n;
+    float alpha; // of the clamped one
+    float limit;
+};
+
+// gelu(gate) * up: x * sigmoid(2z) is x/2 * (1 + tanh(z)), and nothing cancels.
+extern "C" __global__ void geglu(const __grid_constant__ GatedArgs a) {
+    wait_for_inputs();
+    EACH(i, a.n) {
+        const float x = a.gate[i];
+        a.y[i] = x / (1.0f + expf(-1.5957691f * (x + 0.044715f * x * x * x))) * a.up[i];
+    }
+}
+
+// NaN stays NaN.
+extern "C" __global__ void clamped_swiglu(const __grid_constant__ GatedArgs a) {
+    wait_for_inputs();
+    EACH(i, a.n) {
+        float gate = a.gate[i], up = a.up[i];
+        gate = gate > a.limit ? a.limit : gate;
+        up = up > a.limit ? a.limit : up < -a.limit ? -a.limit : up;
+        a.y[i] = gate / (1.0f + expf(-a.alpha * gate)) * (up + 1.0f);
+    }
+}
+
+struct GatherAddArgs {
+    const float* x;     // [n_rows, width]
+    const float* bank;  // [n_experts, width]
+    const u32* experts; // [n_rows]
+    float* y;
+    u32 width;
+    u64 n;
+};
+
+extern "C" __global__ void gather_add(const __grid_constant__ GatherAddArgs a) {
+    wait_for_inputs();
+    EACH(i, a.n) a.y[i] = a.x[i] + a.bank[(u64)a.experts[i / a.width] * a.width + i % a.width];
+}
+
+struct MulTakenArgs {
+    const float* x;
+    const float* vector;
+    const u32* indices;
+    float* y;
+    u64 n;
+};
+
+extern "C" __global__ void mul_taken(const __grid_constant__ MulTakenArgs a) {
+    wait_for_inputs();
+    EACH(i, a.n) a.y[i] = a.x[i] * a.vector[a.indices[i]];
+}
+
 struct UnaryArgs {
     const float* x;
     float* y;
@@ -32,6 +88,11 @@ struct UnaryArgs {
 extern "C" __global__ void scale(const __grid_constant__ UnaryArgs a) {
     wait_for_inputs();
     EACH(i, a.n) a.y[i] = a.x[i] * a.factor;
+}
+
+extern "C" __global__ void soft_cap(const __grid_constant__ UnaryArgs a) {
+    wait_for_inputs();
+    EACH(i, a.n) a.y[i] = a.factor * tanhf(a.x[i] / a.factor);
 }
 
 extern "C" __global__ void sigmoid(const __grid_constant__ UnaryArgs a) {

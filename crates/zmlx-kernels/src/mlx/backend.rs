@@ -12,6 +12,7 @@
 mod attention;
 mod cache;
 mod fused;
+mod gated;
 mod indices;
 mod router;
 mod sample;
@@ -38,9 +39,9 @@ use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::stock::{self, Routers};
 use crate::{
-    AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Error, GateUp, HostWeight,
-    Instrumented, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK,
-    Span,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Down, Error, GateUp,
+    HostWeight, Instrumented, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings,
+    SoftmaxTopK, Span,
 };
 use router::Pick;
 
@@ -366,6 +367,20 @@ impl Backend for MlxBackend {
         y.squeeze_axes(&[-2]).map_err(f(OP))
     }
 
+    fn gather_add(&self, x: &Array, bank: &MlxWeight, experts: &MlxIndices) -> Result<Array> {
+        const OP: &str = "gather_add";
+        let width = last_width(x);
+        let rows = dims(x);
+        let fits = rows.len() == 3 && dims(experts.array()) == rows[..2];
+        ensure(fits, OP, "x", "[n, top_k, d] for experts [n, top_k]", rows)?;
+        experts.check(OP, "expert", bank.n_mats())?;
+        let bank = bank.vectors(OP, bank.n_mats(), width)?;
+        if x.size() == 0 {
+            return Ok(x.clone());
+        }
+        bank.take_axis(experts.array(), 0).and_then(|biases| x.add(biases)).map_err(f(OP))
+    }
+
     fn head_linear(&self, x: &Array, weight: &MlxWeight) -> Result<Array> {
         const OP: &str = "head_linear";
         let shape = dims(x);
@@ -392,6 +407,16 @@ impl Backend for MlxBackend {
         settings: &AttentionSettings,
     ) -> Result<Array> {
         attention::heads(inputs, cache, step, settings)
+    }
+
+    fn attention_shared(
+        &self,
+        q: &Array,
+        cache: &MlxCache,
+        step: &MlxStep,
+        settings: &AttentionSettings,
+    ) -> Result<Array> {
+        attention::shared(q, cache, step, settings)
     }
 
     fn latent_attention(
@@ -421,11 +446,16 @@ impl Backend for MlxBackend {
         a.add(b).map_err(f("add"))
     }
 
-    /// mlx-lm compiles this op (`mx.compile`): every step rounds to the activations' type there as here.
-    fn swiglu(&self, gate: &Array, up: &Array) -> Result<Array> {
-        same_shape("swiglu", "up", gate, up)?;
-        let silu = ops::sigmoid(gate).and_then(|s| gate.multiply(s));
-        silu.and_then(|s| s.multiply(up)).map_err(f("swiglu"))
+    fn gated(&self, gate: &Array, up: &Array, activation: Activation) -> Result<Array> {
+        same_shape("gated", "up", gate, up)?;
+        gated::gated(gate, up, activation)
+    }
+
+    fn soft_cap(&self, x: &Array, cap: f32) -> Result<Array> {
+        const OP: &str = "soft_cap";
+        ensure(cap > 0.0, OP, "cap", "a positive number", cap)?;
+        let cap = scalar(cap, x.dtype())?;
+        x.divide(&cap).and_then(|x| ops::tanh(&x)?.multiply(&cap)).map_err(f(OP))
     }
 
     fn softmax(&self, x: &Array) -> Result<Array> {
@@ -475,6 +505,18 @@ impl Backend for MlxBackend {
             return zeros(OP, &[0, shape[1] as usize], x.dtype());
         }
         x.take_along_axis(indices.array(), -1).map_err(f(OP))
+    }
+
+    fn mul_taken(&self, x: &Array, vector: &MlxWeight, indices: &MlxIndices) -> Result<Array> {
+        const OP: &str = "mul_taken";
+        let len = vector.n_in();
+        let vector = vector.vector(OP, len)?;
+        same_shape(OP, "indices", x, indices.array())?;
+        indices.check(OP, "value", len)?;
+        if x.size() == 0 {
+            return Ok(x.clone());
+        }
+        vector.take_axis(indices.array(), 0).and_then(|factors| x.multiply(factors)).map_err(f(OP))
     }
 
     fn div_by_sum(&self, x: &Array, eps: f32) -> Result<Array> {
@@ -540,6 +582,8 @@ impl Backend for MlxBackend {
         let fits = dims(x).len() == 2
             && dims(experts.array()).len() == 2
             && dims(x) == [dims(experts.array())[0], weights.gate.n_in()];
+        // The kernel knows SwiGLU without biases; other activations are composed.
+        let fits = fits && weights.is_plain();
         match fits.then(|| self.fused_gather_qmm_swiglu(x, weights, experts)).transpose()?.flatten() {
             Some(y) => Ok(y),
             None => stock::gather_qmm_swiglu(self, x, weights, experts),
@@ -549,18 +593,24 @@ impl Backend for MlxBackend {
     fn gather_qmm_combine(
         &self,
         x: &Array,
-        down: &MlxWeight,
+        down: Down<'_, MlxWeight>,
         experts: &MlxIndices,
         weights: &Array,
     ) -> Result<Array> {
         const OP: &str = "gather_qmm_combine";
-        experts.check(OP, "expert", down.n_mats())?;
+        let (n_mats, n_in) = (down.weight.n_mats(), down.weight.n_in());
+        experts.check(OP, "expert", n_mats)?;
         let slots = dims(experts.array());
         let fits = slots.len() == 2
-            && dims(x) == [slots[0], slots[1], down.n_in()]
+            && dims(x) == [slots[0], slots[1], n_in]
             && dims(weights) == [slots[0], slots[1]];
-        ensure(fits, OP, "x", format_args!("[n, top_k, {}] for experts {slots:?}", down.n_in()), dims(x))?;
-        match self.fused_gather_qmm_combine(x, down, experts, weights)? {
+        ensure(fits, OP, "x", format_args!("[n, top_k, {n_in}] for experts {slots:?}"), dims(x))?;
+        // The kernel knows no biases.
+        let fused = match down.bias {
+            None => self.fused_gather_qmm_combine(x, down.weight, experts, weights)?,
+            Some(_) => None,
+        };
+        match fused {
             Some(y) => Ok(y),
             None => stock::gather_qmm_combine(self, x, down, experts, weights),
         }
@@ -573,7 +623,7 @@ impl Backend for MlxBackend {
         ensure(gate == up, OP, "up", format_args!("{gate:?}"), up)?;
         ensure(gate[0] == 1, OP, "gate", "one matrix", gate)?;
         ensure(last_width(x) == gate[2], OP, "x", format_args!("[.., {}]", gate[2]), dims(x))?;
-        match self.fused_qmm_swiglu(x, weights)? {
+        match weights.is_plain().then(|| self.fused_qmm_swiglu(x, weights)).transpose()?.flatten() {
             Some(y) => Ok(y),
             None => stock::qmm_swiglu(self, x, weights),
         }

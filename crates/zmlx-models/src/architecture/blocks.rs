@@ -1,6 +1,8 @@
 //! The blocks that layers are made of.
 
-use zmlx_kernels::{CacheKind, NoauxTc, Rope, SoftmaxTopK};
+use std::fmt::Display;
+
+use zmlx_kernels::{Activation, CacheKind, NoauxTc, Rope, SoftmaxTopK};
 
 /// How converters store a weight, which is how random ones are made. A file's own tensors decide what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,7 +73,7 @@ impl VectorSpec {
     }
 }
 
-/// `h = x + mixer(norm(x)); y = h + feed_forward(norm(h))`.
+/// `h = x + mixer(norm(x)); y = h + feed_forward(norm(h))`, and what some families have besides.
 #[derive(Clone, Debug, PartialEq)]
 pub struct LayerSpec {
     /// The weight of the norm before the mixer.
@@ -82,6 +84,37 @@ pub struct LayerSpec {
     pub post_norm: VectorSpec,
     /// What each token goes through alone.
     pub feed_forward: FeedForwardSpec,
+    /// What most families lack.
+    pub extras: LayerExtras,
+}
+
+/// What only some families have in a layer:
+///
+/// ```text
+/// h = x + mixer_norm(mixer(norm(x)));  y = h + feed_forward_norm(feed_forward(norm(h)))
+/// y += norm(projection(gelu(gate(y)) · input));  y *= factor
+/// ```
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct LayerExtras {
+    /// Norm of what the mixer gives, `[hidden]`.
+    pub mixer_norm: Option<VectorSpec>,
+    /// Norm of what the feed-forward part gives, `[hidden]`.
+    pub feed_forward_norm: Option<VectorSpec>,
+    /// What takes in the layer's own embedding of the token.
+    pub per_layer_input: Option<PerLayerInputSpec>,
+    /// Factor of the result, `[1]`.
+    pub factor: Option<VectorSpec>,
+}
+
+/// How a layer takes in its own embedding of the token, `width` wide.
+#[derive(Clone, Debug, PartialEq)]
+pub struct PerLayerInputSpec {
+    /// `[width, hidden]`.
+    pub gate: MatrixSpec,
+    /// `[hidden, width]`.
+    pub projection: MatrixSpec,
+    /// `[hidden]`.
+    pub norm: VectorSpec,
 }
 
 impl LayerSpec {
@@ -89,6 +122,7 @@ impl LayerSpec {
     pub fn moe(&self) -> Option<&MoeSpec> {
         match &self.feed_forward {
             FeedForwardSpec::Moe(moe) => Some(moe),
+            FeedForwardSpec::Beside(beside) => Some(&beside.moe),
             FeedForwardSpec::Dense(_) => None,
         }
     }
@@ -98,6 +132,7 @@ impl LayerSpec {
         match &self.feed_forward {
             FeedForwardSpec::Dense(mlp) => Some(mlp),
             FeedForwardSpec::Moe(moe) => moe.shared.as_ref(),
+            FeedForwardSpec::Beside(beside) => Some(&beside.mlp),
         }
     }
 }
@@ -110,20 +145,24 @@ pub enum MixerSpec {
     Attention(GqaSpec),
     /// Multi-head latent attention.
     Latent(MlaSpec),
+    /// Grouped-query attention to the keys and values of an earlier layer.
+    Shared(SharedGqaSpec),
 }
 
 impl MixerSpec {
-    /// What the layer's cache holds.
-    pub fn cache_kind(&self) -> CacheKind {
+    /// What the layer's cache holds; `None` for a layer that has none.
+    pub fn cache_kind(&self) -> Option<CacheKind> {
         match self {
-            Self::Attention(a) => CacheKind::Full { n_kv_heads: a.n_kv_heads, head_dim: a.head_dim },
-            Self::Latent(a) => CacheKind::Latent { rank: a.rank, rope_dim: a.rope_dim },
+            Self::Attention(a) => Some(a.cache_kind()),
+            Self::Latent(a) => Some(CacheKind::Latent { rank: a.rank, rope_dim: a.rope_dim }),
+            Self::Shared(_) => None,
         }
     }
 
     /// Numbers that one token leaves in the layer's cache.
     pub fn cached_values_per_token(&self) -> u64 {
-        match self.cache_kind() {
+        let Some(kind) = self.cache_kind() else { return 0 };
+        match kind {
             CacheKind::Full { n_kv_heads, head_dim } | CacheKind::Window { n_kv_heads, head_dim, .. } => {
                 (n_kv_heads as u64).saturating_mul(2).saturating_mul(head_dim as u64)
             }
@@ -133,6 +172,9 @@ impl MixerSpec {
 }
 
 /// Grouped-query attention: `o( attend( rope(q_norm(q(x))), rope(k_norm(k(x))), v(x) ) )`.
+///
+/// A norm of queries or keys is of each head if its weight is as wide as one, and of all heads at once if it is as wide as
+/// all.
 #[derive(Clone, Debug, PartialEq)]
 pub struct GqaSpec {
     /// Query heads.
@@ -145,18 +187,69 @@ pub struct GqaSpec {
     pub q: LinearSpec,
     /// `[n_kv_heads · head_dim, hidden]`.
     pub k: LinearSpec,
-    /// As `k`.
-    pub v: LinearSpec,
+    /// As `k`; `None`: the values are what `k` gives, before its norm and rope.
+    pub v: Option<LinearSpec>,
     /// `[hidden, n_heads · head_dim]`.
     pub o: LinearSpec,
-    /// Norms of each head's query and key, `[head_dim]`, before rope.
-    pub qk_norm: Option<[VectorSpec; 2]>,
+    /// Norm of the queries before rope.
+    pub q_norm: Option<VectorSpec>,
+    /// Norm of the keys before rope.
+    pub k_norm: Option<VectorSpec>,
+    /// Whether each head's value is normed, without a weight.
+    pub norms_values: bool,
     /// The epsilon of these norms.
     pub eps: f32,
     /// How queries and keys are rotated.
     pub rope: Rope,
     /// What multiplies the scores.
     pub scale: f32,
+    /// Tokens that a token sees, itself included; all before it without a window.
+    pub window: Option<usize>,
+    /// A score for each head that takes part in the softmax and has no value, `[n_heads]`.
+    pub sinks: Option<VectorSpec>,
+}
+
+impl GqaSpec {
+    fn cache_kind(&self) -> CacheKind {
+        let Self { n_kv_heads, head_dim, .. } = *self;
+        match self.window {
+            Some(window) => CacheKind::Window { n_kv_heads, head_dim, window },
+            None => CacheKind::Full { n_kv_heads, head_dim },
+        }
+    }
+
+    /// Rows of queries, keys and values together.
+    pub(crate) fn qkv_width(&self) -> usize {
+        let n_heads = self.n_heads + self.n_kv_heads + self.v.as_ref().map_or(0, |_| self.n_kv_heads);
+        n_heads * self.head_dim
+    }
+}
+
+/// Grouped queries over the keys and values that an earlier layer has in its cache: the layer has none of its own.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SharedGqaSpec {
+    /// The module's path: files may hold keys and values below it, which are not used.
+    pub path: String,
+    /// The layer whose cache is used; an earlier one.
+    pub of_layer: usize,
+    /// Query heads.
+    pub n_heads: usize,
+    /// Width of a head.
+    pub head_dim: usize,
+    /// `[n_heads · head_dim, hidden]`.
+    pub q: LinearSpec,
+    /// Norm of each query before rope, `[head_dim]`.
+    pub q_norm: Option<VectorSpec>,
+    /// `[hidden, n_heads · head_dim]`.
+    pub o: LinearSpec,
+    /// The epsilon of the norm.
+    pub eps: f32,
+    /// How queries are rotated: as the other layer's keys.
+    pub rope: Rope,
+    /// What multiplies the scores.
+    pub scale: f32,
+    /// The other layer's window.
+    pub window: Option<usize>,
 }
 
 /// Multi-head latent attention: the cache holds one latent and one rotated key per token for all heads.
@@ -213,14 +306,24 @@ pub enum FeedForwardSpec {
     Dense(MlpSpec),
     /// A mixture of experts.
     Moe(MoeSpec),
+    /// Both, side by side.
+    Beside(Box<BesideSpec>),
 }
 
-/// What joins the two projections of a gated MLP.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Activation {
-    /// `silu(gate) · up`.
-    SwiGlu,
+/// An MLP beside a mixture: `mlp_norm(mlp(x)) + moe_norm(experts(moe_input_norm(h)))`, h being the residual stream, which
+/// the router sees, and x its norm.
+#[derive(Clone, Debug, PartialEq)]
+pub struct BesideSpec {
+    /// The MLP.
+    pub mlp: MlpSpec,
+    /// Norm of what it gives, `[hidden]`.
+    pub mlp_norm: VectorSpec,
+    /// The mixture.
+    pub moe: MoeSpec,
+    /// Norm of what the experts get, `[hidden]`.
+    pub moe_input_norm: VectorSpec,
+    /// Norm of what they give, `[hidden]`.
+    pub moe_norm: VectorSpec,
 }
 
 /// `down( activation(gate(x), up(x)) )`.
@@ -269,6 +372,8 @@ pub enum RouterSpec {
         /// The rule's settings.
         settings: SoftmaxTopK,
     },
+    /// The largest logits chosen, softmax over these alone.
+    SoftmaxOfChosen(Box<SoftmaxOfChosen>),
     /// Sigmoid scores with a correction bias that takes part in the choice only.
     NoauxTc {
         /// `[n_experts, hidden]`.
@@ -280,11 +385,36 @@ pub enum RouterSpec {
     },
 }
 
+/// A router that takes the largest logits, and the softmax of these alone.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SoftmaxOfChosen {
+    /// `[n_experts, hidden]`.
+    pub gate: LinearSpec,
+    /// A norm before it.
+    pub norm: Option<ScaledNorm>,
+    /// What multiplies each expert's weight after the softmax, `[n_experts]`.
+    pub factors: Option<VectorSpec>,
+    /// Experts per token.
+    pub top_k: usize,
+}
+
+/// A norm whose weight is a vector times a number.
+#[derive(Clone, Debug, PartialEq)]
+pub struct ScaledNorm {
+    /// `[hidden]`.
+    pub weight: VectorSpec,
+    /// The number.
+    pub factor: f32,
+    /// The norm's epsilon.
+    pub eps: f32,
+}
+
 impl RouterSpec {
     /// The matrix that gives the logits.
     pub fn gate(&self) -> &MatrixSpec {
         match self {
             Self::SoftmaxTopK { gate, .. } | Self::NoauxTc { gate, .. } => gate,
+            Self::SoftmaxOfChosen(of) => &of.gate.matrix,
         }
     }
 
@@ -292,6 +422,7 @@ impl RouterSpec {
     pub fn top_k(&self) -> usize {
         match self {
             Self::SoftmaxTopK { settings, .. } => settings.top_k,
+            Self::SoftmaxOfChosen(of) => of.top_k,
             Self::NoauxTc { settings, .. } => settings.top_k,
         }
     }
@@ -299,9 +430,10 @@ impl RouterSpec {
 
 /// The gated MLPs of all experts.
 ///
-/// Files hold them in one of several layouts: stacked (`switch_mlp.gate_proj`), one by one (`experts.3.gate_proj`), or
-/// gate and up in one stack, the rows of gate first (`experts.gate_up_proj`).
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Files hold them in one of several layouts: stacked (`switch_mlp.gate_proj`), one by one (`experts.3.gate_proj` or
+/// `experts.3.w1`), or gate and up in one stack: the rows of gate first (`experts.gate_up_proj`), or in turn, in blocks of
+/// mxfp4 (`experts.gate_up_proj_blocks`).
+#[derive(Clone, Debug, PartialEq)]
 pub struct ExpertsSpec {
     /// The path of the mixture: `model.layers.1.mlp`.
     pub path: String,
@@ -313,9 +445,16 @@ pub struct ExpertsSpec {
     pub hidden: usize,
     /// What joins gate and up.
     pub activation: Activation,
+    /// Whether each projection has a bias.
+    pub is_biased: bool,
 }
 
 impl ExpertsSpec {
+    /// Experts without biases, joined by SwiGLU.
+    pub(crate) fn swiglu(path: String, n_experts: usize, [inter, hidden]: [usize; 2]) -> Self {
+        Self { path, n_experts, inter, hidden, activation: Activation::SwiGlu, is_biased: false }
+    }
+
     /// Gate, up and down: each one's name, rows and columns.
     pub(crate) fn projections(&self) -> [(&'static str, usize, usize); 3] {
         let Self { inter, hidden, .. } = *self;
@@ -323,17 +462,28 @@ impl ExpertsSpec {
     }
 
     /// Where a projection of all experts may be stacked; the first is the usual one.
-    pub(crate) fn stacked(&self, projection: &str) -> [String; 2] {
-        ["switch_mlp", "experts"].map(|module| format!("{}.{module}.{projection}", self.path))
+    pub(crate) fn stacked(&self, projection: &str) -> [String; 3] {
+        ["switch_mlp", "experts", "experts.switch_glu"]
+            .map(|module| format!("{}.{module}.{projection}", self.path))
     }
 
-    /// Where a single expert's projection may be.
-    pub(crate) fn one_by_one(&self, expert_idx: usize, projection: &str) -> String {
-        format!("{}.experts.{expert_idx}.{projection}", self.path)
+    /// Where a single expert's projection may be; the first is the usual one.
+    pub(crate) fn one_by_one(&self, expert_idx: impl Display, projection: &str) -> [String; 2] {
+        let short = match projection {
+            "gate_proj" => "w1",
+            "down_proj" => "w2",
+            _ => "w3",
+        };
+        [projection, short].map(|name| format!("{}.experts.{expert_idx}.{name}", self.path))
+    }
+
+    /// Where a projection's biases of all experts may be stacked.
+    pub(crate) fn biases(&self, projection: &str) -> [String; 3] {
+        self.stacked(projection).map(|path| format!("{path}.bias"))
     }
 
     /// Where gate and up of all experts may be in one stack.
-    pub(crate) fn gate_up(&self) -> [String; 2] {
+    pub(crate) fn gate_up(&self) -> [String; 3] {
         self.stacked("gate_up_proj")
     }
 }

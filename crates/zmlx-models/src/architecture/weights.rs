@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Architecture, ExpertsSpec, FeedForwardSpec, HeadSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec,
-    MlpSpec, QuerySpec, RouterSpec, VectorSpec,
+    Architecture, ExpertsSpec, FeedForwardSpec, HeadSpec, LayerExtras, LinearSpec, MatrixSpec, MixerSpec,
+    MlaSpec, MlpSpec, MoeSpec, QuerySpec, RouterSpec, VectorSpec,
 };
 
 /// The part of the model that a weight belongs to.
@@ -67,14 +67,10 @@ impl WeightUses {
         let of_expert = || {
             let (mixture, expert) = path.split_once(".experts.")?;
             let (_, projection) = expert.split_once('.')?;
-            self.by_path.get(&one_by_one(mixture, "*", projection))
+            self.by_path.get(&format!("{mixture}.experts.*.{projection}"))
         };
         self.by_path.get(path).or_else(of_expert).copied()
     }
-}
-
-fn one_by_one(mixture: &str, expert: impl std::fmt::Display, projection: &str) -> String {
-    format!("{mixture}.experts.{expert}.{projection}")
 }
 
 impl Architecture {
@@ -96,15 +92,30 @@ impl Architecture {
             uses.mixer(&layer.mixer);
             match &layer.feed_forward {
                 FeedForwardSpec::Dense(mlp) => uses.mlp(mlp),
-                FeedForwardSpec::Moe(moe) => {
-                    uses.matrix(moe.router.gate(), Part::Router);
-                    if let RouterSpec::NoauxTc { bias, .. } = &moe.router {
-                        uses.vector(bias, Part::Router);
+                FeedForwardSpec::Moe(moe) => uses.moe(moe),
+                FeedForwardSpec::Beside(beside) => {
+                    uses.mlp(&beside.mlp);
+                    uses.moe(&beside.moe);
+                    for norm in [&beside.mlp_norm, &beside.moe_input_norm, &beside.moe_norm] {
+                        uses.vector(norm, Part::Norm);
                     }
-                    uses.experts(&moe.experts, moe.router.top_k());
-                    moe.shared.iter().for_each(|mlp| uses.mlp(mlp));
                 }
             }
+            let LayerExtras { mixer_norm, feed_forward_norm, per_layer_input, factor } = &layer.extras;
+            for vector in [mixer_norm, feed_forward_norm, factor].into_iter().flatten() {
+                uses.vector(vector, Part::Norm);
+            }
+            if let Some(input) = per_layer_input {
+                uses.matrix(&input.gate, Part::GateUp);
+                uses.matrix(&input.projection, Part::Down);
+                uses.vector(&input.norm, Part::Norm);
+            }
+        }
+        if let Some(inputs) = &self.extras.per_layer_inputs {
+            let (read, n_in) = (ReadPerToken::RowOf(inputs.table.n_out), inputs.table.n_in);
+            uses.add(&inputs.table.path, WeightUse { part: Part::Embedding, n_in, read });
+            uses.matrix(&inputs.projection, Part::GateUp);
+            uses.vector(&inputs.norm, Part::Norm);
         }
         WeightUses { by_path: uses.by_path }
     }
@@ -118,11 +129,18 @@ impl Architecture {
             match &layer.feed_forward {
                 FeedForwardSpec::Dense(mlp) => uses.mlp(mlp),
                 FeedForwardSpec::Moe(moe) => {
-                    let e = &moe.experts;
-                    uses.size(&e.path, [e.n_experts, e.inter, e.hidden]);
+                    uses.size_of_experts(&moe.experts);
                     moe.shared.iter().for_each(|mlp| uses.mlp(mlp));
                 }
+                FeedForwardSpec::Beside(beside) => {
+                    uses.size_of_experts(&beside.moe.experts);
+                    uses.mlp(&beside.mlp);
+                }
             }
+        }
+        if let Some(inputs) = &self.extras.per_layer_inputs {
+            uses.matrix(&inputs.table, Part::Embedding);
+            uses.matrix(&inputs.projection, Part::GateUp);
         }
         uses.largest
     }
@@ -144,6 +162,26 @@ impl Uses {
         if self.largest.as_ref().is_none_or(|(_, known)| n(&dims) > n(known)) {
             self.largest = Some((path.to_owned(), dims));
         }
+    }
+
+    fn size_of_experts(&mut self, e: &ExpertsSpec) {
+        self.size(&e.path, [e.n_experts, e.inter, e.hidden]);
+    }
+
+    fn moe(&mut self, moe: &MoeSpec) {
+        self.matrix(moe.router.gate(), Part::Router);
+        match &moe.router {
+            RouterSpec::NoauxTc { bias, .. } => self.vector(bias, Part::Router),
+            RouterSpec::SoftmaxOfChosen(of) => {
+                let norm = of.norm.as_ref().map(|norm| &norm.weight);
+                for vector in [of.gate.bias.as_ref(), norm, of.factors.as_ref()].into_iter().flatten() {
+                    self.vector(vector, Part::Router);
+                }
+            }
+            RouterSpec::SoftmaxTopK { .. } => {}
+        }
+        self.experts(&moe.experts, moe.router.top_k());
+        moe.shared.iter().for_each(|mlp| self.mlp(mlp));
     }
 
     fn matrix(&mut self, matrix: &MatrixSpec, part: Part) {
@@ -171,10 +209,17 @@ impl Uses {
         const PART: Part = Part::Attention;
         match mixer {
             MixerSpec::Attention(a) => {
-                for linear in [&a.q, &a.k, &a.v, &a.o] {
+                for linear in [Some(&a.q), Some(&a.k), a.v.as_ref(), Some(&a.o)].into_iter().flatten() {
                     self.linear(linear, PART);
                 }
-                a.qk_norm.iter().flatten().for_each(|norm| self.vector(norm, PART));
+                for vector in [&a.q_norm, &a.k_norm, &a.sinks].into_iter().flatten() {
+                    self.vector(vector, PART);
+                }
+            }
+            MixerSpec::Shared(a) => {
+                self.linear(&a.q, PART);
+                self.linear(&a.o, PART);
+                a.q_norm.iter().for_each(|norm| self.vector(norm, PART));
             }
             MixerSpec::Latent(a) => {
                 match &a.q {
@@ -204,8 +249,11 @@ impl Uses {
         for (name, _, n_in) in experts.projections() {
             let part = if name == "down_proj" { Part::Down } else { Part::GateUp };
             let weight = WeightUse { part, n_in, read };
+            if experts.is_biased {
+                experts.biases(name).iter().for_each(|path| self.add(path, weight));
+            }
             experts.stacked(name).iter().for_each(|path| self.add(path, weight));
-            self.add(&one_by_one(&experts.path, "*", name), weight);
+            experts.one_by_one("*", name).iter().for_each(|path| self.add(path, weight));
         }
         let weight = WeightUse { part: Part::GateUp, n_in: experts.hidden, read };
         experts.gate_up().iter().for_each(|path| self.add(path, weight));

@@ -5,7 +5,7 @@ use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, Fusion, Result, 
 use super::Rows;
 use crate::linear::Linear;
 
-/// `o( attend( rope(norm(q(x))), rope(norm(k(x))), v(x) ) )`, the norms if there are any.
+/// `o( attend( rope(norm(q(x))), rope(norm(k(x))), norm(v(x)) ) )`, the norms if there are any.
 #[derive(Debug)]
 pub(crate) struct Gqa<W> {
     pub(crate) n_heads: usize,
@@ -14,18 +14,35 @@ pub(crate) struct Gqa<W> {
     pub(crate) rope: Rope,
     pub(crate) eps: f32,
     pub(crate) scale: f32,
+    pub(crate) window: Option<usize>,
     /// `[n_heads · head_dim, hidden]`.
     pub(crate) q: Linear<W>,
     /// `[n_kv_heads · head_dim, hidden]`.
     pub(crate) k: Linear<W>,
-    /// `[n_kv_heads · head_dim, hidden]`.
-    pub(crate) v: Linear<W>,
+    /// `[n_kv_heads · head_dim, hidden]`; without it values are what `k` gives.
+    pub(crate) v: Option<Linear<W>>,
     /// The rows of q, k and v, for the fused product.
     pub(crate) qkv: W,
     /// `[hidden, n_heads · head_dim]`.
     pub(crate) o: Linear<W>,
-    /// Of each head's query and key before rope, `[head_dim]`.
-    pub(crate) qk_norm: Option<[W; 2]>,
+    pub(crate) q_norm: Option<HeadNorm<W>>,
+    pub(crate) k_norm: Option<HeadNorm<W>>,
+    /// Ones, `[head_dim]`, if values are normed.
+    pub(crate) v_norm: Option<W>,
+    /// `[n_heads]`.
+    pub(crate) sinks: Option<W>,
+}
+
+/// Queries, keys and perhaps values.
+type Projected<T> = (T, T, Option<T>);
+
+/// A norm of queries or keys, before rope.
+#[derive(Debug)]
+pub(crate) enum HeadNorm<W> {
+    /// Of each head, `[head_dim]`.
+    Each(W),
+    /// Of all heads at once, `[n_heads · head_dim]`.
+    All(W),
 }
 
 impl<W> Gqa<W> {
@@ -38,28 +55,61 @@ impl<W> Gqa<W> {
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
         let n_tokens = b.n_tokens(step);
-        let (q_width, kv_width) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
-        let [q, k, v] = if fusion.qkv.is_on() {
-            let qkv = b.linear(x, &self.qkv)?;
-            let (k_at, v_at) = (q_width, q_width + kv_width);
-            [0..k_at, k_at..v_at, v_at..v_at + kv_width].map(|range| b.slice_last(&qkv, range))
-        } else {
-            [&self.q, &self.k, &self.v].map(|linear| b.linear(x, &linear.weight))
+        let (q, k, v) = self.project(b, x, fusion)?;
+        let k = self.k.add_bias(b, k)?;
+        let v = match (&self.v, v) {
+            (Some(linear), Some(v)) => linear.add_bias(b, v)?,
+            _ => k.clone(),
         };
-        let heads = |x: B::Tensor, linear: &Linear<W>, n: usize| {
-            b.reshape(&linear.add_bias(b, x)?, &[n_tokens, n, self.head_dim])
-        };
-        let mut q = heads(q?, &self.q, self.n_heads)?;
-        let mut k = heads(k?, &self.k, self.n_kv_heads)?;
-        let v = heads(v?, &self.v, self.n_kv_heads)?;
-        if let Some([q_norm, k_norm]) = &self.qk_norm {
-            (q, k) = (b.rms_norm(&q, q_norm, self.eps)?, b.rms_norm(&k, k_norm, self.eps)?);
+        let q = self.q.add_bias(b, q)?;
+        let q = self.heads(b, q, self.n_heads, self.q_norm.as_ref())?;
+        let k = self.heads(b, k, self.n_kv_heads, self.k_norm.as_ref())?;
+        let mut v = self.heads(b, v, self.n_kv_heads, None)?;
+        if let Some(ones) = &self.v_norm {
+            v = b.rms_norm(&v, ones, self.eps)?;
         }
         let (q, k) = (b.rope(&q, step, &self.rope)?, b.rope(&k, step, &self.rope)?);
-        let settings = AttentionSettings { scale: self.scale, window: None };
-        let inputs = AttentionInputs { q: &q, k: &k, v: &v, sinks: None };
+        let settings = AttentionSettings { scale: self.scale, window: self.window };
+        let inputs = AttentionInputs { q: &q, k: &k, v: &v, sinks: self.sinks.as_ref() };
         let y = b.attention(inputs, cache, step, &settings)?;
-        let y = rows.of(b, b.reshape(&y, &[n_tokens, q_width])?, step)?;
+        let y = rows.of(b, b.reshape(&y, &[n_tokens, self.n_heads * self.head_dim])?, step)?;
         self.o.forward(b, &y)
+    }
+
+    /// Queries, keys and perhaps values of all heads, without biases.
+    fn project<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        fusion: &Fusion,
+    ) -> Result<Projected<B::Tensor>> {
+        if !fusion.qkv.is_on() {
+            let v = self.v.as_ref().map(|v| b.linear(x, &v.weight)).transpose()?;
+            return Ok((b.linear(x, &self.q.weight)?, b.linear(x, &self.k.weight)?, v));
+        }
+        let qkv = b.linear(x, &self.qkv)?;
+        let (k_at, kv_width) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
+        let v_at = k_at + kv_width;
+        let v = self.v.as_ref().map(|_| b.slice_last(&qkv, v_at..v_at + kv_width)).transpose()?;
+        Ok((b.slice_last(&qkv, 0..k_at)?, b.slice_last(&qkv, k_at..v_at)?, v))
+    }
+
+    /// `[n, n_heads · head_dim]` as heads, normed.
+    fn heads<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        mut x: B::Tensor,
+        n_heads: usize,
+        norm: Option<&HeadNorm<W>>,
+    ) -> Result<B::Tensor> {
+        if let Some(HeadNorm::All(weight)) = norm {
+            x = b.rms_norm(&x, weight, self.eps)?;
+        }
+        let n_tokens = b.shape(&x).first().copied().unwrap_or(0);
+        let x = b.reshape(&x, &[n_tokens, n_heads, self.head_dim])?;
+        match norm {
+            Some(HeadNorm::Each(weight)) => b.rms_norm(&x, weight, self.eps),
+            _ => Ok(x),
+        }
     }
 }

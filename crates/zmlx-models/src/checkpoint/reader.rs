@@ -9,6 +9,7 @@ use bytes::Bytes;
 use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightFormat};
 
 use super::Checkpoint;
+use super::root::WRAPPED;
 use super::shard::Entry;
 use crate::architecture::{MatrixSpec, Storage, VectorSpec};
 use crate::config::QuantOverride;
@@ -61,7 +62,7 @@ impl<'a> TensorReader<'a> {
 
     /// The name in the files.
     fn full(&self, name: &str) -> String {
-        format!("{}{name}", self.checkpoint.prefix)
+        self.checkpoint.root.full(name).into_owned()
     }
 
     /// The name of a part (`weight`, `scales`, `biases`) of the weight at `path`. A tensor that is no module's has the bare
@@ -172,7 +173,7 @@ impl<'a> TensorReader<'a> {
     fn ignore_where(&mut self, holds: impl Fn(&str) -> bool) {
         let checkpoint = self.checkpoint;
         let names = checkpoint.tensors.keys().map(String::as_str);
-        self.used.extend(names.filter(|n| checkpoint.name_in_model(n).is_some_and(&holds)));
+        self.used.extend(names.filter(|n| checkpoint.name_in_model(n).is_some_and(|n| holds(&n))));
     }
 
     /// Lets the layers `path.I` with `I >= first` be left over: heads for multi-token prediction are stored as
@@ -301,7 +302,10 @@ impl<'a> TensorReader<'a> {
         n_in: usize,
     ) -> std::result::Result<QuantSpec, String> {
         let config = self.checkpoint.quantization();
-        let exception = |path: &str| config.get(&self.full(path)).or_else(|| config.get(path));
+        // A table may have been written with another root than the tensors.
+        let wrapped = |path: &str| config.get(&format!("{WRAPPED}{path}"));
+        let exception =
+            |path: &str| config.get(&self.full(path)).or_else(|| config.get(path)).or_else(|| wrapped(path));
         let exception = exception(path).or_else(|| exception(module));
         let (n_words, n_groups) = (words.shape.last().copied(), scales.shape.last().copied());
         let inferred = infer(n_words.unwrap_or(0), n_groups.unwrap_or(0), n_in, scale_dtype);

@@ -9,6 +9,7 @@ use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightF
 
 use super::Checkpoint;
 use super::reader::WeightShape;
+use super::root::Root;
 use crate::architecture::Storage;
 use crate::config::{ConfigFile, QuantOverride, mlx_defaults};
 use crate::{Error, Result};
@@ -68,7 +69,7 @@ impl Checkpoint {
             shards: Vec::new(),
             contents: Vec::new(),
             tensors: std::collections::BTreeMap::new(),
-            prefix: "",
+            root: Root::Plain,
             synthetic: Some(seed),
             made: std::sync::Mutex::default(),
         })
@@ -121,7 +122,7 @@ impl Checkpoint {
 
     /// The random vector called `name`: norms are ones, biases small.
     pub(super) fn random_vector(&self, seed: u64, name: &str, len: usize) -> Vec<f32> {
-        if name.ends_with("bias") {
+        if name.ends_with("bias") || name.ends_with("sinks") {
             DType::BF16.to_f32_vec(&Random::new(seed, name).bf16(len, 0.05))
         } else {
             vec![1.0; len]

@@ -35,6 +35,8 @@ impl<B: Backend> Model<B> {
                 embed.clone()
             }
         };
+        let inputs = &architecture.extras.per_layer_inputs;
+        let per_layer_inputs = inputs.as_ref().map(|spec| loader.per_layer_inputs(spec)).transpose()?;
         loader.reader.ignore_layers_from(architecture.layers_path, n_layers);
         for segment in architecture.left_over {
             loader.reader.ignore_segment(segment);
@@ -43,7 +45,9 @@ impl<B: Backend> Model<B> {
         Ok(Self {
             id: unique_id(),
             eps: architecture.rms_norm_eps as f32,
+            cache_of: architecture.caches(),
             architecture: architecture.clone(),
+            per_layer_inputs,
             embed,
             layers,
             norm,

@@ -4,11 +4,11 @@
 use serde::Serialize;
 use zmlx_kernels::{NoauxTc, RopePairing};
 
-use super::keys::{self, RopeKeys, RopeOf};
+use super::keys::{self, Biases, Grouped, HeadNorms, NoauxMoe, RopeKeys, RopeOf};
 use crate::Result;
 use crate::architecture::{
-    Activation, Architecture, ExpertsSpec, FeedForwardSpec, GqaSpec, HeadSpec, LayerSpec, LinearSpec,
-    MatrixSpec, MixerSpec, MlpSpec, MoeSpec, RouterSpec, Storage, VectorSpec,
+    Architecture, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec, MlpSpec,
+    ModelExtras, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -89,23 +89,6 @@ impl Config {
         f.ensure(fits, "partial_rotary_factor", "an even part of head_dim", n)?;
         Ok(n)
     }
-
-    fn moe(&self, path: String, settings: NoauxTc) -> MoeSpec {
-        let (n_experts, hidden, inter) =
-            (self.n_routed_experts, self.hidden_size, self.moe_intermediate_size);
-        let shared_inter = self.n_shared_experts * inter;
-        let gate = format!("{path}.gate");
-        MoeSpec {
-            router: RouterSpec::NoauxTc {
-                bias: VectorSpec::new(format!("{gate}.e_score_correction_bias"), n_experts),
-                gate: MatrixSpec::new(gate, n_experts, hidden).stored(Storage::Dense),
-                settings,
-            },
-            shared: (shared_inter > 0)
-                .then(|| MlpSpec::swiglu(&format!("{path}.shared_experts"), shared_inter, hidden)),
-            experts: ExpertsSpec { path, n_experts, inter, hidden, activation: Activation::SwiGlu },
-        }
-    }
 }
 
 pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
@@ -117,34 +100,36 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         );
     }
     let rope = RopeOf { dims: c.n_rotated(f)?, theta: c.rope_theta, pairing: RopePairing::HalfSplit };
-    let (hidden, width) = (c.hidden_size, |n_heads: usize| n_heads * c.head_dim);
+    let hidden = c.hidden_size;
+    let attention = Grouped {
+        n_heads: c.num_attention_heads,
+        n_kv_heads: c.num_key_value_heads,
+        head_dim: c.head_dim,
+        hidden,
+        biases: if c.attention_bias { Biases::Qkv } else { Biases::None },
+        norms: if c.use_qk_norm { HeadNorms::Each } else { HeadNorms::None },
+        eps: c.rms_norm_eps as f32,
+        rope: rope.plain(),
+    };
+    let moe = NoauxMoe {
+        n_experts: c.n_routed_experts,
+        hidden,
+        inter: c.moe_intermediate_size,
+        shared_inter: c.n_shared_experts * c.moe_intermediate_size,
+        settings: router,
+    };
     let layer = |layer_idx: usize| {
         let at = |name: &str| format!("model.layers.{layer_idx}.{name}");
-        let module = |name: &str| at(&format!("self_attn.{name}"));
-        let biased = if c.attention_bias { LinearSpec::biased } else { LinearSpec::new };
-        let head_norm = |name: &str| VectorSpec::new(format!("{}.weight", module(name)), c.head_dim);
-        let attention = GqaSpec {
-            n_heads: c.num_attention_heads,
-            n_kv_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-            q: biased(module("q_proj"), width(c.num_attention_heads), hidden),
-            k: biased(module("k_proj"), width(c.num_key_value_heads), hidden),
-            v: biased(module("v_proj"), width(c.num_key_value_heads), hidden),
-            o: LinearSpec::new(module("o_proj"), hidden, width(c.num_attention_heads)),
-            qk_norm: c.use_qk_norm.then(|| [head_norm("q_norm"), head_norm("k_norm")]),
-            eps: c.rms_norm_eps as f32,
-            rope: rope.plain(),
-            scale: (c.head_dim as f32).sqrt().recip(),
-        };
         LayerSpec {
             input_norm: VectorSpec::new(at("input_layernorm.weight"), hidden),
-            mixer: MixerSpec::Attention(attention),
+            mixer: MixerSpec::Attention(attention.at(&at("self_attn"))),
             post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
             feed_forward: if layer_idx < c.first_k_dense_replace {
                 FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             } else {
-                FeedForwardSpec::Moe(c.moe(at("mlp"), router))
+                FeedForwardSpec::Moe(moe.at(at("mlp")))
             },
+            extras: LayerExtras::default(),
         }
     };
     Ok(Architecture {
@@ -159,6 +144,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         layers: (0..c.num_hidden_layers).map(layer).collect(),
         norm: VectorSpec::new("model.norm.weight", hidden),
         head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
+        extras: ModelExtras::default(),
         left_over: &["rotary_emb"],
     })
 }

@@ -4,11 +4,11 @@ use serde::Serialize;
 use serde_json::Value;
 use zmlx_kernels::{NoauxTc, RopePairing};
 
-use super::keys::{self, RopeKeys, RopeOf};
+use super::keys::{self, Latent, NoauxMoe, RopeKeys, RopeOf};
 use crate::Result;
 use crate::architecture::{
-    Activation, Architecture, ExpertsSpec, FeedForwardSpec, HeadSpec, LayerSpec, LinearSpec, MatrixSpec,
-    MixerSpec, MlaSpec, MlpSpec, MoeSpec, QuerySpec, RouterSpec, Storage, VectorSpec,
+    Architecture, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec, MlpSpec,
+    ModelExtras, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -101,23 +101,6 @@ impl Config {
     fn is_moe_layer(&self, layer_idx: usize) -> bool {
         layer_idx >= self.first_k_dense_replace && layer_idx.is_multiple_of(self.moe_layer_freq)
     }
-
-    fn moe(&self, path: String, settings: NoauxTc) -> MoeSpec {
-        let (n_experts, hidden, inter) =
-            (self.n_routed_experts, self.hidden_size, self.moe_intermediate_size);
-        let shared_inter = self.n_shared_experts * inter;
-        let gate = format!("{path}.gate");
-        MoeSpec {
-            router: RouterSpec::NoauxTc {
-                bias: VectorSpec::new(format!("{gate}.e_score_correction_bias"), n_experts),
-                gate: MatrixSpec::new(gate, n_experts, hidden).stored(Storage::Dense),
-                settings,
-            },
-            shared: (shared_inter > 0)
-                .then(|| MlpSpec::swiglu(&format!("{path}.shared_experts"), shared_inter, hidden)),
-            experts: ExpertsSpec { path, n_experts, inter, hidden, activation: Activation::SwiGlu },
-        }
-    }
 }
 
 pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
@@ -125,43 +108,40 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
     let (c, router) = Config::parse(f, &rope)?;
     let (theta, pairing) = (c.rope_theta, RopePairing::Interleaved);
     let rope = rope.rope(RopeOf { dims: c.qk_rope_head_dim, theta, pairing })?;
-    let (hidden, n_heads, rank) = (c.hidden_size, c.num_attention_heads, c.kv_lora_rank);
+    let hidden = c.hidden_size;
+    let attention = Latent {
+        hidden,
+        n_heads: c.num_attention_heads,
+        q_rank: c.q_lora_rank,
+        rank: c.kv_lora_rank,
+        nope_dim: c.qk_nope_head_dim,
+        rope_dim: c.qk_rope_head_dim,
+        v_dim: c.v_head_dim,
+        is_biased: false,
+        eps: c.rms_norm_eps as f32,
+        rope,
+        scale: c.attention_scale as f32,
+    };
+    let moe = NoauxMoe {
+        n_experts: c.n_routed_experts,
+        hidden,
+        inter: c.moe_intermediate_size,
+        shared_inter: c.n_shared_experts * c.moe_intermediate_size,
+        settings: router,
+    };
     let layer = |layer_idx: usize| {
         let at = |name: &str| format!("model.layers.{layer_idx}.{name}");
-        let linear = |name: &str, n_out, n_in| LinearSpec::new(at(&format!("self_attn.{name}")), n_out, n_in);
-        let norm = |name: &str, len| VectorSpec::new(at(&format!("{name}.weight")), len);
-        let q_width = n_heads * (c.qk_nope_head_dim + c.qk_rope_head_dim);
-        let attention = MlaSpec {
-            path: at("self_attn"),
-            n_heads,
-            nope_dim: c.qk_nope_head_dim,
-            rope_dim: c.qk_rope_head_dim,
-            v_dim: c.v_head_dim,
-            rank,
-            q: match c.q_lora_rank {
-                None => QuerySpec::Direct(linear("q_proj", q_width, hidden)),
-                Some(q_rank) => QuerySpec::LowRank {
-                    a: linear("q_a_proj", q_rank, hidden),
-                    norm: norm("self_attn.q_a_layernorm", q_rank),
-                    b: linear("q_b_proj", q_width, q_rank),
-                },
-            },
-            kv_a: linear("kv_a_proj_with_mqa", rank + c.qk_rope_head_dim, hidden),
-            kv_norm: norm("self_attn.kv_a_layernorm", rank),
-            o: linear("o_proj", hidden, n_heads * c.v_head_dim),
-            eps: c.rms_norm_eps as f32,
-            rope: rope.clone(),
-            scale: c.attention_scale as f32,
-        };
+        let norm = |name: &str| VectorSpec::new(at(&format!("{name}.weight")), hidden);
         LayerSpec {
-            input_norm: norm("input_layernorm", hidden),
-            mixer: MixerSpec::Latent(attention),
-            post_norm: norm("post_attention_layernorm", hidden),
+            input_norm: norm("input_layernorm"),
+            mixer: MixerSpec::Latent(attention.at(&at("self_attn"))),
+            post_norm: norm("post_attention_layernorm"),
             feed_forward: if c.is_moe_layer(layer_idx) {
-                FeedForwardSpec::Moe(c.moe(at("mlp"), router))
+                FeedForwardSpec::Moe(moe.at(at("mlp")))
             } else {
                 FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             },
+            extras: LayerExtras::default(),
         }
     };
     Ok(Architecture {
@@ -176,6 +156,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         layers: (0..c.num_hidden_layers).map(layer).collect(),
         norm: VectorSpec::new("model.norm.weight", hidden),
         head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
+        extras: ModelExtras::default(),
         left_over: &["rotary_emb"],
     })
 }

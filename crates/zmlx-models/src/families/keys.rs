@@ -1,13 +1,30 @@
 //! Keys that several families read in the same way.
 
+mod layer_types;
+mod mixers;
 mod rope;
 
+pub(super) use layer_types::{LayerType, layer_types};
+pub(super) use mixers::{Biases, Grouped, HeadNorms, Latent, NoauxMoe, SoftmaxMoe};
 pub(super) use rope::{RopeKeys, RopeOf};
 
-use zmlx_kernels::{NoauxTc, Renormalize};
+use zmlx_kernels::{NoauxTc, Renormalize, RopePairing};
 
 use crate::Result;
 use crate::fields::Fields;
+
+/// What may be left over of a model that has other inputs or a head that predicts several tokens at once.
+pub(super) const LEFT_OVER: &[&str] = &[
+    "rotary_emb",
+    "vision_tower",
+    "vision_embedder",
+    "visual",
+    "audio_tower",
+    "embed_vision",
+    "embed_audio",
+    "multi_modal_projector",
+    "mtp",
+];
 
 /// More layers than this are a broken file; each one lists its missing tensors.
 const MAX_LAYERS: usize = 4096;
@@ -27,6 +44,24 @@ pub(super) fn heads(f: &Fields<'_>) -> Result<(usize, usize)> {
     let want = format!("a divisor of the {n_heads} heads");
     f.ensure(n_heads.is_multiple_of(n_kv_heads), KEY, want, n_kv_heads)?;
     Ok((n_heads, n_kv_heads))
+}
+
+/// `head_dim`, by default an equal part of `hidden_size`; even.
+pub(super) fn head_dim(f: &Fields<'_>, n_heads: usize) -> Result<usize> {
+    const KEY: &str = "head_dim";
+    if f.get(KEY).is_some() {
+        return even_dim(f, KEY);
+    }
+    let hidden = f.dim("hidden_size")?;
+    let want = format!("twice a multiple of the {n_heads} heads, as there is no head_dim");
+    f.ensure(hidden.is_multiple_of(2 * n_heads), "hidden_size", want, hidden)?;
+    Ok(hidden / n_heads)
+}
+
+/// `rope_traditional`: which dimensions of a head are turned together.
+pub(super) fn pairing(f: &Fields<'_>) -> Result<RopePairing> {
+    let is_traditional = f.bool_or("rope_traditional", false)?;
+    Ok(if is_traditional { RopePairing::Interleaved } else { RopePairing::HalfSplit })
 }
 
 /// A width whose pairs rope turns: even.

@@ -4,11 +4,11 @@ use serde::Serialize;
 use serde_json::Value;
 use zmlx_kernels::RopePairing;
 
-use super::keys::{self, RopeKeys, RopeOf};
+use super::keys::{self, Biases, Grouped, HeadNorms, RopeKeys, RopeOf};
 use crate::Result;
 use crate::architecture::{
-    Architecture, FeedForwardSpec, GqaSpec, HeadSpec, LayerSpec, LinearSpec, MatrixSpec, MixerSpec, MlpSpec,
-    VectorSpec,
+    Architecture, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec, MlpSpec,
+    ModelExtras, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -55,29 +55,25 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
     };
     let rope =
         rope.rope(RopeOf { dims: c.head_dim, theta: c.rope_theta, pairing: RopePairing::HalfSplit })?;
-    let (hidden, width) = (c.hidden_size, |n_heads: usize| n_heads * c.head_dim);
+    let hidden = c.hidden_size;
+    let attention = Grouped {
+        n_heads: c.num_attention_heads,
+        n_kv_heads: c.num_key_value_heads,
+        head_dim: c.head_dim,
+        hidden,
+        biases: Biases::None,
+        norms: HeadNorms::Each,
+        eps: c.rms_norm_eps as f32,
+        rope,
+    };
     let layer = |layer_idx: usize| {
         let at = |name: &str| format!("model.layers.{layer_idx}.{name}");
-        let linear = |name: &str, n_out, n_in| LinearSpec::new(at(&format!("self_attn.{name}")), n_out, n_in);
-        let head_norm = |name: &str| VectorSpec::new(at(&format!("self_attn.{name}.weight")), c.head_dim);
-        let attention = GqaSpec {
-            n_heads: c.num_attention_heads,
-            n_kv_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-            q: linear("q_proj", width(c.num_attention_heads), hidden),
-            k: linear("k_proj", width(c.num_key_value_heads), hidden),
-            v: linear("v_proj", width(c.num_key_value_heads), hidden),
-            o: linear("o_proj", hidden, width(c.num_attention_heads)),
-            qk_norm: Some([head_norm("q_norm"), head_norm("k_norm")]),
-            eps: c.rms_norm_eps as f32,
-            rope: rope.clone(),
-            scale: (c.head_dim as f32).sqrt().recip(),
-        };
         LayerSpec {
             input_norm: VectorSpec::new(at("input_layernorm.weight"), hidden),
-            mixer: MixerSpec::Attention(attention),
+            mixer: MixerSpec::Attention(attention.at(&at("self_attn"))),
             post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
             feed_forward: FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
+            extras: LayerExtras::default(),
         }
     };
     Ok(Architecture {
@@ -92,6 +88,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         layers: (0..c.num_hidden_layers).map(layer).collect(),
         norm: VectorSpec::new("model.norm.weight", hidden),
         head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
+        extras: ModelExtras::default(),
         left_over: &["rotary_emb"],
     })
 }

@@ -1,14 +1,15 @@
-//! `qwen3_moe`: Qwen3-30B-A3B, 235B-A22B and Coder. Grouped queries with normed heads, a softmax router.
+//! `qwen3_moe`: Qwen3-30B-A3B, 235B-A22B and Coder; `qwen3_vl_moe`: the text model of Qwen3-VL. Grouped queries with normed
+//! heads, a softmax router.
 
 use serde::Serialize;
 use serde_json::Value;
 use zmlx_kernels::{RopePairing, SoftmaxTopK};
 
-use super::keys::{self, RopeKeys, RopeOf};
+use super::keys::{self, Biases, Grouped, HeadNorms, RopeKeys, RopeOf, SoftmaxMoe};
 use crate::Result;
 use crate::architecture::{
-    Activation, Architecture, ExpertsSpec, FeedForwardSpec, GqaSpec, HeadSpec, LayerSpec, LinearSpec,
-    MatrixSpec, MixerSpec, MlpSpec, MoeSpec, RouterSpec, Storage, VectorSpec,
+    Architecture, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec, MlpSpec,
+    ModelExtras, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -78,26 +79,11 @@ impl Config {
             && self.num_experts > 0
             && (layer_idx + 1).is_multiple_of(self.decoder_sparse_step)
     }
+}
 
-    fn moe(&self, path: String) -> MoeSpec {
-        let (n_experts, hidden) = (self.num_experts, self.hidden_size);
-        let gate = MatrixSpec::new(format!("{path}.gate"), n_experts, hidden).stored(Storage::EightBit);
-        let renormalize = keys::renormalize(self.norm_topk_prob);
-        MoeSpec {
-            router: RouterSpec::SoftmaxTopK {
-                gate,
-                settings: SoftmaxTopK { top_k: self.num_experts_per_tok, renormalize },
-            },
-            experts: ExpertsSpec {
-                path,
-                n_experts,
-                inter: self.moe_intermediate_size,
-                hidden,
-                activation: Activation::SwiGlu,
-            },
-            shared: None,
-        }
-    }
+/// `qwen3_vl_moe`: the text model of one that also sees images.
+pub(super) fn within_vision(f: &Fields<'_>) -> Result<Architecture> {
+    Ok(Architecture { left_over: keys::LEFT_OVER, ..architecture(f)? })
 }
 
 pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
@@ -105,33 +91,38 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
     let c = Config::parse(f, &rope)?;
     let rope =
         rope.rope(RopeOf { dims: c.head_dim, theta: c.rope_theta, pairing: RopePairing::HalfSplit })?;
-    let (hidden, width) = (c.hidden_size, |n_heads: usize| n_heads * c.head_dim);
+    let hidden = c.hidden_size;
+    let attention = Grouped {
+        n_heads: c.num_attention_heads,
+        n_kv_heads: c.num_key_value_heads,
+        head_dim: c.head_dim,
+        hidden,
+        biases: Biases::None,
+        norms: HeadNorms::Each,
+        eps: c.rms_norm_eps as f32,
+        rope,
+    };
+    let moe = SoftmaxMoe {
+        n_experts: c.num_experts,
+        hidden,
+        inter: c.moe_intermediate_size,
+        settings: SoftmaxTopK {
+            top_k: c.num_experts_per_tok,
+            renormalize: keys::renormalize(c.norm_topk_prob),
+        },
+    };
     let layer = |layer_idx: usize| {
         let at = |name: &str| format!("model.layers.{layer_idx}.{name}");
-        let linear = |name: &str, n_out, n_in| LinearSpec::new(at(&format!("self_attn.{name}")), n_out, n_in);
-        let head_norm = |name: &str| VectorSpec::new(at(&format!("self_attn.{name}.weight")), c.head_dim);
-        let attention = GqaSpec {
-            n_heads: c.num_attention_heads,
-            n_kv_heads: c.num_key_value_heads,
-            head_dim: c.head_dim,
-            q: linear("q_proj", width(c.num_attention_heads), hidden),
-            k: linear("k_proj", width(c.num_key_value_heads), hidden),
-            v: linear("v_proj", width(c.num_key_value_heads), hidden),
-            o: linear("o_proj", hidden, width(c.num_attention_heads)),
-            qk_norm: Some([head_norm("q_norm"), head_norm("k_norm")]),
-            eps: c.rms_norm_eps as f32,
-            rope: rope.clone(),
-            scale: (c.head_dim as f32).sqrt().recip(),
-        };
         LayerSpec {
             input_norm: VectorSpec::new(at("input_layernorm.weight"), hidden),
-            mixer: MixerSpec::Attention(attention),
+            mixer: MixerSpec::Attention(attention.at(&at("self_attn"))),
             post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
             feed_forward: if c.is_moe_layer(layer_idx) {
-                FeedForwardSpec::Moe(c.moe(at("mlp")))
+                FeedForwardSpec::Moe(moe.at(at("mlp")))
             } else {
                 FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             },
+            extras: LayerExtras::default(),
         }
     };
     Ok(Architecture {
@@ -146,6 +137,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         layers: (0..c.num_hidden_layers).map(layer).collect(),
         norm: VectorSpec::new("model.norm.weight", hidden),
         head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
+        extras: ModelExtras::default(),
         left_over: &["rotary_emb"],
     })
 }

@@ -75,12 +75,13 @@ impl Builder {
         self.weight(&format!("{path}.switch_mlp.down_proj"), &[n, hidden, inter]);
     }
 
-    /// Turns stacked experts into one tensor each.
-    pub(crate) fn unstack_experts(&mut self) {
+    /// Turns stacked experts into one tensor each; `names` are those of gate, down and up.
+    pub(crate) fn unstack_experts(&mut self, [gate, down, up]: [&str; 3]) {
         for name in self.names_with("switch_mlp") {
             let (dtype, shape, bytes) = self.tensors.remove(&name).unwrap();
             for (e, bytes) in bytes.chunks_exact(bytes.len() / shape[0]).enumerate() {
                 let name = name.replace("switch_mlp", &format!("experts.{e}"));
+                let name = name.replace("gate_proj", gate).replace("down_proj", down).replace("up_proj", up);
                 self.tensors.insert(name, (dtype, shape[1..].to_vec(), bytes.to_vec()));
             }
         }

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_kernels::{Backend, Error, GateUp, Hooked, Hooks, NoauxTc, Result, SoftmaxTopK};
+use zmlx_kernels::{Backend, Down, Error, GateUp, Hooked, Hooks, NoauxTc, Result, SoftmaxTopK};
 
 type Tensor = <CpuBackend as Backend>::Tensor;
 type Indices = <CpuBackend as Backend>::Indices;
@@ -80,7 +80,7 @@ impl Hooks<CpuBackend> for Faulty {
         &self,
         b: &CpuBackend,
         x: &Tensor,
-        down: &Weight,
+        down: Down<'_, Weight>,
         experts: &Indices,
         weights: &Tensor,
     ) -> Result<Tensor> {

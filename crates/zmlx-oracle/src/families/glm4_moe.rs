@@ -6,8 +6,10 @@ use serde_json::Value;
 use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
-use crate::ops::{NoauxTc, RopeLayout};
-use crate::plan::{AttentionPlan, GqaPlan, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan};
+use crate::ops::{Activation, NoauxTc, RopeLayout};
+use crate::plan::{
+    Around, AttentionPlan, GqaPlan, HeadNorms, LayerNorms, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan,
+};
 
 #[derive(Deserialize)]
 struct Config {
@@ -53,8 +55,14 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_heads: c.num_attention_heads,
         n_kv_heads: c.num_key_value_heads,
         head_dim: c.head_dim,
-        qk_norm: c.use_qk_norm,
+        qk_norm: if c.use_qk_norm { HeadNorms::Each } else { HeadNorms::None },
         rope: c.rope.unscaled(n_rotated, RopeLayout::HalfSplit)?,
+        scale: 1.0 / (c.head_dim as f64).sqrt(),
+        window: None,
+        sinks: false,
+        k_is_v: false,
+        v_norm: false,
+        shares: None,
     };
     let router = NoauxTc {
         n_experts,
@@ -66,9 +74,11 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         routed_scaling_factor: c.routed_scaling_factor,
     };
     let moe = MoePlan {
+        gate: "gate",
+        activation: Activation::SwiGlu,
         inner: c.moe_intermediate_size,
         shared_inner: c.n_shared_experts * c.moe_intermediate_size,
-        router: RouterPlan::NoauxTc(router),
+        router: RouterPlan::NoauxTc(router, rules::GATE_BIAS),
     };
     let layer = |layer_idx| LayerPlan {
         attention: AttentionPlan::Gqa(attention.clone()),
@@ -77,12 +87,15 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         } else {
             MlpPlan::Moe(moe.clone())
         },
+        mlp_path: "mlp",
+        norms: LayerNorms::Before,
     };
     Ok(Plan {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,
         rms_norm_eps: c.rms_norm_eps,
         tie_word_embeddings: c.tie_word_embeddings,
+        around: Around::default(),
         layers: (0..c.num_hidden_layers).map(layer).collect(),
     })
 }

@@ -6,8 +6,10 @@ use serde_json::Value;
 use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
-use crate::ops::{NoauxTc, RopeLayout};
-use crate::plan::{AttentionPlan, LayerPlan, MlaPlan, MlaProjections, MlpPlan, MoePlan, Plan, RouterPlan};
+use crate::ops::{Activation, NoauxTc, RopeLayout};
+use crate::plan::{
+    Around, AttentionPlan, LayerNorms, LayerPlan, MlaPlan, MlaProjections, MlpPlan, MoePlan, Plan, RouterPlan,
+};
 
 #[derive(Deserialize)]
 struct Config {
@@ -75,6 +77,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
             v_head_dim: c.v_head_dim,
             kv_lora_rank: c.kv_lora_rank,
         },
+        eps: c.rms_norm_eps,
         qk_rope_head_dim: c.qk_rope_head_dim,
         scale: c.rope.score_factor() / width.sqrt(),
         rope: c.rope.or_theta(1e6).plan(c.qk_rope_head_dim, RopeLayout::Interleaved)?,
@@ -89,9 +92,11 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         routed_scaling_factor: c.routed_scaling_factor,
     };
     let moe = MoePlan {
+        gate: "gate",
+        activation: Activation::SwiGlu,
         inner: c.moe_intermediate_size,
         shared_inner: c.n_shared_experts.unwrap_or(0) * c.moe_intermediate_size,
-        router: RouterPlan::NoauxTc(router),
+        router: RouterPlan::NoauxTc(router, rules::GATE_BIAS),
     };
     let layer = |layer_idx| LayerPlan {
         attention: AttentionPlan::Mla(attention.clone()),
@@ -100,12 +105,15 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         } else {
             MlpPlan::Dense(c.intermediate_size)
         },
+        mlp_path: "mlp",
+        norms: LayerNorms::Before,
     };
     Ok(Plan {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,
         rms_norm_eps: c.rms_norm_eps,
         tie_word_embeddings: c.tie_word_embeddings,
+        around: Around::default(),
         layers: (0..c.num_hidden_layers).map(layer).collect(),
     })
 }

@@ -7,7 +7,7 @@ use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
 use crate::ops::RopeLayout;
-use crate::plan::{AttentionPlan, GqaPlan, LayerPlan, MlpPlan, Plan};
+use crate::plan::{Around, AttentionPlan, GqaPlan, HeadNorms, LayerNorms, LayerPlan, MlpPlan, Plan};
 
 #[derive(Deserialize)]
 struct Config {
@@ -33,16 +33,27 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_heads: c.num_attention_heads,
         n_kv_heads: c.num_key_value_heads,
         head_dim: c.head_dim,
-        qk_norm: true,
+        qk_norm: HeadNorms::Each,
         rope: c.rope.plan(c.head_dim, RopeLayout::HalfSplit)?,
+        scale: 1.0 / (c.head_dim as f64).sqrt(),
+        window: None,
+        sinks: false,
+        k_is_v: false,
+        v_norm: false,
+        shares: None,
     };
-    let layer =
-        LayerPlan { attention: AttentionPlan::Gqa(attention), mlp: MlpPlan::Dense(c.intermediate_size) };
+    let layer = LayerPlan {
+        attention: AttentionPlan::Gqa(attention),
+        mlp: MlpPlan::Dense(c.intermediate_size),
+        mlp_path: "mlp",
+        norms: LayerNorms::Before,
+    };
     Ok(Plan {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,
         rms_norm_eps: c.rms_norm_eps,
         tie_word_embeddings: c.tie_word_embeddings,
+        around: Around::default(),
         layers: vec![layer; c.num_hidden_layers],
     })
 }

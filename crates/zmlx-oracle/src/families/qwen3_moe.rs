@@ -6,8 +6,10 @@ use serde_json::Value;
 use super::rope::RopeConfig;
 use super::{read, rules};
 use crate::Result;
-use crate::ops::{RopeLayout, SoftmaxTopK};
-use crate::plan::{AttentionPlan, GqaPlan, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan};
+use crate::ops::{Activation, RopeLayout, SoftmaxTopK};
+use crate::plan::{
+    Around, AttentionPlan, GqaPlan, HeadNorms, LayerNorms, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan,
+};
 
 #[derive(Deserialize)]
 struct Config {
@@ -56,16 +58,27 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_heads: c.num_attention_heads,
         n_kv_heads: c.num_key_value_heads,
         head_dim,
-        qk_norm: true,
+        qk_norm: HeadNorms::Each,
         rope: c.rope.plan(head_dim, RopeLayout::HalfSplit)?,
+        scale: 1.0 / (head_dim as f64).sqrt(),
+        window: None,
+        sinks: false,
+        k_is_v: false,
+        v_norm: false,
+        shares: None,
     };
     let router = SoftmaxTopK {
         n_experts: c.num_experts,
         top_k: c.num_experts_per_tok,
         norm_topk_prob: c.norm_topk_prob,
     };
-    let moe =
-        MoePlan { inner: c.moe_intermediate_size, shared_inner: 0, router: RouterPlan::Softmax(router) };
+    let moe = MoePlan {
+        gate: "gate",
+        activation: Activation::SwiGlu,
+        inner: c.moe_intermediate_size,
+        shared_inner: 0,
+        router: RouterPlan::Softmax(router),
+    };
     let layer = |layer_idx| LayerPlan {
         attention: AttentionPlan::Gqa(attention.clone()),
         mlp: if c.is_moe_layer(layer_idx) {
@@ -73,12 +86,15 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         } else {
             MlpPlan::Dense(c.intermediate_size)
         },
+        mlp_path: "mlp",
+        norms: LayerNorms::Before,
     };
     Ok(Plan {
         vocab_size: c.vocab_size,
         hidden_size: c.hidden_size,
         rms_norm_eps: c.rms_norm_eps,
         tie_word_embeddings: c.tie_word_embeddings,
+        around: Around::default(),
         layers: (0..c.num_hidden_layers).map(layer).collect(),
     })
 }

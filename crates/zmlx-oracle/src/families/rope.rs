@@ -19,6 +19,13 @@ pub(super) struct RopeConfig {
 }
 
 impl RopeConfig {
+    /// The settings of one type of layers, which stand below its name in `rope_parameters`; without any `default`.
+    pub(super) fn of_layers(&self, layer_type: &str, default: &Value) -> Self {
+        let own = self.rope_parameters.as_ref().and_then(|all| all.get(layer_type));
+        let own = own.filter(|own| own.is_object()).unwrap_or(default);
+        Self { rope_theta: None, rope_parameters: Some(own.clone()), rope_scaling: None, ..self.clone() }
+    }
+
     /// With this base where the config has none.
     pub(super) fn or_theta(&self, theta: f64) -> Self {
         let has_own = self.theta().is_ok();
@@ -52,6 +59,12 @@ impl RopeConfig {
                 let scale = magnitude(self.number("mscale").unwrap_or(1.0), factor)
                     / magnitude(self.number("mscale_all_dim").unwrap_or(0.0), factor);
                 (each(&|i, e| e * (1.0 - slowed(i)) + e / factor * slowed(i)), scale)
+            }
+            "proportional" => {
+                let factor = self.number("factor").unwrap_or(1.0);
+                let part = self.number("partial_rotary_factor").unwrap_or(1.0);
+                let n_turning = (dims as f64 * part) as usize / 2;
+                (each(&|i, e| if i < n_turning { e / factor } else { 0.0 }), 1.0)
             }
             "llama3" => {
                 let factor = self.required("factor")?;

@@ -1,5 +1,6 @@
 //! What later code divides by or indexes with must make sense.
 
+use crate::ops::RopeLayout;
 use crate::{Error, Result};
 
 /// The first of these fields whose condition does not hold is an error.
@@ -32,6 +33,9 @@ pub(super) fn groups(
     ]
 }
 
+/// Where most routers without auxiliary loss have their bias, below the module.
+pub(super) const GATE_BIAS: &str = "gate.e_score_correction_bias";
+
 pub(super) fn one() -> usize {
     1
 }
@@ -43,6 +47,11 @@ pub(super) fn some_one() -> Option<usize> {
 /// mlx-lm's `routed_scaling_factor` for GLM-4.7-Flash.
 pub(super) fn glm_scaling() -> f64 {
     1.8
+}
+
+/// What `rope_traditional` means.
+pub(super) fn layout(is_traditional: bool) -> RopeLayout {
+    if is_traditional { RopeLayout::Interleaved } else { RopeLayout::HalfSplit }
 }
 
 pub(super) fn yes() -> bool {

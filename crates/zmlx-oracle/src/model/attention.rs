@@ -27,7 +27,7 @@ impl AttentionLayer {
                 Self::Gqa(Box::new(Gqa::load(checkpoint, path, (plan, hidden, eps))?))
             }
             AttentionPlan::Mla(plan) => {
-                Self::Mla(Box::new(Mla::load(checkpoint, path, (plan, hidden, eps), split)?))
+                Self::Mla(Box::new(Mla::load(checkpoint, path, (plan, hidden), split)?))
             }
         })
     }

@@ -5,18 +5,20 @@ use candle_core::Tensor;
 use super::layers::{KvCache, Linear, Norm, Rotation, to_f32, to_slice, to_tensor};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::ops::{Attention, attention};
-use crate::plan::GqaPlan;
+use crate::ops::{Attention, Sight, attention_with, rms_norm};
+use crate::plan::{GqaPlan, HeadNorms};
 
 /// ```text
-/// q = rope(rms_norm(q_proj(x)));  k = rope(rms_norm(k_proj(x)));  v = v_proj(x)      norms per head, if any
+/// q = rope(rms_norm(q_proj(x)));  k = rope(rms_norm(k_proj(x)));  v = v_proj(x)      norms if any
 /// y = o_proj(attention(q, k, v))
 /// ```
 #[derive(Debug)]
 pub(super) struct Gqa {
     q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
+    /// `None`: keys and values are another layer's.
+    k_proj: Option<Linear>,
+    /// `None`: values are the raw keys.
+    v_proj: Option<Linear>,
     o_proj: Linear,
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
@@ -24,6 +26,12 @@ pub(super) struct Gqa {
     n_kv_heads: usize,
     head_dim: usize,
     rotation: Rotation,
+    scale: f64,
+    window: Option<usize>,
+    /// One for each head, or none.
+    sinks: Vec<f32>,
+    /// Added to the mean square of values that are normed.
+    v_norm: Option<f64>,
 }
 
 impl Gqa {
@@ -32,23 +40,35 @@ impl Gqa {
         path: &str,
         (plan, hidden, eps): (&GqaPlan, usize, f64),
     ) -> Result<Self> {
-        let GqaPlan { n_heads, n_kv_heads, head_dim, qk_norm, .. } = *plan;
+        let GqaPlan { n_heads, n_kv_heads, head_dim, qk_norm, scale, .. } = *plan;
         let at = |part: &str| format!("{path}.{part}");
         let linear = |part: &str, out, input| Linear::load(checkpoint, &at(part), out, input);
-        let norm = |part: &str| -> Result<Option<Norm>> {
-            qk_norm.then(|| Norm::load(checkpoint, &at(part), head_dim, eps)).transpose()
+        let norm = |part: &str, n_heads: usize| -> Result<Option<Norm>> {
+            let len = match qk_norm {
+                HeadNorms::None => return Ok(None),
+                HeadNorms::Each => head_dim,
+                HeadNorms::All => n_heads * head_dim,
+            };
+            Norm::load(checkpoint, &at(part), len, eps).map(Some)
         };
+        let own = plan.shares.is_none();
         Ok(Self {
             q_proj: linear("q_proj", n_heads * head_dim, hidden)?,
-            k_proj: linear("k_proj", n_kv_heads * head_dim, hidden)?,
-            v_proj: linear("v_proj", n_kv_heads * head_dim, hidden)?,
+            k_proj: own.then(|| linear("k_proj", n_kv_heads * head_dim, hidden)).transpose()?,
+            v_proj: (own && !plan.k_is_v)
+                .then(|| linear("v_proj", n_kv_heads * head_dim, hidden))
+                .transpose()?,
             o_proj: linear("o_proj", hidden, n_heads * head_dim)?,
-            q_norm: norm("q_norm")?,
-            k_norm: norm("k_norm")?,
+            q_norm: norm("q_norm", n_heads)?,
+            k_norm: if own { norm("k_norm", n_kv_heads)? } else { None },
             n_heads,
             n_kv_heads,
             head_dim,
             rotation: Rotation { head_dim, plan: plan.rope.clone() },
+            scale,
+            window: plan.window,
+            v_norm: plan.v_norm.then_some(eps),
+            sinks: if plan.sinks { checkpoint.floats(&at("sinks"), &[n_heads])? } else { Vec::new() },
         })
     }
 
@@ -60,10 +80,18 @@ impl Gqa {
             Ok(norm.as_ref().map_or_else(|| x.iter().map(|&x| x.into()).collect(), |norm| norm.rows(&x)))
         };
         let q = normed(self.q_proj.forward(x)?, &self.q_norm)?;
-        let k = normed(self.k_proj.forward(x)?, &self.k_norm)?;
         let q = self.rotation.apply(&q, positions, n_heads);
-        cache.k.extend(to_f32(&self.rotation.apply(&k, positions, n_kv_heads)));
-        cache.v.extend(to_slice(&self.v_proj.forward(x)?)?);
+        if let Some(k_proj) = &self.k_proj {
+            let raw = k_proj.forward(x)?;
+            let k = normed(raw.clone(), &self.k_norm)?;
+            cache.k.extend(to_f32(&self.rotation.apply(&k, positions, n_kv_heads)));
+            let v = self.v_proj.as_ref().map_or(Ok(raw), |v_proj| v_proj.forward(x))?;
+            let mut v = to_slice(&v)?;
+            if let Some(eps) = self.v_norm {
+                v = to_f32(&rms_norm(&v, &vec![1.0f32; head_dim], eps));
+            }
+            cache.v.extend(v);
+        }
         let sizes = Attention {
             n_tokens,
             n_kv: cache.k.len() / (n_kv_heads * head_dim),
@@ -71,9 +99,10 @@ impl Gqa {
             n_kv_heads,
             head_dim,
             v_head_dim: head_dim,
-            scale: 1.0 / (head_dim as f64).sqrt(),
+            scale: self.scale,
         };
-        let y = attention(&q, &cache.k, &cache.v, sizes);
+        let sight = Sight { window: self.window, sinks: &self.sinks };
+        let y = attention_with(&q, &cache.k, &cache.v, sizes, sight);
         self.o_proj.forward(&to_tensor(&y, &[n_tokens, n_heads * head_dim])?)
     }
 }

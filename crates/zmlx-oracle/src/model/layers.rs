@@ -21,6 +21,10 @@ impl Linear {
         Self { weight, bias: None }
     }
 
+    pub(super) fn from_parts(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight, bias }
+    }
+
     /// Reads `path.weight`, quantised or not, and `path.bias` if there is one.
     pub(super) fn load(checkpoint: &Checkpoint, path: &str, out: usize, input: usize) -> Result<Self> {
         let bias_name = format!("{path}.bias");

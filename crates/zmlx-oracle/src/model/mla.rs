@@ -43,11 +43,11 @@ impl Mla {
     pub(super) fn load(
         checkpoint: &Checkpoint,
         path: &str,
-        (plan, hidden, eps): (&MlaPlan, usize, f64),
+        (plan, hidden): (&MlaPlan, usize),
         split: KvBSplit,
     ) -> Result<Self> {
         let MlaProjections { n_heads, qk_nope_head_dim, v_head_dim, kv_lora_rank: rank } = plan.sizes;
-        let pe = plan.qk_rope_head_dim;
+        let (pe, eps) = (plan.qk_rope_head_dim, plan.eps);
         let at = |part: &str| format!("{path}.{part}");
         let linear = |part: &str, out, input| Linear::load(checkpoint, &at(part), out, input);
         let n_q = n_heads * (qk_nope_head_dim + pe);

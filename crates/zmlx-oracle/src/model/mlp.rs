@@ -2,11 +2,12 @@
 
 use candle_core::{DType, Device, Tensor};
 
+use super::gemma::GemmaMlp;
 use super::layers::{Linear, to_slice, to_tensor};
 use super::trace::Recorder;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::ops::{NoauxTc, Routing, SoftmaxTopK, noaux_tc, softmax_top_k, swiglu};
+use crate::ops::{Activation, NoauxTc, Routing, SoftmaxTopK, gated, noaux_tc, softmax_top_k};
 use crate::plan::{MlpPlan, MoePlan, RouterPlan};
 
 /// An MLP module of either kind.
@@ -14,46 +15,72 @@ use crate::plan::{MlpPlan, MoePlan, RouterPlan};
 pub(super) enum Mlp {
     Dense(Dense),
     Moe(Box<Moe>),
+    Gemma(Box<GemmaMlp>),
 }
 
 impl Mlp {
-    pub(super) fn load(checkpoint: &Checkpoint, path: &str, plan: &MlpPlan, hidden: usize) -> Result<Self> {
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        path: &str,
+        plan: &MlpPlan,
+        (hidden, eps): (usize, f64),
+    ) -> Result<Self> {
         Ok(match plan {
-            MlpPlan::Dense(inner) => Self::Dense(Dense::load(checkpoint, path, hidden, *inner)?),
+            MlpPlan::Dense(inner) => {
+                Self::Dense(Dense::load(checkpoint, path, [hidden, *inner], Activation::SwiGlu)?)
+            }
             MlpPlan::Moe(plan) => Self::Moe(Box::new(Moe::load(checkpoint, path, plan, hidden)?)),
+            MlpPlan::Gemma(inner, moe) => {
+                let plans = (*inner, moe.as_ref());
+                Self::Gemma(Box::new(GemmaMlp::load(checkpoint, path, plans, hidden, eps)?))
+            }
         })
     }
 
-    /// `x [n_tokens, hidden]`, already normed, → `[n_tokens, hidden]`.
-    pub(super) fn forward(&self, x: &Tensor, layer_idx: usize, recorder: &mut Recorder) -> Result<Tensor> {
+    /// `h [n_tokens, hidden]` is the residual stream, `x` its norm → `[n_tokens, hidden]`.
+    pub(super) fn forward(
+        &self,
+        h: &Tensor,
+        x: &Tensor,
+        layer_idx: usize,
+        recorder: &mut Recorder,
+    ) -> Result<Tensor> {
         match self {
             Self::Dense(dense) => dense.forward(x),
             Self::Moe(moe) => moe.forward(x, layer_idx, recorder),
+            Self::Gemma(mlp) => mlp.forward(h, x, layer_idx, recorder),
         }
     }
 }
 
-/// `down_proj(silu(gate_proj(x)) · up_proj(x))`.
+/// `down_proj(activation(gate_proj(x), up_proj(x)))`.
 #[derive(Debug)]
 pub(super) struct Dense {
     gate_proj: Linear,
     up_proj: Linear,
     down_proj: Linear,
+    activation: Activation,
 }
 
 impl Dense {
-    fn load(checkpoint: &Checkpoint, path: &str, hidden: usize, intermediate: usize) -> Result<Self> {
+    pub(super) fn load(
+        checkpoint: &Checkpoint,
+        path: &str,
+        [hidden, intermediate]: [usize; 2],
+        activation: Activation,
+    ) -> Result<Self> {
         let linear = |part: &str, out, input| Linear::load(checkpoint, &format!("{path}.{part}"), out, input);
         Ok(Self {
             gate_proj: linear("gate_proj", intermediate, hidden)?,
             up_proj: linear("up_proj", intermediate, hidden)?,
             down_proj: linear("down_proj", hidden, intermediate)?,
+            activation,
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let (gate, up) = (self.gate_proj.forward(x)?, self.up_proj.forward(x)?);
-        let inner = swiglu(&to_slice(&gate)?, &to_slice(&up)?);
+        let inner = gated(&to_slice(&gate)?, &to_slice(&up)?, self.activation);
         self.down_proj.forward(&to_tensor(&inner, gate.dims())?)
     }
 }
@@ -74,41 +101,68 @@ enum Router {
 }
 
 impl Moe {
-    fn load(checkpoint: &Checkpoint, path: &str, plan: &MoePlan, hidden: usize) -> Result<Self> {
+    pub(super) fn load(checkpoint: &Checkpoint, path: &str, plan: &MoePlan, hidden: usize) -> Result<Self> {
         let n_experts = plan.router.n_experts();
         let router = match plan.router {
             RouterPlan::Softmax(router) => Router::Softmax(router),
-            RouterPlan::NoauxTc(router) => {
-                let name = format!("{path}.gate.e_score_correction_bias");
+            // exp(l_i) over the sum of the chosen is the probability over theirs.
+            RouterPlan::SoftmaxOfChosen { n_experts, top_k } => {
+                Router::Softmax(SoftmaxTopK { n_experts, top_k, norm_topk_prob: true })
+            }
+            RouterPlan::NoauxTc(router, bias) => {
+                let name = format!("{path}.{bias}");
                 Router::NoauxTc(router, checkpoint.floats(&name, &[n_experts])?)
             }
         };
         let [gate_proj, up_proj, down_proj] = checkpoint.experts(path, [n_experts, plan.inner, hidden])?;
+        let biases = checkpoint.expert_biases(path, [n_experts, plan.inner, hidden])?;
+        let bias = |i: usize, e: usize| biases.as_ref().map(|of| of[i].get(e)).transpose();
         let experts = (0..n_experts)
             .map(|e| {
                 Ok(Dense {
-                    gate_proj: Linear::from_weight(gate_proj.get(e)?),
-                    up_proj: Linear::from_weight(up_proj.get(e)?),
-                    down_proj: Linear::from_weight(down_proj.get(e)?),
+                    gate_proj: Linear::from_parts(gate_proj.get(e)?, bias(0, e)?),
+                    up_proj: Linear::from_parts(up_proj.get(e)?, bias(1, e)?),
+                    down_proj: Linear::from_parts(down_proj.get(e)?, bias(2, e)?),
+                    activation: plan.activation,
                 })
             })
             .collect::<Result<_>>()?;
         let shared_experts = match plan.shared_inner {
             0 => None,
-            inner => Some(Dense::load(checkpoint, &format!("{path}.shared_experts"), hidden, inner)?),
+            inner => {
+                let path = format!("{path}.shared_experts");
+                Some(Dense::load(checkpoint, &path, [hidden, inner], plan.activation)?)
+            }
         };
-        let gate = Linear::load(checkpoint, &format!("{path}.gate"), n_experts, hidden)?;
+        let gate = Linear::load(checkpoint, &format!("{path}.{}", plan.gate), n_experts, hidden)?;
         Ok(Self { gate, router, experts, shared_experts })
     }
 
     fn forward(&self, x: &Tensor, layer_idx: usize, recorder: &mut Recorder) -> Result<Tensor> {
-        let logits = self.gate.forward(x)?;
+        self.forward_with(x, x, &[], layer_idx, recorder)
+    }
+
+    /// The router sees `to_route`, the experts see `x`; each expert's weight is multiplied by its factor if there are any.
+    pub(super) fn forward_with(
+        &self,
+        to_route: &Tensor,
+        x: &Tensor,
+        factors: &[f32],
+        layer_idx: usize,
+        recorder: &mut Recorder,
+    ) -> Result<Tensor> {
+        let logits = self.gate.forward(to_route)?;
         recorder.record(format!("layers.{layer_idx}.router_logits"), &logits)?;
         let logits = to_slice(&logits)?;
-        let (routing, top_k) = match &self.router {
+        let (mut routing, top_k) = match &self.router {
             Router::Softmax(router) => (softmax_top_k(&logits, *router), router.top_k),
             Router::NoauxTc(router, bias) => (noaux_tc(&logits, bias, *router), router.top_k),
         };
+        if !factors.is_empty() {
+            for (weight, &expert) in routing.weights.iter_mut().zip(&routing.indices) {
+                *weight *= f64::from(factors[expert as usize]);
+            }
+        }
         recorder.record_routing(layer_idx, top_k, &routing);
         let mut y = Tensor::zeros(x.dims(), DType::F32, &Device::Cpu)?;
         for (expert_idx, expert) in self.experts.iter().enumerate() {

@@ -7,6 +7,7 @@ use super::layers::KvCache;
 use super::trace::{Matrix, Recorder, Trace};
 use crate::Result;
 use crate::compare::argmax;
+use crate::ops::soft_cap;
 
 /// A model and the keys and values of the tokens it has seen.
 #[derive(Debug)]
@@ -68,18 +69,37 @@ impl<'m> Session<'m> {
         let positions: Vec<u32> = (self.n_seen as u32..).take(tokens.len()).collect();
         let ids = Tensor::new(tokens, &Device::Cpu)?;
         let mut h = model.embed_tokens.index_select(&ids, 0)?;
+        if let Some(factor) = model.around.embed_factor {
+            h = (h * factor)?;
+        }
+        let inputs = model.per_layer_inputs.as_ref().map(|of| of.of(&ids, &h)).transpose()?;
         recorder.record("embed", &h)?;
-        for (layer_idx, (layer, cache)) in model.layers.iter().zip(&mut self.caches).enumerate() {
+        for (layer_idx, layer) in model.layers.iter().enumerate() {
+            let cache = &mut self.caches[layer.cache_idx];
             let x = layer.input_layernorm.forward(&h)?;
-            h = (h + layer.self_attn.forward(&x, &positions, cache)?)?;
+            let mut y = layer.self_attn.forward(&x, &positions, cache)?;
+            if let Some((after_attention, ..)) = &layer.sandwich {
+                y = after_attention.forward(&y)?;
+            }
+            h = (h + y)?;
             recorder.record(format!("layers.{layer_idx}.attn"), &h)?;
             let x = layer.post_attention_layernorm.forward(&h)?;
-            h = (h + layer.mlp.forward(&x, layer_idx, &mut recorder)?)?;
+            let y = layer.mlp.forward(&h, &x, layer_idx, &mut recorder)?;
+            h = match &layer.sandwich {
+                None => (h + y)?,
+                Some((_, after_mlp, end)) => {
+                    let input = inputs.as_ref().and_then(|inputs| inputs.get(layer_idx));
+                    end.forward((h + after_mlp.forward(&y)?)?, input)?
+                }
+            };
             recorder.record(format!("layers.{layer_idx}.out"), &h)?;
         }
         let h = model.norm.forward(&h)?;
         recorder.record("norm", &h)?;
-        let logits = Matrix::from_tensor(&model.lm_head.forward(&h)?)?;
+        let mut logits = Matrix::from_tensor(&model.lm_head.forward(&h)?)?;
+        if let Some(cap) = model.around.logit_cap {
+            logits.data = soft_cap(&logits.data, cap).into_iter().map(|x| x as f32).collect();
+        }
         self.n_seen += tokens.len();
         Ok(recorder.finish(logits))
     }

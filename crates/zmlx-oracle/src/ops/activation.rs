@@ -24,6 +24,53 @@ pub fn swiglu<G: Real, U: Real>(gate: &[G], up: &[U]) -> Vec<f64> {
     gate.iter().zip(up).map(|(&g, &u)| silu(g.into()) * u.into()).collect()
 }
 
+/// What joins the two projections of a gated MLP, element by element.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Activation {
+    /// `silu(gate) · up`.
+    SwiGlu,
+    /// `gelu_tanh(gate) · up`.
+    GeGlu,
+    /// `g·sigmoid(alpha·g)·(u + 1)` with `g = min(gate, limit)` and `u` the other within `±limit`.
+    ClampedSwiGlu {
+        /// Steepness.
+        alpha: f64,
+        /// Where values end.
+        limit: f64,
+    },
+}
+
+/// `x/2 · (1 + tanh(z))` with `z = √(2/π)·(x + 0.044715·x³)`. As `(1 + tanh(z))/2` is `sigmoid(2z)`, small results keep
+/// their digits.
+#[must_use]
+pub fn gelu_tanh(x: f64) -> f64 {
+    x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3)))
+}
+
+/// The activation of both, element by element. **Shapes** equal; the result has them too.
+///
+/// # Panics
+/// If the lengths differ.
+#[must_use]
+pub fn gated<G: Real, U: Real>(gate: &[G], up: &[U], activation: Activation) -> Vec<f64> {
+    check_len("gated", "up", up, &[gate.len()]);
+    let one = |g: f64, u: f64| match activation {
+        Activation::SwiGlu => silu(g) * u,
+        Activation::GeGlu => gelu_tanh(g) * u,
+        Activation::ClampedSwiGlu { alpha, limit } => {
+            let g = g.min(limit);
+            g * sigmoid(alpha * g) * (u.clamp(-limit, limit) + 1.0)
+        }
+    };
+    gate.iter().zip(up).map(|(&g, &u)| one(g.into(), u.into())).collect()
+}
+
+/// `cap · tanh(x / cap)`, element by element.
+#[must_use]
+pub fn soft_cap<X: Real>(x: &[X], cap: f64) -> Vec<f64> {
+    x.iter().map(|&x| cap * (x.into() / cap).tanh()).collect()
+}
+
 /// `a + b`, element by element.
 ///
 /// # Panics

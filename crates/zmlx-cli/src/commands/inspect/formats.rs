@@ -110,7 +110,7 @@ fn spec(
         let fits = n_in.checked_mul(spec.bits())? == n_words.checked_mul(32)?;
         (fits && spec.has_biases() != has_codes).then_some((spec, n_in))
     };
-    let in_model = checkpoint.name_in_model(path).and_then(|path| uses.get(path));
+    let in_model = checkpoint.name_in_model(path).and_then(|path| uses.get(&path));
     if let Some(weight) = in_model {
         let fits = |found: &(QuantSpec, usize)| found.1 == weight.n_in;
         return QuantSpec::all().into_iter().filter_map(width).find(fits);

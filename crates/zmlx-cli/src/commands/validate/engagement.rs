@@ -106,7 +106,7 @@ mod tests {
         let verdict = |path, ops: &[_], has_kernels| {
             judge(&[path], &[engaged(ops)], has_kernels).iter().map(|e| e.verdict).max()
         };
-        let stock = [("gather_linear", 9, 0), ("swiglu", 3, 0)];
+        let stock = [("gather_linear", 9, 0), ("gated", 3, 0)];
         let kernels = [("gather_qmm_swiglu", 3, 2), ("add_rms_norm", 3, 0)];
         let composed = [("gather_qmm_swiglu", 3, 0)];
         assert_eq!(verdict(baseline, &stock, true), None);

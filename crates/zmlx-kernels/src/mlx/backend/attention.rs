@@ -8,7 +8,6 @@ use super::step::MlxStep;
 use super::{MlxWeight, dims, f, scalar};
 use crate::check::ensure;
 use crate::mlx::raw::{self, Product};
-use crate::mlx::runtime::NAME;
 use crate::{
     AttentionInputs, AttentionSettings, CacheKind, MlaInputs, MlaWeights, Result, RopeFrequencies, Span,
 };
@@ -84,14 +83,7 @@ pub(super) fn heads(
         return ensure(false, OP, "cache", "keys and values", cache.kind()).map(|()| unreachable!());
     };
     ensure(settings.window.is_none(), OP, "window", "that of the cache, which has none", settings.window)?;
-    if inputs.sinks.is_some() {
-        return Err(crate::Error::Unsupported {
-            op: OP,
-            backend: NAME,
-            why: "sinks are not implemented".into(),
-        });
-    }
-    let AttentionInputs { q, k, v, .. } = inputs;
+    let AttentionInputs { q, k, v, sinks } = inputs;
     let shape = dims(q);
     let fits =
         shape.len() == 3 && shape[2] == head_dim && shape[1] > 0 && shape[1].is_multiple_of(n_kv_heads);
@@ -100,12 +92,44 @@ pub(super) fn heads(
     ensure(dims(k) == want, OP, "k", format_args!("{want:?}"), dims(k))?;
     ensure(dims(v) == want, OP, "v", format_args!("{want:?}"), dims(v))?;
     step.check(OP, "q", q)?;
+    let sinks = sinks.map(|sinks| sinks.vector(OP, shape[1])?.as_dtype(q.dtype()).map_err(f(OP)));
+    let sinks = sinks.transpose()?;
     cache.check(OP, step.spans())?;
     if shape[0] == 0 {
         return Ok(q.clone());
     }
     for_spans(OP, cache, step.spans(), |sequence, rows| {
         let [keys, values] = sequence.append(OP, [&rows.heads(k)?, &rows.heads(v)?])?;
+        let (mask, sinks) = ((rows.n > 1).then_some(Mask::Causal), sinks.as_ref());
+        let y = scaled_dot_product_attention(rows.heads(q)?, &keys, &values, settings.scale, mask, sinks);
+        y.map_err(f(OP))
+    })
+}
+
+/// `attention_shared`: as [`heads`], on what is there.
+pub(super) fn shared(
+    q: &Array,
+    cache: &MlxCache,
+    step: &MlxStep,
+    settings: &AttentionSettings,
+) -> Result<Array> {
+    const OP: &str = "attention_shared";
+    let CacheKind::Full { n_kv_heads, head_dim } = cache.kind() else {
+        return ensure(false, OP, "cache", "keys and values", cache.kind()).map(|()| unreachable!());
+    };
+    ensure(settings.window.is_none(), OP, "window", "that of the cache, which has none", settings.window)?;
+    let shape = dims(q);
+    let fits =
+        shape.len() == 3 && shape[2] == head_dim && shape[1] > 0 && shape[1].is_multiple_of(n_kv_heads);
+    ensure(fits, OP, "q", format_args!("[n, a multiple of {n_kv_heads}, {head_dim}]"), &shape)?;
+    step.check(OP, "q", q)?;
+    cache.check(OP, step.spans())?;
+    if shape[0] == 0 {
+        return Ok(q.clone());
+    }
+    // A copy, whose arrays are shared: nothing is written.
+    for_spans(OP, &mut cache.clone(), step.spans(), |sequence, rows| {
+        let [keys, values] = sequence.used(OP, rows.n)?;
         let mask = (rows.n > 1).then_some(Mask::Causal);
         let y = scaled_dot_product_attention(rows.heads(q)?, &keys, &values, settings.scale, mask, None);
         y.map_err(f(OP))

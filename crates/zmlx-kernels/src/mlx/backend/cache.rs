@@ -82,6 +82,16 @@ impl Sequence {
         self.n_tokens
     }
 
+    /// Its tokens and the `n` that were written behind them.
+    pub(super) fn used(&self, op: &'static str, n: usize) -> Result<[Array; 2]> {
+        let n_tokens = self.n_tokens + n;
+        let stored = self.stored.as_ref().filter(|stored| stored.capacity() >= n_tokens);
+        ensure(stored.is_some(), op, "step", "tokens that were written to the cache", n_tokens)?;
+        let arrays = stored.map(|stored| &stored.arrays).into_iter().flatten();
+        let used = arrays.map(|array| first(op, array, n_tokens)).collect::<Result<Vec<_>>>()?;
+        used.try_into().map_err(|_| unreachable!("there are two arrays"))
+    }
+
     /// Writes `new` `[1, heads, n, width]` behind its tokens, and returns all there is. Its length stays.
     pub(super) fn append(&mut self, op: &'static str, new: [&Array; 2]) -> Result<[Array; 2]> {
         let n = new[0].shape()[2] as usize;
@@ -139,7 +149,7 @@ impl MlxCache {
         }
         let unsupported = |why: String| Error::Unsupported { op: OP, backend: NAME, why };
         if let CacheKind::Window { .. } = spec.kind {
-            return Err(unsupported("windows are not implemented".into()));
+            return Err(unsupported("windows are not implemented: use --backend cpu".into()));
         }
         if spec.format != KvFormat::Native {
             return Err(unsupported(format!("keys and values as {:?} are not implemented", spec.format)));

@@ -200,10 +200,15 @@ impl MlxWeight {
 
     /// A vector of `len` values.
     pub(super) fn vector(&self, op: &'static str, len: usize) -> Result<Array> {
+        self.vectors(op, 1, len)?.reshape(&[len as i32]).map_err(f(op))
+    }
+
+    /// `n_mats` vectors of `len` values each, `[n_mats, len]`.
+    pub(super) fn vectors(&self, op: &'static str, n_mats: usize, len: usize) -> Result<Array> {
         let shape = [self.n_mats, self.n_out, self.n_in];
-        ensure(shape == [1, 1, len], op, "weight", format_args!("[1, 1, {len}]"), shape)?;
+        ensure(shape == [n_mats, 1, len], op, "weight", format_args!("[{n_mats}, 1, {len}]"), shape)?;
         match &self.kind {
-            Kind::Dense(a) => a.reshape(&[len as i32]).map_err(f(op)),
+            Kind::Dense(a) => a.reshape(&[n_mats as i32, len as i32]).map_err(f(op)),
             _ => Err(self.unsupported(op, "the vector is not one dense array")),
         }
     }

@@ -7,7 +7,7 @@ use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::mlx::runtime::fault;
 use crate::mlx::{MlxBackend, MlxIndices, MlxWeight, QuantizedExperts};
-use crate::{Result, stock};
+use crate::{Down, Result, stock};
 
 const OP: &str = "gather_qmm_combine";
 
@@ -72,7 +72,7 @@ impl Call<1> for Combine<'_> {
     fn composed(&self) -> Result<[Array; 1]> {
         let combine = |x: &Array, down: QuantizedExperts, weights: &Array| {
             let down = MlxWeight::from_experts(down)?;
-            stock::gather_qmm_combine(&self.backend, x, &down, &self.experts, weights)
+            stock::gather_qmm_combine(&self.backend, x, Down::plain(&down), &self.experts, weights)
         };
         let y = match self.backend.numerics() {
             Numerics::Exact => combine(&self.x, self.down.clone(), &self.weights)?,

@@ -9,7 +9,7 @@ use crate::mlx::backend::{Pairs, launch_gather_qmm_swiglu, packed};
 use crate::mlx::raw::{self, Order};
 use crate::mlx::runtime::fault;
 use crate::mlx::{MlxBackend, MlxWeight, QuantizedExperts};
-use crate::{Backend, GateUp, Result, stock};
+use crate::{Activation, Backend, GateUp, Result, stock};
 
 const GATHER: &str = "gather_qmm_swiglu";
 const DENSE: &str = "qmm_swiglu";
@@ -99,7 +99,8 @@ impl Call<1> for Gather<'_> {
         let swiglu = |x: &Array, gate: &QuantizedExperts, up: &QuantizedExperts| {
             let indices = [self.lhs.as_ref(), Some(&self.rhs)];
             let gate = raw::gather_qmm(GATHER, x, packed(gate), indices, order)?;
-            self.backend.swiglu(&gate, &raw::gather_qmm(GATHER, x, packed(up), indices, order)?)
+            let up = raw::gather_qmm(GATHER, x, packed(up), indices, order)?;
+            self.backend.gated(&gate, &up, Activation::SwiGlu)
         };
         let y = match self.backend.numerics() {
             Numerics::Exact => swiglu(self.x, self.gate, self.up)?,
@@ -147,7 +148,7 @@ impl Call<1> for Dense<'_> {
         let gate = MlxWeight::from_experts(self.gate.clone())?;
         let up = MlxWeight::from_experts(self.up.clone())?;
         let x = rows(DENSE, self.x)?;
-        let Some(y) = self.backend.fused_qmm_swiglu(&x, GateUp { gate: &gate, up: &up })? else {
+        let Some(y) = self.backend.fused_qmm_swiglu(&x, GateUp::swiglu(&gate, &up))? else {
             return Ok(None);
         };
         y.reshape(&shape_of(self.x, 1, &[gate.n_out()])).map(|y| Some([y])).map_err(fault(DENSE))
@@ -156,7 +157,7 @@ impl Call<1> for Dense<'_> {
     fn composed(&self) -> Result<[Array; 1]> {
         let swiglu = |x: &Array, gate: QuantizedExperts, up: QuantizedExperts| {
             let (gate, up) = (MlxWeight::from_experts(gate)?, MlxWeight::from_experts(up)?);
-            stock::qmm_swiglu(&self.backend, x, GateUp { gate: &gate, up: &up })
+            stock::qmm_swiglu(&self.backend, x, GateUp::swiglu(&gate, &up))
         };
         let y = match self.backend.numerics() {
             Numerics::Exact => swiglu(self.x, self.gate.clone(), self.up.clone())?,

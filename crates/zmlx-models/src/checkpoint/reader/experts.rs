@@ -1,6 +1,9 @@
 //! The experts of a mixture, in any of the layouts that files have.
 
-use zmlx_kernels::HostWeight;
+mod blocks;
+
+use bytes::Bytes;
+use zmlx_kernels::{HostWeight, WeightBytes, WeightFormat};
 
 use super::{TensorReader, WeightShape, placeholder};
 use crate::WeightProblem;
@@ -10,6 +13,9 @@ impl TensorReader<'_> {
     /// Gate, up and down of all experts.
     pub fn experts(&mut self, spec: &ExpertsSpec) -> [HostWeight; 3] {
         let [gate, up, down] = spec.projections();
+        if self.has_blocks(spec) {
+            return self.expert_blocks(spec);
+        }
         if let Some(path) = spec.gate_up().into_iter().find(|path| self.contains_weight(path)) {
             let [gate, up] = self.gate_up(&path, spec);
             return [gate, up, self.projection(spec, down)];
@@ -17,14 +23,62 @@ impl TensorReader<'_> {
         [gate, up, down].map(|projection| self.projection(spec, projection))
     }
 
+    /// The biases of gate, up and down of all experts, a vector for each expert.
+    pub fn expert_biases(&mut self, spec: &ExpertsSpec) -> [HostWeight; 3] {
+        if self.has_blocks(spec) {
+            return self.block_biases(spec);
+        }
+        spec.projections().map(|(name, n_out, _)| {
+            let [usual, others @ ..] = spec.biases(name);
+            let path = others.into_iter().find(|path| self.contains(path)).unwrap_or(usual);
+            self.vectors(&path, [spec.n_experts, n_out])
+        })
+    }
+
+    /// `n` vectors of `len` floats each, stacked in one tensor.
+    fn vectors(&mut self, name: &str, [n, len]: [usize; 2]) -> HostWeight {
+        if let Some(seed) = self.checkpoint.synthetic {
+            let values = self.checkpoint.random_vector(seed, name, n * len);
+            let data: Vec<u8> = values.iter().flat_map(|v| half::bf16::from_f32(*v).to_le_bytes()).collect();
+            return self.stacked_vectors(name, zmlx_kernels::DType::BF16, [n, len], data.into());
+        }
+        let Some(entry) = self.take(name) else { return placeholder() };
+        if !self.has_shape(name, entry, &[n, len]) {
+            return placeholder();
+        }
+        match entry.kernel_dtype().filter(|d| d.is_float()) {
+            Some(dtype) => self.stacked_vectors(name, dtype, [n, len], entry.bytes.clone()),
+            None => self.wrong_dtype(name, entry, "F32, F16 or BF16"),
+        }
+    }
+
+    fn stacked_vectors(
+        &mut self,
+        name: &str,
+        dtype: zmlx_kernels::DType,
+        [n, len]: [usize; 2],
+        data: Bytes,
+    ) -> HostWeight {
+        let bytes = WeightBytes { data, scales: Bytes::new(), biases: Bytes::new() };
+        HostWeight::new(WeightFormat::Dense(dtype), [n, 1, len], bytes).unwrap_or_else(|e| {
+            let want = format!("{n} vectors of {len}");
+            self.problem(WeightProblem::Format { name: name.into(), got: e.to_string(), want })
+        })
+    }
+
     fn projection(
         &mut self,
         spec: &ExpertsSpec,
         (name, n_out, n_in): (&'static str, usize, usize),
     ) -> HostWeight {
-        let [usual, other] = spec.stacked(name);
-        let stacked = if self.contains_weight(&other) { other } else { usual };
-        self.bank(&stacked, |e| spec.one_by_one(e, name), [spec.n_experts, n_out, n_in])
+        let [usual, others @ ..] = spec.stacked(name);
+        let stacked = others.into_iter().find(|path| self.contains_weight(path)).unwrap_or(usual);
+        let is_short = self.contains_weight(&spec.one_by_one(0, name)[1]);
+        let one = |e: usize| {
+            let [long, short] = spec.one_by_one(e, name);
+            if is_short { short } else { long }
+        };
+        self.bank(&stacked, one, [spec.n_experts, n_out, n_in])
     }
 
     /// Gate and up from one stack, whose upper rows are gate's.

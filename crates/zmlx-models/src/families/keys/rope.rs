@@ -8,6 +8,9 @@ use zmlx_kernels::{Rope, RopeFrequencies, RopePairing};
 use crate::Result;
 use crate::fields::{Fields, short};
 
+/// The kinds that a config may ask for.
+const KINDS: &str = "default, linear, dynamic, yarn, llama3, longrope or proportional";
+
 /// Where rope's settings stand: at the top level and in `rope_scaling`, or (as transformers 5 writes them) all in
 /// `rope_parameters`.
 pub(in crate::families) struct RopeKeys<'f, 'a> {
@@ -33,6 +36,12 @@ impl RopeOf {
         Rope::plain(self.dims, self.theta as f32, self.pairing)
     }
 
+    /// The frequencies of pairs of the whole head, of which only the first `part` turns.
+    pub(in crate::families) fn proportional(self, part: f64) -> Rope {
+        let n_turning = (self.dims as f64 * part.min(1.0)) as usize / 2;
+        self.given(self.powers().enumerate().map(|(i, e)| if i < n_turning { e } else { 0.0 }), 1.0)
+    }
+
     /// `theta^(-2i / dims)` of every pair.
     fn powers(self) -> impl Iterator<Item = f64> {
         (0..self.dims / 2).map(move |i| self.theta.powf(-((2 * i) as f64) / self.dims as f64))
@@ -47,6 +56,13 @@ impl RopeOf {
 impl<'f, 'a> RopeKeys<'f, 'a> {
     pub(in crate::families) fn new(f: &'f Fields<'a>) -> Result<Self> {
         Ok(Self { f, parameters: f.object("rope_parameters")?, scaling: f.object("rope_scaling")? })
+    }
+
+    /// The settings of layers of one type, in an object of their own within `rope_parameters`.
+    pub(in crate::families) fn of_layers(f: &'f Fields<'a>, layer_type: &str) -> Result<Self> {
+        let all = f.object("rope_parameters")?;
+        let parameters = all.map(|all| all.object(layer_type)).transpose()?.flatten();
+        Ok(Self { f, parameters, scaling: None })
     }
 
     /// `rope_theta`, which must be there if there is no default.
@@ -76,6 +92,17 @@ impl<'f, 'a> RopeKeys<'f, 'a> {
             }
             _ => Ok(()),
         }
+    }
+
+    /// Whether there are any settings beyond those at the top level.
+    pub(in crate::families) fn has_settings(&self) -> bool {
+        self.settings().is_some()
+    }
+
+    /// True if only a part of each head's pairs is to turn, the others staying where they are.
+    pub(in crate::families) fn is_proportional(&self) -> Result<bool> {
+        let kind = self.settings().map(kind).transpose()?;
+        Ok(kind.is_some_and(|(_, kind)| kind == "proportional"))
     }
 
     /// The settings of the scaling, for display; `None` for the plain kind.
@@ -109,6 +136,7 @@ impl<'f, 'a> RopeKeys<'f, 'a> {
     /// | linear | e / factor | 1 |
     /// | yarn, deepseek_yarn | from e (fast pairs) to e / factor (slow ones) | m(mscale) / m(mscale_all_dim) |
     /// | llama3 | e of short waves, e / factor of long ones, between them a mixture | 1 |
+    /// | proportional | e / factor of the first part of a head's pairs, 0 of the others | 1 |
     /// | longrope | e / long_factor\[i\] | √(1 + ln(max/original) / ln(original)) if max > original |
     ///
     /// **Source** mlx-lm `rope_utils.initialize_rope`.
@@ -127,9 +155,10 @@ impl<'f, 'a> RopeKeys<'f, 'a> {
             }
             "yarn" | "deepseek_yarn" => yarn(s, of)?,
             "llama3" => llama3(s, of)?,
+            "proportional" => proportional(s, of)?,
             "longrope" => self.longrope(s, of)?,
             other => {
-                return Err(s.unsupported(key, "default, linear, dynamic, yarn, llama3 or longrope", other));
+                return Err(s.unsupported(key, KINDS, other));
             }
         };
         let frequencies = rope.frequencies();
@@ -197,6 +226,14 @@ fn llama3(s: &Fields<'_>, of: RopeOf) -> Result<Rope> {
         }
     });
     Ok(of.given(frequencies, 1.0))
+}
+
+/// Pairs of the whole head, of which the first part turns.
+fn proportional(s: &Fields<'_>, of: RopeOf) -> Result<Rope> {
+    let (factor, part) = (s.positive_or("factor", 1.0)?, s.positive_or("partial_rotary_factor", 1.0)?);
+    let rope = of.proportional(part);
+    let frequencies = rope.frequencies().into_iter().map(|e| e / factor).collect();
+    Ok(Rope { frequencies: RopeFrequencies::Given(frequencies), ..rope })
 }
 
 /// `0.1 · mscale · ln(factor) + 1`, 1 where nothing is stretched.
