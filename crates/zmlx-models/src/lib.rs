@@ -44,7 +44,7 @@ pub use decoder::{Input, Model, PREFILL_CHUNK, Tap, TapValue};
 pub use detokenizer::Detokenizer;
 pub use engine::{Engine, EngineOptions, EngineStats, Event, Generation, Request, RequestId, StopReason};
 pub use error::{Error, Result, WeightProblem};
-pub use families::model_types;
+pub use families::{Family, families, model_types};
 pub use generate::{Stream, generate, stream};
 pub use jinja::TemplateError;
 pub use loader::Progress;

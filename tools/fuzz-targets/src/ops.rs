@@ -7,9 +7,9 @@ use std::sync::LazyLock;
 use bytes::Bytes;
 use zmlx_kernels::cpu::{CpuBackend, CpuCache, CpuIndices, CpuStep, CpuTensor, CpuWeight, Level};
 use zmlx_kernels::{
-    Activation, AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, DType, Down, GateUp, HostWeight, KvFormat,
-    Logits, MlaInputs, MlaWeights, NoauxTc, QuantSpec, Renormalize, Result, Rope, RopePairing, SoftmaxTopK,
-    Span, WeightBytes, WeightFormat,
+    Activation, AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, DType, Down, GateUp,
+    HostWeight, KvFormat, Logits, MlaInputs, MlaWeights, NoauxTc, QuantSpec, Renormalize, Result, Rope,
+    RopePairing, SoftmaxTopK, Span, WeightBytes, WeightFormat,
 };
 
 /// One backend for all calls, so that they use each other's buffers again.
