@@ -10,6 +10,7 @@ pub use blocks::{
     Activation, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec,
     MlpSpec, MoeSpec, QuerySpec, RouterSpec, Storage, VectorSpec,
 };
+pub(crate) use weights::Module;
 pub use weights::{Part, ReadPerToken, WeightUse, WeightUses};
 
 use serde_json::{Map, Value};

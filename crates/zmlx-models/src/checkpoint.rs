@@ -111,6 +111,11 @@ impl Checkpoint {
         name.strip_prefix(self.prefix)
     }
 
+    /// What MLX's files call the tensor or path that the architecture calls `name`.
+    pub(crate) fn written(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
     /// How the config says that the weights are quantised.
     pub fn quantization(&self) -> &QuantConfig {
         &self.config.quantization

@@ -30,15 +30,9 @@ impl<B: Backend> Model<B> {
         let norm = loader.vector(&architecture.norm)?;
         let head = match &architecture.head {
             HeadSpec::Own(head) => loader.matrix(head)?,
-            HeadSpec::Tied(path) => {
-                loader.reader.ignore(path);
-                embed.clone()
-            }
+            HeadSpec::Tied(_) => embed.clone(),
         };
-        loader.reader.ignore_layers_from(architecture.layers_path, n_layers);
-        for segment in architecture.left_over {
-            loader.reader.ignore_segment(segment);
-        }
+        loader.reader.ignore_what_may_be_left();
         loader.reader.finish()?;
         Ok(Self {
             id: unique_id(),
