@@ -11,6 +11,7 @@ pub use blocks::{
     MixerSpec, MlaSpec, MlpSpec, MoeSpec, PerLayerInputSpec, QuerySpec, RouterSpec, ScaledNorm,
     SharedGqaSpec, SoftmaxOfChosen, Storage, VectorSpec,
 };
+pub(crate) use weights::Module;
 pub use zmlx_kernels::Activation;
 
 pub use weights::{Part, ReadPerToken, WeightUse, WeightUses};
