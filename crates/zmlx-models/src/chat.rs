@@ -3,6 +3,7 @@
 //! A checkpoint has one template or several with names. Of several, `tool_use` is for requests with tools and `default` for
 //! all others. They lie in `chat_template.jinja` and `additional_chat_templates/`, or in `tokenizer_config.json`.
 
+mod channels;
 mod files;
 mod message;
 mod request;

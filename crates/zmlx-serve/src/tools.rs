@@ -118,20 +118,20 @@ impl OutputParser {
     /// Adds a piece of text, and appends what is certain now.
     pub fn push(&mut self, text: &str, pieces: &mut Vec<Piece>) {
         let Self { thinking, calls } = self;
-        thinking.push(text, &mut |part, text| pass(part, text, calls.as_mut(), pieces));
+        thinking.push(text, &mut |part, text| pass(part, text, calls.as_mut(), pieces, TextEnd::Whole));
     }
 
     /// Ends the text, and appends what was held back.
     pub fn finish(&mut self, end: TextEnd, pieces: &mut Vec<Piece>) {
         let Self { thinking, calls } = self;
-        thinking.finish(&mut |part, text| pass(part, text, calls.as_mut(), pieces));
+        thinking.finish(&mut |part, text| pass(part, text, calls.as_mut(), pieces, end));
         if let Some(calls) = calls {
             calls.finish(end, pieces);
         }
     }
 }
 
-fn pass(part: AnswerPart, text: &str, calls: Option<&mut CallReader>, pieces: &mut Vec<Piece>) {
+fn pass(part: AnswerPart, text: &str, calls: Option<&mut CallReader>, pieces: &mut Vec<Piece>, end: TextEnd) {
     match (part, calls) {
         (AnswerPart::Thinking, _) => match pieces.last_mut() {
             Some(Piece::Reasoning(last)) => last.push_str(text),
@@ -139,6 +139,12 @@ fn pass(part: AnswerPart, text: &str, calls: Option<&mut CallReader>, pieces: &m
         },
         (AnswerPart::Answer, Some(calls)) => calls.push(text, pieces),
         (AnswerPart::Answer, None) => push_content(text, pieces),
+        (AnswerPart::CallStart, _) => pieces.push(Piece::CallStart { name: text.to_owned() }),
+        (AnswerPart::CallArguments, _) => pieces.push(Piece::CallArguments(text.to_owned())),
+        (AnswerPart::CallEnd, _) => pieces.push(match end {
+            TextEnd::Whole => Piece::CallEnd,
+            TextEnd::Cut => Piece::CallCut,
+        }),
     }
 }
 

@@ -1,4 +1,6 @@
-//! Thinking apart from the answer, as the text comes: `<think>…</think>` ahead of all else.
+//! Thinking apart from the answer, as the text comes: `<think>…</think>` ahead of all else, or messages in channels.
+
+use super::channels::Channels;
 
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
@@ -12,11 +14,17 @@ pub enum ThinkingMode {
     IfTagged,
     /// The prompt has opened it. The answer may repeat the tag.
     Open,
+    /// The answer is messages in channels, as gpt-oss writes them, and `analysis` is thinking.
+    Channels,
 }
 
 impl ThinkingMode {
-    /// [`Open`](Self::Open) if the thinking is open at the end of `prompt`, else [`IfTagged`](Self::IfTagged).
+    /// [`Open`](Self::Open) if the thinking is open at the end of `prompt`, [`Channels`](Self::Channels) if the prompt ends as
+    /// those of gpt-oss do, else [`IfTagged`](Self::IfTagged).
     pub fn after(prompt: &str) -> Self {
+        if prompt.ends_with("<|start|>assistant") {
+            return Self::Channels;
+        }
         let is_open = prompt.rfind(OPEN).is_some_and(|at| !prompt[at..].contains(CLOSE));
         if is_open { Self::Open } else { Self::IfTagged }
     }
@@ -29,12 +37,20 @@ pub enum AnswerPart {
     Thinking,
     /// The answer itself.
     Answer,
+    /// The name of a tool that is called; only in channels, like the two below.
+    CallStart,
+    /// The JSON text of a call's arguments.
+    CallArguments,
+    /// The end of a call; without text.
+    CallEnd,
 }
 
 /// Parts an answer that comes in pieces. The tags belong to no part, nor does the white space beside them.
 #[derive(Debug)]
 pub struct ThinkingSplitter {
     state: State,
+    /// In place of the two others, where an answer is in channels.
+    channels: Option<Channels>,
     /// Text that could be the beginning of a tag, or white space ahead of one.
     held: String,
 }
@@ -57,20 +73,25 @@ impl ThinkingSplitter {
     /// At the start of an answer.
     pub fn new(mode: ThinkingMode) -> Self {
         let state = match mode {
-            ThinkingMode::Off => State::Passing,
+            ThinkingMode::Off | ThinkingMode::Channels => State::Passing,
             ThinkingMode::IfTagged => State::Start,
             ThinkingMode::Open => State::Opened,
         };
-        Self { state, held: String::new() }
+        let channels = (mode == ThinkingMode::Channels).then(Channels::default);
+        Self { state, channels, held: String::new() }
     }
 
     /// True while the text is thinking.
     pub fn is_thinking(&self) -> bool {
-        matches!(self.state, State::Opened | State::Inside)
+        let in_channels = self.channels.as_ref().is_some_and(Channels::is_thinking);
+        in_channels || matches!(self.state, State::Opened | State::Inside)
     }
 
-    /// Takes a piece and hands out what is certain: no empty text.
+    /// Takes a piece and hands out what is certain: no empty text but at the end of a call.
     pub fn push(&mut self, piece: &str, out: &mut impl FnMut(AnswerPart, &str)) {
+        if let Some(channels) = &mut self.channels {
+            return channels.push(piece, out);
+        }
         if self.state == State::Passing {
             if !piece.is_empty() {
                 out(AnswerPart::Answer, piece);
@@ -83,6 +104,9 @@ impl ThinkingSplitter {
 
     /// Hands out what was held back: the answer has ended.
     pub fn finish(&mut self, out: &mut impl FnMut(AnswerPart, &str)) {
+        if let Some(channels) = &mut self.channels {
+            return channels.finish(out);
+        }
         let rest = std::mem::take(&mut self.held);
         let (part, rest) = match self.state {
             State::Opened => (AnswerPart::Thinking, rest.trim()),
@@ -163,7 +187,7 @@ mod tests {
         let (mut thinking, mut answer) = (String::new(), String::new());
         let mut out = |part, text: &str| match part {
             AnswerPart::Thinking => thinking += text,
-            AnswerPart::Answer => answer += text,
+            _ => answer += text,
         };
         for piece in pieces {
             splitter.push(piece, &mut out);

@@ -152,7 +152,8 @@ impl Parts {
     fn add(&mut self, part: AnswerPart, text: &str, screen: &mut Screen) {
         match part {
             AnswerPart::Thinking => self.thinking += text,
-            AnswerPart::Answer => self.answer += text,
+            // No tool is offered: a call is an answer like any other.
+            _ => self.answer += text,
         }
         if !screen.is_raw() {
             screen.show(part, text);

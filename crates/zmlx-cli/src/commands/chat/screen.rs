@@ -51,7 +51,7 @@ impl Screen {
                 }
             }
             AnswerPart::Thinking => self.dim(text),
-            AnswerPart::Answer => self.write(text),
+            _ => self.write(text),
         }
     }
 
