@@ -374,7 +374,10 @@ fn profile_rows(fusion: &str, test: &Test, phases: &[(Phase, f64)], cost: &Cost)
             Phase::Router => Some(cost.parts.router),
             Phase::GateUp => Some(cost.parts.gate_up),
             Phase::Down => Some(cost.parts.down),
-            Phase::Attention => Some(cost.parts.attention + cost.kv_bytes_per_token * test.depth as u64),
+            Phase::Attention => {
+                let caches = cost.kv_bytes_per_token * test.depth as u64 + 2 * cost.state_bytes;
+                Some(cost.parts.attention + caches)
+            }
             Phase::Head => Some(cost.parts.head),
             Phase::Other | Phase::Sync => None,
         };

@@ -60,11 +60,36 @@ pub fn swiglu<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// `add`, `add_vector`, `scale`: one rounding, so exactly the f32 result. `div_by_sum`: a sum and a quotient.
+/// `mul_sigmoid` with a gate for each value and with one for each row: exponential, sum, quotient, product.
+pub fn gates<B: Backend>(instances: &[Instance<B>]) {
+    for width in WIDTHS {
+        let (x, gate) = (random_f32(3 * width, 2.0, 1), random_f32(3 * width, 4.0, 2));
+        let (each, one) = (ops::mul_sigmoid(&x, &gate), ops::mul_sigmoid(&x, &gate[..3]));
+        let bounded = |want: Vec<f64>| Bounded::relative(want, 0.0, 10.0 * U);
+        let (each, one) = (bounded(each), bounded(one));
+        for Instance { name, backend: b, exponential_error, .. } in instances {
+            let what = format_args!("{name}: {width} wide");
+            let shape = [1, 3, width];
+            let tensor = b.put(&x, &shape);
+            let y = b.mul_sigmoid(&tensor, &b.put(&gate, &shape)).unwrap();
+            assert_eq!(b.shape(&y), shape);
+            each.times(*exponential_error).check(&b.get(&y), what);
+            let y = b.mul_sigmoid(&tensor, &b.put(&gate[..3], &[1, 3, 1])).unwrap();
+            assert_eq!(b.shape(&y), shape);
+            one.times(*exponential_error).check(&b.get(&y), what);
+            assert!(b.mul_sigmoid(&tensor, &b.put(&gate, &[3, 1, width])).is_err(), "{what}");
+            assert!(b.mul_sigmoid(&tensor, &b.put(&gate[..3], &[3, 1])).is_err(), "{what}");
+            assert!(b.mul(&tensor, &b.put(&gate, &[3, 1, width])).is_err(), "{what}");
+        }
+    }
+}
+
+/// `add`, `mul`, `add_vector`, `scale`: one rounding, so exactly the f32 result. `div_by_sum`: a sum and a quotient.
 pub fn arithmetic<B: Backend>(instances: &[Instance<B>]) {
     for width in WIDTHS {
         let (x, other) = (random_f32(3 * width, 1.0, 1), random_f32(3 * width, 1.0, 2));
         let sum: Vec<f32> = x.iter().zip(&other).map(|(a, b)| a + b).collect();
+        let product: Vec<f32> = x.iter().zip(&other).map(|(a, b)| a * b).collect();
         let shifted: Vec<f32> = x.iter().enumerate().map(|(i, v)| v + other[i % width]).collect();
         let scaled: Vec<f32> = x.iter().map(|v| v * 1.7).collect();
         let positive: Vec<f32> = x.iter().map(|v| v.abs() + 0.1).collect();
@@ -79,6 +104,7 @@ pub fn arithmetic<B: Backend>(instances: &[Instance<B>]) {
             let shape = [3, width];
             let x = b.put(&x, &shape);
             check_bits(&b.get(&b.add(&x, &b.put(&other, &shape)).unwrap()), &sum, what);
+            check_bits(&b.get(&b.mul(&x, &b.put(&other, &shape)).unwrap()), &product, what);
             let vector = b.load_vector(&other[..width]);
             check_bits(&b.get(&b.add_vector(&x, &vector).unwrap()), &shifted, what);
             check_bits(&b.get(&b.scale(&x, 1.7).unwrap()), &scaled, what);

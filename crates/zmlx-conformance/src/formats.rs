@@ -85,7 +85,7 @@ pub fn bytes<B: Backend>(instances: &[Instance<B>]) {
         let n_values = match kind {
             CacheKind::Full { n_kv_heads, head_dim } => 2 * n_kv_heads * head_dim,
             CacheKind::Latent { rank, rope_dim } => rank + rope_dim,
-            CacheKind::Window { .. } => unreachable!("not in the list"),
+            _ => unreachable!("not in the list"),
         };
         for (bits, format) in [(8, KvFormat::Int8 { group_size: 64 }), (4, KvFormat::Int4 { group_size: 64 })]
         {

@@ -169,3 +169,32 @@ pub fn add_rms_norm<B: Backend>(instances: &[Instance<B>]) {
         }
     }
 }
+
+/// Norm and gate: the values of the oracle and of the composition.
+pub fn rms_norm_gated<B: Backend>(instances: &[Instance<B>]) {
+    for (n, heads, width) in
+        [(1, 1, 1), (1, 2, 7), (3, 1, 8), (2, 3, 9), (5, 4, 64), (1, 32, 128), (67, 5, 129)]
+    {
+        let x = random_f32(n * heads * width, 1.0, 1);
+        let gate = random_f32(n * heads * width, 3.0, 2);
+        let weight = random_f32(width, 1.0, 3);
+        let eps = 1e-6f32;
+        // A norm as above; exponential, sum and quotient of SiLU; the product.
+        let want = ops::rms_norm_gated(&x, &gate, &weight, f64::from(eps));
+        let want = bounds::Bounded::relative(want, 0.0, 32.0 * U);
+        for Instance { name, backend: b, exponential_error, .. } in instances {
+            let what = format_args!("{name}: {n} × {heads} × {width}");
+            let shape = [n, heads, width];
+            let (x, gate) = (b.put(&x, &shape), b.put(&gate, &shape));
+            let weight = b.load_vector(&weight);
+            let y = b.rms_norm_gated(&x, &gate, &weight, eps).unwrap();
+            assert_eq!(b.shape(&y), shape);
+            let (want, y) = (want.times(*exponential_error), b.get(&y));
+            want.check(&y, what);
+            let stock = b.get(&stock::rms_norm_gated(b, &x, &gate, &weight, eps).unwrap());
+            want.around(&stock).check(&y, format_args!("{what}: against the composition"));
+            let other = b.reshape(&gate, &[heads, n, width]).unwrap();
+            assert!(n == heads || b.rms_norm_gated(&x, &other, &weight, eps).is_err(), "{what}");
+        }
+    }
+}

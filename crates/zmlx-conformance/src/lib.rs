@@ -52,6 +52,7 @@ pub mod gather;
 pub mod inputs;
 pub mod invariance;
 pub mod linear;
+pub mod recurrent;
 pub mod rope_norm;
 pub mod router;
 pub mod session;

@@ -107,7 +107,7 @@ macro_rules! conformance {
                 }
                 fused {
                     gather_qmm_swiglu, gather_qmm_swiglu_of_two_formats, qmm_swiglu, gather_qmm_combine,
-                    add_rms_norm
+                    add_rms_norm, rms_norm_gated
                 }
                 activations {
                     elementwise, soft_cap, experts_with_biases, experts_without_biases, dense, combine_with_biases,
@@ -126,6 +126,10 @@ macro_rules! conformance {
                     tokens_see_their_window, long_sequences, sinks, shared, what_is_gone_cannot_be_had_again,
                     a_window_that_is_not_the_cache_s
                 }
+                recurrent {
+                    causal_conv, gated_delta, large_states, chunks_equal_one_go, snapshots_grow_apart,
+                    failed_steps_leave_no_trace, bytes_count_what_is_shared_once, what_does_not_fit, extreme_gates
+                }
                 factors { products }
                 formats { eight_bits, four_bits, bytes, group_sizes }
                 caches {
@@ -133,7 +137,7 @@ macro_rules! conformance {
                     bytes_count_what_is_shared_once, released_memory_is_used_again, any_slot
                 }
                 elementwise {
-                    softmax, sigmoid, swiglu, arithmetic, weighted_sum, moves_are_exact, large_tensors
+                    softmax, sigmoid, swiglu, gates, arithmetic, weighted_sum, moves_are_exact, large_tensors
                 }
                 router {
                     top_k, softmax_top_k, noaux_tc, fused_routers_equal_compositions, ties_go_to_the_lower_index,

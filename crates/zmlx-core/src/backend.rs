@@ -1,10 +1,12 @@
 //! The [`Backend`] trait: every op of a decoder, plain and fused.
 
 mod cache;
+mod recurrent;
 mod step;
 mod types;
 
 pub use cache::{AttentionInputs, AttentionSettings, CacheKind, CacheSpec, KvFormat};
+pub use recurrent::{ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights};
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
     Activation, Barriers, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize,

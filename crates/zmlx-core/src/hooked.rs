@@ -5,9 +5,9 @@ use std::ops::Range;
 use crate::ops::{fused_ops, output, plain_ops};
 use crate::stock::{self, Routers};
 use crate::{
-    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Down, GateUp, HostWeight,
-    Instrumented, MlaInputs, MlaWeights, NoauxTc, Op, PrefillStyle, Result, Rope, SampleSettings,
-    SoftmaxTopK, Span, StepKey,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
+    ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostWeight, Instrumented, MlaInputs, MlaWeights,
+    NoauxTc, Op, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
 };
 
 /// For each fused op what happens in its place.

@@ -124,6 +124,20 @@ pub fn add_rms_norm<B: Backend + ?Sized>(
     Ok((sum, normed))
 }
 
+/// [`Backend::rms_norm_gated`] as [`Backend::rms_norm`] and [`Backend::swiglu`].
+///
+/// # Errors
+/// As its parts.
+pub fn rms_norm_gated<B: Backend + ?Sized>(
+    b: &B,
+    x: &B::Tensor,
+    gate: &B::Tensor,
+    weight: &B::Weight,
+    eps: f32,
+) -> Result<B::Tensor> {
+    b.gated(gate, &b.rms_norm(x, weight, eps)?, Activation::SwiGlu)
+}
+
 /// [`Backend::route_softmax_top_k`] as softmax, top-k, take and division, or as a stock engine does it
 /// ([`Backend::stock_routers`]).
 ///

@@ -185,6 +185,29 @@ impl HostWeight {
         Ok(Self { n_out: rows.len(), mats: mats.collect(), factors: self.factors.clone(), ..*self })
     }
 
+    /// The rows of these ranges of each matrix, one range after the other: copied.
+    ///
+    /// # Errors
+    /// If there are no such rows, or no ranges.
+    pub fn gather_rows(&self, ranges: &[std::ops::Range<usize>]) -> Result<Self> {
+        let n_out = self.n_out;
+        let are_there = ranges.iter().all(|rows| rows.start < rows.end && rows.end <= n_out);
+        let want = format_args!("within 0..{n_out}");
+        ensure(are_there && !ranges.is_empty(), "rows of a weight", "ranges", want, ranges)?;
+        let part = |bytes: &Bytes| -> Bytes {
+            let row_bytes = bytes.len() / n_out;
+            let rows = |rows: &std::ops::Range<usize>| &bytes[rows.start * row_bytes..rows.end * row_bytes];
+            ranges.iter().map(rows).collect::<Vec<_>>().concat().into()
+        };
+        let mats = self.mats.iter().map(|m| WeightBytes {
+            data: part(&m.data),
+            scales: part(&m.scales),
+            biases: part(&m.biases),
+        });
+        let n_rows = ranges.iter().map(std::ops::Range::len).sum();
+        Ok(Self { n_out: n_rows, mats: mats.collect(), factors: self.factors.clone(), ..*self })
+    }
+
     /// How the elements are stored.
     pub fn format(&self) -> WeightFormat {
         self.format

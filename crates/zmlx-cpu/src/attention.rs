@@ -14,12 +14,11 @@ use super::level::Level;
 use super::pool::{CpuTensor, Shape};
 use super::sync_ptr::SyncPtr;
 use super::team::{Kind, Work};
-use super::{CpuBackend, CpuStep, CpuWeight, lock, team};
+use super::{CpuBackend, CpuCache, CpuStep, CpuWeight, lock, team};
 use zmlx_core::check::ensure;
 use zmlx_core::{AttentionInputs, AttentionSettings, CacheKind, MlaInputs, Result, Span};
 
-pub use cache::CpuCache;
-pub(super) use cache::cache_bytes;
+pub(crate) use cache::TokenCache;
 use cells::WIDE;
 pub(super) use kernel::Partial;
 use kernel::{JOB_ROWS, Keys, QueryRows, ROWS, Seen, attend};
@@ -36,6 +35,7 @@ impl CpuBackend {
         settings: &AttentionSettings,
     ) -> Result<CpuTensor> {
         const OP: &str = "attention";
+        let cache = cache.tokens(OP)?;
         let (n_kv_heads, head_dim) = check_kind(OP, cache, settings)?;
         let AttentionInputs { q, k, v, sinks } = inputs;
         let n_tokens = q.dims()[0];
@@ -65,6 +65,7 @@ impl CpuBackend {
         settings: &AttentionSettings,
     ) -> Result<CpuTensor> {
         const OP: &str = "attention_shared";
+        let cache = cache.written_tokens(OP)?;
         check_kind(OP, cache, settings)?;
         self.check_queries(OP, q, cache, step)?;
         cache.check_room(OP, step.spans())?;
@@ -79,6 +80,7 @@ impl CpuBackend {
         scale: f32,
     ) -> Result<CpuTensor> {
         const OP: &str = "latent_attention";
+        let cache = cache.tokens(OP)?;
         let CacheKind::Latent { rank, rope_dim } = cache.kind else {
             return ensure(false, OP, "cache", "a latent", cache.kind).map(|()| unreachable!());
         };
@@ -108,7 +110,13 @@ impl CpuBackend {
     }
 
     /// Checks queries against the cache and the step, and the step against the cache.
-    fn check_queries(&self, op: &'static str, q: &CpuTensor, cache: &CpuCache, step: &CpuStep) -> Result<()> {
+    fn check_queries(
+        &self,
+        op: &'static str,
+        q: &CpuTensor,
+        cache: &TokenCache,
+        step: &CpuStep,
+    ) -> Result<()> {
         let (width, n_kv_heads) = (cache.widths()[0], cache.n_heads());
         let fits =
             matches!(*q.dims(), [_, n_heads, dim] if dim == width && n_heads.is_multiple_of(n_kv_heads));
@@ -122,7 +130,7 @@ impl CpuBackend {
         &self,
         op: &'static str,
         q: [&CpuTensor; 2],
-        cache: &CpuCache,
+        cache: &TokenCache,
         step: &CpuStep,
         (scale, sinks): (f32, Option<&[f32]>),
     ) -> Result<CpuTensor> {
@@ -194,11 +202,11 @@ impl CpuBackend {
 }
 
 /// Heads and their width of a cache of keys and values, whose window must be that of the settings.
-fn check_kind(op: &'static str, cache: &CpuCache, settings: &AttentionSettings) -> Result<(usize, usize)> {
+fn check_kind(op: &'static str, cache: &TokenCache, settings: &AttentionSettings) -> Result<(usize, usize)> {
     let (n_kv_heads, head_dim, window) = match cache.kind {
         CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
         CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
-        CacheKind::Latent { .. } => {
+        _ => {
             return ensure(false, op, "cache", "keys and values", cache.kind).map(|()| unreachable!());
         }
     };
@@ -210,7 +218,7 @@ fn check_kind(op: &'static str, cache: &CpuCache, settings: &AttentionSettings) 
 /// The work of one call: for each span and kv head some query rows at a time, against all positions or, if there would
 /// be too few jobs for the team, against parts of them.
 struct Jobs<'a> {
-    cache: &'a CpuCache,
+    cache: &'a TokenCache,
     spans: &'a [Span],
     n_heads: usize,
     /// Query heads of a kv head.
@@ -235,12 +243,12 @@ struct Job<'a> {
 }
 
 impl<'a> Jobs<'a> {
-    fn new(cache: &'a CpuCache, spans: &'a [Span], n_heads: usize, n_threads: usize) -> Self {
+    fn new(cache: &'a TokenCache, spans: &'a [Span], n_heads: usize, n_threads: usize) -> Self {
         let group = n_heads / cache.n_heads();
         // Values of a result, and multiply-adds of a row with a position.
         let (v_dim, row_work) = match cache.kind {
-            CacheKind::Full { head_dim, .. } | CacheKind::Window { head_dim, .. } => (head_dim, 2 * head_dim),
             CacheKind::Latent { rank, rope_dim } => (rank, 2 * rank + rope_dim),
+            _ => (cache.widths()[0], 2 * cache.widths()[0]),
         };
         let mut jobs = Self { cache, spans, n_heads, group, n_parts: 1, v_dim, n_whole: 0 };
         jobs.n_whole = spans.iter().map(|s| jobs.n_of(s)).sum();
@@ -314,12 +322,10 @@ impl<'a> Jobs<'a> {
         let [first, second] = [0, 1].map(|part| self.cache.rows(span.slot, kv_head, part));
         let widths = self.cache.widths();
         let (keys, q_widths) = match self.cache.kind {
-            CacheKind::Full { .. } | CacheKind::Window { .. } => {
-                (Keys { parts: [Some(first), None], widths, values: Some(second) }, [widths[0], 0])
-            }
             CacheKind::Latent { .. } => {
                 (Keys { parts: [Some(first), Some(second)], widths, values: None }, widths)
             }
+            _ => (Keys { parts: [Some(first), None], widths, values: Some(second) }, [widths[0], 0]),
         };
         Job { keys, rows, n_rows, seen, positions, q_widths }
     }

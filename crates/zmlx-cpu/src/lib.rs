@@ -3,12 +3,14 @@
 #![cfg_attr(test, allow(dead_code, unused_imports, reason = "what only the other instances use"))]
 
 mod attention;
+mod cache;
 mod integers;
 mod level;
 mod math;
 mod matmul;
 mod pool;
 mod products;
+mod recurrent;
 mod rope;
 mod route;
 mod rows;
@@ -21,7 +23,7 @@ use std::ops::Range;
 use std::sync::atomic::AtomicUsize;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-pub use attention::CpuCache;
+pub use cache::CpuCache;
 pub use level::{Activations, Level};
 pub use matmul::CpuWeight;
 use matmul::{Groups, Product, ProductScratch, Results};
@@ -34,8 +36,9 @@ use team::{Sizes, Team};
 
 use zmlx_core::check::ensure;
 use zmlx_core::{
-    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Down, Error, GateUp,
-    HostWeight, Instrumented, MlaInputs, NoauxTc, Result, Rope, SoftmaxTopK, Span, stock,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
+    ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
+    NoauxTc, Result, Rope, SoftmaxTopK, Span, stock,
 };
 
 const NAME: &str = "cpu";
@@ -209,7 +212,7 @@ impl Backend for CpuBackend {
     }
 
     fn cache_bytes(&self, spec: &CacheSpec, n_tokens: usize) -> u64 {
-        attention::cache_bytes(spec, n_tokens)
+        cache::cache_bytes(spec, n_tokens)
     }
 
     fn resident_bytes(&self, cache: &CpuCache) -> u64 {
@@ -356,6 +359,55 @@ impl Backend for CpuBackend {
         scale: f32,
     ) -> Result<CpuTensor> {
         self.attention_latent(inputs, cache, step, scale)
+    }
+
+    fn causal_conv(
+        &self,
+        x: &CpuTensor,
+        weights: ConvWeights<'_, CpuWeight>,
+        cache: &mut CpuCache,
+        step: &CpuStep,
+        activation: ConvActivation,
+    ) -> Result<CpuTensor> {
+        self.convolve(x, weights, cache, step, activation)
+    }
+
+    fn gated_delta(
+        &self,
+        inputs: DeltaInputs<'_, CpuTensor>,
+        weights: DeltaWeights<'_, CpuWeight>,
+        cache: &mut CpuCache,
+        step: &CpuStep,
+    ) -> Result<CpuTensor> {
+        self.delta_rule(inputs, weights, cache, step)
+    }
+
+    fn mul(&self, a: &CpuTensor, b: &CpuTensor) -> Result<CpuTensor> {
+        ensure(a.dims() == b.dims(), "mul", "b", format_args!("{:?}", a.dims()), b)?;
+        let width = a.shape.last();
+        self.map_rows("mul", a, width, |r, a, y| {
+            for ((y, a), b) in y.iter_mut().zip(a).zip(&b.values()[r * width..]) {
+                *y = a * b;
+            }
+        })
+    }
+
+    fn mul_sigmoid(&self, x: &CpuTensor, gate: &CpuTensor) -> Result<CpuTensor> {
+        const OP: &str = "mul_sigmoid";
+        let width = x.shape.last();
+        let is_one = gate.dims() == x.shape.with_last(OP, 1)?.dims();
+        let want = format_args!("{:?}, or one value for each row", x.dims());
+        ensure(is_one || gate.dims() == x.dims(), OP, "gate", want, gate)?;
+        self.map_rows(OP, x, width, |r, x, y| {
+            if is_one {
+                let factor = math::sigmoid(gate.values()[r]);
+                y.iter_mut().zip(x).for_each(|(y, x)| *y = x * factor);
+            } else {
+                for ((y, x), gate) in y.iter_mut().zip(x).zip(&gate.values()[r * width..]) {
+                    *y = x * math::sigmoid(*gate);
+                }
+            }
+        })
     }
 
     fn add(&self, a: &CpuTensor, b: &CpuTensor) -> Result<CpuTensor> {
@@ -661,6 +713,25 @@ impl Backend for CpuBackend {
             math::rms_norm(sum, weight, eps, y);
         })?;
         Ok((CpuTensor::new(x.shape, sum), normed))
+    }
+
+    fn rms_norm_gated(
+        &self,
+        x: &CpuTensor,
+        gate: &CpuTensor,
+        weight: &CpuWeight,
+        eps: f32,
+    ) -> Result<CpuTensor> {
+        const OP: &str = "rms_norm_gated";
+        ensure(x.dims() == gate.dims(), OP, "gate", format_args!("{:?}", x.dims()), gate)?;
+        let width = x.shape.last();
+        let weight = weight.vector(OP, width)?;
+        self.map_rows(OP, x, width, |r, x, y| {
+            math::rms_norm(x, weight, eps, y);
+            for (y, gate) in y.iter_mut().zip(&gate.values()[r * width..]) {
+                *y *= math::silu(*gate);
+            }
+        })
     }
 
     fn route_softmax_top_k(

@@ -41,6 +41,18 @@ pub(crate) fn prefetch(p: *const u8) {
     let _ = p;
 }
 
+/// Makes what [`Simd::stream`] wrote visible to others before what this thread writes later.
+pub(crate) fn finish_streams() {
+    #[cfg(target_arch = "x86_64")]
+    {
+        // SAFETY: every x86-64 processor has the instruction, which accesses nothing.
+        #[allow(unused_unsafe, reason = "whether it is unsafe depends on the compiler's version")]
+        unsafe {
+            std::arch::x86_64::_mm_sfence();
+        }
+    }
+}
+
 /// Codes that a 16-bit lane holds, rounded down to a power of two.
 pub(crate) const fn codes_of_16(bits: usize) -> usize {
     1 << (16 / bits).ilog2()
@@ -113,6 +125,12 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_e8m0(self, p: *const u8) -> Self::F;
     /// Writes `LANES` floats.
     unsafe fn store(self, p: *mut f32, v: Self::F);
+    /// Writes `LANES` floats to a multiple of their size, past the caches where the hardware can: [`finish_streams`] follows.
+    #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, v: Self::F) {
+        // SAFETY: the caller's promise.
+        unsafe { self.store(p, v) }
+    }
     /// Writes the integers nearest to `LANES` floats, which fit; of NaN any.
     unsafe fn store_i16(self, p: *mut i16, v: Self::F);
 

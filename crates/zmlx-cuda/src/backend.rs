@@ -7,8 +7,9 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use zmlx_core::{
-    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Down, Error, GateUp,
-    HostWeight, Instrumented, MlaInputs, NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
+    ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
+    NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
 };
 
 use crate::NAME;
@@ -328,6 +329,46 @@ impl Backend for CudaBackend {
         const OP: &str = "soft_cap";
         ensure(cap > 0.0, OP, "cap", "a positive number", cap)?;
         rows::unary(&self.device, OP, x, cap)
+    }
+
+    /// No cache of its kind is made.
+    fn causal_conv(
+        &self,
+        _x: &CudaTensor,
+        _weights: ConvWeights<'_, CudaWeight>,
+        cache: &mut CudaCache,
+        _step: &CudaStep,
+        _activation: ConvActivation,
+    ) -> Result<CudaTensor> {
+        Err(precondition("causal_conv", "cache", "a state", &cache.kind))
+    }
+
+    /// No cache of its kind is made.
+    fn gated_delta(
+        &self,
+        _inputs: DeltaInputs<'_, CudaTensor>,
+        _weights: DeltaWeights<'_, CudaWeight>,
+        cache: &mut CudaCache,
+        _step: &CudaStep,
+    ) -> Result<CudaTensor> {
+        Err(precondition("gated_delta", "cache", "a state", &cache.kind))
+    }
+
+    fn mul(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
+        const OP: &str = "mul";
+        ensure(a.dims() == b.dims(), OP, "b", format_args!("{:?}", a.shape), b)?;
+        let b = b.contiguous(&self.device)?;
+        rows::binary(&self.device, (OP, OP), a, (b.at(), b.len))
+    }
+
+    fn mul_sigmoid(&self, x: &CudaTensor, gate: &CudaTensor) -> Result<CudaTensor> {
+        const OP: &str = "mul_sigmoid";
+        let is_one = gate.shape == x.shape.with_last(1);
+        let want = format_args!("{:?}, or one value for each row", x.shape);
+        ensure(is_one || gate.dims() == x.dims(), OP, "gate", want, gate)?;
+        let gate = gate.contiguous(&self.device)?;
+        let shared_by = if is_one { x.shape.last() } else { 1 };
+        rows::binary(&self.device, (OP, OP), x, (gate.at(), shared_by))
     }
 
     fn softmax(&self, x: &CudaTensor) -> Result<CudaTensor> {

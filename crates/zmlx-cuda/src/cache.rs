@@ -43,6 +43,10 @@ impl PageShape {
                 value_width: padded(rank),
                 values_are_keys: true,
             },
+            // There is no cache of these.
+            CacheKind::Conv { .. } | CacheKind::Delta(_) => {
+                Self { n_kv_heads: 0, key_width: 0, value_width: 0, values_are_keys: true }
+            }
         }
     }
 
@@ -114,6 +118,10 @@ impl CudaCache {
             CacheKind::Full { n_kv_heads, head_dim } => n_kv_heads * head_dim == 0,
             CacheKind::Window { n_kv_heads, head_dim, window } => n_kv_heads * head_dim * window == 0,
             CacheKind::Latent { rank, rope_dim } => rank * rope_dim == 0,
+            CacheKind::Conv { .. } | CacheKind::Delta(_) => {
+                let why = "the states of convolutions and delta rules are not implemented: use --backend cpu";
+                return Err(Error::Unsupported { op: OP, backend: NAME, why: why.to_owned() });
+            }
         };
         ensure(!zero, OP, "kind", "no zero dimension", spec.kind)?;
         let shape = PageShape::new(&spec.kind);

@@ -4,6 +4,7 @@
 //! self-check and the choice of fused ops all follow from it.
 
 mod blocks;
+mod recurrent;
 mod weights;
 
 pub use blocks::{
@@ -11,12 +12,14 @@ pub use blocks::{
     MixerSpec, MlaSpec, MlpSpec, MoeSpec, PerLayerInputSpec, QuerySpec, RouterSpec, ScaledNorm,
     SharedGqaSpec, SoftmaxOfChosen, Storage, VectorSpec,
 };
+pub use recurrent::{ConvSpec, DeltaProjections, DeltaSpec, ShortConvSpec};
 pub(crate) use weights::Module;
 pub use zmlx_kernels::Activation;
 
 pub use weights::{Part, ReadPerToken, WeightUse, WeightUses};
 
 use serde_json::{Map, Value};
+use zmlx_kernels::CacheKind;
 
 /// A decoder: embedding, layers, final norm, head.
 ///
@@ -120,6 +123,16 @@ impl Architecture {
 
     /// Numbers that one token leaves in the caches of all layers.
     pub fn cached_values_per_token(&self) -> u64 {
-        self.layers.iter().fold(0u64, |n, layer| n.saturating_add(layer.mixer.cached_values_per_token()))
+        self.of_all_caches(CacheKind::values_per_token)
+    }
+
+    /// Numbers of the states that all layers keep of a sequence, whatever its length. Each token reads and writes them.
+    pub fn state_values(&self) -> u64 {
+        self.of_all_caches(CacheKind::state_values)
+    }
+
+    fn of_all_caches(&self, n: impl Fn(&CacheKind) -> u64) -> u64 {
+        let kinds = self.layers.iter().filter_map(|layer| layer.mixer.cache_kind());
+        kinds.fold(0u64, |sum, kind| sum.saturating_add(n(&kind)))
     }
 }

@@ -1,12 +1,16 @@
-//! The kinds of attention.
+//! The kinds of attention, and what takes its place.
 
+mod delta;
 mod gqa;
 mod mla;
 mod shared;
+mod short_conv;
 
+pub(crate) use delta::Delta;
 pub(crate) use gqa::{Gqa, HeadNorm};
 pub(crate) use mla::{Mla, QueryProjection};
 pub(crate) use shared::SharedGqa;
+pub(crate) use short_conv::ShortConv;
 
 use zmlx_kernels::{Backend, Fusion, Result};
 
@@ -19,6 +23,10 @@ pub(crate) enum Attention<W> {
     Mla(Mla<W>),
     /// Grouped queries over another layer's keys and values.
     Shared(SharedGqa<W>),
+    /// Linear attention by the gated delta rule.
+    Delta(Delta<W>),
+    /// A short convolution between two gates.
+    ShortConv(ShortConv<W>),
 }
 
 impl<W> Attention<W> {
@@ -36,6 +44,8 @@ impl<W> Attention<W> {
             Self::Gqa(a) => a.forward(b, x, (cache, step), rows, fusion),
             Self::Mla(a) => a.forward(b, x, (cache, step), rows, fusion),
             Self::Shared(a) => a.forward(b, x, (cache, step), rows),
+            Self::Delta(a) => a.forward(b, x, (cache, step), rows, fusion),
+            Self::ShortConv(a) => a.forward(b, x, (cache, step), rows, fusion),
         }
     }
 }

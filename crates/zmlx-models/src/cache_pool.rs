@@ -161,6 +161,11 @@ impl<B: Backend> CachePool<B> {
         self.caches.iter().map(|cache| self.backend.shortest(cache, index)).max().unwrap_or(0)
     }
 
+    /// True if a layer keeps a state: sequences can then be emptied or kept whole, not shortened.
+    pub fn has_states(&self) -> bool {
+        self.specs.iter().any(|spec| spec.kind.is_state())
+    }
+
     fn check_length(&self, slot: Slot, n_tokens: usize) -> Result<()> {
         let (shortest, had) = (self.shortest(slot), self.n_tokens(slot));
         let is_kept = n_tokens == 0 || n_tokens >= shortest;
@@ -194,6 +199,12 @@ impl<B: Backend> CachePool<B> {
     /// Bytes that a new sequence of `n_tokens` tokens takes.
     pub fn bytes_for(&self, n_tokens: usize) -> u64 {
         self.specs.iter().map(|spec| self.backend.cache_bytes(spec, n_tokens)).sum()
+    }
+
+    /// Bytes that a sequence does not take of its own if it shares its first `n_tokens` tokens: a state is always its own.
+    pub(crate) fn bytes_shared(&self, n_tokens: usize) -> u64 {
+        let specs = self.specs.iter().filter(|spec| !spec.kind.is_state());
+        specs.map(|spec| self.backend.cache_bytes(spec, n_tokens)).sum()
     }
 
     /// Bytes that `n_more` tokens may add to a sequence: never too few.

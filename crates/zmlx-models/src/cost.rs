@@ -14,6 +14,9 @@ pub struct Cost {
     pub weight_bytes_per_token: u64,
     /// What a token leaves in the caches: 16 bits a value on every backend (the scales of the CPU's rows aside).
     pub kv_bytes_per_token: u64,
+    /// What layers keep of a sequence whatever its length, in f32: a token reads it and writes it.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub state_bytes: u64,
     /// Parts of `weight_bytes_per_token`.
     #[serde(skip)]
     pub parts: PartBytes,
@@ -77,19 +80,30 @@ impl Cost {
             weight_bytes,
             weight_bytes_per_token: per_token,
             kv_bytes_per_token: architecture.cached_values_per_token().saturating_mul(2),
+            state_bytes: architecture.state_values().saturating_mul(4),
             parts,
         }
     }
 
     /// Bytes of the weights and of the caches of one sequence of `n_tokens`.
     pub fn memory_bytes(&self, n_tokens: usize) -> u64 {
-        self.weight_bytes.saturating_add(self.kv_bytes_per_token.saturating_mul(n_tokens as u64))
+        // The new state is written beside the old one.
+        let states = self.state_bytes.saturating_mul(2);
+        let cached = self.kv_bytes_per_token.saturating_mul(n_tokens as u64);
+        self.weight_bytes.saturating_add(states).saturating_add(cached)
     }
 
-    /// Bytes that decoding one token reads when `n_cached` tokens are in the caches.
+    /// Bytes that decoding one token moves when `n_cached` tokens are in the caches: it reads weights and caches, and reads
+    /// and writes states.
     pub fn bytes_per_token(&self, n_cached: f64) -> f64 {
-        self.weight_bytes_per_token as f64 + self.kv_bytes_per_token as f64 * n_cached
+        let states = 2.0 * self.state_bytes as f64;
+        self.weight_bytes_per_token as f64 + states + self.kv_bytes_per_token as f64 * n_cached
     }
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+fn is_zero(n: &u64) -> bool {
+    *n == 0
 }
 
 /// The weight that a tensor is a part of.

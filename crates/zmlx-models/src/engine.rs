@@ -14,6 +14,7 @@ mod prefix;
 mod request;
 mod room;
 mod sequence;
+mod snapshot;
 mod stats;
 mod step;
 

@@ -8,11 +8,16 @@ mod glm4_moe;
 mod glm4_moe_lite;
 mod gpt_oss;
 mod keys;
+mod lfm2_moe;
 mod minimax_m2;
 mod mixtral;
 mod olmoe;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
+mod qwen3_5_moe;
 mod qwen3_moe;
+mod qwen3_next;
 
 use serde_json::{Map, Value};
 
@@ -42,11 +47,20 @@ const FAMILIES: &[Family] = &[
     family(gpt_oss::MODEL_TYPE, "gpt-oss-20b, gpt-oss-120b", gpt_oss::architecture),
     family("joyai_llm_flash", "JoyAI-LLM-Flash", deepseek_v3::architecture),
     family("kimi_k2", "Kimi K2", deepseek_v3::architecture),
+    family(lfm2_moe::MODEL_TYPE, "LFM2-8B-A1B, LFM2-24B-A2B", lfm2_moe::architecture),
     family(minimax_m2::MODEL_TYPE, "MiniMax-M2, M2.1, M2.5", minimax_m2::architecture),
     family(mixtral::MODEL_TYPE, "Mixtral 8x7B, 8x22B", mixtral::architecture),
     family(olmoe::MODEL_TYPE, "OLMoE-1B-7B", olmoe::architecture),
+    family(qwen2_moe::MODEL_TYPE, "Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B", qwen2_moe::architecture),
     family(qwen3::MODEL_TYPE, "Qwen3-0.6B to 32B", qwen3::architecture),
+    family(qwen3_5::MODEL_TYPE, "dense Qwen3.5, Qwen3.6 and Qwen3.8", qwen3_5::architecture),
+    family(
+        qwen3_5_moe::MODEL_TYPE,
+        "Qwen3.5 and Qwen3.6 with experts: 35B-A3B, 122B-A10B",
+        qwen3_5_moe::architecture,
+    ),
     family(qwen3_moe::MODEL_TYPE, "Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder", qwen3_moe::architecture),
+    family(qwen3_next::MODEL_TYPE, "Qwen3-Next-80B-A3B, Qwen3-Coder-Next", qwen3_next::architecture),
     family("qwen3_vl_moe", "Qwen3-VL-30B-A3B, Qwen3-VL-235B-A22B (text)", qwen3_moe::within_vision),
 ];
 

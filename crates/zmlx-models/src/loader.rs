@@ -1,14 +1,14 @@
 //! From an architecture and a checkpoint's tensors to a backend's weights.
 
-use zmlx_kernels::{AttentionSettings, Backend, HostWeight};
+use zmlx_kernels::{AttentionSettings, Backend, DeltaDims, HostWeight};
 use zmlx_moe::{ExpertBank, Mlp, MoeBlock, Router};
 
 use crate::architecture::{
-    ExpertsSpec, FeedForwardSpec, GqaSpec, LayerExtras, LayerSpec, LinearSpec, MatrixSpec, MixerSpec,
-    MlaSpec, MlpSpec, MoeSpec, PerLayerInputSpec, PerLayerInputsSpec, QuerySpec, RouterSpec, ScaledNorm,
-    SharedGqaSpec, VectorSpec,
+    ConvSpec, DeltaProjections, DeltaSpec, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerExtras, LayerSpec,
+    LinearSpec, MatrixSpec, MixerSpec, MlaSpec, MlpSpec, MoeSpec, PerLayerInputSpec, PerLayerInputsSpec,
+    QuerySpec, RouterSpec, ScaledNorm, SharedGqaSpec, ShortConvSpec, VectorSpec,
 };
-use crate::attention::{Attention, Gqa, HeadNorm, Mla, QueryProjection, SharedGqa};
+use crate::attention::{Attention, Delta, Gqa, HeadNorm, Mla, QueryProjection, SharedGqa, ShortConv};
 use crate::layer::{Beside, Extras, FeedForward, Layer, PerLayerInput, PerLayerInputs};
 use crate::linear::Linear;
 use crate::{Checkpoint, Result, TensorReader};
@@ -44,6 +44,8 @@ impl<'a, B: Backend> Loader<'a, B> {
                 MixerSpec::Attention(spec) => Attention::Gqa(self.gqa(spec)?),
                 MixerSpec::Latent(spec) => Attention::Mla(self.mla(spec)?),
                 MixerSpec::Shared(spec) => Attention::Shared(self.shared(spec)?),
+                MixerSpec::Delta(spec) => Attention::Delta(self.delta(spec)?),
+                MixerSpec::ShortConv(spec) => Attention::ShortConv(self.short_conv(spec)?),
             },
             post_norm: self.vector(&spec.post_norm)?,
             feed_forward: match &spec.feed_forward {
@@ -112,12 +114,16 @@ impl<'a, B: Backend> Loader<'a, B> {
                 }
                 RouterSpec::NoauxTc { gate, bias, settings } => Router::NoauxTc {
                     gate: self.matrix(gate)?,
-                    bias: self.vector(bias)?,
+                    bias: match bias {
+                        Some(bias) => self.vector(bias)?,
+                        None => self.upload(HostWeight::from_f32(&vec![0.0; gate.n_out], 1, gate.n_out)?)?,
+                    },
                     settings: *settings,
                 },
             },
             experts: self.experts(&spec.experts)?,
             shared: spec.shared.as_ref().map(|spec| self.mlp(spec)).transpose()?,
+            shared_gate: spec.shared_gate.as_ref().map(|spec| self.matrix(spec)).transpose()?,
         })
     }
 
@@ -153,6 +159,7 @@ impl<'a, B: Backend> Loader<'a, B> {
             eps: spec.eps,
             scale: spec.scale,
             window: spec.window,
+            output_gate: spec.output_gate,
             qkv: self.concat(&parts)?,
             q,
             k,
@@ -228,6 +235,68 @@ impl<'a, B: Backend> Loader<'a, B> {
             unembed_out: self.upload(unembed_out)?,
             o: self.linear(&spec.o)?,
         })
+    }
+
+    fn delta(&mut self, spec: &DeltaSpec) -> Result<Delta<B::Weight>> {
+        let projections = match &spec.projections {
+            DeltaProjections::Apart { qkv, z, b, a } => [qkv, z, b, a].map(|spec| self.matrix(spec)),
+            DeltaProjections::ByHead { qkvz, ba } => self.by_head(spec.dims, [qkvz, ba])?.map(Ok),
+        };
+        let [qkv, z, b, a] = projections;
+        let projections = [qkv?, z?, b?, a?];
+        let all = self.concat(&projections.each_ref())?;
+        Ok(Delta {
+            dims: spec.dims,
+            eps: spec.eps,
+            projections,
+            all,
+            taps: self.taps(&spec.conv)?,
+            a_log: self.vector(&spec.a_log)?,
+            dt_bias: self.vector(&spec.dt_bias)?,
+            norm: self.vector(&spec.norm)?,
+            out: self.matrix(&spec.out)?,
+        })
+    }
+
+    /// Projections that are stored head by head, in the order of [`Delta::projections`]: their rows are copied.
+    fn by_head(&mut self, dims: DeltaDims, [qkvz, ba]: [&MatrixSpec; 2]) -> Result<[B::Weight; 4]> {
+        let DeltaDims { n_k_heads, n_v_heads, k_dim, v_dim, .. } = dims;
+        let per_head = n_v_heads / n_k_heads;
+        let (qkvz, ba) = (self.reader.matrix_of(qkvz), self.reader.matrix_of(ba));
+        // The rows from `from` on of each head's.
+        let of_heads = |n_rows: usize, from: usize, n: usize| {
+            (0..n_k_heads).map(move |head| head * n_rows + from..head * n_rows + from + n)
+        };
+        let (n_values, has_problems) = (per_head * v_dim, self.reader.has_problems());
+        let n_rows = 2 * k_dim + 2 * n_values;
+        let values = |from: usize| of_heads(n_rows, from, n_values);
+        let qkv = of_heads(n_rows, 0, k_dim).chain(of_heads(n_rows, k_dim, k_dim)).chain(values(2 * k_dim));
+        let part = |weight: &HostWeight, ranges: Vec<std::ops::Range<usize>>| {
+            // Placeholders have no such rows.
+            let rows = if has_problems { Ok(weight.clone()) } else { weight.gather_rows(&ranges) };
+            self.upload(rows?)
+        };
+        Ok([
+            part(&qkvz, qkv.collect())?,
+            part(&qkvz, values(2 * k_dim + n_values).collect())?,
+            part(&ba, of_heads(2 * per_head, 0, per_head).collect())?,
+            part(&ba, of_heads(2 * per_head, per_head, per_head).collect())?,
+        ])
+    }
+
+    fn short_conv(&mut self, spec: &ShortConvSpec) -> Result<ShortConv<B::Weight>> {
+        Ok(ShortConv {
+            n_channels: spec.conv.n_channels,
+            input: self.linear(&spec.input)?,
+            taps: self.taps(&spec.conv)?,
+            bias: spec.conv.bias.as_ref().map(|spec| self.vector(spec)).transpose()?,
+            out: self.linear(&spec.out)?,
+        })
+    }
+
+    fn taps(&mut self, spec: &ConvSpec) -> Result<B::Weight> {
+        let weight = self.reader.conv_of(spec);
+        self.upload(weight)
     }
 
     fn linear(&mut self, spec: &LinearSpec) -> Result<Linear<B::Weight>> {

@@ -114,6 +114,10 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             layer.attention.forward(b, &x, (&mut *cache, &step), Rows::All, fusion)
         };
         let y = attend(0, &Fusion::STOCK)?;
+        if let MixerSpec::Delta(a) = &spec.mixer {
+            let shape = format!("{} → {}", model.architecture.hidden_size, a.n_projected());
+            check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
+        }
         if let MixerSpec::Attention(a) = &spec.mixer {
             let shape = format!("{} → {}", model.architecture.hidden_size, a.qkv_width());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
@@ -248,7 +252,11 @@ impl<B: Backend> Checker<'_, B> {
             self.tensor(checked, shape, &y, |fusion| moe.experts.forward(b, x, chosen, fusion))?;
         }
         if let (Some(shared), Some(spec)) = (&moe.shared, &spec.shared) {
-            y = b.add(&y, &self.mlp(shared, spec, x)?)?;
+            let mut of_shared = self.mlp(shared, spec, x)?;
+            if let Some(gate) = &moe.shared_gate {
+                of_shared = b.mul_sigmoid(&of_shared, &b.linear(x, gate)?)?;
+            }
+            y = b.add(&y, &of_shared)?;
         }
         Ok(y)
     }

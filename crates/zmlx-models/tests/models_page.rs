@@ -30,7 +30,7 @@ const BACKENDS: &str = "
 | backend | caches that it has |
 |---|---|
 | cpu | all |
-| mlx | keys and values, latents |
+| mlx | keys and values, latents, states |
 | cuda | keys and values, latents |
 
 A model with a cache that a backend lacks is refused when it is loaded, and the message says so. `--backend cpu` runs it.
@@ -68,6 +68,7 @@ fn caches(checkpoint: &Checkpoint) -> BTreeSet<&'static str> {
                 CacheKind::Full { .. } => "keys and values",
                 CacheKind::Window { .. } => "windows",
                 CacheKind::Latent { .. } => "latents",
+                CacheKind::Conv { .. } | CacheKind::Delta(_) => "states",
             }
         });
     kinds.collect()

@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         },
         experts: ExpertBank::new(bank(&up)?, bank(&up)?, bank(&[n_experts, hidden, inter])?),
         shared: None,
+        shared_gate: None,
     };
     let x = normal(&[3, hidden])?;
     let stock = block.forward(&backend, &x, &Fusion::STOCK)?;

@@ -24,6 +24,7 @@ fn main() -> Result<()> {
         },
         experts: ExpertBank::new(bank(inter, hidden)?, bank(inter, hidden)?, bank(hidden, inter)?),
         shared: None,
+        shared_gate: None,
     };
     let x = cpu.tensor(&random(3 * hidden), &[3, hidden])?;
     let (mut stock, mut fused) = (Vec::new(), Vec::new());

@@ -11,8 +11,10 @@ pub struct MoeBlock<W> {
     pub router: Router<W>,
     /// The routed experts.
     pub experts: ExpertBank<W>,
-    /// Added for every token, unweighted.
+    /// Added for every token, unweighted but for a gate.
     pub shared: Option<Mlp<W>>,
+    /// `[1, hidden]`: its sigmoid multiplies what is shared.
+    pub shared_gate: Option<W>,
 }
 
 impl<W: Clone> MoeBlock<W> {
@@ -56,7 +58,11 @@ impl<W: Clone> MoeBlock<W> {
         let routing = self.router.route(b, to_route, fusion)?;
         let mut y = self.experts.forward(b, x, (&routing.experts, &routing.weights), fusion)?;
         if let Some(shared) = &self.shared {
-            y = b.add(&y, &shared.forward(b, x, fusion)?)?;
+            let mut of_shared = shared.forward(b, x, fusion)?;
+            if let Some(gate) = &self.shared_gate {
+                of_shared = b.mul_sigmoid(&of_shared, &b.linear(x, gate)?)?;
+            }
+            y = b.add(&y, &of_shared)?;
         }
         Ok((y, routing))
     }

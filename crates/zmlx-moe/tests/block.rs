@@ -108,7 +108,7 @@ fn a_block_is_its_formula(
         Mlp { gate, up, down, activation: Activation::SwiGlu }
     });
 
-    let block = MoeBlock { router, experts: ExpertBank::new(gate, up, down), shared };
+    let block = MoeBlock { router, experts: ExpertBank::new(gate, up, down), shared, shared_gate: None };
     let x = b.tensor(&x, &[n_tokens, HIDDEN]).unwrap();
     let (y, routing) = block.forward_routed(&b, &x, &fusion).unwrap();
     let (mut got, mut chosen) = (Vec::new(), Vec::new());

@@ -42,6 +42,8 @@ pub struct Checkpoint {
     plan: Plan,
     quantization: QuantizationConfig,
     tensors: BTreeMap<String, RawTensor>,
+    /// Parts of names that the family has, and what they are called here.
+    renamed: &'static [(&'static str, &'static str)],
 }
 
 impl Checkpoint {
@@ -82,7 +84,8 @@ impl Checkpoint {
             .map_err(|source| Error::Json { what: "config.json".into(), source })?;
         let plan = families::plan(&value)?;
         let quantization = QuantizationConfig::from_json(&families::text_model(&value))?;
-        Ok(Self { plan, quantization, tensors: BTreeMap::new() })
+        let renamed = families::renamed(&value);
+        Ok(Self { plan, quantization, tensors: BTreeMap::new(), renamed })
     }
 
     fn add_shard(&mut self, what: &str, bytes: &[u8]) -> Result<()> {
@@ -99,7 +102,11 @@ impl Checkpoint {
                     None => name.to_owned(),
                 },
             };
-            let name = unwrapped.as_str();
+            let renamed = self.renamed.iter().fold(unwrapped, |name, (from, to)| name.replace(from, to));
+            let name = renamed.as_str();
+            if name.split('.').any(|part| part == "mtp") {
+                continue;
+            }
             let layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next());
             if layer.and_then(|n| n.parse().ok()).is_some_and(|n: usize| n >= self.plan.layers.len()) {
                 continue;
@@ -184,6 +191,34 @@ impl Checkpoint {
         let raw = self.raw(name)?;
         check_shape(name, &raw.shape, shape)?;
         raw.floats(name)
+    }
+
+    /// The weight of a convolution for each channel, `[n_channels, kernel]`: converters keep it as `[.., kernel, 1]`, Hugging
+    /// Face's files as `[.., 1, kernel]`.
+    ///
+    /// # Errors
+    /// As [`Self::floats`].
+    pub fn conv(&self, name: &str, n_channels: usize, kernel: usize) -> Result<Vec<f32>> {
+        let raw = self.raw(name)?;
+        let other = [n_channels, 1, kernel];
+        let shape = if raw.shape == other { other } else { [n_channels, kernel, 1] };
+        self.floats(name, &shape)
+    }
+
+    /// The weight of a norm. Where a file has a convolution in Hugging Face's layout, nothing in it is converted: then those
+    /// norms whose weights are kept as distances from 1, all but those of delta rules, get the 1.
+    ///
+    /// # Errors
+    /// As [`Self::floats`].
+    pub fn norm(&self, name: &str, n: usize) -> Result<Vec<f32>> {
+        let is_raw = |(name, tensor): (&String, &RawTensor)| {
+            name.ends_with("conv1d.weight") && tensor.shape.last() != Some(&1)
+        };
+        let mut weight = self.floats(name, &[n])?;
+        if self.tensors.iter().any(is_raw) && !name.ends_with("linear_attn.norm.weight") {
+            weight.iter_mut().for_each(|w| *w += 1.0);
+        }
+        Ok(weight)
     }
 
     /// The parts of the quantised module `path` with a weight of logical `shape` (`[.., out, in]`).

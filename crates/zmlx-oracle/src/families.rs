@@ -5,11 +5,16 @@ mod gemma4;
 mod glm4_moe;
 mod glm4_moe_lite;
 mod gpt_oss;
+mod hybrid;
+mod lfm2_moe;
 mod minimax_m2;
 mod mixtral;
 mod olmoe;
+mod qwen2_moe;
 mod qwen3;
+mod qwen3_5;
 mod qwen3_moe;
+mod qwen3_next;
 mod rope;
 mod rules;
 
@@ -32,13 +37,26 @@ const FAMILIES: &[(&str, Reader)] = &[
     ("gpt_oss", gpt_oss::plan),
     ("joyai_llm_flash", deepseek_v3::plan),
     ("kimi_k2", deepseek_v3::plan),
+    ("lfm2_moe", lfm2_moe::plan),
     ("minimax_m2", minimax_m2::plan),
     ("mixtral", mixtral::plan),
     ("olmoe", olmoe::plan),
+    ("qwen2_moe", qwen2_moe::plan),
     ("qwen3", qwen3::plan),
+    ("qwen3_5", qwen3_5::plan),
+    ("qwen3_5_moe", qwen3_5::plan),
     ("qwen3_moe", qwen3_moe::plan),
+    ("qwen3_next", qwen3_next::plan),
     ("qwen3_vl_moe", qwen3_moe::plan),
 ];
+
+/// Parts of tensors' names that a family has in place of the usual ones, and these.
+pub(crate) fn renamed(config: &Value) -> &'static [(&'static str, &'static str)] {
+    match config.get("model_type").and_then(Value::as_str) {
+        Some("lfm2_moe") => lfm2_moe::RENAMED,
+        _ => &[],
+    }
+}
 
 /// Keys that a config with a `text_config` may keep outside of it.
 const OUTER_KEYS: [&str; 4] = ["tie_word_embeddings", "vocab_size", "quantization", "quantization_config"];

@@ -5,12 +5,14 @@
 //! [`crate::ops`] in `f64`, rounded to `f32` where it meets a matrix product or the residual stream.
 
 mod attention;
+mod delta;
 mod gemma;
 mod gqa;
 mod layers;
 mod mla;
 mod mlp;
 mod session;
+mod short_conv;
 mod trace;
 
 use std::path::Path;
@@ -105,13 +107,13 @@ impl Model {
                 let mlp_path = if plan.mlp_path.is_empty() { layer.clone() } else { path(plan.mlp_path) };
                 Ok(Layer {
                     input_layernorm: norm("input_layernorm")?,
-                    self_attn: AttentionLayer::load(checkpoint, &path("self_attn"), attention, split)?,
+                    self_attn: AttentionLayer::load(checkpoint, &layer, attention, split)?,
                     post_attention_layernorm: norm(before_mlp)?,
                     mlp: Mlp::load(checkpoint, &mlp_path, &plan.mlp, (hidden, eps))?,
                     sandwich: sandwich.transpose()?,
                     cache_idx: match &plan.attention {
                         AttentionPlan::Gqa(gqa) => gqa.shares.unwrap_or(layer_idx),
-                        AttentionPlan::Mla(_) => layer_idx,
+                        _ => layer_idx,
                     },
                 })
             })

@@ -10,6 +10,7 @@ mod activation;
 mod attention;
 mod matmul;
 mod norm;
+mod recurrent;
 mod rope;
 mod router;
 
@@ -17,6 +18,9 @@ pub use activation::{Activation, add, gated, gelu_tanh, sigmoid, silu, soft_cap,
 pub use attention::{Attention, MlaAttention, Sight, attention, attention_with, mla_attention};
 pub use matmul::{Combine, GatherInput, GatherMatmul, combine, gather_matmul, matmul};
 pub use norm::rms_norm;
+pub use recurrent::{
+    CausalConv, DeltaInputs, GatedDelta, causal_conv, gated_delta, mul_sigmoid, rms_norm_gated,
+};
 pub use rope::{Rope, RopeLayout, rope, rope_frequencies};
 pub use router::{NoauxTc, Routing, SoftmaxTopK, noaux_tc, softmax_top_k, top_k};
 

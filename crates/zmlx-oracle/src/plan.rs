@@ -1,6 +1,6 @@
 //! What a `config.json` asks for, as plain data: the sizes and settings of every layer.
 
-use crate::ops::{Activation, NoauxTc, RopeLayout, SoftmaxTopK};
+use crate::ops::{Activation, GatedDelta, NoauxTc, RopeLayout, SoftmaxTopK};
 
 /// A model: embedding, layers, a norm, the output projection.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,7 +33,7 @@ pub struct Around {
 /// `h = x + attention(rms_norm(x)); out = h + mlp(rms_norm(h))`, or a sandwich.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerPlan {
-    /// The attention module, at `self_attn`.
+    /// The attention module, at `self_attn`, or `linear_attn` for the delta rule.
     pub attention: AttentionPlan,
     /// The MLP module.
     pub mlp: MlpPlan,
@@ -59,6 +59,45 @@ pub enum AttentionPlan {
     Gqa(GqaPlan),
     /// Latent attention.
     Mla(MlaPlan),
+    /// Linear attention by the gated delta rule.
+    Delta(DeltaPlan),
+    /// A convolution of so many inputs between two gates, at `conv`.
+    ShortConv(usize),
+}
+
+/// Linear attention: a convolution, and [`crate::ops::gated_delta`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeltaPlan {
+    /// Heads of queries and keys.
+    pub n_k_heads: usize,
+    /// Heads of values.
+    pub n_v_heads: usize,
+    /// Elements of a query or key.
+    pub k_dim: usize,
+    /// Elements of a value.
+    pub v_dim: usize,
+    /// Inputs that a result of the convolution depends on.
+    pub kernel: usize,
+    /// How the projections are stored.
+    pub projections: DeltaProjections,
+}
+
+/// The layouts of the projections of linear attention.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeltaProjections {
+    /// `in_proj_qkv`, `in_proj_z`, `in_proj_b`, `in_proj_a`.
+    Apart,
+    /// `in_proj_qkvz` with q, k, v and z of one key head after those of another, `in_proj_ba` with b and a likewise.
+    ByHead,
+}
+
+impl DeltaPlan {
+    /// The sizes for so many tokens.
+    #[must_use]
+    pub fn sizes(&self, n_tokens: usize) -> GatedDelta {
+        let Self { n_k_heads, n_v_heads, k_dim, v_dim, .. } = *self;
+        GatedDelta { n_tokens, n_k_heads, n_v_heads, k_dim, v_dim }
+    }
 }
 
 /// Grouped-query attention.
@@ -72,6 +111,8 @@ pub struct GqaPlan {
     pub head_dim: usize,
     /// How queries and keys are normed before rope.
     pub qk_norm: HeadNorms,
+    /// Whether `q_proj` also gives, head by head after the queries, what goes through a sigmoid and multiplies the result.
+    pub output_gate: bool,
     /// Rope on queries and keys.
     pub rope: RopePlan,
     /// Factor on the scores.
@@ -162,6 +203,8 @@ pub struct MoePlan {
     pub inner: usize,
     /// Inner width of the shared experts together; 0 for none.
     pub shared_inner: usize,
+    /// Whether their result is multiplied with the sigmoid of `shared_expert_gate`; they are at `shared_expert` then.
+    pub shared_gate: bool,
     /// How experts are chosen.
     pub router: RouterPlan,
 }
@@ -178,7 +221,7 @@ pub enum RouterPlan {
         /// Experts chosen for each token.
         top_k: usize,
     },
-    /// [`crate::ops::noaux_tc`], with a bias at the path given, below the module.
+    /// [`crate::ops::noaux_tc`], with a bias at the path given, below the module; none where that is empty.
     NoauxTc(NoauxTc, &'static str),
 }
 

@@ -19,7 +19,20 @@ fn dir(family: &str) -> PathBuf {
 
 #[rstest]
 fn taps_agree(
-    #[values("deepseek_v3", "gemma4", "gemma4_e", "glm4_moe", "gpt_oss", "minimax", "qwen3")] family: &str,
+    #[values(
+        "deepseek_v3",
+        "gemma4",
+        "gemma4_e",
+        "glm4_moe",
+        "gpt_oss",
+        "lfm2_moe",
+        "minimax",
+        "qwen3",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_next"
+    )]
+    family: &str,
 ) {
     let model = Model::load(dir(family)).unwrap();
     let taps = TensorFile::open(dir(family).join("taps.safetensors")).unwrap();

@@ -32,7 +32,7 @@ const MAX_SPREAD: f64 = 0.05;
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Measure random weights of an architecture instead of a model: qwen3-30b-a3b, qwen3-235b-a22b or glm-4.7-flash. Can be
+    /// Measure random weights of an architecture instead of a model, such as qwen3-30b-a3b or qwen3.6-35b-a3b. Can be
     /// followed by ,layers=N ,vocab=N ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N
     #[arg(long, value_name = "NAME[,layers=N…]", conflicts_with_all = ["model", "positional"])]
     synthetic: Option<String>,

@@ -157,6 +157,10 @@ impl Report<'_> {
         line("Read per decoded token", format!("{read} bytes of weights ({})", human_bytes(read)));
         let cached = self.cost.kv_bytes_per_token;
         line("Cache per token of context", format!("{cached} bytes (16 bits for each key and value)"));
+        let state = self.cost.state_bytes;
+        if state > 0 {
+            line("State of a sequence", format!("{state} bytes, read and written for each token"));
+        }
         let memory = format!(
             "{} for a context of {} tokens, and the activations of a part of the prompt",
             human_bytes(self.memory_bytes),

@@ -1,15 +1,17 @@
 //! What a layer's cache holds, as data.
 
+use super::DeltaDims;
+
 /// What the cache of one layer holds, and in which form.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct CacheSpec {
-    /// What it holds per token.
+    /// What it holds.
     pub kind: CacheKind,
     /// How values are stored.
     pub format: KvFormat,
 }
 
-/// What a layer's cache holds per token.
+/// What a layer's cache holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum CacheKind {
     /// Keys and values of all tokens.
@@ -35,6 +37,49 @@ pub enum CacheKind {
         /// Width of the rotated key.
         rope_dim: usize,
     },
+    /// The last inputs of a causal convolution: a state, of one size whatever the number of tokens.
+    Conv {
+        /// Values of an input.
+        n_channels: usize,
+        /// Taps, of which the last is the token's own; at least 2.
+        kernel: usize,
+    },
+    /// The state of a gated delta rule and that of the convolution before it.
+    Delta(DeltaDims),
+}
+
+impl CacheKind {
+    /// Whether it holds a state, which says nothing of how it came about: a sequence can be emptied or kept whole then, not
+    /// shortened.
+    pub const fn is_state(&self) -> bool {
+        matches!(self, Self::Conv { .. } | Self::Delta(_))
+    }
+
+    /// Numbers that a token leaves there.
+    pub const fn values_per_token(&self) -> u64 {
+        match *self {
+            Self::Full { n_kv_heads, head_dim } | Self::Window { n_kv_heads, head_dim, .. } => {
+                (n_kv_heads as u64).saturating_mul(2).saturating_mul(head_dim as u64)
+            }
+            Self::Latent { rank, rope_dim } => (rank as u64).saturating_add(rope_dim as u64),
+            Self::Conv { .. } | Self::Delta(_) => 0,
+        }
+    }
+
+    /// Numbers of a sequence's state.
+    pub const fn state_values(&self) -> u64 {
+        const fn conv(n_channels: usize, kernel: usize) -> u64 {
+            (n_channels as u64).saturating_mul((kernel as u64).saturating_sub(1))
+        }
+        match *self {
+            Self::Full { .. } | Self::Window { .. } | Self::Latent { .. } => 0,
+            Self::Conv { n_channels, kernel } => conv(n_channels, kernel),
+            Self::Delta(d) => {
+                let of_heads = (d.n_v_heads as u64).saturating_mul(d.v_dim as u64);
+                of_heads.saturating_mul(d.k_dim as u64).saturating_add(conv(d.n_channels(), d.kernel))
+            }
+        }
+    }
 }
 
 /// How keys and values are stored.

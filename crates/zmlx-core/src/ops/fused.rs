@@ -65,6 +65,21 @@ macro_rules! fused_ops {
             eps: f32,
         ) -> (Tensor, Tensor);
 
+        /// A norm and a gate: `rms_norm(x, weight, eps) · silu(gate)`.
+        ///
+        /// **Shapes** x `[.., d]`, gate as x, weight `1 × [1, d]` → as x. **Numerics** accurate: as the composition, bit for
+        /// bit. **Source** mlx-lm `Qwen3NextRMSNormGated`.
+        ///
+        /// # Errors
+        /// If the shapes do not fit.
+        #[op(RMS_NORM_GATED, Attention, None)]
+        fn rms_norm_gated(
+            x: &$B::Tensor,
+            gate: &$B::Tensor,
+            weight: &$B::Weight,
+            eps: f32,
+        ) -> Tensor;
+
         /// Chooses experts by softmax probability: `p = softmax(logits)`, the `top_k` largest, renormalised if asked.
         ///
         /// **Shapes** logits `[n, n_experts]` → indices and weights `[n, top_k]`, in the backend's order; of equal

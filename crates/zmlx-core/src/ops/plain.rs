@@ -130,6 +130,66 @@ macro_rules! plain_ops {
             scale: f32,
         ) -> Tensor;
 
+        /// A convolution along each sequence, channel by channel:
+        /// `y[t, c] = act( Σ_j taps[j, c]·x[t - kernel + 1 + j, c] + bias[c] )`, zeros before a sequence's first token. The
+        /// cache keeps the last inputs.
+        ///
+        /// **Shapes** x `[n, n_channels]`, n the step's tokens, weights as [`ConvWeights`] → as x. **Numerics** products and
+        /// sums in f32. **Work** 8 bytes and
+        /// `2·kernel` FLOPs per value; a sequence's state, `(kernel - 1)·n_channels` values, in and out once. **Source**
+        /// `mlx.nn.Conv1d` with a group for each channel, mlx-lm `qwen3_next`, `lfm2`.
+        ///
+        /// # Errors
+        /// If shapes or the cache's kind do not fit, or a span does not start at its slot's length. The sequences are then
+        /// unchanged.
+        #[op(CAUSAL_CONV, Attention)]
+        fn causal_conv(
+            x: &$B::Tensor,
+            weights: ConvWeights<'_, $B::Weight>,
+            cache: &mut $B::Cache,
+            step: &$B::Step,
+            activation: ConvActivation,
+        ) -> Tensor;
+
+        /// The gated delta rule: a matrix `S [v_dim, k_dim]` per value head, zero before the first token, forgets a little,
+        /// then learns to answer the token's key with its value, then answers its query. With `n_v_heads / n_k_heads`
+        /// neighbouring value heads for each key head:
+        ///
+        /// ```text
+        /// q' = q / √(Σq² + 1e-6) / √k_dim     k' = k / √(Σk² + 1e-6)
+        /// β = sigmoid(b)     g = exp(-exp(a_log) · ln(1 + exp(a + dt_bias)))
+        /// S ← g·S;  S ← S + β·(v - S·k')⊗k';  y = S·q'
+        /// ```
+        ///
+        /// **Shapes** as [`DeltaInputs`] and [`DeltaWeights`], sizes those of the cache → `[n, n_v_heads, v_dim]`.
+        /// **Numerics** f32, the state too. **Work** the states of the step's
+        /// sequences in and out once, 8 bytes a value; `7·n_v_heads·v_dim·k_dim` FLOPs per token. **Source** mlx-lm
+        /// `gated_delta`.
+        ///
+        /// # Errors
+        /// As [`Backend::causal_conv`].
+        #[op(GATED_DELTA, Attention)]
+        fn gated_delta(
+            inputs: DeltaInputs<'_, $B::Tensor>,
+            weights: DeltaWeights<'_, $B::Weight>,
+            cache: &mut $B::Cache,
+            step: &$B::Step,
+        ) -> Tensor;
+
+        /// `a · b`, equal shapes.
+        ///
+        /// # Errors
+        /// If the shapes differ.
+        #[op(MUL, Other)]
+        fn mul(a: &$B::Tensor, b: &$B::Tensor) -> Tensor;
+
+        /// `x · sigmoid(gate)`. **Shapes** x `[.., d]`, gate as x, or one value for each row: `[.., 1]`.
+        ///
+        /// # Errors
+        /// If the shapes do not fit.
+        #[op(MUL_SIGMOID, Other)]
+        fn mul_sigmoid(x: &$B::Tensor, gate: &$B::Tensor) -> Tensor;
+
         /// `a + b`, equal shapes.
         ///
         /// # Errors

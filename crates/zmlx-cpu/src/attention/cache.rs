@@ -6,14 +6,15 @@
 use super::cells::stride;
 use super::codes::{Coding, Order};
 use super::pages::{PAGE, PageShape, Pages, Rows};
+use crate::cache::{check_slot, check_start};
 use crate::pool::CpuTensor;
 use zmlx_core::check::ensure;
-use zmlx_core::{CacheKind, CacheSpec, Error, MAX_SLOTS, Result, Span};
+use zmlx_core::{CacheKind, CacheSpec, Result, Span};
 
-/// What one layer keeps of all sequences.
+/// What one layer keeps of the tokens of all sequences.
 #[derive(Debug)]
-pub struct CpuCache {
-    pub(super) kind: CacheKind,
+pub(crate) struct TokenCache {
+    pub(crate) kind: CacheKind,
     pages: Pages,
     slots: Vec<Sequence>,
 }
@@ -48,6 +49,7 @@ fn dims(kind: &CacheKind) -> (usize, [usize; 2]) {
             (n_kv_heads, [head_dim; 2])
         }
         CacheKind::Latent { rank, rope_dim } => (1, [rank, rope_dim]),
+        CacheKind::Conv { .. } | CacheKind::Delta(_) => (0, [0; 2]),
     }
 }
 
@@ -56,7 +58,7 @@ fn page_shape(spec: &CacheSpec) -> Result<PageShape> {
     let (n_heads, widths) = dims(&spec.kind);
     let orders = match spec.kind {
         CacheKind::Full { .. } | CacheKind::Window { .. } => [Order::Keys, Order::Values],
-        CacheKind::Latent { .. } => [Order::Keys; 2],
+        _ => [Order::Keys; 2],
     };
     Ok(PageShape { n_heads, strides: widths.map(stride), orders, coding: Coding::of(spec.format)? })
 }
@@ -69,18 +71,11 @@ fn n_before_window(kind: &CacheKind, n_tokens: usize) -> usize {
     match kind {
         // The next token sees `window - 1` of those that are there.
         CacheKind::Window { window, .. } => (n_tokens + 1).saturating_sub(window + SLACK) / PAGE,
-        CacheKind::Full { .. } | CacheKind::Latent { .. } => 0,
+        _ => 0,
     }
 }
 
-/// Bytes of a sequence of that length that shares no page.
-pub(crate) fn cache_bytes(spec: &CacheSpec, n_tokens: usize) -> u64 {
-    let n_pages = n_tokens.div_ceil(PAGE) - n_before_window(&spec.kind, n_tokens);
-    // There is no cache of a format that is not supported.
-    n_pages as u64 * page_shape(spec).map_or(0, |shape| shape.page_bytes())
-}
-
-impl CpuCache {
+impl TokenCache {
     pub(crate) fn new(spec: &CacheSpec) -> Result<Self> {
         const OP: &str = "cache";
         let (n_heads, widths) = dims(&spec.kind);
@@ -89,6 +84,13 @@ impl CpuCache {
             ensure(window > 0, OP, "window", "at least one token", window)?;
         }
         Ok(Self { kind: spec.kind, pages: Pages::new(page_shape(spec)?), slots: Vec::new() })
+    }
+
+    /// Bytes of a sequence of that length that shares no page.
+    pub(crate) fn cache_bytes(spec: &CacheSpec, n_tokens: usize) -> u64 {
+        let n_pages = n_tokens.div_ceil(PAGE) - n_before_window(&spec.kind, n_tokens);
+        // There is no cache of a format that is not supported.
+        n_pages as u64 * page_shape(spec).map_or(0, |shape| shape.page_bytes())
     }
 
     pub(crate) fn resident_bytes(&self) -> u64 {
@@ -235,7 +237,7 @@ impl CpuCache {
     pub(super) fn sees_from(&self, n_tokens: usize) -> usize {
         match self.kind {
             CacheKind::Window { window, .. } => n_tokens.saturating_sub(window),
-            CacheKind::Full { .. } | CacheKind::Latent { .. } => 0,
+            _ => 0,
         }
     }
 
@@ -247,17 +249,7 @@ impl CpuCache {
 
     /// Checks that each span begins where its sequence ends.
     pub(super) fn check(&self, op: &'static str, spans: &[Span]) -> Result<()> {
-        for span in spans {
-            let had = self.n_tokens(span.slot);
-            ensure(
-                span.start == had,
-                op,
-                "step",
-                format_args!("to start at the {had} tokens cached in slot {}", span.slot),
-                span.start,
-            )?;
-        }
-        Ok(())
+        spans.iter().try_for_each(|span| check_start(op, span, self.n_tokens(span.slot)))
     }
 
     /// Checks that each sequence has been given memory up to the end of its span.
@@ -293,11 +285,4 @@ impl CpuCache {
         }
         Ok(())
     }
-}
-
-fn check_slot(op: &'static str, slot: usize) -> Result<()> {
-    if slot < MAX_SLOTS {
-        return Ok(());
-    }
-    Err(Error::IndexOutOfRange { op, what: "slot", index: slot, len: MAX_SLOTS })
 }

@@ -176,6 +176,11 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, v: Self::F) {
+        unsafe { _mm256_stream_ps(p, v) }
+    }
+
+    #[inline(always)]
     unsafe fn store_i16(self, p: *mut i16, v: Self::F) {
         unsafe {
             let words = _mm256_cvtps_epi32(v);

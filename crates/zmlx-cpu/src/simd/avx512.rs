@@ -204,6 +204,11 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     }
 
     #[inline(always)]
+    unsafe fn stream(self, p: *mut f32, v: Self::F) {
+        unsafe { _mm512_stream_ps(p, v) }
+    }
+
+    #[inline(always)]
     unsafe fn store_i16(self, p: *mut i16, v: Self::F) {
         unsafe { _mm256_storeu_si256(p.cast(), _mm512_cvtepi32_epi16(_mm512_cvtps_epi32(v))) }
     }

@@ -18,6 +18,8 @@ pub(crate) enum Kind {
     Mats,
     /// Attention.
     Attention,
+    /// States that go from one step to the next.
+    States,
     /// Elementwise work.
     Rows,
 }

@@ -63,7 +63,7 @@ impl CudaBackend {
         let (n_kv_heads, head_dim, window) = match cache.kind {
             CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
             CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
-            CacheKind::Latent { .. } => {
+            _ => {
                 return Err(precondition(OP, "cache", "keys and values of heads", &cache.kind));
             }
         };

@@ -78,6 +78,17 @@ extern "C" __global__ void mul_taken(const __grid_constant__ MulTakenArgs a) {
     EACH(i, a.n) a.y[i] = a.x[i] * a.vector[a.indices[i]];
 }
 
+extern "C" __global__ void mul(const __grid_constant__ BinaryArgs a) {
+    wait_for_inputs();
+    EACH(i, a.n) a.y[i] = a.a[i] * a.b[i];
+}
+
+// Here b_period values follow each other that share one of b.
+extern "C" __global__ void mul_sigmoid(const __grid_constant__ BinaryArgs a) {
+    wait_for_inputs();
+    EACH(i, a.n) a.y[i] = a.a[i] * sigmoid_of(a.b[a.b_period == 1 ? i : i / a.b_period]);
+}
+
 struct UnaryArgs {
     const float* x;
     float* y;

@@ -14,6 +14,7 @@ mod cache;
 mod fused;
 mod gated;
 mod indices;
+mod recurrent;
 mod router;
 mod sample;
 mod step;
@@ -39,9 +40,9 @@ use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::stock::{self, Routers};
 use crate::{
-    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Down, Error, GateUp,
-    HostWeight, Instrumented, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings,
-    SoftmaxTopK, Span,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
+    ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
+    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span,
 };
 use router::Pick;
 
@@ -255,8 +256,13 @@ impl Backend for MlxBackend {
         cache.commit(step.spans());
     }
 
-    // What lies behind a sequence's tokens is not used.
-    fn rollback(&self, _cache: &mut MlxCache, _step: &MlxStep) {}
+    fn shortest(&self, cache: &MlxCache, slot: usize) -> usize {
+        cache.shortest(slot)
+    }
+
+    fn rollback(&self, cache: &mut MlxCache, step: &MlxStep) {
+        cache.rollback(step.spans());
+    }
 
     fn wait(&self, x: &Array) -> Result<()> {
         x.eval().map_err(f("wait"))
@@ -439,6 +445,48 @@ impl Backend for MlxBackend {
         scale: f32,
     ) -> Result<Array> {
         attention::latent(inputs, Some(weights), cache, step, scale)
+    }
+
+    fn causal_conv(
+        &self,
+        x: &Array,
+        weights: ConvWeights<'_, MlxWeight>,
+        cache: &mut MlxCache,
+        step: &MlxStep,
+        activation: ConvActivation,
+    ) -> Result<Array> {
+        recurrent::conv(x, weights, cache, step, activation)
+    }
+
+    fn gated_delta(
+        &self,
+        inputs: DeltaInputs<'_, Array>,
+        weights: DeltaWeights<'_, MlxWeight>,
+        cache: &mut MlxCache,
+        step: &MlxStep,
+    ) -> Result<Array> {
+        recurrent::delta(inputs, weights, cache, step)
+    }
+
+    fn rms_norm_gated(&self, x: &Array, gate: &Array, weight: &MlxWeight, eps: f32) -> Result<Array> {
+        recurrent::norm_gated(x, gate, weight, eps)
+    }
+
+    fn mul(&self, a: &Array, b: &Array) -> Result<Array> {
+        same_shape("mul", "b", a, b)?;
+        a.multiply(b).map_err(f("mul"))
+    }
+
+    fn mul_sigmoid(&self, x: &Array, gate: &Array) -> Result<Array> {
+        const OP: &str = "mul_sigmoid";
+        let mut per_row = x.shape().to_vec();
+        if let Some(last) = per_row.last_mut() {
+            *last = 1;
+        }
+        let fits = gate.shape() == x.shape() || gate.shape() == per_row;
+        let want = format_args!("{:?}, or one value for each row", x.shape());
+        ensure(fits, OP, "gate", want, gate.shape())?;
+        ops::sigmoid(gate).and_then(|gate| x.multiply(gate)).map_err(f(OP))
     }
 
     fn add(&self, a: &Array, b: &Array) -> Result<Array> {

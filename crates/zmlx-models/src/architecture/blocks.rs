@@ -4,6 +4,8 @@ use std::fmt::Display;
 
 use zmlx_kernels::{Activation, CacheKind, NoauxTc, Rope, SoftmaxTopK};
 
+use super::{DeltaSpec, ShortConvSpec};
+
 /// How converters store a weight, which is how random ones are made. A file's own tensors decide what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Storage {
@@ -65,11 +67,18 @@ pub struct VectorSpec {
     pub name: String,
     /// Number of values.
     pub len: usize,
+    /// Whether files of Hugging Face hold its distance from 1, and converted ones itself.
+    pub from_one_if_raw: bool,
 }
 
 impl VectorSpec {
     pub(crate) fn new(name: impl Into<String>, len: usize) -> Self {
-        Self { name: name.into(), len }
+        Self { name: name.into(), len, from_one_if_raw: false }
+    }
+
+    /// The weight of a norm whose distance from 1 is what Hugging Face's files hold.
+    pub(crate) fn from_one(name: impl Into<String>, len: usize) -> Self {
+        Self { from_one_if_raw: true, ..Self::new(name, len) }
     }
 }
 
@@ -121,7 +130,7 @@ impl LayerSpec {
     /// The layer's mixture of experts, if it has one.
     pub fn moe(&self) -> Option<&MoeSpec> {
         match &self.feed_forward {
-            FeedForwardSpec::Moe(moe) => Some(moe),
+            FeedForwardSpec::Moe(moe) => Some(&**moe),
             FeedForwardSpec::Beside(beside) => Some(&beside.moe),
             FeedForwardSpec::Dense(_) => None,
         }
@@ -147,6 +156,10 @@ pub enum MixerSpec {
     Latent(MlaSpec),
     /// Grouped-query attention to the keys and values of an earlier layer.
     Shared(SharedGqaSpec),
+    /// Linear attention by the gated delta rule.
+    Delta(DeltaSpec),
+    /// A short convolution between two gates.
+    ShortConv(ShortConvSpec),
 }
 
 impl MixerSpec {
@@ -155,18 +168,9 @@ impl MixerSpec {
         match self {
             Self::Attention(a) => Some(a.cache_kind()),
             Self::Latent(a) => Some(CacheKind::Latent { rank: a.rank, rope_dim: a.rope_dim }),
+            Self::Delta(a) => Some(a.cache_kind()),
+            Self::ShortConv(a) => Some(a.cache_kind()),
             Self::Shared(_) => None,
-        }
-    }
-
-    /// Numbers that one token leaves in the layer's cache.
-    pub fn cached_values_per_token(&self) -> u64 {
-        let Some(kind) = self.cache_kind() else { return 0 };
-        match kind {
-            CacheKind::Full { n_kv_heads, head_dim } | CacheKind::Window { n_kv_heads, head_dim, .. } => {
-                (n_kv_heads as u64).saturating_mul(2).saturating_mul(head_dim as u64)
-            }
-            CacheKind::Latent { rank, rope_dim } => (rank as u64).saturating_add(rope_dim as u64),
         }
     }
 }
@@ -183,8 +187,10 @@ pub struct GqaSpec {
     pub n_kv_heads: usize,
     /// Width of a head.
     pub head_dim: usize,
-    /// `[n_heads · head_dim, hidden]`.
+    /// `[n_heads · head_dim, hidden]`; with an output gate twice as many rows, for each head its queries, then its gates.
     pub q: LinearSpec,
+    /// Whether the result of attention is multiplied with the sigmoid of the gates.
+    pub output_gate: bool,
     /// `[n_kv_heads · head_dim, hidden]`.
     pub k: LinearSpec,
     /// As `k`; `None`: the values are what `k` gives, before its norm and rope.
@@ -220,8 +226,9 @@ impl GqaSpec {
 
     /// Rows of queries, keys and values together.
     pub(crate) fn qkv_width(&self) -> usize {
-        let n_heads = self.n_heads + self.n_kv_heads + self.v.as_ref().map_or(0, |_| self.n_kv_heads);
-        n_heads * self.head_dim
+        let per_query = if self.output_gate { 2 } else { 1 };
+        let n_values = self.v.as_ref().map_or(0, |_| self.n_kv_heads);
+        (per_query * self.n_heads + self.n_kv_heads + n_values) * self.head_dim
     }
 }
 
@@ -305,9 +312,16 @@ pub enum FeedForwardSpec {
     /// One MLP for every token.
     Dense(MlpSpec),
     /// A mixture of experts.
-    Moe(MoeSpec),
+    Moe(Box<MoeSpec>),
     /// Both, side by side.
     Beside(Box<BesideSpec>),
+}
+
+impl FeedForwardSpec {
+    /// A mixture of experts.
+    pub(crate) fn moe(moe: MoeSpec) -> Self {
+        Self::Moe(Box::new(moe))
+    }
 }
 
 /// An MLP beside a mixture: `mlp_norm(mlp(x)) + moe_norm(experts(moe_input_norm(h)))`, h being the residual stream, which
@@ -358,8 +372,10 @@ pub struct MoeSpec {
     pub router: RouterSpec,
     /// The routed experts.
     pub experts: ExpertsSpec,
-    /// Added for every token, unweighted. Several shared experts are one MLP as wide as all.
+    /// Added for every token, unweighted but for a gate. Several shared experts are one MLP as wide as all.
     pub shared: Option<MlpSpec>,
+    /// `[1, hidden]`: its sigmoid multiplies what is shared.
+    pub shared_gate: Option<MatrixSpec>,
 }
 
 /// The rules by which experts are chosen.
@@ -378,8 +394,8 @@ pub enum RouterSpec {
     NoauxTc {
         /// `[n_experts, hidden]`.
         gate: MatrixSpec,
-        /// `[n_experts]`.
-        bias: VectorSpec,
+        /// `[n_experts]`; without one the scores alone count.
+        bias: Option<VectorSpec>,
         /// The rule's settings.
         settings: NoauxTc,
     },

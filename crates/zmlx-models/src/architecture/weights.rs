@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use super::{
-    Architecture, ExpertsSpec, FeedForwardSpec, HeadSpec, LayerExtras, LinearSpec, MatrixSpec, MixerSpec,
-    MlaSpec, MlpSpec, MoeSpec, QuerySpec, RouterSpec, VectorSpec,
+    Architecture, ConvSpec, ExpertsSpec, FeedForwardSpec, HeadSpec, LayerExtras, LinearSpec, MatrixSpec,
+    MixerSpec, MlaSpec, MlpSpec, MoeSpec, QuerySpec, RouterSpec, VectorSpec,
 };
 
 /// Weights that files hold together.
@@ -200,7 +200,7 @@ impl Uses {
     fn moe(&mut self, moe: &MoeSpec) {
         self.matrix(moe.router.gate(), Part::Router);
         match &moe.router {
-            RouterSpec::NoauxTc { bias, .. } => self.vector(bias, Part::Router),
+            RouterSpec::NoauxTc { bias, .. } => bias.iter().for_each(|bias| self.vector(bias, Part::Router)),
             RouterSpec::SoftmaxOfChosen(of) => {
                 let norm = of.norm.as_ref().map(|norm| &norm.weight);
                 for vector in [of.gate.bias.as_ref(), norm, of.factors.as_ref()].into_iter().flatten() {
@@ -211,6 +211,7 @@ impl Uses {
         }
         self.experts(&moe.experts, moe.router.top_k());
         moe.shared.iter().for_each(|mlp| self.mlp(mlp));
+        moe.shared_gate.iter().for_each(|gate| self.matrix(gate, Part::Router));
     }
 
     fn matrix(&mut self, matrix: &MatrixSpec, part: Part) {
@@ -272,7 +273,23 @@ impl Uses {
                 self.size(&format!("{path}.kv_b_proj"), [*n_heads, nope_dim.saturating_add(*v_dim), *rank]);
                 self.modules.push(Module::Heads(a.clone()));
             }
+            MixerSpec::Delta(a) => {
+                a.projections().into_iter().for_each(|matrix| self.matrix(matrix, PART));
+                self.conv(&a.conv, PART);
+                [&a.a_log, &a.dt_bias, &a.norm].into_iter().for_each(|vector| self.vector(vector, PART));
+                self.matrix(&a.out, PART);
+            }
+            MixerSpec::ShortConv(a) => {
+                self.linear(&a.input, PART);
+                self.conv(&a.conv, PART);
+                self.linear(&a.out, PART);
+            }
         }
+    }
+
+    fn conv(&mut self, conv: &ConvSpec, part: Part) {
+        self.add(&conv.path, WeightUse { part, n_in: conv.kernel, read: ReadPerToken::Whole });
+        conv.bias.iter().for_each(|bias| self.vector(bias, part));
     }
 
     fn experts(&mut self, experts: &ExpertsSpec, top_k: usize) {

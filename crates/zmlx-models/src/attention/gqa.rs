@@ -5,7 +5,8 @@ use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, Fusion, Result, 
 use super::Rows;
 use crate::linear::Linear;
 
-/// `o( attend( rope(norm(q(x))), rope(norm(k(x))), norm(v(x)) ) )`, the norms if there are any.
+/// `o( attend( rope(norm(q(x))), rope(norm(k(x))), norm(v(x)) ) )`, the norms if there are any; with an output gate
+/// `o( attend(…) · sigmoid(gate) )`.
 #[derive(Debug)]
 pub(crate) struct Gqa<W> {
     pub(crate) n_heads: usize,
@@ -15,8 +16,9 @@ pub(crate) struct Gqa<W> {
     pub(crate) eps: f32,
     pub(crate) scale: f32,
     pub(crate) window: Option<usize>,
-    /// `[n_heads · head_dim, hidden]`.
+    /// `[n_heads · head_dim, hidden]`; with an output gate twice as many rows, for each head its queries, then its gates.
     pub(crate) q: Linear<W>,
+    pub(crate) output_gate: bool,
     /// `[n_kv_heads · head_dim, hidden]`.
     pub(crate) k: Linear<W>,
     /// `[n_kv_heads · head_dim, hidden]`; without it values are what `k` gives.
@@ -46,6 +48,11 @@ pub(crate) enum HeadNorm<W> {
 }
 
 impl<W> Gqa<W> {
+    /// Rows of `q` for each head.
+    pub(crate) fn query_dim(&self) -> usize {
+        if self.output_gate { 2 * self.head_dim } else { self.head_dim }
+    }
+
     pub(super) fn forward<B: Backend<Weight = W>>(
         &self,
         b: &B,
@@ -55,13 +62,14 @@ impl<W> Gqa<W> {
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
         let n_tokens = b.n_tokens(step);
+        let y_width = self.n_heads * self.head_dim;
         let (q, k, v) = self.project(b, x, fusion)?;
         let k = self.k.add_bias(b, k)?;
         let v = match (&self.v, v) {
             (Some(linear), Some(v)) => linear.add_bias(b, v)?,
             _ => k.clone(),
         };
-        let q = self.q.add_bias(b, q)?;
+        let (q, gate) = self.queries(b, self.q.add_bias(b, q)?)?;
         let q = self.heads(b, q, self.n_heads, self.q_norm.as_ref())?;
         let k = self.heads(b, k, self.n_kv_heads, self.k_norm.as_ref())?;
         let mut v = self.heads(b, v, self.n_kv_heads, None)?;
@@ -72,7 +80,11 @@ impl<W> Gqa<W> {
         let settings = AttentionSettings { scale: self.scale, window: self.window };
         let inputs = AttentionInputs { q: &q, k: &k, v: &v, sinks: self.sinks.as_ref() };
         let y = b.attention(inputs, cache, step, &settings)?;
-        let y = rows.of(b, b.reshape(&y, &[n_tokens, self.n_heads * self.head_dim])?, step)?;
+        let mut y = rows.of(b, b.reshape(&y, &[n_tokens, y_width])?, step)?;
+        if let Some(gate) = gate {
+            let gate = rows.of(b, b.reshape(&gate, &[n_tokens, y_width])?, step)?;
+            y = b.mul_sigmoid(&y, &gate)?;
+        }
         self.o.forward(b, &y)
     }
 
@@ -88,10 +100,22 @@ impl<W> Gqa<W> {
             return Ok((b.linear(x, &self.q.weight)?, b.linear(x, &self.k.weight)?, v));
         }
         let qkv = b.linear(x, &self.qkv)?;
-        let (k_at, kv_width) = (self.n_heads * self.head_dim, self.n_kv_heads * self.head_dim);
+        let (k_at, kv_width) = (self.n_heads * self.query_dim(), self.n_kv_heads * self.head_dim);
         let v_at = k_at + kv_width;
         let v = self.v.as_ref().map(|_| b.slice_last(&qkv, v_at..v_at + kv_width)).transpose()?;
         Ok((b.slice_last(&qkv, 0..k_at)?, b.slice_last(&qkv, k_at..v_at)?, v))
+    }
+
+    /// Queries, and what is beside them if there is an output gate: `[n, n_heads · head_dim]` each.
+    fn queries<B: Backend<Weight = W>>(&self, b: &B, q: B::Tensor) -> Result<(B::Tensor, Option<B::Tensor>)> {
+        if !self.output_gate {
+            return Ok((q, None));
+        }
+        let n_tokens = b.shape(&q).first().copied().unwrap_or(0);
+        let both = b.reshape(&q, &[n_tokens, self.n_heads, self.query_dim()])?;
+        let [q, gate] = [0..self.head_dim, self.head_dim..2 * self.head_dim]
+            .map(|part| b.reshape(&b.slice_last(&both, part)?, &[n_tokens, self.n_heads * self.head_dim]));
+        Ok((q?, Some(gate?)))
     }
 
     /// `[n, n_heads · head_dim]` as heads, normed.

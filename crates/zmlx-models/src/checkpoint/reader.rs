@@ -1,5 +1,6 @@
 //! Taking the model's tensors out of a checkpoint, with one report of everything that does not fit.
 
+mod conv;
 mod experts;
 mod global_scale;
 
@@ -96,7 +97,12 @@ impl<'a> TensorReader<'a> {
 
     /// The vector that a spec describes.
     pub fn vector_of(&mut self, spec: &VectorSpec) -> HostWeight {
-        self.vector(&spec.name, spec.len)
+        let weight = self.vector(&spec.name, spec.len);
+        if spec.from_one_if_raw && self.checkpoint.is_raw() {
+            self.plus_one(&spec.name, weight)
+        } else {
+            weight
+        }
     }
 
     /// A bank of `n_mats` matrices: the stack at `stacked_path`, or else the matrices at `per_expert(i)`.

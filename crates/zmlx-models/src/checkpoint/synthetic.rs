@@ -20,9 +20,12 @@ use random::Random;
 const CONFIGS: &[(&str, &str)] = &[
     ("glm-4.5-air", include_str!("configs/glm-4.5-air.json")),
     ("glm-4.7-flash", include_str!("configs/glm-4.7-flash.json")),
+    ("lfm2-8b-a1b", include_str!("configs/lfm2-8b-a1b.json")),
     ("qwen3-0.6b", include_str!("configs/qwen3-0.6b.json")),
     ("qwen3-30b-a3b", include_str!("configs/qwen3-30b-a3b.json")),
     ("qwen3-235b-a22b", include_str!("configs/qwen3-235b-a22b.json")),
+    ("qwen3-coder-next", include_str!("configs/qwen3-coder-next.json")),
+    ("qwen3.6-35b-a3b", include_str!("configs/qwen3.6-35b-a3b.json")),
 ];
 
 impl Checkpoint {
@@ -156,15 +159,18 @@ mod tests {
         for (name, n_layers, n_moe_layers, cached_bytes) in [
             ("glm-4.5-air", 46, 45, 46 * 8 * 128 * 2 * 2),
             ("glm-4.7-flash", 47, 46, 47 * (512 + 64) * 2),
+            ("lfm2-8b-a1b", 24, 22, 6 * 8 * 64 * 2 * 2),
             ("qwen3-0.6b", 28, 0, 28 * 8 * 128 * 2 * 2),
             ("qwen3-30b-a3b", 48, 48, 48 * 4 * 128 * 2 * 2),
             ("qwen3-235b-a22b", 94, 94, 94 * 4 * 128 * 2 * 2),
+            ("qwen3-coder-next", 48, 48, 12 * 2 * 256 * 2 * 2),
+            ("qwen3.6-35b-a3b", 40, 40, 10 * 2 * 256 * 2 * 2),
         ] {
             let checkpoint = Checkpoint::synthetic(name, 1).expect("a known name");
             let a = checkpoint.architecture();
             assert_eq!((a.layers.len(), a.moe_layers().count()), (n_layers, n_moe_layers), "{name}");
             assert_eq!(a.cached_values_per_token() * 2, cached_bytes, "{name}");
         }
-        assert_eq!(CONFIGS.len(), 5);
+        assert_eq!(CONFIGS.len(), 8);
     }
 }

@@ -2,7 +2,7 @@
 
 use zmlx_kernels::Backend;
 
-use super::prefix::{Hit, n_common};
+use super::prefix::{Hit, Keep, n_common};
 use super::sequence::Sequence;
 use super::{Engine, Event};
 use crate::{Result, Slot};
@@ -39,6 +39,7 @@ impl<B: Backend> Engine<'_, B> {
             let (slot, n_cached) = match self.place(at) {
                 Ok(Place::Slot(slot, n_cached)) => (slot, n_cached),
                 Ok(Place::AfterAnother) => {
+                    self.plan_parting(at);
                     at += 1;
                     continue;
                 }
@@ -53,6 +54,7 @@ impl<B: Backend> Engine<'_, B> {
                 self.stats.n_prefix_misses += 1;
             }
             sequence.n_promised = n_expected(&sequence);
+            self.plan_snapshots(&mut sequence, n_cached);
             n_prompts += 1;
             if let Some(queue_time) = sequence.admit(slot, n_cached) {
                 events.push(Event::Started { id: sequence.id, n_cached_tokens: n_cached, queue_time });
@@ -69,7 +71,8 @@ impl<B: Backend> Engine<'_, B> {
         if self.is_being_computed(&sequence.tokens, n_shared) {
             return Ok(Place::AfterAnother);
         }
-        let n_bytes = self.pool.bytes_for(n_expected(sequence)).saturating_sub(self.pool.bytes_for(n_shared));
+        let n_bytes =
+            self.pool.bytes_for(n_expected(sequence)).saturating_sub(self.pool.bytes_shared(n_shared));
         let in_use = match source {
             Some(Source::Idle(hit)) => Some(self.idle.get(hit.index).slot),
             _ => None,
@@ -132,7 +135,9 @@ impl<B: Backend> Engine<'_, B> {
             Source::Running { slot, n_shared } => self.pool.fork(slot, n_shared),
             Source::Idle(hit) => {
                 let slot = self.idle.get(hit.index).slot;
-                if self.idle.goes_on(hit) && self.pool.truncate(slot, hit.n_shared).is_ok() {
+                // A snapshot is for all that begin so.
+                let is_its_own = self.idle.get(hit.index).keep == Keep::End;
+                if is_its_own && self.idle.goes_on(hit) && self.pool.truncate(slot, hit.n_shared).is_ok() {
                     self.idle.remove(hit.index);
                     return Ok(slot);
                 }

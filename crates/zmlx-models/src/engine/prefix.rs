@@ -47,9 +47,22 @@ pub(super) struct Entry {
     pub(super) slot: Slot,
     /// Exactly the tokens that its slot holds.
     pub(super) tokens: Vec<u32>,
+    /// Why it is kept.
+    pub(super) keep: Keep,
     last_use: u64,
     /// How many sequences went on from it on their own.
     n_forks: usize,
+}
+
+/// Why a sequence is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Keep {
+    /// Its request has ended.
+    End,
+    /// The state before the answer to a prompt.
+    Answer,
+    /// The state that several prompts have in common.
+    Parting,
 }
 
 /// How much of a prompt an entry has.
@@ -107,22 +120,46 @@ impl PrefixCache {
         self.entries.remove(index)
     }
 
-    /// Keeps a sequence, and returns those that are not needed any more, because they are the beginning of another.
-    pub(super) fn insert(&mut self, slot: Slot, tokens: Vec<u32>) -> Vec<Slot> {
+    /// Number of tokens that the beginnings of `tokens` and of an entry have in common, at most.
+    pub(super) fn longest_common(&self, tokens: &[u32]) -> usize {
+        self.entries.iter().map(|e| n_common(&e.tokens, tokens)).max().unwrap_or(0)
+    }
+
+    /// Keeps a sequence, and returns those that are not needed any more, because they are the beginning of another one. If that
+    /// cannot be made as short (`shortest` says how short), it replaces what only the same conversation would need.
+    pub(super) fn insert(
+        &mut self,
+        slot: Slot,
+        tokens: Vec<u32>,
+        mut keep: Keep,
+        shortest: impl Fn(Slot) -> usize,
+    ) -> Vec<Slot> {
         self.n_uses += 1;
         let mut n_forks = 0;
         let mut freed = Vec::new();
+        let least = shortest(slot);
         let is_beginning = |e: &Entry| e.tokens.len() <= tokens.len() && tokens.starts_with(&e.tokens);
-        while let Some(index) = self.entries.iter().position(is_beginning) {
+        // The end of an answer may not be what the next prompt has: the last state before it stays.
+        let is_before_answer = |e: &&Entry| keep == Keep::End && e.keep == Keep::Answer && is_beginning(e);
+        let last = self.entries.iter().filter(is_before_answer).map(|e| e.tokens.len()).max();
+        let is_unneeded = |e: &Entry| {
+            let is_replaced = e.keep != Keep::Parting && Some(e.tokens.len()) != last;
+            is_beginning(e) && (e.tokens.len() >= least || is_replaced)
+        };
+        while let Some(index) = self.entries.iter().position(is_unneeded) {
             let old = self.entries.remove(index);
             n_forks += old.n_forks;
+            if old.tokens.len() == tokens.len() && old.keep == Keep::Parting {
+                keep = Keep::Parting;
+            }
             freed.push(old.slot);
         }
-        if let Some(longer) = self.entries.iter_mut().find(|e| e.tokens.starts_with(&tokens)) {
+        let has_it = |e: &&mut Entry| e.tokens.starts_with(&tokens) && tokens.len() >= shortest(e.slot);
+        if let Some(longer) = self.entries.iter_mut().find(has_it) {
             longer.last_use = self.n_uses;
             freed.push(slot);
         } else {
-            self.entries.push(Entry { slot, tokens, last_use: self.n_uses, n_forks });
+            self.entries.push(Entry { slot, tokens, keep, last_use: self.n_uses, n_forks });
         }
         freed
     }

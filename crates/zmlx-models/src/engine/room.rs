@@ -2,6 +2,7 @@
 
 use zmlx_kernels::Backend;
 
+use super::prefix::Keep;
 use super::sequence::Sequence;
 use super::{Engine, StopReason};
 use crate::{Error, Result, Slot};
@@ -108,15 +109,12 @@ impl<B: Backend> Engine<'_, B> {
             self.free(slot);
             return;
         }
-        for unneeded in self.idle.insert(slot, tokens) {
-            self.free(unneeded);
+        // An idle sequence needs nothing to go on with.
+        if self.pool.truncate(slot, tokens.len()).is_err() {
+            self.free(slot);
+            return;
         }
-        let bytes = |engine: &Self| -> u64 { engine.idle.slots().map(|s| engine.pool.bytes_of(s)).sum() };
-        while self.idle.len() > options.max_entries || bytes(self) > options.max_bytes {
-            if !self.evict(None) {
-                break;
-            }
-        }
+        self.keep(slot, tokens, Keep::End);
     }
 
     /// Gives a slot back, which is the engine's own.

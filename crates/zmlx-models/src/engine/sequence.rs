@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use zmlx_kernels::{Backend, Repetition, SampleSettings};
 
+use super::prefix::Keep;
 use super::{Finished, Request, RequestId, StopReason, Token};
 use crate::{
     Detokenizer, Model, Result, SampleContext, Sampled, Sampler, Slot, StopStrings, Tokenizer, top_logprobs,
@@ -32,6 +33,8 @@ pub(super) struct Sequence<'m, B: Backend> {
     pub(super) n_promised: usize,
     /// Tokens that the step being made computes.
     pub(super) n_planned: usize,
+    /// Lengths at which what has been computed is kept for other prompts, and why.
+    pub(super) snapshots: Vec<(usize, Keep)>,
     /// The next token, if the device chose it already.
     pub(super) ahead: Option<Ahead<B>>,
     /// How it ends, once it does; the step's end lets it go.
@@ -71,6 +74,7 @@ impl<'m, B: Backend> Sequence<'m, B> {
             slot: None,
             n_promised: 0,
             n_planned: 0,
+            snapshots: Vec::new(),
             ahead: None,
             outcome: None,
             sampler,

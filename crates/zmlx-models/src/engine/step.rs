@@ -49,11 +49,12 @@ impl<B: Backend> Engine<'_, B> {
         let mut budget = self.pace.budget(n_decoding);
         for at in 0..self.running.len() {
             let n_left = self.n_left(&self.running[at]);
+            let n_most = self.until_snapshot(&self.running[at]);
             let sequence = &mut self.running[at];
             sequence.n_planned = match n_left {
                 _ if sequence.ahead.is_some() => 0,
                 0 | 1 => n_left,
-                _ => (n_left - n_apart).min(budget),
+                _ => (n_left - n_apart).min(budget).min(n_most),
             };
             if n_left > 1 {
                 budget -= sequence.n_planned;
@@ -106,6 +107,7 @@ impl<B: Backend> Engine<'_, B> {
             self.model.backend().eval_caches(&self.pool.caches)?;
         }
         for &at in parts {
+            self.keep_snapshot(at);
             self.tell_progress(at, events);
         }
         self.choose(&chosen, y, events);

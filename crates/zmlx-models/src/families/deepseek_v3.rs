@@ -143,7 +143,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             mixer: MixerSpec::Latent(attention.at(&at("self_attn"))),
             post_norm: norm("post_attention_layernorm"),
             feed_forward: match moe.as_ref().filter(|_| c.is_moe_layer(layer_idx)) {
-                Some(moe) => FeedForwardSpec::Moe(moe.at(at("mlp"))),
+                Some(moe) => FeedForwardSpec::moe(moe.at(at("mlp"))),
                 None => FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
             },
             extras: LayerExtras::default(),

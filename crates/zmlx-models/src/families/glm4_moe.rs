@@ -127,7 +127,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             feed_forward: if layer_idx < c.first_k_dense_replace {
                 FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             } else {
-                FeedForwardSpec::Moe(moe.at(at("mlp")))
+                FeedForwardSpec::moe(moe.at(at("mlp")))
             },
             extras: LayerExtras::default(),
         }

@@ -137,7 +137,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             mixer: MixerSpec::Latent(attention.at(&at("self_attn"))),
             post_norm: norm("post_attention_layernorm"),
             feed_forward: if c.is_moe_layer(layer_idx) {
-                FeedForwardSpec::Moe(moe.at(at("mlp")))
+                FeedForwardSpec::moe(moe.at(at("mlp")))
             } else {
                 FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             },

@@ -93,6 +93,7 @@ impl Config {
                 is_biased: true,
             },
             shared: None,
+            shared_gate: None,
         }
     }
 }
@@ -122,7 +123,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
                 ..attention.at(&at("self_attn"))
             }),
             post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
-            feed_forward: FeedForwardSpec::Moe(c.moe(at("mlp"))),
+            feed_forward: FeedForwardSpec::moe(c.moe(at("mlp"))),
             extras: LayerExtras::default(),
         }
     };

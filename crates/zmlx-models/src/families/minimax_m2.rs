@@ -80,7 +80,7 @@ impl Config {
         MoeSpec {
             router: RouterSpec::NoauxTc {
                 gate: MatrixSpec::new(format!("{path}.gate"), n_experts, hidden).stored(Storage::EightBit),
-                bias: VectorSpec::new(format!("{path}.e_score_correction_bias"), n_experts),
+                bias: Some(VectorSpec::new(format!("{path}.e_score_correction_bias"), n_experts)),
                 settings: NoauxTc {
                     top_k: self.num_experts_per_tok,
                     n_group: 1,
@@ -91,6 +91,7 @@ impl Config {
                 },
             },
             shared: None,
+            shared_gate: None,
             experts: ExpertsSpec::swiglu(path, n_experts, [inter, hidden]),
         }
     }
@@ -118,7 +119,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             input_norm: VectorSpec::new(at("input_layernorm.weight"), hidden),
             mixer: MixerSpec::Attention(attention.at(&at("self_attn"))),
             post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
-            feed_forward: FeedForwardSpec::Moe(c.moe(at("block_sparse_moe"))),
+            feed_forward: FeedForwardSpec::moe(c.moe(at("block_sparse_moe"))),
             extras: LayerExtras::default(),
         }
     };

@@ -86,7 +86,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             input_norm: VectorSpec::new(at("input_layernorm.weight"), hidden),
             mixer: MixerSpec::Attention(attention.at(&at("self_attn"))),
             post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
-            feed_forward: FeedForwardSpec::Moe(moe.at(at("block_sparse_moe"))),
+            feed_forward: FeedForwardSpec::moe(moe.at(at("block_sparse_moe"))),
             extras: LayerExtras::default(),
         }
     };

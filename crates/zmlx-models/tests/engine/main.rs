@@ -5,5 +5,6 @@ mod faults;
 mod memory;
 mod prefixes;
 mod requests;
+mod states;
 mod support;
 mod together;

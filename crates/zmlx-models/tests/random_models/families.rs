@@ -62,7 +62,7 @@ fn build(b: &mut Builder, config: &Value, names: Names) {
         {
             let path = format!("{path}.self_attn.{name}_proj");
             b.weight(&path, &[n_out, n_in]);
-            if is_on("attention_bias") {
+            if is_on("attention_bias") || (is_on("qkv_bias") && name != "o") {
                 b.floats(&format!("{path}.bias"), n_out, 0.5);
             }
         }
@@ -75,6 +75,11 @@ fn build(b: &mut Builder, config: &Value, names: Names) {
             }
         }
         let moe = format!("{path}.{}", names.moe);
+        let dense = config["mlp_only_layers"].as_array().is_some_and(|list| list.contains(&json!(i)));
+        if dense {
+            b.mlp(&moe, INTER, HIDDEN);
+            continue;
+        }
         b.weight_in(&format!("{moe}.gate"), &[N_EXPERTS, HIDDEN], affine(8, 32));
         b.experts(&moe, N_EXPERTS, INTER, HIDDEN);
     }
@@ -195,4 +200,30 @@ fn deepseek(#[case] model_type: &str, #[case] changes: Value, #[values(false, tr
         }
     }
     check(&format!("{model_type} {config}"), &b, &config, 1);
+}
+
+#[rstest]
+#[case("plain", json!({}))]
+#[case("weights as they are, whatever it says", json!({ "norm_topk_prob": true }))]
+#[case("a dense layer, tied", json!({ "mlp_only_layers": [0], "tie_word_embeddings": true }))]
+fn qwen2_moe(#[case] what: &str, #[case] changes: Value) {
+    let shared = 64;
+    let config = config(
+        "qwen2_moe",
+        // The second is for the builder: the family's attention always has these biases.
+        json!({ "num_experts": N_EXPERTS, "qkv_bias": true, "moe_intermediate_size": INTER,
+            "shared_expert_intermediate_size": shared, "tie_word_embeddings": false, "norm_topk_prob": false }),
+    );
+    let mut config = with_routers(config, "mlp", "");
+    merge(&mut config, changes);
+    let mut b = Builder::new(127, affine(4, 32));
+    build(&mut b, &config, Names { moe: "mlp", norms: Norms::None });
+    let first = config["mlp_only_layers"].as_array().map_or(0, Vec::len);
+    for i in first..N_LAYERS {
+        let path = format!("model.layers.{i}.mlp");
+        b.mlp(&format!("{path}.shared_expert"), shared, HIDDEN);
+        b.weight_in(&format!("{path}.shared_expert_gate"), &[1, HIDDEN], affine(8, 32));
+        config["quantization"][format!("{path}.shared_expert_gate")] = json!({ "group_size": 32, "bits": 8 });
+    }
+    check(what, &b, &config, 1);
 }

@@ -3,6 +3,7 @@
 
 mod builder;
 mod families;
+mod recurrent;
 mod windows;
 
 use builder::{Builder, table};

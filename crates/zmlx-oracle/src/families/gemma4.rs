@@ -90,6 +90,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         activation: Activation::GeGlu,
         inner: c.moe_intermediate_size.unwrap_or(0),
         shared_inner: 0,
+        shared_gate: false,
         router: RouterPlan::SoftmaxOfChosen { n_experts, top_k },
     });
     let layer = |layer_idx: usize| {
@@ -102,6 +103,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
                 n_heads: c.num_attention_heads,
                 n_kv_heads: if k_is_v { global_heads } else { c.num_key_value_heads },
                 head_dim: if full { global } else { head_dim },
+                output_gate: false,
                 qk_norm: HeadNorms::Each,
                 rope: ropes[usize::from(full)].clone(),
                 scale: 1.0,

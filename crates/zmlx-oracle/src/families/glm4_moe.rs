@@ -56,6 +56,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_kv_heads: c.num_key_value_heads,
         head_dim: c.head_dim,
         qk_norm: if c.use_qk_norm { HeadNorms::Each } else { HeadNorms::None },
+        output_gate: false,
         rope: c.rope.unscaled(n_rotated, RopeLayout::HalfSplit)?,
         scale: 1.0 / (c.head_dim as f64).sqrt(),
         window: None,
@@ -78,6 +79,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         activation: Activation::SwiGlu,
         inner: c.moe_intermediate_size,
         shared_inner: c.n_shared_experts * c.moe_intermediate_size,
+        shared_gate: false,
         router: RouterPlan::NoauxTc(router, rules::GATE_BIAS),
     };
     let layer = |layer_idx| LayerPlan {

@@ -96,6 +96,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         activation: Activation::SwiGlu,
         inner: c.moe_intermediate_size,
         shared_inner: c.n_shared_experts.unwrap_or(0) * c.moe_intermediate_size,
+        shared_gate: false,
         router: RouterPlan::NoauxTc(router, rules::GATE_BIAS),
     };
     let layer = |layer_idx| LayerPlan {

@@ -51,6 +51,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_heads: c.num_attention_heads,
         n_kv_heads: c.num_key_value_heads,
         head_dim: c.head_dim,
+        output_gate: false,
         qk_norm: HeadNorms::None,
         rope: c.rope.or_theta(150_000.0).plan(c.head_dim, RopeLayout::HalfSplit)?,
         scale: 1.0 / (c.head_dim as f64).sqrt(),
@@ -65,6 +66,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         activation: Activation::ClampedSwiGlu { alpha: 1.702, limit: 7.0 },
         inner: c.intermediate_size,
         shared_inner: 0,
+        shared_gate: false,
         router: RouterPlan::SoftmaxOfChosen { n_experts, top_k },
     };
     let layer = |layer_idx| LayerPlan {

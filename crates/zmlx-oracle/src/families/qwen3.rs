@@ -34,6 +34,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_kv_heads: c.num_key_value_heads,
         head_dim: c.head_dim,
         qk_norm: HeadNorms::Each,
+        output_gate: false,
         rope: c.rope.plan(c.head_dim, RopeLayout::HalfSplit)?,
         scale: 1.0 / (c.head_dim as f64).sqrt(),
         window: None,

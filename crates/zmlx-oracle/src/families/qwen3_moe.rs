@@ -59,6 +59,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         n_kv_heads: c.num_key_value_heads,
         head_dim,
         qk_norm: HeadNorms::Each,
+        output_gate: false,
         rope: c.rope.plan(head_dim, RopeLayout::HalfSplit)?,
         scale: 1.0 / (head_dim as f64).sqrt(),
         window: None,
@@ -77,6 +78,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
         activation: Activation::SwiGlu,
         inner: c.moe_intermediate_size,
         shared_inner: 0,
+        shared_gate: false,
         router: RouterPlan::Softmax(router),
     };
     let layer = |layer_idx| LayerPlan {

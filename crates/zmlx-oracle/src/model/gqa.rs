@@ -5,12 +5,12 @@ use candle_core::Tensor;
 use super::layers::{KvCache, Linear, Norm, Rotation, to_f32, to_slice, to_tensor};
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::ops::{Attention, Sight, attention_with, rms_norm};
+use crate::ops::{Attention, Sight, attention_with, mul_sigmoid, rms_norm};
 use crate::plan::{GqaPlan, HeadNorms};
 
 /// ```text
 /// q = rope(rms_norm(q_proj(x)));  k = rope(rms_norm(k_proj(x)));  v = v_proj(x)      norms if any
-/// y = o_proj(attention(q, k, v))
+/// y = o_proj(attention(q, k, v)), with an output gate of y · sigmoid(gate)
 /// ```
 #[derive(Debug)]
 pub(super) struct Gqa {
@@ -22,6 +22,7 @@ pub(super) struct Gqa {
     o_proj: Linear,
     q_norm: Option<Norm>,
     k_norm: Option<Norm>,
+    output_gate: bool,
     n_heads: usize,
     n_kv_heads: usize,
     head_dim: usize,
@@ -40,7 +41,8 @@ impl Gqa {
         path: &str,
         (plan, hidden, eps): (&GqaPlan, usize, f64),
     ) -> Result<Self> {
-        let GqaPlan { n_heads, n_kv_heads, head_dim, qk_norm, scale, .. } = *plan;
+        let GqaPlan { n_heads, n_kv_heads, head_dim, qk_norm, scale, output_gate, .. } = *plan;
+        let per_query = if output_gate { 2 } else { 1 };
         let at = |part: &str| format!("{path}.{part}");
         let linear = |part: &str, out, input| Linear::load(checkpoint, &at(part), out, input);
         let norm = |part: &str, n_heads: usize| -> Result<Option<Norm>> {
@@ -53,7 +55,7 @@ impl Gqa {
         };
         let own = plan.shares.is_none();
         Ok(Self {
-            q_proj: linear("q_proj", n_heads * head_dim, hidden)?,
+            q_proj: linear("q_proj", per_query * n_heads * head_dim, hidden)?,
             k_proj: own.then(|| linear("k_proj", n_kv_heads * head_dim, hidden)).transpose()?,
             v_proj: (own && !plan.k_is_v)
                 .then(|| linear("v_proj", n_kv_heads * head_dim, hidden))
@@ -61,6 +63,7 @@ impl Gqa {
             o_proj: linear("o_proj", hidden, n_heads * head_dim)?,
             q_norm: norm("q_norm", n_heads)?,
             k_norm: if own { norm("k_norm", n_kv_heads)? } else { None },
+            output_gate,
             n_heads,
             n_kv_heads,
             head_dim,
@@ -79,7 +82,15 @@ impl Gqa {
             let x = to_slice(&x)?;
             Ok(norm.as_ref().map_or_else(|| x.iter().map(|&x| x.into()).collect(), |norm| norm.rows(&x)))
         };
-        let q = normed(self.q_proj.forward(x)?, &self.q_norm)?;
+        let q = self.q_proj.forward(x)?;
+        let (q, gate) = if self.output_gate {
+            let both = q.reshape((n_tokens * n_heads, 2 * head_dim))?;
+            let part = |first: usize| both.narrow(1, first, head_dim)?.contiguous();
+            (part(0)?, Some(to_slice(&part(head_dim)?)?))
+        } else {
+            (q, None)
+        };
+        let q = normed(q, &self.q_norm)?;
         let q = self.rotation.apply(&q, positions, n_heads);
         if let Some(k_proj) = &self.k_proj {
             let raw = k_proj.forward(x)?;
@@ -103,6 +114,7 @@ impl Gqa {
         };
         let sight = Sight { window: self.window, sinks: &self.sinks };
         let y = attention_with(&q, &cache.k, &cache.v, sizes, sight);
+        let y = gate.map_or_else(|| y.clone(), |gate| mul_sigmoid(&y, &gate));
         self.o_proj.forward(&to_tensor(&y, &[n_tokens, n_heads * head_dim])?)
     }
 }

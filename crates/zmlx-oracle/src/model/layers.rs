@@ -55,7 +55,7 @@ pub(super) struct Norm {
 
 impl Norm {
     pub(super) fn load(checkpoint: &Checkpoint, path: &str, n: usize, eps: f64) -> Result<Self> {
-        Ok(Self { weight: checkpoint.floats(&format!("{path}.weight"), &[n])?, eps })
+        Ok(Self { weight: checkpoint.norm(&format!("{path}.weight"), n)?, eps })
     }
 
     /// `x [.., n]` → the same shape.
@@ -86,11 +86,15 @@ impl Rotation {
     }
 }
 
-/// Keys `[n_kv, n_kv_heads, head_dim]` and values `[n_kv, n_kv_heads, v_head_dim]`.
+/// Keys `[n_kv, n_kv_heads, head_dim]` and values `[n_kv, n_kv_heads, v_head_dim]`; or a state.
 #[derive(Debug, Default)]
 pub(super) struct KvCache {
     pub(super) k: Vec<f32>,
     pub(super) v: Vec<f32>,
+    /// The last inputs of a convolution.
+    pub(super) conv: Vec<f32>,
+    /// The state of a delta rule.
+    pub(super) state: Vec<f64>,
 }
 
 /// The elements, row-major.

@@ -7,7 +7,7 @@ use super::layers::{Linear, to_slice, to_tensor};
 use super::trace::Recorder;
 use crate::Result;
 use crate::checkpoint::Checkpoint;
-use crate::ops::{Activation, NoauxTc, Routing, SoftmaxTopK, gated, noaux_tc, softmax_top_k};
+use crate::ops::{Activation, NoauxTc, Routing, SoftmaxTopK, gated, mul_sigmoid, noaux_tc, softmax_top_k};
 use crate::plan::{MlpPlan, MoePlan, RouterPlan};
 
 /// An MLP module of either kind.
@@ -92,6 +92,7 @@ pub(super) struct Moe {
     router: Router,
     experts: Vec<Dense>,
     shared_experts: Option<Dense>,
+    shared_expert_gate: Option<Linear>,
 }
 
 #[derive(Debug)]
@@ -111,7 +112,12 @@ impl Moe {
             }
             RouterPlan::NoauxTc(router, bias) => {
                 let name = format!("{path}.{bias}");
-                Router::NoauxTc(router, checkpoint.floats(&name, &[n_experts])?)
+                let bias = if bias.is_empty() {
+                    vec![0.0; n_experts]
+                } else {
+                    checkpoint.floats(&name, &[n_experts])?
+                };
+                Router::NoauxTc(router, bias)
             }
         };
         let [gate_proj, up_proj, down_proj] = checkpoint.experts(path, [n_experts, plan.inner, hidden])?;
@@ -130,12 +136,16 @@ impl Moe {
         let shared_experts = match plan.shared_inner {
             0 => None,
             inner => {
-                let path = format!("{path}.shared_experts");
+                let name = if plan.shared_gate { "shared_expert" } else { "shared_experts" };
+                let path = format!("{path}.{name}");
                 Some(Dense::load(checkpoint, &path, [hidden, inner], plan.activation)?)
             }
         };
+        let shared_expert_gate =
+            || Linear::load(checkpoint, &format!("{path}.shared_expert_gate"), 1, hidden);
+        let shared_expert_gate = plan.shared_gate.then(shared_expert_gate).transpose()?;
         let gate = Linear::load(checkpoint, &format!("{path}.{}", plan.gate), n_experts, hidden)?;
-        Ok(Self { gate, router, experts, shared_experts })
+        Ok(Self { gate, router, experts, shared_experts, shared_expert_gate })
     }
 
     fn forward(&self, x: &Tensor, layer_idx: usize, recorder: &mut Recorder) -> Result<Tensor> {
@@ -169,7 +179,16 @@ impl Moe {
             y = add_expert(&y, x, expert, tokens_of(&routing, expert_idx, top_k))?;
         }
         match &self.shared_experts {
-            Some(shared) => Ok((y + shared.forward(x)?)?),
+            Some(shared) => {
+                let out = shared.forward(x)?;
+                Ok(match &self.shared_expert_gate {
+                    Some(gate) => {
+                        let out = mul_sigmoid(&to_slice(&out)?, &to_slice(&gate.forward(x)?)?);
+                        (y + to_tensor(&out, x.dims())?)?
+                    }
+                    None => (y + out)?,
+                })
+            }
             None => Ok(y),
         }
     }

@@ -83,6 +83,7 @@ impl<'m> Session<'m> {
             }
             h = (h + y)?;
             recorder.record(format!("layers.{layer_idx}.attn"), &h)?;
+            recorder.record_state(layer_idx, cache);
             let x = layer.post_attention_layernorm.forward(&h)?;
             let y = layer.mlp.forward(&h, &x, layer_idx, &mut recorder)?;
             h = match &layer.sandwich {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use candle_core::Tensor;
 
+use super::layers::{KvCache, to_f32};
 use crate::Result;
 use crate::ops::Routing;
 
@@ -50,6 +51,8 @@ impl Matrix {
 /// | `layers.I.router_logits` | `[n_tokens, n_experts]` | layers with experts: before softmax or sigmoid |
 /// | `layers.I.expert_indices` | `[n_tokens, top_k]` | chosen experts, best first ([`Self::routing`]) |
 /// | `layers.I.expert_weights` | `[n_tokens, top_k]` | the weights that multiply their outputs, in that order |
+/// | `layers.I.conv_state` | one row | layers with a convolution: its last inputs, `[kernel - 1, n_channels]` |
+/// | `layers.I.recurrent_state` | one row | layers with a delta rule: its state, `[n_v_heads, v_dim, k_dim]` |
 /// | `norm` | `[n_tokens, hidden]` | after the final norm |
 /// | `logits` | `[n_tokens, vocab_size]` | logits |
 #[derive(Debug, Clone, PartialEq)]
@@ -103,6 +106,19 @@ impl Recorder {
             floats.insert(name.into(), Matrix::from_tensor(tensor)?);
         }
         Ok(())
+    }
+
+    /// The state of a layer after these tokens, if it has one.
+    pub(super) fn record_state(&mut self, layer_idx: usize, cache: &KvCache) {
+        let Some((floats, _)) = &mut self.kept else { return };
+        let mut keep = |what: &str, data: Vec<f32>| {
+            if !data.is_empty() {
+                let state = Matrix { rows: 1, cols: data.len(), data };
+                floats.insert(format!("layers.{layer_idx}.{what}"), state);
+            }
+        };
+        keep("conv_state", cache.conv.clone());
+        keep("recurrent_state", to_f32(&cache.state));
     }
 
     pub(super) fn record_routing(&mut self, layer_idx: usize, top_k: usize, routing: &Routing) {

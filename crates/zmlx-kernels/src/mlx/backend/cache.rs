@@ -27,10 +27,13 @@ pub(super) struct Sequence {
     /// Tokens of all steps that have been committed.
     n_tokens: usize,
     stored: Option<Stored>,
+    /// The state that a step makes, part by part: it is stored at the step's end.
+    made: [Option<Array>; 2],
 }
 
 /// Keys and values, or the latent and the rotated key: `[1, n_kv_heads, capacity, width]`. What lies behind a sequence's
-/// tokens is not used. Forks share the arrays: whoever grows gets new ones, for which MLX copies what is still shared.
+/// tokens is not used. Of a state: the last inputs `[kernel - 1, n_channels]`, and the matrices `[n_k_heads, n_v_heads / n_k_heads,
+/// v_dim, k_dim]` or nothing. Forks share the arrays: whoever grows gets new ones, for which MLX copies what is still shared.
 #[derive(Clone, Debug)]
 struct Stored {
     arrays: [Array; 2],
@@ -46,7 +49,7 @@ impl Stored {
     }
 
     fn capacity(&self) -> usize {
-        self.arrays[0].shape()[2] as usize
+        self.arrays[0].shape().get(2).map_or(0, |n| *n as usize)
     }
 
     fn bytes(&self) -> u64 {
@@ -61,6 +64,7 @@ fn n_values(kind: CacheKind) -> usize {
             2 * n_kv_heads * head_dim
         }
         CacheKind::Latent { rank, rope_dim } => rank + rope_dim,
+        CacheKind::Conv { .. } | CacheKind::Delta(_) => 0,
     }
 }
 
@@ -72,8 +76,20 @@ fn value_bytes(numerics: Numerics) -> usize {
     }
 }
 
+/// Bytes of a state: its matrices are in f32, other values have so many bytes.
+fn state_bytes(kind: CacheKind, value_bytes: usize) -> u64 {
+    let n_matrices = match kind {
+        CacheKind::Delta(d) => (d.n_v_heads * d.v_dim * d.k_dim) as u64,
+        _ => 0,
+    };
+    4 * n_matrices + (kind.state_values() - n_matrices) * value_bytes as u64
+}
+
 /// Bytes of a sequence that came at once.
 pub(super) fn cache_bytes(spec: &CacheSpec, numerics: Numerics, n_tokens: usize) -> u64 {
+    if spec.kind.is_state() {
+        return if n_tokens == 0 { 0 } else { state_bytes(spec.kind, value_bytes(numerics)) };
+    }
     (n_tokens.next_multiple_of(STEP) * n_values(spec.kind) * value_bytes(numerics)) as u64
 }
 
@@ -90,6 +106,16 @@ impl Sequence {
         let arrays = stored.map(|stored| &stored.arrays).into_iter().flatten();
         let used = arrays.map(|array| first(op, array, n_tokens)).collect::<Result<Vec<_>>>()?;
         used.try_into().map_err(|_| unreachable!("there are two arrays"))
+    }
+
+    /// A part of the state as the step before has left it. Before the first token there is none.
+    pub(super) fn state(&self, part: usize) -> Option<&Array> {
+        self.stored.as_ref().map(|stored| &stored.arrays[part])
+    }
+
+    /// Replaces a part of the state, at the end of the step.
+    pub(super) fn set_state(&mut self, part: usize, state: Array) {
+        self.made[part] = Some(state);
     }
 
     /// Writes `new` `[1, heads, n, width]` behind its tokens, and returns all there is. Its length stays.
@@ -143,7 +169,14 @@ fn first(op: &'static str, x: &Array, n: usize) -> Result<Array> {
 impl MlxCache {
     pub(super) fn new(spec: &CacheSpec, numerics: Numerics) -> Result<Self> {
         const OP: &str = "cache";
-        ensure(n_values(spec.kind) > 0, OP, "kind", "no zero dimension", spec.kind)?;
+        let is_sound = match spec.kind {
+            CacheKind::Conv { n_channels, kernel } => n_channels > 0 && kernel > 1,
+            CacheKind::Delta(dims) => dims.is_sound(),
+            kind => n_values(kind) > 0,
+        };
+        // Sizes are counted in 32 bits with a sign.
+        let is_sound = is_sound && spec.kind.state_values() < 1 << 31;
+        ensure(is_sound, OP, "kind", "no zero dimension, heads that divide each other", spec.kind)?;
         if let CacheKind::Latent { rank, rope_dim } = spec.kind {
             ensure(rank > 0 && rope_dim > 0, OP, "kind", "no zero dimension", spec.kind)?;
         }
@@ -151,7 +184,7 @@ impl MlxCache {
         if let CacheKind::Window { .. } = spec.kind {
             return Err(unsupported("windows are not implemented: use --backend cpu".into()));
         }
-        if spec.format != KvFormat::Native {
+        if spec.format != KvFormat::Native && !spec.kind.is_state() {
             return Err(unsupported(format!("keys and values as {:?} are not implemented", spec.format)));
         }
         Ok(Self { kind: spec.kind, value_bytes: value_bytes(numerics), slots: Vec::new() })
@@ -205,6 +238,12 @@ impl MlxCache {
             return 0;
         }
         let stored = self.slots.get(slot).and_then(|s| s.stored.as_ref());
+        if self.kind.is_state() {
+            let is_own = |s: &Stored| self.stored().filter(|o| o.origin == s.origin).count() == 1;
+            let bytes = self.stored().next().map(Stored::bytes);
+            let bytes = bytes.unwrap_or_else(|| state_bytes(self.kind, self.value_bytes));
+            return if stored.is_some_and(is_own) { 0 } else { bytes };
+        }
         let capacity = stored.map_or(0, Stored::capacity);
         let is_shared = stored.is_some_and(|s| self.stored().filter(|o| o.origin == s.origin).count() > 1);
         let need =
@@ -223,7 +262,7 @@ impl MlxCache {
         self.check_length(OP, from, n_tokens)?;
         check_slot(OP, to)?;
         let stored = self.slots.get(from).and_then(|s| s.stored.clone()).filter(|_| n_tokens > 0);
-        *self.sequence(to)? = Sequence { n_tokens, stored };
+        *self.sequence(to)? = Sequence { n_tokens, stored, made: [None, None] };
         Ok(())
     }
 
@@ -245,10 +284,33 @@ impl MlxCache {
 
     pub(super) fn commit(&mut self, spans: &[Span]) {
         for span in spans {
-            if let Some(s) = self.slots.get_mut(span.slot) {
-                s.n_tokens = span.start + span.n_tokens;
+            let Some(s) = self.slots.get_mut(span.slot) else { continue };
+            s.n_tokens = span.start + span.n_tokens;
+            if self.kind.is_state() && span.n_tokens > 0 {
+                let old = s.stored.take().map(|stored| stored.arrays);
+                let [old_inputs, old_matrices] = old.map_or([None, None], |arrays| arrays.map(Some));
+                let [inputs, matrices] = std::mem::take(&mut s.made);
+                let nothing = || Array::from_slice::<f32>(&[], &[0]);
+                s.stored = Some(Stored::new([
+                    inputs.or(old_inputs).unwrap_or_else(nothing),
+                    matrices.or(old_matrices).unwrap_or_else(nothing),
+                ]));
             }
         }
+    }
+
+    /// What lies behind a sequence's tokens is not used; a state that was made is not stored.
+    pub(super) fn rollback(&mut self, spans: &[Span]) {
+        for span in spans {
+            if let Some(s) = self.slots.get_mut(span.slot) {
+                s.made = [None, None];
+            }
+        }
+    }
+
+    /// A state is that of all tokens.
+    pub(super) fn shortest(&self, slot: usize) -> usize {
+        if self.kind.is_state() { self.n_tokens(slot) } else { 0 }
     }
 
     fn n_tokens(&self, slot: usize) -> usize {
@@ -258,7 +320,9 @@ impl MlxCache {
     fn check_length(&self, op: &'static str, slot: usize, n_tokens: usize) -> Result<()> {
         check_slot(op, slot)?;
         let had = self.n_tokens(slot);
-        ensure(n_tokens <= had, op, "n_tokens", format_args!("at most {had}"), n_tokens)
+        let is_kept = n_tokens == 0 || n_tokens >= self.shortest(slot);
+        let want = format_args!("0, or {} to {had}", self.shortest(slot));
+        ensure(is_kept && n_tokens <= had, op, "n_tokens", want, n_tokens)
     }
 
     /// Checks that each span begins where its sequence ends.

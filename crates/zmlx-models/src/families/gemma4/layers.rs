@@ -147,6 +147,7 @@ impl Layers<'_> {
                 ..ExpertsSpec::swiglu(path, c.num_experts, [c.moe_intermediate_size, hidden])
             },
             shared: None,
+            shared_gate: None,
         }
     }
 }

@@ -64,6 +64,7 @@ impl Grouped {
             n_kv_heads,
             head_dim,
             q: linear("q_proj", qkv, q_width, hidden),
+            output_gate: false,
             k: linear("k_proj", qkv, kv_width, hidden),
             v: Some(linear("v_proj", qkv, kv_width, hidden)),
             o: linear("o_proj", o, hidden, q_width),
@@ -153,6 +154,7 @@ impl SoftmaxMoe {
             router: RouterSpec::SoftmaxTopK { gate, settings },
             experts: ExpertsSpec::swiglu(path, n_experts, [inter, hidden]),
             shared: None,
+            shared_gate: None,
         }
     }
 }
@@ -175,10 +177,11 @@ impl NoauxMoe {
         let gate = format!("{path}.gate");
         MoeSpec {
             router: RouterSpec::NoauxTc {
-                bias: VectorSpec::new(format!("{gate}.e_score_correction_bias"), n_experts),
+                bias: Some(VectorSpec::new(format!("{gate}.e_score_correction_bias"), n_experts)),
                 gate: MatrixSpec::new(gate, n_experts, hidden).stored(Storage::Dense),
                 settings,
             },
+            shared_gate: None,
             shared: (shared_inter > 0)
                 .then(|| MlpSpec::swiglu(&format!("{path}.shared_experts"), shared_inter, hidden)),
             experts: ExpertsSpec::swiglu(path, n_experts, [inter, hidden]),

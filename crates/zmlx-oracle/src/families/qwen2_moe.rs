@@ -1,0 +1,94 @@
+//! `qwen2_moe`: grouped-query attention with biases, a softmax router whose weights are never divided by their sum, a gated
+//! shared expert.
+
+use serde::Deserialize;
+use serde_json::Value;
+
+use super::rope::RopeConfig;
+use super::{read, rules};
+use crate::Result;
+use crate::ops::{Activation, SoftmaxTopK};
+use crate::plan::{
+    Around, AttentionPlan, GqaPlan, HeadNorms, LayerNorms, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan,
+};
+
+#[derive(Deserialize)]
+struct Config {
+    vocab_size: usize,
+    hidden_size: usize,
+    num_hidden_layers: usize,
+    num_attention_heads: usize,
+    num_key_value_heads: usize,
+    head_dim: Option<usize>,
+    intermediate_size: usize,
+    moe_intermediate_size: usize,
+    shared_expert_intermediate_size: usize,
+    num_experts: usize,
+    num_experts_per_tok: usize,
+    #[serde(default = "rules::one")]
+    decoder_sparse_step: usize,
+    #[serde(default)]
+    mlp_only_layers: Vec<usize>,
+    rms_norm_eps: f64,
+    #[serde(default)]
+    rope_traditional: bool,
+    #[serde(default)]
+    tie_word_embeddings: bool,
+    #[serde(flatten)]
+    rope: RopeConfig,
+}
+
+pub(super) fn plan(config: &Value) -> Result<Plan> {
+    let c: Config = read(config)?;
+    let head_dim = c.head_dim.or(c.hidden_size.checked_div(c.num_attention_heads)).unwrap_or(0);
+    rules::check(&rules::heads(c.num_attention_heads, c.num_key_value_heads, head_dim))?;
+    rules::check(&[
+        ("decoder_sparse_step", c.decoder_sparse_step > 0),
+        ("num_experts_per_tok", (1..=c.num_experts).contains(&c.num_experts_per_tok)),
+        ("hidden_size", c.hidden_size > 0 && c.vocab_size > 0),
+    ])?;
+    let attention = GqaPlan {
+        n_heads: c.num_attention_heads,
+        n_kv_heads: c.num_key_value_heads,
+        head_dim,
+        output_gate: false,
+        qk_norm: HeadNorms::None,
+        rope: c.rope.or_theta(1e6).plan(head_dim, rules::layout(c.rope_traditional))?,
+        scale: 1.0 / (head_dim as f64).sqrt(),
+        window: None,
+        sinks: false,
+        k_is_v: false,
+        v_norm: false,
+        shares: None,
+    };
+    let (n_experts, top_k) = (c.num_experts, c.num_experts_per_tok);
+    let moe = MoePlan {
+        gate: "gate",
+        activation: Activation::SwiGlu,
+        inner: c.moe_intermediate_size,
+        shared_inner: c.shared_expert_intermediate_size,
+        shared_gate: true,
+        router: RouterPlan::Softmax(SoftmaxTopK { n_experts, top_k, norm_topk_prob: false }),
+    };
+    let has_experts = |layer_idx: usize| {
+        !c.mlp_only_layers.contains(&layer_idx) && (layer_idx + 1).is_multiple_of(c.decoder_sparse_step)
+    };
+    let layer = |layer_idx: usize| LayerPlan {
+        attention: AttentionPlan::Gqa(attention.clone()),
+        mlp: if has_experts(layer_idx) {
+            MlpPlan::Moe(moe.clone())
+        } else {
+            MlpPlan::Dense(c.intermediate_size)
+        },
+        mlp_path: "mlp",
+        norms: LayerNorms::Before,
+    };
+    Ok(Plan {
+        vocab_size: c.vocab_size,
+        hidden_size: c.hidden_size,
+        rms_norm_eps: c.rms_norm_eps,
+        tie_word_embeddings: c.tie_word_embeddings,
+        around: Around::default(),
+        layers: (0..c.num_hidden_layers).map(layer).collect(),
+    })
+}
