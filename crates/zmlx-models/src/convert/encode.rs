@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use zmlx_kernels::quant::quantize;
+use zmlx_kernels::quant::{Quantized, float, pack, quantize};
 use zmlx_kernels::{DType, QuantMode, QuantSpec, WeightBytes};
 
 use crate::{Error, Result, floats};
@@ -68,8 +68,11 @@ impl Encoding {
                     let want = format!("values to quantise that {via:?} holds as finite numbers");
                     return Err(Error::Unconvertible { name, want, got });
                 }
-                // Groups do not know each other: a row of one group gives the same bytes.
-                let q = quantize(spec, scale_dtype(spec, via), &w, spec.group_size())?;
+                let q = match (via, spec.mode()) {
+                    (DType::F16, QuantMode::Mxfp4 | QuantMode::Mxfp8) => quantize_f16(spec, &w),
+                    // Groups do not know each other: a row of one group gives the same bytes.
+                    _ => quantize(spec, scale_dtype(spec, via), &w, spec.group_size())?,
+                };
                 Ok([q.data, q.scales, q.biases])
             }
             Self::Packed { from, to, spec } => {
@@ -96,6 +99,26 @@ impl Encoding {
 
 fn scale_dtype(spec: QuantSpec, of_values: DType) -> DType {
     if spec.mode() == QuantMode::Affine { of_values } else { DType::U8 }
+}
+
+/// Whole groups of f16 in the modes with E8M0 scales, as `mx.quantize` quantises them: it divides the largest magnitude by the
+/// largest code's in the type of the weights, and f16 rounds small quotients so much that the next power of two is another.
+fn quantize_f16(spec: QuantSpec, w: &[f32]) -> Quantized {
+    let (largest, to_code): (f32, fn(f32) -> u8) = match spec.mode() {
+        QuantMode::Mxfp8 => (float::E4M3_MAX, float::f32_to_e4m3),
+        _ => (float::E2M1_MAX, float::f32_to_e2m1),
+    };
+    let (mut codes, mut scales) = (Vec::with_capacity(w.len()), Vec::new());
+    for group in w.chunks_exact(spec.group_size()) {
+        let most = group.iter().fold(0f32, |most, w| most.max(w.abs()));
+        let step = floats::round(DType::F16, most / largest);
+        // A group of zeros has the scale 1.
+        let exponent = if step > 0.0 { step.log2().ceil() } else { 0.0 };
+        let scale = (exponent.clamp(-127.0, 127.0) + 127.0) as u8;
+        codes.extend(group.iter().map(|w| to_code(w / float::e8m0_to_f32(scale))));
+        scales.push(scale);
+    }
+    Quantized { data: pack(spec.bits(), &codes), scales, biases: Vec::new() }
 }
 
 /// The bytes of so many elements.

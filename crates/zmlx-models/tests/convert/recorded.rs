@@ -81,7 +81,11 @@ fn conversions_are_those_of_mlx_lm() {
         }
         assert_eq!(got.keys().collect::<Vec<_>>(), want.keys().collect::<Vec<_>>(), "{what}");
         let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
-        assert_eq!(config, case["config"].as_str().unwrap(), "{what}");
+        let want = case["config"].as_str().unwrap();
+        let value = |text: &str| serde_json::from_str::<Value>(text).unwrap();
+        assert!(value(&config) == value(want), "{what}: config.json differs: {config}");
+        // With a recipe every matrix has an entry, and within a layer their order is another.
+        assert!(config == want || case["arguments"]["quant_predicate"].is_string(), "{what}: {config}");
 
         let index = json(&dir.join("model.safetensors.index.json"));
         if !leaves_latents {
