@@ -2,7 +2,8 @@
 //! tokens, against the number of streams; with and without a cached beginning; beside a long prompt.
 //!
 //! `cargo run -p zmlx-benches --release --bin serve-load -- http://127.0.0.1:8080`. Every part is bounded by a number of tokens
-//! and by a time.
+//! and by a time. With `--text` the prompts are words instead of token ids, and the requests have only the fields that every server
+//! of OpenAI's completions knows: for measuring another server on the same machine.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
@@ -23,10 +24,14 @@ struct Args {
     n_long: usize,
     /// No part begins another request after so long.
     seconds: Duration,
+    /// Words instead of token ids.
+    is_text: bool,
+    /// The `model` of requests, for servers that load what it names.
+    model: Option<String>,
 }
 
 const USAGE: &str = "usage: serve-load URL [--streams 1,2,4,8,16,32,64] [--tokens 64] [--prompt 32] [--prefix 2000] \
-                     [--long 4000] [--seconds 20]";
+                     [--long 4000] [--seconds 20] [--text] [--model NAME]";
 
 impl Args {
     fn read() -> Result<Self> {
@@ -41,8 +46,14 @@ impl Args {
             n_prefix: 2000,
             n_long: 4000,
             seconds: Duration::from_secs(20),
+            is_text: false,
+            model: None,
         };
         while let Some(flag) = args.next() {
+            if flag == "--text" {
+                read.is_text = true;
+                continue;
+            }
             let value = args.next().ok_or(USAGE)?;
             match flag.as_str() {
                 "--streams" => {
@@ -52,6 +63,7 @@ impl Args {
                 "--prompt" => read.n_prompt = value.parse()?,
                 "--prefix" => read.n_prefix = value.parse()?,
                 "--long" => read.n_long = value.parse()?,
+                "--model" => read.model = Some(value),
                 "--seconds" => read.seconds = Duration::from_secs_f64(value.parse()?),
                 _ => return Err(USAGE.into()),
             }
@@ -64,7 +76,8 @@ impl Args {
 #[derive(Default)]
 struct Seen {
     first: f64,
-    between: Vec<f64>,
+    /// The time of each token after the first, and since the one before.
+    between: Vec<(Instant, f64)>,
     n_tokens: usize,
     n_cached: u64,
 }
@@ -81,14 +94,30 @@ fn tokens(seed: u64, n: usize) -> Vec<u32> {
     (0..n).map(|_| next()).collect()
 }
 
-fn request(address: &str, prompt: &[u32], n_tokens: usize) -> Result<Seen> {
-    let body = json!({
-        "prompt": prompt, "max_tokens": n_tokens, "ignore_eos": true, "stream": true,
-        "stream_options": {"include_usage": true}, "logprobs": 0
+/// Words for token ids: about a token each.
+fn words(tokens: &[u32]) -> String {
+    const WORDS: [&str; 16] = [
+        "the", "of", "a", "to", "in", "he", "was", "and", "it", "her", "not", "be", "so", "all", "they", "on",
+    ];
+    tokens.iter().map(|t| WORDS[*t as usize % WORDS.len()]).collect::<Vec<_>>().join(" ")
+}
+
+fn request(args: &Args, prompt: &[u32], n_tokens: usize) -> Result<Seen> {
+    let mut body = json!({
+        "prompt": prompt, "max_tokens": n_tokens, "stream": true, "stream_options": {"include_usage": true}
     });
+    if args.is_text {
+        body["prompt"] = words(prompt).into();
+    } else {
+        body["ignore_eos"] = true.into();
+        body["logprobs"] = 0.into();
+    }
+    if let Some(model) = &args.model {
+        body["model"] = model.as_str().into();
+    }
     let body = body.to_string();
     let begun = Instant::now();
-    let mut stream = TcpStream::connect(address)?;
+    let mut stream = TcpStream::connect(&args.address)?;
     stream.set_nodelay(true)?;
     stream.set_read_timeout(Some(Duration::from_secs(300)))?;
     let head = format!(
@@ -125,14 +154,17 @@ fn request(address: &str, prompt: &[u32], n_tokens: usize) -> Result<Seen> {
             seen.n_cached = cached.as_u64().unwrap_or(0);
         }
         // A chunk has the log-probabilities of its tokens, however few characters they make.
-        let n = event.pointer("/choices/0/logprobs/tokens").and_then(Value::as_array).map_or(0, Vec::len);
+        let n = match event.pointer("/choices/0/logprobs/tokens").and_then(Value::as_array) {
+            Some(tokens) => tokens.len(),
+            None => usize::from(event.pointer("/choices/0/text").is_some_and(|text| text != "")),
+        };
         if n > 0 {
             let now = Instant::now();
             let took = (now - last).as_secs_f64();
             if seen.n_tokens == 0 {
                 seen.first = took
             } else {
-                seen.between.push(took)
+                seen.between.push((now, took))
             }
             seen.n_tokens += n;
             last = now;
@@ -144,6 +176,10 @@ fn request(address: &str, prompt: &[u32], n_tokens: usize) -> Result<Seen> {
 fn quantile(sorted: &[f64], q: f64) -> f64 {
     let at = (sorted.len() as f64 * q) as usize;
     sorted.get(at.min(sorted.len().saturating_sub(1))).copied().unwrap_or(f64::NAN) * 1e3
+}
+
+fn gaps(seen: &[Seen]) -> Vec<f64> {
+    sorted(seen.iter().flat_map(|s| s.between.iter().map(|(_, gap)| *gap)).collect())
 }
 
 fn sorted(mut values: Vec<f64>) -> Vec<f64> {
@@ -161,7 +197,7 @@ fn level(args: &Args, n: usize) -> Result<()> {
                 break;
             }
             let prompt = tokens((n * 1000 + i * 100_000 + round) as u64, args.n_prompt);
-            all.push(request(&args.address, &prompt, args.n_tokens)?);
+            all.push(request(args, &prompt, args.n_tokens)?);
         }
         Ok(all)
     };
@@ -176,7 +212,7 @@ fn level(args: &Args, n: usize) -> Result<()> {
     }
     let n_tokens: usize = all.iter().map(|s| s.n_tokens).sum();
     let first = sorted(all.iter().map(|s| s.first).collect());
-    let between = sorted(all.iter().flat_map(|s| s.between.iter().copied()).collect());
+    let between = gaps(&all);
     print(&json!({
         "streams": n, "requests": all.len(), "tokens_per_second": n_tokens as f64 / wall,
         "ttft_ms": {"p50": quantile(&first, 0.5), "p95": quantile(&first, 0.95)},
@@ -190,11 +226,11 @@ fn level(args: &Args, n: usize) -> Result<()> {
 fn prefix(args: &Args) -> Result<()> {
     let begin = tokens(1, args.n_prefix);
     let with = |seed: u64| [begin.clone(), tokens(seed, 8)].concat();
-    let first = request(&args.address, &with(2), 4)?;
+    let first = request(args, &with(2), 4)?;
     let mut others = Vec::new();
     let mut n_cached = u64::MAX;
     for seed in 3..8 {
-        let seen = request(&args.address, &with(seed), 4)?;
+        let seen = request(args, &with(seed), 4)?;
         n_cached = n_cached.min(seen.n_cached);
         others.push(seen.first);
     }
@@ -204,29 +240,28 @@ fn prefix(args: &Args) -> Result<()> {
     }))
 }
 
-/// How eight streams fare beside a long prompt.
+/// How eight streams fare while a long prompt is computed.
 fn beside_long(args: &Args) -> Result<()> {
     let run = |long: Option<&[u32]>| -> Result<f64> {
-        let results: Vec<Result<Seen>> = std::thread::scope(|scope| {
-            let n_tokens = args.n_tokens * 4;
+        std::thread::scope(|scope| {
+            let n_tokens = args.n_tokens * 8;
             let threads: Vec<_> = (0..8)
-                .map(|i| {
-                    scope.spawn(move || request(&args.address, &tokens(50 + i, args.n_prompt), n_tokens))
-                })
+                .map(|i| scope.spawn(move || request(args, &tokens(50 + i, args.n_prompt), n_tokens)))
                 .collect();
-            if let Some(prompt) = long {
-                std::thread::sleep(Duration::from_millis(300));
-                if let Err(error) = request(&args.address, prompt, 2) {
-                    return vec![Err(error)];
-                }
+            std::thread::sleep(Duration::from_millis(200));
+            let begun = Instant::now();
+            let took = long.map(|prompt| request(args, prompt, 2)).transpose()?.map(|seen| seen.first);
+            let mut all = Vec::new();
+            for thread in threads {
+                all.push(thread.join().unwrap_or_else(|_| Err("a client failed".into()))?);
             }
-            threads.into_iter().map(|t| t.join().unwrap_or_else(|_| Err("a client failed".into()))).collect()
-        });
-        let mut between = Vec::new();
-        for result in results {
-            between.extend(result?.between);
-        }
-        Ok(quantile(&sorted(between), 0.95))
+            let until = took.map(|seconds| begun + Duration::from_secs_f64(seconds));
+            let is_beside = |at: Instant| until.is_none_or(|until| at >= begun && at <= until);
+            for seen in &mut all {
+                seen.between.retain(|(at, _)| is_beside(*at));
+            }
+            Ok(quantile(&gaps(&all), 0.95))
+        })
     };
     let alone = run(None)?;
     let beside = run(Some(&tokens(99, args.n_long)))?;

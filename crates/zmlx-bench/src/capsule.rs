@@ -167,7 +167,11 @@ impl Capsule {
         Self::parse(&text).map_err(|problem| Error::Capsule { file: file(), problem })
     }
 
-    fn parse(text: &str) -> Result<Self, String> {
+    /// The capsule in a text.
+    ///
+    /// # Errors
+    /// What is wrong, and with which field.
+    pub fn parse(text: &str) -> Result<Self, String> {
         // The version first: the fields of another version may be anything.
         let value: serde_json::Value =
             serde_json::from_str(text).map_err(|e| format!("not a capsule: {e}"))?;

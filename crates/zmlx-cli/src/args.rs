@@ -30,6 +30,11 @@ pub(crate) struct ModelArgs {
 }
 
 impl ModelArgs {
+    /// The model of that name, for a command that says in its own words what it takes.
+    pub(crate) fn new(name: PathBuf, revision: Option<String>, offline: bool) -> Self {
+        Self { positional: Some(name), model: None, revision, offline }
+    }
+
     /// What the user named; `None` for the built-in model.
     pub(crate) fn named(&self) -> Option<&PathBuf> {
         self.positional.as_ref().or(self.model.as_ref())

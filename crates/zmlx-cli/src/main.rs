@@ -24,6 +24,7 @@ mod prompts;
 mod source;
 mod table;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
@@ -73,6 +74,10 @@ enum Command {
     Logits(commands::logits::Args),
     /// Show the architecture, formats and memory need of a model, and check every tensor.
     Inspect(commands::inspect::Args),
+    /// Convert a model of the Hugging Face layout to MLX's format, and quantise it.
+    Convert(Box<commands::convert::Args>),
+    /// Measure how well a model predicts a text.
+    Perplexity(commands::perplexity::Args),
     /// Measure how fast a model runs on the stock, concatenated and fused paths.
     #[cfg(feature = "proof")]
     Bench(commands::bench::Args),
@@ -101,8 +106,9 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::parse();
-    if cli.quiet {
+    let cli = Cli::parse_from(arguments());
+    // There -q is --quantize.
+    if cli.quiet || matches!(&cli.command, Command::Convert(args) if args.quiet) {
         output::be_quiet();
     }
     start_log(cli.verbose, &cli.command);
@@ -123,6 +129,8 @@ fn main() -> ExitCode {
         Command::Serve(args) => commands::serve::run(*args),
         Command::Logits(args) => commands::logits::run(args),
         Command::Inspect(args) => commands::inspect::run(args),
+        Command::Convert(args) => commands::convert::run(*args),
+        Command::Perplexity(args) => commands::perplexity::run(args),
         #[cfg(feature = "proof")]
         Command::Bench(args) => commands::bench::run(args),
         Command::Doctor(args) => commands::doctor::run(args),
@@ -150,6 +158,16 @@ fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
+}
+
+/// The arguments, with the long name for `-np` of llama-server: it has two letters, which clap does not take for one flag.
+fn arguments() -> Vec<OsString> {
+    let mut is_serve = false;
+    let named = |argument: OsString| {
+        is_serve |= argument == "serve";
+        if is_serve && argument == "-np" { "--parallel".into() } else { argument }
+    };
+    std::env::args_os().map(named).collect()
 }
 
 fn start_log(verbose: bool, command: &Command) {

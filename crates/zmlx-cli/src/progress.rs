@@ -18,14 +18,24 @@ pub(crate) struct Progress {
     label: &'static str,
     started: Instant,
     is_shown: bool,
+    template: &'static str,
     bar: Option<ProgressBar>,
 }
+
+/// How parts are counted, and how bytes are.
+const COUNT: &str = "{msg} {wide_bar} {pos}/{len} {eta}";
+const BYTES: &str = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 
 impl Progress {
     pub(crate) fn new(label: &'static str) -> Self {
         let are_terminals = std::io::stderr().is_terminal() && std::io::stdout().is_terminal();
         let is_shown = are_terminals && !output::is_quiet();
-        Self { label, started: Instant::now(), is_shown, bar: None }
+        Self { label, started: Instant::now(), is_shown, template: COUNT, bar: None }
+    }
+
+    /// A bar whose parts are bytes.
+    pub(crate) fn bytes(label: &'static str) -> Self {
+        Self { template: BYTES, ..Self::new(label) }
     }
 
     /// `done` of `of` parts are done; the last takes the bar away.
@@ -35,11 +45,11 @@ impl Progress {
                 bar.finish_and_clear();
             }
         } else if self.is_shown && self.started.elapsed() > PATIENCE {
-            let label = self.label;
+            let (label, template) = (self.label, self.template);
             let bar = self.bar.get_or_insert_with(|| {
                 let bar = ProgressBar::new(of as u64).with_message(label);
                 // The default style stands in for a template that does not parse.
-                let style = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}");
+                let style = ProgressStyle::with_template(template);
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
                 bar
             });

@@ -86,3 +86,9 @@ fn what_it_refuses() {
     assert!(error_of(&["--chat-template-args", "[]"]).contains("--chat-template-args"));
     assert!(error_of(&["--kv-bits", "3"]).contains("--kv-bits"));
 }
+
+#[test]
+fn the_flag_of_two_letters() {
+    let error = error_of(&["-np", "0"]);
+    assert!(error.contains("--decode-concurrency"), "{error}");
+}

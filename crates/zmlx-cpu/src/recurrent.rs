@@ -166,7 +166,8 @@ impl CpuBackend {
         let n_rows = spans.len() * layout.n_rows;
         let is_streamed = n_rows * stride >= STREAM_MIN;
         let rows_of = delta::rows(self.level);
-        let v = &qkv.values()[2 * n_k_heads * k_dim..];
+        // Without tokens there are none.
+        let v = qkv.values().get(2 * n_k_heads * k_dim..).unwrap_or_default();
         let work = Work::new(Kind::States, (n_tokens + spans.len()) * layout.n_rows * stride);
         lock(&self.team).run(work, &|m| {
             let share = m.share(n_rows, 1);

@@ -13,6 +13,7 @@ pub use blocks::{
     SharedGqaSpec, SoftmaxOfChosen, Storage, VectorSpec,
 };
 pub use recurrent::{ConvSpec, DeltaProjections, DeltaSpec, ShortConvSpec};
+pub(crate) use weights::Module;
 pub use zmlx_kernels::Activation;
 
 pub use weights::{Part, ReadPerToken, WeightUse, WeightUses};

@@ -3,9 +3,11 @@
 //! A checkpoint has one template or several with names. Of several, `tool_use` is for requests with tools and `default` for
 //! all others. They lie in `chat_template.jinja` and `additional_chat_templates/`, or in `tokenizer_config.json`.
 
+mod channels;
 mod files;
 mod message;
 mod request;
+mod thinking;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -17,6 +19,7 @@ use crate::{Error, Result};
 use files::TemplateFiles;
 pub use message::ChatMessage;
 pub use request::{ChatRequest, Ending};
+pub use thinking::{AnswerPart, ThinkingMode, ThinkingSplitter, undecided};
 
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";

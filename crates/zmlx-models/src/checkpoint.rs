@@ -111,6 +111,11 @@ impl Checkpoint {
         self.root.in_model(name)
     }
 
+    /// What MLX's files call the tensor or path that the architecture calls `name`.
+    pub(crate) fn written(&self, name: &str) -> String {
+        self.root.written(name)
+    }
+
     /// How the config says that the weights are quantised.
     pub fn quantization(&self) -> &QuantConfig {
         &self.config.quantization

@@ -211,6 +211,45 @@ pub enum Error {
         /// What is wrong with it.
         source: Box<Error>,
     },
+    /// A weight does not fit what a conversion should make of it.
+    #[error("{name}: expected {want}, got {got}")]
+    Unconvertible {
+        /// The weight, or the model.
+        name: String,
+        /// What it must be.
+        want: String,
+        /// What it is.
+        got: String,
+    },
+    /// A conversion must not write into this folder.
+    #[error("{dir}: expected a new or empty folder, or an unfinished conversion of the same kind, got {got}")]
+    OutputFolder {
+        /// The folder.
+        dir: String,
+        /// What is there.
+        got: String,
+    },
+    /// The disk has less room than a conversion needs.
+    #[error("{dir}: {want_bytes} bytes are needed, and {free_bytes} are free")]
+    DiskSpace {
+        /// The folder.
+        dir: String,
+        /// What is needed.
+        want_bytes: u64,
+        /// What is free.
+        free_bytes: u64,
+    },
+    /// A text is shorter than one window.
+    #[error("the text has {n_tokens} tokens, fewer than one window of {context}")]
+    TextTooShort {
+        /// Tokens of the text.
+        n_tokens: usize,
+        /// Tokens of a window.
+        context: usize,
+    },
+    /// Work that can be taken up again was ended from outside.
+    #[error("stopped before the end")]
+    Stopped,
     /// The kernels refused a weight or an operation.
     #[error(transparent)]
     Kernels(#[from] zmlx_kernels::Error),

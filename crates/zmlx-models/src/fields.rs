@@ -189,20 +189,27 @@ pub(crate) fn short(value: &Value) -> String {
 pub(crate) fn parse_json(file: &str, text: &str) -> Result<Value> {
     serde_json::from_str(text).or_else(|source| {
         // Python's writers put numbers there that JSON lacks.
-        let rewritten = without_odd_numbers(text).and_then(|text| serde_json::from_str(&text).ok());
+        let rewritten = with_odd_numbers(text, |_| "null".to_owned());
+        let rewritten = rewritten.and_then(|text| serde_json::from_str(&text).ok());
         rewritten.ok_or_else(|| Error::Json { file: file.into(), source })
     })
 }
 
-/// The text with null for `NaN` and infinities outside of strings; `None` if there are none.
-fn without_odd_numbers(text: &str) -> Option<String> {
+/// The text with objects for `NaN` and infinities, as Hugging Face's and MLX's tools write them: `{"__float__": "NaN"}`. `None`
+/// if there are none.
+pub(crate) fn tagged_odd_numbers(text: &str) -> Option<String> {
+    with_odd_numbers(text, |odd| format!("{{\"__float__\": \"{odd}\"}}"))
+}
+
+/// The text with something else for `NaN` and infinities outside of strings; `None` if there are none.
+fn with_odd_numbers(text: &str, instead: impl Fn(&str) -> String) -> Option<String> {
     const ODD: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
     let (mut out, mut rest, mut n_found) = (String::with_capacity(text.len()), text, 0);
     while let Some(at) = rest.find(['"', '-', 'I', 'N']) {
         let (before, from) = rest.split_at(at);
         out.push_str(before);
         if let Some(odd) = ODD.into_iter().find(|odd| from.starts_with(odd)) {
-            out.push_str("null");
+            out.push_str(&instead(odd));
             n_found += 1;
             rest = &from[odd.len()..];
             continue;

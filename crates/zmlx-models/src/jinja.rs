@@ -30,6 +30,7 @@ use std::thread;
 use serde_json::{Map, Value};
 
 pub use fault::TemplateError;
+pub(crate) use text::float_repr;
 
 /// Stack of the thread that parses and renders: enough for [`MAX_DEPTH`] levels of a build without optimisation.
 const STACK_BYTES: usize = 64 << 20;

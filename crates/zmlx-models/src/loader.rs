@@ -11,7 +11,7 @@ use crate::architecture::{
 use crate::attention::{Attention, Delta, Gqa, HeadNorm, Mla, QueryProjection, SharedGqa, ShortConv};
 use crate::layer::{Beside, Extras, FeedForward, Layer, PerLayerInput, PerLayerInputs};
 use crate::linear::Linear;
-use crate::{Checkpoint, KvBDims, Result, TensorReader};
+use crate::{Checkpoint, Result, TensorReader};
 
 /// Called after each layer with the number of layers loaded and of all.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
@@ -211,28 +211,14 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn mla(&mut self, spec: &MlaSpec) -> Result<Mla<B::Weight>> {
-        let MlaSpec { path, n_heads, nope_dim, rope_dim, v_dim, rank, .. } = spec;
+        let MlaSpec { n_heads, nope_dim, rope_dim, v_dim, rank, .. } = spec;
         let q = match &spec.q {
             QuerySpec::Direct(q) => QueryProjection::Direct(self.linear(q)?),
             QuerySpec::LowRank { a, norm, b } => {
                 QueryProjection::LowRank { a: self.linear(a)?, norm: self.vector(norm)?, b: self.linear(b)? }
             }
         };
-        let old_layout = format!("{path}.kv_b_proj");
-        let (embed_q, unembed_out) = if self.reader.contains(&format!("{old_layout}.weight")) {
-            let dims = KvBDims {
-                n_heads: *n_heads,
-                qk_nope_head_dim: *nope_dim,
-                v_head_dim: *v_dim,
-                kv_lora_rank: *rank,
-            };
-            self.reader.kv_b_proj(&old_layout, dims)
-        } else {
-            (
-                self.reader.heads(&format!("{path}.embed_q"), *n_heads, *rank, *nope_dim),
-                self.reader.heads(&format!("{path}.unembed_out"), *n_heads, *v_dim, *rank),
-            )
-        };
+        let (embed_q, unembed_out) = self.reader.heads_of(spec);
         Ok(Mla {
             n_heads: *n_heads,
             nope_dim: *nope_dim,

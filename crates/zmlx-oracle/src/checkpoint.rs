@@ -42,6 +42,8 @@ pub struct Checkpoint {
     plan: Plan,
     quantization: QuantizationConfig,
     tensors: BTreeMap<String, RawTensor>,
+    /// Parts of names that the family has, and what they are called here.
+    renamed: &'static [(&'static str, &'static str)],
 }
 
 impl Checkpoint {
@@ -82,7 +84,8 @@ impl Checkpoint {
             .map_err(|source| Error::Json { what: "config.json".into(), source })?;
         let plan = families::plan(&value)?;
         let quantization = QuantizationConfig::from_json(&families::text_model(&value))?;
-        Ok(Self { plan, quantization, tensors: BTreeMap::new() })
+        let renamed = families::renamed(&value);
+        Ok(Self { plan, quantization, tensors: BTreeMap::new(), renamed })
     }
 
     fn add_shard(&mut self, what: &str, bytes: &[u8]) -> Result<()> {
@@ -99,7 +102,8 @@ impl Checkpoint {
                     None => name.to_owned(),
                 },
             };
-            let name = unwrapped.as_str();
+            let renamed = self.renamed.iter().fold(unwrapped, |name, (from, to)| name.replace(from, to));
+            let name = renamed.as_str();
             if name.split('.').any(|part| part == "mtp") {
                 continue;
             }

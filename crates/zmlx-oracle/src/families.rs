@@ -6,6 +6,7 @@ mod glm4_moe;
 mod glm4_moe_lite;
 mod gpt_oss;
 mod hybrid;
+mod lfm2_moe;
 mod minimax_m2;
 mod mixtral;
 mod olmoe;
@@ -36,6 +37,7 @@ const FAMILIES: &[(&str, Reader)] = &[
     ("gpt_oss", gpt_oss::plan),
     ("joyai_llm_flash", deepseek_v3::plan),
     ("kimi_k2", deepseek_v3::plan),
+    ("lfm2_moe", lfm2_moe::plan),
     ("minimax_m2", minimax_m2::plan),
     ("mixtral", mixtral::plan),
     ("olmoe", olmoe::plan),
@@ -47,6 +49,14 @@ const FAMILIES: &[(&str, Reader)] = &[
     ("qwen3_next", qwen3_next::plan),
     ("qwen3_vl_moe", qwen3_moe::plan),
 ];
+
+/// Parts of tensors' names that a family has in place of the usual ones, and these.
+pub(crate) fn renamed(config: &Value) -> &'static [(&'static str, &'static str)] {
+    match config.get("model_type").and_then(Value::as_str) {
+        Some("lfm2_moe") => lfm2_moe::RENAMED,
+        _ => &[],
+    }
+}
 
 /// Keys that a config with a `text_config` may keep outside of it.
 const OUTER_KEYS: [&str; 4] = ["tie_word_embeddings", "vocab_size", "quantization", "quantization_config"];

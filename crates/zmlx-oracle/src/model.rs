@@ -12,6 +12,7 @@ mod layers;
 mod mla;
 mod mlp;
 mod session;
+mod short_conv;
 mod trace;
 
 use std::path::Path;

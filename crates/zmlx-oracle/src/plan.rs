@@ -61,6 +61,8 @@ pub enum AttentionPlan {
     Mla(MlaPlan),
     /// Linear attention by the gated delta rule.
     Delta(DeltaPlan),
+    /// A convolution of so many inputs between two gates, at `conv`.
+    ShortConv(usize),
 }
 
 /// Linear attention: a convolution, and [`crate::ops::gated_delta`].
@@ -219,7 +221,7 @@ pub enum RouterPlan {
         /// Experts chosen for each token.
         top_k: usize,
     },
-    /// [`crate::ops::noaux_tc`], with a bias at the path given, below the module.
+    /// [`crate::ops::noaux_tc`], with a bias at the path given, below the module; none where that is empty.
     NoauxTc(NoauxTc, &'static str),
 }
 

@@ -25,6 +25,7 @@ fn taps_agree(
         "gemma4_e",
         "glm4_moe",
         "gpt_oss",
+        "lfm2_moe",
         "minimax",
         "qwen3",
         "qwen3_5",

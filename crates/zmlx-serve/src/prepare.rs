@@ -1,13 +1,13 @@
 //! From a request to the engine's: prompt, tokens, grammar.
 
-use zmlx_models::{ChatMessage, ChatRequest, Ending, Request};
+use zmlx_models::{ChatMessage, ChatRequest, Ending, Request, ThinkingMode};
 
 use crate::call::{ChatCall, Continues, EndTokens, Settings, TextCall, TextPrompt, ToolChoice};
 use crate::constrain::{Before, Calls, CallsWanted, Grammatical, Structure};
 use crate::error::ApiError;
 use crate::model::Loaded;
 use crate::options::{Reasoning, ServerOptions, ToolParser};
-use crate::tools::{OutputParser, ParserOptions, ThinkingMode, Tool, ToolSyntax};
+use crate::tools::{OutputParser, ParserOptions, Tool, ToolSyntax};
 
 /// Bytes of the longest token of any vocabulary, and more.
 const LONGEST_TOKEN: usize = 1024;
@@ -30,11 +30,11 @@ pub(crate) struct Prepared {
 pub(crate) fn chat(loaded: &Loaded, options: &ServerOptions, call: ChatCall) -> Result<Prepared, ApiError> {
     let prompt = render(loaded, options, &call)?;
     let tokens = encode(loaded, &prompt.text, call.param)?;
-    let is_open = opens_thinking(&prompt.opening);
-    let thinking = match (options.reasoning, is_open) {
-        (Reasoning::InContent, _) => ThinkingMode::Off,
-        (Reasoning::Split, true) => ThinkingMode::Open,
-        (Reasoning::Split, false) => ThinkingMode::IfTagged,
+    let opened = ThinkingMode::after(&prompt.opening);
+    let is_open = opened == ThinkingMode::Open;
+    let thinking = match options.reasoning {
+        Reasoning::InContent => ThinkingMode::Off,
+        Reasoning::Split => opened,
     };
     // Thinking that nobody asked for is left out where the answer's form is given.
     let is_asked = call.kwargs.get("enable_thinking") == Some(&true.into())
@@ -147,11 +147,6 @@ pub(crate) fn render(
         rendered => rendered,
     };
     rendered.map_err(|error| ApiError::of_engine(&error, call.param))
-}
-
-/// True if thinking is open at the end of a text.
-fn opens_thinking(opening: &str) -> bool {
-    opening.rfind("<think>").is_some_and(|at| !opening[at..].contains("</think>"))
 }
 
 fn encode(loaded: &Loaded, text: &str, param: &str) -> Result<Vec<u32>, ApiError> {

@@ -7,14 +7,13 @@ mod calls;
 mod coder;
 mod glm;
 mod json;
-mod thinking;
 mod translate;
 mod values;
 
 use serde_json::Value;
 
 use calls::CallReader;
-use thinking::Thinking;
+use zmlx_models::chat::{AnswerPart, ThinkingMode, ThinkingSplitter};
 
 /// How a model writes calls of tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -97,21 +96,10 @@ pub struct ParserOptions<'a> {
     pub tools: &'a [Tool],
 }
 
-/// What of an answer may be thinking.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ThinkingMode {
-    /// Tags of thinking are content as all else.
-    Off,
-    /// If the answer begins with the tag.
-    IfTagged,
-    /// The prompt has opened it.
-    Open,
-}
-
 /// Reads one answer.
 #[derive(Debug)]
 pub struct OutputParser {
-    thinking: Thinking,
+    thinking: ThinkingSplitter,
     calls: Option<CallReader>,
 }
 
@@ -119,34 +107,44 @@ impl OutputParser {
     /// A parser at the start of an answer.
     pub fn new(options: &ParserOptions<'_>) -> Self {
         let calls = options.syntax.map(|syntax| CallReader::new(syntax, options.tools.to_vec()));
-        Self { thinking: Thinking::new(options.thinking), calls }
+        Self { thinking: ThinkingSplitter::new(options.thinking), calls }
     }
 
     /// True while the text is thinking.
     pub fn is_thinking(&self) -> bool {
-        self.thinking.is_open()
+        self.thinking.is_thinking()
     }
 
     /// Adds a piece of text, and appends what is certain now.
     pub fn push(&mut self, text: &str, pieces: &mut Vec<Piece>) {
-        let rest = self.thinking.push(text, pieces);
-        self.push_rest(&rest, pieces);
+        let Self { thinking, calls } = self;
+        thinking.push(text, &mut |part, text| pass(part, text, calls.as_mut(), pieces, TextEnd::Whole));
     }
 
     /// Ends the text, and appends what was held back.
     pub fn finish(&mut self, end: TextEnd, pieces: &mut Vec<Piece>) {
-        let rest = self.thinking.finish(pieces);
-        self.push_rest(&rest, pieces);
-        if let Some(calls) = &mut self.calls {
+        let Self { thinking, calls } = self;
+        thinking.finish(&mut |part, text| pass(part, text, calls.as_mut(), pieces, end));
+        if let Some(calls) = calls {
             calls.finish(end, pieces);
         }
     }
+}
 
-    fn push_rest(&mut self, text: &str, pieces: &mut Vec<Piece>) {
-        match &mut self.calls {
-            Some(calls) => calls.push(text, pieces),
-            None => push_content(text, pieces),
-        }
+fn pass(part: AnswerPart, text: &str, calls: Option<&mut CallReader>, pieces: &mut Vec<Piece>, end: TextEnd) {
+    match (part, calls) {
+        (AnswerPart::Thinking, _) => match pieces.last_mut() {
+            Some(Piece::Reasoning(last)) => last.push_str(text),
+            _ => pieces.push(Piece::Reasoning(text.to_owned())),
+        },
+        (AnswerPart::Answer, Some(calls)) => calls.push(text, pieces),
+        (AnswerPart::Answer, None) => push_content(text, pieces),
+        (AnswerPart::CallStart, _) => pieces.push(Piece::CallStart { name: text.to_owned() }),
+        (AnswerPart::CallArguments, _) => pieces.push(Piece::CallArguments(text.to_owned())),
+        (AnswerPart::CallEnd, _) => pieces.push(match end {
+            TextEnd::Whole => Piece::CallEnd,
+            TextEnd::Cut => Piece::CallCut,
+        }),
     }
 }
 
@@ -159,13 +157,4 @@ fn push_content(text: &str, pieces: &mut Vec<Piece>) {
         Some(Piece::Content(last)) => last.push_str(text),
         _ => pieces.push(Piece::Content(text.to_owned())),
     }
-}
-
-/// How much of the end of `text` could be the beginning of one of `tags`, in bytes.
-fn undecided(text: &str, tags: &[&str]) -> usize {
-    let longest = tags.iter().map(|tag| tag.len()).max().unwrap_or(0);
-    let from = text.len().saturating_sub(longest.saturating_sub(1));
-    let starts = (from..text.len()).filter(|&at| text.is_char_boundary(at));
-    let begins = |at: &usize| tags.iter().any(|tag| tag.starts_with(&text[*at..]));
-    starts.into_iter().find(begins).map_or(0, |at| text.len() - at)
 }

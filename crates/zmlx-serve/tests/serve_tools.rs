@@ -4,7 +4,8 @@
 use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
-use zmlx_serve::tools::{OutputParser, ParserOptions, Piece, TextEnd, ThinkingMode, Tool, ToolSyntax};
+use zmlx_models::ThinkingMode;
+use zmlx_serve::tools::{OutputParser, ParserOptions, Piece, TextEnd, Tool, ToolSyntax};
 
 /// An answer as its reader sees it at its end.
 #[derive(Debug, Default, PartialEq)]
@@ -334,4 +335,25 @@ fn the_template_tells_the_syntax() {
     assert_eq!(ToolSyntax::of_template("<tool_call>\n<function=x>"), Some(ToolSyntax::Coder));
     assert_eq!(ToolSyntax::of_template("<tool_call>\n{\"name\""), Some(ToolSyntax::Qwen));
     assert_eq!(ToolSyntax::of_template("<|im_start|>"), None);
+}
+
+#[test]
+fn channels_of_gpt_oss() {
+    let tools = tools();
+    let options = ParserOptions { thinking: ThinkingMode::Channels, syntax: None, tools: &tools };
+    let text = "<|channel|>analysis<|message|>The weather.<|end|><|start|>assistant<|channel|>commentary \
+                to=functions.get_weather <|constrain|>json<|message|>{\"city\":\"Bath\"}";
+    let answer = run(&options, &[text], TextEnd::Whole);
+    let call = ("get_weather".to_owned(), "{\"city\":\"Bath\"}".to_owned());
+    assert_eq!((answer.reasoning.as_str(), answer.content.as_str()), ("The weather.", ""));
+    assert_eq!(answer.calls, [call]);
+    let mut parser = OutputParser::new(&options);
+    let mut pieces = Vec::new();
+    parser.push(&text[..text.len() - 4], &mut pieces);
+    parser.finish(TextEnd::Cut, &mut pieces);
+    assert_eq!(pieces.last(), Some(&Piece::CallCut));
+    let text =
+        "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>It rains.";
+    let answer = run(&options, &[text], TextEnd::Whole);
+    assert_eq!((answer.reasoning.as_str(), answer.content.as_str()), ("Hm.", "It rains."));
 }

@@ -2,7 +2,12 @@
 //! long. A test runs all of them on mutated examples; `fuzz/` gives them to cargo-fuzz.
 #![forbid(unsafe_code)]
 
+mod ops;
+
 use bytes::Bytes;
+pub use ops::{op_outcome, ops};
+use zmlx_bench::capsule::{Capsule, compare, facts};
+use zmlx_bench::report::{self, Recorded};
 use zmlx_kernels::cpu::{CpuBackend, Level};
 use zmlx_kernels::{Backend, DType, HostWeight, QuantSpec, WeightBytes, WeightFormat};
 use zmlx_models::config::ConfigFile;
@@ -14,13 +19,15 @@ use zmlx_oracle::golden::{GoldenFile, Rounding};
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 8] = [
     ("config", config),
     ("shard", shard),
     ("quantized", quantized),
     ("tokenizer", tokenizer),
     ("template", template),
     ("golden", golden),
+    ("capsule", capsule),
+    ("ops", ops),
 ];
 
 /// The config of the models whose shards are fuzzed: one layer, so that few tensors make a whole one.
@@ -121,4 +128,22 @@ pub fn golden(data: &[u8]) {
             let _ = prompt.check(&prompt.tokens, 1e-3);
         }
     }
+}
+
+/// A capsule, what is said of it, and a report of it.
+pub fn capsule(data: &[u8]) {
+    let Ok(capsule) = Capsule::parse(&String::from_utf8_lossy(data)) else { return };
+    let _ = facts::about(&capsule);
+    if let Some(bench) = &capsule.bench {
+        let _ = (facts::speed(bench), facts::profile(bench));
+    }
+    if let Some(validation) = &capsule.validate {
+        let _ = facts::validation(validation);
+    }
+    let _ = compare::facts(&capsule, &capsule);
+    let _ = compare::must_be_comparable(&capsule, &capsule, false);
+    let _ = compare::table(&compare::pairs(&capsule, &capsule));
+    let _ = capsule.to_json();
+    let recorded = [Recorded { file: "capsule.json".to_owned(), capsule }];
+    let _ = (report::markdown(&recorded), report::html(&recorded));
 }

@@ -119,6 +119,16 @@ fn small_shard() -> Vec<u8> {
     safetensors::serialize(views, None).unwrap()
 }
 
+fn read_all(paths: &[&str]) -> Vec<Vec<u8>> {
+    paths.iter().map(|path| read(path)).collect()
+}
+
+/// Bytes that make a call of an op.
+fn op_call(seed: u64) -> Vec<u8> {
+    let mut random = Random(seed);
+    (0..3).flat_map(|_| random.next().to_le_bytes()).collect()
+}
+
 /// What mutations begin from: files of the fixtures, and small ones that mutations reach every part of.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     const MODELS: [&str; 2] = ["austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit"];
@@ -134,6 +144,11 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
         "tokenizer" => own(&["byte-level.json", "metaspace.json"]),
         "template" => [of_models("chat_template.jinja"), own(&["tools.jinja", "expressions.jinja"])].concat(),
         "golden" => own(&["golden-1.json", "golden-2.json"]),
+        "capsule" => read_all(&[
+            "benches/record/2026-11-27-xeon-amx-qwen3-threads-1.json",
+            "benches/record/2026-11-27-zen4-validate-qwen.json",
+        ]),
+        "ops" => (0..2000u64).map(op_call).collect(),
         other => panic!("{other} has no corpus"),
     }
 }
@@ -143,7 +158,8 @@ fn n_runs(target: &str) -> usize {
     match target {
         "template" => 4000,
         "tokenizer" => 3000,
-        "quantized" => 2000,
+        "quantized" | "capsule" => 2000,
+        "ops" => 6000,
         _ => 8000,
     }
 }
@@ -168,4 +184,12 @@ fn mutated_files_are_read_or_refused() {
         }
         println!("{name}: slowest {slowest:?}");
     }
+}
+
+#[test]
+fn calls_of_ops_succeed_and_are_refused() {
+    let outcomes: Vec<bool> = (0..2000).filter_map(|seed| fuzz_targets::op_outcome(&op_call(seed))).collect();
+    let n_done = outcomes.iter().filter(|done| **done).count();
+    let n_refused = outcomes.len() - n_done;
+    assert!(n_done > 100 && n_refused > 25, "{n_done} done, {n_refused} refused");
 }

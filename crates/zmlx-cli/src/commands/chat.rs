@@ -6,7 +6,6 @@ mod input;
 mod line;
 mod screen;
 mod settings;
-mod thinking;
 
 use std::path::Path;
 

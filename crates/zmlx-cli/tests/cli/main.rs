@@ -5,6 +5,7 @@ mod backends;
 mod bad_input;
 mod capsule;
 mod chat;
+mod convert;
 mod faults;
 mod generate;
 mod golden;
@@ -12,6 +13,7 @@ mod hub;
 mod inspect;
 mod logits;
 mod measure;
+mod perplexity;
 mod shell;
 #[cfg(unix)]
 mod terminal;

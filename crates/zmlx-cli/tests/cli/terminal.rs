@@ -4,6 +4,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use nix::sys::wait::WaitStatus;
 use rexpect::session::{PtySession, spawn_command};
+use serde_json::json;
 
 use crate::*;
 
@@ -37,8 +38,16 @@ impl Terminal {
         self.session.exp_string(text).unwrap_or_else(|error| panic!("{text:?} does not come: {error}"))
     }
 
+    /// Types a line that another one goes on.
+    fn begins(&mut self, line: &str) {
+        self.session.send_line(line).unwrap();
+    }
+
+    /// Types a line, and waits until the program has read it: a prompt that is seen then is the next one.
+    #[track_caller]
     fn types(&mut self, line: &str) {
         self.session.send_line(line).unwrap();
+        self.sees("\u{1b}[?2004l");
     }
 
     /// Sends keys without a line end.
@@ -129,11 +138,11 @@ fn control_c_at_the_first_prompt_leaves_without_a_result() {
 #[test]
 fn lines_go_on_and_commands_are_completed() {
     let mut terminal = Terminal::start(&model(GLM), &["-m", "2", "--ignore-eos"], &[]);
-    terminal.types("one \\");
+    terminal.begins("one \\");
     terminal.types("two");
     terminal.sees("[prompt ");
-    terminal.types("\"\"\"three");
-    terminal.types("");
+    terminal.begins("\"\"\"three");
+    terminal.begins("");
     terminal.types("four\"\"\"");
     terminal.sees("[prompt ");
     terminal.keys("/sa\t");
@@ -190,4 +199,24 @@ fn what_a_file_says_is_not_obeyed_by_the_terminal() {
     terminal.sees("a\\u{1b}]0;title\\u{7}b");
     terminal.control('d');
     terminal.ends_with_code(0);
+}
+
+#[test]
+fn text_of_a_model_cannot_move_the_cursor() {
+    let dir = copy_without(GLM, &[]);
+    edit_json(dir.path(), "tokenizer.json", |tokenizer| {
+        let bytes = tokenizer["decoder"].take();
+        let clear = json!({"type": "Replace", "pattern": {"String": "e"}, "content": "\u{1b}[2J"});
+        tokenizer["decoder"] = json!({"type": "Sequence", "decoders": [bytes, clear]});
+    });
+    let arguments =
+        ["--prompt", "It is a truth", "--raw", "-m", "24", "--model", dir.path().to_str().unwrap()];
+    let mut generate = Command::new(env!("CARGO_BIN_EXE_zmlx"));
+    generate.args(["generate", "--threads", "1"]).args(arguments).env("TERM", "xterm-256color");
+    let mut session = spawn_command(generate, Some(60_000)).unwrap();
+    let seen = session.exp_eof().unwrap();
+    assert!(seen.contains("\\u{1b}[2J") && !seen.contains("\u{1b}[2J"), "{seen:?}");
+    // A file gets the text as it is.
+    let run = zmlx(&[&["generate"], &arguments[..]].concat());
+    assert!(run.stdout.contains("\u{1b}[2J"), "{run:?}");
 }

@@ -24,7 +24,7 @@ pub struct Quantized {
 /// unless it is 0, `scale = edge / q0` and `bias = edge`; `q = clip(round((w - bias) / scale))`. Codes come from the
 /// unrounded scale and bias, which are rounded to `scale_dtype` only when stored.
 /// The float modes: `scale` = the group's largest magnitude over the largest code's, rounded up to a power of
-/// two (mxfp4, mxfp8) or to the nearest e4m3 (nvfp4); the code nearest to `w / scale`, ties
+/// two (mxfp4, mxfp8; 1 for a group of zeros) or to the nearest e4m3 (nvfp4); the code nearest to `w / scale`, ties
 /// towards zero in e2m1 and to the even code in e4m3.
 ///
 /// **Source** `mx.quantize` of MLX 0.32.2.
@@ -88,7 +88,8 @@ fn quantize_float(mode: QuantMode, w: &[f32], codes: &mut Vec<u8>) -> u8 {
     let exact = amax / code_max;
     let scale_code = match mode {
         QuantMode::Nvfp4 => f32_to_e4m3(exact),
-        _ if exact == 0.0 => 0,
+        // A group of zeros has the scale 1.
+        _ if exact == 0.0 => 127,
         _ => (exact.log2().ceil().clamp(-127.0, 127.0) + 127.0) as u8,
     };
     let scale = match mode {
@@ -97,4 +98,21 @@ fn quantize_float(mode: QuantMode, w: &[f32], codes: &mut Vec<u8>) -> u8 {
     };
     codes.extend(w.iter().map(|w| to_code(if scale == 0.0 { 0.0 } else { w / scale })));
     scale_code
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `mx.quantize` of MLX 0.32.2 gives.
+    #[test]
+    fn groups_of_zeros() {
+        for (mode, bits, group, scale) in
+            [(QuantMode::Mxfp4, 4, 32, 127), (QuantMode::Mxfp8, 8, 32, 127), (QuantMode::Nvfp4, 4, 16, 0)]
+        {
+            let spec = QuantSpec::new(mode, bits, group).unwrap();
+            let q = quantize(spec, DType::U8, &vec![0.0; group], group).unwrap();
+            assert_eq!((q.scales, q.data), (vec![scale], vec![0; group * bits / 8]), "{spec}");
+        }
+    }
 }

@@ -7,6 +7,19 @@ use super::{
     MixerSpec, MlaSpec, MlpSpec, MoeSpec, QuerySpec, RouterSpec, VectorSpec,
 };
 
+/// Weights that files hold together.
+#[derive(Clone, Debug)]
+pub(crate) enum Module {
+    /// A matrix.
+    Matrix(MatrixSpec),
+    /// A vector.
+    Vector(VectorSpec),
+    /// The projections of all experts.
+    Experts(ExpertsSpec),
+    /// What latent attention reads and writes its latents with: a matrix for each head.
+    Heads(MlaSpec),
+}
+
 /// The part of the model that a weight belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
@@ -76,11 +89,26 @@ impl WeightUses {
 impl Architecture {
     /// What each weight is for.
     pub fn weight_uses(&self) -> WeightUses {
+        WeightUses { by_path: self.walk().by_path }
+    }
+
+    /// Every weight, once, in the order of the computation: what a file of the model holds.
+    pub(crate) fn modules(&self) -> Vec<Module> {
+        let mut modules = self.walk().modules;
+        // The walk begins with the embedding, the head if there is one, and the norm before it.
+        let n_first = if matches!(self.head, HeadSpec::Own(_)) { 3 } else { 2 };
+        let mut first: Vec<_> = modules.drain(..n_first.min(modules.len())).collect();
+        let behind = first.split_off(1.min(first.len()));
+        first.into_iter().chain(modules).chain(behind.into_iter().rev()).collect()
+    }
+
+    fn walk(&self) -> Uses {
         let mut uses = Uses::default();
         match &self.head {
             HeadSpec::Tied(_) => uses.matrix(&self.embed, Part::Head),
             HeadSpec::Own(head) => {
                 let read = ReadPerToken::RowOf(self.vocab_size);
+                uses.matrix(&self.embed, Part::Embedding);
                 uses.add(&self.embed.path, WeightUse { part: Part::Embedding, n_in: self.embed.n_in, read });
                 uses.matrix(head, Part::Head);
             }
@@ -117,7 +145,7 @@ impl Architecture {
             uses.matrix(&inputs.projection, Part::GateUp);
             uses.vector(&inputs.norm, Part::Norm);
         }
-        WeightUses { by_path: uses.by_path }
+        uses
     }
 
     /// The largest weight: its path and dimensions, as `n_mats`, `n_out`, `n_in`.
@@ -150,6 +178,7 @@ impl Architecture {
 struct Uses {
     by_path: BTreeMap<String, WeightUse>,
     largest: Option<(String, [usize; 3])>,
+    modules: Vec<Module>,
 }
 
 impl Uses {
@@ -188,11 +217,13 @@ impl Uses {
     fn matrix(&mut self, matrix: &MatrixSpec, part: Part) {
         self.add(&matrix.path, WeightUse { part, n_in: matrix.n_in, read: ReadPerToken::Whole });
         self.size(&matrix.path, [1, matrix.n_out, matrix.n_in]);
+        self.modules.push(Module::Matrix(matrix.clone()));
     }
 
     fn vector(&mut self, vector: &VectorSpec, part: Part) {
         let path = vector.name.strip_suffix(".weight").unwrap_or(&vector.name);
         self.add(path, WeightUse { part, n_in: vector.len, read: ReadPerToken::Whole });
+        self.modules.push(Module::Vector(vector.clone()));
     }
 
     fn linear(&mut self, linear: &LinearSpec, part: Part) {
@@ -240,6 +271,7 @@ impl Uses {
                     self.add(&format!("{path}.{name}"), weight);
                 }
                 self.size(&format!("{path}.kv_b_proj"), [*n_heads, nope_dim.saturating_add(*v_dim), *rank]);
+                self.modules.push(Module::Heads(a.clone()));
             }
             MixerSpec::Delta(a) => {
                 a.projections().into_iter().for_each(|matrix| self.matrix(matrix, PART));
@@ -274,5 +306,6 @@ impl Uses {
         }
         let weight = WeightUse { part: Part::GateUp, n_in: experts.hidden, read };
         experts.gate_up().iter().for_each(|path| self.add(path, weight));
+        self.modules.push(Module::Experts(experts.clone()));
     }
 }

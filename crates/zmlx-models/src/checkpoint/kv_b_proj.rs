@@ -1,12 +1,11 @@
 //! The older layout of latent attention: one `kv_b_proj` instead of `embed_q` and `unembed_out`.
 
-use bytes::Bytes;
-use half::{bf16, f16};
-use zmlx_kernels::quant::{dequantize, quantize};
-use zmlx_kernels::{DType, HostWeight, QuantMode, WeightBytes, WeightFormat};
+use zmlx_kernels::quant::quantize;
+use zmlx_kernels::{DType, HostWeight, WeightBytes, WeightFormat};
 
 use super::reader::{TensorReader, placeholder};
-use crate::{Result, WeightProblem};
+use crate::architecture::MlaSpec;
+use crate::{Result, WeightProblem, floats};
 
 /// The dimensions of a `kv_b_proj` `[n_heads · (qk_nope_head_dim + v_head_dim), kv_lora_rank]`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,6 +21,25 @@ pub struct KvBDims {
 }
 
 impl TensorReader<'_> {
+    /// `embed_q` and `unembed_out` of a latent attention, in either layout.
+    pub fn heads_of(&mut self, spec: &MlaSpec) -> (HostWeight, HostWeight) {
+        let MlaSpec { path, n_heads, nope_dim, v_dim, rank, .. } = spec;
+        let old_layout = format!("{path}.kv_b_proj");
+        if self.contains(&format!("{old_layout}.weight")) {
+            let dims = KvBDims {
+                n_heads: *n_heads,
+                qk_nope_head_dim: *nope_dim,
+                v_head_dim: *v_dim,
+                kv_lora_rank: *rank,
+            };
+            return self.kv_b_proj(&old_layout, dims);
+        }
+        (
+            self.heads(&format!("{path}.embed_q"), *n_heads, *rank, *nope_dim),
+            self.heads(&format!("{path}.unembed_out"), *n_heads, *v_dim, *rank),
+        )
+    }
+
     /// Splits the `kv_b_proj` at `path` into `embed_q` `n_heads × [kv_lora_rank, qk_nope_head_dim]` (each head's key
     /// rows, transposed) and `unembed_out` `n_heads × [v_head_dim, kv_lora_rank]` (its value rows).
     ///
@@ -63,47 +81,26 @@ fn store(format: WeightFormat, shape: [usize; 3], w: Vec<f32>) -> Result<HostWei
     let dense = match format {
         WeightFormat::Dense(dtype) => dtype,
         WeightFormat::Quantized { spec, scale_dtype } => {
-            // Every product of a code and a scale of the float modes is a bf16.
-            let dtype = if spec.mode() == QuantMode::Affine { scale_dtype } else { DType::BF16 };
             if n_in.is_multiple_of(spec.group_size()) {
                 let q = quantize(spec, scale_dtype, &w, n_in)?;
                 let bytes =
                     WeightBytes { data: q.data.into(), scales: q.scales.into(), biases: q.biases.into() };
                 return Ok(HostWeight::new(format, shape, bytes)?);
             }
-            dtype
+            floats::dequantized_dtype(spec, scale_dtype)
         }
     };
-    let data: Vec<u8> = match dense {
-        DType::F16 => w.iter().flat_map(|&w| f16::from_f32(w).to_le_bytes()).collect(),
-        DType::BF16 => w.iter().flat_map(|&w| bf16::from_f32(w).to_le_bytes()).collect(),
-        DType::F32 | DType::U8 | DType::U32 => w.iter().flat_map(|w| w.to_le_bytes()).collect(),
-    };
     let dense = if matches!(dense, DType::F16 | DType::BF16) { dense } else { DType::F32 };
-    let bytes = WeightBytes { data: data.into(), scales: Bytes::new(), biases: Bytes::new() };
-    Ok(HostWeight::new(WeightFormat::Dense(dense), shape, bytes)?)
+    Ok(HostWeight::new(WeightFormat::Dense(dense), shape, floats::to_bytes(dense, &w).into())?)
 }
 
-/// The weights as the reference dequantises them: in the type of the scales, so that affine ones are rounded after
-/// the product and again after the sum.
+/// The weights as the reference dequantises them.
 fn dequantized(weight: &HostWeight) -> Vec<f32> {
-    let WeightFormat::Quantized { spec, scale_dtype } = weight.format() else { return weight.to_f32_vec() };
-    if spec.mode() != QuantMode::Affine || scale_dtype == DType::F32 || weight.has_factors() {
-        return weight.to_f32_vec();
-    }
-    let WeightBytes { data, scales, biases } = weight.mat(0);
-    let no_biases = vec![0; biases.len()];
-    let mut w = dequantize(spec, scale_dtype, data, scales, &no_biases);
-    for (group, bias) in w.chunks_exact_mut(spec.group_size()).zip(scale_dtype.to_f32_vec(biases)) {
-        group.iter_mut().for_each(|w| *w = round(scale_dtype, round(scale_dtype, *w) + bias));
-    }
-    w
-}
-
-fn round(dtype: DType, w: f32) -> f32 {
-    match dtype {
-        DType::F16 => f16::from_f32(w).to_f32(),
-        DType::BF16 => bf16::from_f32(w).to_f32(),
-        DType::F32 | DType::U8 | DType::U32 => w,
+    match weight.format() {
+        WeightFormat::Quantized { spec, scale_dtype } if !weight.has_factors() => {
+            let WeightBytes { data, scales, biases } = weight.mat(0);
+            floats::dequantized(spec, scale_dtype, [data, scales, biases])
+        }
+        _ => weight.to_f32_vec(),
     }
 }

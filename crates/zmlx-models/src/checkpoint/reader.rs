@@ -12,7 +12,7 @@ use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightF
 use super::Checkpoint;
 use super::root::WRAPPED;
 use super::shard::Entry;
-use crate::architecture::{MatrixSpec, Storage, VectorSpec};
+use crate::architecture::{HeadSpec, MatrixSpec, Storage, VectorSpec};
 use crate::config::QuantOverride;
 use crate::{Error, Result, WeightProblem};
 
@@ -81,6 +81,12 @@ impl<'a> TensorReader<'a> {
     /// in its own type otherwise.
     pub fn matrix(&mut self, path: &str, n_out: usize, n_in: usize) -> HostWeight {
         self.weight(path, path, WeightShape::matrix(n_out, n_in))
+    }
+
+    /// The shape in the file of the weight at `path`.
+    pub(crate) fn shape_of(&self, path: &str) -> Option<&'a [usize]> {
+        let name = self.full(&self.part(path, "weight"));
+        self.checkpoint.tensors.get(&name).map(|entry| entry.shape.as_slice())
     }
 
     /// The matrix that a spec describes.
@@ -191,6 +197,19 @@ impl<'a> TensorReader<'a> {
             layer.is_some_and(|l| l >= first)
         };
         self.ignore_where(beyond);
+    }
+
+    /// Lets be left over what a file of the model may hold and the model does not use: a head where the embedding is the
+    /// head, layers beyond the last, and what the architecture names.
+    pub(crate) fn ignore_what_may_be_left(&mut self) {
+        let architecture = self.checkpoint.architecture();
+        if let HeadSpec::Tied(path) = &architecture.head {
+            self.ignore(path);
+        }
+        self.ignore_layers_from(architecture.layers_path, architecture.layers.len());
+        for segment in architecture.left_over {
+            self.ignore_segment(segment);
+        }
     }
 
     /// True if something was missing or did not fit so far.

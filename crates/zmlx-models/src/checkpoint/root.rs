@@ -32,6 +32,14 @@ impl Root {
         }
     }
 
+    /// The name in MLX's files of what the architecture calls `name`: there is no third layout among them.
+    pub(super) fn written(self, name: &str) -> String {
+        match self {
+            Self::Plain => name.to_owned(),
+            Self::Wrapped | Self::Inside => format!("{WRAPPED}{name}"),
+        }
+    }
+
     /// What the architecture calls the tensor that files call `name`; `None` if it is another model's.
     pub(super) fn in_model<'n>(self, name: &'n str) -> Option<Cow<'n, str>> {
         match self {
@@ -63,6 +71,11 @@ mod tests {
                 [layer, head].map(|n| Some(n.to_owned()))
             );
             assert_eq!(Root::find(layer, |name| name == full[0]), root);
+            let mlx = if root == Root::Plain { Root::Plain } else { Root::Wrapped };
+            assert_eq!(
+                [layer, head].map(|name| root.written(name)),
+                [layer, head].map(|n| mlx.full(n).into_owned())
+            );
         }
         assert_eq!(Root::Wrapped.in_model("vision_tower.x"), None);
         assert_eq!(Root::Inside.in_model("model.visual.x"), None);

@@ -30,17 +30,11 @@ impl<B: Backend> Model<B> {
         let norm = loader.vector(&architecture.norm)?;
         let head = match &architecture.head {
             HeadSpec::Own(head) => loader.matrix(head)?,
-            HeadSpec::Tied(path) => {
-                loader.reader.ignore(path);
-                embed.clone()
-            }
+            HeadSpec::Tied(_) => embed.clone(),
         };
         let inputs = &architecture.extras.per_layer_inputs;
         let per_layer_inputs = inputs.as_ref().map(|spec| loader.per_layer_inputs(spec)).transpose()?;
-        loader.reader.ignore_layers_from(architecture.layers_path, n_layers);
-        for segment in architecture.left_over {
-            loader.reader.ignore_segment(segment);
-        }
+        loader.reader.ignore_what_may_be_left();
         loader.reader.finish()?;
         Ok(Self {
             id: unique_id(),

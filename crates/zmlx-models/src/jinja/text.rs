@@ -194,7 +194,7 @@ pub(super) fn is_printable(c: char) -> bool {
 }
 
 /// `repr` of a float: the shortest digits that give it back, with an exponent below 1e-4 and from 1e16 on.
-pub(super) fn float_repr(x: f64) -> String {
+pub(crate) fn float_repr(x: f64) -> String {
     if x.is_nan() {
         return "nan".to_owned();
     }

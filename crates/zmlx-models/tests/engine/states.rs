@@ -94,7 +94,8 @@ fn prompts_that_come_together_wait_for_what_they_share() {
         check(&model, prompt, 8, &seen.ids(*id));
     }
     let n_cached: Vec<usize> = ids.iter().map(|id| seen.finished[id].n_cached_tokens).collect();
-    assert_eq!(n_cached, [0, 200, 200]);
+    // What is not shared is too little to wait for it.
+    assert_eq!(n_cached, [0, 192, 192]);
 }
 
 /// With room for two or three sequences, whatever is kept gives way, and nothing goes wrong.

@@ -6,6 +6,7 @@ use super::delta::Delta;
 use super::gqa::Gqa;
 use super::layers::KvCache;
 use super::mla::Mla;
+use super::short_conv::ShortConv;
 use crate::Result;
 use crate::checkpoint::{Checkpoint, KvBSplit};
 use crate::plan::AttentionPlan;
@@ -15,6 +16,7 @@ pub(super) enum AttentionLayer {
     Gqa(Box<Gqa>),
     Mla(Box<Mla>),
     Delta(Box<Delta>),
+    ShortConv(Box<ShortConv>),
 }
 
 impl AttentionLayer {
@@ -27,10 +29,14 @@ impl AttentionLayer {
         let path = match plan {
             AttentionPlan::Gqa(_) | AttentionPlan::Mla(_) => format!("{layer}.self_attn"),
             AttentionPlan::Delta(_) => format!("{layer}.linear_attn"),
+            AttentionPlan::ShortConv(_) => format!("{layer}.conv"),
         };
         Ok(match plan {
             AttentionPlan::Delta(plan) => {
                 Self::Delta(Box::new(Delta::load(checkpoint, &path, (plan, hidden, eps))?))
+            }
+            AttentionPlan::ShortConv(kernel) => {
+                Self::ShortConv(Box::new(ShortConv::load(checkpoint, &path, (*kernel, hidden))?))
             }
             AttentionPlan::Gqa(plan) => {
                 Self::Gqa(Box::new(Gqa::load(checkpoint, &path, (plan, hidden, eps))?))
@@ -47,6 +53,7 @@ impl AttentionLayer {
             Self::Gqa(gqa) => gqa.forward(x, positions, cache),
             Self::Mla(mla) => mla.forward(x, positions, cache),
             Self::Delta(delta) => delta.forward(x, positions.len(), cache),
+            Self::ShortConv(conv) => conv.forward(x, positions.len(), cache),
         }
     }
 }

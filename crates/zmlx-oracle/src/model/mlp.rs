@@ -112,7 +112,12 @@ impl Moe {
             }
             RouterPlan::NoauxTc(router, bias) => {
                 let name = format!("{path}.{bias}");
-                Router::NoauxTc(router, checkpoint.floats(&name, &[n_experts])?)
+                let bias = if bias.is_empty() {
+                    vec![0.0; n_experts]
+                } else {
+                    checkpoint.floats(&name, &[n_experts])?
+                };
+                Router::NoauxTc(router, bias)
             }
         };
         let [gate_proj, up_proj, down_proj] = checkpoint.experts(path, [n_experts, plan.inner, hidden])?;

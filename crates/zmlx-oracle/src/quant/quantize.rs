@@ -20,7 +20,9 @@ use crate::{Error, Result};
 /// E4M3 elements tie to even and keep the sign of zero; E2M1 elements tie towards zero, and zero is always +0.
 /// A group whose stored scale is 0 gets elements of 0. `scale_dtype` plays no part.
 ///
-/// **Source** the recorded operations, which this equals bit for bit; groups of zeros do not occur there.
+/// A group of zeros has the E8M0 scale 1.
+///
+/// **Source** the recorded operations, which this equals bit for bit; groups of zeros: the recorded conversions.
 ///
 /// To quantise weights held in a 16-bit dtype, pass their values widened to `f32`.
 ///
@@ -83,8 +85,9 @@ fn float_scale(group: &[f32], mode: Mode) -> (u8, f32) {
         let code = f32_to_e4m3(most / E2M1_MAX);
         return (code, e4m3_to_f32(code));
     }
-    let exponent = (most / if mode == Mode::Mxfp8 { E4M3_MAX } else { E2M1_MAX }).log2().ceil();
-    // The cast of the clamped float cannot overflow; log2(0) = -inf becomes the least code.
+    let step = most / if mode == Mode::Mxfp8 { E4M3_MAX } else { E2M1_MAX };
+    let exponent = if step > 0.0 { step.log2().ceil() } else { 0.0 };
+    // The cast of the clamped float cannot overflow.
     let code = (exponent.clamp(-127.0, 127.0) + 127.0) as u8;
     (code, e8m0_to_f32(code))
 }

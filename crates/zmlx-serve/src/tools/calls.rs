@@ -1,9 +1,11 @@
 //! Calls within a text, whatever their syntax: content between them, and what turns out to be no call.
 
+use zmlx_models::chat::undecided;
+
 use super::coder::Coder;
 use super::glm::Glm;
 use super::json::Json;
-use super::{Piece, TextEnd, Tool, ToolSyntax, push_content, undecided};
+use super::{Piece, TextEnd, Tool, ToolSyntax, push_content};
 
 /// What a syntax says of the text of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

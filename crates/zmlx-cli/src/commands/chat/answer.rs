@@ -5,13 +5,12 @@ use std::ops::ControlFlow;
 use anyhow::Result;
 use zmlx_kernels::Backend;
 use zmlx_models::{
-    ChatMessage, ChatRequest, ChatTemplate, Ending, Engine, Event, Generation, Request, SamplingParams,
-    StopReason, Tokenizer,
+    AnswerPart, ChatMessage, ChatRequest, ChatTemplate, Ending, Engine, Event, Generation, Request,
+    SamplingParams, StopReason, ThinkingMode, ThinkingSplitter, Tokenizer,
 };
 
 use super::screen::Screen;
 use super::settings::Settings;
-use super::thinking::{Part, Splitter};
 use crate::interrupt;
 use crate::output::note;
 use crate::progress::Progress;
@@ -51,7 +50,7 @@ impl<B: Backend> Answers<'_, B> {
         // What the template appends for the answer may open the thinking. What a user writes does not.
         let closed = self.template.render(&request.with_ending(Ending::Closed));
         let appended = closed.ok().and_then(|closed| text.strip_prefix(&closed).map(str::to_owned));
-        let mut splitter = Splitter::new(&appended.unwrap_or_default());
+        let mut splitter = ThinkingSplitter::new(ThinkingMode::after(&appended.unwrap_or_default()));
         let request = Request {
             // Each answer has a seed of its own, so that another attempt gives another answer.
             sampling: SamplingParams {
@@ -150,10 +149,11 @@ impl<B: Backend> Answers<'_, B> {
 }
 
 impl Parts {
-    fn add(&mut self, part: Part, text: &str, screen: &mut Screen) {
+    fn add(&mut self, part: AnswerPart, text: &str, screen: &mut Screen) {
         match part {
-            Part::Thinking => self.thinking += text,
-            Part::Answer => self.answer += text,
+            AnswerPart::Thinking => self.thinking += text,
+            // No tool is offered: a call is an answer like any other.
+            _ => self.answer += text,
         }
         if !screen.is_raw() {
             screen.show(part, text);

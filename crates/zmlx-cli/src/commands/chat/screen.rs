@@ -4,8 +4,8 @@ use std::io::IsTerminal;
 
 use anstyle::Style;
 use anyhow::Result;
+use zmlx_models::AnswerPart;
 
-use super::thinking::Part;
 use crate::output::{escaped, print};
 use crate::table::is_coloured;
 
@@ -17,7 +17,7 @@ pub(super) struct Screen {
     is_coloured: bool,
     hides_thinking: bool,
     /// What was shown last.
-    last: Option<Part>,
+    last: Option<AnswerPart>,
     failed: Option<anyhow::Error>,
 }
 
@@ -38,20 +38,20 @@ impl Screen {
     }
 
     /// Shows a piece of a part.
-    pub(super) fn show(&mut self, part: Part, text: &str) {
+    pub(super) fn show(&mut self, part: AnswerPart, text: &str) {
         let changes = self.last != Some(part);
-        if changes && self.last == Some(Part::Thinking) && !self.hides_thinking {
+        if changes && self.last == Some(AnswerPart::Thinking) && !self.hides_thinking {
             self.write("\n\n");
         }
         self.last = Some(part);
         match part {
-            Part::Thinking if self.hides_thinking => {
+            AnswerPart::Thinking if self.hides_thinking => {
                 if changes && self.is_terminal {
                     self.dim("[thinking]\n");
                 }
             }
-            Part::Thinking => self.dim(text),
-            Part::Answer => self.write(text),
+            AnswerPart::Thinking => self.dim(text),
+            _ => self.write(text),
         }
     }
 

@@ -1,6 +1,6 @@
 //! What `zmlx generate` prints.
 
-use std::io::{self, Write};
+use std::io::{self, IsTerminal as _, Write};
 
 use anstyle::Style;
 use anyhow::Result;
@@ -8,7 +8,7 @@ use serde::Serialize;
 use zmlx_models::Generation;
 
 use crate::memory;
-use crate::output::{self, note, print, print_json};
+use crate::output::{self, escaped, note, print, print_json};
 use crate::table::{is_coloured, painted};
 
 /// The line before and behind the text where mlx_lm.generate prints one.
@@ -31,6 +31,8 @@ pub(super) struct Stream {
     format: Format,
     /// What is printed before the first piece.
     opening: Option<&'static str>,
+    /// Whether stdout is a terminal.
+    is_seen: bool,
     /// Whether the first piece was printed: an error before it stands alone.
     is_begun: bool,
     /// Bytes of the text that were printed.
@@ -40,14 +42,20 @@ pub(super) struct Stream {
 
 impl Stream {
     pub(super) fn new(format: Format, opening: Option<&'static str>) -> Self {
-        Self { format, opening, is_begun: false, n_printed: 0, failed: None }
+        let is_seen = io::stdout().is_terminal();
+        Self { format, opening, is_seen, is_begun: false, n_printed: 0, failed: None }
     }
 
     /// Prints a piece of text; false once stdout does not take it.
     pub(super) fn push(&mut self, piece: &str) -> bool {
         if self.format != Format::Json && !piece.is_empty() {
             self.begin();
-            self.write(piece);
+            // A model may write what a terminal would obey; a file gets the text as it is.
+            if self.is_seen {
+                self.write(&escaped(piece))
+            } else {
+                self.write(piece)
+            }
             self.n_printed += piece.len();
         }
         self.failed.is_none()
