@@ -30,7 +30,7 @@ const BACKENDS: &str = "
 | backend | caches that it has |
 |---|---|
 | cpu | all |
-| mlx | keys and values, latents, states |
+| mlx | all |
 | cuda | keys and values, latents |
 
 A model with a cache that a backend lacks is refused when it is loaded, and the message says so. `--backend cpu` runs it.

@@ -3,7 +3,7 @@
 use mlx_rs::fast::{ScaledDotProductAttentionMask as Mask, scaled_dot_product_attention};
 use mlx_rs::{Array, Dtype, ops};
 
-use super::cache::{MlxCache, Sequence};
+use super::cache::{MlxCache, Sequence, without_first};
 use super::step::MlxStep;
 use super::{MlxWeight, dims, f, scalar};
 use crate::check::ensure;
@@ -71,6 +71,62 @@ impl Rows {
     }
 }
 
+/// Heads, their width and the window of a cache of keys and values.
+fn kind(
+    op: &'static str,
+    cache: &MlxCache,
+    settings: &AttentionSettings,
+) -> Result<(usize, usize, Option<usize>)> {
+    let (n_kv_heads, head_dim, window) = match cache.kind() {
+        CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
+        CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
+        _ => return ensure(false, op, "cache", "keys and values", cache.kind()).map(|()| unreachable!()),
+    };
+    ensure(
+        settings.window == window,
+        op,
+        "window",
+        format_args!("that of the cache, {window:?}"),
+        settings.window,
+    )?;
+    Ok((n_kv_heads, head_dim, window))
+}
+
+/// Attention of a span's queries to what is stored of its sequence, the span's own tokens the last of it.
+fn attend(
+    op: &'static str,
+    q: &Array,
+    [keys, values]: [Array; 2],
+    (sequence, n): (&Sequence, usize),
+    (scale, window, sinks): (f32, Option<usize>, Option<&Array>),
+) -> Result<Array> {
+    let (n_before, n_gone) = (sequence.n_tokens(), sequence.n_gone());
+    let Some(window) = window.filter(|window| n_before + n > *window) else {
+        let mask = (n > 1).then_some(Mask::Causal);
+        return scaled_dot_product_attention(q, &keys, &values, scale, mask, sinks).map_err(f(op));
+    };
+    // The first query's window begins here.
+    let from = (n_before + 1).saturating_sub(window);
+    let [keys, values] = [keys, values].map(|x| without_first(op, &x, from - n_gone));
+    let (keys, values) = (keys?, values?);
+    // One query sees all that is left.
+    let mask = (n > 1).then(|| windowed([from, n_before, n_before + n], window));
+    let mask = mask.transpose().map_err(f(op))?;
+    let mask = mask.as_ref().map(Mask::Array);
+    scaled_dot_product_attention(q, &keys, &values, scale, mask, sinks).map_err(f(op))
+}
+
+/// Which keys from position `from` to `end` queries from `start` on see: those of their window.
+fn windowed(
+    [from, start, end]: [usize; 3],
+    window: usize,
+) -> std::result::Result<Array, mlx_rs::error::Exception> {
+    let positions = |from: usize| Array::arange::<i32, i32>(from as i32, end as i32, None);
+    let (of_keys, of_queries) = (positions(from)?.expand_dims(0)?, positions(start)?.expand_dims(1)?);
+    let oldest = of_queries.subtract(Array::from_int(window as i32))?;
+    of_queries.ge(&of_keys)?.logical_and(of_keys.gt(&oldest)?)
+}
+
 /// `attention`: one `mx.fast.scaled_dot_product_attention` per sequence.
 pub(super) fn heads(
     inputs: AttentionInputs<'_, Array, MlxWeight>,
@@ -79,15 +135,10 @@ pub(super) fn heads(
     settings: &AttentionSettings,
 ) -> Result<Array> {
     const OP: &str = "attention";
-    let CacheKind::Full { n_kv_heads, head_dim } = cache.kind() else {
-        return ensure(false, OP, "cache", "keys and values", cache.kind()).map(|()| unreachable!());
-    };
-    ensure(settings.window.is_none(), OP, "window", "that of the cache, which has none", settings.window)?;
+    let (n_kv_heads, head_dim, window) = kind(OP, cache, settings)?;
     let AttentionInputs { q, k, v, sinks } = inputs;
     let shape = dims(q);
-    let fits =
-        shape.len() == 3 && shape[2] == head_dim && shape[1] > 0 && shape[1].is_multiple_of(n_kv_heads);
-    ensure(fits, OP, "q", format_args!("[n, a multiple of {n_kv_heads}, {head_dim}]"), &shape)?;
+    check_queries(OP, &shape, (n_kv_heads, head_dim))?;
     let want = [shape[0], n_kv_heads, head_dim];
     ensure(dims(k) == want, OP, "k", format_args!("{want:?}"), dims(k))?;
     ensure(dims(v) == want, OP, "v", format_args!("{want:?}"), dims(v))?;
@@ -99,10 +150,9 @@ pub(super) fn heads(
         return Ok(q.clone());
     }
     for_spans(OP, cache, step.spans(), |sequence, rows| {
-        let [keys, values] = sequence.append(OP, [&rows.heads(k)?, &rows.heads(v)?])?;
-        let (mask, sinks) = ((rows.n > 1).then_some(Mask::Causal), sinks.as_ref());
-        let y = scaled_dot_product_attention(rows.heads(q)?, &keys, &values, settings.scale, mask, sinks);
-        y.map_err(f(OP))
+        let stored = sequence.append(OP, [&rows.heads(k)?, &rows.heads(v)?])?;
+        let settings = (settings.scale, window, sinks.as_ref());
+        attend(OP, &rows.heads(q)?, stored, (sequence, rows.n), settings)
     })
 }
 
@@ -114,14 +164,9 @@ pub(super) fn shared(
     settings: &AttentionSettings,
 ) -> Result<Array> {
     const OP: &str = "attention_shared";
-    let CacheKind::Full { n_kv_heads, head_dim } = cache.kind() else {
-        return ensure(false, OP, "cache", "keys and values", cache.kind()).map(|()| unreachable!());
-    };
-    ensure(settings.window.is_none(), OP, "window", "that of the cache, which has none", settings.window)?;
+    let (n_kv_heads, head_dim, window) = kind(OP, cache, settings)?;
     let shape = dims(q);
-    let fits =
-        shape.len() == 3 && shape[2] == head_dim && shape[1] > 0 && shape[1].is_multiple_of(n_kv_heads);
-    ensure(fits, OP, "q", format_args!("[n, a multiple of {n_kv_heads}, {head_dim}]"), &shape)?;
+    check_queries(OP, &shape, (n_kv_heads, head_dim))?;
     step.check(OP, "q", q)?;
     cache.check(OP, step.spans())?;
     if shape[0] == 0 {
@@ -129,11 +174,14 @@ pub(super) fn shared(
     }
     // A copy, whose arrays are shared: nothing is written.
     for_spans(OP, &mut cache.clone(), step.spans(), |sequence, rows| {
-        let [keys, values] = sequence.used(OP, rows.n)?;
-        let mask = (rows.n > 1).then_some(Mask::Causal);
-        let y = scaled_dot_product_attention(rows.heads(q)?, &keys, &values, settings.scale, mask, None);
-        y.map_err(f(OP))
+        let stored = sequence.used(OP, rows.n)?;
+        attend(OP, &rows.heads(q)?, stored, (sequence, rows.n), (settings.scale, window, None))
     })
+}
+
+fn check_queries(op: &'static str, shape: &[usize], (n_kv_heads, head_dim): (usize, usize)) -> Result<()> {
+    let fits = matches!(*shape, [_, n_heads, dim] if dim == head_dim && n_heads > 0 && n_heads.is_multiple_of(n_kv_heads));
+    ensure(fits, op, "q", format_args!("[n, a multiple of {n_kv_heads}, {head_dim}]"), shape)
 }
 
 /// `latent_attention`, and with weights `mla_attention`.

@@ -21,18 +21,23 @@ pub struct MlxCache {
     slots: Vec<Sequence>,
 }
 
+/// Positions before a window that are kept, so that a sequence can be shortened by a few tokens.
+const SLACK: usize = 256;
+
 /// One sequence.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Sequence {
     /// Tokens of all steps that have been committed.
     n_tokens: usize,
+    /// Those before a window that are no longer stored: whole steps of them.
+    n_gone: usize,
     stored: Option<Stored>,
     /// The state that a step makes, part by part: it is stored at the step's end.
     made: [Option<Array>; 2],
 }
 
 /// Keys and values, or the latent and the rotated key: `[1, n_kv_heads, capacity, width]`. What lies behind a sequence's
-/// tokens is not used. Of a state: the last inputs `[kernel - 1, n_channels]`, and the matrices `[n_k_heads, n_v_heads / n_k_heads,
+/// tokens is not used, and what lies before a window is not there. Of a state: the last inputs `[kernel - 1, n_channels]`, and the matrices `[n_k_heads, n_v_heads / n_k_heads,
 /// v_dim, k_dim]` or nothing. Forks share the arrays: whoever grows gets new ones, for which MLX copies what is still shared.
 #[derive(Clone, Debug)]
 struct Stored {
@@ -90,7 +95,17 @@ pub(super) fn cache_bytes(spec: &CacheSpec, numerics: Numerics, n_tokens: usize)
     if spec.kind.is_state() {
         return if n_tokens == 0 { 0 } else { state_bytes(spec.kind, value_bytes(numerics)) };
     }
-    (n_tokens.next_multiple_of(STEP) * n_values(spec.kind) * value_bytes(numerics)) as u64
+    let capacity = n_tokens.next_multiple_of(STEP) - n_before_window(spec.kind, n_tokens);
+    (capacity * n_values(spec.kind) * value_bytes(numerics)) as u64
+}
+
+/// Tokens before the window, and its slack, of a sequence of that length: whole steps of them.
+fn n_before_window(kind: CacheKind, n_tokens: usize) -> usize {
+    match kind {
+        // The next token sees `window - 1` of those that are there.
+        CacheKind::Window { window, .. } => (n_tokens + 1).saturating_sub(window + SLACK) / STEP * STEP,
+        _ => 0,
+    }
 }
 
 impl Sequence {
@@ -98,14 +113,28 @@ impl Sequence {
         self.n_tokens
     }
 
-    /// Its tokens and the `n` that were written behind them.
+    /// Tokens before the first that is stored.
+    pub(super) fn n_gone(&self) -> usize {
+        self.n_gone
+    }
+
+    /// What is stored of its tokens, and the `n` that were written behind them.
     pub(super) fn used(&self, op: &'static str, n: usize) -> Result<[Array; 2]> {
-        let n_tokens = self.n_tokens + n;
-        let stored = self.stored.as_ref().filter(|stored| stored.capacity() >= n_tokens);
-        ensure(stored.is_some(), op, "step", "tokens that were written to the cache", n_tokens)?;
+        let n_stored = self.n_tokens - self.n_gone + n;
+        let stored = self.stored.as_ref().filter(|stored| stored.capacity() >= n_stored);
+        ensure(stored.is_some(), op, "step", "tokens that were written to the cache", n_stored)?;
         let arrays = stored.map(|stored| &stored.arrays).into_iter().flatten();
-        let used = arrays.map(|array| first(op, array, n_tokens)).collect::<Result<Vec<_>>>()?;
+        let used = arrays.map(|array| first(op, array, n_stored)).collect::<Result<Vec<_>>>()?;
         used.try_into().map_err(|_| unreachable!("there are two arrays"))
+    }
+
+    /// Drops what lies before the first `n` tokens. What cannot be dropped stays.
+    fn forget(&mut self, n: usize) {
+        let Some(stored) = self.stored.as_ref().filter(|_| n > self.n_gone) else { return };
+        let [a, b] = stored.arrays.each_ref().map(|array| without_first("commit", array, n - self.n_gone));
+        if let (Ok(a), Ok(b)) = (a, b) {
+            (self.stored, self.n_gone) = (Some(Stored::new([a, b])), n);
+        }
     }
 
     /// A part of the state as the step before has left it. Before the first token there is none.
@@ -121,19 +150,21 @@ impl Sequence {
     /// Writes `new` `[1, heads, n, width]` behind its tokens, and returns all there is. Its length stays.
     pub(super) fn append(&mut self, op: &'static str, new: [&Array; 2]) -> Result<[Array; 2]> {
         let n = new[0].shape()[2] as usize;
-        let n_tokens = self.n_tokens + n;
+        let had = self.n_tokens - self.n_gone;
+        let n_stored = had + n;
+        let wanted = (self.n_tokens + n).next_multiple_of(STEP) - self.n_gone;
         let one = |stored: Option<&Array>, new: &Array| {
             let mut shape = new.shape().to_vec();
             let capacity = stored.map_or(0, |a| a.shape()[2] as usize);
             let grown;
             let room = match stored {
-                Some(stored) if n_tokens <= capacity => stored,
+                Some(stored) if n_stored <= capacity => stored,
                 _ => {
-                    shape[2] = (n.div_ceil(STEP) * STEP) as i32;
+                    shape[2] = (wanted - had) as i32;
                     let zeros = ops::zeros_dtype(&shape, new.dtype()).map_err(f(op))?;
                     grown = match stored {
-                        Some(stored) if self.n_tokens > 0 => {
-                            let used = first(op, stored, self.n_tokens)?;
+                        Some(stored) if had > 0 => {
+                            let used = first(op, stored, had)?;
                             ops::concatenate(&[&used, &zeros], 2).map_err(f(op))?
                         }
                         _ => zeros,
@@ -142,15 +173,15 @@ impl Sequence {
                 }
             };
             let mut stop = new.shape().to_vec();
-            stop[2] = n_tokens as i32;
-            raw::slice_update(op, room, new, &[0, 0, self.n_tokens as i32, 0], &stop)
+            stop[2] = n_stored as i32;
+            raw::slice_update(op, room, new, &[0, 0, had as i32, 0], &stop)
         };
         let [a, b] = match &self.stored {
             Some(Stored { arrays: [a, b], .. }) => [Some(a), Some(b)],
             None => [None, None],
         };
         let arrays = [one(a, new[0])?, one(b, new[1])?];
-        let used = [first(op, &arrays[0], n_tokens)?, first(op, &arrays[1], n_tokens)?];
+        let used = [first(op, &arrays[0], n_stored)?, first(op, &arrays[1], n_stored)?];
         self.stored = Some(Stored::new(arrays));
         Ok(used)
     }
@@ -164,6 +195,14 @@ fn first(op: &'static str, x: &Array, n: usize) -> Result<Array> {
     }
     stop[2] = n as i32;
     raw::slice(op, x, &[0; 4], &stop)
+}
+
+/// All but the first `n` positions of `[1, heads, capacity, width]`.
+pub(super) fn without_first(op: &'static str, x: &Array, n: usize) -> Result<Array> {
+    if n == 0 {
+        return Ok(x.clone());
+    }
+    raw::slice(op, x, &[0, 0, n as i32, 0], x.shape())
 }
 
 impl MlxCache {
@@ -180,10 +219,10 @@ impl MlxCache {
         if let CacheKind::Latent { rank, rope_dim } = spec.kind {
             ensure(rank > 0 && rope_dim > 0, OP, "kind", "no zero dimension", spec.kind)?;
         }
-        let unsupported = |why: String| Error::Unsupported { op: OP, backend: NAME, why };
-        if let CacheKind::Window { .. } = spec.kind {
-            return Err(unsupported("windows are not implemented: use --backend cpu".into()));
+        if let CacheKind::Window { window, .. } = spec.kind {
+            ensure(window > 0, OP, "window", "at least one token", window)?;
         }
+        let unsupported = |why: String| Error::Unsupported { op: OP, backend: NAME, why };
         if spec.format != KvFormat::Native && !spec.kind.is_state() {
             return Err(unsupported(format!("keys and values as {:?} are not implemented", spec.format)));
         }
@@ -246,8 +285,9 @@ impl MlxCache {
         }
         let capacity = stored.map_or(0, Stored::capacity);
         let is_shared = stored.is_some_and(|s| self.stored().filter(|o| o.origin == s.origin).count() > 1);
-        let need =
-            if n_tokens <= capacity { capacity } else { had + (n_tokens - had).next_multiple_of(STEP) };
+        let n_gone = self.slots.get(slot).map_or(0, |s| s.n_gone);
+        let fits = n_tokens - n_gone <= capacity;
+        let need = if fits { capacity } else { n_tokens.next_multiple_of(STEP) - n_gone };
         let n_new = need.saturating_sub(if is_shared { 0 } else { capacity });
         let position_bytes = match self.stored().next() {
             Some(s) => s.bytes() / s.capacity().max(1) as u64,
@@ -261,8 +301,9 @@ impl MlxCache {
         ensure(from != to, OP, "to", "another slot than from", to)?;
         self.check_length(OP, from, n_tokens)?;
         check_slot(OP, to)?;
-        let stored = self.slots.get(from).and_then(|s| s.stored.clone()).filter(|_| n_tokens > 0);
-        *self.sequence(to)? = Sequence { n_tokens, stored, made: [None, None] };
+        let sequence = self.slots.get(from).filter(|_| n_tokens > 0);
+        let (n_gone, stored) = sequence.map_or((0, None), |s| (s.n_gone, s.stored.clone()));
+        *self.sequence(to)? = Sequence { n_tokens, n_gone, stored, made: [None, None] };
         Ok(())
     }
 
@@ -286,6 +327,7 @@ impl MlxCache {
         for span in spans {
             let Some(s) = self.slots.get_mut(span.slot) else { continue };
             s.n_tokens = span.start + span.n_tokens;
+            s.forget(n_before_window(self.kind, s.n_tokens));
             if self.kind.is_state() && span.n_tokens > 0 {
                 let old = s.stored.take().map(|stored| stored.arrays);
                 let [old_inputs, old_matrices] = old.map_or([None, None], |arrays| arrays.map(Some));
@@ -308,9 +350,13 @@ impl MlxCache {
         }
     }
 
-    /// A state is that of all tokens.
+    /// A state is that of all tokens; the next token must see all of its window.
     pub(super) fn shortest(&self, slot: usize) -> usize {
-        if self.kind.is_state() { self.n_tokens(slot) } else { 0 }
+        match (self.kind, self.slots.get(slot)) {
+            (kind, _) if kind.is_state() => self.n_tokens(slot),
+            (CacheKind::Window { window, .. }, Some(s)) if s.n_gone > 0 => s.n_gone + window - 1,
+            _ => 0,
+        }
     }
 
     fn n_tokens(&self, slot: usize) -> usize {

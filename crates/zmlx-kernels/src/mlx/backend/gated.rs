@@ -19,12 +19,11 @@ pub(super) fn gated(gate: &Array, up: &Array, activation: Activation) -> Result<
             silu.and_then(|s| s.multiply(up)).map_err(f(OP))
         }
         Activation::GeGlu => {
-            let (half, one, cubic) = (number(0.5)?, number(1.0)?, number(0.044_715)?);
-            let factor = number(FRAC_2_PI.sqrt() as f32)?;
+            // `(1 + tanh x) / 2` is `sigmoid 2x`, which keeps the digits of what is small.
+            let (cubic, factor) = (number(0.044_715)?, number(2.0 * FRAC_2_PI.sqrt() as f32)?);
             let cube = gate.multiply(gate).and_then(|square| square.multiply(gate));
             let inner = cube.and_then(|cube| gate.add(cube.multiply(&cubic)?)?.multiply(&factor));
-            let rise = inner.and_then(|x| ops::tanh(&x)?.add(&one));
-            let gelu = rise.and_then(|rise| gate.multiply(&half)?.multiply(rise));
+            let gelu = inner.and_then(|x| gate.multiply(ops::sigmoid(&x)?));
             gelu.and_then(|gelu| gelu.multiply(up)).map_err(f(OP))
         }
         Activation::ClampedSwiGlu { alpha, limit } => {
