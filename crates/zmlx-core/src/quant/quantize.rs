@@ -27,7 +27,8 @@ pub struct Quantized {
 /// two (mxfp4, mxfp8; 1 for a group of zeros) or to the nearest e4m3 (nvfp4); the code nearest to `w / scale`, ties
 /// towards zero in e2m1 and to the even code in e4m3.
 ///
-/// **Source** `mx.quantize` of MLX 0.32.2.
+/// **Source** `mx.quantize` of MLX 0.32.2, of weights in f32 or bf16. Of weights in f16 it divides for an E8M0 scale in f16, which
+/// rounds small quotients.
 ///
 /// # Errors
 /// If `scale_dtype` does not fit the mode or `w` is not whole rows of whole groups.

@@ -17,7 +17,7 @@ pub(crate) enum Module {
     /// The projections of all experts.
     Experts(ExpertsSpec),
     /// What latent attention reads and writes its latents with: a matrix for each head.
-    Heads(MlaSpec),
+    Heads(Box<MlaSpec>),
 }
 
 /// The part of the model that a weight belongs to.
@@ -271,7 +271,7 @@ impl Uses {
                     self.add(&format!("{path}.{name}"), weight);
                 }
                 self.size(&format!("{path}.kv_b_proj"), [*n_heads, nope_dim.saturating_add(*v_dim), *rank]);
-                self.modules.push(Module::Heads(a.clone()));
+                self.modules.push(Module::Heads(Box::new(a.clone())));
             }
             MixerSpec::Delta(a) => {
                 a.projections().into_iter().for_each(|matrix| self.matrix(matrix, PART));
