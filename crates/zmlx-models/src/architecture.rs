@@ -84,6 +84,7 @@ pub struct PerLayerInputsSpec {
 
 /// What turns the last hidden state into logits.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum HeadSpec {
     /// The embedding table. Some files hold a matrix at this path all the same.
     Tied(&'static str),

@@ -52,6 +52,7 @@ pub struct OpCheck {
 
 /// Whether a fused op and its composition agree.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Outcome {
     /// They do.
     Agrees {

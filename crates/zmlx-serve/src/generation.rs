@@ -226,7 +226,7 @@ impl Generation {
             StopReason::StopString => Finish::StopString(finished.stop_string.clone().unwrap_or_default()),
             StopReason::ContextLength => Finish::Context,
             StopReason::MaxTokens if self.is_cut => Finish::Context,
-            StopReason::MaxTokens | StopReason::CacheFull | StopReason::Interrupted => Finish::Length,
+            _ => Finish::Length,
         };
         self.usage.n_generated = finished.n_generated_tokens;
         Output::End { pieces, summary: self.finish(finish) }

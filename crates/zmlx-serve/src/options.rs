@@ -61,6 +61,7 @@ pub enum Feature {
 
 /// What becomes of thinking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reasoning {
     /// It is told apart from the answer.
     Split,
@@ -70,6 +71,7 @@ pub enum Reasoning {
 
 /// How calls of tools are read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ToolParser {
     /// As the chat template writes them.
     OfTemplate,

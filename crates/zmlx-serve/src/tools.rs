@@ -17,6 +17,7 @@ use zmlx_models::chat::{AnswerPart, ThinkingMode, ThinkingSplitter};
 
 /// How a model writes calls of tools.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ToolSyntax {
     /// GLM-4: `<tool_call>name<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>`.
     Glm,
@@ -145,6 +146,8 @@ fn pass(part: AnswerPart, text: &str, calls: Option<&mut CallReader>, pieces: &m
             TextEnd::Whole => Piece::CallEnd,
             TextEnd::Cut => Piece::CallCut,
         }),
+        // A part that this server does not know is read by people.
+        (_, _) => push_content(text, pieces),
     }
 }
 

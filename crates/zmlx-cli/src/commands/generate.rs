@@ -217,5 +217,6 @@ fn explained(reason: StopReason) -> &'static str {
         StopReason::ContextLength => "the model's context is full",
         StopReason::CacheFull => "the memory for keys and values is full",
         StopReason::Interrupted => "interrupted",
+        other => other.name(),
     }
 }

@@ -8,6 +8,7 @@ use super::{DeltaSpec, ShortConvSpec};
 
 /// How converters store a weight, which is how random ones are made. A file's own tensors decide what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Storage {
     /// In the format that `config.json` gives the model.
     Model,
@@ -308,6 +309,7 @@ pub enum QuerySpec {
 
 /// What follows the mixer.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum FeedForwardSpec {
     /// One MLP for every token.
     Dense(MlpSpec),
@@ -380,6 +382,7 @@ pub struct MoeSpec {
 
 /// The rules by which experts are chosen.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum RouterSpec {
     /// Softmax over all experts, the most probable ones chosen.
     SoftmaxTopK {

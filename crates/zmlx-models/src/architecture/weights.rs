@@ -22,6 +22,7 @@ pub(crate) enum Module {
 
 /// The part of the model that a weight belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Part {
     /// The embedding table.
     Embedding,

@@ -6,6 +6,7 @@ use super::ChatMessage;
 
 /// How a prompt ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Ending {
     /// After the last message.
     Closed,

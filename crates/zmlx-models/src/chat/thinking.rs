@@ -7,6 +7,7 @@ const CLOSE: &str = "</think>";
 
 /// What of an answer may be thinking.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ThinkingMode {
     /// Tags of thinking are part of the answer as all else.
     Off,
@@ -32,6 +33,7 @@ impl ThinkingMode {
 
 /// What a piece of an answer belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum AnswerPart {
     /// The model's thinking.
     Thinking,

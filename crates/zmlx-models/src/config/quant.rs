@@ -10,6 +10,7 @@ use crate::fields::{Fields, short};
 
 /// An exception for one module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum QuantOverride {
     /// `false`: the module is not quantised.
     Dense,

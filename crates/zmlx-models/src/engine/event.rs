@@ -7,6 +7,7 @@ use crate::{Error, TokenLogprob};
 
 /// Something that happened to a request.
 #[derive(Debug)]
+#[non_exhaustive]
 pub enum Event {
     /// It got its place: from here on it is computed.
     Started {
@@ -81,6 +82,7 @@ pub struct Token {
 
 /// Why a generation ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum StopReason {
     /// The model gave one of the end tokens.
     Eos,

@@ -245,7 +245,6 @@ impl Driver<'_> {
                     self.metrics.queue_seconds.observe(queue_time.as_secs_f64());
                     client.send(Update::Started { n_cached_tokens, queue_time });
                 }
-                Event::Prompt { .. } => {}
                 Event::Token { token, .. } => {
                     n_tokens += 1;
                     match client.last_token.replace(now) {
@@ -258,6 +257,7 @@ impl Driver<'_> {
                 }
                 Event::Finished { finished, .. } => self.end(id, Update::Finished(finished)),
                 Event::Failed { error, .. } => self.end(id, Update::Failed(Failure::Engine(error))),
+                _ => {}
             }
         }
         if n_tokens > 0 {

@@ -78,7 +78,7 @@ impl<B: Backend> Answers<'_, B> {
                     n_shown += token.text.len();
                     show(&token.text, &mut screen);
                 }
-                Event::Started { .. } | Event::Finished { .. } | Event::Failed { .. } => {}
+                _ => {}
             }
             let more = screen.is_well() && !busy.is_asked();
             if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -118,6 +118,7 @@ impl<B: Backend> Answers<'_, B> {
             StopReason::ContextLength => "; the context is full: /undo or /reset",
             StopReason::CacheFull => "; the memory for keys and values is full: /undo or /reset",
             StopReason::Interrupted => "; ended by Ctrl-C",
+            _ => "",
         };
         format!(
             "prompt {} tokens, {} of them cached, {:.1} tokens/s; answer {} tokens, {:.1} tokens/s; context {} of {}{why}",
