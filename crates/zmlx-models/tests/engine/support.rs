@@ -112,11 +112,11 @@ impl Seen {
             let is_over = self.finished.contains_key(&id) || self.failed.contains_key(&id);
             assert!(!is_over, "an event after the end: {event:?}");
             match event {
-                Event::Started { .. } => {}
                 Event::Prompt { n_done, .. } => self.progress.entry(id).or_default().push(n_done),
                 Event::Token { token, .. } => self.tokens.entry(id).or_default().push(token),
                 Event::Finished { finished, .. } => drop(self.finished.insert(id, finished)),
                 Event::Failed { error, .. } => drop(self.failed.insert(id, error)),
+                _ => {}
             }
         }
     }
