@@ -2,7 +2,7 @@
 
 use std::f64::consts::FRAC_2_PI;
 
-use mlx_rs::{Array, ops};
+use mlx_rs::{Array, Dtype, ops};
 
 use super::{f, scalar};
 use crate::{Activation, Result};
@@ -19,11 +19,17 @@ pub(super) fn gated(gate: &Array, up: &Array, activation: Activation) -> Result<
             silu.and_then(|s| s.multiply(up)).map_err(f(OP))
         }
         Activation::GeGlu => {
-            // `(1 + tanh x) / 2` is `sigmoid 2x`, which keeps the digits of what is small.
-            let (cubic, factor) = (number(0.044_715)?, number(2.0 * FRAC_2_PI.sqrt() as f32)?);
+            let (half, one, cubic) = (number(0.5)?, number(1.0)?, number(0.044_715)?);
+            let factor = number(FRAC_2_PI.sqrt() as f32)?;
             let cube = gate.multiply(gate).and_then(|square| square.multiply(gate));
             let inner = cube.and_then(|cube| gate.add(cube.multiply(&cubic)?)?.multiply(&factor));
-            let gelu = inner.and_then(|x| gate.multiply(ops::sigmoid(&x)?));
+            let gelu = if gate.dtype() == Dtype::Float32 {
+                // `(1 + tanh x) / 2` is `sigmoid 2x`, which keeps the digits of what is small.
+                inner.and_then(|x| gate.multiply(ops::sigmoid(&x.add(&x)?)?))
+            } else {
+                let rise = inner.and_then(|x| ops::tanh(&x)?.add(&one));
+                rise.and_then(|rise| gate.multiply(&half)?.multiply(rise))
+            };
             gelu.and_then(|gelu| gelu.multiply(up)).map_err(f(OP))
         }
         Activation::ClampedSwiGlu { alpha, limit } => {
