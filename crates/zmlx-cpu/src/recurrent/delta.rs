@@ -168,9 +168,9 @@ impl Head<'_> {
                 // SAFETY: as above; rows begin on cache lines.
                 unsafe {
                     let k = s.load(token.k.as_ptr().add(j));
-                    for r in 0..R {
+                    for (r, change) in changes.iter().enumerate() {
                         let at = r * stride + j;
-                        let state = s.fma(changes[r], k, s.mul(decay, s.load(from.add(at))));
+                        let state = s.fma(*change, k, s.mul(decay, s.load(from.add(at))));
                         if is_streamed {
                             s.stream(next.add(at), state);
                         } else {
