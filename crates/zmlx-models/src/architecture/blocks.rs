@@ -456,6 +456,8 @@ impl RouterSpec {
 pub struct ExpertsSpec {
     /// The path of the mixture: `model.layers.1.mlp`.
     pub path: String,
+    /// Below it the module that MLX's files stack the experts in: `switch_mlp`.
+    pub module: &'static str,
     /// Number of experts.
     pub n_experts: usize,
     /// Width of an expert.
@@ -471,7 +473,8 @@ pub struct ExpertsSpec {
 impl ExpertsSpec {
     /// Experts without biases, joined by SwiGLU.
     pub(crate) fn swiglu(path: String, n_experts: usize, [inter, hidden]: [usize; 2]) -> Self {
-        Self { path, n_experts, inter, hidden, activation: Activation::SwiGlu, is_biased: false }
+        let activation = Activation::SwiGlu;
+        Self { path, module: "switch_mlp", n_experts, inter, hidden, activation, is_biased: false }
     }
 
     /// Gate, up and down: each one's name, rows and columns.
@@ -480,10 +483,11 @@ impl ExpertsSpec {
         [("gate_proj", inter, hidden), ("up_proj", inter, hidden), ("down_proj", hidden, inter)]
     }
 
-    /// Where a projection of all experts may be stacked; the first is the usual one.
+    /// Where a projection of all experts may be stacked; the first is the place in MLX's files.
     pub(crate) fn stacked(&self, projection: &str) -> [String; 3] {
-        ["switch_mlp", "experts", "experts.switch_glu"]
-            .map(|module| format!("{}.{module}.{projection}", self.path))
+        let mut modules = ["switch_mlp", "experts", "experts.switch_glu"];
+        modules.sort_by_key(|module| *module != self.module);
+        modules.map(|module| format!("{}.{module}.{projection}", self.path))
     }
 
     /// Where a single expert's projection may be; the first is the usual one.

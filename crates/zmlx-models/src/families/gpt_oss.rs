@@ -85,6 +85,7 @@ impl Config {
                 top_k: self.num_experts_per_tok,
             })),
             experts: ExpertsSpec {
+                module: "experts",
                 path,
                 n_experts,
                 inter: self.intermediate_size,

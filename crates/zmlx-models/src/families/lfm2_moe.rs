@@ -73,6 +73,16 @@ impl Config {
         let fits = hidden_size.is_multiple_of(2 * num_attention_heads);
         f.ensure(fits, "hidden_size", want, hidden_size)?;
         let num_experts = f.dim("num_experts")?;
+        let num_experts_per_tok = keys::top_k(f, ("num_experts", num_experts))?;
+        let norm_topk_prob = f.bool_or("norm_topk_prob", true)?;
+        // A single score would be divided by itself.
+        let want = "at least two, whose scores are divided by their sum";
+        f.ensure(
+            num_experts_per_tok > 1 || !norm_topk_prob,
+            "num_experts_per_tok",
+            want,
+            num_experts_per_tok,
+        )?;
         let conv_l_cache = f.dim("conv_L_cache")?;
         let want = format!("a whole number from 2 to {MAX_KERNEL}");
         f.ensure((2..=MAX_KERNEL).contains(&conv_l_cache), "conv_L_cache", want, conv_l_cache)?;
@@ -89,8 +99,8 @@ impl Config {
             moe_intermediate_size: f.dim("moe_intermediate_size")?,
             num_dense_layers: f.count("num_dense_layers")?,
             num_experts,
-            num_experts_per_tok: keys::top_k(f, ("num_experts", num_experts))?,
-            norm_topk_prob: f.bool_or("norm_topk_prob", true)?,
+            num_experts_per_tok,
+            norm_topk_prob,
             use_expert_bias: f.bool_or("use_expert_bias", true)?,
             routed_scaling_factor: f.positive_or("routed_scaling_factor", 1.0)?,
             norm_eps: f.positive("norm_eps")?,

@@ -8,7 +8,7 @@ use super::keys::{self, Biases, Grouped, HeadNorms, RopeKeys, RopeOf, SoftmaxMoe
 use crate::Result;
 use crate::architecture::{
     Architecture, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec, ModelExtras,
-    VectorSpec,
+    Storage, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -78,6 +78,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         n_experts: num_experts,
         hidden,
         inter: c.intermediate_size,
+        router: Storage::Model,
         settings: SoftmaxTopK {
             top_k: c.num_experts_per_tok,
             renormalize: keys::renormalize(c.norm_topk_prob),

@@ -86,11 +86,12 @@ impl Config {
             n_experts: self.num_experts,
             hidden,
             inter: self.moe_intermediate_size,
+            router: Storage::Model,
             settings: SoftmaxTopK { top_k: self.num_experts_per_tok, renormalize: Renormalize::No },
         };
         MoeSpec {
             shared: Some(MlpSpec::swiglu(&shared, self.shared_expert_intermediate_size, hidden)),
-            shared_gate: Some(gate.stored(Storage::EightBit)),
+            shared_gate: Some(gate),
             ..routed.at(path)
         }
     }

@@ -9,7 +9,7 @@ use super::keys::{self, Biases, Grouped, HeadNorms, RopeKeys, RopeOf, SoftmaxMoe
 use crate::Result;
 use crate::architecture::{
     Architecture, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec, MlpSpec,
-    ModelExtras, VectorSpec,
+    ModelExtras, Storage, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -106,6 +106,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         n_experts: c.num_experts,
         hidden,
         inter: c.moe_intermediate_size,
+        router: Storage::EightBit,
         settings: SoftmaxTopK {
             top_k: c.num_experts_per_tok,
             renormalize: keys::renormalize(c.norm_topk_prob),

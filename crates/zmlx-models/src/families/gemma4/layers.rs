@@ -143,6 +143,7 @@ impl Layers<'_> {
                 top_k: c.top_k_experts,
             })),
             experts: ExpertsSpec {
+                module: "experts.switch_glu",
                 activation: Activation::GeGlu,
                 ..ExpertsSpec::swiglu(path, c.num_experts, [c.moe_intermediate_size, hidden])
             },

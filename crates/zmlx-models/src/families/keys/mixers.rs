@@ -142,14 +142,16 @@ pub(in crate::families) struct SoftmaxMoe {
     pub(in crate::families) hidden: usize,
     /// Width of an expert.
     pub(in crate::families) inter: usize,
+    /// How converters store the router.
+    pub(in crate::families) router: Storage,
     pub(in crate::families) settings: SoftmaxTopK,
 }
 
 impl SoftmaxMoe {
     /// The module at `path`.
     pub(in crate::families) fn at(&self, path: String) -> MoeSpec {
-        let Self { n_experts, hidden, inter, settings } = *self;
-        let gate = MatrixSpec::new(format!("{path}.gate"), n_experts, hidden).stored(Storage::EightBit);
+        let Self { n_experts, hidden, inter, router, settings } = *self;
+        let gate = MatrixSpec::new(format!("{path}.gate"), n_experts, hidden).stored(router);
         MoeSpec {
             router: RouterSpec::SoftmaxTopK { gate, settings },
             experts: ExpertsSpec::swiglu(path, n_experts, [inter, hidden]),
