@@ -124,7 +124,7 @@ pub fn add_rms_norm<B: Backend + ?Sized>(
     Ok((sum, normed))
 }
 
-/// [`Backend::rms_norm_gated`] as [`Backend::rms_norm`] and [`Backend::swiglu`].
+/// [`Backend::rms_norm_gated`] as [`Backend::rms_norm`] and [`Backend::gated`].
 ///
 /// # Errors
 /// As its parts.
