@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use zmlx_kernels::{Backend, Barriers, Fusion, Hooked, Instrumented};
+use zmlx_kernels::{Backend, Barriers, CacheKind, Fusion, Hooked, Instrumented};
 use zmlx_models::{CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Slot, Tap, TapValue};
 
 use super::check::{Difference, Workload};
@@ -61,6 +61,8 @@ pub(super) struct Loaded<B: Backend> {
 struct Filled<B: Backend> {
     pool: CachePool<B>,
     slots: Vec<Slot>,
+    /// The sequences at the depth, where a cache cannot be shortened to it.
+    kept: Vec<Slot>,
     depth: usize,
 }
 
@@ -69,7 +71,7 @@ impl<B: Backend> Filled<B> {
     fn new(model: &Model<B>, n_slots: usize) -> Result<Self> {
         let mut pool = model.pool(PoolOptions::default())?;
         let slots = (0..n_slots).map(|_| pool.allocate()).collect::<zmlx_models::Result<_>>()?;
-        Ok(Self { pool, slots, depth: 0 })
+        Ok(Self { pool, slots, kept: Vec::new(), depth: 0 })
     }
 }
 
@@ -87,9 +89,15 @@ impl<B: Backend> Loaded<B> {
 
     /// Takes the decoded tokens back.
     fn rewind(&mut self) -> Result<()> {
-        let Filled { pool, slots, depth } = &mut self.filled;
-        for slot in slots {
-            pool.truncate(*slot, *depth)?;
+        let Filled { pool, slots, kept, depth } = &mut self.filled;
+        for (i, slot) in slots.iter_mut().enumerate() {
+            match kept.get(i) {
+                Some(kept) => {
+                    pool.free(*slot)?;
+                    *slot = pool.fork(*kept, *depth)?;
+                }
+                None => pool.truncate(*slot, *depth)?,
+            }
         }
         Ok(())
     }
@@ -148,7 +156,16 @@ impl<B: Instrumented> Arm for Loaded<B> {
                 |done: usize, _: usize| on_progress(Work::FillingCaches, i * depth + done, batch * depth);
             self.model.prefill(&mut pool, *slot, &tokens, fusion, &mut on_chunk)?;
         }
-        self.filled = Filled { pool, slots, depth };
+        let mut kinds = self.model.architecture().layers.iter().filter_map(|layer| layer.mixer.cache_kind());
+        let can_be_shortened =
+            kinds.all(|kind| matches!(kind, CacheKind::Full { .. } | CacheKind::Latent { .. }));
+        let mut kept = Vec::new();
+        if depth > 0 && !can_be_shortened {
+            for slot in &slots {
+                kept.push(pool.fork(*slot, depth)?);
+            }
+        }
+        self.filled = Filled { pool, slots, kept, depth };
         Ok(())
     }
 

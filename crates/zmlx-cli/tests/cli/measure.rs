@@ -14,6 +14,18 @@ fn wrong_weights_are_not_timed() {
 }
 
 #[test]
+fn bench_goes_back_to_a_depth_that_caches_cannot_be_cut_to() {
+    for family in ["gpt_oss", "lfm2_moe", "qwen3_5_moe"] {
+        let dir = fixtures().join("families").join(family);
+        // More tokens than a window keeps beyond those that it shows.
+        let args =
+            ["-p", "0", "-n", "600", "-d", "40", "-b", "1,2", "-r", "1", "--fusion", "fused", "-o", "json"];
+        let report = zmlx(&[&["bench", dir.to_str().unwrap()], &args[..]].concat()).ok().json();
+        assert_eq!(report["tests"].as_array().unwrap().len(), 2, "{family}");
+    }
+}
+
+#[test]
 fn bench_measures_every_fusion() {
     let dir = model(GLM);
     let args = ["bench", &dir, "-p", "8", "-n", "3,4", "-d", "0,16", "-b", "1,2", "-r", "2"];
