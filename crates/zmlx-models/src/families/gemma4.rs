@@ -6,9 +6,9 @@ mod layers;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::keys::{self, LayerType, RopeKeys};
+use super::keys::{self, Frame, LayerType, RopeKeys};
 use crate::Result;
-use crate::architecture::{Architecture, HeadSpec, MatrixSpec, ModelExtras, PerLayerInputsSpec, VectorSpec};
+use crate::architecture::{Architecture, MatrixSpec, ModelExtras, PerLayerInputsSpec, VectorSpec};
 use crate::fields::Fields;
 use layers::Layers;
 
@@ -144,23 +144,20 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         norm: VectorSpec::new("model.per_layer_projection_norm.weight", width),
     });
     let layers = Layers { config: &c, ropes }.all(f)?;
-    Ok(Architecture {
-        model_type: MODEL_TYPE,
-        config: super::display(&c),
+    let frame = Frame {
         vocab_size: c.vocab_size,
         hidden_size: hidden,
         max_position_embeddings: c.max_position_embeddings,
         rms_norm_eps: c.rms_norm_eps,
-        embed: MatrixSpec::new("model.embed_tokens", c.vocab_size, hidden),
-        layers_path: "model.layers",
-        layers,
-        norm: VectorSpec::new("model.norm.weight", hidden),
-        head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
+        tie_word_embeddings: c.tie_word_embeddings,
+    };
+    Ok(Architecture {
         extras: ModelExtras {
             embed_factor: Some((hidden as f32).sqrt()),
             logit_cap: c.final_logit_softcapping.map(|cap| cap as f32),
             per_layer_inputs,
         },
         left_over: LEFT_OVER,
+        ..frame.around(MODEL_TYPE, &c, layers)
     })
 }

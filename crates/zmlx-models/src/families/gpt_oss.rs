@@ -5,12 +5,11 @@ use serde::Serialize;
 use serde_json::Value;
 use zmlx_kernels::RopePairing;
 
-use super::keys::{self, Biases, Grouped, HeadNorms, LayerType, RopeKeys, RopeOf};
+use super::keys::{self, Biases, Frame, Grouped, HeadNorms, LayerType, RopeKeys, RopeOf};
 use crate::Result;
 use crate::architecture::{
-    Activation, Architecture, ExpertsSpec, FeedForwardSpec, GqaSpec, HeadSpec, LayerExtras, LayerSpec,
-    LinearSpec, MatrixSpec, MixerSpec, ModelExtras, MoeSpec, RouterSpec, SoftmaxOfChosen, Storage,
-    VectorSpec,
+    Activation, Architecture, ExpertsSpec, FeedForwardSpec, GqaSpec, LinearSpec, MixerSpec, MoeSpec,
+    RouterSpec, SoftmaxOfChosen, Storage, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -114,33 +113,24 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         eps: c.rms_norm_eps as f32,
         rope: rope.rope(RopeOf { dims: c.head_dim, theta, pairing })?,
     };
-    let layer = |(layer_idx, layer_type): (usize, &LayerType)| {
-        let at = |name: &str| format!("model.layers.{layer_idx}.{name}");
-        LayerSpec {
-            input_norm: VectorSpec::new(at("input_layernorm.weight"), hidden),
-            mixer: MixerSpec::Attention(GqaSpec {
-                window: (*layer_type == LayerType::Sliding).then_some(c.sliding_window),
-                sinks: Some(VectorSpec::new(at("self_attn.sinks"), c.num_attention_heads)),
-                ..attention.at(&at("self_attn"))
-            }),
-            post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
-            feed_forward: FeedForwardSpec::moe(c.moe(at("mlp"))),
-            extras: LayerExtras::default(),
-        }
-    };
-    Ok(Architecture {
-        model_type: MODEL_TYPE,
-        config: super::display(&c),
+    let frame = Frame {
         vocab_size: c.vocab_size,
         hidden_size: hidden,
         max_position_embeddings: c.max_position_embeddings,
         rms_norm_eps: c.rms_norm_eps,
-        embed: MatrixSpec::new("model.embed_tokens", c.vocab_size, hidden),
-        layers_path: "model.layers",
-        layers: c.layer_types.iter().enumerate().map(layer).collect(),
-        norm: VectorSpec::new("model.norm.weight", hidden),
-        head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
-        extras: ModelExtras::default(),
-        left_over: &["rotary_emb"],
-    })
+        tie_word_embeddings: c.tie_word_embeddings,
+    };
+    let layer = |(layer_idx, layer_type): (usize, &LayerType)| {
+        let at = |name: &str| format!("model.layers.{layer_idx}.{name}");
+        frame.layer(
+            layer_idx,
+            MixerSpec::Attention(GqaSpec {
+                window: (*layer_type == LayerType::Sliding).then_some(c.sliding_window),
+                sinks: Some(VectorSpec::new(at("self_attn.sinks"), c.num_attention_heads)),
+                ..attention.at(&at("self_attn"))
+            }),
+            FeedForwardSpec::moe(c.moe(at("mlp"))),
+        )
+    };
+    Ok(frame.around(MODEL_TYPE, &c, c.layer_types.iter().enumerate().map(layer).collect()))
 }

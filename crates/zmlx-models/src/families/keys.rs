@@ -1,10 +1,12 @@
 //! Keys that several families read in the same way.
 
+mod frame;
 mod hybrid;
 mod layer_types;
 mod mixers;
 mod rope;
 
+pub(super) use frame::Frame;
 pub(super) use hybrid::{DeltaLayout, HybridFamily, SparseKeys, hybrid};
 pub(super) use layer_types::{LayerType, layer_types};
 pub(super) use mixers::{Biases, Grouped, HeadNorms, Latent, NoauxMoe, SoftmaxMoe};

@@ -5,12 +5,11 @@ use serde::Serialize;
 use serde_json::Value;
 use zmlx_kernels::{NoauxTc, Rope, RopePairing};
 
-use super::keys::{self, RopeKeys, RopeOf};
+use super::keys::{self, Frame, RopeKeys, RopeOf};
 use crate::Result;
 use crate::architecture::{
-    Architecture, ConvSpec, ExpertsSpec, FeedForwardSpec, GqaSpec, HeadSpec, LayerExtras, LayerSpec,
-    LinearSpec, MatrixSpec, MixerSpec, MlpSpec, ModelExtras, MoeSpec, RouterSpec, ShortConvSpec, Storage,
-    VectorSpec,
+    Architecture, ConvSpec, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerExtras, LayerSpec, LinearSpec,
+    MatrixSpec, MixerSpec, MlpSpec, MoeSpec, RouterSpec, ShortConvSpec, Storage, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -198,19 +197,15 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             extras: LayerExtras::default(),
         }
     };
-    Ok(Architecture {
-        model_type: MODEL_TYPE,
-        config: super::display(&c),
+    let frame = Frame {
         vocab_size: c.vocab_size,
         hidden_size: hidden,
         max_position_embeddings: c.max_position_embeddings,
         rms_norm_eps: c.norm_eps,
-        embed: MatrixSpec::new("model.embed_tokens", c.vocab_size, hidden),
-        layers_path: "model.layers",
-        layers: c.layer_types.iter().enumerate().map(layer).collect(),
+        tie_word_embeddings: true,
+    };
+    Ok(Architecture {
         norm: VectorSpec::new("model.embedding_norm.weight", hidden),
-        head: HeadSpec::lm_head(true, c.vocab_size, hidden),
-        extras: ModelExtras::default(),
-        left_over: &["rotary_emb"],
+        ..frame.around(MODEL_TYPE, &c, c.layer_types.iter().enumerate().map(layer).collect())
     })
 }

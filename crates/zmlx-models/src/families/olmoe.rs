@@ -4,12 +4,9 @@ use serde::Serialize;
 use serde_json::Value;
 use zmlx_kernels::SoftmaxTopK;
 
-use super::keys::{self, Biases, Grouped, HeadNorms, RopeKeys, RopeOf, SoftmaxMoe};
+use super::keys::{self, Biases, Frame, Grouped, HeadNorms, RopeKeys, RopeOf, SoftmaxMoe};
 use crate::Result;
-use crate::architecture::{
-    Architecture, FeedForwardSpec, HeadSpec, LayerExtras, LayerSpec, MatrixSpec, MixerSpec, ModelExtras,
-    Storage, VectorSpec,
-};
+use crate::architecture::{Architecture, FeedForwardSpec, MixerSpec, Storage};
 use crate::fields::Fields;
 
 pub(super) const MODEL_TYPE: &str = "olmoe";
@@ -84,29 +81,20 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             renormalize: keys::renormalize(c.norm_topk_prob),
         },
     };
-    let layer = |layer_idx: usize| {
-        let at = |name: &str| format!("model.layers.{layer_idx}.{name}");
-        LayerSpec {
-            input_norm: VectorSpec::new(at("input_layernorm.weight"), hidden),
-            mixer: MixerSpec::Attention(attention.at(&at("self_attn"))),
-            post_norm: VectorSpec::new(at("post_attention_layernorm.weight"), hidden),
-            feed_forward: FeedForwardSpec::moe(moe.at(at("mlp"))),
-            extras: LayerExtras::default(),
-        }
-    };
-    Ok(Architecture {
-        model_type: MODEL_TYPE,
-        config: super::display(&c),
+    let frame = Frame {
         vocab_size: c.vocab_size,
         hidden_size: hidden,
         max_position_embeddings: c.max_position_embeddings,
         rms_norm_eps: c.rms_norm_eps,
-        embed: MatrixSpec::new("model.embed_tokens", c.vocab_size, hidden),
-        layers_path: "model.layers",
-        layers: (0..c.num_hidden_layers).map(layer).collect(),
-        norm: VectorSpec::new("model.norm.weight", hidden),
-        head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
-        extras: ModelExtras::default(),
-        left_over: &["rotary_emb"],
-    })
+        tie_word_embeddings: c.tie_word_embeddings,
+    };
+    let layer = |layer_idx: usize| {
+        let at = |name: &str| format!("model.layers.{layer_idx}.{name}");
+        frame.layer(
+            layer_idx,
+            MixerSpec::Attention(attention.at(&at("self_attn"))),
+            FeedForwardSpec::moe(moe.at(at("mlp"))),
+        )
+    };
+    Ok(frame.around(MODEL_TYPE, &c, (0..c.num_hidden_layers).map(layer).collect()))
 }

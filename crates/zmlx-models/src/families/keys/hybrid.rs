@@ -4,12 +4,11 @@ use serde::Serialize;
 use serde_json::Value;
 use zmlx_kernels::{DeltaDims, Rope, RopePairing, SoftmaxTopK};
 
-use super::{RopeKeys, RopeOf, heads, n_layers, renormalize, top_k};
+use super::{Frame, RopeKeys, RopeOf, heads, n_layers, renormalize, top_k};
 use crate::Result;
 use crate::architecture::{
-    Architecture, ConvSpec, DeltaProjections, DeltaSpec, ExpertsSpec, FeedForwardSpec, GqaSpec, HeadSpec,
-    LayerExtras, LayerSpec, LinearSpec, MatrixSpec, MixerSpec, MlpSpec, ModelExtras, MoeSpec, RouterSpec,
-    Storage, VectorSpec,
+    Architecture, ConvSpec, DeltaProjections, DeltaSpec, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerExtras,
+    LayerSpec, LinearSpec, MatrixSpec, MixerSpec, MlpSpec, MoeSpec, RouterSpec, Storage, VectorSpec,
 };
 use crate::fields::Fields;
 
@@ -259,19 +258,16 @@ pub(in crate::families) fn hybrid(f: &Fields<'_>, family: &HybridFamily) -> Resu
             extras: LayerExtras::default(),
         })
     };
-    Ok(Architecture {
-        model_type: family.model_type,
-        config: crate::families::display(&c),
+    let frame = Frame {
         vocab_size: c.vocab_size,
         hidden_size: hidden,
         max_position_embeddings: c.max_position_embeddings,
         rms_norm_eps: c.rms_norm_eps,
-        embed: MatrixSpec::new("model.embed_tokens", c.vocab_size, hidden),
-        layers_path: "model.layers",
-        layers: (0..c.num_hidden_layers).map(layer).collect::<Result<_>>()?,
+        tie_word_embeddings: c.tie_word_embeddings,
+    };
+    Ok(Architecture {
         norm: VectorSpec::from_one("model.norm.weight", hidden),
-        head: HeadSpec::lm_head(c.tie_word_embeddings, c.vocab_size, hidden),
-        extras: ModelExtras::default(),
         left_over: super::LEFT_OVER,
+        ..frame.around(family.model_type, &c, (0..c.num_hidden_layers).map(layer).collect::<Result<_>>()?)
     })
 }
