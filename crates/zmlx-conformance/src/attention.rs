@@ -31,7 +31,7 @@ fn latent_op() -> Latent {
 }
 
 /// However a prompt is cut, the results are those of one go.
-fn check_chunks<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
+pub(crate) fn check_chunks<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     let whole = Session::new(instance, op, &[41], 1).feed(&[(0, 41)]);
     for chunks in [&[1; 41][..], &[2, 3, 36], &[40, 1], &[17, 1, 1, 22], &[0, 8, 8, 8, 9, 0, 8]] {
         let mut session = Session::new(instance, op, &[41], 1);

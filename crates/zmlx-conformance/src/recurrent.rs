@@ -7,8 +7,8 @@ use zmlx_core::{
 use zmlx_oracle::ops;
 use zmlx_oracle::testing::random_f32;
 
-use crate::bounds::Bounded;
-use crate::session::{Attend, Session, TOLERANCE};
+use crate::attention::check_chunks;
+use crate::session::{Attend, Session};
 use crate::suite::{Host, Instance, native, span};
 
 /// `causal_conv`.
@@ -195,18 +195,6 @@ pub fn large_states<B: Backend>(instances: &[Instance<B>]) {
         session.feed(&[(0, 4), (1, 1)]);
         session.feed(&[(1, 1), (0, 1)]);
         session.feed(&[(1, 3), (0, 4)]);
-    }
-}
-
-fn check_chunks<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
-    let whole = Session::new(instance, op, &[41], 1).feed(&[(0, 41)]);
-    for chunks in [&[1; 41][..], &[2, 3, 36], &[40, 1], &[17, 1, 1, 22], &[0, 8, 8, 8, 9, 0, 8]] {
-        let mut session = Session::new(instance, op, &[41], 1);
-        let got: Vec<f32> = chunks.iter().flat_map(|n| session.feed(&[(0, *n)])).collect();
-        // The same numbers, perhaps added in another order.
-        let bound = TOLERANCE * instance.chunk_error;
-        let want = Bounded::uniform(whole.iter().map(|v| f64::from(*v)).collect(), bound);
-        want.check(&got, format_args!("{}: {chunks:?}", instance.name));
     }
 }
 

@@ -1,5 +1,7 @@
 //! Layers whose memory of a sequence has one size, whatever its length: what their ops take, as data.
 
+use super::types::copy_references;
+
 /// What the convolution before a layer's state does after its sum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ConvActivation {
@@ -67,15 +69,4 @@ pub struct DeltaWeights<'a, W> {
     pub dt_bias: &'a W,
 }
 
-macro_rules! copy_references {
-    ($($name:ident),*) => {$(
-        // Derived, they would ask the tensors themselves to be `Copy`.
-        impl<T> Clone for $name<'_, T> {
-            fn clone(&self) -> Self {
-                *self
-            }
-        }
-        impl<T> Copy for $name<'_, T> {}
-    )*};
-}
 copy_references!(ConvWeights, DeltaInputs, DeltaWeights);

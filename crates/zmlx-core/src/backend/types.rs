@@ -203,6 +203,7 @@ impl<'a, W> Down<'a, W> {
     }
 }
 
+/// Makes structs of references `Copy`.
 macro_rules! copy_references {
     ($($name:ident),*) => {$(
         // Derived, they would ask the tensors themselves to be `Copy`.
@@ -214,6 +215,8 @@ macro_rules! copy_references {
         impl<T> Copy for $name<'_, T> {}
     )*};
 }
+pub(super) use copy_references;
+
 copy_references!(MlaInputs, MlaWeights, GateUp, Down, SampleSettings, Repetition);
 
 /// How often threads that compute together waited for each other.
