@@ -218,6 +218,11 @@ impl<'a, B: Backend> Loader<'a, B> {
                 QueryProjection::LowRank { a: self.linear(a)?, norm: self.vector(norm)?, b: self.linear(b)? }
             }
         };
+        let kv_a = self.linear(&spec.kv_a)?;
+        let q_a = match &q {
+            QueryProjection::Direct(q) | QueryProjection::LowRank { a: q, .. } => q,
+        };
+        let q_kv_a = self.concat(&[&q_a.weight, &kv_a.weight])?;
         let (embed_q, unembed_out) = self.reader.heads_of(spec);
         Ok(Mla {
             n_heads: *n_heads,
@@ -229,7 +234,8 @@ impl<'a, B: Backend> Loader<'a, B> {
             eps: spec.eps,
             scale: spec.scale,
             q,
-            kv_a: self.linear(&spec.kv_a)?,
+            kv_a,
+            q_kv_a,
             kv_norm: self.vector(&spec.kv_norm)?,
             embed_q: self.upload(embed_q)?,
             unembed_out: self.upload(unembed_out)?,

@@ -123,6 +123,10 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             let shape = format!("{} → {}", model.architecture.hidden_size, a.qkv_width());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
+        if let MixerSpec::Latent(a) = &spec.mixer {
+            let shape = format!("{} → {}", model.architecture.hidden_size, a.q_kv_a_width());
+            check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
+        }
         let y = model.normed(y, layer.extras.mixer_norm.as_ref())?;
         (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;
         let y = match (&layer.feed_forward, &spec.feed_forward) {

@@ -53,6 +53,7 @@ struct LatentArgs {
     key_width: u32,
     value_width: u32,
     scale: f32,
+    is_early: u32,
     y: u64,
     partial: u64,
 }
@@ -107,6 +108,14 @@ struct FlashOneArgs {
     v: SourceArgs,
 }
 
+/// What attention on latents gives.
+pub(super) enum Found {
+    /// The result.
+    Whole(CudaTensor),
+    /// What blocks found that share a sequence: sums, the largest score and the total of each, side by side for a head.
+    Parts { partial: Arc<Buffer>, n_splits: usize },
+}
+
 /// A call of an attention op, whose new keys and values have room in the cache.
 pub(super) struct Call<'a> {
     pub(super) device: &'a Arc<Device>,
@@ -145,16 +154,29 @@ impl Call<'_> {
 
     /// Latents: queries have been made, and keys are in the cache.
     pub(super) fn latent(&self, unit: Unit, queries: &Buffer) -> Result<CudaTensor> {
+        match self.latent_parts(unit, queries)? {
+            Found::Whole(y) => Ok(y),
+            Found::Parts { partial, n_splits } => self.merge(unit, &partial, n_splits),
+        }
+    }
+
+    /// As [`Call::latent`]; long sequences are left in parts.
+    pub(super) fn latent_parts(&self, unit: Unit, queries: &Buffer) -> Result<Found> {
         let Call { device, op, inputs, step, pages, step_args, cache_args, shape } = *self;
         let (n_tokens, n_heads) = (step.n_tokens, inputs.n_heads);
         let most_tokens = (LATENT_ROWS / n_heads).max(1);
         let blocks = step.blocks(device, most_tokens)?;
         let n_row_blocks = (most_tokens * n_heads).div_ceil(LATENT_ROWS);
-        let n_splits = splits(device, step, blocks.n * n_row_blocks);
-        let n_partial =
-            if n_splits == 1 { 0 } else { n_tokens * n_heads * n_splits * (pages.value_width + 4) };
-        let partial = Buffer::scratch(device, 4 * n_partial)?;
-        let (y, y_at) = CudaTensor::fresh(device, shape)?;
+        let n_splits = splits(device, step, None, blocks.n * n_row_blocks);
+        let (found, y, partial) = if n_splits == 1 {
+            let (y, at) = CudaTensor::fresh(device, shape)?;
+            (Found::Whole(y), at, 0)
+        } else {
+            let n = n_tokens * n_heads * n_splits * (pages.value_width + 4);
+            let partial = Buffer::scratch(device, 4 * n)?;
+            let at = partial.at();
+            (Found::Parts { partial, n_splits }, 0, at)
+        };
         let args = LatentArgs {
             queries: queries.at(),
             tiles: blocks.at(),
@@ -164,8 +186,9 @@ impl Call<'_> {
             key_width: pages.key_width as u32,
             value_width: pages.value_width as u32,
             scale: inputs.scale,
-            y: y_at,
-            partial: partial.at(),
+            is_early: u32::from(step.spans.iter().all(|s| s.n_tokens <= 1)),
+            y,
+            partial,
         };
         let grid = Grid {
             blocks: [n_row_blocks, blocks.n, n_splits],
@@ -173,20 +196,25 @@ impl Call<'_> {
             shared_bytes: latent_bytes(&pages),
             cluster: 1,
         };
-        // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
+        // SAFETY: the struct is the kernel's; the kernel in front writes queries and pages; blocks are of tokens of one
         // sequence, whose heads are LATENT_ROWS rows at most, or of one token; `partial` has a row for each split.
         unsafe { device.launch(op, (unit, "latent"), grid, &args)? };
-        if n_splits > 1 {
-            let args = LatentMergeArgs {
-                partial: partial.at(),
-                y: y_at,
-                n_splits: n_splits as u32,
-                value_width: pages.value_width as u32,
-            };
-            let grid = Grid { blocks: [n_tokens * n_heads, 1, 1], threads: 128, shared_bytes: 0, cluster: 1 };
-            // SAFETY: the struct is the kernel's; the kernel in front has written all of `partial`.
-            unsafe { device.launch(op, (unit, "latent_merge"), grid, &args)? };
-        }
+        Ok(found)
+    }
+
+    /// The result of parts.
+    pub(super) fn merge(&self, unit: Unit, partial: &Buffer, n_splits: usize) -> Result<CudaTensor> {
+        let (y, y_at) = CudaTensor::fresh(self.device, self.shape)?;
+        let args = LatentMergeArgs {
+            partial: partial.at(),
+            y: y_at,
+            n_splits: n_splits as u32,
+            value_width: self.pages.value_width as u32,
+        };
+        let n = self.step.n_tokens * self.inputs.n_heads;
+        let grid = Grid { blocks: [n, 1, 1], threads: 128, shared_bytes: 0, cluster: 1 };
+        // SAFETY: the struct is the kernel's; the kernel in front has written all of `partial`.
+        unsafe { self.device.launch(self.op, (unit, "latent_merge"), grid, &args)? };
         Ok(y)
     }
 
@@ -225,10 +253,9 @@ impl Call<'_> {
         let n_head_blocks = pages.n_kv_heads * heads_per_key.div_ceil(HEADS_PER_BLOCK);
         // One block fits a multiprocessor, and few blocks are worth less than one pass for each.
         let room = device.driver.properties.n_multiprocessors as usize / (n_head_blocks * n_tokens).max(1);
-        let n_splits = split_class(step)
-            .div_ceil(ONE_POSITIONS as u32 / TILE as u32)
-            .min(room.clamp(1, MAX_SPLITS) as u32);
-        let n_splits = n_splits as usize;
+        let n_passes = (split_class(step) as usize).div_ceil(ONE_POSITIONS / TILE);
+        let of_window = inputs.window.map_or(MAX_SPLITS, |w| w.div_ceil(ONE_POSITIONS) + 1);
+        let n_splits = n_passes.min(of_window).min(room.clamp(1, MAX_SPLITS));
         let partial = match n_splits {
             1 => None,
             _ => Some(Buffer::scratch(device, 4 * n_tokens * n_heads * n_splits * (pages.key_width + 4))?),

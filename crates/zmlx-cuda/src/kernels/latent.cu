@@ -28,6 +28,7 @@ struct LatentArgs {
     u32 key_width;   // a multiple of 4
     u32 value_width; // a multiple of 8
     float scale;
+    u32 is_early;   // each sequence has one token in this step: all older ones may be read before the kernel waits
     float* y;       // [n_tokens, n_heads, value_width]
     float* partial; // [n_tokens, n_heads, n_splits, value_width + 4], where there are several splits
 };
@@ -67,7 +68,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) latent(const __gri
     extern __shared__ __align__(16) u8 bytes[];
     Shared& shared = *(Shared*)bytes;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane / 4, q = lane % 4;
-    wait_for_inputs();
+    if (!a.is_early) wait_for_inputs();
     const uint2 of_block = a.tiles[gridDim.y - 1 - blockIdx.y]; // the longest first
     const u32 row0 = blockIdx.x * N_ROWS, n_rows = min(of_block.y * a.n_heads - row0, (u32)N_ROWS), split = blockIdx.z, n_splits = gridDim.z;
     const u32 slot = a.step.slots[of_block.x], last_end = a.step.positions[of_block.x + (row0 + n_rows - 1) / a.n_heads] + 1;
@@ -79,19 +80,26 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) latent(const __gri
     constexpr u32 QUADS = 4 * STEPS, LANE_QUADS = (QUADS + 31) / 32;
     // A warp brings every eighth row, a lane every 32nd vector of it.
     float4 brought[N_ROWS / N_WARPS][LANE_QUADS];
-    auto ask = [&](u32 tile) {
+    // The rows from `begin` on and before `end`; others stay as they are, or are zero where they have not been brought.
+    auto ask = [&](u32 tile, u32 begin, u32 end) {
         const float* page = a.cache.page(slot, tile * TILE) + (u64)(tile * TILE % PAGE_TOKENS) * a.cache.key_stride;
 #pragma unroll
         for (u32 i = 0; i < N_ROWS / N_WARPS; ++i) {
-            const u32 row = warp + N_WARPS * i;
+            const u32 row = warp + N_WARPS * i, position = tile * TILE + row;
             const float4* from = (const float4*)(page + (u64)row * a.cache.key_stride) + lane;
-            const u32 n_quads = tile * TILE + row < last_end ? a.key_width / 4 : 0;
+            const u32 n_quads = position < end ? a.key_width / 4 : 0;
 #pragma unroll
-            for (u32 j = 0; j < LANE_QUADS; ++j) brought[i][j] = lane + 32 * j < n_quads ? from[32 * j] : zero;
+            for (u32 j = 0; j < LANE_QUADS; ++j)
+                if (position >= begin) brought[i][j] = lane + 32 * j < n_quads ? from[32 * j] : zero;
         }
     };
 
-    if (tile_begin < tile_end) ask(tile_begin);
+    const u32 n_old = a.is_early ? last_end - 1 : last_end;
+    if (tile_begin < tile_end) ask(tile_begin, 0, n_old);
+    if (a.is_early) {
+        wait_for_inputs();
+        if (tile_begin < tile_end && tile_begin == n_tiles - 1) ask(tile_begin, n_old, last_end);
+    }
     const float4* const queries = (const float4*)(a.queries + ((u64)of_block.x * a.n_heads + row0) * a.key_width);
 #pragma unroll 1
     for (u32 row = warp; row < N_ROWS; row += N_WARPS) {
@@ -115,7 +123,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) latent(const __gri
             for (u32 j = 0; j < LANE_QUADS; ++j)
                 if (lane + 32 * j < QUADS) shared.keys.put(warp + N_WARPS * i, 4 * (lane + 32 * j), brought[i][j]);
         __syncthreads();
-        if (tile + 1 < tile_end) ask(tile + 1);
+        if (tile + 1 < tile_end) ask(tile + 1, 0, last_end);
 
         {
             // Scores of 16 rows and 8 positions.

@@ -291,6 +291,14 @@ pub struct MlaSpec {
     pub scale: f32,
 }
 
+impl MlaSpec {
+    /// Rows of the queries' first projection and of `kv_a` together.
+    pub(crate) fn q_kv_a_width(&self) -> usize {
+        let (QuerySpec::Direct(q) | QuerySpec::LowRank { a: q, .. }) = &self.q;
+        q.matrix.n_out + self.kv_a.matrix.n_out
+    }
+}
+
 /// How latent attention's queries, `n_heads · (nope_dim + rope_dim)` of them, come from the hidden state.
 #[derive(Clone, Debug, PartialEq)]
 pub enum QuerySpec {

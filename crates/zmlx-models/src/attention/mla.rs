@@ -35,6 +35,8 @@ pub(crate) struct Mla<W> {
     pub(crate) q: QueryProjection<W>,
     /// `[rank + rope_dim, hidden]`: the latent, then the shared key.
     pub(crate) kv_a: Linear<W>,
+    /// The rows of the queries' first projection and of `kv_a`, for the fused product.
+    pub(crate) q_kv_a: W,
     /// `[rank]`.
     pub(crate) kv_norm: W,
     /// `n_heads × [rank, nope_dim]`.
@@ -52,19 +54,19 @@ impl<W> Mla<W> {
         x: &B::Tensor,
         (cache, step): (&mut B::Cache, &B::Step),
         rows: Rows,
-        _: &Fusion,
+        fusion: &Fusion,
     ) -> Result<B::Tensor> {
         let n_tokens = b.n_tokens(step);
+        let (q, kv_a) = self.project(b, x, fusion)?;
         let q = match &self.q {
-            QueryProjection::Direct(q) => q.forward(b, x)?,
-            QueryProjection::LowRank { a, norm, b: up } => {
-                up.forward(b, &b.rms_norm(&a.forward(b, x)?, norm, self.eps)?)?
+            QueryProjection::Direct(_) => q,
+            QueryProjection::LowRank { norm, b: up, .. } => {
+                up.forward(b, &b.rms_norm(&q, norm, self.eps)?)?
             }
         };
         let q = b.reshape(&q, &[n_tokens, self.n_heads, self.nope_dim + self.rope_dim])?;
         let q_nope = b.slice_last(&q, 0..self.nope_dim)?;
         let q_pe = b.slice_last(&q, self.nope_dim..self.nope_dim + self.rope_dim)?;
-        let kv_a = self.kv_a.forward(b, x)?;
         let kv = b.rms_norm(&b.slice_last(&kv_a, 0..self.rank)?, &self.kv_norm, self.eps)?;
         let k_pe = b.slice_last(&kv_a, self.rank..self.rank + self.rope_dim)?;
         let k_pe = b.rope(&b.reshape(&k_pe, &[n_tokens, 1, self.rope_dim])?, step, &self.rope)?;
@@ -78,5 +80,25 @@ impl<W> Mla<W> {
         let y = b.mla_attention(inputs, weights, cache, step, self.scale)?;
         let y = rows.of(b, b.reshape(&y, &[n_tokens, self.n_heads * self.v_dim])?, step)?;
         self.o.forward(b, &y)
+    }
+
+    /// The queries' first projection, and the latent with the shared key.
+    fn project<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        fusion: &Fusion,
+    ) -> Result<(B::Tensor, B::Tensor)> {
+        let q = match &self.q {
+            QueryProjection::Direct(q) | QueryProjection::LowRank { a: q, .. } => q,
+        };
+        if !fusion.qkv.is_on() {
+            return Ok((q.forward(b, x)?, self.kv_a.forward(b, x)?));
+        }
+        let both = b.linear(x, &self.q_kv_a)?;
+        let width = b.shape(&both).last().copied().unwrap_or(0);
+        let q_width = width.saturating_sub(self.rank + self.rope_dim);
+        let (of_q, kv_a) = (b.slice_last(&both, 0..q_width)?, b.slice_last(&both, q_width..width)?);
+        Ok((q.add_bias(b, of_q)?, self.kv_a.add_bias(b, kv_a)?))
     }
 }
