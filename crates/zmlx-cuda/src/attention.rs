@@ -19,7 +19,7 @@ use crate::step::{StepArgs, StepData};
 use crate::tensor::{CudaTensor, Heads, Pending, Rows, Shape, View};
 use crate::weight::Vector;
 
-use tensor_cores::{Call, ONE_POSITIONS, latent_unit};
+use tensor_cores::{Call, ONE_POSITIONS, latent_kernel};
 
 /// Threads of a block of `rope` and `append`: a warp per head.
 const THREADS: usize = 128;
@@ -234,7 +234,7 @@ pub(crate) fn attend(
     let pages = cache.shape;
     let (step_args, cache_args) = (step.args(), cache_args(cache));
     // A token alone sees only itself of what this step adds: attention can make its key and value on the way.
-    let latent = latent_unit(device, &pages, inputs);
+    let latent = latent_kernel(device, &pages, inputs, n_tokens);
     let has_new = !inputs.k.is_empty();
     let is_fused = has_new && latent.is_none() && step.spans.iter().all(|s| s.n_tokens <= 1);
     // Key heads that are written.
@@ -273,8 +273,8 @@ pub(crate) fn attend(
 
     let call = Call { device, op, inputs, step, pages, step_args, cache_args, shape };
     if let Some(queries) = &queries {
-        if let Some(unit) = latent {
-            return call.latent(unit, queries);
+        if let Some(kernel) = latent {
+            return call.latent(kernel, queries);
         }
         if let Some(steps) = call.flash_steps() {
             return call.flash(steps, queries);

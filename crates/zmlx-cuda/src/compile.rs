@@ -105,9 +105,9 @@ pub fn units() -> Vec<Unit> {
     );
     all.extend([1, 2, 4, 8].map(|steps| Unit::new("flash", &[("STEPS", steps)])));
     all.extend([2, 4, 8].map(|steps| Unit::new("flash_one", &[("STEPS", steps)])));
-    all.extend(
-        [(4, 1), (36, 8)].map(|(steps, tiles)| Unit::new("latent", &[("STEPS", steps), ("TILES", tiles)])),
-    );
+    all.extend([(4, 1, 32, 32), (36, 8, 32, 32), (36, 8, 64, 16)].map(|(steps, tiles, rows, tile)| {
+        Unit::new("latent", &[("STEPS", steps), ("TILES", tiles), ("N_ROWS", rows), ("TILE", tile)])
+    }));
     all.extend([1, 19, 32].map(|values| Unit::new("sample", &[("PER_THREAD", values)])));
     for element in 0..4 {
         all.push(Unit::new("embed_dense", &[("ELEMENT", element)]));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use zmlx_core::Result;
 
-use super::tensor_cores::{Call, Found, latent_unit};
+use super::tensor_cores::{Call, Found, latent_kernel};
 use super::{CacheArgs, Inputs, SourceArgs, cache_args, source};
 use crate::cache::TokenCache;
 use crate::device::Device;
@@ -61,7 +61,7 @@ pub(crate) fn attend_latents(
         sinks: None,
     };
     let pages = cache.shape;
-    let Some(unit) = latent_unit(device, &pages, &inputs) else { return Ok(None) };
+    let Some(kernel) = latent_kernel(device, &pages, &inputs, n_tokens) else { return Ok(None) };
     if !embed.is_matvec() || !unembed.is_matvec() {
         return Ok(None);
     }
@@ -87,7 +87,7 @@ pub(crate) fn attend_latents(
 
     let shape = Shape::new(op, &[n_tokens, n_heads, of.rank])?;
     let call = Call { device, op, inputs: &inputs, step, pages, step_args, cache_args, shape };
-    unembed.x = match call.latent_parts(unit, &queries)? {
+    unembed.x = match call.latent_parts(kernel, &queries)? {
         Found::Whole(y) => y,
         Found::Parts { partial, n_splits } if n_splits <= MOST_MERGED => {
             // Merged in its place: the tensor is not read.
@@ -95,7 +95,7 @@ pub(crate) fn attend_latents(
             unembed.beside = Beside::Merge { partial, n_splits };
             x
         }
-        Found::Parts { partial, n_splits } => call.merge(unit, &partial, n_splits)?,
+        Found::Parts { partial, n_splits } => call.merge(kernel, &partial, n_splits)?,
     };
     let view = unembed.launch(device, None)?;
     Ok(Some(CudaTensor::ready(shape.with_last(unembed.n_out), view)))

@@ -40,8 +40,8 @@ struct FlashArgs {
     y: u64,
 }
 
-/// Rows of a block of `latent`: heads of consecutive tokens.
-const LATENT_ROWS: usize = 32;
+/// Rows of a block of `latent`, which are heads of consecutive tokens, and positions of its tiles: of few tokens, and of many.
+const LATENT_SHAPES: [[usize; 2]; 2] = [[32, 32], [64, 16]];
 
 #[repr(C)]
 struct LatentArgs {
@@ -72,20 +72,45 @@ fn latent_steps(pages: &PageShape) -> usize {
 }
 
 /// Bytes of the kernel's `Shared`.
-fn latent_bytes(pages: &PageShape) -> usize {
-    let planes = 2 * 2 * LATENT_ROWS * (16 * latent_steps(pages) + 8);
-    2 * planes + 2 * 2 * LATENT_ROWS * (TILE + 8) + 4 * LATENT_ROWS * (TILE + 4) + 3 * 4 * LATENT_ROWS
+fn latent_bytes(pages: &PageShape, [n_rows, tile]: [usize; 2]) -> usize {
+    let pitch = 16 * latent_steps(pages) + 8;
+    2 * pitch * (2 * n_rows + 2 * tile)
+        + 2 * 2 * n_rows * (tile + 8)
+        + 4 * n_rows * (tile + 4)
+        + 3 * 4 * n_rows
+}
+
+/// `latent.cu` with one of its shapes.
+#[derive(Clone, Copy)]
+pub(super) struct LatentKernel {
+    unit: Unit,
+    shape: [usize; 2],
 }
 
 /// The kernel for latents, where their widths are for it and the GPU has the shared memory.
-pub(super) fn latent_unit(device: &Device, pages: &PageShape, inputs: &Inputs<'_>) -> Option<Unit> {
+pub(super) fn latent_kernel(
+    device: &Device,
+    pages: &PageShape,
+    inputs: &Inputs<'_>,
+    n_tokens: usize,
+) -> Option<LatentKernel> {
     let tiles = pages.value_width.div_ceil(64);
-    let fits = pages.values_are_keys
-        && pages.value_width == inputs.v_width
-        && pages.value_width.is_multiple_of(8)
-        && tiles <= 8
-        && latent_bytes(pages) + 1024 <= device.driver.properties.shared_bytes as usize;
-    fits.then(|| Unit::new("latent", &[("STEPS", latent_steps(pages) as u32), ("TILES", tiles as u32)]))
+    let fits = |shape: &[usize; 2]| {
+        pages.values_are_keys
+            && pages.value_width == inputs.v_width
+            && tiles <= 8
+            && latent_bytes(pages, *shape) + 1024 <= device.driver.properties.shared_bytes as usize
+    };
+    let [few, many] = LATENT_SHAPES;
+    let wanted = if n_tokens * inputs.n_heads > few[0] { [many, few] } else { [few, many] };
+    let shape = wanted.into_iter().find(fits)?;
+    let defines = [
+        ("STEPS", latent_steps(pages) as u32),
+        ("TILES", tiles as u32),
+        ("N_ROWS", shape[0] as u32),
+        ("TILE", shape[1] as u32),
+    ];
+    Some(LatentKernel { unit: Unit::new("latent", &defines), shape })
 }
 
 /// Positions that the warps of a block of `flash_one` take at once.
@@ -153,20 +178,21 @@ impl Call<'_> {
     }
 
     /// Latents: queries have been made, and keys are in the cache.
-    pub(super) fn latent(&self, unit: Unit, queries: &Buffer) -> Result<CudaTensor> {
-        match self.latent_parts(unit, queries)? {
+    pub(super) fn latent(&self, kernel: LatentKernel, queries: &Buffer) -> Result<CudaTensor> {
+        match self.latent_parts(kernel, queries)? {
             Found::Whole(y) => Ok(y),
-            Found::Parts { partial, n_splits } => self.merge(unit, &partial, n_splits),
+            Found::Parts { partial, n_splits } => self.merge(kernel, &partial, n_splits),
         }
     }
 
     /// As [`Call::latent`]; long sequences are left in parts.
-    pub(super) fn latent_parts(&self, unit: Unit, queries: &Buffer) -> Result<Found> {
+    pub(super) fn latent_parts(&self, kernel: LatentKernel, queries: &Buffer) -> Result<Found> {
         let Call { device, op, inputs, step, pages, step_args, cache_args, shape } = *self;
         let (n_tokens, n_heads) = (step.n_tokens, inputs.n_heads);
-        let most_tokens = (LATENT_ROWS / n_heads).max(1);
+        let (unit, [n_rows, _]) = (kernel.unit, kernel.shape);
+        let most_tokens = (n_rows / n_heads).max(1);
         let blocks = step.blocks(device, most_tokens)?;
-        let n_row_blocks = (most_tokens * n_heads).div_ceil(LATENT_ROWS);
+        let n_row_blocks = (most_tokens * n_heads).div_ceil(n_rows);
         let n_splits = splits(device, step, None, blocks.n * n_row_blocks);
         let (found, y, partial) = if n_splits == 1 {
             let (y, at) = CudaTensor::fresh(device, shape)?;
@@ -193,17 +219,22 @@ impl Call<'_> {
         let grid = Grid {
             blocks: [n_row_blocks, blocks.n, n_splits],
             threads: 256,
-            shared_bytes: latent_bytes(&pages),
+            shared_bytes: latent_bytes(&pages, kernel.shape),
             cluster: 1,
         };
         // SAFETY: the struct is the kernel's; the kernel in front writes queries and pages; blocks are of tokens of one
-        // sequence, whose heads are LATENT_ROWS rows at most, or of one token; `partial` has a row for each split.
+        // sequence, whose heads are as many rows as it has at most, or of one token; `partial` has a row for each split.
         unsafe { device.launch(op, (unit, "latent"), grid, &args)? };
         Ok(found)
     }
 
     /// The result of parts.
-    pub(super) fn merge(&self, unit: Unit, partial: &Buffer, n_splits: usize) -> Result<CudaTensor> {
+    pub(super) fn merge(
+        &self,
+        kernel: LatentKernel,
+        partial: &Buffer,
+        n_splits: usize,
+    ) -> Result<CudaTensor> {
         let (y, y_at) = CudaTensor::fresh(self.device, self.shape)?;
         let args = LatentMergeArgs {
             partial: partial.at(),
@@ -214,7 +245,7 @@ impl Call<'_> {
         let n = self.step.n_tokens * self.inputs.n_heads;
         let grid = Grid { blocks: [n, 1, 1], threads: 128, shared_bytes: 0, cluster: 1 };
         // SAFETY: the struct is the kernel's; the kernel in front has written all of `partial`.
-        unsafe { self.device.launch(self.op, (unit, "latent_merge"), grid, &args)? };
+        unsafe { self.device.launch(self.op, (kernel.unit, "latent_merge"), grid, &args)? };
         Ok(y)
     }
 

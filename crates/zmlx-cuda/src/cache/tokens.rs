@@ -1,4 +1,4 @@
-//! Keys and values of all tokens, or of those in a window: f32, on pages that sequences share.
+//! Keys and values of all tokens, or of those in a window: f16, on pages that sequences share.
 
 use std::sync::Arc;
 
@@ -15,11 +15,11 @@ pub(crate) const PAGE: usize = 64;
 /// Pages that are allocated at once, at first and at most.
 const SLAB_PAGES: [usize; 2] = [4, 64];
 
-/// Rows of a page, in floats.
+/// Rows of a page, in values.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PageShape {
     pub(crate) n_kv_heads: usize,
-    /// Of a head, padded to a multiple of 4.
+    /// Of a head, padded to a multiple of 8.
     pub(crate) key_width: usize,
     pub(crate) value_width: usize,
     /// Whether values are the first part of the keys.
@@ -28,7 +28,7 @@ pub(crate) struct PageShape {
 
 impl PageShape {
     fn new(kind: &CacheKind) -> Self {
-        let padded = |n: usize| n.next_multiple_of(4);
+        let padded = |n: usize| n.next_multiple_of(8);
         match *kind {
             CacheKind::Full { n_kv_heads, head_dim } | CacheKind::Window { n_kv_heads, head_dim, .. } => {
                 Self {
@@ -66,7 +66,7 @@ impl PageShape {
 
     fn page_bytes(&self) -> usize {
         let values = if self.values_are_keys { 0 } else { self.value_width };
-        4 * PAGE * self.n_kv_heads * (self.key_width + values)
+        2 * PAGE * self.n_kv_heads * (self.key_width + values)
     }
 }
 

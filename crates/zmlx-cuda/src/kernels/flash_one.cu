@@ -3,8 +3,8 @@
 //
 // A block serves one token and up to 8 query heads of one key head. Its warps go through tiles of 16 positions each, whose keys
 // and values go from the cache into registers as fragments: nothing is read twice, and what is cached is asked for before the
-// kernel waits for its inputs. Rows 0 to 7 of a fragment are the high parts of queries (and of weights), rows 8 to 15 the low
-// ones. Long sequences are split among blocks; the last block to end merges what the others found.
+// kernel waits for its inputs. Queries and weights are sums of two f16 values each: rows 0 to 7 of a fragment are the high parts,
+// rows 8 to 15 the low ones. Long sequences are split among blocks; the last block to end merges what the others found.
 //
 // Set from outside: STEPS, the head's width divided by 16 (a multiple of 2).
 
@@ -37,7 +37,8 @@ struct Found {
 };
 
 extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __grid_constant__ FlashOneArgs a) {
-    __shared__ __align__(16) float queries[N_WARPS][WIDTH + 4], new_key[WIDTH], new_value[WIDTH];
+    __shared__ __align__(16) float queries[N_WARPS][WIDTH + 4];
+    __shared__ __align__(16) u16 new_key[WIDTH], new_value[WIDTH];
     __shared__ __align__(16) float of_warps[N_WARPS][N_WARPS][WIDTH];
     __shared__ Found found[N_WARPS][N_WARPS];
     __shared__ u32 is_last;
@@ -56,24 +57,25 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
 
     // Fragments of keys: positions r and 8 + r, columns 16·s + 4·q and the next three. Of values: positions 2·q, 2·q + 1, 2·q + 8
     // and 2·q + 9, columns 32·p + 4·r and the next three.
-    float4 key[2][STEPS], value[4][STEPS / 2];
+    uint2 key[2][STEPS], value[4][STEPS / 2];
+    const uint2 none = make_uint2(0, 0);
     auto value_position = [&](u32 tile, int i) { return tile * TILE + 2 * q + i % 2 + i / 2 * 8; };
     auto ask = [&](u32 tile) {
-        const float* page = a.cache.page(slot, tile * TILE);
+        const u16* page = a.cache.page(slot, tile * TILE);
         const u32 at = tile * TILE % PAGE_TOKENS;
 #pragma unroll
         for (int j = 0; j < 2; ++j) {
-            const float4* row = (const float4*)(page + (u64)(at + 8 * j + r) * a.cache.key_stride + key_head * WIDTH);
+            const uint2* row = (const uint2*)(page + (u64)(at + 8 * j + r) * a.cache.key_stride + key_head * WIDTH);
             const bool is_cached = tile * TILE + 8 * j + r < own;
 #pragma unroll
-            for (int s = 0; s < STEPS; ++s) key[j][s] = is_cached ? row[4 * s + q] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            for (int s = 0; s < STEPS; ++s) key[j][s] = is_cached ? row[4 * s + q] : none;
         }
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const u32 position = value_position(tile, i);
-            const float4* row = (const float4*)(page + a.cache.values_at + (u64)(position % PAGE_TOKENS) * a.cache.value_stride + key_head * WIDTH);
+            const uint2* row = (const uint2*)(page + a.cache.values_at + (u64)(position % PAGE_TOKENS) * a.cache.value_stride + key_head * WIDTH);
 #pragma unroll
-            for (int p = 0; p < STEPS / 2; ++p) value[i][p] = position < own ? row[8 * p + r] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            for (int p = 0; p < STEPS / 2; ++p) value[i][p] = position < own ? row[8 * p + r] : none;
         }
     };
     u32 tile = tile_begin + warp;
@@ -93,12 +95,12 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
     else
         for (u32 i = lane; i < WIDTH; i += 32) queries[warp][i] = 0.0f; // rows of heads that there are not
     if (has_more) {
-        float* const made = warp == 0 ? new_key : new_value;
+        u16* const made = warp == 0 ? new_key : new_value;
         finish_head(more, heads[1], turns[1], made);
         // Every block of a key head makes the new key and value for itself; the first one keeps them.
         __syncwarp();
-        float* const page = a.cache.page(slot, own);
-        float* const kept = (warp == 0 ? page + (u64)(own % PAGE_TOKENS) * a.cache.key_stride
+        u16* const page = a.cache.page(slot, own);
+        u16* const kept = (warp == 0 ? page + (u64)(own % PAGE_TOKENS) * a.cache.key_stride
                                        : page + a.cache.values_at + (u64)(own % PAGE_TOKENS) * a.cache.value_stride) + key_head * WIDTH;
         if (blockIdx.x % blocks_of_heads == 0)
             for (u32 i = lane; i < WIDTH; i += 32) kept[i] = made[i];
@@ -112,8 +114,8 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
         for (int s = 0; s < STEPS; ++s) {
             float4 v = *(const float4*)&queries[r][16 * s + 4 * q];
             v.x *= a.scale, v.y *= a.scale, v.z *= a.scale, v.w *= a.scale;
-            split_pair(v.x, v.y, query[s][0], query[s][1]);
-            split_pair(v.z, v.w, query[s][2], query[s][3]);
+            split_f16(v.x, v.y, query[s][0], query[s][1]);
+            split_f16(v.z, v.w, query[s][2], query[s][3]);
         }
         float sum[2 * STEPS][4] = {};
         while (true) {
@@ -123,12 +125,8 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
                 const bool is_new = tile * TILE + 8 * j + r == own;
 #pragma unroll
                 for (int s = 0; s < STEPS; ++s) {
-                    const float4 v = is_new ? *(const float4*)&new_key[16 * s + 4 * q] : key[j][s];
-                    u32 high[2], low[2];
-                    split_pair(v.x, v.y, high[0], low[0]);
-                    split_pair(v.z, v.w, high[1], low[1]);
-                    multiply(score[j], query[s], high[0], high[1]);
-                    multiply(score[j], query[s], low[0], low[1]);
+                    const uint2 v = is_new ? *(const uint2*)&new_key[16 * s + 4 * q] : key[j][s];
+                    multiply_f16(score[j], query[s], v.x, v.y);
                 }
             }
             // Of head r, positions 2·q, 2·q + 1 of each 8.
@@ -153,23 +151,22 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
 #pragma unroll
             for (int n8 = 0; n8 < 2 * STEPS; ++n8) sum[n8][0] *= shrink, sum[n8][1] *= shrink, sum[n8][2] *= shrink, sum[n8][3] *= shrink;
             u32 parts[4];
-            split_pair(weight[0], weight[1], parts[0], parts[1]);
-            split_pair(weight[2], weight[3], parts[2], parts[3]);
+            split_f16(weight[0], weight[1], parts[0], parts[1]);
+            split_f16(weight[2], weight[3], parts[2], parts[3]);
 #pragma unroll
             for (int p = 0; p < STEPS / 2; ++p) {
-                float of[4][4];
+                u32 of[4][2];
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const float4 v = value_position(tile, i) == own ? *(const float4*)&new_value[32 * p + 4 * r] : value[i][p];
-                    of[i][0] = v.x, of[i][1] = v.y, of[i][2] = v.z, of[i][3] = v.w;
+                    const uint2 v = value_position(tile, i) == own ? *(const uint2*)&new_value[32 * p + 4 * r] : value[i][p];
+                    of[i][0] = v.x, of[i][1] = v.y;
                 }
 #pragma unroll
                 for (int c = 0; c < 4; ++c) {
-                    u32 high[2], low[2];
-                    split_pair(of[0][c], of[1][c], high[0], low[0]);
-                    split_pair(of[2][c], of[3][c], high[1], low[1]);
-                    multiply(sum[4 * p + c], parts, high[0], high[1]);
-                    multiply(sum[4 * p + c], parts, low[0], low[1]);
+                    // Of column c, two positions each.
+                    const u32 first = __byte_perm(of[0][c / 2], of[1][c / 2], c % 2 ? 0x7632 : 0x5410);
+                    const u32 second = __byte_perm(of[2][c / 2], of[3][c / 2], c % 2 ? 0x7632 : 0x5410);
+                    multiply_f16(sum[4 * p + c], parts, first, second);
                 }
             }
             tile += N_WARPS;

@@ -29,7 +29,7 @@ __device__ __forceinline__ void put_positions(const Positions& p, u32 job, float
     wait_for_inputs();
     if (is_query) put_head(p.query, {}, job, position, turn, y + width, key_width - width);
     if (is_key) {
-        float* row = p.cache.page(p.step.slots[token], position) + (u64)(position % PAGE_TOKENS) * p.cache.key_stride;
+        u16* row = p.cache.page(p.step.slots[token], position) + (u64)(position % PAGE_TOKENS) * p.cache.key_stride;
         put_head(p.latent, p.key, token, position, turn, row, p.cache.key_stride);
     }
 }
