@@ -104,7 +104,10 @@ pub fn units() -> Vec<Unit> {
         [(1, 0), (2, 1), (4, 1)].map(|(v, f)| Unit::new("attention", &[("VECTORS", v), ("FUSED", f)])),
     );
     all.extend([1, 2, 4, 8].map(|steps| Unit::new("flash", &[("STEPS", steps)])));
-    all.extend([2, 4, 8].map(|steps| Unit::new("flash_one", &[("STEPS", steps)])));
+    all.extend(
+        [(2, 0), (4, 1), (8, 0), (8, 1)]
+            .map(|(s, c)| Unit::new("flash_one", &[("STEPS", s), ("CLUSTER", c)])),
+    );
     all.extend([(4, 1, 32, 32), (36, 8, 32, 32), (36, 8, 64, 16)].map(|(steps, tiles, rows, tile)| {
         Unit::new("latent", &[("STEPS", steps), ("TILES", tiles), ("N_ROWS", rows), ("TILE", tile)])
     }));
@@ -137,7 +140,10 @@ pub fn units() -> Vec<Unit> {
             let group = ("GROUP", [32, 64, 128][i % 3]);
             let streams = ("STREAMS", 1 + i as u32 % 2);
             all.push(Unit::new("split", &[format[0], group]));
-            all.push(Unit::new("matmul", &[format[0], format[1], format[2], group, streams]));
+            for jobs in [8, 16, 32] {
+                let jobs = ("JOBS", jobs);
+                all.push(Unit::new("matmul", &[format[0], format[1], format[2], group, streams, jobs]));
+            }
         }
         let names = ["ROWS", "DEPTH", "LOOP", "STREAMS", "STEPS", "NORM"];
         let shape = names.into_iter().zip(shapes[i % shapes.len()]);

@@ -113,6 +113,8 @@ pub(super) fn latent_kernel(
     Some(LatentKernel { unit: Unit::new("latent", &defines), shape })
 }
 
+/// Most blocks that share a sequence in a cluster; `MOST_BLOCKS` of the kernel.
+const MOST_BLOCKS: usize = 8;
 /// Positions that the warps of a block of `flash_one` take at once.
 pub(super) const ONE_POSITIONS: usize = 128;
 
@@ -286,8 +288,13 @@ impl Call<'_> {
         let room = device.driver.properties.n_multiprocessors as usize / (n_head_blocks * n_tokens).max(1);
         let n_passes = (split_class(step) as usize).div_ceil(ONE_POSITIONS / TILE);
         let of_window = inputs.window.map_or(MAX_SPLITS, |w| w.div_ceil(ONE_POSITIONS) + 1);
-        let n_splits = n_passes.min(of_window).min(room.clamp(1, MAX_SPLITS));
+        let is_cluster = device.driver.properties.arch >= 90;
+        let most = room.clamp(1, if is_cluster { MOST_BLOCKS } else { MAX_SPLITS });
+        let n_splits = n_passes.min(of_window).min(most);
+        // Clusters have a power of two of blocks.
+        let n_splits = if is_cluster { 1 << n_splits.ilog2() } else { n_splits };
         let partial = match n_splits {
+            _ if is_cluster => None,
             1 => None,
             _ => Some(Buffer::scratch(device, 4 * n_tokens * n_heads * n_splits * (pages.key_width + 4))?),
         };
@@ -307,9 +314,10 @@ impl Call<'_> {
             k,
             v,
         };
-        let unit = Unit::new("flash_one", &[("STEPS", steps)]);
-        let blocks = [n_head_blocks, n_tokens, n_splits];
-        let grid = Grid { blocks, threads: 32 * HEADS_PER_BLOCK, shared_bytes: 0, cluster: 1 };
+        let unit = Unit::new("flash_one", &[("STEPS", steps), ("CLUSTER", u32::from(is_cluster))]);
+        let blocks = [n_head_blocks, n_splits, n_tokens];
+        let cluster = if is_cluster { n_splits } else { 1 };
+        let grid = Grid { blocks, threads: 32 * HEADS_PER_BLOCK, shared_bytes: 0, cluster };
         // SAFETY: the struct is the kernel's; sources have a row per token and head, pages are reserved up to the step's
         // positions; where there are splits, they are so few that each block of heads of each token has a counter.
         unsafe { device.launch(op, (unit, "flash_one"), grid, &args)? };

@@ -71,7 +71,7 @@ impl PageShape {
 }
 
 /// Tokens that a sequence with a window can be shortened by at any time, as when one was computed too many.
-const SPARE: usize = 8;
+const SPARE: usize = 3 * PAGE;
 
 /// Pages that no token after the first `n_tokens - SPARE` sees.
 fn n_before_window(kind: &CacheKind, n_tokens: usize) -> usize {

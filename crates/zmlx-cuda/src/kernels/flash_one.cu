@@ -4,9 +4,11 @@
 // A block serves one token and up to 8 query heads of one key head. Its warps go through tiles of 16 positions each, whose keys
 // and values go from the cache into registers as fragments: nothing is read twice, and what is cached is asked for before the
 // kernel waits for its inputs. Queries and weights are sums of two f16 values each: rows 0 to 7 of a fragment are the high parts,
-// rows 8 to 15 the low ones. Long sequences are split among blocks; the last block to end merges what the others found.
+// rows 8 to 15 the low ones. Long sequences are split among blocks, which
+// are a cluster and read each other's shared memory at the end; without clusters the last block to end merges what the others
+// left in memory.
 //
-// Set from outside: STEPS, the head's width divided by 16 (a multiple of 2).
+// Set from outside: STEPS, the head's width divided by 16 (a multiple of 2); CLUSTER, whether the blocks of a sequence are one.
 
 #include "device.cuh"
 #include "position.cuh"
@@ -31,6 +33,30 @@ struct FlashOneArgs {
     Source q, k, v;
 };
 
+#if CLUSTER && __CUDA_ARCH__ >= 900
+#define MOST_BLOCKS 8
+__device__ __forceinline__ void sync_cluster() {
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// A value in the shared memory of another block, which has it where this one has `own`.
+__device__ __forceinline__ u32 remote(const void* own, u32 block) {
+    u32 at;
+    asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(at) : "r"((u32)__cvta_generic_to_shared(own)), "r"(block));
+    return at;
+}
+__device__ __forceinline__ float2 load_remote(const float2& own, u32 block) {
+    float2 v;
+    asm volatile("ld.shared::cluster.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(remote(&own, block)) : "memory");
+    return v;
+}
+__device__ __forceinline__ float4 load_remote(const float4& own, u32 block) {
+    float4 v;
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];" : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w) : "r"(remote(&own, block)) : "memory");
+    return v;
+}
+#endif
+
 // What some positions gave for a head.
 struct Found {
     float most, total;
@@ -40,11 +66,11 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
     __shared__ __align__(16) float queries[N_WARPS][WIDTH + 4];
     __shared__ __align__(16) u16 new_key[WIDTH], new_value[WIDTH];
     __shared__ __align__(16) float of_warps[N_WARPS][N_WARPS][WIDTH];
-    __shared__ Found found[N_WARPS][N_WARPS];
+    __shared__ __align__(8) Found found[N_WARPS][N_WARPS];
     __shared__ u32 is_last;
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane / 4, q = lane % 4;
     const u32 blocks_of_heads = (a.heads_per_key + N_WARPS - 1) / N_WARPS;
-    const u32 key_head = blockIdx.x / blocks_of_heads, token = blockIdx.y, split = blockIdx.z, n_splits = gridDim.z;
+    const u32 key_head = blockIdx.x / blocks_of_heads, token = blockIdx.z, split = blockIdx.y, n_splits = gridDim.y;
     const u32 head0 = key_head * a.heads_per_key + blockIdx.x % blocks_of_heads * N_WARPS;
     const u32 n_here = min((u32)N_WARPS, (key_head + 1) * a.heads_per_key - head0);
 
@@ -60,7 +86,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
     uint2 key[2][STEPS], value[4][STEPS / 2];
     const uint2 none = make_uint2(0, 0);
     auto value_position = [&](u32 tile, int i) { return tile * TILE + 2 * q + i % 2 + i / 2 * 8; };
-    auto ask = [&](u32 tile) {
+    auto ask_keys = [&](u32 tile) {
         const u16* page = a.cache.page(slot, tile * TILE);
         const u32 at = tile * TILE % PAGE_TOKENS;
 #pragma unroll
@@ -70,16 +96,19 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
 #pragma unroll
             for (int s = 0; s < STEPS; ++s) key[j][s] = is_cached ? row[4 * s + q] : none;
         }
+    };
+    auto ask_values = [&](u32 tile) {
+        const u16* page = a.cache.page(slot, tile * TILE) + a.cache.values_at + key_head * WIDTH;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
             const u32 position = value_position(tile, i);
-            const uint2* row = (const uint2*)(page + a.cache.values_at + (u64)(position % PAGE_TOKENS) * a.cache.value_stride + key_head * WIDTH);
+            const uint2* row = (const uint2*)(page + (u64)(position % PAGE_TOKENS) * a.cache.value_stride);
 #pragma unroll
             for (int p = 0; p < STEPS / 2; ++p) value[i][p] = position < own ? row[8 * p + r] : none;
         }
     };
     u32 tile = tile_begin + warp;
-    if (tile < tile_end) ask(tile);
+    if (tile < tile_end) ask_keys(tile), ask_values(tile);
     // A warp makes a query, and two of them the new key or value.
     const Source& more = warp == 0 ? a.k : a.v;
     const bool has_new = tile_end == first_tile + n_tiles && tile_begin < tile_end, has_more = has_new && warp < 2;
@@ -129,6 +158,9 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
                     multiply_f16(score[j], query[s], v.x, v.y);
                 }
             }
+            // The next tile's are asked for as soon as nobody needs these.
+            const u32 next = tile + N_WARPS;
+            if (next < tile_end) ask_keys(next);
             // Of head r, positions 2·q, 2·q + 1 of each 8.
             float weight[4], now = most;
 #pragma unroll
@@ -169,9 +201,9 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
                     multiply_f16(sum[4 * p + c], parts, first, second);
                 }
             }
-            tile += N_WARPS;
+            tile = next;
             if (tile >= tile_end) break;
-            ask(tile);
+            ask_values(tile);
         }
         total += __shfl_xor_sync(FULL_WARP, total, 1);
         total += __shfl_xor_sync(FULL_WARP, total, 2);
@@ -204,6 +236,44 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
             }
         }
     }
+#if CLUSTER && __CUDA_ARCH__ >= 900
+    if (n_splits > 1) {
+        // What this block found, where the others read it. Block b merges the heads of every n_splits-th warp from b on.
+        __syncwarp(); // all lanes have read what is written here
+        if (has_head) {
+            if (has_columns) *(float4*)&of_warps[0][warp][4 * lane] = sum;
+            if (lane == 0) found[0][warp] = {most, total};
+        }
+        __syncwarp();
+        sync_cluster();
+        const bool merges = has_head && warp % n_splits == split;
+        if (merges) {
+            Found of = {-infinity(), 0.0f}; // of a block each
+            if (lane < n_splits) {
+                const float2 v = load_remote(*(const float2*)&found[0][warp], lane);
+                of = {v.x, v.y};
+            }
+            most = warp_max(of.most);
+            const float of_lane = of.most == -infinity() ? 0.0f : expf(of.most - most);
+            total = warp_sum(of.total * of_lane);
+            sum = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            const u32 column = min(4 * lane, WIDTH - 4);
+            float4 x[MOST_BLOCKS]; // asked for before the first is used
+#pragma unroll
+            for (u32 s = 0; s < MOST_BLOCKS; ++s)
+                if (s < n_splits) x[s] = load_remote(*(const float4*)&of_warps[0][warp][column], s);
+#pragma unroll
+            for (u32 s = 0; s < MOST_BLOCKS; ++s) {
+                const float factor = __shfl_sync(FULL_WARP, of_lane, s);
+                if (s >= n_splits) continue;
+                sum.x = fmaf(x[s].x, factor, sum.x), sum.y = fmaf(x[s].y, factor, sum.y);
+                sum.z = fmaf(x[s].z, factor, sum.z), sum.w = fmaf(x[s].w, factor, sum.w);
+            }
+        }
+        sync_cluster(); // nobody ends while others still read its memory
+        if (!merges) return;
+    }
+#else
     if (n_splits > 1) {
         const u32 row = WIDTH + 4;
         float* const partial = a.partial + (u64)head * n_splits * row;
@@ -255,6 +325,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
             }
         }
     }
+#endif
     if (!has_head) return;
     float shrink = 1.0f;
     if (a.sinks) {

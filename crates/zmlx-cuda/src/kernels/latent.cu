@@ -73,13 +73,25 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) latent(const __gri
     }
     end_of_copies();
     const float* const queries = a.queries + ((u64)of_block.x * a.n_heads + row0) * a.key_width;
-    for (u32 row = warp; row < N_ROWS; row += N_WARPS)
+    // So many vectors of a thread are asked for before the first is used.
+    constexpr u32 QUADS = 4 * STEPS, AT_ONCE = 6;
+    for (u32 base = threadIdx.x; base < N_ROWS * QUADS; base += AT_ONCE * 32 * N_WARPS) {
+        float4 v[AT_ONCE];
 #pragma unroll
-        for (u32 i = lane; i < 8 * STEPS; i += 32) {
-            float2 v = make_float2(0.0f, 0.0f);
-            if (row < n_rows && 2 * i < a.key_width) v = *(const float2*)(queries + (u64)row * a.key_width + 2 * i);
-            split_f16(v.x * a.scale, v.y * a.scale, *(u32*)&shared.queries[0][row][2 * i], *(u32*)&shared.queries[1][row][2 * i]);
+        for (u32 i = 0; i < AT_ONCE; ++i) {
+            const u32 at = base + 32 * N_WARPS * i, row = at / QUADS, column = 4 * (at % QUADS);
+            v[i] = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+            if (row < n_rows && column < a.key_width) v[i] = *(const float4*)(queries + (u64)row * a.key_width + column);
         }
+#pragma unroll
+        for (u32 i = 0; i < AT_ONCE; ++i) {
+            const u32 at = base + 32 * N_WARPS * i, row = at / QUADS, column = 4 * (at % QUADS);
+            uint2 high, low;
+            split_f16(v[i].x * a.scale, v[i].y * a.scale, high.x, low.x);
+            split_f16(v[i].z * a.scale, v[i].w * a.scale, high.y, low.y);
+            if (row < N_ROWS) *(uint2*)&shared.queries[0][row][column] = high, *(uint2*)&shared.queries[1][row][column] = low;
+        }
+    }
     if (threadIdx.x < N_ROWS) shared.most[threadIdx.x] = -infinity(), shared.total[threadIdx.x] = 0.0f;
     float sum[M_TILES][TILES][4] = {};
     for (u32 tile = tile_begin; tile < tile_end; ++tile) {

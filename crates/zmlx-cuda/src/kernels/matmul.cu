@@ -1,12 +1,12 @@
 // Products of quantised matrices with many rows of activations, on tensor cores: the ops of matvec.cu but for the sum over
 // experts.
 //
-// A block takes 32 jobs (rows of activations, of one expert where there are experts) and 4 warps' rows of the matrix: 32 of a
+// A block takes JOBS jobs (rows of activations, of one expert where there are experts) and 4 warps' rows of the matrix: 32 of a
 // warp, or 16 of gate and 16 of up. Codes go from memory into registers, where they become bf16, exactly; activations come
 // through shared memory from where split.cu has put them; both some units of 64 columns ahead. The products of a span of
 // weights are summed up before its scale and bias are applied, in f32.
 //
-// Set from outside: the format (BITS 4 or 8, CODE, SCALES, GROUP 32, 64 or 128) and STREAMS, as in matvec.cu.
+// Set from outside: the format (BITS 4 or 8, CODE, SCALES, GROUP 32, 64 or 128) and STREAMS, as in matvec.cu; JOBS, 8, 16 or 32.
 
 #include "device.cuh"
 #include "format.cuh"
@@ -14,7 +14,7 @@
 #include "fragments.cuh"
 
 #define N_WARPS 4
-#define JOBS 32
+#define N8 (JOBS / 8)
 #define STAGES 4
 #define TILES 2 // of 16 rows, of a warp
 #define PIECE_WORDS (BITS / 2) // of a lane, in a row's unit
@@ -94,7 +94,7 @@ __device__ __forceinline__ void load_piece(const u32* unit, u32 q, u32 (&piece)[
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __grid_constant__ MatmulArgs a) {
+extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 8 ? 5 : 3) matmul(const __grid_constant__ MatmulArgs a) {
     __shared__ uint4 x[STAGES][4][JOBS][4];
     __shared__ float x_sums[STAGES][N_SPANS][JOBS];
     __shared__ u32 x_rows[JOBS], jobs[JOBS];
@@ -131,13 +131,15 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
         scales[m] = a.parts[p].scales + at * n_groups;
     }
 
-    // A thread brings 16 bytes of each step: of job `threadIdx.x / 4`.
-    const uint4* const from = a.x + (u64)x_rows[threadIdx.x / 4] * a.n_units * 16 + threadIdx.x % 4;
+    // A thread brings 16 bytes of one job, of steps that are APART steps from each other.
+    const uint4* const from = a.x + (u64)x_rows[threadIdx.x / 4 % JOBS] * a.n_units * 16 + threadIdx.x / (4 * JOBS) * 4 + threadIdx.x % 4;
+    constexpr u32 APART = 4 / N8;
     const float* const sums_from = a.x_sums + (u64)x_rows[threadIdx.x % JOBS] * a.n_units * N_SPANS + threadIdx.x / JOBS;
     auto bring = [&](u32 unit) {
         if (unit < a.n_units) {
 #pragma unroll
-            for (int s = 0; s < 4; ++s) copy_async<16>(&x[unit % STAGES][s][threadIdx.x / 4][threadIdx.x % 4], from + (u64)unit * 16 + 4 * s);
+            for (int i = 0; i < N8; ++i)
+                copy_async<16>(&x[unit % STAGES][threadIdx.x / (4 * JOBS) + APART * i][threadIdx.x / 4 % JOBS][threadIdx.x % 4], from + (u64)unit * 16 + 4 * APART * i);
             if (CODE == CODE_AFFINE && threadIdx.x < JOBS * N_SPANS)
                 copy_async<4>(&x_sums[unit % STAGES][threadIdx.x / JOBS][threadIdx.x % JOBS], sums_from + unit * N_SPANS);
         }
@@ -162,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
     for (int s = 0; s < STAGES - 1; ++s) bring(s);
     ask(0, 0);
     ask(1, 1);
-    float sum[TILES][4][4] = {};
+    float sum[TILES][N8][4] = {};
     auto compute = [&](u32 unit, const int at) {
         wait_for_copies<STAGES - 2>();
         __syncthreads();
@@ -170,13 +172,13 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
         const u32 stage = unit % STAGES;
 #pragma unroll
         for (int span = 0; span < N_SPANS; ++span) {
-            float product[TILES][4][4] = {};
+            float product[TILES][N8][4] = {};
 #pragma unroll
             for (int i = 0; i < 4 / N_SPANS; ++i) {
                 const int s = span * (4 / N_SPANS) + i;
-                uint4 b[4];
+                uint4 b[N8];
 #pragma unroll
-                for (int n8 = 0; n8 < 4; ++n8) b[n8] = x[stage][s][8 * n8 + r][q];
+                for (int n8 = 0; n8 < N8; ++n8) b[n8] = x[stage][s][8 * n8 + r][q];
                 u32 w[TILES][4];
 #pragma unroll
                 for (int m = 0; m < TILES; ++m) {
@@ -186,15 +188,15 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
 #pragma unroll
                 for (int m = 0; m < TILES; ++m)
 #pragma unroll
-                    for (int n8 = 0; n8 < 4; ++n8) multiply(product[m][n8], w[m], b[n8].x, b[n8].y);
+                    for (int n8 = 0; n8 < N8; ++n8) multiply(product[m][n8], w[m], b[n8].x, b[n8].y);
 #pragma unroll
                 for (int m = 0; m < TILES; ++m)
 #pragma unroll
-                    for (int n8 = 0; n8 < 4; ++n8) multiply(product[m][n8], w[m], b[n8].z, b[n8].w);
+                    for (int n8 = 0; n8 < N8; ++n8) multiply(product[m][n8], w[m], b[n8].z, b[n8].w);
             }
-            float2 of_x[4];
+            float2 of_x[N8];
 #pragma unroll
-            for (int n8 = 0; n8 < 4; ++n8) of_x[n8] = *(const float2*)&x_sums[stage][span][8 * n8 + 2 * q];
+            for (int n8 = 0; n8 < N8; ++n8) of_x[n8] = *(const float2*)&x_sums[stage][span][8 * n8 + 2 * q];
 #pragma unroll
             for (int m = 0; m < TILES; ++m)
 #pragma unroll
@@ -202,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
                     const ScaleWord word = words[at][m][half][span];
                     const float scale = scale_of(word, 0), bias = fmaf(-OFFSET, scale, bias_of(word));
 #pragma unroll
-                    for (int n8 = 0; n8 < 4; ++n8) {
+                    for (int n8 = 0; n8 < N8; ++n8) {
                         float* of = &sum[m][n8][2 * half];
                         of[0] = fmaf(scale, product[m][n8][2 * half], of[0]);
                         of[1] = fmaf(scale, product[m][n8][2 * half + 1], of[1]);
@@ -220,7 +222,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
 #pragma unroll
     for (int m = 0; m < TILES / STREAMS; ++m)
 #pragma unroll
-        for (int n8 = 0; n8 < 4; ++n8)
+        for (int n8 = 0; n8 < N8; ++n8)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const u32 row = row0 + 16 * m + 8 * (i / 2) + r, column = 8 * n8 + 2 * q + i % 2;

@@ -23,15 +23,17 @@ struct Positions {
 __device__ __forceinline__ void put_positions(const Positions& p, u32 job, float* y, u32 width, u32 key_width) {
     const u32 warp = threadIdx.x >> 5, token = job / p.n_heads, position = p.step.positions[token];
     const bool is_query = warp == 0, is_key = warp == 1 && job % p.n_heads == 0;
+    // All but the rows themselves is older than the kernel in front.
     HeadTurn turn = {};
+    u16* row = nullptr;
     if (is_query) turn = head_turn(p.query, {}, position);
-    if (is_key) turn = head_turn(p.latent, p.key, position);
+    if (is_key) {
+        turn = head_turn(p.latent, p.key, position);
+        row = p.cache.page(p.step.slots[token], position) + (u64)(position % PAGE_TOKENS) * p.cache.key_stride;
+    }
     wait_for_inputs();
     if (is_query) put_head(p.query, {}, job, position, turn, y + width, key_width - width);
-    if (is_key) {
-        u16* row = p.cache.page(p.step.slots[token], position) + (u64)(position % PAGE_TOKENS) * p.cache.key_stride;
-        put_head(p.latent, p.key, token, position, turn, row, p.cache.key_stride);
-    }
+    if (is_key) put_head(p.latent, p.key, token, position, turn, row, p.cache.key_stride);
 }
 #endif
 

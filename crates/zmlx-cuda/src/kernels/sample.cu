@@ -48,6 +48,16 @@ __device__ __forceinline__ void sync_cluster() {
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 
+// The float whose key `ordered` gives; infinite or no number past the ends.
+__device__ __forceinline__ float value_of(u32 key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
+
+// `e^x` to 2^-22, for sums that say how far a filter goes.
+__device__ __forceinline__ float mass_of(float x) {
+    float y;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
+    return y;
+}
+
 // Sums of six numbers over all threads of all blocks; `turn` alternates.
 __device__ __forceinline__ void sum_of_all(Shared& shared, u32 turn, float (&v)[6]) {
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5;
@@ -123,11 +133,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     sync_cluster();
     for (u32 b = 0; b < N_BLOCKS; ++b) best = shared.best[b] > best ? shared.best[b] : best;
     const u32 best_key = (u32)(best >> 32), best_at = ~(u32)best;
-    float most;
-    {
-        const u32 bits = best_key & 0x80000000u ? best_key & 0x7fffffffu : ~best_key;
-        most = __uint_as_float(bits);
-    }
+    const float most = value_of(best_key);
     if (a.inverse_temperature == 0.0f || best_key == 0) {
         if (block == 0 && threadIdx.x == 0) *a.y = best_at;
         return;
@@ -136,7 +142,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     u32 turn = 0;
     float total[6] = {};
 #pragma unroll
-    for (u32 j = 0; j < PER_THREAD; ++j) total[0] += v[j] == v[j] ? expf(v[j] - most) : 0.0f;
+    for (u32 j = 0; j < PER_THREAD; ++j) total[0] += v[j] == v[j] ? mass_of(v[j] - most) : 0.0f;
     sum_of_all(shared, turn++, total);
     const float mass = a.top_p < 1.0f ? a.top_p * total[0] : infinity();
     const float n_most = (float)min(a.top_k, a.width);
@@ -145,15 +151,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     float above[2] = {}; // how many values are above the key, and their mass
     if (n_most < (float)a.width || mass < infinity()) {
         for (int shift = 30; shift >= 0; shift -= 2) {
-            float sums[6] = {}; // count and mass from each of three keys on
+            float least[3], sums[6] = {}; // count and mass from each of three keys on
+#pragma unroll
+            for (u32 i = 0; i < 3; ++i) least[i] = value_of(key + ((i + 1) << shift));
 #pragma unroll
             for (u32 j = 0; j < PER_THREAD; ++j) {
-                const u32 own = ordered(v[j]);
-                const bool is_real = first + threadIdx.x + THREADS * j < a.width;
-                const float weight = own ? expf(v[j] - most) : 0.0f;
+                const float weight = mass_of(v[j] - most);
 #pragma unroll
                 for (u32 i = 0; i < 3; ++i)
-                    if (is_real && own >= key + ((i + 1) << shift)) sums[2 * i] += 1.0f, sums[2 * i + 1] += weight;
+                    if (v[j] >= least[i]) sums[2 * i] += 1.0f, sums[2 * i + 1] += weight;
             }
             sum_of_all(shared, turn++, sums);
             u32 digit = 0;
@@ -167,8 +173,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     // Of the values with just that key the first ones by index, as many as are wanted.
     float n_equal = infinity();
     if (key) {
-        const u32 bits = key & 0x80000000u ? key & 0x7fffffffu : ~key;
-        const float weight = expf(__uint_as_float(bits) - most);
+        const float weight = mass_of(value_of(key) - most);
         n_equal = fminf(n_most - above[0], weight > 0.0f ? ceilf((mass - above[1]) / weight) : infinity());
         n_equal = fmaxf(n_equal, 1.0f);
     }
