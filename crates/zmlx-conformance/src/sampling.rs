@@ -173,6 +173,44 @@ pub fn the_seed_decides<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
+/// What a device says of its choice is what the host finds.
+pub fn choices_are_assessed<B: Backend>(instances: &[Instance<B>]) {
+    for b in with_chance(instances) {
+        for (width, temperature) in [(2, 0.0), (5, 1.0), (9000, 0.0), (9000, 1.0), (151_936, 0.7)] {
+            let mut logits: Vec<f32> = zmlx_oracle::testing::random_f32(width, 4.0, width as u64);
+            logits[width / 2] = 9.0;
+            let recent = [(width / 2) as u32];
+            for repetition in [None, Some(Repetition { penalty: 1.5, recent: &recent, last: None })] {
+                let settings =
+                    SampleSettings { temperature, repetition, seed: 0x7123_4567_89ab_cdef, ..greedy::<B>() };
+                let chosen = b.sample(&b.put(&logits, &[1, width]), 0, &settings).unwrap().unwrap();
+                let Some(choice) = b.read_choice(&chosen).unwrap() else { continue };
+                assert_eq!([choice.token], b.get_indices(&chosen)[..], "{width}");
+                let mut sorted: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
+                sorted.sort_by(|a, b| b.total_cmp(a));
+                let margin = sorted[0] - sorted[1];
+                assert!(
+                    (f64::from(choice.margin) - margin).abs() <= 1e-6 * sorted[0].abs(),
+                    "{width}: {choice:?}"
+                );
+                let penalised = |i: usize| {
+                    let logit = f64::from(logits[i]);
+                    if repetition.is_some() && i == width / 2 { logit / 1.5 } else { logit }
+                };
+                let sum: f64 = (0..width).map(|i| (penalised(i) - 9.0).exp()).sum();
+                let want = penalised(choice.token as usize) - 9.0 - sum.ln();
+                // Sums of up to 10^5 exponentials, each to 2^-22.
+                assert!((f64::from(choice.logprob) - want).abs() <= 1e-5, "{width}: {choice:?}, want {want}");
+            }
+        }
+        let broken = b.put(&[0.0, f32::NAN, 1.0], &[1, 3]);
+        let chosen = b.sample(&broken, 0, &greedy::<B>()).unwrap().unwrap();
+        if let Some(choice) = b.read_choice(&chosen).unwrap() {
+            assert!(choice.margin.is_nan(), "{choice:?}");
+        }
+    }
+}
+
 /// Rows and tokens that are not there.
 pub fn bad_arguments_are_errors<B: Backend>(instances: &[Instance<B>]) {
     for b in with_chance(instances) {

@@ -9,7 +9,7 @@ pub use cache::{AttentionInputs, AttentionSettings, CacheKind, CacheSpec, KvForm
 pub use recurrent::{ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights};
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Activation, Barriers, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize,
+    Activation, Barriers, Choice, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize,
     Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
 };
 
@@ -239,6 +239,16 @@ pub trait Backend {
         _row: usize,
         _settings: &SampleSettings<'_, Self::Indices>,
     ) -> Result<Option<Self::Indices>> {
+        Ok(None)
+    }
+
+    /// The token that [`Backend::sample`] chose, with what the host would find in its logits; `None` where it must look itself.
+    ///
+    /// **Numerics** f32.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn read_choice(&self, _chosen: &Self::Indices) -> Result<Option<Choice>> {
         Ok(None)
     }
 

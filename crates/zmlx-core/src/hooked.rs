@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::ops::{fused_ops, output, plain_ops};
 use crate::stock::{self, Routers};
 use crate::{
-    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostWeight, Instrumented, MlaInputs, MlaWeights,
     NoauxTc, Op, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
 };
@@ -180,6 +180,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
             row: usize,
             settings: &SampleSettings<'_, B::Indices>
         ) -> Result<Option<B::Indices>>;
+        read_choice(chosen: &B::Indices) -> Result<Option<Choice>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
         slice_last(x: &B::Tensor, range: Range<usize>) -> Result<B::Tensor>;

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use zmlx_core::{
-    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
     MlaWeights, NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey, stock,
 };
@@ -138,7 +138,11 @@ impl Backend for CudaBackend {
 
     fn read_indices(&self, indices: &CudaIndices, out: &mut Vec<u32>) -> Result<()> {
         match &indices.copy {
-            Some(copy) => copy.read(out),
+            Some(copy) => {
+                copy.read(out)?;
+                out.truncate(indices.shape.len());
+                Ok(())
+            }
             None => indices.buffer.read(0, indices.shape.len(), out),
         }
     }
@@ -221,6 +225,10 @@ impl Backend for CudaBackend {
         settings: &SampleSettings<'_, CudaIndices>,
     ) -> Result<Option<CudaIndices>> {
         sample::sample(&self.device, logits, row, settings)
+    }
+
+    fn read_choice(&self, chosen: &CudaIndices) -> Result<Option<Choice>> {
+        sample::read_choice(chosen)
     }
 
     fn eval_async(&self, logits: CudaTensor, _: &CudaIndices) -> Result<CudaTensor> {

@@ -13,7 +13,7 @@ use crate::tensor::CudaIndices;
 use crate::weight::{Part, PartFormat};
 
 /// From this many tokens on a product may run on tensor cores. Fewer have the same sums as one alone.
-pub(crate) const MIN_TOKENS: usize = 16;
+pub(crate) const MIN_TOKENS: usize = 8;
 /// From this many tokens on a product with one matrix does, ...
 const MANY_TOKENS: usize = 64;
 /// ... and from this many results on: fewer do not give enough blocks, and each block goes through all columns.

@@ -1,8 +1,8 @@
-//! Choosing tokens on the device: `sample.cu`, and `argmax` of `rows.cu` where that is all.
+//! Choosing tokens on the device: `sample.cu`, and `argmax` of `rows.cu` on GPUs that lack what that needs.
 
 use std::sync::Arc;
 
-use zmlx_core::{Error, Result, SampleSettings};
+use zmlx_core::{Choice, Error, Result, SampleSettings};
 
 use crate::compile::Unit;
 use crate::device::{Device, N_COUNTERS};
@@ -17,6 +17,8 @@ const OP: &str = "sample";
 /// Threads of a block of `sample`, and the blocks that share a row.
 const THREADS: usize = 1024;
 const N_BLOCKS: usize = 8;
+/// What `sample` writes: the token, its log-probability, the margin.
+const N_WORDS: usize = 3;
 /// Most values of a thread.
 const MOST_PER_THREAD: usize = 32;
 
@@ -67,14 +69,14 @@ pub(crate) fn sample(
             last.check(OP, "token", width)?;
         }
     }
-    let is_plain = settings.temperature == 0.0 && settings.repetition.is_none();
     let per_thread = width.div_ceil(THREADS * N_BLOCKS);
-    if !is_plain && (device.driver.properties.arch < 90 || per_thread > MOST_PER_THREAD) {
+    let is_plain = device.driver.properties.arch < 90 || per_thread > MOST_PER_THREAD;
+    if is_plain && (settings.temperature != 0.0 || settings.repetition.is_some()) {
         return Ok(None);
     }
     let from = logits.contiguous(device)?;
     let x = from.at() + 4 * (row * width) as u64;
-    let y = Buffer::scratch(device, 4)?;
+    let y = Buffer::scratch(device, 4 * N_WORDS)?;
     if is_plain {
         let args = ArgmaxArgs {
             x,
@@ -115,10 +117,11 @@ pub(crate) fn sample(
         let unit = Unit::new("sample", &[("PER_THREAD", per_thread as u32)]);
         let grid = Grid { blocks: [1, N_BLOCKS, 1], threads: THREADS, shared_bytes: 0, cluster: N_BLOCKS };
         // SAFETY: the struct is the kernel's; x has the row of `width` values, which all blocks together have room for; recent
-        // tokens are below `width`; y has room for one index.
+        // tokens are below `width`; y has room for N_WORDS words.
         unsafe { device.launch(OP, (unit, "sample"), grid, &args)? };
     }
-    let copy = Some(Arc::new(HostCopy::start(&y, 0, 4)?));
+    let n_words = if is_plain { 1 } else { N_WORDS };
+    let copy = Some(Arc::new(HostCopy::start(&y, 0, 4 * n_words)?));
     Ok(Some(CudaIndices {
         shape: Shape::new(OP, &[1])?,
         buffer: y,
@@ -128,4 +131,17 @@ pub(crate) fn sample(
         launch: device.driver.last_launch(),
         copy,
     }))
+}
+
+/// What the device says of a token that it chose; `None` where it says no more than which.
+pub(crate) fn read_choice(chosen: &CudaIndices) -> Result<Option<Choice>> {
+    let Some(copy) = &chosen.copy else { return Ok(None) };
+    let mut words: Vec<u32> = Vec::with_capacity(N_WORDS);
+    copy.read(&mut words)?;
+    Ok(match words[..] {
+        [token, logprob, margin] => {
+            Some(Choice { token, logprob: f32::from_bits(logprob), margin: f32::from_bits(margin) })
+        }
+        _ => None,
+    })
 }

@@ -26,8 +26,8 @@ fn instances() -> Vec<Instance<CudaBackend>> {
         name: "cuda".to_owned(),
         backend,
         grid: Grid::Full,
-        // From 16 tokens on products run on tensor cores.
-        same_path_below: 16,
+        // From 8 tokens on products run on tensor cores.
+        same_path_below: 8,
         product_error: activations_of_16_bits,
         // Keys and values are f16, off by up to 2^-12 of themselves, 1.4e-4 in the root mean square. A value of 6 alone is off by
         // 1.5e-3, and scores of about 1 by as much as their keys.

@@ -64,6 +64,8 @@ struct Filled<B: Backend> {
     /// The sequences at the depth, where a cache cannot be shortened to it.
     kept: Vec<Slot>,
     depth: usize,
+    /// Working memory for logits, as an engine has it.
+    logits: Vec<f32>,
 }
 
 impl<B: Backend> Filled<B> {
@@ -71,7 +73,7 @@ impl<B: Backend> Filled<B> {
     fn new(model: &Model<B>, n_slots: usize) -> Result<Self> {
         let mut pool = model.pool(PoolOptions::default())?;
         let slots = (0..n_slots).map(|_| pool.allocate()).collect::<zmlx_models::Result<_>>()?;
-        Ok(Self { pool, slots, kept: Vec::new(), depth: 0 })
+        Ok(Self { pool, slots, kept: Vec::new(), depth: 0, logits: Vec::new() })
     }
 }
 
@@ -89,7 +91,7 @@ impl<B: Backend> Loaded<B> {
 
     /// Takes the decoded tokens back.
     fn rewind(&mut self) -> Result<()> {
-        let Filled { pool, slots, kept, depth } = &mut self.filled;
+        let Filled { pool, slots, kept, depth, .. } = &mut self.filled;
         for (i, slot) in slots.iter_mut().enumerate() {
             match kept.get(i) {
                 Some(kept) => {
@@ -117,7 +119,7 @@ fn step<B: Backend>(
     let inputs: Vec<_> = filled.slots.iter().zip(tokens.chunks(1)).map(of).collect();
     let y = model.forward_tapped(&mut filled.pool, &inputs, fusion, tap)?;
     // Reading waits for the device.
-    model.backend().read(&y, &mut Vec::new())?;
+    model.backend().read(&y, &mut filled.logits)?;
     Ok(())
 }
 
@@ -165,7 +167,7 @@ impl<B: Instrumented> Arm for Loaded<B> {
                 kept.push(pool.fork(*slot, depth)?);
             }
         }
-        self.filled = Filled { pool, slots, kept, depth };
+        self.filled = Filled { pool, slots, kept, depth, logits: Vec::new() };
         Ok(())
     }
 

@@ -37,8 +37,8 @@ pub(crate) struct Latents<'a> {
     pub(crate) scale: f32,
 }
 
-/// Parts of a sequence up to which the second product merges them: each of its blocks reads all.
-const MOST_MERGED: usize = 16;
+/// Most parts of a sequence: each block of the second product reads all, a lane one of each.
+const MOST_MERGED: usize = 32;
 
 /// The whole of it, `None` where the widths are not for the kernels. The backend has checked shapes and
 /// spans, and has got the memory for the step's tokens.
@@ -87,15 +87,14 @@ pub(crate) fn attend_latents(
 
     let shape = Shape::new(op, &[n_tokens, n_heads, of.rank])?;
     let call = Call { device, op, inputs: &inputs, step, pages, step_args, cache_args, shape };
-    unembed.x = match call.latent_parts(kernel, &queries)? {
+    unembed.x = match call.latent_parts(kernel, &queries, MOST_MERGED)? {
         Found::Whole(y) => y,
-        Found::Parts { partial, n_splits } if n_splits <= MOST_MERGED => {
+        Found::Parts { partial, n_splits } => {
             // Merged in its place: the tensor is not read.
             let x = CudaTensor::ready(shape, View::whole(Arc::clone(&partial), shape.len()));
             unembed.beside = Beside::Merge { partial, n_splits };
             x
         }
-        Found::Parts { partial, n_splits } => call.merge(kernel, &partial, n_splits)?,
     };
     let view = unembed.launch(device, None)?;
     Ok(Some(CudaTensor::ready(shape.with_last(unembed.n_out), view)))

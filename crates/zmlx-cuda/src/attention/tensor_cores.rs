@@ -113,8 +113,6 @@ pub(super) fn latent_kernel(
     Some(LatentKernel { unit: Unit::new("latent", &defines), shape })
 }
 
-/// Most blocks that share a sequence in a cluster; `MOST_BLOCKS` of the kernel.
-const MOST_BLOCKS: usize = 8;
 /// Positions that the warps of a block of `flash_one` take at once.
 pub(super) const ONE_POSITIONS: usize = 128;
 
@@ -181,21 +179,21 @@ impl Call<'_> {
 
     /// Latents: queries have been made, and keys are in the cache.
     pub(super) fn latent(&self, kernel: LatentKernel, queries: &Buffer) -> Result<CudaTensor> {
-        match self.latent_parts(kernel, queries)? {
+        match self.latent_parts(kernel, queries, MAX_SPLITS)? {
             Found::Whole(y) => Ok(y),
             Found::Parts { partial, n_splits } => self.merge(kernel, &partial, n_splits),
         }
     }
 
-    /// As [`Call::latent`]; long sequences are left in parts.
-    pub(super) fn latent_parts(&self, kernel: LatentKernel, queries: &Buffer) -> Result<Found> {
+    /// As [`Call::latent`]; long sequences are left in parts, `most` at most.
+    pub(super) fn latent_parts(&self, kernel: LatentKernel, queries: &Buffer, most: usize) -> Result<Found> {
         let Call { device, op, inputs, step, pages, step_args, cache_args, shape } = *self;
         let (n_tokens, n_heads) = (step.n_tokens, inputs.n_heads);
         let (unit, [n_rows, _]) = (kernel.unit, kernel.shape);
         let most_tokens = (n_rows / n_heads).max(1);
         let blocks = step.blocks(device, most_tokens)?;
         let n_row_blocks = (most_tokens * n_heads).div_ceil(n_rows);
-        let n_splits = splits(device, step, None, blocks.n * n_row_blocks);
+        let n_splits = splits(device, step, None, blocks.n * n_row_blocks).min(most);
         let (found, y, partial) = if n_splits == 1 {
             let (y, at) = CudaTensor::fresh(device, shape)?;
             (Found::Whole(y), at, 0)
@@ -289,7 +287,8 @@ impl Call<'_> {
         let n_passes = (split_class(step) as usize).div_ceil(ONE_POSITIONS / TILE);
         let of_window = inputs.window.map_or(MAX_SPLITS, |w| w.div_ceil(ONE_POSITIONS) + 1);
         let is_cluster = device.driver.properties.arch >= 90;
-        let most = room.clamp(1, if is_cluster { MOST_BLOCKS } else { MAX_SPLITS });
+        let most =
+            room.clamp(1, if is_cluster { device.driver.properties.most_in_cluster() } else { MAX_SPLITS });
         let n_splits = n_passes.min(of_window).min(most);
         // Clusters have a power of two of blocks.
         let n_splits = if is_cluster { 1 << n_splits.ilog2() } else { n_splits };

@@ -34,7 +34,7 @@ struct FlashOneArgs {
 };
 
 #if CLUSTER && __CUDA_ARCH__ >= 900
-#define MOST_BLOCKS 8
+#define MOST_BLOCKS 16
 __device__ __forceinline__ void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");

@@ -1,4 +1,4 @@
-// Choosing a token from a row of logits: repetition penalty, top-k, top-p, min-p, temperature, and a number by chance.
+// Choosing a token from a row of logits, and saying how probable it was: repetition penalty, top-k, top-p, min-p, temperature, and a number by chance.
 //
 // The 8 blocks of a cluster share a row, whose values stay in registers. Each filter keeps the first tokens of the ranking, so a
 // key says how far the shortest of these goes: it is found two bits at a time, from how many values have at least that key and
@@ -24,7 +24,7 @@ struct SampleArgs {
     const u32* recent;
     u32 n_recent;
     const u32* last; // one more recent token, or null
-    u32* y;
+    u32* y; // the token, its log-probability, and by how much the largest value exceeds the second largest
 };
 
 #if __CUDA_ARCH__ >= 900
@@ -101,12 +101,15 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
         }
         __syncthreads();
     }
-    float v[PER_THREAD];
+    float v[PER_THREAD], two[2] = {-infinity(), -infinity()}; // the largest values before the penalty
+    bool is_bad = false;
     u64 best = 0;
 #pragma unroll
     for (u32 j = 0; j < PER_THREAD; ++j) {
         const u32 at = threadIdx.x + THREADS * j;
         v[j] = first + at < a.width ? a.x[first + at] : -infinity();
+        is_bad |= !(v[j] < infinity());
+        two[1] = fmaxf(two[1], fminf(two[0], v[j])), two[0] = fmaxf(two[0], v[j]);
         if (has_recent && shared.recent[at / 32] >> at % 32 & 1) v[j] = v[j] > 0.0f ? v[j] / a.penalty : v[j] * a.penalty;
         const u64 key = (u64)ordered(v[j]) << 32 | (u32)~(first + at); // of equal values the lower index
         if (first + at < a.width) best = key > best ? key : best;
@@ -134,21 +137,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     for (u32 b = 0; b < N_BLOCKS; ++b) best = shared.best[b] > best ? shared.best[b] : best;
     const u32 best_key = (u32)(best >> 32), best_at = ~(u32)best;
     const float most = value_of(best_key);
-    if (a.inverse_temperature == 0.0f || best_key == 0) {
-        if (block == 0 && threadIdx.x == 0) *a.y = best_at;
-        return;
+    // The largest two of all, and whether one is no number.
+#pragma unroll
+    for (int offset = 16; offset > 0; offset >>= 1) {
+        const float first_of = __shfl_xor_sync(FULL_WARP, two[0], offset), second_of = __shfl_xor_sync(FULL_WARP, two[1], offset);
+        two[1] = fmaxf(fminf(two[0], first_of), fmaxf(two[1], second_of)), two[0] = fmaxf(two[0], first_of);
     }
-
+    is_bad = __any_sync(FULL_WARP, is_bad);
+    if (lane == 0) shared.of_warps[warp][0] = two[0], shared.of_warps[warp][1] = two[1], shared.of_warps[warp][2] = is_bad;
+    __syncthreads();
+    two[0] = shared.of_warps[lane][0], two[1] = shared.of_warps[lane][1], is_bad = __any_sync(FULL_WARP, shared.of_warps[lane][2] != 0.0f);
+#pragma unroll
+    for (int offset = 16; offset > 0; offset >>= 1) {
+        const float first_of = __shfl_xor_sync(FULL_WARP, two[0], offset), second_of = __shfl_xor_sync(FULL_WARP, two[1], offset);
+        two[1] = fmaxf(fminf(two[0], first_of), fmaxf(two[1], second_of)), two[0] = fmaxf(two[0], first_of);
+    }
+    __syncthreads(); // all have read what is written again
     u32 turn = 0;
     float total[6] = {};
 #pragma unroll
     for (u32 j = 0; j < PER_THREAD; ++j) total[0] += v[j] == v[j] ? mass_of(v[j] - most) : 0.0f;
     sum_of_all(shared, turn++, total);
+    if (threadIdx.x < N_BLOCKS)
+        asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(remote(&shared.found[turn % 2][block][0], threadIdx.x)), "f"(two[0]), "f"(two[1]), "f"(is_bad ? 1.0f : 0.0f), "f"(0.0f) : "memory");
+    sync_cluster();
+    two[0] = two[1] = -infinity(), is_bad = false;
+    for (u32 b = 0; b < N_BLOCKS; ++b) {
+        const float4 of = shared.found[turn % 2][b][0];
+        two[1] = fmaxf(fminf(two[0], of.x), fmaxf(two[1], of.y)), two[0] = fmaxf(two[0], of.x);
+        is_bad |= of.z != 0.0f;
+    }
+    ++turn;
+    const float margin = is_bad ? nan_f32() : two[0] - two[1];
+    auto put = [&](u32 token, float value) {
+        a.y[0] = token;
+        ((float*)a.y)[1] = value - most - logf(total[0]);
+        ((float*)a.y)[2] = margin;
+    };
+    if (a.inverse_temperature == 0.0f || best_key == 0) {
+        if (block == 0 && threadIdx.x == 0) put(best_at, most);
+        return;
+    }
+
     const float mass = a.top_p < 1.0f ? a.top_p * total[0] : infinity();
     const float n_most = (float)min(a.top_k, a.width);
     // The largest key with enough values from there on; 0 takes all.
     u32 key = 0;
     float above[2] = {}; // how many values are above the key, and their mass
+    float from_key = (float)a.width; // how many are not below it
+    bool is_between = false; // the key lies between two values
     if (n_most < (float)a.width || mass < infinity()) {
         for (int shift = 30; shift >= 0; shift -= 2) {
             float least[3], sums[6] = {}; // count and mass from each of three keys on
@@ -166,13 +203,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
 #pragma unroll
             for (u32 i = 0; i < 3; ++i)
                 if (sums[2 * i] >= n_most || sums[2 * i + 1] >= mass) digit = i + 1;
-            if (digit < 3) above[0] = sums[2 * digit], above[1] = sums[2 * digit + 1];
+#pragma unroll
+            for (u32 i = 0; i < 3; ++i)
+                if (digit == i) above[0] = sums[2 * i], above[1] = sums[2 * i + 1];
+#pragma unroll
+            for (u32 i = 0; i < 3; ++i)
+                if (digit == i + 1) from_key = sums[2 * i];
             key += digit << shift;
+            is_between = key && from_key - above[0] == 1.0f;
+            if (is_between) break; // what is left of the key would tell one value from none
         }
     }
     // Of the values with just that key the first ones by index, as many as are wanted.
     float n_equal = infinity();
-    if (key) {
+    if (key && !is_between) {
         const float weight = mass_of(value_of(key) - most);
         n_equal = fminf(n_most - above[0], weight > 0.0f ? ceilf((mass - above[1]) / weight) : infinity());
         n_equal = fmaxf(n_equal, 1.0f);
@@ -203,7 +247,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     float own = 0.0f;
     auto weight_of = [&](u32 j) {
         const u32 at = first + threadIdx.x + THREADS * j, of = ordered(v[j]);
-        const bool is_kept = at < a.width && of && of >= least && (of > key || (of == key && at < end));
+        const bool is_kept = at < a.width && of && of >= least && (of > key || (of == key && (is_between || at < end)));
         return is_kept ? expf((v[j] - most) * a.inverse_temperature) : 0.0f;
     };
 #pragma unroll
@@ -248,21 +292,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     for (u32 b = 0; b < N_BLOCKS; ++b) candidate = shared.best[b] > candidate ? shared.best[b] : candidate;
     if (candidate == 0) {
         // Nothing begins that early: only where the first sums are no numbers.
-        if (block == 0 && threadIdx.x == 0) *a.y = best_at;
+        if (block == 0 && threadIdx.x == 0) put(best_at, most);
     } else if (candidate == (u64)(block * THREADS + threadIdx.x) + 1) {
         float left = target - (start + (up_to - own));
         u32 chosen = best_at;
+        float of_chosen = most;
         bool is_done = false;
 #pragma unroll
         for (u32 j = 0; j < PER_THREAD; ++j) {
             const float weight = weight_of(j);
             if (weight > 0.0f && !is_done) {
-                chosen = first + threadIdx.x + THREADS * j;
+                chosen = first + threadIdx.x + THREADS * j, of_chosen = v[j];
                 is_done = left < weight;
                 left -= weight;
             }
         }
-        *a.y = chosen;
+        put(chosen, of_chosen);
     }
     sync_cluster(); // nobody ends while others may still write to its memory
 }
