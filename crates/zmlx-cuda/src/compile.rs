@@ -140,9 +140,10 @@ pub fn units() -> Vec<Unit> {
             let group = ("GROUP", [32, 64, 128][i % 3]);
             let streams = ("STREAMS", 1 + i as u32 % 2);
             all.push(Unit::new("split", &[format[0], group]));
-            for jobs in [8, 16, 32] {
-                let jobs = ("JOBS", jobs);
-                all.push(Unit::new("matmul", &[format[0], format[1], format[2], group, streams, jobs]));
+            for (jobs, shared) in [(8, 0), (8, 1), (16, 1), (32, 0)] {
+                let shape = [("JOBS", jobs), ("SHARED_ROWS", shared)];
+                let all_of = [format[0], format[1], format[2], group, streams, shape[0], shape[1]];
+                all.push(Unit::new("matmul", &all_of));
             }
         }
         let names = ["ROWS", "DEPTH", "LOOP", "STREAMS", "STEPS", "NORM"];

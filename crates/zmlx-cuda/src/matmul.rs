@@ -14,10 +14,10 @@ use crate::weight::{Part, PartFormat};
 
 /// From this many tokens on a product may run on tensor cores. Fewer have the same sums as one alone.
 pub(crate) const MIN_TOKENS: usize = 8;
-/// From this many tokens on a product with one matrix does, ...
-const MANY_TOKENS: usize = 64;
-/// ... and from this many results on: fewer do not give enough blocks, and each block goes through all columns.
-const MANY_RESULTS: usize = 100_000;
+/// From this many tokens on routers do, too, and choose in a kernel of their own.
+pub(crate) const MIN_ROUTED_TOKENS: usize = 64;
+/// Rows of the matrix of a warp.
+const WARP_ROWS: usize = 32;
 /// Jobs of a tile, `JOBS` of the kernel, where a matrix has so many on average: tensor cores multiply all that a tile has room
 /// for.
 fn tile_jobs(product: &Product) -> usize {
@@ -29,7 +29,11 @@ fn tile_jobs(product: &Product) -> usize {
             5..=10 => 16,
             _ => 32,
         },
-        None => (n / product.n_mats.max(1)).next_power_of_two().clamp(8, 32),
+        None => match n / product.n_mats.max(1) {
+            0..=8 => 8,
+            9..=127 => 16,
+            _ => 32,
+        },
     }
 }
 /// Rows of the matrix that a block takes.
@@ -144,12 +148,7 @@ fn format(part: &Part) -> Option<[(&'static str, u32); 4]> {
 pub(crate) fn suits(product: &Product) -> bool {
     // Without experts job j has matrix j % n_mats.
     let n_tokens = product.experts.as_ref().map_or(product.n_jobs / product.n_mats.max(1), |e| e.dims()[0]);
-    let are_many = product.n_mats > 1
-        || product.experts.is_some()
-        || n_tokens >= MANY_TOKENS
-        || n_tokens * product.n_out >= MANY_RESULTS;
     n_tokens >= MIN_TOKENS
-        && are_many
         && (product.experts.is_none() || product.n_mats <= MAX_EXPERTS)
         && product.n_slots == 1
         && product.slot_weights.is_none()
@@ -199,13 +198,26 @@ pub(crate) fn launch(
         y,
         y_stride: product.n_out as u32,
     };
+    let n_blocks = n_out.div_ceil(BLOCK_ROWS / streams) * n_tiles * n_mats;
+    let are_shared = tile_jobs <= 16
+        && groups.is_none()
+        && n_blocks < 2 * device.driver.properties.n_multiprocessors as usize;
+    let rows = if are_shared { WARP_ROWS } else { BLOCK_ROWS };
     let [bits, code, scales, group] = format;
     let unit = Unit::new(
         "matmul",
-        &[bits, code, scales, group, ("STREAMS", streams as u32), ("JOBS", tile_jobs as u32)],
+        &[
+            bits,
+            code,
+            scales,
+            group,
+            ("STREAMS", streams as u32),
+            ("JOBS", tile_jobs as u32),
+            ("SHARED_ROWS", u32::from(are_shared)),
+        ],
     );
     let grid = Grid {
-        blocks: [n_out.div_ceil(BLOCK_ROWS / streams), n_tiles, n_mats],
+        blocks: [n_out.div_ceil(rows / streams), n_tiles, n_mats],
         threads: 128,
         shared_bytes: 0,
         cluster: 1,

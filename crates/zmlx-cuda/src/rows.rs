@@ -9,7 +9,7 @@ use crate::NAME;
 use crate::compile::Unit;
 use crate::device::{Device, N_COUNTERS};
 use crate::driver::Grid;
-use crate::matmul::{self, Grouped};
+use crate::matmul::{Grouped, MIN_ROUTED_TOKENS};
 use crate::memory::Buffer;
 use crate::tensor::{CudaIndices, CudaTensor, Heads, Pending, Rows, Shape, View, ensure};
 use crate::weight::{CudaWeight, PartFormat, Vector};
@@ -458,9 +458,9 @@ pub(crate) fn route(
         copy: None,
     };
     if rule > 0
+        && n < MIN_ROUTED_TOKENS
         && let Some(Pending::Product(product)) = x.op()
         && product.parts.len() == 1
-        && !matmul::suits(&product)
     {
         let tail = RouteTail { args, rule, per_lane: per_lane as u32 };
         x.set(product.launch_routed(device, tail)?);

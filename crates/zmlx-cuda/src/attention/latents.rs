@@ -37,9 +37,6 @@ pub(crate) struct Latents<'a> {
     pub(crate) scale: f32,
 }
 
-/// Most parts of a sequence: each block of the second product reads all, a lane one of each.
-const MOST_MERGED: usize = 32;
-
 /// The whole of it, `None` where the widths are not for the kernels. The backend has checked shapes and
 /// spans, and has got the memory for the step's tokens.
 pub(crate) fn attend_latents(
@@ -87,7 +84,7 @@ pub(crate) fn attend_latents(
 
     let shape = Shape::new(op, &[n_tokens, n_heads, of.rank])?;
     let call = Call { device, op, inputs: &inputs, step, pages, step_args, cache_args, shape };
-    unembed.x = match call.latent_parts(kernel, &queries, MOST_MERGED)? {
+    unembed.x = match call.latent_parts(kernel, &queries)? {
         Found::Whole(y) => y,
         Found::Parts { partial, n_splits } => {
             // Merged in its place: the tensor is not read.

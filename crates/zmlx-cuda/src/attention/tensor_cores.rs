@@ -179,21 +179,21 @@ impl Call<'_> {
 
     /// Latents: queries have been made, and keys are in the cache.
     pub(super) fn latent(&self, kernel: LatentKernel, queries: &Buffer) -> Result<CudaTensor> {
-        match self.latent_parts(kernel, queries, MAX_SPLITS)? {
+        match self.latent_parts(kernel, queries)? {
             Found::Whole(y) => Ok(y),
             Found::Parts { partial, n_splits } => self.merge(kernel, &partial, n_splits),
         }
     }
 
-    /// As [`Call::latent`]; long sequences are left in parts, `most` at most.
-    pub(super) fn latent_parts(&self, kernel: LatentKernel, queries: &Buffer, most: usize) -> Result<Found> {
+    /// As [`Call::latent`]; long sequences are left in parts.
+    pub(super) fn latent_parts(&self, kernel: LatentKernel, queries: &Buffer) -> Result<Found> {
         let Call { device, op, inputs, step, pages, step_args, cache_args, shape } = *self;
         let (n_tokens, n_heads) = (step.n_tokens, inputs.n_heads);
         let (unit, [n_rows, _]) = (kernel.unit, kernel.shape);
         let most_tokens = (n_rows / n_heads).max(1);
         let blocks = step.blocks(device, most_tokens)?;
         let n_row_blocks = (most_tokens * n_heads).div_ceil(n_rows);
-        let n_splits = splits(device, step, None, blocks.n * n_row_blocks).min(most);
+        let n_splits = splits(device, step, None, blocks.n * n_row_blocks);
         let (found, y, partial) = if n_splits == 1 {
             let (y, at) = CudaTensor::fresh(device, shape)?;
             (Found::Whole(y), at, 0)

@@ -93,6 +93,14 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) latent(const __gri
         }
     }
     if (threadIdx.x < N_ROWS) shared.most[threadIdx.x] = -infinity(), shared.total[threadIdx.x] = 0.0f;
+    // A thread weighs one position of so many rows; where their tokens' sight ends. Rows past the end are like the last one.
+    constexpr u32 WEIGHED = N_ROWS * TILE / (32 * N_WARPS);
+    u32 ends[WEIGHED];
+#pragma unroll
+    for (u32 i = 0; i < WEIGHED; ++i) {
+        const u32 row = threadIdx.x / TILE + i * (32 * N_WARPS / TILE);
+        ends[i] = a.step.positions[of_block.x + (row0 + min(row, n_rows - 1)) / a.n_heads] + 1;
+    }
     float sum[M_TILES][TILES][4] = {};
     for (u32 tile = tile_begin; tile < tile_end; ++tile) {
         wait_for_copies<0>();
@@ -103,8 +111,8 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) latent(const __gri
 
         {
             const u32 n8 = warp % (TILE / 8) * 8, m = warp / (TILE / 8) * 16;
-            float score[2][4] = {};
-#pragma unroll 2
+            float score[4][4] = {}; // parts that do not wait for each other
+#pragma unroll 3
             for (u32 s = 0; s < STEPS; s += 2) {
                 u32 k[4];
                 load_matrices(&keys[n8 + lane % 8][16 * s + lane / 8 * 8], k);
@@ -113,20 +121,18 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) latent(const __gri
                     u32 high[4], low[4];
                     load_matrices(&shared.queries[0][m + lane % 16][16 * (s + i) + lane / 16 * 8], high);
                     load_matrices(&shared.queries[1][m + lane % 16][16 * (s + i) + lane / 16 * 8], low);
-                    multiply_f16(score[0], high, k[2 * i], k[2 * i + 1]);
-                    multiply_f16(score[1], low, k[2 * i], k[2 * i + 1]);
+                    multiply_f16(score[2 * i], high, k[2 * i], k[2 * i + 1]);
+                    multiply_f16(score[2 * i + 1], low, k[2 * i], k[2 * i + 1]);
                 }
             }
 #pragma unroll
-            for (int i = 0; i < 4; ++i) shared.scores[m + 8 * (i / 2) + r][n8 + 2 * q + i % 2] = score[0][i] + score[1][i];
+            for (int i = 0; i < 4; ++i) shared.scores[m + 8 * (i / 2) + r][n8 + 2 * q + i % 2] = (score[0][i] + score[2][i]) + (score[1][i] + score[3][i]);
         }
         __syncthreads();
 #pragma unroll
-        for (u32 first = 0; first < N_ROWS; first += N_WARPS * 32 / TILE) {
-            // A lane has a position, and TILE lanes share a row. Rows past the end are like the last one, and not written.
-            const u32 row = first + threadIdx.x / TILE, column = lane % TILE;
-            const u32 token = of_block.x + (row0 + min(row, n_rows - 1)) / a.n_heads, end = a.step.positions[token] + 1;
-            const float score = tile * TILE + column < end ? shared.scores[row][column] : -infinity();
+        for (u32 i = 0; i < WEIGHED; ++i) {
+            const u32 row = threadIdx.x / TILE + i * (32 * N_WARPS / TILE), column = lane % TILE;
+            const float score = tile * TILE + column < ends[i] ? shared.scores[row][column] : -infinity();
             float now = score;
 #pragma unroll
             for (int offset = TILE / 2; offset > 0; offset >>= 1) now = max_or_nan(now, __shfl_xor_sync(FULL_WARP, now, offset));

@@ -94,19 +94,33 @@ __device__ __forceinline__ void load_norm(const MatvecArgs& a, u32 first_piece, 
 }
 
 #if MERGE
-#define MOST_MERGED 512
+#define MOST_MERGED 512 // values of a row
+#define MAX_SPLITS 64
 // The row of a job whose attention several blocks of `latent` shared: their sums, weighted by what each saw.
 __device__ __forceinline__ const float* merged_row(const MatvecArgs& a, u32 job) {
     __shared__ __align__(16) float of_warps[THREADS / 32][MOST_MERGED];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, width = 32 * a.n_chunks, row = width + 4;
     const float* partial = a.partial + (u64)job * a.n_splits * row;
-    // A lane has the largest score and the total of a split.
-    const float2 of_lane = lane < a.n_splits ? *(const float2*)(partial + lane * row + width) : make_float2(-infinity(), 0.0f);
-    const float most = warp_max(of_lane.x), factor = of_lane.x == -infinity() ? 0.0f : expf(of_lane.x - most);
-    const float inverse = 1.0f / warp_sum(of_lane.y * factor);
+    // A lane has the largest score and the total of every 32nd split.
+    float2 of_lane[MAX_SPLITS / 32];
+    float most = -infinity(), total = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
+        const u32 s = lane + 32 * i;
+        of_lane[i] = s < a.n_splits ? *(const float2*)(partial + s * row + width) : make_float2(-infinity(), 0.0f);
+        most = max_or_nan(most, of_lane[i].x);
+    }
+    most = warp_max(most);
+#pragma unroll
+    for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
+        of_lane[i].x = of_lane[i].x == -infinity() ? 0.0f : expf(of_lane[i].x - most);
+        total = fmaf(of_lane[i].y, of_lane[i].x, total);
+    }
+    const float inverse = 1.0f / warp_sum(total);
     float4 sum[MOST_MERGED / 128] = {};
+#pragma unroll 2
     for (u32 s = warp; s < a.n_splits; s += THREADS / 32) {
-        const float of = __shfl_sync(FULL_WARP, factor, s) * inverse;
+        const float of = __shfl_sync(FULL_WARP, s < 32 ? of_lane[0].x : of_lane[1].x, s % 32) * inverse;
 #pragma unroll
         for (u32 v = 0; v < MOST_MERGED / 128; ++v) {
             if (4 * (lane + 32 * v) >= width) continue;
