@@ -1,6 +1,6 @@
 //! The routers in one kernel each.
 
-use super::{HEADER, KernelSpec, LANES, NotFused, Numerics, Output, Template, need};
+use super::{KernelSpec, LANES, NotFused, Numerics, Output, Template, need, text};
 use crate::{DType, NoauxTc, Renormalize, SoftmaxTopK};
 
 /// Scores of a row that a thread owns.
@@ -37,8 +37,8 @@ pub fn route_softmax_top_k(
     ];
     Ok(KernelSpec {
         name: "zmlx_route_softmax_top_k",
-        header: HEADER,
-        body: include_str!("../shaders/metal/route_softmax_top_k.metal"),
+        header: text!("routing.h"),
+        body: text!("route_softmax_top_k.metal"),
         inputs: &["logits"],
         outputs: outputs(weights, n_rows, settings.top_k),
         template,
@@ -68,8 +68,8 @@ pub fn route_noaux_tc(
     let normalize = settings.renormalize == Renormalize::Yes && settings.top_k > 1;
     Ok(KernelSpec {
         name: "zmlx_route_noaux_tc",
-        header: HEADER,
-        body: include_str!("../shaders/metal/route_noaux_tc.metal"),
+        header: text!("activation.h", "routing.h"),
+        body: text!("route_noaux_tc.metal"),
         inputs: &["logits", "bias", "factors"],
         outputs: outputs(DType::F32, n_rows, settings.top_k),
         template: vec![
