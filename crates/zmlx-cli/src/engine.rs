@@ -32,10 +32,32 @@ pub(crate) struct About {
     pub(crate) memory_bytes: Option<u64>,
     /// What of it a reader of `zmlx doctor` should know.
     pub(crate) remark: Option<&'static str>,
+    /// Limits of the engine that it builds on, as `zmlx doctor` shows them.
+    pub(crate) settings: Vec<Setting>,
     /// Whether fused ops are checked before they are used: those that a device's own compiler has just made.
     checks_itself: bool,
     /// The fused ops that suit a model, if none are named.
     default_fusion: Box<dyn Fn(&Architecture) -> Fusion>,
+}
+
+/// A limit of the engine that a backend builds on.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct Setting {
+    pub(crate) name: &'static str,
+    /// `None` where it is the engine's default.
+    value: Option<String>,
+    chosen_by: &'static str,
+    /// Why the default was left.
+    why: Option<&'static str>,
+}
+
+impl Setting {
+    /// `NAME: value, chosen by …`.
+    pub(crate) fn text(&self) -> String {
+        let value = self.value.as_deref().unwrap_or("the default");
+        let why = self.why.map(|why| format!(" ({why})")).unwrap_or_default();
+        format!("{}: {value}, chosen by {}{why}", self.name, self.chosen_by)
+    }
 }
 
 impl About {
@@ -107,6 +129,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 },
                 memory_bytes: None,
                 remark: None,
+                settings: Vec::new(),
                 checks_itself: false,
                 default_fusion: Box::new(|_| Fusion::FUSED),
             };
@@ -115,6 +138,12 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
         BackendKind::Cuda => with_cuda(job),
         BackendKind::Mlx => with_mlx(job),
     }
+}
+
+/// Prepares the process for its backends: what must happen before any of them starts, and before the first thread.
+pub(crate) fn prepare() {
+    #[cfg(any(target_os = "macos", feature = "mlx"))]
+    zmlx_kernels::mlx::limit_command_buffers();
 }
 
 /// MLX on Linux computes on the CPU, slower than this project's own kernels, so it is never the default there.
@@ -173,6 +202,7 @@ fn with_cuda(job: impl Job) -> Result<Outcome> {
         rounding: Rounding::F32,
         memory_bytes: Some(backend.memory_bytes() as u64),
         remark: None,
+        settings: Vec::new(),
         checks_itself: true,
         default_fusion: Box::new(|_| Fusion::FUSED),
     };
@@ -187,19 +217,22 @@ fn with_cuda(_: impl Job) -> Result<Outcome> {
 
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 fn with_mlx(job: impl Job) -> Result<Outcome> {
-    use zmlx_kernels::mlx::{MlxBackend, Numerics};
+    use zmlx_kernels::mlx::{self, MlxBackend, Numerics};
     let backend = MlxBackend::new(Numerics::Exact)?;
-    let mlx = backend.runtime();
+    let runtime = backend.runtime();
+    let setting =
+        |s: mlx::Setting| Setting { name: s.name, value: s.value, chosen_by: s.chosen_by.name(), why: s.why };
     let about = About {
         name: "mlx",
-        engine: Some(("mlx", mlx.version().to_string())),
-        text: format!("mlx {} ({})", mlx.version(), if mlx.has_metal() { "Metal" } else { "CPU" }),
+        engine: Some(("mlx", runtime.version().to_string())),
+        text: format!("mlx {} ({})", runtime.version(), if runtime.has_metal() { "Metal" } else { "CPU" }),
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
         #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,
         memory_bytes: None,
-        remark: (!mlx.has_metal())
+        remark: (!runtime.has_metal())
             .then_some("no Metal here: every fused op is the composition of MLX's own ops"),
+        settings: mlx::command_buffers().into_iter().chain(mlx::hold_memory(runtime)?).map(setting).collect(),
         checks_itself: true,
         default_fusion: {
             let backend = backend.clone();

@@ -106,6 +106,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    engine::prepare();
     let cli = Cli::parse_from(arguments());
     // There -q is --quantize.
     if cli.quiet || matches!(&cli.command, Command::Convert(args) if args.quiet) {

@@ -1,11 +1,18 @@
-//! How much memory the process has used.
+//! How much memory a command has used.
+
+use zmlx_kernels::Instrumented;
+
+/// The most bytes that computing has taken at once: what the backend counts, if it does, else what the process has had.
+pub(crate) fn peak_bytes<B: Instrumented>(backend: &B) -> Option<u64> {
+    backend.peak_memory_bytes().or_else(peak_resident_bytes)
+}
 
 /// The largest resident size of this program so far, in bytes; `None` where the system does not tell.
 ///
 /// Linux counts it in `/proc`, anew for each program that a process executes. What `getrusage` counts there includes the
 /// program that the process was before: a small command started by a large shell script would seem large.
 #[cfg(target_os = "linux")]
-pub(crate) fn peak_bytes() -> Option<u64> {
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
     high_water_mark(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
@@ -19,7 +26,7 @@ fn high_water_mark(status: &str) -> Option<u64> {
 
 /// The largest resident size of this process so far, in bytes; `None` where the system does not tell.
 #[cfg(all(unix, not(target_os = "linux")))]
-pub(crate) fn peak_bytes() -> Option<u64> {
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
     use nix::sys::resource::{UsageWho, getrusage};
     // Apple counts bytes, other systems KiB.
     let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
@@ -29,7 +36,7 @@ pub(crate) fn peak_bytes() -> Option<u64> {
 
 /// The largest resident size so far; `None` where the system does not tell.
 #[cfg(not(unix))]
-pub(crate) fn peak_bytes() -> Option<u64> {
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
     None
 }
 

@@ -80,6 +80,16 @@ pub trait Backend {
     /// If `n_in` or the number of matrices differ, or `parts` is empty.
     fn concat_rows(&self, parts: &[&Self::Weight]) -> Result<Self::Weight>;
 
+    /// [`Backend::concat_rows`], and the parts to keep beside it: where the concatenation is a copy, they become views of it, so
+    /// that nothing is stored twice.
+    ///
+    /// # Errors
+    /// As [`Backend::concat_rows`].
+    fn join_rows(&self, parts: Vec<Self::Weight>) -> Result<(Self::Weight, Vec<Self::Weight>)> {
+        let whole = self.concat_rows(&parts.iter().collect::<Vec<_>>())?;
+        Ok((whole, parts))
+    }
+
     /// A tensor with these values.
     ///
     /// # Errors

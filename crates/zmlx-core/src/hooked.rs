@@ -51,6 +51,20 @@ pub trait Hooks<B: Backend> {
         backend.upload(weight)
     }
 
+    /// What [`Backend::sample`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn sample(
+        &self,
+        backend: &B,
+        logits: &B::Tensor,
+        row: usize,
+        settings: &SampleSettings<'_, B::Indices>,
+    ) -> Result<Option<B::Indices>> {
+        backend.sample(logits, row, settings)
+    }
+
     fused_ops! { hooks, B }
 }
 
@@ -155,6 +169,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
     passed_on! {
         name() -> &'static str;
         concat_rows(parts: &[&B::Weight]) -> Result<B::Weight>;
+        join_rows(parts: Vec<B::Weight>) -> Result<(B::Weight, Vec<B::Weight>)>;
         tensor(values: &[f32], shape: &[usize]) -> Result<B::Tensor>;
         shape(x: &B::Tensor) -> Vec<usize>;
         indices(values: &[u32], shape: &[usize]) -> Result<B::Indices>;
@@ -175,11 +190,6 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         wait(x: &B::Tensor) -> Result<()>;
         prefill_style() -> PrefillStyle;
         eval_caches(caches: &[B::Cache]) -> Result<()>;
-        sample(
-            logits: &B::Tensor,
-            row: usize,
-            settings: &SampleSettings<'_, B::Indices>
-        ) -> Result<Option<B::Indices>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
         slice_last(x: &B::Tensor, range: Range<usize>) -> Result<B::Tensor>;
@@ -190,6 +200,15 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
 
     fn upload(&self, weight: HostWeight) -> Result<B::Weight> {
         self.hooks.upload(&self.inner, weight)
+    }
+
+    fn sample(
+        &self,
+        logits: &B::Tensor,
+        row: usize,
+        settings: &SampleSettings<'_, B::Indices>,
+    ) -> Result<Option<B::Indices>> {
+        self.hooks.sample(&self.inner, logits, row, settings)
     }
 
     /// With hooks that time or count ops all of them run.
@@ -247,6 +266,10 @@ impl<B: Instrumented, H: Hooks<B>> Instrumented for Hooked<B, H> {
 
     fn barriers(&self) -> Option<Barriers> {
         self.inner.barriers()
+    }
+
+    fn peak_memory_bytes(&self) -> Option<u64> {
+        self.inner.peak_memory_bytes()
     }
 }
 

@@ -12,7 +12,7 @@ pub struct BenchRecord {
     pub fusions: Vec<String>,
     /// The machine's read bandwidth, measured before and after the tests; null if it was not.
     pub bandwidth: Option<Bandwidth>,
-    /// The process's largest resident memory; null if the system does not tell.
+    /// The most memory in use: what the one backend counts of its arrays, else the largest resident size; null if unknown.
     pub peak_memory_bytes: Option<u64>,
     /// Every test of every path.
     pub tests: Vec<BenchTest>,

@@ -152,7 +152,8 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     }
     let mut progress = WorkProgress::default();
     let mut measured = bench.run(&mut probe, &mut |work, done, of| progress.update(work, done, of))?;
-    measured.record.peak_memory_bytes = memory::peak_bytes();
+    measured.record.peak_memory_bytes =
+        measured.record.peak_memory_bytes.or_else(memory::peak_resident_bytes);
     if !output::is_quiet() {
         warn_of_spread(&measured.record.tests);
     }

@@ -9,7 +9,7 @@ use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, self_check};
 
 use crate::args::{BackendArgs, BackendKind, ModelArgs, heading};
-use crate::engine::{self, About, Job};
+use crate::engine::{self, About, Job, Setting};
 use crate::output::{Outcome, message, note, print, print_json};
 use crate::source::Source;
 use crate::table::Table;
@@ -42,6 +42,7 @@ struct BackendReport {
     about: Option<String>,
     /// Why it is not available, or what to know of it.
     remark: Option<String>,
+    settings: Vec<Setting>,
     ops: Vec<OpReport>,
 }
 
@@ -71,6 +72,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
                 backend: format!("{kind:?}").to_lowercase(),
                 about: None,
                 remark: Some(why_not(&e)),
+                settings: Vec::new(),
                 ops: Vec::new(),
             }),
             Err(e) => return Err(e),
@@ -135,6 +137,7 @@ impl Job for Check<'_> {
             backend: name,
             about: Some(about.text.clone()),
             remark: about.remark.map(str::to_owned),
+            settings: about.settings.clone(),
             ops: ops.collect(),
         });
         Ok(Outcome::Done)
@@ -156,6 +159,9 @@ impl Report<'_> {
             text += &format!("\n{about}\n");
             if let Some(remark) = &b.remark {
                 text += &format!("{remark}\n");
+            }
+            for setting in &b.settings {
+                text += &format!("{}\n", setting.text());
             }
             let mut table = Table::new(&["kernel", "shape", "layers", "self-check"]);
             for op in &b.ops {
