@@ -4,15 +4,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 #[cfg(feature = "proof")]
+use anyhow::bail;
+#[cfg(feature = "proof")]
 use zmlx_bench::BackendInfo;
+#[cfg(feature = "proof")]
+use zmlx_kernels::ExpertFusion;
 use zmlx_kernels::cpu::Activations;
 use zmlx_kernels::{Backend, Fusion, Instrumented};
+#[cfg(feature = "proof")]
+use zmlx_models::human_bytes;
 use zmlx_models::{Architecture, Checkpoint, Model, self_check};
 #[cfg(feature = "proof")]
 use zmlx_oracle::golden::Rounding;
 
 use crate::args::{BackendArgs, BackendKind, FusionArgs};
 use crate::output::Outcome;
+#[cfg(feature = "proof")]
+use crate::output::{self, note};
 use crate::progress::Progress;
 
 /// What reports say about a backend, and what its users must do.
@@ -34,6 +42,8 @@ pub(crate) struct About {
     pub(crate) remark: Option<&'static str>,
     /// Limits of the engine that it builds on, as `zmlx doctor` shows them.
     pub(crate) settings: Vec<Setting>,
+    /// Where a concatenation of gate and up is a copy: tells how many bytes there are for it.
+    room_for_copies: Option<Box<dyn Fn() -> Option<u64>>>,
     /// Whether fused ops are checked before they are used: those that a device's own compiler has just made.
     checks_itself: bool,
     /// The fused ops that suit a model, if none are named.
@@ -73,6 +83,29 @@ impl About {
         }
     }
 
+    /// Says what the concatenated path costs, if it is among these and the backend copies for it, before it takes the memory.
+    /// Random weights have their sizes once the model is loaded: ask then.
+    ///
+    /// # Errors
+    /// If there is not so much.
+    #[cfg(feature = "proof")]
+    pub(crate) fn ensure_room<'a>(
+        &self,
+        checkpoint: &Checkpoint,
+        mut fusions: impl Iterator<Item = &'a Fusion>,
+    ) -> Result<()> {
+        let Some(room) = &self.room_for_copies else { return Ok(()) };
+        let n_bytes = zmlx_models::Cost::new(checkpoint).gate_up_bank_bytes;
+        if n_bytes < LARGE || !fusions.any(|f| f.experts == ExpertFusion::Concat) {
+            return Ok(());
+        }
+        let need = room_for(n_bytes, room())?;
+        if !output::is_quiet() {
+            note(format_args!("note: {need}"));
+        }
+        Ok(())
+    }
+
     /// The fused ops that are asked for, without those that fail the self-check, which warns of them.
     pub(crate) fn fusion<B: Backend>(&self, model: &Model<B>, args: FusionArgs) -> Result<Fusion> {
         let architecture = model.architecture();
@@ -81,6 +114,23 @@ impl About {
             return Ok(fusion);
         }
         Ok(self_check(model, &fusion)?.fusion)
+    }
+}
+
+/// Smaller copies are not worth a word.
+#[cfg(feature = "proof")]
+const LARGE: u64 = 256 << 20;
+
+/// What the concatenated path takes, or that there is not so much.
+#[cfg(feature = "proof")]
+fn room_for(n_bytes: u64, free: Option<u64>) -> Result<String> {
+    let need = format!("concat keeps gate and up of the experts a second time: {}", human_bytes(n_bytes));
+    match free {
+        Some(free) if free < n_bytes => bail!(
+            "{need}, and {} are free; leave it out: --fusion of bench, --against of validate",
+            human_bytes(free)
+        ),
+        _ => Ok(need),
     }
 }
 
@@ -130,6 +180,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 memory_bytes: None,
                 remark: None,
                 settings: Vec::new(),
+                room_for_copies: None,
                 checks_itself: false,
                 default_fusion: Box::new(|_| Fusion::FUSED),
             };
@@ -203,6 +254,7 @@ fn with_cuda(job: impl Job) -> Result<Outcome> {
         memory_bytes: Some(backend.memory_bytes() as u64),
         remark: None,
         settings: Vec::new(),
+        room_for_copies: None,
         checks_itself: true,
         default_fusion: Box::new(|_| Fusion::FUSED),
     };
@@ -233,6 +285,10 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         remark: (!runtime.has_metal())
             .then_some("no Metal here: every fused op is the composition of MLX's own ops"),
         settings: mlx::command_buffers().into_iter().chain(mlx::hold_memory(runtime)?).map(setting).collect(),
+        room_for_copies: {
+            let runtime = runtime.clone();
+            Some(Box::new(move || mlx::free_bytes(&runtime)))
+        },
         checks_itself: true,
         default_fusion: {
             let backend = backend.clone();
@@ -259,4 +315,17 @@ pub(crate) fn load<B: Backend>(backend: B, checkpoint: &Checkpoint) -> Result<(M
     let mut progress = Progress::new("Loading");
     let model = Model::load(backend, checkpoint, &mut |done, of| progress.update(done, of))?;
     Ok((model, started.elapsed()))
+}
+
+#[cfg(all(test, feature = "proof"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_copy_that_does_not_fit_is_refused() {
+        assert!(room_for(10_900_000_000, Some(12_000_000_000)).unwrap().ends_with("10.9 GB"));
+        assert!(room_for(10_900_000_000, None).is_ok());
+        let error = room_for(10_900_000_000, Some(3_200_000_000)).unwrap_err().to_string();
+        assert!(error.contains("10.9 GB") && error.contains("3.2 GB are free"), "{error}");
+    }
 }

@@ -9,7 +9,7 @@ pub use cache::{AttentionInputs, AttentionSettings, CacheKind, CacheSpec, KvForm
 pub use recurrent::{ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights};
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Activation, Barriers, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize,
+    Activation, Barriers, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, PrefillStyle, Renormalize,
     Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
 };
 

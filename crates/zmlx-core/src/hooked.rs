@@ -7,7 +7,7 @@ use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostWeight, Instrumented, MlaInputs, MlaWeights,
-    NoauxTc, Op, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
+    NoauxTc, NormRope, Op, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
 };
 
 /// For each fused op what happens in its place.

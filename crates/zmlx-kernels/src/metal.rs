@@ -16,11 +16,13 @@
 //! self-check of the MLX backend does.
 
 mod combine;
+mod norm;
 mod router;
 pub mod stock;
 mod swiglu;
 
 pub use combine::{CombineShape, gather_qmm_combine};
+pub use norm::{add_rms_norm, norm_rope};
 pub use router::{route_noaux_tc, route_softmax_top_k};
 pub use swiglu::{SwigluShape, gather_qmm_swiglu, qmm_swiglu};
 
@@ -157,7 +159,7 @@ mod tests {
     }
 
     /// One of each kernel.
-    fn specs() -> [KernelSpec; 4] {
+    fn specs() -> [KernelSpec; 6] {
         let format = QuantSpec::new(QuantMode::Affine, 4, 64).unwrap();
         let swiglu = SwigluShape {
             n_pairs: 8,
@@ -178,12 +180,15 @@ mod tests {
             routed_scaling_factor: 1.8,
             eps: 1e-20,
         };
+        let rope = crate::Rope::plain(128, 1e6, crate::RopePairing::HalfSplit);
         let exact = Numerics::Exact;
         [
             gather_qmm_swiglu(DType::BF16, format, &swiglu, exact).unwrap(),
             gather_qmm_combine(DType::BF16, DType::BF16, format, &combine, exact).unwrap(),
             route_softmax_top_k(DType::BF16, [1, 128], &softmax, exact).unwrap(),
             route_noaux_tc(DType::BF16, [1, 64], &noaux).unwrap(),
+            add_rms_norm(DType::BF16, [1, 2048], 1e-6).unwrap(),
+            norm_rope(DType::BF16, [1, 32, 4, 128], 1e-6, &rope).unwrap(),
         ]
     }
 

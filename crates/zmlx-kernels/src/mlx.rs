@@ -15,7 +15,7 @@ pub use crate::metal::Numerics;
 pub use backend::{MlxBackend, MlxCache, MlxIndices, MlxStep, MlxWeight};
 pub use dispatches::{Dispatches, Recording};
 pub use experts::QuantizedExperts;
-pub use limits::{ChosenBy, Setting, command_buffers, hold_memory, limit_command_buffers};
+pub use limits::{ChosenBy, Setting, command_buffers, free_bytes, hold_memory, limit_command_buffers};
 /// The mlx-rs whose arrays these functions take.
 pub use mlx_rs;
 pub use mlx_rs::Array;

@@ -17,6 +17,10 @@ pub struct Cost {
     /// What layers keep of a sequence whatever its length, in f32: a token reads it and writes it.
     #[serde(skip_serializing_if = "is_zero")]
     pub state_bytes: u64,
+    /// Of `weight_bytes` the gate and up projections of routed experts: what a backend that copies them for the concatenated path
+    /// holds twice there.
+    #[serde(skip)]
+    pub gate_up_bank_bytes: u64,
     /// Parts of `weight_bytes_per_token`.
     #[serde(skip)]
     pub parts: PartBytes,
@@ -56,7 +60,7 @@ impl Cost {
     pub fn new(checkpoint: &Checkpoint) -> Self {
         let architecture = checkpoint.architecture();
         let uses = architecture.weight_uses();
-        let (mut weight_bytes, mut per_token) = (0u64, 0u64);
+        let (mut weight_bytes, mut per_token, mut gate_up_bank_bytes) = (0u64, 0u64, 0u64);
         let mut parts = PartBytes::default();
         let stored = checkpoint.tensors().map(|t| (t.name.to_owned(), t.n_bytes as u64));
         for (name, n_bytes) in stored.chain(checkpoint.random_weights()) {
@@ -71,6 +75,9 @@ impl Cost {
                 }
             };
             weight_bytes += n_bytes;
+            if weight.part == Part::GateUp && matches!(weight.read, ReadPerToken::Chosen { .. }) {
+                gate_up_bank_bytes += n_bytes;
+            }
             per_token += read;
             if let Some(part) = parts.of(weight.part) {
                 *part += read;
@@ -81,6 +88,7 @@ impl Cost {
             weight_bytes_per_token: per_token,
             kv_bytes_per_token: architecture.cached_values_per_token().saturating_mul(2),
             state_bytes: architecture.state_values().saturating_mul(4),
+            gate_up_bank_bytes,
             parts,
         }
     }

@@ -212,10 +212,17 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     fn mla(&mut self, spec: &MlaSpec) -> Result<Mla<B::Weight>> {
         let MlaSpec { n_heads, nope_dim, rope_dim, v_dim, rank, .. } = spec;
-        let q = match &spec.q {
+        let mut q = match &spec.q {
             QuerySpec::Direct(q) => QueryProjection::Direct(self.linear(q)?),
             QuerySpec::LowRank { a, norm, b } => {
                 QueryProjection::LowRank { a: self.linear(a)?, norm: self.vector(norm)?, b: self.linear(b)? }
+            }
+        };
+        let mut kv_a = self.linear(&spec.kv_a)?;
+        let qkv_a = match &mut q {
+            QueryProjection::Direct(_) => None,
+            QueryProjection::LowRank { a, .. } => {
+                Some(self.join([&mut a.weight, &mut kv_a.weight].into_iter())?)
             }
         };
         let (embed_q, unembed_out) = self.reader.heads_of(spec);
@@ -229,7 +236,8 @@ impl<'a, B: Backend> Loader<'a, B> {
             eps: spec.eps,
             scale: spec.scale,
             q,
-            kv_a: self.linear(&spec.kv_a)?,
+            kv_a,
+            qkv_a,
             kv_norm: self.vector(&spec.kv_norm)?,
             embed_q: self.upload(embed_q)?,
             unembed_out: self.upload(unembed_out)?,

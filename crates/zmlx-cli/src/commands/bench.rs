@@ -144,7 +144,8 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     };
     let mut bench = Bench::new(&checkpoint, &plan)?;
     for backend in backends {
-        engine::with_backend(BackendArgs { backend, ..args.backend }, Add(&mut bench))?;
+        let job = Add { bench: &mut bench, checkpoint: &checkpoint, fusions: &plan.fusions };
+        engine::with_backend(BackendArgs { backend, ..args.backend }, job)?;
     }
     if let Some(disagreement) = bench.disagreement()? {
         note(format_args!("error: {disagreement}"));
@@ -189,12 +190,18 @@ fn write_capsule(
 }
 
 /// Loads the model on a backend.
-struct Add<'a, 'b>(&'a mut Bench<'b>);
+struct Add<'a, 'b> {
+    bench: &'a mut Bench<'b>,
+    checkpoint: &'a Checkpoint,
+    fusions: &'a [Fusion],
+}
 
 impl Job for Add<'_, '_> {
     fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
         let mut progress = WorkProgress::default();
-        self.0.add(backend, about.info(), &mut |work, done, of| progress.update(work, done, of))?;
+        let Self { bench, checkpoint, fusions } = self;
+        bench.add(backend, about.info(), &mut |work, done, of| progress.update(work, done, of))?;
+        about.ensure_room(checkpoint, fusions.iter())?;
         Ok(Outcome::Done)
     }
 }

@@ -49,7 +49,7 @@ pub fn route_softmax_top_k(
 
 /// The `top_k` experts of each row with the largest `sigmoid(logit) + bias`, and their weights.
 ///
-/// **Shapes** inputs logits `[rows, E]`, bias f32 `[E]`, factors (of the weights, and eps) f32 `[2]` → indices u32 and weights f32 `[rows, top_k]`, by
+/// **Shapes** inputs logits `[rows, E]`, bias `[E]` of any float type, factors (of the weights, and eps) f32 `[2]` → indices u32 and weights f32 `[rows, top_k]`, by
 /// descending score, of equal ones the lower index first: the order of stock MLX, in both modes. **Numerics** f32 in the
 /// order of the stock ops; exact and accurate are the same. **Work** one launch instead of eight, rows·E logits read.
 /// **Source** mlx-lm `group_expert_select`.

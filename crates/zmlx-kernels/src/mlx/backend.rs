@@ -45,7 +45,7 @@ use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
-    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span,
+    MlaWeights, NoauxTc, NormRope, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span,
 };
 use router::Pick;
 
@@ -701,6 +701,34 @@ impl Backend for MlxBackend {
         match weights.is_plain().then(|| self.fused_qmm_swiglu(x, weights)).transpose()?.flatten() {
             Some(y) => Ok(y),
             None => stock::qmm_swiglu(self, x, weights),
+        }
+    }
+
+    fn add_rms_norm(
+        &self,
+        x: &Array,
+        residual: &Array,
+        weight: &MlxWeight,
+        eps: f32,
+    ) -> Result<(Array, Array)> {
+        const OP: &str = "add_rms_norm";
+        same_shape(OP, "residual", x, residual)?;
+        let vector = weight.vector(OP, last_width(x))?;
+        match self.fused_add_rms_norm([x, residual, &vector], eps)? {
+            Some([sum, normed]) => Ok((sum, normed)),
+            None => stock::add_rms_norm(self, x, residual, weight, eps),
+        }
+    }
+
+    fn norm_rope(
+        &self,
+        inputs: NormRope<'_, Array, MlxWeight>,
+        step: &MlxStep,
+        rope: &Rope,
+    ) -> Result<(Array, Array)> {
+        match self.fused_norm_rope(&inputs, step, rope)? {
+            Some([q, k]) => Ok((q, k)),
+            None => stock::norm_rope(self, inputs, step, rope),
         }
     }
 

@@ -4,7 +4,7 @@
 //! none, as they only look at memory in another way, and a few are several. So a graph says what a token costs in
 //! dispatches, and no GPU is needed to build it. The rules are those of MLX 0.32.2 for decoding: see [`of_primitive`].
 //!
-//! On its CPU device MLX takes the norms, the rope and attention apart, and it has no kernels of Metal at all. While a
+//! On its CPU device MLX takes norms, the rope, attention and dequantising apart, and it has no kernels of Metal at all. While a
 //! [`Recording`] lasts, this crate notes these calls with their arrays, and the count puts them where the parts are. For kernels,
 //! whose results cannot be computed there, it gives zeros: arrays that were built meanwhile are for counting, not for reading.
 

@@ -8,7 +8,7 @@ mod memory;
 
 pub use command_buffer::{command_buffers, limit_command_buffers};
 pub(super) use memory::free_unused;
-pub use memory::hold_memory;
+pub use memory::{free_bytes, hold_memory};
 
 /// Who chose the value of a [`Setting`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

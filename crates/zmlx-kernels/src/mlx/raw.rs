@@ -107,7 +107,7 @@ pub(crate) fn gather_qmm(
 
 /// `mx.dequantize` in every mode: in the type of affine scales, in bf16 for the floating-point modes.
 pub(crate) fn dequantize(op: &'static str, w: Packed<'_>) -> Result<Array> {
-    call(op, |result, stream| {
+    let y = call(op, |result, stream| {
         let dtype = mlx_optional_dtype { value: mlx_sys::mlx_dtype__MLX_FLOAT32, has_value: false };
         // SAFETY: as in `quantized_matmul`; no global scale, no other type.
         unsafe {
@@ -124,7 +124,10 @@ pub(crate) fn dequantize(op: &'static str, w: Packed<'_>) -> Result<Array> {
                 stream,
             )
         }
-    })
+    })?;
+    let inputs: Vec<&Array> = [w.weight, w.scales].into_iter().chain(w.biases).collect();
+    dispatches::note("dequantize", &inputs, from_ref(&y));
+    Ok(y)
 }
 
 /// `x[start..stop]` in every dimension.

@@ -287,6 +287,13 @@ fn scaled(x: &Array, rope: &crate::Rope, width: usize) -> Result<Array> {
     x.multiply(factors).map_err(f("rope"))
 }
 
+/// Frequencies that are no powers, as MLX takes them: their reciprocals, in f32.
+pub(super) fn periods(rope: &crate::Rope) -> Option<Array> {
+    let RopeFrequencies::Given(given) = &rope.frequencies else { return None };
+    let periods: Vec<f32> = given.iter().map(|f| f.recip() as f32).collect();
+    Some(Array::from_slice(&periods, &[periods.len() as i32]))
+}
+
 /// `rope`: one `mx.fast.rope` per sequence.
 pub(super) fn rope(x: &Array, step: &MlxStep, rope: &crate::Rope) -> Result<Array> {
     const OP: &str = "rope";
@@ -299,14 +306,12 @@ pub(super) fn rope(x: &Array, step: &MlxStep, rope: &crate::Rope) -> Result<Arra
     if shape[0] == 0 {
         return Ok(x.clone());
     }
-    // As mlx-lm: powers are computed by the op itself; other frequencies are given to it as their reciprocals, in f32.
-    let (base, scale, periods) = match &rope.frequencies {
-        RopeFrequencies::Powers { theta, position_scale } => (Some(*theta), *position_scale, None),
-        RopeFrequencies::Given(given) => {
-            let periods: Vec<f32> = given.iter().map(|f| f.recip() as f32).collect();
-            (None, 1.0, Some(Array::from_slice(&periods, &[periods.len() as i32])))
-        }
+    // As mlx-lm: powers are computed by the op itself.
+    let (base, scale) = match &rope.frequencies {
+        RopeFrequencies::Powers { theta, position_scale } => (Some(*theta), *position_scale),
+        RopeFrequencies::Given(_) => (None, 1.0),
     };
+    let periods = periods(rope);
     let x = &scaled(x, rope, shape[2])?;
     let mut parts = Vec::with_capacity(spans.len());
     for (span, rows) in spans.iter().zip(Rows::of(OP, spans)).filter(|(s, _)| s.n_tokens > 0) {

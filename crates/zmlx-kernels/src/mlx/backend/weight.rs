@@ -30,12 +30,12 @@ enum Kind {
     Dense(Array),
     Quantized(Quantized),
     /// Rows of several parts, stored once: the parts are views.
-    Joined(Arc<Joined>),
+    Joined(Box<Joined>),
     Concat(Arc<Concat>),
 }
 
 /// A matrix, and its rows in parts.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Joined {
     whole: MlxWeight,
     parts: Vec<MlxWeight>,
@@ -209,7 +209,7 @@ impl MlxWeight {
         let is_exact_for_one_row = views.iter().all(|part| order(part) == order(&whole));
         let (n_mats, n_out, n_in) = (whole.n_mats, whole.n_out, whole.n_in);
         let joined = Joined { whole, parts: views.clone(), is_exact_for_one_row, numerics };
-        Ok((Self { n_mats, n_out, n_in, kind: Kind::Joined(Arc::new(joined)) }, views))
+        Ok((Self { n_mats, n_out, n_in, kind: Kind::Joined(Box::new(joined)) }, views))
     }
 
     /// Computes what it holds.

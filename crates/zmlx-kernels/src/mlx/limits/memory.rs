@@ -52,6 +52,16 @@ pub fn hold_memory(runtime: &Runtime) -> Result<[Setting; 2]> {
     Ok([wired, of_zmlx(KEPT, kept)])
 }
 
+/// Bytes that more arrays may take: what is left of the working set that Metal recommends, without Metal what the system has
+/// free; `None` where that is not known.
+pub fn free_bytes(runtime: &Runtime) -> Option<u64> {
+    if !runtime.has_metal() {
+        return crate::available_bytes();
+    }
+    let used = mlx_rs::memory::active_memory().ok()?;
+    u64::try_from(runtime.recommended_bytes()?.saturating_sub(used)).ok()
+}
+
 /// Gives unused memory back if it is time to, at the start of the `n`-th step.
 pub(in crate::mlx) fn free_unused(n: u64) -> Result<()> {
     if !is_due(n) {
