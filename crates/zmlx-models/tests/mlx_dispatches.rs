@@ -42,11 +42,19 @@ fn count(model: &Model<MlxBackend>, fusion: &Fusion) -> Step {
     let chosen = b.sample(&y, 0, &settings).unwrap().unwrap();
     let counts: Vec<Dispatches> = outs.iter().map(|x| recording.count(&[x]).unwrap()).collect();
     let all = recording.count(&[chosen.array()]).unwrap();
-    let layers: Vec<Dispatches> = counts.windows(2).map(|pair| pair[1].since(&pair[0])).collect();
+    let mut layers: Vec<Dispatches> = counts.windows(2).map(|pair| pair[1].since(&pair[0])).collect();
     let before_head = counts.last().unwrap();
     let mut rest = all.since(before_head);
-    for (name, n) in counts[0].0.iter() {
-        *rest.0.entry(name.clone()).or_default() += n;
+    let mut outside = counts[0].0.clone();
+    if fusion.add_rms_norm.is_on() {
+        // A layer ends with the norm before the next one; only the first has its own.
+        let of_first = layers[0].0.get_mut("rms_norm").unwrap();
+        *of_first -= 1;
+        layers[0].0.retain(|_, n| *n > 0);
+        outside.insert("rms_norm".to_owned(), 1);
+    }
+    for (name, n) in outside {
+        *rest.0.entry(name).or_default() += n;
     }
     Step { layers, rest }
 }

@@ -140,7 +140,12 @@ fn count(calls: &[Call], outputs: &[&Array]) -> Result<Dispatches> {
             let n = of_primitive(primitive, inputs.len())
                 .ok_or_else(|| fault(format!("no rule says what {primitive} launches")))?;
             if n > 0 {
-                *found.0.entry(primitive.clone()).or_default() += n;
+                // Broadcasts within a compiled function are views.
+                let name = match primitive.starts_with("Compiled") {
+                    true => primitive.replace("Broadcast", ""),
+                    false => primitive.clone(),
+                };
+                *found.0.entry(name).or_default() += n;
             }
             left.extend(inputs.iter().cloned());
         }
