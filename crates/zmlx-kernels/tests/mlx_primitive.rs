@@ -62,7 +62,7 @@ fn slices_of_a_larger_bank_are_copied_once() {
     let rows = |a: &Array, from: i32| {
         let rows = Array::from_slice(&(from..from + N).collect::<Vec<_>>(), &[N]);
         // A view of every second row would be one, too; these are rows behind each other, with a gap between matrices.
-        (a.take_axis(&rows, 1).unwrap(), a.split_axis(&[N], 1).unwrap().remove(usize::from(from > 0)))
+        (a.take_axis(&rows, 1).unwrap(), a.split_at_indices(&[N], 1).unwrap().remove(usize::from(from > 0)))
     };
     let half = |from: i32, slice: bool| {
         let part = |a: &Array| {
