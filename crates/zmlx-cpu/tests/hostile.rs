@@ -1,5 +1,5 @@
 //! Calls that no model makes: sizes that overflow, and weights of two levels. Each is an error, never a panic.
-//! `tools/fuzz-targets`.
+//! `tools/fuzz-targets` tries random shapes for every op.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use bytes::Bytes;
