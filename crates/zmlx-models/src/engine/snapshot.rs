@@ -1,8 +1,8 @@
-//! Snapshots of prompts on models whose caches hold states: these cannot be shortened, so what several prompts have in common
-//! is kept as it is when it has been computed.
+//! Snapshots of prompts, for models whose caches hold states. States cannot be shortened, so the beginning that several
+//! prompts have in common is kept as it is when it has been computed.
 //!
-//! A snapshot is taken where another prompt parts from a sequence, and shortly before a prompt's end: the next prompt of the
-//! same conversation has all of this one but for what made the model answer.
+//! A snapshot is taken where another prompt departs from a sequence, and shortly before the end of a prompt: the next
+//! prompt of the same conversation contains all of this prompt except for the part that makes the model answer.
 
 use zmlx_kernels::Backend;
 
