@@ -19,7 +19,7 @@ pub struct Cost {
     /// Bytes of the state that layers keep for a sequence of any length, in f32. Each token reads and writes it.
     #[serde(skip_serializing_if = "is_zero")]
     pub state_bytes: u64,
-    /// Parts of `weight_bytes_per_token`.
+    /// `weight_bytes_per_token`, divided into parts of the model.
     #[serde(skip)]
     pub parts: PartBytes,
 }

@@ -5,10 +5,10 @@
 //! bounded number of tokens per step.
 //!
 //! - **Byte level** (GPT-2's alphabet, used by GLM and Qwen): a token is a string of bytes. Bytes are returned once
-//! they form whole characters.
+//!   they form whole characters.
 //! - **Any other decoder**: the text of a token depends on its neighbours. For example, only the first word loses its
-//! leading space, and some tokens spell single bytes (`<0xE2>`). A short window of tokens is decoded with and without
-//! the new ones, and the difference is the new text.
+//!   leading space, and some tokens spell single bytes (`<0xE2>`). A short window of tokens is decoded with and without
+//!   the new ones, and the difference is the new text.
 
 mod bytes;
 mod window;
