@@ -132,7 +132,7 @@ impl MoeBlock {
         self.run(x, &self.fusion)
     }
 
-    /// The block as mlx-lm computes it. **Shapes** as [`MoeBlock::forward`].
+    /// Computes the block as mlx-lm does. **Shapes** as [`MoeBlock::forward`].
     ///
     /// # Errors
     /// As [`MoeBlock::forward`].

@@ -1,5 +1,5 @@
-//! `docs/MODELS.md` is made of the list of families and of the fixtures; a page that is out of date fails.
-//! `ZMLX_WRITE_DOCS=1 cargo test -p zmlx-models --test models_page` writes it.
+//! `docs/MODELS.md` is generated from the list of families and from the fixtures. The test fails if the page is out of
+//! date. `ZMLX_WRITE_DOCS=1 cargo test -p zmlx-models --test models_page` writes it.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use std::collections::{BTreeMap, BTreeSet};

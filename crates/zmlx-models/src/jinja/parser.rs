@@ -150,9 +150,7 @@ impl Parser {
             }
             match ends {
                 [] => Ok(body),
-                _ => {
-                    Fault::syntax(p.line, format!("the template ends without {}", ends.join(" or ")))
-                }
+                _ => Fault::syntax(p.line, format!("the template ends without {}", ends.join(" or "))),
             }
         })
     }

@@ -22,7 +22,7 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Type, shape and digest of every tensor in a folder, in the form of the recording.
+/// The type, shape and digest of every tensor in a folder, in the form of the recording.
 fn describe(dir: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(dir).unwrap() {
