@@ -68,7 +68,7 @@ impl TemplateFiles {
         let wrong = |got: &Value| Error::Field {
             file: file.into(),
             key: "chat_template".into(),
-            want: "a text, or templates by name of which one is \"default\"".into(),
+            want: "a string, or named templates, one of them named \"default\"".into(),
             got: short(got),
         };
         let value = match config.get("chat_template") {
@@ -147,7 +147,7 @@ fn special(file: &str, config: &Value, key: &str) -> Result<Option<String>> {
     text.map(|t| Some(t.to_owned())).ok_or_else(|| Error::Field {
         file: file.into(),
         key: key.into(),
-        want: "a text, or an object with content".into(),
+        want: "a string, or an object with content".into(),
         got: short(value),
     })
 }

@@ -43,12 +43,12 @@ impl ChatMessage {
         };
         match map.get("role") {
             Some(Value::String(_)) => {}
-            other => return Err(wrong("message.role", "a text", other.unwrap_or(&Value::Null))),
+            other => return Err(wrong("message.role", "a string", other.unwrap_or(&Value::Null))),
         }
         match map.get_mut("content") {
             Some(Value::String(_) | Value::Array(_)) => {}
             Some(null @ Value::Null) => *null = Value::String(String::new()),
-            Some(other) => return Err(wrong("message.content", "a text, a list of parts or null", other)),
+            Some(other) => return Err(wrong("message.content", "a string, a list of parts or null", other)),
             None => {
                 map.insert("content".to_owned(), Value::String(String::new()));
             }
