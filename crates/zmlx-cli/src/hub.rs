@@ -1,18 +1,18 @@
-//! Models by name: from the cache, or else downloaded, with what a person who waits wants to see.
+//! Finds models by name in the cache or downloads them, with progress for a person who waits.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use zmlx_hub::{Cache, Environment, Error, ModelName};
 
-/// Whether the hub may be asked.
+/// Whether the hub may be contacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Network {
     Allowed,
     Forbidden,
 }
 
-/// The folder of a model: the cache's, or that of a download.
+/// The folder of a model, in the cache or after a download.
 pub(crate) fn find(name: &ModelName, network: Network) -> Result<PathBuf> {
     let environment = Environment::of_process();
     let found = Cache::of(&environment)?.find(name);
@@ -52,7 +52,7 @@ mod downloads {
     use crate::output::{self, note};
     use zmlx_models::human_bytes;
 
-    /// Downloads what the cache lacks of a model; the folder of it.
+    /// Downloads the files of a model that the cache lacks. Returns the model's folder.
     pub(crate) fn download(name: &ModelName, environment: &Environment) -> Result<PathBuf> {
         let told = Told { name, bar: Mutex::new(None) };
         let pulled = Hub::of(environment)?.pull(name, &|notice| told.tell(notice));
@@ -60,7 +60,7 @@ mod downloads {
         Ok(pulled?.dir)
     }
 
-    /// Tells on stderr what happens: with a bar if that is a terminal.
+    /// Reports the progress of a download on stderr, with a bar if stderr is a terminal.
     struct Told<'a> {
         name: &'a ModelName,
         bar: Mutex<Option<ProgressBar>>,
@@ -100,7 +100,7 @@ mod downloads {
             }
         }
 
-        /// A line above the bar.
+        /// Prints a line above the bar.
         fn say(&self, line: &str) {
             let mut is_said = false;
             self.with_bar(|bar| {
@@ -123,11 +123,11 @@ mod downloads {
 
     fn new_bar(bytes: u64, present_bytes: u64) -> ProgressBar {
         let bar = ProgressBar::new(bytes);
-        // The default style stands in for a template that does not parse.
+        // If the template does not parse, the default style is used.
         let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_position(present_bytes);
-        // What is there already says nothing of the speed.
+        // Files that were already in the cache must not count towards the speed.
         bar.reset_eta();
         bar
     }
