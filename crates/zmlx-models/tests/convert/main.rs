@@ -1,6 +1,7 @@
 //! Conversion: the bytes of mlx-lm's converter, interruptions, and everything that is refused.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
+mod families;
 mod recorded;
 mod refused;
 mod report;

@@ -1,0 +1,45 @@
+//! Every family's tiny checkpoint, which is in MLX's layout: what is kept comes out as it was.
+
+use std::path::PathBuf;
+
+use rstest::rstest;
+use zmlx_models::{Action, Checkpoint, ConvertOptions};
+
+use crate::{convert_to_end, describe};
+
+#[rstest]
+fn every_tensor_is_kept(
+    #[values(
+        "deepseek_v3",
+        "gemma4",
+        "gemma4_e",
+        "glm4_moe",
+        "gpt_oss",
+        "lfm2_moe",
+        "minimax",
+        "qwen3",
+        "qwen3_5",
+        "qwen3_5_moe",
+        "qwen3_next"
+    )]
+    family: &str,
+) {
+    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/families").join(family);
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out");
+    convert_to_end(&source, &out, &ConvertOptions::new(Action::Keep)).unwrap();
+    let (before, after) = (describe(&source), describe(&out));
+    for (name, tensor) in &after {
+        assert_eq!(Some(tensor), before.get(name), "{name}");
+    }
+    // What is gone belongs to other models, to layers past the last, or to the training.
+    let converted = Checkpoint::open(&source).unwrap();
+    let n_layers = converted.architecture().layers.len();
+    for name in before.keys().filter(|name| !after.contains_key(*name)) {
+        let (_, behind) = name.split_once("layers.").unwrap_or_default();
+        let layer_idx = behind.split('.').next().and_then(|number| number.parse::<usize>().ok());
+        let is_past = layer_idx.is_some_and(|layer_idx| layer_idx >= n_layers);
+        let is_other = ["vision", "mtp", "rotary_emb", "audio"].iter().any(|part| name.contains(part));
+        assert!(is_past || is_other, "{name} is missing");
+    }
+}
