@@ -1,11 +1,16 @@
-//! Every family's tiny checkpoint, which is in MLX's layout: what is kept comes out as it was.
+//! Every family's tiny checkpoint, which is in MLX's layout: what is kept comes out as it was, what is dequantised and quantised
+//! again has the bytes that mlx-lm makes.
 
 use std::path::PathBuf;
 
 use rstest::rstest;
 use zmlx_models::{Action, Checkpoint, ConvertOptions};
 
-use crate::{convert_to_end, describe};
+use crate::{convert_to_end, describe, digest_of_folder, json, recorded};
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
 
 #[rstest]
 fn every_tensor_is_kept(
@@ -24,7 +29,7 @@ fn every_tensor_is_kept(
     )]
     family: &str,
 ) {
-    let source = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/families").join(family);
+    let source = fixtures().join("families").join(family);
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out");
     convert_to_end(&source, &out, &ConvertOptions::new(Action::Keep)).unwrap();
@@ -41,5 +46,22 @@ fn every_tensor_is_kept(
         let is_past = layer_idx.is_some_and(|layer_idx| layer_idx >= n_layers);
         let is_other = ["vision", "mtp", "rotary_emb", "audio"].iter().any(|part| name.contains(part));
         assert!(is_past || is_other, "{name} is missing");
+    }
+}
+
+#[test]
+fn families_convert_as_in_mlx_lm() {
+    let recording = json(&fixtures().join("convert/families.json"));
+    let families = recording.as_array().unwrap();
+    assert!(families.len() >= 10);
+    for recorded in families {
+        let family = recorded["family"].as_str().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let (source, dense) = (fixtures().join("families").join(family), dir.path().join("0"));
+        for (i, case) in recorded["cases"].as_array().unwrap().iter().enumerate() {
+            let (from, to) = (if i == 0 { &source } else { &dense }, dir.path().join(i.to_string()));
+            convert_to_end(from, &to, &recorded::options(&case["arguments"])).unwrap();
+            assert_eq!(case["sha256"], digest_of_folder(&to), "{family}, {}", case["arguments"]);
+        }
     }
 }

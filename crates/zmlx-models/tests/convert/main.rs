@@ -42,6 +42,12 @@ fn describe(dir: &Path) -> BTreeMap<String, String> {
     all
 }
 
+/// The digest of the description of a folder's tensors, as Python's json.dumps writes that.
+fn digest_of_folder(dir: &Path) -> String {
+    let described: Vec<String> = describe(dir).iter().map(|(k, v)| format!("\"{k}\": \"{v}\"")).collect();
+    digest(format!("{{{}}}", described.join(", ")).as_bytes())
+}
+
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
