@@ -14,7 +14,9 @@ pub(crate) enum Module {
     Matrix(MatrixSpec),
     /// A vector.
     Vector(VectorSpec),
-    /// The projections of all experts.
+    /// The taps of a convolution.
+    Conv(ConvSpec),
+    /// The projections of all experts, and their biases.
     Experts(ExpertsSpec),
     /// What latent attention reads and writes its latents with: a matrix for each head.
     Heads(Box<MlaSpec>),
@@ -142,6 +144,7 @@ impl Architecture {
         }
         if let Some(inputs) = &self.extras.per_layer_inputs {
             let (read, n_in) = (ReadPerToken::RowOf(inputs.table.n_out), inputs.table.n_in);
+            uses.matrix(&inputs.table, Part::Embedding);
             uses.add(&inputs.table.path, WeightUse { part: Part::Embedding, n_in, read });
             uses.matrix(&inputs.projection, Part::GateUp);
             uses.vector(&inputs.norm, Part::Norm);
@@ -290,6 +293,7 @@ impl Uses {
 
     fn conv(&mut self, conv: &ConvSpec, part: Part) {
         self.add(&conv.path, WeightUse { part, n_in: conv.kernel, read: ReadPerToken::Whole });
+        self.modules.push(Module::Conv(conv.clone()));
         conv.bias.iter().for_each(|bias| self.vector(bias, part));
     }
 

@@ -40,10 +40,26 @@ pub(super) fn parts(reader: &mut TensorReader<'_>, module: &Module) -> Vec<Part>
             let name = PartName::Tensor(spec.name.clone());
             vec![Part { name, weight, shape: vec![spec.len], storage: Storage::Dense }]
         }
+        Module::Conv(spec) => {
+            let weight = reader.stored_conv(spec);
+            let name = PartName::Tensor(format!("{}.weight", spec.path));
+            let shape = vec![spec.n_channels, spec.kernel, 1];
+            vec![Part { name, weight, shape, storage: Storage::Dense }]
+        }
         Module::Experts(spec) => {
-            let weights = reader.experts(spec);
-            let names = spec.projections().map(|(name, ..)| stack(reader, spec, name));
-            names.into_iter().zip(weights).map(|(path, weight)| bank(path, weight)).collect()
+            let paths = spec.projections().map(|(name, ..)| stack(reader, spec, name));
+            let banks = reader.experts(spec);
+            let mut parts: Vec<_> =
+                paths.iter().zip(banks).map(|(path, weight)| bank(path.clone(), weight)).collect();
+            if spec.is_biased {
+                let biases = reader.expert_biases(spec);
+                parts.extend(paths.iter().zip(biases).map(|(path, weight)| {
+                    let shape = vec![weight.n_mats(), weight.n_in()];
+                    let name = PartName::Tensor(format!("{path}.bias"));
+                    Part { name, weight, shape, storage: Storage::Dense }
+                }));
+            }
+            parts
         }
         Module::Heads(spec) => {
             let (embed_q, unembed_out) = reader.heads_of(spec);

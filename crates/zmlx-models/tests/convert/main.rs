@@ -1,6 +1,7 @@
 //! Conversion: the bytes of mlx-lm's converter, interruptions, and everything that is refused.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
+mod families;
 mod recorded;
 mod refused;
 mod report;
@@ -39,6 +40,12 @@ fn describe(dir: &Path) -> BTreeMap<String, String> {
         }
     }
     all
+}
+
+/// The digest of the description of a folder's tensors, written as Python's json.dumps writes it.
+fn digest_of_folder(dir: &Path) -> String {
+    let described: Vec<String> = describe(dir).iter().map(|(k, v)| format!("\"{k}\": \"{v}\"")).collect();
+    digest(format!("{{{}}}", described.join(", ")).as_bytes())
 }
 
 fn json(path: &Path) -> Value {

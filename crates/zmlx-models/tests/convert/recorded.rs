@@ -9,7 +9,7 @@ use zmlx_models::{Action, Checkpoint, ConvertOptions, Quantize, Recipe};
 use crate::{convert_to_end, describe, digest, json, sources};
 
 /// The arguments of mlx_lm.convert as options.
-fn options(arguments: &Value) -> ConvertOptions {
+pub(crate) fn options(arguments: &Value) -> ConvertOptions {
     let count = |key: &str| arguments[key].as_u64().map(|n| n as usize);
     let quantize = || Quantize {
         mode: QuantMode::from_name(arguments["q_mode"].as_str().unwrap()).unwrap(),
@@ -46,13 +46,9 @@ fn conversions_are_those_of_mlx_lm() {
     for (name, source) in recording["sources"].as_object().unwrap() {
         let dir = root.path().join(name);
         sources::write(source, &dir);
-        // Written as by Python's json.dumps.
-        let described: Vec<String> =
-            describe(&dir).iter().map(|(k, v)| format!("\"{k}\": \"{v}\"")).collect();
-        let text = format!("{{{}}}", described.join(", "));
         assert_eq!(
             source["sha256"],
-            digest(text.as_bytes()),
+            crate::digest_of_folder(&dir),
             "{name} is not made as it was for the recording"
         );
     }

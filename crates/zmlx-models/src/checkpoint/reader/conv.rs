@@ -43,8 +43,8 @@ impl TensorReader<'_> {
         self.row(path, dtype, taps.into())
     }
 
-    /// `[n_channels, kernel]`: the dimension of one stands before or after the taps.
-    fn stored_conv(&mut self, spec: &ConvSpec) -> HostWeight {
+    /// The taps as they are in the file, `[n_channels, kernel]`. In the file a dimension of 1 precedes or follows the taps.
+    pub(crate) fn stored_conv(&mut self, spec: &ConvSpec) -> HostWeight {
         let name = format!("{}.weight", spec.path);
         let Some(entry) = self.take(&name) else { return placeholder() };
         let Some(dtype) = entry.kernel_dtype().filter(|dtype| dtype.is_float()) else {
