@@ -37,7 +37,7 @@ fn every_tensor_is_kept(
     for (name, tensor) in &after {
         assert_eq!(Some(tensor), before.get(name), "{name}");
     }
-    // What is gone belongs to other models, to layers past the last, or to the training.
+    // A missing tensor belongs to another model, to a layer after the last one, or is not used for inference.
     let converted = Checkpoint::open(&source).unwrap();
     let n_layers = converted.architecture().layers.len();
     for name in before.keys().filter(|name| !after.contains_key(*name)) {
