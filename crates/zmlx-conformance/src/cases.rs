@@ -60,7 +60,7 @@ pub fn formats_of(grid: Grid) -> Vec<WeightFormat> {
     }
 }
 
-/// The number of which a format's widths are multiples.
+/// The widths of a format must be multiples of this number.
 pub fn group_size(format: WeightFormat) -> usize {
     match format {
         WeightFormat::Quantized { spec, .. } => spec.group_size(),

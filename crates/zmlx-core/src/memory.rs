@@ -19,7 +19,7 @@ pub fn ensure_memory(op: &'static str, n_bytes: usize) -> Result<()> {
     Err(Error::Memory { op, n_bytes })
 }
 
-/// Bytes that programs can still allocate without swapping; `None` if the system does not tell.
+/// Bytes that programs can still allocate without swapping; `None` if the system does not report them.
 pub fn available_bytes() -> Option<u64> {
     let text =
         if cfg!(target_os = "linux") { std::fs::read_to_string("/proc/meminfo").ok()? } else { return None };

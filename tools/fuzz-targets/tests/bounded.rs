@@ -131,7 +131,7 @@ fn op_call(seed: u64) -> Vec<u8> {
     (0..3).flat_map(|_| random.next().to_le_bytes()).collect()
 }
 
-/// The inputs that mutations start from: files of the fixtures, and small ones of which mutations can reach every part.
+/// The inputs that mutations start from: files of the fixtures, and small files, in which mutations reach every part.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     const MODELS: [&str; 2] = ["austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit"];
     let of_models =

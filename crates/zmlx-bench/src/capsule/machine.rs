@@ -1,4 +1,4 @@
-//! The facts about a machine that its system tells.
+//! The facts about a machine that its operating system reports.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,7 +14,7 @@ pub struct Machine {
     pub physical_cores: usize,
     /// Number of cores as the system counts them.
     pub logical_cores: usize,
-    /// Size of the memory in bytes; null if the system does not tell.
+    /// Size of the memory in bytes; null if the system does not report it.
     pub memory_bytes: Option<u64>,
     /// The operating system and its version.
     pub os: String,
@@ -22,7 +22,7 @@ pub struct Machine {
     pub arch: String,
     /// The GPU that computed; null if none did.
     pub gpu: Option<String>,
-    /// The processor's clock in MHz at the end of the run; null if the system does not tell.
+    /// The processor's clock in MHz at the end of the run; null if the system does not report it.
     pub cpu_mhz: Option<u64>,
     /// The best instruction-set level of the CPU backend on this machine.
     pub level: String,

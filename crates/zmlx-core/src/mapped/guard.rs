@@ -1,8 +1,7 @@
 //! What happens when a mapped file loses the bytes that are being read: it was cut short or written over.
 //!
-//! The system then sends a signal to the reading thread. There is no way back into the computation. So a program that
-//! wants to end in order handles the signal: the thread stands still, and a hook ends the process from a thread of its
-//! own.
+//! The system then sends a signal to the reading thread, which cannot continue its computation. So a program that wants
+//! to end cleanly handles the signal: the reading thread waits, and a hook in another thread ends the process.
 
 use std::io::{PipeReader, Read};
 use std::os::fd::AsRawFd;
@@ -17,7 +16,7 @@ static MAPPED: Mutex<Vec<(usize, usize, PathBuf)>> = Mutex::new(Vec::new());
 /// The address of the first fault, and whether that fault is outside of the mapped files.
 static FAULT: AtomicUsize = AtomicUsize::new(0);
 static IS_FOREIGN: AtomicBool = AtomicBool::new(false);
-/// The pipe by which the handler tells the watching thread of a fault.
+/// The pipe through which the handler reports a fault to the watching thread.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
 
 fn mapped() -> MutexGuard<'static, Vec<(usize, usize, PathBuf)>> {
@@ -51,9 +50,9 @@ impl<T: AsRef<[u8]>> Drop for Known<T> {
     }
 }
 
-/// Sets what happens when a mapped file loses bytes that are being read. `hook` is called with the file's path from a
-/// thread of its own while the reading thread stands still, and it ends the process. Without this call a signal kills
-/// the process. Only the first call has an effect.
+/// Sets what happens when a mapped file loses bytes that are being read. Another thread calls `hook` with the file's
+/// path while the reading thread waits, and `hook` ends the process. Without this call a signal kills the process. Only
+/// the first call has an effect.
 ///
 /// # Errors
 /// If the system cannot create a thread or a pipe, or does not accept the signal handler.
@@ -80,7 +79,7 @@ pub fn on_lost_file(hook: fn(&Path)) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Tells the watching thread and stands still. Returns if the fault is not in a mapped file.
+/// Reports the fault to the watching thread and waits. Returns if the fault is not in a mapped file.
 extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
     // SAFETY: for a handler with SA_SIGINFO the system passes a valid `siginfo_t`.
     let at = unsafe { (*info).si_addr() } as usize;

@@ -125,7 +125,7 @@ pub(super) fn ensure_room(dir: &Path, want_bytes: u64) -> Result<()> {
     }
 }
 
-/// Free bytes at the place of a folder, which need not exist yet; `None` if the system does not tell.
+/// Free bytes at the place of a folder, which need not exist yet; `None` if the system does not report them.
 #[cfg(unix)]
 fn free_bytes(dir: &Path) -> Option<u64> {
     let full = std::path::absolute(dir).ok()?;

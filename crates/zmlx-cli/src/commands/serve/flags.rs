@@ -205,7 +205,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Args {
-    /// How much the log tells.
+    /// The level of the log.
     pub(crate) fn log_level(&self) -> &'static str {
         match self.log_level {
             LogLevel::Error => "error",

@@ -36,7 +36,7 @@ impl RopeOf {
         Rope::plain(self.dims, self.theta as f32, self.pairing)
     }
 
-    /// The frequencies of all pairs of the head, of which only the first `part` is rotated.
+    /// The frequencies of all pairs of the head. Only the first `part` of the pairs is rotated.
     pub(in crate::families) fn proportional(self, part: f64) -> Rope {
         let n_turning = (self.dims as f64 * part.min(1.0)) as usize / 2;
         self.given(self.powers().enumerate().map(|(i, e)| if i < n_turning { e } else { 0.0 }), 1.0)
@@ -228,7 +228,7 @@ fn llama3(s: &Fields<'_>, of: RopeOf) -> Result<Rope> {
     Ok(of.given(frequencies, 1.0))
 }
 
-/// Frequencies for the pairs of the whole head, of which only the first part is rotated.
+/// Frequencies for the pairs of the whole head. Only the first part of the pairs is rotated.
 fn proportional(s: &Fields<'_>, of: RopeOf) -> Result<Rope> {
     let (factor, part) = (s.positive_or("factor", 1.0)?, s.positive_or("partial_rotary_factor", 1.0)?);
     let rope = of.proportional(part);
