@@ -27,7 +27,7 @@ pub(crate) use files::{golden, oracle_checkpoint};
 macro_rules! absent {
     ($($name:ident -> $of:ty),*) => {$(
         pub(crate) fn $name() -> Result<$of> {
-            anyhow::bail!("this build has no model built in")
+            anyhow::bail!("this build has no built-in model")
         }
     )*};
 }

@@ -17,7 +17,7 @@ pub(crate) fn find(name: &ModelName, network: Network) -> Result<PathBuf> {
     let environment = Environment::of_process();
     let found = Cache::of(&environment)?.find(name);
     let lacking = match found {
-        Err(error @ Error::NotCached { .. }) => format!("{error}, and there is no folder of that name"),
+        Err(error @ Error::NotCached { .. }) => format!("{error}, and there is no folder with that name"),
         Err(error @ Error::Incomplete { .. }) => error.to_string(),
         found => return Ok(found?),
     };
@@ -75,7 +75,7 @@ mod downloads {
                 Notice::Begin { n_files, bytes, present_bytes } if present_bytes < bytes => {
                     let there = match present_bytes {
                         0 => String::new(),
-                        n => format!(", {} of them there", human_bytes(n)),
+                        n => format!("; {} are already in the cache", human_bytes(n)),
                     };
                     let size = human_bytes(bytes);
                     note(format_args!("Downloading {}: {n_files} files, {size}{there}", self.name));
@@ -90,11 +90,13 @@ mod downloads {
                     Err(_) => bar.dec(n.unsigned_abs()),
                 }),
                 Notice::Waiting { file } => {
-                    self.say(&format!("{file}: another process downloads it; waiting"))
+                    self.say(&format!("{file}: waiting for another process that downloads it"))
                 }
-                Notice::Again { error, pause } if pause.is_zero() => self.say(&format!("{error}; going on")),
+                Notice::Again { error, pause } if pause.is_zero() => {
+                    self.say(&format!("{error}; continuing"))
+                }
                 Notice::Again { error, pause } => {
-                    self.say(&format!("{error}; again in {:.1} s", pause.as_secs_f64()));
+                    self.say(&format!("{error}; trying again in {:.1} s", pause.as_secs_f64()));
                 }
                 _ => {}
             }

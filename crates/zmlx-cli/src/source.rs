@@ -37,7 +37,7 @@ impl Source {
                 let name = path.to_str().and_then(|text| text.parse::<ModelName>().ok());
                 let name = name.with_context(|| {
                     format!(
-                        "{}: no such folder, and no id (org/name or org/name@revision) of a model",
+                        "{}: no such folder, and not the id of a model (org/name or org/name@revision)",
                         path.display()
                     )
                 })?;

@@ -155,7 +155,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     drop(busy);
     let converted = match converted {
         Err(Error::Stopped) => {
-            note(format_args!("{}: unfinished; the same command goes on with it", args.out.display()));
+            note(format_args!("{}: unfinished; run the same command again to continue", args.out.display()));
             return Ok(Outcome::Interrupted);
         }
         converted => converted?,

@@ -137,7 +137,7 @@ pub(super) fn run(args: Args) -> Result<Outcome> {
     }
     checked?;
     if worst == Verdict::Fail {
-        note(format_args!("error: {}: not what was recorded", args.file.display()));
+        note(format_args!("error: {}: the results differ from the recorded ones", args.file.display()));
         return Ok(Outcome::CheckFailed);
     }
     Ok(Outcome::Done)

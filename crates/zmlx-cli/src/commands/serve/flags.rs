@@ -225,7 +225,7 @@ impl Args {
             bail!("--adapter-path: adapters are not supported; merge them into the checkpoint first");
         }
         if self.trust_remote_code {
-            bail!("--trust-remote-code: no code of a checkpoint is ever run");
+            bail!("--trust-remote-code: zmlx never runs code from a checkpoint");
         }
         if self.quantized_kv_start.is_some_and(|n| n > 0) && self.kv_bits.is_some() {
             tracing::warn!("--quantized-kv-start: every position is quantised");

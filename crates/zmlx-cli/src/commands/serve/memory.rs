@@ -24,7 +24,7 @@ pub(super) fn kv_budget(device_bytes: Option<u64>, weight_bytes: u64) -> Result<
 fn system_bytes() -> Result<u64> {
     let refresh = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(refresh)
-        .context("the size of the memory is not known here: see --kv-cache-bytes")?;
+        .context("the size of the memory is unknown: set --kv-cache-bytes")?;
     let limit = system.cgroup_limits().map(|limits| limits.total_memory).filter(|n| *n > 0);
     Ok(limit.map_or(system.total_memory(), |limit| limit.min(system.total_memory())))
 }
