@@ -146,7 +146,7 @@ impl Validate {
         }
         if against.contains(&Against::Golden) && !has_golden {
             bail!(
-                "--against golden: recorded tokens are here for the built-in model and its own prompts only; \
+                "--against golden: recorded tokens exist only for the built-in model and its own prompts; \
                  `zmlx golden` records and checks those of others"
             );
         }

@@ -222,7 +222,7 @@ unsafe fn attend_on<S: Simd>(
     if keys.values.is_none() {
         scratch.values.resize(BLOCK * keys.v_stride() / 2, 0);
     }
-    // SAFETY: the caller promises the instructions.
+    // SAFETY: the caller guarantees that the processor has the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
         #[inline(always)]

@@ -56,7 +56,7 @@ pub(super) unsafe fn dot<S: Simd, D: Decoder<S>, K: Scales, const X: usize, cons
 ) {
     const { assert!(X * R >= 4 && X * R <= MAX_SUMS) };
     assert!(scales.len() >= scales_len(layout));
-    // SAFETY: the caller promises the instructions.
+    // SAFETY: the caller guarantees that the processor has the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
         #[inline(always)]

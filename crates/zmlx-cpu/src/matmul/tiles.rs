@@ -141,7 +141,7 @@ pub(super) unsafe fn tile<S: Simd, D: Decoder<S>, M: Multiply<S, D::Element>>(
         }
     }
     out.fill(0.0);
-    // SAFETY: the caller promises the instructions.
+    // SAFETY: the caller guarantees that the processor has the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
         #[inline(always)]

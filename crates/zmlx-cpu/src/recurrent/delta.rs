@@ -103,7 +103,7 @@ pub(super) fn rows(level: Level) -> RowsFn {
 }
 
 unsafe fn rows_on<S: Simd>(head: &Head<'_>, rows: Range<usize>) {
-    // SAFETY: the caller promises the instructions.
+    // SAFETY: the caller guarantees that the processor has the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
         #[inline(always)]
