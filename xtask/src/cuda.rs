@@ -1,5 +1,5 @@
-//! The checks of the CUDA backend. `cargo xtask cuda-check` compiles every kernel without a GPU. `cargo xtask
-//! gpu-check` prepares the tests for a machine with a GPU.
+//! The checks of the CUDA backend. `cargo xtask cuda-check` compiles every kernel without a GPU.
+//! `cargo xtask gpu-check` prepares the tests for a machine with a GPU.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};

@@ -10,8 +10,8 @@
 //! ```
 //!
 //! The attribute gives the constant of [`Op`], the [`Stage`] and, for a fused op, the [`FusionPart`] that switches it,
-//! or `None` if the op is always called. The signature leaves out `&self`. Its result is `Tensor`, `Indices`, `(Tensor,
-//! Tensor)` or `(Indices, Tensor)`, in a [`Result`](crate::Result). `$B` stands for the backend.
+//! or `None` if the op is always called. The signature leaves out `&self`. Its result is `Tensor`, `Indices`,
+//! `(Tensor, Tensor)` or `(Indices, Tensor)`, in a [`Result`](crate::Result). `$B` stands for the backend.
 //!
 //! A new op needs an entry here and a method in each backend that computes it. A fused one also needs a composition of
 //! its name in [`stock`](crate::stock). A new switch needs a line in `fusion.rs`.

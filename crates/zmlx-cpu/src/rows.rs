@@ -22,8 +22,8 @@ impl CpuBackend {
         }
     }
 
-    /// A tensor whose last dimension is `width` and whose other dimensions are those of `x`, filled row by row: `f(row,
-    /// x[row], y[row])`.
+    /// A tensor whose last dimension is `width` and whose other dimensions are those of `x`, filled row by row:
+    /// `f(row, x[row], y[row])`.
     pub(super) fn map_rows(
         &self,
         op: &'static str,

@@ -196,8 +196,8 @@ pub(crate) fn parse_json(file: &str, text: &str) -> Result<Value> {
     })
 }
 
-/// The text with objects in place of `NaN` and infinities, which Hugging Face's and MLX's tools write: `{"__float__":
-/// "NaN"}`. `None` if there are none.
+/// The text with objects in place of `NaN` and infinities, which Hugging Face's and MLX's tools write:
+/// `{"__float__": "NaN"}`. `None` if there are none.
 pub(crate) fn tagged_odd_numbers(text: &str) -> Option<String> {
     with_odd_numbers(text, |odd| format!("{{\"__float__\": \"{odd}\"}}"))
 }

@@ -164,8 +164,8 @@ impl Checkpoint {
         self.contains(&self.part(path, "global_scale"))
     }
 
-    /// Multiplies the values of each matrix by its second scale, if there is one. A weight of nvfp4 is `element · scale
-    /// · global_scale / (6 · 448)`, where the divisor is the largest element times the largest scale.
+    /// Multiplies the values of each matrix by its second scale, if there is one. A weight of nvfp4 is
+    /// `element · scale · global_scale / (6 · 448)`, where the divisor is the largest element times the largest scale.
     fn scale_globally(&self, path: &str, values: &mut [f32]) -> Result<()> {
         if !self.has_global_scale(path) {
             return Ok(());

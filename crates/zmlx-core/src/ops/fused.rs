@@ -8,10 +8,10 @@ macro_rules! fused_ops {
         /// `activation(x · gateᵀ + gate's bias, x · upᵀ + up's bias)` for the chosen experts, in one pass over gate and
         /// up. Usually this is `silu(x · gateᵀ) · (x · upᵀ)`.
         ///
-        /// **Shapes** x `[n, n_in]`, gate, up `n_experts × [n_out, n_in]`, their biases if there are any `n_experts ×
-        /// [1, n_out]`, experts `[n, top_k]` → `[n, top_k, n_out]`. **Dtypes** any format; gate and up may differ.
-        /// **Numerics** accurate: gate and up stay in f32 until they are joined, and the result is rounded once.
-        /// **Work** each call reads gate and up of each expert that occurs once, 4·n·top_k·n_out·n_in FLOPs; no
+        /// **Shapes** x `[n, n_in]`, gate, up `n_experts × [n_out, n_in]`, their biases if there are any
+        /// `n_experts × [1, n_out]`, experts `[n, top_k]` → `[n, top_k, n_out]`. **Dtypes** any format; gate and up may
+        /// differ. **Numerics** accurate: gate and up stay in f32 until they are joined, and the result is rounded
+        /// once. **Work** each call reads gate and up of each expert that occurs once, 4·n·top_k·n_out·n_in FLOPs; no
         /// intermediate leaves the kernel. **Source** the four ops `gather_qmm`, `gather_qmm`, `silu`, `multiply` of
         /// mlx-lm's `SwitchGLU`.
         ///

@@ -40,9 +40,9 @@ macro_rules! plain_ops {
         /// Products with each token's chosen experts: `y[t, s] = x[t] · W[experts[t, s]]ᵀ`, or from `x[t, s]` if x has
         /// a row for each choice.
         ///
-        /// **Shapes** x `[n, n_in]` or `[n, top_k, n_in]`, W `n_experts × [n_out, n_in]`, experts `[n, top_k]` → `[n,
-        /// top_k, n_out]`. **Numerics** as [`Backend::linear`]. **Work** each call reads each expert that occurs once,
-        /// however many tokens chose it; 2·n·top_k·n_out·n_in FLOPs. **Source** `mx.gather_qmm(transpose=True)`.
+        /// **Shapes** x `[n, n_in]` or `[n, top_k, n_in]`, W `n_experts × [n_out, n_in]`, experts `[n, top_k]` →
+        /// `[n, top_k, n_out]`. **Numerics** as [`Backend::linear`]. **Work** each call reads each expert that occurs
+        /// once, however many tokens chose it; 2·n·top_k·n_out·n_in FLOPs. **Source** `mx.gather_qmm(transpose=True)`.
         ///
         /// # Errors
         /// If shapes do not fit or an index is not below `n_experts`.
@@ -117,8 +117,8 @@ macro_rules! plain_ops {
             settings: &AttentionSettings,
         ) -> Tensor;
 
-        /// Attention over latents: writes `kv` and `k_pe` after those in the cache, then `y[t, h] = softmax_j(scale ·
-        /// (q_nope[t, h]·kv[j] + q_pe[t, h]·k_pe[j]))·kv[j]`, causal.
+        /// Attention over latents: writes `kv` and `k_pe` after those in the cache, then
+        /// `y[t, h] = softmax_j(scale · (q_nope[t, h]·kv[j] + q_pe[t, h]·k_pe[j]))·kv[j]`, causal.
         ///
         /// **Shapes** as [`MlaInputs`], q_nope in latent space → `[n, n_heads, rank]`. **Numerics** as
         /// [`Backend::attention`]. **Work** `rank + rope_dim` values are read once per position for all heads.
@@ -134,13 +134,14 @@ macro_rules! plain_ops {
             scale: f32,
         ) -> Tensor;
 
-        /// A convolution along each sequence, channel by channel: `y[t, c] = act( Σ_j taps[j, c]·x[t - kernel + 1 + j,
-        /// c] + bias[c] )`. Inputs before a sequence's first token are zeros. The cache keeps the last inputs.
+        /// A convolution along each sequence, channel by channel:
+        /// `y[t, c] = act( Σ_j taps[j, c]·x[t - kernel + 1 + j, c] + bias[c] )`. Inputs before a sequence's first token
+        /// are zeros. The cache keeps the last inputs.
         ///
         /// **Shapes** x `[n, n_channels]`, n the step's tokens, weights as [`ConvWeights`] → as x. **Numerics**
-        /// products and sums in f32. **Work** 8 bytes and `2·kernel` FLOPs per value; the state of a sequence, `(kernel
-        /// - 1)·n_channels` values, is read and written once. **Source** `mlx.nn.Conv1d` with a group for each channel,
-        /// mlx-lm `qwen3_next`, `lfm2`.
+        /// products and sums in f32. **Work** 8 bytes and `2·kernel` FLOPs per value; the state of a sequence,
+        /// `(kernel - 1)·n_channels` values, is read and written once. **Source** `mlx.nn.Conv1d` with a group for each
+        /// channel, mlx-lm `qwen3_next`, `lfm2`.
         ///
         /// # Errors
         /// If shapes or the cache's kind do not fit, or a span does not start at its slot's length. Then the sequences

@@ -24,8 +24,8 @@ pub struct Quantized {
 /// `scale = edge / q0` and `bias = edge`; `q = clip(round((w - bias) / scale))`. Codes come from the unrounded scale
 /// and bias, which are rounded to `scale_dtype` only when stored.
 /// The float modes: `scale` is the group's largest magnitude divided by that of the largest code, rounded up to a power
-/// of two (mxfp4, mxfp8; 1 for a group of zeros) or to the nearest e4m3 (nvfp4). `q` is the code nearest to `w /
-/// scale`; ties go towards zero in e2m1 and to the even code in e4m3.
+/// of two (mxfp4, mxfp8; 1 for a group of zeros) or to the nearest e4m3 (nvfp4). `q` is the code nearest to
+/// `w / scale`; ties go towards zero in e2m1 and to the even code in e4m3.
 ///
 /// **Source** `mx.quantize` of MLX 0.32.2 for weights in f32 or bf16. For weights in f16, MLX computes an e8m0 scale by
 /// a division in f16, which rounds small quotients.

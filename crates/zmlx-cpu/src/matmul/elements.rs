@@ -6,9 +6,9 @@
 //! activations are summed as integers. 16 bits take half the instructions of floats, 8 bits a quarter. The result does
 //! not depend on the order within a group.
 //!
-//! If codes become bytes easily and the level has the products ([`TwoBytes`]), a 16-bit activation is two bytes, `256 ·
-//! upper + lower`. Each byte is in a plane of its own. There are as many products as with 16 bits, but weights stay
-//! bytes, and bytes take half the instructions to unpack.
+//! If codes become bytes easily and the level has the products ([`TwoBytes`]), a 16-bit activation is two bytes,
+//! `256 · upper + lower`. Each byte is in a plane of its own. There are as many products as with 16 bits, but weights
+//! stay bytes, and bytes take half the instructions to unpack.
 
 use crate::simd::Simd;
 #[cfg(target_arch = "x86_64")]

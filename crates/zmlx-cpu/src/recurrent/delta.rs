@@ -1,9 +1,9 @@
 //! The kernel of the gated delta rule: one pass over some rows of a state.
 //!
-//! Each row `s` of S belongs to one element of the value. With the decayed row `g·s`, `m = g·(s·k)` and `δ = β·(v -
-//! m)`, the new row is `g·s + δ·k`. Its product with q is `g·(s·q) + δ·(k·q)`. Both sums are computed while the row is
-//! first read, so it comes from memory only once. Several rows are computed together: they share the loads of k and q,
-//! and their sums are independent of each other.
+//! Each row `s` of S belongs to one element of the value. With the decayed row `g·s`, `m = g·(s·k)` and
+//! `δ = β·(v - m)`, the new row is `g·s + δ·k`. Its product with q is `g·(s·q) + δ·(k·q)`. Both sums are computed while
+//! the row is first read, so it comes from memory only once. Several rows are computed together: they share the loads
+//! of k and q, and their sums are independent of each other.
 
 use super::state::Place;
 use crate::level::Level;

@@ -5,8 +5,8 @@ use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, Fusion, Result, 
 use super::Rows;
 use crate::linear::Linear;
 
-/// `o( attend( rope(norm(q(x))), rope(norm(k(x))), norm(v(x)) ) )`; each norm is optional. With an output gate: `o(
-/// attend(…) · sigmoid(gate) )`.
+/// `o( attend( rope(norm(q(x))), rope(norm(k(x))), norm(v(x)) ) )`; each norm is optional. With an output gate:
+/// `o( attend(…) · sigmoid(gate) )`.
 #[derive(Debug)]
 pub(crate) struct Gqa<W> {
     pub(crate) n_heads: usize,

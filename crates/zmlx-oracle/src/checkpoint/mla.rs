@@ -20,8 +20,9 @@ pub enum KvBSplit {
 
 impl Checkpoint {
     /// `embed_q [n_heads, kv_lora_rank, qk_nope_head_dim]` and `unembed_out [n_heads, v_head_dim, kv_lora_rank]` of the
-    /// attention module `prefix`. They are read as they are, or split from `kv_b_proj [n_heads·(qk_nope_head_dim +
-    /// v_head_dim), kv_lora_rank]`, whose rows are, head by head, the key part and the value part.
+    /// attention module `prefix`. They are read as they are, or split from
+    /// `kv_b_proj [n_heads·(qk_nope_head_dim + v_head_dim), kv_lora_rank]`, whose rows are, head by head, the key part
+    /// and the value part.
     ///
     /// # Errors
     /// As [`Checkpoint::weight`].

@@ -134,9 +134,9 @@ impl QuantizedMatrix {
 
 /// Dequantises tensors as a checkpoint stores them.
 ///
-/// **Shapes** `packed [.., out, in·bits/32]`, `scales` and `biases` `[.., out, in/group_size]`; the result is `[..,
-/// out, in]`. **Dtypes** packed is u32. Scales are u8 for the floating-point modes, otherwise f32, f16 or bf16, and so
-/// are the biases. The result is f32. **Numerics** see [`QuantizedMatrix::dequantize`].
+/// **Shapes** `packed [.., out, in·bits/32]`, `scales` and `biases` `[.., out, in/group_size]`; the result is
+/// `[.., out, in]`. **Dtypes** packed is u32. Scales are u8 for the floating-point modes, otherwise f32, f16 or bf16,
+/// and so are the biases. The result is f32. **Numerics** see [`QuantizedMatrix::dequantize`].
 ///
 /// # Errors
 /// Parts that do not belong together.
