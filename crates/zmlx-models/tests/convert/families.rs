@@ -1,5 +1,5 @@
-//! Every family's tiny checkpoint, which is in MLX's layout: what is kept comes out as it was, what is dequantised and quantised
-//! again has the bytes that mlx-lm makes.
+//! Converts the tiny checkpoint of every family, which is in MLX's layout. Tensors that are kept do not change. Tensors that
+//! are dequantised, and then quantised again, have the same bytes as those of mlx-lm.
 
 use std::path::PathBuf;
 
@@ -37,7 +37,7 @@ fn every_tensor_is_kept(
     for (name, tensor) in &after {
         assert_eq!(Some(tensor), before.get(name), "{name}");
     }
-    // What is gone belongs to other models, to layers past the last, or to the training.
+    // A missing tensor belongs to another model, to a layer after the last one, or is not used for inference.
     let converted = Checkpoint::open(&source).unwrap();
     let n_layers = converted.architecture().layers.len();
     for name in before.keys().filter(|name| !after.contains_key(*name)) {

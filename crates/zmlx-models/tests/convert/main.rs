@@ -23,7 +23,7 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Type, shape and digest of every tensor in a folder, in the form of the recording.
+/// The type, shape and digest of every tensor in a folder, in the form of the recording.
 fn describe(dir: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -42,7 +42,7 @@ fn describe(dir: &Path) -> BTreeMap<String, String> {
     all
 }
 
-/// The digest of the description of a folder's tensors, as Python's json.dumps writes that.
+/// The digest of the description of a folder's tensors, written as Python's json.dumps writes it.
 fn digest_of_folder(dir: &Path) -> String {
     let described: Vec<String> = describe(dir).iter().map(|(k, v)| format!("\"{k}\": \"{v}\"")).collect();
     digest(format!("{{{}}}", described.join(", ")).as_bytes())

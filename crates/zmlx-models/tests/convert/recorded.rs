@@ -1,4 +1,4 @@
-//! Every conversion that was recorded of mlx-lm gives the same bytes here.
+//! Every recorded conversion of mlx-lm gives the same bytes here.
 
 use std::collections::BTreeMap;
 
@@ -28,7 +28,7 @@ pub(crate) fn options(arguments: &Value) -> ConvertOptions {
         "float32" => DType::F32,
         other => panic!("{other}"),
     });
-    // Several threads and shards do not change a byte.
+    // The number of threads and of shards does not change a byte.
     ConvertOptions { dtype, n_threads: Some(3), max_shard_bytes: 40_000, ..ConvertOptions::new(action) }
 }
 
@@ -69,7 +69,7 @@ fn conversions_are_those_of_mlx_lm() {
         let leaves_latents =
             options.action == Action::Dequantize && want.keys().any(|name| name.contains("embed_q"));
         if leaves_latents {
-            // There mlx-lm leaves them quantised, and says nowhere how.
+            // mlx-lm leaves these quantised and does not say how.
             (want, got) = (without_latents(want), without_latents(got));
         }
         for (name, want) in &want {
@@ -80,7 +80,7 @@ fn conversions_are_those_of_mlx_lm() {
         let want = case["config"].as_str().unwrap();
         let value = |text: &str| serde_json::from_str::<Value>(text).unwrap();
         assert!(value(&config) == value(want), "{what}: config.json differs: {config}");
-        // With a recipe every matrix has an entry, and within a layer their order is another.
+        // With a recipe every matrix has an entry, and within a layer the order of entries differs.
         assert!(config == want || case["arguments"]["quant_predicate"].is_string(), "{what}: {config}");
 
         let index = json(&dir.join("model.safetensors.index.json"));
@@ -97,7 +97,7 @@ fn conversions_are_those_of_mlx_lm() {
             assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "mlx");
         }
         assert!(dir.join("generation_config.json").is_file());
-        // What was written can be loaded, every tensor of it.
+        // Everything that was written can be loaded.
         assert_eq!(Checkpoint::open(&dir).unwrap().shards(), converted.shards, "{what}");
     }
 }
