@@ -1,4 +1,4 @@
-//! Choosing a backend and loading a model onto it.
+//! Chooses a backend and loads a model onto it.
 
 use std::time::{Duration, Instant};
 
@@ -23,30 +23,31 @@ use crate::output::Outcome;
 use crate::output::{self, note};
 use crate::progress::Progress;
 
-/// What reports say about a backend, and what its users must do.
+/// A description of a backend for reports, and what its users must respect.
 pub(crate) struct About {
     /// The backend's name.
     pub(crate) name: &'static str,
-    /// The engine that it builds on and its version, if that is another project's.
+    /// The engine of another project that the backend builds on, with its version.
     pub(crate) engine: Option<(&'static str, String)>,
-    /// Name and particulars: `cpu (avx2, 8 threads)`.
+    /// Name and details, such as `cpu (avx2, 8 threads)`.
     pub(crate) text: String,
-    /// Threads that compute, or could.
+    /// The number of threads that may compute.
     pub(crate) n_threads: usize,
     /// How activations are rounded.
     #[cfg(feature = "proof")]
     pub(crate) rounding: Rounding,
-    /// Bytes of its own memory, if it computes in another than the system's.
+    /// The size of the device's own memory in bytes; `None` if the backend computes in the memory of the system.
     pub(crate) memory_bytes: Option<u64>,
-    /// What of it a reader of `zmlx doctor` should know.
+    /// A remark for readers of `zmlx doctor`.
     pub(crate) remark: Option<&'static str>,
     /// Limits of the engine that it builds on, as `zmlx doctor` shows them.
     pub(crate) settings: Vec<Setting>,
     /// Where a concatenation of gate and up is a copy: tells how many bytes there are for it.
     room_for_copies: Option<Box<dyn Fn() -> Option<u64>>>,
-    /// Whether fused ops are checked before they are used: those that a device's own compiler has just made.
+    /// Whether fused ops are checked before they are used. Set for backends whose kernels are compiled on the device at
+    /// run time.
     checks_itself: bool,
-    /// The fused ops that suit a model, if none are named.
+    /// The fused ops to use for a model if the user names none.
     default_fusion: Box<dyn Fn(&Architecture) -> Fusion>,
 }
 
@@ -71,7 +72,7 @@ impl Setting {
 }
 
 impl About {
-    /// What records say of the backend.
+    /// The backend as records describe it.
     #[cfg(feature = "proof")]
     pub(crate) fn info(&self) -> BackendInfo {
         BackendInfo {
@@ -106,7 +107,8 @@ impl About {
         Ok(())
     }
 
-    /// The fused ops that are asked for, without those that fail the self-check, which warns of them.
+    /// The fused ops that the arguments select, without those which fail the self-check. The self-check warns about
+    /// them.
     pub(crate) fn fusion<B: Backend>(&self, model: &Model<B>, args: FusionArgs) -> Result<Fusion> {
         let architecture = model.architecture();
         let fusion = args.of(architecture, (self.default_fusion)(architecture))?;
@@ -134,12 +136,12 @@ fn room_for(n_bytes: u64, free: Option<u64>) -> Result<String> {
     }
 }
 
-/// Work that runs on any backend.
+/// Work that can run on any backend.
 pub(crate) trait Job {
     fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome>;
 }
 
-/// The backends of this build that this machine can run.
+/// The backends of this build that can run on this machine.
 pub(crate) fn usable() -> impl Iterator<Item = BackendKind> {
     BUILT.iter().copied().filter(|kind| *kind != BackendKind::Cuda || has_gpu())
 }
@@ -155,7 +157,7 @@ const BUILT: &[BackendKind] = match (HAS_CUDA, HAS_MLX) {
 const HAS_CUDA: bool = cfg!(all(target_os = "linux", feature = "cuda"));
 const HAS_MLX: bool = cfg!(any(target_os = "macos", feature = "mlx"));
 
-/// Runs a job on the backend that the arguments choose: the only place that names them.
+/// Runs a job on the backend that the arguments select. No other code names the backends.
 pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> {
     match args.backend.unwrap_or_else(default_backend) {
         BackendKind::Cpu => {
@@ -171,7 +173,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 engine: None,
                 text: format!("cpu ({level}, {n_threads} thread{plural}{activations})"),
                 n_threads,
-                // Activations of 8 bits are as coarse as bf16.
+                // Activations of 8 bits are rounded as coarsely as bf16.
                 #[cfg(feature = "proof")]
                 rounding: match backend.activations() {
                     Activations::Int16 => Rounding::F32,
@@ -197,7 +199,7 @@ pub(crate) fn prepare() {
     zmlx_kernels::mlx::limit_command_buffers();
 }
 
-/// MLX on Linux computes on the CPU, slower than this project's own kernels, so it is never the default there.
+/// On Linux MLX computes on the CPU, slower than this project's own kernels, so it is never the default there.
 fn default_backend() -> BackendKind {
     if has_metal() {
         BackendKind::Mlx
@@ -283,7 +285,7 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         rounding: Rounding::Checkpoint,
         memory_bytes: None,
         remark: (!runtime.has_metal())
-            .then_some("no Metal here: every fused op is the composition of MLX's own ops"),
+            .then_some("no Metal here: every fused op is composed of MLX's own ops"),
         settings: mlx::command_buffers().into_iter().chain(mlx::hold_memory(runtime)?).map(setting).collect(),
         room_for_copies: {
             let runtime = runtime.clone();
@@ -309,7 +311,7 @@ fn with_mlx(_: impl Job) -> Result<Outcome> {
     Err(zmlx_kernels::Error::Unavailable { backend: "mlx", why: why.to_owned() }.into())
 }
 
-/// Loads a model, showing progress, and tells how long it took.
+/// Loads a model with a progress bar. Returns also how long it took.
 pub(crate) fn load<B: Backend>(backend: B, checkpoint: &Checkpoint) -> Result<(Model<B>, Duration)> {
     let started = Instant::now();
     let mut progress = Progress::new("Loading");

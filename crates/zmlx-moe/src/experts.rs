@@ -4,7 +4,7 @@ use std::sync::OnceLock;
 
 use zmlx_kernels::{Activation, Backend, Down, ExpertFusion, Fusion, GateUp, Result, stock};
 
-/// The projections of all experts, one bank of matrices each.
+/// The projections of all experts: three banks with one matrix for each expert.
 ///
 /// **Shapes** gate, up `n_experts × [inter, hidden]`, down `n_experts × [hidden, inter]`.
 #[derive(Debug)]
@@ -12,15 +12,15 @@ pub struct ExpertBank<W> {
     gate: W,
     up: W,
     down: W,
-    /// Of gate, up and down.
+    /// The biases of gate, up and down.
     biases: Option<[W; 3]>,
     activation: Activation,
-    /// Gate and up concatenated, made when first asked for: some backends copy.
+    /// Gate and up concatenated. It is made on first use, because some backends copy the rows.
     gate_up: OnceLock<W>,
 }
 
 impl<W: Clone> ExpertBank<W> {
-    /// A bank of these projections, without biases, which SwiGLU joins.
+    /// A bank of these projections without biases, with SwiGLU as the activation.
     pub fn new(gate: W, up: W, down: W) -> Self {
         let (biases, activation) = (None, Activation::SwiGlu);
         Self { gate, up, down, biases, activation, gate_up: OnceLock::new() }

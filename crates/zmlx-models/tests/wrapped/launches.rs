@@ -12,7 +12,7 @@ type Counts = BTreeMap<&'static str, usize>;
 const FUSIONS: [(&str, Fusion); 3] =
     [("stock", Fusion::STOCK), ("concat", Fusion::CONCAT), ("fused", Fusion::FUSED)];
 
-/// What one decoded token takes.
+/// The ops of one decoded token.
 #[derive(Debug, PartialEq)]
 struct Step {
     /// The embedding and the norm before the first layer.
@@ -54,7 +54,7 @@ fn count(name: &str, fusion: &Fusion) -> Step {
     };
     let input = Input { tokens: &[7], ..input };
     model.forward_tapped(&mut pool, &[input], fusion, Some(&mut tap)).unwrap();
-    // The norm before the first layer is counted with that layer; all other layers end with the next one's.
+    // The norm before the first layer is counted with that layer. All other layers end with the norm of the next one.
     *layers[0].get_mut("rms_norm").unwrap() -= 1;
     layers[0].retain(|_, n| *n > 0);
     start.insert("rms_norm", 1);
