@@ -257,11 +257,16 @@ impl<'a> Bench<'a> {
         let after = (run.probe)(n_threads);
         let best = [&before, &after].into_iter().flatten();
         let best = best.max_by(|a, b| a.bytes_per_second.total_cmp(&b.bytes_per_second)).cloned();
+        // Several backends share the process's memory, and none of them counts what the others take.
+        let peak_memory_bytes = match &self.arms[..] {
+            [arm] => arm.peak_memory_bytes(),
+            _ => None,
+        };
         let record = BenchRecord {
             repetitions: self.plan.repetitions,
             fusions: fusions.iter().map(ToString::to_string).collect(),
             bandwidth: best,
-            peak_memory_bytes: None,
+            peak_memory_bytes,
             tests,
             profile: profile.iter().map(|p| p.time.clone()).collect(),
         };

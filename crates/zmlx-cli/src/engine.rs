@@ -4,15 +4,23 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 #[cfg(feature = "proof")]
+use anyhow::bail;
+#[cfg(feature = "proof")]
 use zmlx_bench::BackendInfo;
+#[cfg(feature = "proof")]
+use zmlx_kernels::ExpertFusion;
 use zmlx_kernels::cpu::Activations;
 use zmlx_kernels::{Backend, Fusion, Instrumented};
+#[cfg(feature = "proof")]
+use zmlx_models::human_bytes;
 use zmlx_models::{Architecture, Checkpoint, Model, self_check};
 #[cfg(feature = "proof")]
 use zmlx_oracle::golden::Rounding;
 
 use crate::args::{BackendArgs, BackendKind, FusionArgs};
 use crate::output::Outcome;
+#[cfg(feature = "proof")]
+use crate::output::{self, note};
 use crate::progress::Progress;
 
 /// A description of a backend for reports, and what its users must respect.
@@ -32,11 +40,35 @@ pub(crate) struct About {
     pub(crate) memory_bytes: Option<u64>,
     /// A remark for readers of `zmlx doctor`.
     pub(crate) remark: Option<&'static str>,
+    /// Limits of the engine that it builds on, as `zmlx doctor` shows them.
+    pub(crate) settings: Vec<Setting>,
+    /// Where a concatenation of gate and up is a copy: tells how many bytes there are for it.
+    room_for_copies: Option<Box<dyn Fn() -> Option<u64>>>,
     /// Whether fused ops are checked before they are used. Set for backends whose kernels are compiled on the device at
     /// run time.
     checks_itself: bool,
     /// The fused ops to use for a model if the user names none.
     default_fusion: Box<dyn Fn(&Architecture) -> Fusion>,
+}
+
+/// A limit of the engine that a backend builds on.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct Setting {
+    pub(crate) name: &'static str,
+    /// `None` where it is the engine's default.
+    value: Option<String>,
+    chosen_by: &'static str,
+    /// Why the default was left.
+    why: Option<&'static str>,
+}
+
+impl Setting {
+    /// `NAME: value, chosen by …`.
+    pub(crate) fn text(&self) -> String {
+        let value = self.value.as_deref().unwrap_or("the default");
+        let why = self.why.map(|why| format!(" ({why})")).unwrap_or_default();
+        format!("{}: {value}, chosen by {}{why}", self.name, self.chosen_by)
+    }
 }
 
 impl About {
@@ -52,6 +84,29 @@ impl About {
         }
     }
 
+    /// Says what the concatenated path costs, if it is among these and the backend copies for it, before it takes the memory.
+    /// Random weights have their sizes once the model is loaded: ask then.
+    ///
+    /// # Errors
+    /// If there is not so much.
+    #[cfg(feature = "proof")]
+    pub(crate) fn ensure_room<'a>(
+        &self,
+        checkpoint: &Checkpoint,
+        mut fusions: impl Iterator<Item = &'a Fusion>,
+    ) -> Result<()> {
+        let Some(room) = &self.room_for_copies else { return Ok(()) };
+        let n_bytes = zmlx_models::Cost::new(checkpoint).gate_up_bank_bytes;
+        if n_bytes < LARGE || !fusions.any(|f| f.experts == ExpertFusion::Concat) {
+            return Ok(());
+        }
+        let need = room_for(n_bytes, room())?;
+        if !output::is_quiet() {
+            note(format_args!("note: {need}"));
+        }
+        Ok(())
+    }
+
     /// The fused ops that the arguments select, without those which fail the self-check. The self-check warns about
     /// them.
     pub(crate) fn fusion<B: Backend>(&self, model: &Model<B>, args: FusionArgs) -> Result<Fusion> {
@@ -61,6 +116,23 @@ impl About {
             return Ok(fusion);
         }
         Ok(self_check(model, &fusion)?.fusion)
+    }
+}
+
+/// Smaller copies are not worth a word.
+#[cfg(feature = "proof")]
+const LARGE: u64 = 256 << 20;
+
+/// What the concatenated path takes, or that there is not so much.
+#[cfg(feature = "proof")]
+fn room_for(n_bytes: u64, free: Option<u64>) -> Result<String> {
+    let need = format!("concat keeps gate and up of the experts a second time: {}", human_bytes(n_bytes));
+    match free {
+        Some(free) if free < n_bytes => bail!(
+            "{need}, and {} are free; leave it out: --fusion of bench, --against of validate",
+            human_bytes(free)
+        ),
+        _ => Ok(need),
     }
 }
 
@@ -109,6 +181,8 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 },
                 memory_bytes: None,
                 remark: None,
+                settings: Vec::new(),
+                room_for_copies: None,
                 checks_itself: false,
                 default_fusion: Box::new(|_| Fusion::FUSED),
             };
@@ -117,6 +191,12 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
         BackendKind::Cuda => with_cuda(job),
         BackendKind::Mlx => with_mlx(job),
     }
+}
+
+/// Prepares the process for its backends: what must happen before any of them starts, and before the first thread.
+pub(crate) fn prepare() {
+    #[cfg(any(target_os = "macos", feature = "mlx"))]
+    zmlx_kernels::mlx::limit_command_buffers();
 }
 
 /// On Linux MLX computes on the CPU, slower than this project's own kernels, so it is never the default there.
@@ -175,6 +255,8 @@ fn with_cuda(job: impl Job) -> Result<Outcome> {
         rounding: Rounding::F32,
         memory_bytes: Some(backend.memory_bytes() as u64),
         remark: None,
+        settings: Vec::new(),
+        room_for_copies: None,
         checks_itself: true,
         default_fusion: Box::new(|_| Fusion::FUSED),
     };
@@ -189,18 +271,26 @@ fn with_cuda(_: impl Job) -> Result<Outcome> {
 
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 fn with_mlx(job: impl Job) -> Result<Outcome> {
-    use zmlx_kernels::mlx::{MlxBackend, Numerics};
+    use zmlx_kernels::mlx::{self, MlxBackend, Numerics};
     let backend = MlxBackend::new(Numerics::Exact)?;
-    let mlx = backend.runtime();
+    let runtime = backend.runtime();
+    let setting =
+        |s: mlx::Setting| Setting { name: s.name, value: s.value, chosen_by: s.chosen_by.name(), why: s.why };
     let about = About {
         name: "mlx",
-        engine: Some(("mlx", mlx.version().to_string())),
-        text: format!("mlx {} ({})", mlx.version(), if mlx.has_metal() { "Metal" } else { "CPU" }),
+        engine: Some(("mlx", runtime.version().to_string())),
+        text: format!("mlx {} ({})", runtime.version(), if runtime.has_metal() { "Metal" } else { "CPU" }),
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
         #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,
         memory_bytes: None,
-        remark: (!mlx.has_metal()).then_some("no Metal here: every fused op is composed of MLX's own ops"),
+        remark: (!runtime.has_metal())
+            .then_some("no Metal here: every fused op is composed of MLX's own ops"),
+        settings: mlx::command_buffers().into_iter().chain(mlx::hold_memory(runtime)?).map(setting).collect(),
+        room_for_copies: {
+            let runtime = runtime.clone();
+            Some(Box::new(move || mlx::free_bytes(&runtime)))
+        },
         checks_itself: true,
         default_fusion: {
             let backend = backend.clone();
@@ -227,4 +317,17 @@ pub(crate) fn load<B: Backend>(backend: B, checkpoint: &Checkpoint) -> Result<(M
     let mut progress = Progress::new("Loading");
     let model = Model::load(backend, checkpoint, &mut |done, of| progress.update(done, of))?;
     Ok((model, started.elapsed()))
+}
+
+#[cfg(all(test, feature = "proof"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_copy_that_does_not_fit_is_refused() {
+        assert!(room_for(10_900_000_000, Some(12_000_000_000)).unwrap().ends_with("10.9 GB"));
+        assert!(room_for(10_900_000_000, None).is_ok());
+        let error = room_for(10_900_000_000, Some(3_200_000_000)).unwrap_err().to_string();
+        assert!(error.contains("10.9 GB") && error.contains("3.2 GB are free"), "{error}");
+    }
 }

@@ -106,6 +106,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    engine::prepare();
     let cli = Cli::parse_from(arguments());
     // `convert` has its own --quiet, because its -q means --quantize.
     if cli.quiet || matches!(&cli.command, Command::Convert(args) if args.quiet) {

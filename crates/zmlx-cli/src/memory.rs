@@ -1,11 +1,18 @@
-//! How much memory the process has used.
+//! How much memory a command has used.
+
+use zmlx_kernels::Instrumented;
+
+/// The most bytes that computing has taken at once: what the backend counts, if it does, else what the process has had.
+pub(crate) fn peak_bytes<B: Instrumented>(backend: &B) -> Option<u64> {
+    backend.peak_memory_bytes().or_else(peak_resident_bytes)
+}
 
 /// The largest resident size of this program so far, in bytes; `None` if the system does not report it.
 ///
 /// Linux counts it in `/proc` from the moment the program was executed. `getrusage` also includes the earlier program
 /// of the same process: a small command that a large shell starts would seem large.
 #[cfg(target_os = "linux")]
-pub(crate) fn peak_bytes() -> Option<u64> {
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
     high_water_mark(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
@@ -19,7 +26,7 @@ fn high_water_mark(status: &str) -> Option<u64> {
 
 /// The largest resident size of this process so far, in bytes; `None` if the system does not report it.
 #[cfg(all(unix, not(target_os = "linux")))]
-pub(crate) fn peak_bytes() -> Option<u64> {
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
     use nix::sys::resource::{UsageWho, getrusage};
     // Apple's systems report bytes, others KiB.
     let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
@@ -29,7 +36,7 @@ pub(crate) fn peak_bytes() -> Option<u64> {
 
 /// The largest resident size so far; always `None`, because the system does not report it.
 #[cfg(not(unix))]
-pub(crate) fn peak_bytes() -> Option<u64> {
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
     None
 }
 

@@ -58,6 +58,17 @@ fn check_concat<B: Backend>(instances: &[Instance<B>], parts: &[TestWeight]) {
             assert_eq!(b.shape(&y), [n, n_out]);
             let formats: Vec<_> = parts.iter().map(|p| cases::name(p.host.format())).collect();
             want.on(i).check(&b.get(&y), format_args!("{name}: {n} × {n_in} to {n_out}, {formats:?}"));
+            // Joined, the whole and each part give what they gave before.
+            let one_by_one = |parts: &[B::Weight]| -> Vec<_> {
+                parts.iter().map(|w| b.get(&b.linear(&b.put(&x, &[n, n_in]), w).unwrap())).collect()
+            };
+            let before = one_by_one(&loaded);
+            let (joined, loaded) = b.join_rows(loaded).unwrap();
+            let of_joined = b.linear(&b.put(&x, &[n, n_in]), &joined).unwrap();
+            want.on(i).check(&b.get(&of_joined), format_args!("{name}: {n} × {n_in} joined, {formats:?}"));
+            for (got, want) in one_by_one(&loaded).iter().zip(&before) {
+                check_bits(got, want, name);
+            }
         }
     }
 }

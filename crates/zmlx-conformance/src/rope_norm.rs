@@ -125,3 +125,69 @@ pub fn rope_of_several_spans<B: Backend>(instances: &[Instance<B>]) {
     let spans = vec![span(2, 7, 1), span(0, 0, 3), span(5, 30, 0), span(1, 123, 2)];
     Case { rope, n_heads: 2, head_dim: 24, spans }.check(instances);
 }
+
+/// `norm_rope` against its parts' formulas: both pairings, all and some dimensions, single and several sequences, heads that a
+/// vector does not divide. The norms' error is at most that of a relative 16 roundings, which a rotation passes on.
+pub fn norm_rope<B: Backend>(instances: &[Instance<B>]) {
+    let given: Arc<[f64]> = [1.0, 0.25, 0.3, 0.0].into();
+    let ropes = |pairing| {
+        let given = Rope { dims: 8, frequencies: RopeFrequencies::Given(given.clone()), scale: 1.0, pairing };
+        [
+            (8, Rope::plain(8, 1e4, pairing)),
+            (36, Rope::plain(6, 1e6, pairing)),
+            (128, Rope::plain(128, 1e6, pairing)),
+            (12, given),
+        ]
+    };
+    for (head_dim, rope) in PAIRINGS.into_iter().flat_map(ropes) {
+        for spans in [vec![span(0, 0, 1)], vec![span(0, 0, 3), span(1, 40, 2)]] {
+            let positions: Vec<u32> =
+                spans.iter().flat_map(|s| s.start as u32..(s.start + s.n_tokens) as u32).collect();
+            let n = positions.len();
+            let norm = |seed| {
+                crate::inputs::TestWeight::random(
+                    zmlx_core::WeightFormat::Dense(zmlx_core::DType::F32),
+                    [1, 1, head_dim],
+                    seed,
+                )
+            };
+            let norms = [norm(7), norm(8)];
+            let x = [3, 2].map(|n_heads| random_f32(n * n_heads * head_dim, 1.5, n_heads as u64));
+            let frequencies = rope.frequencies();
+            let layout = match rope.pairing {
+                RopePairing::Interleaved => RopeLayout::Interleaved,
+                RopePairing::HalfSplit => RopeLayout::HalfSplit,
+            };
+            let want = [0, 1].map(|i| {
+                let normed: Vec<f32> =
+                    ops::rms_norm(&x[i], &norms[i].values, 1e-6).into_iter().map(|v| v as f32).collect();
+                let n_heads = 3 - i;
+                let sizes = ops::Rope {
+                    n_tokens: n,
+                    n_heads,
+                    head_dim,
+                    frequencies: &frequencies,
+                    scale: 1.0,
+                    layout,
+                };
+                let most = normed.iter().fold(0.0, |m: f64, v| m.max(f64::from(v.abs())));
+                (ops::rope(&normed, &positions, sizes), most)
+            });
+            for Instance { name, backend: b, angle_error, .. } in instances {
+                let [q, k] = [0, 1].map(|i| b.put(&x[i], &[n, 3 - i, head_dim]));
+                let [q_norm, k_norm] = norms.each_ref().map(|w| b.load(w));
+                let inputs =
+                    zmlx_core::NormRope { q: &q, k: &k, q_norm: &q_norm, k_norm: &k_norm, eps: 1e-6 };
+                let (q, k) = b.norm_rope(inputs, &b.spans(&spans), &rope).unwrap();
+                for (i, y) in [q, k].iter().enumerate() {
+                    assert_eq!(b.shape(y), [n, 3 - i, head_dim]);
+                    let (want, most) = &want[i];
+                    let last = f64::from(positions.iter().copied().max().unwrap_or(0));
+                    let allowed = 2.0 * most * (20.0 * U + angle_error * last);
+                    let what = format_args!("{name}: {rope:?}, {head_dim} wide, {spans:?}");
+                    Bounded::uniform(want.clone(), allowed).check(&b.get(y), what);
+                }
+            }
+        }
+    }
+}

@@ -119,7 +119,9 @@ macro_rules! conformance {
                     embed, concat_rows_of_one_format, concat_rows_of_different_formats, concat_rows_of_banks,
                     concat_rows_in_fused_ops, embed_from_a_concatenation
                 }
-                rope_norm { rms_norm, rope, rope_far_out, rope_of_other_frequencies, rope_of_several_spans }
+                rope_norm {
+                    rms_norm, rope, rope_far_out, rope_of_other_frequencies, rope_of_several_spans, norm_rope
+                }
                 attention {
                     grouped_heads, chunks_equal_one_go, slots_in_one_batch_equal_each_alone,
                     truncate_and_continue, past_the_growth_step, latent, latent_with_projections

@@ -9,7 +9,7 @@ pub use cache::{AttentionInputs, AttentionSettings, CacheKind, CacheSpec, KvForm
 pub use recurrent::{ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights};
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Activation, Barriers, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize,
+    Activation, Barriers, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, PrefillStyle, Renormalize,
     Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
 };
 
@@ -80,6 +80,16 @@ pub trait Backend {
     /// # Errors
     /// If `n_in` or the number of matrices differ, or `parts` is empty.
     fn concat_rows(&self, parts: &[&Self::Weight]) -> Result<Self::Weight>;
+
+    /// [`Backend::concat_rows`], and the parts to keep beside it: where the concatenation is a copy, they become views of it, so
+    /// that nothing is stored twice.
+    ///
+    /// # Errors
+    /// As [`Backend::concat_rows`].
+    fn join_rows(&self, parts: Vec<Self::Weight>) -> Result<(Self::Weight, Vec<Self::Weight>)> {
+        let whole = self.concat_rows(&parts.iter().collect::<Vec<_>>())?;
+        Ok((whole, parts))
+    }
 
     /// A tensor with these values.
     ///

@@ -78,7 +78,8 @@ switches! {
     AddRmsNorm: add_rms_norm,
     /// The router in one op: `route_softmax_top_k`, `route_noaux_tc`.
     Route: route,
-    /// Query, key and value projections in one product over concatenated rows.
+    /// Query, key and value projections in one product over concatenated rows, and the norms and ropes of queries and keys:
+    /// `norm_rope`.
     Qkv: qkv,
 }
 

@@ -7,7 +7,7 @@ use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostWeight, Instrumented, MlaInputs, MlaWeights,
-    NoauxTc, Op, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
+    NoauxTc, NormRope, Op, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
 };
 
 /// Makes the method of [`Hooks`] for each fused op, which is called in place of the op.
@@ -50,6 +50,20 @@ pub trait Hooks<B: Backend> {
     /// Those of the method.
     fn upload(&self, backend: &B, weight: HostWeight) -> Result<B::Weight> {
         backend.upload(weight)
+    }
+
+    /// What [`Backend::sample`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn sample(
+        &self,
+        backend: &B,
+        logits: &B::Tensor,
+        row: usize,
+        settings: &SampleSettings<'_, B::Indices>,
+    ) -> Result<Option<B::Indices>> {
+        backend.sample(logits, row, settings)
     }
 
     fused_ops! { hooks, B }
@@ -156,6 +170,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
     passed_on! {
         name() -> &'static str;
         concat_rows(parts: &[&B::Weight]) -> Result<B::Weight>;
+        join_rows(parts: Vec<B::Weight>) -> Result<(B::Weight, Vec<B::Weight>)>;
         tensor(values: &[f32], shape: &[usize]) -> Result<B::Tensor>;
         shape(x: &B::Tensor) -> Vec<usize>;
         indices(values: &[u32], shape: &[usize]) -> Result<B::Indices>;
@@ -176,11 +191,6 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         wait(x: &B::Tensor) -> Result<()>;
         prefill_style() -> PrefillStyle;
         eval_caches(caches: &[B::Cache]) -> Result<()>;
-        sample(
-            logits: &B::Tensor,
-            row: usize,
-            settings: &SampleSettings<'_, B::Indices>
-        ) -> Result<Option<B::Indices>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
         slice_last(x: &B::Tensor, range: Range<usize>) -> Result<B::Tensor>;
@@ -191,6 +201,15 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
 
     fn upload(&self, weight: HostWeight) -> Result<B::Weight> {
         self.hooks.upload(&self.inner, weight)
+    }
+
+    fn sample(
+        &self,
+        logits: &B::Tensor,
+        row: usize,
+        settings: &SampleSettings<'_, B::Indices>,
+    ) -> Result<Option<B::Indices>> {
+        self.hooks.sample(&self.inner, logits, row, settings)
     }
 
     /// Hooks that time or count ops need every op to run, so the body is called.
@@ -248,6 +267,10 @@ impl<B: Instrumented, H: Hooks<B>> Instrumented for Hooked<B, H> {
 
     fn barriers(&self) -> Option<Barriers> {
         self.inner.barriers()
+    }
+
+    fn peak_memory_bytes(&self) -> Option<u64> {
+        self.inner.peak_memory_bytes()
     }
 }
 

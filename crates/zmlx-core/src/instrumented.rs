@@ -11,4 +11,10 @@ pub trait Instrumented: Backend {
     /// How often and how long the threads have waited for each other since the backend was made; `None` if that is not
     /// counted.
     fn barriers(&self) -> Option<Barriers>;
+
+    /// The most bytes that its arrays have taken at once, all backends of its kind in this process together; `None` where the
+    /// backend does not count them, and the process's own memory says it.
+    fn peak_memory_bytes(&self) -> Option<u64> {
+        None
+    }
 }

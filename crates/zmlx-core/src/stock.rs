@@ -3,7 +3,8 @@
 
 use crate::Result;
 use crate::backend::{
-    Activation, Backend, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, Renormalize, SoftmaxTopK,
+    Activation, Backend, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, Renormalize, Rope,
+    SoftmaxTopK,
 };
 use crate::error::ensure;
 
@@ -185,6 +186,21 @@ pub fn route_noaux_tc<B: Backend + ?Sized>(
         weights = b.div_by_sum(&weights, settings.eps)?;
     }
     Ok((experts, b.scale(&weights, settings.routed_scaling_factor)?))
+}
+
+/// [`Backend::norm_rope`] as [`Backend::rms_norm`] and [`Backend::rope`] of queries and of keys.
+///
+/// # Errors
+/// As its parts.
+pub fn norm_rope<B: Backend + ?Sized>(
+    b: &B,
+    inputs: NormRope<'_, B::Tensor, B::Weight>,
+    step: &B::Step,
+    rope: &Rope,
+) -> Result<(B::Tensor, B::Tensor)> {
+    let q = b.rms_norm(inputs.q, inputs.q_norm, inputs.eps)?;
+    let k = b.rms_norm(inputs.k, inputs.k_norm, inputs.eps)?;
+    Ok((b.rope(&q, step, rope)?, b.rope(&k, step, rope)?))
 }
 
 /// [`Backend::mla_attention`] as [`Backend::latent_attention`] between two calls of [`Backend::head_linear`].

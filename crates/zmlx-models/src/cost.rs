@@ -19,6 +19,10 @@ pub struct Cost {
     /// Bytes of the state that layers keep for a sequence of any length, in f32. Each token reads and writes it.
     #[serde(skip_serializing_if = "is_zero")]
     pub state_bytes: u64,
+    /// Of `weight_bytes` the gate and up projections of routed experts: what a backend that copies them for the concatenated path
+    /// holds twice there.
+    #[serde(skip)]
+    pub gate_up_bank_bytes: u64,
     /// `weight_bytes_per_token`, divided into parts of the model.
     #[serde(skip)]
     pub parts: PartBytes,
@@ -59,7 +63,7 @@ impl Cost {
     pub fn new(checkpoint: &Checkpoint) -> Self {
         let architecture = checkpoint.architecture();
         let uses = architecture.weight_uses();
-        let (mut weight_bytes, mut per_token) = (0u64, 0u64);
+        let (mut weight_bytes, mut per_token, mut gate_up_bank_bytes) = (0u64, 0u64, 0u64);
         let mut parts = PartBytes::default();
         let stored = checkpoint.tensors().map(|t| (t.name.to_owned(), t.n_bytes as u64));
         for (name, n_bytes) in stored.chain(checkpoint.random_weights()) {
@@ -74,6 +78,9 @@ impl Cost {
                 }
             };
             weight_bytes += n_bytes;
+            if weight.part == Part::GateUp && matches!(weight.read, ReadPerToken::Chosen { .. }) {
+                gate_up_bank_bytes += n_bytes;
+            }
             per_token += read;
             if let Some(part) = parts.of(weight.part) {
                 *part += read;
@@ -84,6 +91,7 @@ impl Cost {
             weight_bytes_per_token: per_token,
             kv_bytes_per_token: architecture.cached_values_per_token().saturating_mul(2),
             state_bytes: architecture.state_values().saturating_mul(4),
+            gate_up_bank_bytes,
             parts,
         }
     }

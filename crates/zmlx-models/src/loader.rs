@@ -147,10 +147,10 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn gqa(&mut self, spec: &GqaSpec) -> Result<Gqa<B::Weight>> {
-        let (q, k) = (self.linear(&spec.q)?, self.linear(&spec.k)?);
-        let v = spec.v.as_ref().map(|spec| self.linear(spec)).transpose()?;
-        let parts: Vec<_> =
-            [Some(&q), Some(&k), v.as_ref()].into_iter().flatten().map(|l| &l.weight).collect();
+        let (mut q, mut k) = (self.linear(&spec.q)?, self.linear(&spec.k)?);
+        let mut v = spec.v.as_ref().map(|spec| self.linear(spec)).transpose()?;
+        let qkv =
+            self.join([Some(&mut q), Some(&mut k), v.as_mut()].into_iter().flatten().map(|l| &mut l.weight))?;
         Ok(Gqa {
             n_heads: spec.n_heads,
             n_kv_heads: spec.n_kv_heads,
@@ -160,7 +160,7 @@ impl<'a, B: Backend> Loader<'a, B> {
             scale: spec.scale,
             window: spec.window,
             output_gate: spec.output_gate,
-            qkv: self.concat(&parts)?,
+            qkv,
             q,
             k,
             v,
@@ -212,10 +212,17 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     fn mla(&mut self, spec: &MlaSpec) -> Result<Mla<B::Weight>> {
         let MlaSpec { n_heads, nope_dim, rope_dim, v_dim, rank, .. } = spec;
-        let q = match &spec.q {
+        let mut q = match &spec.q {
             QuerySpec::Direct(q) => QueryProjection::Direct(self.linear(q)?),
             QuerySpec::LowRank { a, norm, b } => {
                 QueryProjection::LowRank { a: self.linear(a)?, norm: self.vector(norm)?, b: self.linear(b)? }
+            }
+        };
+        let mut kv_a = self.linear(&spec.kv_a)?;
+        let qkv_a = match &mut q {
+            QueryProjection::Direct(_) => None,
+            QueryProjection::LowRank { a, .. } => {
+                Some(self.join([&mut a.weight, &mut kv_a.weight].into_iter())?)
             }
         };
         let (embed_q, unembed_out) = self.reader.heads_of(spec);
@@ -229,7 +236,8 @@ impl<'a, B: Backend> Loader<'a, B> {
             eps: spec.eps,
             scale: spec.scale,
             q,
-            kv_a: self.linear(&spec.kv_a)?,
+            kv_a,
+            qkv_a,
             kv_norm: self.vector(&spec.kv_norm)?,
             embed_q: self.upload(embed_q)?,
             unembed_out: self.upload(unembed_out)?,
@@ -243,8 +251,8 @@ impl<'a, B: Backend> Loader<'a, B> {
             DeltaProjections::ByHead { qkvz, ba } => self.by_head(spec.dims, [qkvz, ba])?.map(Ok),
         };
         let [qkv, z, b, a] = projections;
-        let projections = [qkv?, z?, b?, a?];
-        let all = self.concat(&projections.each_ref())?;
+        let mut projections = [qkv?, z?, b?, a?];
+        let all = self.join(projections.iter_mut())?;
         Ok(Delta {
             dims: spec.dims,
             eps: spec.eps,
@@ -309,11 +317,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(self.backend.upload(weight)?)
     }
 
-    /// The rows of all `parts` as one weight. Placeholders for weights that could not be read need not fit together.
-    fn concat(&self, parts: &[&B::Weight]) -> Result<B::Weight> {
+    /// The rows of all `parts` as one weight, which the parts then share where the backend would copy. Placeholders of weights
+    /// that could not be read need not fit together.
+    fn join<'w>(&self, parts: impl Iterator<Item = &'w mut B::Weight>) -> Result<B::Weight>
+    where
+        B::Weight: 'w,
+    {
+        let mut parts: Vec<&mut B::Weight> = parts.collect();
+        let own: Vec<B::Weight> = parts.iter().map(|w| (**w).clone()).collect();
         if self.reader.has_problems() {
-            return Ok(parts[0].clone());
+            return Ok(own[0].clone());
         }
-        Ok(self.backend.concat_rows(parts)?)
+        let (whole, shared) = self.backend.join_rows(own)?;
+        parts.iter_mut().zip(shared).for_each(|(part, shared)| **part = shared);
+        Ok(whole)
     }
 }

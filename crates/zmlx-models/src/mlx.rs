@@ -33,11 +33,11 @@ pub struct FusionChoice {
 
 /// The fused ops that a model uses on this backend by default.
 ///
-/// | backend | model | experts, combine, route | dense_swiglu | add_rms_norm, qkv |
+/// | backend | model | experts, combine, route | dense_swiglu | qkv, add_rms_norm |
 /// |---|---|---|---|---|
 /// | MLX without Metal | any | stock | off | off |
-/// | MLX with Metal | with experts | fused | on if it has shared experts or dense layers | off |
-/// | MLX with Metal | without | stock | on | off |
+/// | MLX with Metal | with experts | fused | on if it has shared experts or dense layers | on |
+/// | MLX with Metal | without | stock | on | on |
 ///
 /// - *experts*: each token reads `top_k` experts of `moe_intermediate_size` rows. Stock takes two gathers, SiLU and a
 ///   product, each of which waits for the one before. The kernel is one launch, and gate and up never go to memory.
@@ -48,8 +48,9 @@ pub struct FusionChoice {
 ///   written.
 /// - *dense_swiglu*: the same for the MLPs that every token goes through.
 /// - *route*: one launch of a few hundred values instead of six.
-/// - *add_rms_norm* and *qkv* have no kernel on Metal: the first is the composition, and the second copies the
-///   projections.
+/// - *qkv*: a token's projections in one product over rows that are stored side by side. Several tokens take one product for each
+///   of them, as stock does. Queries and keys are normed and rotated in one launch instead of four.
+/// - *add_rms_norm*: one launch instead of two, twice a layer.
 ///
 /// Without Metal every fused op is the composition of the same stock ops, so nothing is gained. In exact numerics the
 /// results have the same bits with any choice. No speed on Metal has been measured; the choice is based on counts.
@@ -62,13 +63,18 @@ pub fn default_fusion(architecture: &Architecture, backend: &MlxBackend) -> Fusi
     let dense_swiglu = if has_mlps { Switch::On } else { Switch::Off };
     let Some((_, moe)) = architecture.moe_layers().next() else {
         let reason = "one launch over gate and up of each MLP instead of three".to_owned();
-        return FusionChoice { fusion: Fusion { dense_swiglu, ..Fusion::STOCK }, reason };
+        return FusionChoice {
+            fusion: Fusion { dense_swiglu, qkv: Switch::On, add_rms_norm: Switch::On, ..Fusion::STOCK },
+            reason,
+        };
     };
     let fusion = Fusion {
         experts: ExpertFusion::Fused,
         combine: Switch::On,
         dense_swiglu,
         route: Switch::On,
+        qkv: Switch::On,
+        add_rms_norm: Switch::On,
         ..Fusion::STOCK
     };
     let (top_k, inter) = (moe.router.top_k(), moe.experts.inter);

@@ -121,6 +121,12 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             let shape = format!("{} → {}", model.architecture.hidden_size, a.n_projected());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
+        if let MixerSpec::Latent(a) = &spec.mixer
+            && let Some(width) = a.qkv_a_width()
+        {
+            let shape = format!("{} → {width}", model.architecture.hidden_size);
+            check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
+        }
         if let MixerSpec::Attention(a) = &spec.mixer {
             let shape = format!("{} → {}", model.architecture.hidden_size, a.qkv_width());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;

@@ -12,7 +12,7 @@ pub struct BenchRecord {
     pub fusions: Vec<String>,
     /// The machine's read bandwidth, measured before and after the tests; null if it was not measured.
     pub bandwidth: Option<Bandwidth>,
-    /// The largest resident memory of the process, in bytes; null if the system does not report it.
+    /// The most memory in use: what the one backend counts of its arrays, else the largest resident size; null if unknown.
     pub peak_memory_bytes: Option<u64>,
     /// Every test of every path.
     pub tests: Vec<BenchTest>,

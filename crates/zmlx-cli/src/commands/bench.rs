@@ -144,7 +144,8 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     };
     let mut bench = Bench::new(&checkpoint, &plan)?;
     for backend in backends {
-        engine::with_backend(BackendArgs { backend, ..args.backend }, Add(&mut bench))?;
+        let job = Add { bench: &mut bench, checkpoint: &checkpoint, fusions: &plan.fusions };
+        engine::with_backend(BackendArgs { backend, ..args.backend }, job)?;
     }
     if let Some(disagreement) = bench.disagreement()? {
         note(format_args!("error: {disagreement}"));
@@ -152,7 +153,8 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     }
     let mut progress = WorkProgress::default();
     let mut measured = bench.run(&mut probe, &mut |work, done, of| progress.update(work, done, of))?;
-    measured.record.peak_memory_bytes = memory::peak_bytes();
+    measured.record.peak_memory_bytes =
+        measured.record.peak_memory_bytes.or_else(memory::peak_resident_bytes);
     if !output::is_quiet() {
         warn_of_spread(&measured.record.tests);
     }
@@ -188,12 +190,18 @@ fn write_capsule(
 }
 
 /// Loads the model on a backend and adds its paths to the bench.
-struct Add<'a, 'b>(&'a mut Bench<'b>);
+struct Add<'a, 'b> {
+    bench: &'a mut Bench<'b>,
+    checkpoint: &'a Checkpoint,
+    fusions: &'a [Fusion],
+}
 
 impl Job for Add<'_, '_> {
     fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
         let mut progress = WorkProgress::default();
-        self.0.add(backend, about.info(), &mut |work, done, of| progress.update(work, done, of))?;
+        let Self { bench, checkpoint, fusions } = self;
+        bench.add(backend, about.info(), &mut |work, done, of| progress.update(work, done, of))?;
+        about.ensure_room(checkpoint, fusions.iter())?;
         Ok(Outcome::Done)
     }
 }

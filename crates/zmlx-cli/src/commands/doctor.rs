@@ -10,7 +10,7 @@ use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, self_check};
 
 use crate::args::{BackendArgs, BackendKind, ModelArgs, heading};
-use crate::engine::{self, About, Job};
+use crate::engine::{self, About, Job, Setting};
 use crate::output::{Outcome, message, note, print, print_json};
 use crate::source::Source;
 use crate::table::Table;
@@ -43,6 +43,7 @@ struct BackendReport {
     about: Option<String>,
     /// Why the backend is not available, or what a user should know about it.
     remark: Option<String>,
+    settings: Vec<Setting>,
     ops: Vec<OpReport>,
 }
 
@@ -72,6 +73,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
                 backend: format!("{kind:?}").to_lowercase(),
                 about: None,
                 remark: Some(why_not(&e)),
+                settings: Vec::new(),
                 ops: Vec::new(),
             }),
             Err(e) => return Err(e),
@@ -136,6 +138,7 @@ impl Job for Check<'_> {
             backend: name,
             about: Some(about.text.clone()),
             remark: about.remark.map(str::to_owned),
+            settings: about.settings.clone(),
             ops: ops.collect(),
         });
         Ok(Outcome::Done)
@@ -157,6 +160,9 @@ impl Report<'_> {
             text += &format!("\n{about}\n");
             if let Some(remark) = &b.remark {
                 text += &format!("{remark}\n");
+            }
+            for setting in &b.settings {
+                text += &format!("{}\n", setting.text());
             }
             let mut table = Table::new(&["kernel", "shape", "layers", "self-check"]);
             for op in &b.ops {

@@ -7,13 +7,14 @@ use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
-use zmlx_kernels::Backend;
+use zmlx_kernels::Instrumented;
 use zmlx_models::{ChatMessage, ChatRequest, Checkpoint, Error, Event, Request, StopReason, Tokenizer};
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs, heading, max_tokens};
 use crate::embedded;
 use crate::engine::{self, About, Job};
 use crate::interrupt::{self, Busy};
+use crate::memory;
 use crate::output::{Outcome, note};
 use crate::progress::Progress;
 use crate::source::Source;
@@ -163,7 +164,7 @@ struct Continue {
 }
 
 impl Job for Continue {
-    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
+    fn run<B: Instrumented>(self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
         let fusion = about.fusion(&model, self.fusion)?;
         let Self { checkpoint, tokenizer, prompt, request, opening, format, verbose, .. } = self;
@@ -206,7 +207,7 @@ impl Job for Continue {
             let reason = generation.finished.reason;
             note(format_args!("Stop reason: {} ({})", reason.name(), explained(reason)));
         }
-        print_report(&prompt, &generation, format)?;
+        print_report(&prompt, &generation, memory::peak_bytes(model.backend()), format)?;
         Ok(Outcome::Done)
     }
 }

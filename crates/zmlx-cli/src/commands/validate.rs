@@ -171,6 +171,7 @@ impl Validate {
     /// Decodes and compares on one backend.
     fn examine<B: Instrumented>(&self, backend: B, about: &About) -> Result<ValidateRecord> {
         let (model, _) = engine::load(Hooked::new(backend, Counter::default()), &self.checkpoint)?;
+        about.ensure_room(&self.checkpoint, self.paths.iter().map(|path| &path.fusion))?;
         let mut engaged: Vec<Engaged> = self.paths.iter().map(|_| Engaged::default()).collect();
         let mut reference = if self.against.contains(&Against::Oracle) {
             Some(Reference::oracle(&self.source)?)

@@ -50,6 +50,27 @@ fn mlx_gives_the_recorded_bf16_tokens() {
 
 #[test]
 #[cfg(feature = "mlx")]
+fn the_doctor_shows_the_limits_of_mlx_and_who_chose_them() {
+    let settings = |of_user: &[(&str, &str)]| {
+        let mut command = command(&["doctor", "--json", "--backend", "mlx", "--model", &model(QWEN)]);
+        command.env_remove("MLX_MAX_OPS_PER_BUFFER").env_remove("MLX_MAX_MB_PER_BUFFER");
+        let run = finish(command.envs(of_user.iter().copied())).ok();
+        run.json()["backends"][0]["settings"].as_array().unwrap().clone()
+    };
+    let names = ["MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER", "wired limit", "cache limit"];
+    let found = settings(&[]);
+    assert_eq!(found.iter().map(|s| s["name"].as_str().unwrap()).collect::<Vec<_>>(), names);
+    assert!(found.iter().all(|s| s["chosen_by"] != "the user"), "{found:?}");
+    if cfg!(target_os = "linux") {
+        assert!(found.iter().all(|s| s["chosen_by"] == "MLX" && s["value"].is_null()), "{found:?}");
+    }
+    let found = settings(&[("MLX_MAX_MB_PER_BUFFER", "77")]);
+    assert_eq!(found[1], json!({"name": names[1], "value": "77", "chosen_by": "the user", "why": null}));
+    assert!(found[0]["chosen_by"] != "the user", "{found:?}");
+}
+
+#[test]
+#[cfg(feature = "mlx")]
 fn mlx_is_valid() {
     // Two runs instead of five, because MLX's CPU kernels take seconds per text.
     let args = ["validate", "--json", "--backend", "mlx", "--model", &model(QWEN), "-m", "8", "-r", "2"];

@@ -66,6 +66,21 @@ impl Rope {
     }
 }
 
+/// Queries and keys before the rope, and the norms of each of their heads.
+#[derive(Debug)]
+pub struct NormRope<'a, T, W> {
+    /// Queries, `[n, n_heads, d]`.
+    pub q: &'a T,
+    /// Keys, `[n, n_kv_heads, d]`.
+    pub k: &'a T,
+    /// The norm of each query, `1 × [1, d]`.
+    pub q_norm: &'a W,
+    /// The norm of each key, `1 × [1, d]`.
+    pub k_norm: &'a W,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
 /// Which two dimensions a rotation turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopePairing {

@@ -109,6 +109,20 @@ macro_rules! fused_ops {
             settings: &NoauxTc,
         ) -> (Indices, Tensor);
 
+        /// The norm of each query and key, then their rotation: `rope(rms_norm(q))` and `rope(rms_norm(k))`.
+        ///
+        /// **Shapes** as [`NormRope`] → as q and as k. **Numerics** and **Errors** as the composition; **Source** mlx-lm
+        /// `qwen3_moe`.
+        ///
+        /// # Errors
+        /// As [`Backend::rms_norm`] and [`Backend::rope`].
+        #[op(NORM_ROPE, Attention, None)]
+        fn norm_rope(
+            inputs: NormRope<'_, $B::Tensor, $B::Weight>,
+            step: &$B::Step,
+            rope: &Rope,
+        ) -> (Tensor, Tensor);
+
         /// Multi-head latent attention in its absorbed form: queries go into latent space, attention runs there, and
         /// results come out.
         ///

@@ -291,6 +291,16 @@ pub struct MlaSpec {
     pub scale: f32,
 }
 
+impl MlaSpec {
+    /// Rows of the low rank queries, the latent and the shared key together; none for queries without a low rank.
+    pub(crate) fn qkv_a_width(&self) -> Option<usize> {
+        match &self.q {
+            QuerySpec::Direct(_) => None,
+            QuerySpec::LowRank { a, .. } => Some(a.matrix.n_out + self.kv_a.matrix.n_out),
+        }
+    }
+}
+
 /// How latent attention's queries, `n_heads · (nope_dim + rope_dim)` of them, come from the hidden state.
 #[derive(Clone, Debug, PartialEq)]
 pub enum QuerySpec {

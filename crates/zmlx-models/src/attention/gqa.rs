@@ -1,6 +1,6 @@
 //! Grouped-query attention.
 
-use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, Fusion, Result, Rope};
+use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, Fusion, NormRope, Result, Rope};
 
 use super::Rows;
 use crate::linear::Linear;
@@ -71,13 +71,11 @@ impl<W> Gqa<W> {
             _ => k.clone(),
         };
         let (q, gate) = self.queries(b, self.q.add_bias(b, q)?)?;
-        let q = self.heads(b, q, self.n_heads, self.q_norm.as_ref())?;
-        let k = self.heads(b, k, self.n_kv_heads, self.k_norm.as_ref())?;
+        let (q, k) = self.rotated(b, [q, k], step, fusion)?;
         let mut v = self.heads(b, v, self.n_kv_heads, None)?;
         if let Some(ones) = &self.v_norm {
             v = b.rms_norm(&v, ones, self.eps)?;
         }
-        let (q, k) = (b.rope(&q, step, &self.rope)?, b.rope(&k, step, &self.rope)?);
         let settings = AttentionSettings { scale: self.scale, window: self.window };
         let inputs = AttentionInputs { q: &q, k: &k, v: &v, sinks: self.sinks.as_ref() };
         let y = b.attention(inputs, cache, step, &settings)?;
@@ -117,6 +115,26 @@ impl<W> Gqa<W> {
         let [q, gate] = [0..self.head_dim, self.head_dim..2 * self.head_dim]
             .map(|part| b.reshape(&b.slice_last(&both, part)?, &[n_tokens, self.n_heads * self.head_dim]));
         Ok((q?, Some(gate?)))
+    }
+
+    /// Queries and keys as heads, normed and rotated.
+    fn rotated<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        [q, k]: [B::Tensor; 2],
+        step: &B::Step,
+        fusion: &Fusion,
+    ) -> Result<(B::Tensor, B::Tensor)> {
+        if let (Some(HeadNorm::Each(q_norm)), Some(HeadNorm::Each(k_norm))) = (&self.q_norm, &self.k_norm)
+            && fusion.qkv.is_on()
+        {
+            let q = &self.heads(b, q, self.n_heads, None)?;
+            let k = &self.heads(b, k, self.n_kv_heads, None)?;
+            return b.norm_rope(NormRope { q, k, q_norm, k_norm, eps: self.eps }, step, &self.rope);
+        }
+        let q = self.heads(b, q, self.n_heads, self.q_norm.as_ref())?;
+        let k = self.heads(b, k, self.n_kv_heads, self.k_norm.as_ref())?;
+        Ok((b.rope(&q, step, &self.rope)?, b.rope(&k, step, &self.rope)?))
     }
 
     /// Splits `[n, n_heads · head_dim]` into heads and norms them.

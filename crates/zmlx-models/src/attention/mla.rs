@@ -35,6 +35,8 @@ pub(crate) struct Mla<W> {
     pub(crate) q: QueryProjection<W>,
     /// `[rank + rope_dim, hidden]`: the latent, then the shared key.
     pub(crate) kv_a: Linear<W>,
+    /// The rows of q's low rank projection `a` and of `kv_a`, for the fused product; none for a direct projection.
+    pub(crate) qkv_a: Option<W>,
     /// `[rank]`.
     pub(crate) kv_norm: W,
     /// `n_heads × [rank, nope_dim]`.
@@ -52,19 +54,13 @@ impl<W> Mla<W> {
         x: &B::Tensor,
         (cache, step): (&mut B::Cache, &B::Step),
         rows: Rows,
-        _: &Fusion,
+        fusion: &Fusion,
     ) -> Result<B::Tensor> {
         let n_tokens = b.n_tokens(step);
-        let q = match &self.q {
-            QueryProjection::Direct(q) => q.forward(b, x)?,
-            QueryProjection::LowRank { a, norm, b: up } => {
-                up.forward(b, &b.rms_norm(&a.forward(b, x)?, norm, self.eps)?)?
-            }
-        };
+        let (q, kv_a) = self.project(b, x, fusion)?;
         let q = b.reshape(&q, &[n_tokens, self.n_heads, self.nope_dim + self.rope_dim])?;
         let q_nope = b.slice_last(&q, 0..self.nope_dim)?;
         let q_pe = b.slice_last(&q, self.nope_dim..self.nope_dim + self.rope_dim)?;
-        let kv_a = self.kv_a.forward(b, x)?;
         let kv = b.rms_norm(&b.slice_last(&kv_a, 0..self.rank)?, &self.kv_norm, self.eps)?;
         let k_pe = b.slice_last(&kv_a, self.rank..self.rank + self.rope_dim)?;
         let k_pe = b.rope(&b.reshape(&k_pe, &[n_tokens, 1, self.rope_dim])?, step, &self.rope)?;
@@ -78,5 +74,29 @@ impl<W> Mla<W> {
         let y = b.mla_attention(inputs, weights, cache, step, self.scale)?;
         let y = rows.of(b, b.reshape(&y, &[n_tokens, self.n_heads * self.v_dim])?, step)?;
         self.o.forward(b, &y)
+    }
+
+    /// Queries `[n, n_heads · (nope_dim + rope_dim)]`, and the latent beside the shared key.
+    fn project<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        x: &B::Tensor,
+        fusion: &Fusion,
+    ) -> Result<(B::Tensor, B::Tensor)> {
+        let (a, norm, up) = match &self.q {
+            QueryProjection::Direct(q) => return Ok((q.forward(b, x)?, self.kv_a.forward(b, x)?)),
+            QueryProjection::LowRank { a, norm, b: up } => (a, norm, up),
+        };
+        let (q_a, kv_a) = match self.qkv_a.as_ref().filter(|_| fusion.qkv.is_on()) {
+            None => (a.forward(b, x)?, self.kv_a.forward(b, x)?),
+            Some(qkv_a) => {
+                let both = b.linear(x, qkv_a)?;
+                let width = b.shape(&both).last().copied().unwrap_or(0);
+                let q_rank = width - (self.rank + self.rope_dim);
+                let q_a = a.add_bias(b, b.slice_last(&both, 0..q_rank)?)?;
+                (q_a, self.kv_a.add_bias(b, b.slice_last(&both, q_rank..width)?)?)
+            }
+        };
+        Ok((up.forward(b, &b.rms_norm(&q_a, norm, self.eps)?)?, kv_a))
     }
 }

@@ -7,7 +7,6 @@ use anyhow::Result;
 use serde::Serialize;
 use zmlx_models::Generation;
 
-use crate::memory;
 use crate::output::{self, escaped, note, print, print_json};
 use crate::table::{is_coloured, painted};
 
@@ -116,8 +115,12 @@ struct Report<'a> {
 }
 
 /// Prints the statistics in mlx_lm's words, or everything as JSON.
-pub(super) fn print_report(prompt: &[u32], generation: &Generation, format: Format) -> Result<()> {
-    let peak = memory::peak_bytes();
+pub(super) fn print_report(
+    prompt: &[u32],
+    generation: &Generation,
+    peak: Option<u64>,
+    format: Format,
+) -> Result<()> {
     if format == Format::Json {
         return print_json(&Report {
             prompt_tokens: prompt,
