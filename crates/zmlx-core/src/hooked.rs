@@ -7,7 +7,7 @@ use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostWeight, Instrumented, MlaInputs, MlaWeights,
-    NoauxTc, Op, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
+    NoauxTc, Op, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span, StepKey,
 };
 
 /// For each fused op what happens in its place.
@@ -49,6 +49,19 @@ pub trait Hooks<B: Backend> {
     /// Those of the method.
     fn upload(&self, backend: &B, weight: HostWeight) -> Result<B::Weight> {
         backend.upload(weight)
+    }
+
+    /// What [`Backend::shard`] says.
+    fn shard(&self, backend: &B) -> Shard {
+        backend.shard()
+    }
+
+    /// What [`Backend::all_sum`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn all_sum(&self, backend: &B, x: B::Tensor) -> Result<B::Tensor> {
+        backend.all_sum(x)
     }
 
     fused_ops! { hooks, B }
@@ -190,6 +203,23 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
 
     fn upload(&self, weight: HostWeight) -> Result<B::Weight> {
         self.hooks.upload(&self.inner, weight)
+    }
+
+    fn shard(&self) -> Shard {
+        self.hooks.shard(&self.inner)
+    }
+
+    fn all_sum(&self, x: B::Tensor) -> Result<B::Tensor> {
+        self.hooks.all_sum(&self.inner, x)
+    }
+
+    fn held_experts(
+        &self,
+        experts: &B::Indices,
+        weights: &B::Tensor,
+        held: Range<usize>,
+    ) -> Result<(B::Indices, B::Tensor)> {
+        self.inner.held_experts(experts, weights, held)
     }
 
     /// With hooks that time or count ops all of them run.

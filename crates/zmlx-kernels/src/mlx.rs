@@ -4,6 +4,7 @@
 //! model: [`MlxBackend`].
 
 mod backend;
+mod distributed;
 mod experts;
 mod primitive;
 mod raw;
@@ -11,6 +12,7 @@ mod runtime;
 
 pub use crate::metal::Numerics;
 pub use backend::{MlxBackend, MlxCache, MlxIndices, MlxStep, MlxWeight};
+pub use distributed::Group;
 pub use experts::QuantizedExperts;
 /// The mlx-rs whose arrays these functions take.
 pub use mlx_rs;
