@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 #[cfg(feature = "proof")]
 use zmlx_bench::BackendInfo;
 use zmlx_kernels::cpu::Activations;
@@ -14,6 +14,7 @@ use zmlx_oracle::golden::Rounding;
 use crate::args::{BackendArgs, BackendKind, FusionArgs};
 use crate::output::Outcome;
 use crate::progress::Progress;
+use crate::ranks;
 
 /// What reports say about a backend, and what its users must do.
 pub(crate) struct About {
@@ -85,7 +86,11 @@ const HAS_MLX: bool = cfg!(any(target_os = "macos", feature = "mlx"));
 
 /// Runs a job on the backend that the arguments choose: the only place that names them.
 pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> {
-    match args.backend.unwrap_or_else(default_backend) {
+    let kind = args.backend.unwrap_or_else(default_backend);
+    if ranks::shard().is_some() && kind != BackendKind::Mlx {
+        bail!("--backend: several ranks can share a model on mlx only");
+    }
+    match kind {
         BackendKind::Cpu => {
             let backend = args.cpu.backend()?;
             let (level, n_threads) = (backend.level().name(), backend.n_threads());
@@ -119,7 +124,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
 
 /// MLX on Linux computes on the CPU, slower than this project's own kernels, so it is never the default there.
 fn default_backend() -> BackendKind {
-    if has_metal() {
+    if has_metal() || ranks::shard().is_some() {
         BackendKind::Mlx
     } else if has_gpu() {
         BackendKind::Cuda
@@ -188,12 +193,19 @@ fn with_cuda(_: impl Job) -> Result<Outcome> {
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 fn with_mlx(job: impl Job) -> Result<Outcome> {
     use zmlx_kernels::mlx::{MlxBackend, Numerics};
-    let backend = MlxBackend::new(Numerics::Exact)?;
+    let mut backend = MlxBackend::new(Numerics::Exact)?;
+    if let Some(group) = ranks::group() {
+        backend = backend.with_group(group);
+    }
     let mlx = backend.runtime();
+    let device = if mlx.has_metal() { "Metal" } else { "CPU" };
     let about = About {
         name: "mlx",
         engine: Some(("mlx", mlx.version().to_string())),
-        text: format!("mlx {} ({})", mlx.version(), if mlx.has_metal() { "Metal" } else { "CPU" }),
+        text: match ranks::shard() {
+            Some(shard) => format!("mlx {} ({device}), {} ranks", mlx.version(), shard.n_ranks),
+            None => format!("mlx {} ({device})", mlx.version()),
+        },
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
         #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::Result;
 
-use crate::output;
+use crate::{output, ranks};
 
 /// Nothing is in progress that could be ended cleanly.
 const IDLE: u8 = 0;
@@ -32,6 +32,7 @@ pub(crate) fn install() -> Result<()> {
     ctrlc::set_handler(|| {
         if STATE.compare_exchange(BUSY, ASKED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             output::remove_temporary();
+            ranks::leave(130, Some("interrupted"));
             std::process::exit(130);
         }
     })?;
@@ -88,9 +89,11 @@ fn is_ignored(signal: i32) -> bool {
     mask >> (signal - 1) & 1 == 1
 }
 
-/// From here Ctrl-C is only noted.
+/// From here Ctrl-C is only noted, unless the process is one of several ranks, which would not end at the same token.
 pub(crate) fn begin() -> Busy {
-    STATE.store(BUSY, Ordering::SeqCst);
+    if ranks::shard().is_none() {
+        STATE.store(BUSY, Ordering::SeqCst);
+    }
     Busy
 }
 

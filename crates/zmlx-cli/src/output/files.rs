@@ -7,12 +7,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
+use super::is_silent;
+
 /// Temporary files of writes in progress.
 static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Checks an output before the work whose result it takes: it may be written, does not exist (unless `force` allows to
 /// overwrite it), and is none of the files that the command reads, by whatever name.
 pub(crate) fn check_output(path: &Path, force: bool, inputs: &[PathBuf]) -> Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     if inputs.iter().any(|input| is_same_file(input, path)) {
         bail!("{}: this command reads it, and so does not write it", path.display());
     }
@@ -26,6 +31,9 @@ pub(crate) fn check_output(path: &Path, force: bool, inputs: &[PathBuf]) -> Resu
 
 /// Writes the file `path` by `write`: into a temporary file beside it, which takes its name once it is complete.
 pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    if is_silent() {
+        return write(&mut std::io::sink());
+    }
     let target = Target::of(path)?;
     let what = || target.what();
     let file = target.temporary()?;
