@@ -1,4 +1,4 @@
-//! Choosing a backend and loading a model onto it.
+//! Chooses a backend and loads a model onto it.
 
 use std::time::{Duration, Instant};
 
@@ -16,31 +16,32 @@ use crate::output::Outcome;
 use crate::progress::Progress;
 use crate::ranks;
 
-/// What reports say about a backend, and what its users must do.
+/// A description of a backend for reports, and what its users must respect.
 pub(crate) struct About {
     /// The backend's name.
     pub(crate) name: &'static str,
-    /// The engine that it builds on and its version, if that is another project's.
+    /// The engine of another project that the backend builds on, with its version.
     pub(crate) engine: Option<(&'static str, String)>,
-    /// Name and particulars: `cpu (avx2, 8 threads)`.
+    /// Name and details, such as `cpu (avx2, 8 threads)`.
     pub(crate) text: String,
-    /// Threads that compute, or could.
+    /// The number of threads that may compute.
     pub(crate) n_threads: usize,
     /// How activations are rounded.
     #[cfg(feature = "proof")]
     pub(crate) rounding: Rounding,
-    /// Bytes of its own memory, if it computes in another than the system's.
+    /// The size of the device's own memory in bytes; `None` if the backend computes in the memory of the system.
     pub(crate) memory_bytes: Option<u64>,
-    /// What of it a reader of `zmlx doctor` should know.
+    /// A remark for readers of `zmlx doctor`.
     pub(crate) remark: Option<&'static str>,
-    /// Whether fused ops are checked before they are used: those that a device's own compiler has just made.
+    /// Whether fused ops are checked before they are used. Set for backends whose kernels are compiled on the device at
+    /// run time.
     checks_itself: bool,
-    /// The fused ops that suit a model, if none are named.
+    /// The fused ops to use for a model if the user names none.
     default_fusion: Box<dyn Fn(&Architecture) -> Fusion>,
 }
 
 impl About {
-    /// What records say of the backend.
+    /// The backend as records describe it.
     #[cfg(feature = "proof")]
     pub(crate) fn info(&self) -> BackendInfo {
         BackendInfo {
@@ -52,7 +53,8 @@ impl About {
         }
     }
 
-    /// The fused ops that are asked for, without those that fail the self-check, which warns of them.
+    /// The fused ops that the arguments select, without those which fail the self-check. The self-check warns about
+    /// them.
     pub(crate) fn fusion<B: Backend>(&self, model: &Model<B>, args: FusionArgs) -> Result<Fusion> {
         let architecture = model.architecture();
         let fusion = args.of(architecture, (self.default_fusion)(architecture))?;
@@ -63,12 +65,12 @@ impl About {
     }
 }
 
-/// Work that runs on any backend.
+/// Work that can run on any backend.
 pub(crate) trait Job {
     fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome>;
 }
 
-/// The backends of this build that this machine can run.
+/// The backends of this build that can run on this machine.
 pub(crate) fn usable() -> impl Iterator<Item = BackendKind> {
     BUILT.iter().copied().filter(|kind| *kind != BackendKind::Cuda || has_gpu())
 }
@@ -84,7 +86,7 @@ const BUILT: &[BackendKind] = match (HAS_CUDA, HAS_MLX) {
 const HAS_CUDA: bool = cfg!(all(target_os = "linux", feature = "cuda"));
 const HAS_MLX: bool = cfg!(any(target_os = "macos", feature = "mlx"));
 
-/// Runs a job on the backend that the arguments choose: the only place that names them.
+/// Runs a job on the backend that the arguments select. No other code names the backends.
 pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> {
     let kind = args.backend.unwrap_or_else(default_backend);
     if ranks::shard().is_some() && kind != BackendKind::Mlx {
@@ -104,7 +106,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 engine: None,
                 text: format!("cpu ({level}, {n_threads} thread{plural}{activations})"),
                 n_threads,
-                // Activations of 8 bits are as coarse as bf16.
+                // Activations of 8 bits are rounded as coarsely as bf16.
                 #[cfg(feature = "proof")]
                 rounding: match backend.activations() {
                     Activations::Int16 => Rounding::F32,
@@ -122,7 +124,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
     }
 }
 
-/// MLX on Linux computes on the CPU, slower than this project's own kernels, so it is never the default there.
+/// On Linux MLX computes on the CPU, slower than this project's own kernels, so it is never the default there.
 fn default_backend() -> BackendKind {
     if has_metal() || ranks::shard().is_some() {
         BackendKind::Mlx
@@ -210,8 +212,7 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,
         memory_bytes: None,
-        remark: (!mlx.has_metal())
-            .then_some("no Metal here: every fused op is the composition of MLX's own ops"),
+        remark: (!mlx.has_metal()).then_some("no Metal here: every fused op is composed of MLX's own ops"),
         checks_itself: true,
         default_fusion: {
             let backend = backend.clone();
@@ -232,7 +233,7 @@ fn with_mlx(_: impl Job) -> Result<Outcome> {
     Err(zmlx_kernels::Error::Unavailable { backend: "mlx", why: why.to_owned() }.into())
 }
 
-/// Loads a model, showing progress, and tells how long it took.
+/// Loads a model with a progress bar. Returns also how long it took.
 pub(crate) fn load<B: Backend>(backend: B, checkpoint: &Checkpoint) -> Result<(Model<B>, Duration)> {
     let started = Instant::now();
     let mut progress = Progress::new("Loading");

@@ -1,8 +1,8 @@
-//! `zmlx`: generate text with MLX mixture-of-experts checkpoints, look into them, bench and validate them.
+//! `zmlx`: generates text with mixture-of-experts checkpoints of MLX, and inspects, measures and validates them.
 //!
-//! Exit codes: 0 done, 1 a check failed, 2 usage or bad input, 130 ended by Ctrl-C before there was a result.
+//! Exit codes: 0 success, 1 a check failed, 2 wrong usage or bad input, 130 ended by Ctrl-C before there was a result.
 #![forbid(unsafe_code)]
-// The macros panic where the reader of the output has gone.
+// These macros panic if the reader of the output is gone.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(not(feature = "proof"), allow(dead_code, reason = "what only the commands of the feature use"))]
 
@@ -36,7 +36,7 @@ use clap::{Parser, Subcommand};
 
 use output::{Outcome, note};
 
-/// Runs MLX-quantised mixture-of-experts language models with fused kernels, and proves that their tokens are right.
+/// Runs MLX-quantised mixture-of-experts language models with fused kernels, and checks that their tokens are right.
 #[derive(Debug, Parser)]
 #[command(name = "zmlx", version, propagate_version = true)]
 #[cfg_attr(
@@ -48,7 +48,7 @@ use output::{Outcome, note};
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Print more on stderr: backend, fused ops, times, why the text ended. RUST_LOG selects in more detail.
+    /// Print more on stderr: backend, fused ops, times, and why the text ended. RUST_LOG selects in more detail.
     #[arg(short, long, global = true, help_heading = "Messages", display_order = 1000)]
     verbose: bool,
     /// Print only results and errors: no statistics, progress bars or warnings.
@@ -69,16 +69,16 @@ enum Command {
     Generate(commands::generate::Args),
     /// Start a command as several processes, on one machine or several, which share a model.
     Launch(commands::launch::Args),
-    /// Talk to a model, line by line.
+    /// Talk to a model.
     Chat(commands::chat::Args),
     /// Answer requests over HTTP, as OpenAI's and Anthropic's servers do.
     #[cfg(feature = "serve")]
     Serve(Box<commands::serve::Args>),
     /// Write the logits of a token sequence to a safetensors file.
     Logits(commands::logits::Args),
-    /// Show the architecture, formats and memory need of a model, and check every tensor.
+    /// Show the architecture, the formats and the memory use of a model, and check every tensor.
     Inspect(commands::inspect::Args),
-    /// Convert a model of the Hugging Face layout to MLX's format, and quantise it.
+    /// Convert a model in Hugging Face's layout to MLX's format, and quantise it.
     Convert(Box<commands::convert::Args>),
     /// Measure how well a model predicts a text.
     Perplexity(commands::perplexity::Args),
@@ -93,15 +93,15 @@ enum Command {
     /// Download a model from the Hugging Face hub, and print its folder.
     #[cfg(feature = "hub")]
     Pull(commands::pull::Args),
-    /// List the models in the Hugging Face cache, delete or verify them.
+    /// List, delete or verify the models in the Hugging Face cache.
     Models(commands::models::Args),
-    /// Show, compare and report the records of benches and validations.
+    /// Show and compare the records of benches and validations, and write reports from them.
     #[cfg(feature = "proof")]
     Capsule(commands::capsule::Args),
     /// Record the tokens of a model, and check that they stay the same.
     #[cfg(feature = "proof")]
     Golden(commands::golden::Args),
-    /// Print the script that makes a shell complete zmlx's arguments.
+    /// Print a script with which a shell completes zmlx's arguments.
     #[cfg(feature = "shell")]
     Completions(commands::shell::CompletionsArgs),
     /// Print the man page of zmlx or of one of its commands: `zmlx man | man -l -`.
@@ -122,7 +122,7 @@ impl Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse_from(arguments());
-    // There -q is --quantize.
+    // `convert` has its own --quiet, because its -q means --quantize.
     if cli.quiet || matches!(&cli.command, Command::Convert(args) if args.quiet) {
         output::be_quiet();
     }
@@ -132,7 +132,7 @@ fn main() -> ExitCode {
     }
     start_log(verbose, &cli.command);
     let ends_itself = match &cli.command {
-        // A server answers what it has begun when it is asked to end.
+        // A server handles signals itself: it first finishes the answers in progress.
         #[cfg(feature = "serve")]
         Command::Serve(_) => true,
         // A launcher ends its ranks first.
@@ -146,7 +146,7 @@ fn main() -> ExitCode {
     let done = ranks::join(cli.command.name()).and_then(|()| run(cli.command, verbose));
     let (code, error) = match done {
         Ok(outcome) => (outcome.exit_code(), None),
-        // Whoever read the output has seen enough.
+        // The reader of the output is gone, as with `zmlx … | head`. That is not an error.
         Err(error) if output::is_broken_pipe(&error) => {
             (0, Some("the reader of the output has gone".to_owned()))
         }
@@ -196,7 +196,8 @@ fn run(command: Command, verbose: bool) -> Result<Outcome> {
     }
 }
 
-/// The arguments, with the long name for `-np` of llama-server: it has two letters, which clap does not take for one flag.
+/// The arguments, with `-np` of llama-server replaced by its long name. clap would take these two letters for two
+/// flags.
 fn arguments() -> Vec<OsString> {
     let mut is_serve = false;
     let named = |argument: OsString| {
@@ -214,7 +215,7 @@ fn start_log(verbose: bool, command: &Command) {
         (false, false) => "warn",
     };
     let default = match command {
-        // A server tells of each request.
+        // A server logs each request.
         #[cfg(feature = "serve")]
         Command::Serve(args) if !verbose && !output::is_quiet() => args.log_level(),
         _ => default,

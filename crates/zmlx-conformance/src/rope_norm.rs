@@ -9,7 +9,7 @@ use zmlx_oracle::testing::random_f32;
 use crate::bounds::{Bounded, U, check_bits};
 use crate::suite::{Host, Instance, span};
 
-/// Widths around the vectors, several ranks of x, and weights in every dense type.
+/// Widths around the sizes of vectors, several ranks of x, and weights in every dense type.
 pub fn rms_norm<B: Backend>(instances: &[Instance<B>]) {
     use zmlx_core::WeightFormat::Dense;
     for width in [1, 2, 7, 8, 9, 15, 16, 17, 64, 257, 2048] {
@@ -68,7 +68,7 @@ impl Case {
             let what = format_args!("{name}: {rope:?}, {n_heads} × {head_dim}, {:?}", self.spans);
             for (t, position) in positions.iter().enumerate() {
                 let at = t * n_heads * head_dim..(t + 1) * n_heads * head_dim;
-                // Both factors, both products and their sum are rounded; two values of the largest size take part.
+                // Both factors, both products and their sum are rounded. Two values of the largest size take part.
                 let allowed = 2.0 * most * scale * (3.0 * U + angle_error * f64::from(*position));
                 Bounded::uniform(want[at.clone()].to_vec(), allowed).check(&y[at], what);
             }
@@ -81,7 +81,7 @@ impl Case {
 
 const PAIRINGS: [RopePairing; 2] = [RopePairing::Interleaved, RopePairing::HalfSplit];
 
-/// Both pairings, all and some dimensions.
+/// Both pairings, with all and with some dimensions.
 pub fn rope<B: Backend>(instances: &[Instance<B>]) {
     for pairing in PAIRINGS {
         for (head_dim, dims) in [(2, 2), (3, 2), (8, 8), (8, 6), (64, 64), (64, 2), (80, 34), (128, 128)] {
@@ -93,7 +93,7 @@ pub fn rope<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Frequencies that are no powers (one pair does not turn at all), positions and results that are scaled.
+/// Frequencies that are not powers (one pair does not turn at all), and scaled positions and results.
 pub fn rope_of_other_frequencies<B: Backend>(instances: &[Instance<B>]) {
     let given: Arc<[f64]> = [1.0, 0.25, 0.3, 0.0].into();
     let kinds = [
@@ -119,7 +119,7 @@ pub fn rope_far_out<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Each span counts from its own start, whatever the slot; a span may be empty.
+/// Each span counts from its own start, whatever its slot. A span may be empty.
 pub fn rope_of_several_spans<B: Backend>(instances: &[Instance<B>]) {
     let rope = Rope::plain(16, 1e4, RopePairing::HalfSplit);
     let spans = vec![span(2, 7, 1), span(0, 0, 3), span(5, 30, 0), span(1, 123, 2)];

@@ -1,5 +1,5 @@
-//! The fused ops as compositions of plain ops: the default bodies of [`Backend`], and the baseline that a model runs
-//! when a fusion is switched off. Same shapes, errors and meaning as the ops of these names.
+//! The fused ops as compositions of plain ops. They are the default bodies of [`Backend`], and what a model runs when a
+//! fused op is switched off. They have the shapes, errors and meaning of the ops of the same names.
 
 use std::ops::Range;
 
@@ -29,7 +29,7 @@ pub trait Routers<B: Backend + ?Sized> {
     ) -> Result<(B::Indices, B::Tensor)>;
 }
 
-/// [`Backend::gather_qmm_swiglu`] as two gathers, [`Backend::gather_add`] of what has biases, and [`Backend::gated`].
+/// [`Backend::gather_qmm_swiglu`] as two gathers, [`Backend::gather_add`] if there are biases, and [`Backend::gated`].
 ///
 /// # Errors
 /// As its parts.
@@ -59,7 +59,7 @@ fn gated<B: Backend + ?Sized>(
 }
 
 /// [`Backend::gather_qmm_swiglu`] as one gather over `gate_up`, the concatenation of gate and up
-/// ([`Backend::concat_rows`]), and as there; biases and the activation are those of `weights`.
+/// ([`Backend::concat_rows`]). Biases and activation are those of `weights`.
 ///
 /// # Errors
 /// As its parts.
@@ -94,7 +94,7 @@ pub fn gather_qmm_combine<B: Backend + ?Sized>(
     b.weighted_sum(&y, weights)
 }
 
-/// [`Backend::qmm_swiglu`] as two products, [`Backend::add_vector`] of what has biases, and [`Backend::gated`].
+/// [`Backend::qmm_swiglu`] as two products, [`Backend::add_vector`] if there are biases, and [`Backend::gated`].
 ///
 /// # Errors
 /// As its parts.
@@ -189,7 +189,7 @@ pub fn route_noaux_tc<B: Backend + ?Sized>(
     Ok((experts, b.scale(&weights, settings.routed_scaling_factor)?))
 }
 
-/// [`Backend::mla_attention`] as [`Backend::latent_attention`] between two [`Backend::head_linear`].
+/// [`Backend::mla_attention`] as [`Backend::latent_attention`] between two calls of [`Backend::head_linear`].
 ///
 /// # Errors
 /// As its parts.

@@ -1,4 +1,4 @@
-//! Weights as they lie in host memory, before a backend takes them over.
+//! Weights as they are in host memory, before a backend takes them over.
 
 mod convert;
 
@@ -78,7 +78,7 @@ pub struct HostWeight {
     n_out: usize,
     n_in: usize,
     mats: Vec<WeightBytes>,
-    /// What each matrix's products are multiplied with; empty: nothing.
+    /// The factor of each matrix's products; empty if there are none.
     factors: Vec<f32>,
 }
 
@@ -131,10 +131,11 @@ impl HostWeight {
         Ok(Self { format, n_out, n_in, mats, factors: Vec::new() })
     }
 
-    /// The weight with one more scale for each matrix: nvfp4's second one. `factors` has one value for each matrix.
+    /// The weight with a factor for each matrix, which is nvfp4's second scale. `factors` has one value for each
+    /// matrix.
     ///
     /// # Errors
-    /// If there is another number of them.
+    /// If the number of factors is not the number of matrices.
     pub fn with_factors(self, factors: Vec<f32>) -> Result<Self> {
         let n_mats = self.n_mats();
         ensure(factors.len() == n_mats, "host weight", "factors", n_mats, factors.len())?;
@@ -173,10 +174,10 @@ impl HostWeight {
         Ok(Self { format, n_out, n_in, mats: parts.into_iter().flat_map(|p| p.mats).collect(), factors })
     }
 
-    /// The rows `rows` of each matrix, sharing their bytes.
+    /// The rows `rows` of each matrix. They share the bytes of this weight.
     ///
     /// # Errors
-    /// If there are no such rows.
+    /// If the range is empty or reaches past the last row.
     pub fn rows(&self, rows: std::ops::Range<usize>) -> Result<Self> {
         let n_out = self.n_out;
         let ok = rows.start < rows.end && rows.end <= n_out;
@@ -193,10 +194,10 @@ impl HostWeight {
         Ok(Self { n_out: rows.len(), mats: mats.collect(), factors: self.factors.clone(), ..*self })
     }
 
-    /// The rows of these ranges of each matrix, one range after the other: copied.
+    /// Copies these ranges of rows of each matrix, one range after the other.
     ///
     /// # Errors
-    /// If there are no such rows, or no ranges.
+    /// If a range is empty or reaches past the last row, or if there are no ranges.
     pub fn gather_rows(&self, ranges: &[std::ops::Range<usize>]) -> Result<Self> {
         let n_out = self.n_out;
         let are_there = ranges.iter().all(|rows| rows.start < rows.end && rows.end <= n_out);
@@ -284,7 +285,7 @@ impl HostWeight {
         &self.mats[i]
     }
 
-    /// What the products of matrix `i` are multiplied with: 1 unless the weight was given [factors](Self::with_factors).
+    /// The factor of the products of matrix `i`: 1 unless the weight was given [factors](Self::with_factors).
     pub fn factor(&self, i: usize) -> f32 {
         self.factors.get(i).copied().unwrap_or(1.0)
     }
@@ -294,7 +295,7 @@ impl HostWeight {
         !self.factors.is_empty()
     }
 
-    /// The same weights as dense bf16, rounded once, without factors: for backends that lack a format's kernel.
+    /// The same weights as dense bf16, rounded once, without the factors: for backends that lack a kernel for a format.
     pub fn to_bf16(&self) -> Self {
         let n = self.n_out * self.n_in * 2;
         let all = self.to_f32_vec();
@@ -313,8 +314,8 @@ impl HostWeight {
         self.n_out * self.format.row_bytes(self.n_in)
     }
 
-    /// All weights as floats, `n_mats · n_out · n_in` of them: `scale · q + bias` rounded once to f32, and once more
-    /// where there is a factor.
+    /// All weights as floats, `n_mats · n_out · n_in` values: `scale · q + bias` rounded once to f32, and once more if
+    /// there is a factor.
     pub fn to_f32_vec(&self) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.mats.len() * self.n_out * self.n_in);
         for (i, m) in self.mats.iter().enumerate() {

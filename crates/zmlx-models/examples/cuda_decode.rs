@@ -1,7 +1,7 @@
-//! Decoding speed of a synthetic model on the GPU, the chosen token never leaving it:
-//! `cuda_decode [SPEC] [N_TOKENS] [DEPTH]`, as in `cuda_decode qwen3-30b-a3b,layers=24 128 1024`.
+//! Measures the decoding speed of a synthetic model on the GPU. Chosen tokens stay on the device. Run it as
+//! `cuda_decode [SPEC] [N_TOKENS] [DEPTH]`, for example `cuda_decode qwen3-30b-a3b,layers=24 128 1024`.
 //!
-//! Prints the time per token of steps that wait for each token and of steps that do not, and tokens per second.
+//! Prints tokens per second and the time per token: for steps that wait for each token, and for steps that do not.
 
 #[cfg(target_os = "linux")]
 mod on_linux {

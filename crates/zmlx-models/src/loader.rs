@@ -1,4 +1,4 @@
-//! From an architecture and a checkpoint's tensors to a backend's weights.
+//! Turns an architecture and the tensors of a checkpoint into a backend's weights.
 
 use zmlx_kernels::{AttentionSettings, Backend, DeltaDims, HostWeight};
 use zmlx_moe::{ExpertBank, Mlp, MoeBlock, Router};
@@ -13,10 +13,10 @@ use crate::layer::{Beside, Extras, FeedForward, Layer, PerLayerInput, PerLayerIn
 use crate::linear::Linear;
 use crate::{Checkpoint, Result, TensorReader};
 
-/// Called after each layer with the number of layers loaded and of all.
+/// Called after each layer with the number of layers loaded so far and their total number.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
-/// A reader that uploads what it reads.
+/// Reads weights and uploads them.
 pub(crate) struct Loader<'a, B> {
     backend: &'a B,
     pub(crate) reader: TensorReader<'a>,
@@ -208,7 +208,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         })
     }
 
-    /// The weight of a norm that has none.
+    /// A vector of ones, for a norm without a weight.
     fn ones(&self, len: usize) -> Result<B::Weight> {
         self.upload(HostWeight::from_f32(&vec![1.0; len], 1, len)?)
     }
@@ -261,12 +261,12 @@ impl<'a, B: Backend> Loader<'a, B> {
         })
     }
 
-    /// Projections that are stored head by head, in the order of [`Delta::projections`]: their rows are copied.
+    /// Projections whose rows are stored head by head. Their rows are copied, in the order of [`Delta::projections`].
     fn by_head(&mut self, dims: DeltaDims, [qkvz, ba]: [&MatrixSpec; 2]) -> Result<[B::Weight; 4]> {
         let DeltaDims { n_k_heads, n_v_heads, k_dim, v_dim, .. } = dims;
         let per_head = n_v_heads / n_k_heads;
         let (qkvz, ba) = (self.reader.matrix_of(qkvz), self.reader.matrix_of(ba));
-        // The rows from `from` on of each head's.
+        // For each head, the `n` rows from `from` on.
         let of_heads = |n_rows: usize, from: usize, n: usize| {
             (0..n_k_heads).map(move |head| head * n_rows + from..head * n_rows + from + n)
         };
@@ -275,7 +275,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let values = |from: usize| of_heads(n_rows, from, n_values);
         let qkv = of_heads(n_rows, 0, k_dim).chain(of_heads(n_rows, k_dim, k_dim)).chain(values(2 * k_dim));
         let part = |weight: &HostWeight, ranges: Vec<std::ops::Range<usize>>| {
-            // Placeholders have no such rows.
+            // A placeholder does not have these rows.
             let rows = if has_problems { Ok(weight.clone()) } else { weight.gather_rows(&ranges) };
             self.upload(rows?)
         };
@@ -312,7 +312,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(self.backend.upload(weight)?)
     }
 
-    /// The rows of all `parts` as one weight. Placeholders of weights that could not be read need not fit together.
+    /// The rows of all `parts` as one weight. Placeholders for weights that could not be read need not fit together.
     fn concat(&self, parts: &[&B::Weight]) -> Result<B::Weight> {
         if self.reader.has_problems() {
             return Ok(parts[0].clone());

@@ -1,6 +1,6 @@
-//! The models' MoE blocks for programs that use mlx-rs: stock, and patched with fused kernels.
+//! The models' MoE blocks for programs that use mlx-rs: stock, and with fused kernels.
 //!
-//! A program keeps its own model and replaces one block of a layer by a call:
+//! A program keeps its own model and replaces one block of a layer with a call:
 //!
 //! ```no_run
 //! # use std::path::Path;
@@ -22,7 +22,7 @@ use zmlx_kernels::{Backend, ExpertFusion, Fusion, Switch};
 use crate::loader::Loader;
 use crate::{Architecture, Checkpoint, Error, Result};
 
-/// A set of fusions and why it was chosen.
+/// A set of fused ops, and why it was chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FusionChoice {
     /// The fusions.
@@ -31,7 +31,7 @@ pub struct FusionChoice {
     pub reason: String,
 }
 
-/// The fusions that a model uses on this backend unless told otherwise.
+/// The fused ops that a model uses on this backend by default.
 ///
 /// | backend | model | experts, combine, route | dense_swiglu | add_rms_norm, qkv |
 /// |---|---|---|---|---|
@@ -39,18 +39,20 @@ pub struct FusionChoice {
 /// | MLX with Metal | with experts | fused | on if it has shared experts or dense layers | off |
 /// | MLX with Metal | without | stock | on | off |
 ///
-/// - *experts*: of a token, `top_k` experts of `moe_intermediate_size` rows each are read. Stock takes two gathers, SiLU and
-///   a product, each waiting for the one before; the kernel is one launch, and gate and up never go to memory.
-///   GLM-4.7-Flash's 4 × 1536 and Qwen3-30B-A3B's 8 × 768 are 6,144 rows either way: enough threadgroups to fill a GPU,
-///   with groups of 64 that a kernel's lanes share evenly. Concatenation would save a launch, too, but holds gate and
-///   up of every layer twice.
-/// - *combine*: `top_k` partial results of the hidden width are summed where they are computed instead of being written.
+/// - *experts*: each token reads `top_k` experts of `moe_intermediate_size` rows. Stock takes two gathers, SiLU and a
+///   product, each of which waits for the one before. The kernel is one launch, and gate and up never go to memory.
+///   GLM-4.7-Flash's 4 × 1536 and Qwen3-30B-A3B's 8 × 768 are both 6,144 rows: enough threadgroups to fill a GPU, with
+///   groups of 64 that a kernel's lanes share evenly. Concatenation would also save a launch, but it holds gate and up of
+///   every layer twice.
+/// - *combine*: `top_k` partial results of the hidden width are summed where they are computed, instead of being
+///   written.
 /// - *dense_swiglu*: the same for the MLPs that every token goes through.
 /// - *route*: one launch of a few hundred values instead of six.
-/// - *add_rms_norm* and *qkv* have no kernel on Metal: the first is the composition, the second copies the projections.
+/// - *add_rms_norm* and *qkv* have no kernel on Metal: the first is the composition, and the second copies the
+///   projections.
 ///
-/// Without Metal every fused op is the composition of the same stock ops, so nothing is to be gained. In exact numerics
-/// the results have the same bits whichever is chosen. No speed on Metal has been measured; the choice rests on counts.
+/// Without Metal every fused op is the composition of the same stock ops, so nothing is gained. In exact numerics the
+/// results have the same bits with any choice. No speed on Metal has been measured; the choice is based on counts.
 pub fn default_fusion(architecture: &Architecture, backend: &MlxBackend) -> FusionChoice {
     if !backend.runtime().has_metal() {
         let reason = "MLX runs without Metal: fused ops would be compositions of the same stock ops";
@@ -85,7 +87,7 @@ pub struct MoeBlock {
     fusion: Fusion,
 }
 
-/// The block of layer `layer_idx` of a checkpoint, with [`default_fusion`], which is logged.
+/// The block of layer `layer_idx` of a checkpoint, with [`default_fusion`]. The choice is logged.
 ///
 /// # Errors
 /// [`Error::Parameter`] if the layer does not exist or has no experts; as [`crate::Model::load`] for its weights.
@@ -97,7 +99,7 @@ pub fn moe_block(checkpoint: &Checkpoint, layer_idx: usize, backend: &MlxBackend
     };
     let mut loader = Loader::new(backend, checkpoint);
     let block = loader.moe(spec)?;
-    // The rest of the model is the caller's.
+    // The caller has the rest of the model.
     loader.reader.ignore_rest();
     loader.reader.finish()?;
     let FusionChoice { fusion, reason } = default_fusion(architecture, backend);
@@ -106,7 +108,7 @@ pub fn moe_block(checkpoint: &Checkpoint, layer_idx: usize, backend: &MlxBackend
 }
 
 impl MoeBlock {
-    /// A block of weights that the program has already.
+    /// A block of weights that the program already has.
     pub fn new(block: zmlx_moe::MoeBlock<MlxWeight>, backend: MlxBackend, fusion: Fusion) -> Self {
         Self { block, backend, fusion }
     }
@@ -122,7 +124,7 @@ impl MoeBlock {
         Self { fusion, ..self }
     }
 
-    /// The patched block. **Shapes** x `[.., hidden]` → as x.
+    /// Computes the block. **Shapes** x `[.., hidden]` → as x.
     ///
     /// # Errors
     /// If the width is not the model's.
@@ -130,7 +132,7 @@ impl MoeBlock {
         self.run(x, &self.fusion)
     }
 
-    /// The block as mlx-lm computes it. **Shapes** as [`MoeBlock::forward`].
+    /// Computes the block as mlx-lm does. **Shapes** as [`MoeBlock::forward`].
     ///
     /// # Errors
     /// As [`MoeBlock::forward`].

@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 
 use zmlx_kernels::{Activation, Backend, Down, ExpertFusion, Fusion, GateUp, Result, stock};
 
-/// The projections of all experts, one bank of matrices each.
+/// The projections of all experts: three banks with one matrix for each expert.
 ///
 /// **Shapes** gate, up `n_experts × [inter, hidden]`, down `n_experts × [hidden, inter]`.
 #[derive(Debug)]
@@ -13,17 +13,17 @@ pub struct ExpertBank<W> {
     gate: W,
     up: W,
     down: W,
-    /// Of gate, up and down.
+    /// The biases of gate, up and down.
     biases: Option<[W; 3]>,
     activation: Activation,
     /// Which of the experts that a router chooses these are, if not all.
     held: Option<Range<usize>>,
-    /// Gate and up concatenated, made when first asked for: some backends copy.
+    /// Gate and up concatenated. It is made on first use, because some backends copy the rows.
     gate_up: OnceLock<W>,
 }
 
 impl<W: Clone> ExpertBank<W> {
-    /// A bank of these projections, without biases, which SwiGLU joins.
+    /// A bank of these projections without biases, with SwiGLU as the activation.
     pub fn new(gate: W, up: W, down: W) -> Self {
         let (biases, activation) = (None, Activation::SwiGlu);
         Self { gate, up, down, biases, activation, held: None, gate_up: OnceLock::new() }

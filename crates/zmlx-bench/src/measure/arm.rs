@@ -1,4 +1,4 @@
-//! A model on a backend, ready to be measured, whatever the backend's types are.
+//! A model on a backend that is ready to be measured, without the backend's types.
 
 use std::time::Instant;
 
@@ -9,19 +9,19 @@ use super::check::{Difference, Workload};
 use super::probe::{Mode, Part, Phase, Probe, phases};
 use crate::{OnProgress, Result, Work, seeded_tokens};
 
-/// Tokens of the check before anything is timed: a prompt and what follows it one by one.
+/// Number of tokens in the check before anything is timed: a prompt, and tokens that follow one by one.
 const CHECK_PROMPT: usize = 24;
 const CHECK_TOKENS: usize = 8;
 
-/// What can be measured.
+/// The measurements of a model on a backend.
 pub(super) trait Arm {
     /// How each fusion differs from the first one; `None` if the logits of the first one are not all numbers.
     fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<Difference>>>;
 
-    /// Seconds from a prompt to the logits of its last token.
+    /// The time from a prompt to the logits of its last token, in seconds.
     fn prompt(&self, fusion: &Fusion, tokens: &[u32]) -> Result<f64>;
 
-    /// Fills the caches of `batch` sequences to `depth` tokens each, once for all that is measured there.
+    /// Fills the caches of `batch` sequences to `depth` tokens each, once for all measurements at this depth.
     fn fill(
         &mut self,
         fusion: &Fusion,
@@ -30,38 +30,38 @@ pub(super) trait Arm {
         on_progress: OnProgress<'_>,
     ) -> Result<()>;
 
-    /// `n` steps that decode one token of every sequence; the caches are as before afterwards.
+    /// Runs `n` steps that decode one token of every sequence. Afterwards the caches are as before.
     fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Decoded>;
 
-    /// Ops of one such step, compositions taken apart.
+    /// The number of ops in one such step, with compositions counted as their parts.
     fn count(&mut self, fusion: &Fusion) -> Result<usize>;
 
-    /// Seconds per step in each phase, from `n` steps whose ops are timed one by one.
+    /// The time per step in each phase, in seconds, from `n` steps whose ops are timed one by one.
     fn profile(&mut self, fusion: &Fusion, n: usize) -> Result<Vec<(Phase, f64)>>;
 }
 
-/// What decoding took.
+/// The times of decoding.
 #[derive(Debug)]
 pub(super) struct Decoded {
-    /// Seconds of each step.
+    /// The time of each step, in seconds.
     pub(super) seconds: Vec<f64>,
-    /// Barriers of all steps, where the backend counts them.
+    /// The barriers of all steps, if the backend counts them.
     pub(super) barriers: Option<Barriers>,
 }
 
 type Hook<B> = Hooked<B, Probe>;
 
-/// A model whose backend can be told to count and time.
+/// A model whose backend can count and time its ops.
 pub(super) struct Loaded<B: Backend> {
     model: Model<Hook<B>>,
     filled: Filled<Hook<B>>,
 }
 
-/// Caches of some sequences at a depth.
+/// The caches of some sequences at a depth.
 struct Filled<B: Backend> {
     pool: CachePool<B>,
     slots: Vec<Slot>,
-    /// The sequences at the depth, where a cache cannot be shortened to it.
+    /// Snapshots of the sequences at the depth, for caches that cannot be shortened to it.
     kept: Vec<Slot>,
     depth: usize,
 }
@@ -87,7 +87,7 @@ impl<B: Backend> Loaded<B> {
         self.model.backend().hooks()
     }
 
-    /// Takes the decoded tokens back.
+    /// Removes the decoded tokens.
     fn rewind(&mut self) -> Result<()> {
         let Filled { pool, slots, kept, depth } = &mut self.filled;
         for (i, slot) in slots.iter_mut().enumerate() {
@@ -103,7 +103,7 @@ impl<B: Backend> Loaded<B> {
     }
 }
 
-/// One decoded token of every sequence; `i` chooses which.
+/// Decodes one token of every sequence; `i` selects the tokens.
 fn step<B: Backend>(
     model: &Model<B>,
     filled: &mut Filled<B>,
@@ -111,7 +111,8 @@ fn step<B: Backend>(
     i: usize,
     tap: Option<Tap<'_, B>>,
 ) -> Result<()> {
-    // Other tokens in each step and sequence, so that other experts are chosen; the same for every path.
+    // The tokens differ between steps and sequences, so that different experts are chosen. They are the same for every
+    // path.
     let tokens = seeded_tokens(0x5eed + i as u64, filled.slots.len(), model.architecture().vocab_size);
     let of = |(slot, tokens): (&Slot, _)| Input { slot: *slot, tokens, logits: Logits::Last };
     let inputs: Vec<_> = filled.slots.iter().zip(tokens.chunks(1)).map(of).collect();

@@ -1,4 +1,4 @@
-//! `zmlx generate`: answer or continue a prompt.
+//! `zmlx generate`: answers or continues a prompt.
 
 mod report;
 
@@ -26,7 +26,8 @@ use report::{Format, Stream, print_report};
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// The prompt; - reads it from stdin, up to the last byte. Without a prompt the model continues the opening of a novel.
+    /// The prompt. - reads it from stdin, up to the last byte. Without a prompt the model continues the opening of a
+    /// novel.
     #[arg(short, long, value_name = "TEXT|-", help_heading = heading::PROMPT)]
     prompt: Option<String>,
     /// The prompt as tokens instead of text. Needs no tokenizer.
@@ -38,8 +39,8 @@ pub(crate) struct Args {
         conflicts_with_all = ["prompt", "raw", "chat", "system", "chat_template_config"]
     )]
     prompt_tokens: Option<Vec<u32>>,
-    /// Continue the prompt as it is. Otherwise a model with a chat template takes the prompt as the message of a user, unless
-    /// --json is given: what scripts pass is not changed.
+    /// Continue the prompt as it is. Without this option a model with a chat template takes the prompt as a user's
+    /// message. With --json the prompt is continued as it is by default.
     #[arg(
         long,
         visible_alias = "ignore-chat-template",
@@ -47,12 +48,12 @@ pub(crate) struct Args {
         conflicts_with_all = ["system", "chat_template_config"]
     )]
     raw: bool,
-    /// Take the prompt as the message of a user, also with --json, which otherwise continues it as it is.
+    /// Take the prompt as a user's message, also with --json.
     #[arg(long, help_heading = heading::PROMPT, conflicts_with = "raw")]
     chat: bool,
     #[command(flatten)]
     template: TemplateArgs,
-    /// Generate at most N tokens; -1 for as many as the context has room for.
+    /// Generate at most N tokens. -1 means as many as the context has room for.
     #[arg(
         short,
         long,
@@ -69,7 +70,7 @@ pub(crate) struct Args {
     fusion: FusionArgs,
     #[command(flatten)]
     backend: BackendArgs,
-    /// Print the statistics on stdout behind the text, in the format of mlx_lm.generate.
+    /// Print the statistics on stdout after the text, in the format of mlx_lm.generate.
     #[arg(long, conflicts_with = "json", help_heading = heading::OUTPUT)]
     stats: bool,
     /// Print one JSON object instead of text.
@@ -77,7 +78,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Continues the prompt and prints text and statistics.
+/// Continues the prompt, and prints the text and the statistics.
 pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
     let sampling = args.sampling.params()?;
     let source = Source::resolve(&args.model)?;
@@ -110,7 +111,8 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
         (_, true) => Format::TextWithStatistics,
         _ => Format::Text,
     };
-    // Somebody who sees the demonstration must see where its text begins. A pipe gets only what was generated.
+    // A person who sees the demonstration should also see the text that the model continues. A pipe gets only the
+    // generated text.
     let is_demo = args.prompt.is_none() && args.prompt_tokens.is_none();
     let is_seen = format == Format::Text && std::io::stdout().is_terminal();
     let opening = (is_demo && is_seen).then_some(embedded::NOVEL);
@@ -120,7 +122,7 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
     engine::with_backend(args.backend, job)
 }
 
-/// The text to continue: what the chat template makes of the prompt, if there is a template and it is wanted.
+/// The text to continue: the prompt after the chat template, if there is a template and the arguments ask for it.
 fn prompt_text(args: &Args, source: &Source) -> Result<String> {
     let kwargs = args.template.kwargs();
     let needs_template = args.template.system.is_some() || !kwargs.is_empty();
@@ -159,7 +161,7 @@ struct Continue {
     tokenizer: Option<Tokenizer>,
     prompt: Vec<u32>,
     request: Request,
-    /// The text before the generated one, if it is to be seen.
+    /// A text to show before the generated one.
     opening: Option<&'static str>,
     fusion: FusionArgs,
     format: Format,
@@ -171,7 +173,7 @@ impl Job for Continue {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
         let fusion = about.fusion(&model, self.fusion)?;
         let Self { checkpoint, tokenizer, prompt, request, opening, format, verbose, .. } = self;
-        // While the prompt is read there is nothing to save: Ctrl-C ends the process at once.
+        // While the prompt is computed there is no result to keep, so Ctrl-C ends the process at once.
         let busy = OnceCell::new();
         let mut stream = Stream::new(format, opening);
         let mut progress = Progress::new("Prompt");
@@ -187,7 +189,7 @@ impl Job for Continue {
                 }
                 Event::Token { token, .. } => {
                     let id = if has_text { String::new() } else { format!("{} ", token.token) };
-                    // A reader that has gone ends the work as Ctrl-C does; the error is kept.
+                    // If the reader of stdout is gone, generation ends as with Ctrl-C; `stream` keeps the error.
                     let is_told = stream.push(if has_text { &token.text } else { &id });
                     let more = is_told && !busy.get().is_some_and(Busy::is_asked);
                     if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }

@@ -22,7 +22,7 @@ fn without_the_feature_the_message_says_how_to_get_mlx() {
     assert!(report["backends"][2]["remark"].as_str().unwrap().contains("setup-mlx"), "{report:#}");
 }
 
-/// Without a GPU the message says what is missing: a driver, or a GPU.
+/// Without a GPU the message says which of the two is missing: the driver or the GPU.
 #[test]
 #[cfg(target_os = "linux")]
 fn without_a_gpu_the_message_says_what_is_missing() {
@@ -30,7 +30,7 @@ fn without_a_gpu_the_message_says_what_is_missing() {
     let cuda = &report["backends"][1];
     if cuda["about"].is_null() {
         let remark = cuda["remark"].as_str().unwrap();
-        assert!(!remark.contains("not available"), "the report says so already: {remark}");
+        assert!(!remark.contains("not available"), "the report already says this: {remark}");
         assert!(["driver", "GPU", "NVRTC"].iter().any(|part| remark.contains(part)), "{remark}");
         let run = zmlx(&["generate", "--json", "--backend", "cuda", "--model", &model(GLM), "-p", "x"]);
         run.refused(&["the cuda backend is not available"]);
@@ -51,7 +51,7 @@ fn mlx_gives_the_recorded_bf16_tokens() {
 #[test]
 #[cfg(feature = "mlx")]
 fn mlx_is_valid() {
-    // Twice instead of five times: MLX's CPU kernels take seconds per text.
+    // Two runs instead of five, because MLX's CPU kernels take seconds per text.
     let args = ["validate", "--json", "--backend", "mlx", "--model", &model(QWEN), "-m", "8", "-r", "2"];
     let report = zmlx(&args).ok().json();
     assert_eq!(report["verdict"], "pass", "{report:#}");
@@ -134,7 +134,7 @@ fn router_experiments_that_cannot_be() {
     let args = ["generate", "--json", "--model", &model(QWEN), "-p", "It", "-m", "1"];
     zmlx(&[&args[..], &["--qwen-router-argpartition-logits-topk"]].concat()).refused(&["requires", LOGITS]);
     finish(command(&args).env(TOP_K, "1").env(LOGITS, "0")).refused(&["requires", LOGITS]);
-    // Weights that are not renormalised are no softmax over the chosen.
+    // If the weights are not renormalised, they are not a softmax over the chosen experts.
     let dir = copy_without(QWEN, &[]);
     edit_json(dir.path(), "config.json", |c| c["norm_topk_prob"] = json!(false));
     let args = ["generate", "--json", "--model", dir.path().to_str().unwrap(), "-p", "It", "-m", "1"];

@@ -5,12 +5,12 @@ use zmlx_kernels::{Backend, Fusion, MlaInputs, MlaWeights, Result, Rope};
 use super::Rows;
 use crate::linear::Linear;
 
-/// How queries come from the hidden state.
+/// How queries are computed from the hidden state.
 #[derive(Debug)]
 pub(crate) enum QueryProjection<W> {
     /// One matrix `[n_heads · (nope + rope), hidden]`.
     Direct(Linear<W>),
-    /// Through a normed bottleneck: `b(norm(a(x)))`.
+    /// Two matrices with a normed bottleneck between them: `b(norm(a(x)))`.
     LowRank {
         /// `[q_lora_rank, hidden]`.
         a: Linear<W>,

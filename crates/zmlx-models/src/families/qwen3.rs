@@ -1,4 +1,4 @@
-//! `qwen3`: Qwen3-0.6B to 32B. Grouped queries with normed heads, dense layers.
+//! `qwen3`: Qwen3-0.6B to 32B. They have grouped queries with normed heads, and dense layers.
 
 use serde::Serialize;
 use serde_json::Value;

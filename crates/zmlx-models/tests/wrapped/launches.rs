@@ -1,4 +1,4 @@
-//! How many ops a decoded token takes, layer by layer: `docs/LAUNCHES.md` holds what is counted here.
+//! How many ops a decoded token takes, layer by layer. `docs/LAUNCHES.md` holds these counts.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ type Counts = BTreeMap<&'static str, usize>;
 const FUSIONS: [(&str, Fusion); 3] =
     [("stock", Fusion::STOCK), ("concat", Fusion::CONCAT), ("fused", Fusion::FUSED)];
 
-/// What one decoded token takes.
+/// The ops of one decoded token.
 #[derive(Debug, PartialEq)]
 struct Step {
     /// The embedding and the norm before the first layer.
@@ -54,14 +54,14 @@ fn count(name: &str, fusion: &Fusion) -> Step {
     };
     let input = Input { tokens: &[7], ..input };
     model.forward_tapped(&mut pool, &[input], fusion, Some(&mut tap)).unwrap();
-    // The norm before the first layer is counted with that layer; all other layers end with the next one's.
+    // The norm before the first layer is counted with that layer. All other layers end with the norm of the next one.
     *layers[0].get_mut("rms_norm").unwrap() -= 1;
     layers[0].retain(|_, n| *n > 0);
     start.insert("rms_norm", 1);
     Step { start, layers, end }
 }
 
-/// A row per op that a layer of any fusion has, and their sum.
+/// A row for each op that a layer has in any fusion, and their sum.
 fn table(of: [&Counts; 3]) -> String {
     let mut ops: Vec<&str> = of.iter().flat_map(|c| c.keys().copied()).collect();
     ops.sort_unstable();
@@ -86,7 +86,7 @@ fn the_document_holds_what_is_counted() {
     }
     let layer =
         |steps: &[Step; 3], i: usize| table([&steps[0].layers[i], &steps[1].layers[i], &steps[2].layers[i]]);
-    // Layers and dense layers of the real models: fixtures/models and crates/zmlx-models/src/checkpoint/configs.
+    // The layers and dense layers of the real models: fixtures/models and crates/zmlx-models/src/checkpoint/configs.
     let mut totals = "| model | stock | concat | fused |\n|---|---|---|---|\n".to_owned();
     for (name, steps, n_layers) in [
         ("GLM fixture", &glm, None),
