@@ -31,7 +31,7 @@ pub(crate) struct Args {
         value_parser = RangedU64ValueParser::<usize>::new().range(1..=64)
     )]
     n_ranks: Option<usize>,
-    /// Start a rank on each of these hosts, by ssh. The first host is rank 0. 127.0.0.1 is this machine, without ssh.
+    /// Start a rank on each of these hosts: on an address of this machine directly, elsewhere by ssh. The first host is rank 0.
     #[arg(long, value_name = "HOST,…", value_delimiter = ',', conflicts_with = "n_ranks")]
     hosts: Vec<String>,
     /// Start a rank on each host of a file in the format of mlx.launch.
@@ -72,7 +72,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     let is_asked = watch_signals()?;
     let mut ranks = Ranks(Vec::new());
     for (rank, host) in hosts.iter().enumerate() {
-        let mut command = if host.ssh == HERE {
+        let mut command = if is_here(host) {
             let mut command = Command::new(&program);
             command.args(&args.command).env(MLX_RANK, rank.to_string()).env(MLX_HOSTFILE, file.path());
             command
@@ -94,6 +94,12 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
 
 fn here() -> Host {
     Host { ssh: HERE.to_owned(), ips: vec![HERE.to_owned()] }
+}
+
+/// Whether ranks on a host can be started without ssh.
+fn is_here(host: &Host) -> bool {
+    let is_own = |address: &String| TcpListener::bind((address.as_str(), 0)).is_ok();
+    host.ssh == HERE || host.ips.iter().any(|address| *address == host.ssh && is_own(address))
 }
 
 /// A host that ssh and the others know by the same name; `user@host` is for ssh.
@@ -224,6 +230,9 @@ mod tests {
         let hosts = [of_name("me@a").unwrap(), of_name("b").unwrap()];
         assert_eq!(hosts[0], Host { ssh: "me@a".into(), ips: vec!["a".into()] });
         assert_eq!(addresses_of(&hosts, 32323).unwrap(), [["a:32323"], ["b:32324"]]);
+        assert!(is_here(&here()) && is_here(&of_name("127.0.0.1").unwrap()));
+        // An address that is for documents only.
+        assert!(!is_here(&of_name("192.0.2.1").unwrap()) && !is_here(&of_name("me@127.0.0.1").unwrap()));
         assert!(addresses_of(&hosts, u16::MAX).is_err() && of_name("me@").is_err());
         assert_eq!(quoted("it's"), r"'it'\''s'");
         let script = script(
