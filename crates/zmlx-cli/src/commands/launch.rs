@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use clap::builder::RangedU64ValueParser;
 
-use crate::output::{Outcome, note};
+use crate::output::Outcome;
 use crate::ranks::hostfile::{self, Host};
 use crate::ranks::{COMMANDS, MLX_HOSTFILE, MLX_RANK};
 
@@ -170,54 +170,49 @@ struct Ranks(Vec<Rank>);
 
 impl Ranks {
     fn wait(&mut self, asked: &Asked) -> Result<Outcome> {
-        let mut failed: Option<(usize, ExitStatus, Instant)> = None;
-        let mut interrupted = None;
+        // Since a rank has failed, or the user has asked for an end.
+        let mut ending = None;
         loop {
-            for (i, rank) in self.0.iter_mut().enumerate().filter(|(_, rank)| rank.status.is_none()) {
+            for rank in self.0.iter_mut().filter(|rank| rank.status.is_none()) {
                 rank.status = rank.child.try_wait()?;
-                match rank.status {
-                    Some(status) if !status.success() && failed.is_none() => {
-                        failed = Some((i, status, Instant::now()))
-                    }
-                    _ => {}
-                }
-            }
-            if asked.interrupted.load(Ordering::SeqCst) {
-                interrupted.get_or_insert_with(Instant::now);
-            }
-            if asked.terminated.load(Ordering::SeqCst) {
-                self.kill();
-                bail!("ended by a signal, and all ranks with it");
-            }
-            let is_late = |since: Instant| since.elapsed() >= GRACE;
-            if failed.is_some_and(|(_, _, at)| is_late(at)) || interrupted.is_some_and(is_late) {
-                note(format_args!("error: not all ranks ended within {} seconds: killed", GRACE.as_secs()));
-                self.kill();
             }
             if self.0.iter().all(|rank| rank.status.is_some()) {
                 break;
             }
+            if asked.terminated.load(Ordering::SeqCst) {
+                bail!("ended by a signal, and all ranks with it");
+            }
+            if asked.interrupted.load(Ordering::SeqCst) || self.failed().next().is_some() {
+                let since = ending.get_or_insert_with(Instant::now);
+                if since.elapsed() >= GRACE {
+                    bail!("not all ranks ended within {} seconds: they were killed", GRACE.as_secs());
+                }
+            }
             std::thread::sleep(POLL);
         }
-        match failed {
-            _ if interrupted.is_some() => Ok(Outcome::Interrupted),
-            Some((rank, status, _)) => bail!("rank {rank} ended with {status}"),
+        if asked.interrupted.load(Ordering::SeqCst) {
+            return Ok(Outcome::Interrupted);
+        }
+        // A rank that a signal ended is why others failed.
+        match self.failed().min_by_key(|(_, status)| status.code().is_some()) {
+            Some((rank, status)) => bail!("rank {rank} ended with {status}"),
             None => Ok(Outcome::Done),
         }
     }
 
-    fn kill(&mut self) {
-        for rank in self.0.iter_mut().filter(|rank| rank.status.is_none()) {
-            // One that has just ended cannot be killed.
-            let _ = rank.child.kill();
-            rank.status = rank.child.wait().ok();
-        }
+    fn failed(&self) -> impl Iterator<Item = (usize, ExitStatus)> {
+        let failed = |rank: &Rank| rank.status.filter(|status| !status.success());
+        self.0.iter().enumerate().filter_map(move |(i, rank)| Some((i, failed(rank)?)))
     }
 }
 
 impl Drop for Ranks {
     fn drop(&mut self) {
-        self.kill();
+        for rank in self.0.iter_mut().filter(|rank| rank.status.is_none()) {
+            // One that has just ended cannot be killed.
+            let _ = rank.child.kill();
+            let _ = rank.child.wait();
+        }
     }
 }
 
