@@ -2,9 +2,9 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
 #[cfg(feature = "proof")]
 use anyhow::bail;
+use anyhow::{Result, bail};
 #[cfg(feature = "proof")]
 use zmlx_bench::BackendInfo;
 #[cfg(feature = "proof")]
@@ -22,6 +22,7 @@ use crate::output::Outcome;
 #[cfg(feature = "proof")]
 use crate::output::{self, note};
 use crate::progress::Progress;
+use crate::ranks;
 
 /// A description of a backend for reports, and what its users must respect.
 pub(crate) struct About {
@@ -159,7 +160,11 @@ const HAS_MLX: bool = cfg!(any(target_os = "macos", feature = "mlx"));
 
 /// Runs a job on the backend that the arguments select. No other code names the backends.
 pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> {
-    match args.backend.unwrap_or_else(default_backend) {
+    let kind = args.backend.unwrap_or_else(default_backend);
+    if ranks::shard().is_some() && kind != BackendKind::Mlx {
+        bail!("--backend: several ranks can share a model on mlx only");
+    }
+    match kind {
         BackendKind::Cpu => {
             let backend = args.cpu.backend()?;
             let (level, n_threads) = (backend.level().name(), backend.n_threads());
@@ -201,7 +206,7 @@ pub(crate) fn prepare() {
 
 /// On Linux MLX computes on the CPU, slower than this project's own kernels, so it is never the default there.
 fn default_backend() -> BackendKind {
-    if has_metal() {
+    if has_metal() || ranks::shard().is_some() {
         BackendKind::Mlx
     } else if has_gpu() {
         BackendKind::Cuda
@@ -272,14 +277,21 @@ fn with_cuda(_: impl Job) -> Result<Outcome> {
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 fn with_mlx(job: impl Job) -> Result<Outcome> {
     use zmlx_kernels::mlx::{self, MlxBackend, Numerics};
-    let backend = MlxBackend::new(Numerics::Exact)?;
+    let mut backend = MlxBackend::new(Numerics::Exact)?;
+    if let Some(group) = ranks::group() {
+        backend = backend.with_group(group);
+    }
     let runtime = backend.runtime();
+    let device = if runtime.has_metal() { "Metal" } else { "CPU" };
     let setting =
         |s: mlx::Setting| Setting { name: s.name, value: s.value, chosen_by: s.chosen_by.name(), why: s.why };
     let about = About {
         name: "mlx",
         engine: Some(("mlx", runtime.version().to_string())),
-        text: format!("mlx {} ({})", runtime.version(), if runtime.has_metal() { "Metal" } else { "CPU" }),
+        text: match ranks::shard() {
+            Some(shard) => format!("mlx {} ({device}), {} ranks", runtime.version(), shard.n_ranks),
+            None => format!("mlx {} ({device})", runtime.version()),
+        },
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
         #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::Result;
 
-use crate::output;
+use crate::{output, ranks};
 
 /// No work is in progress that could be ended cleanly.
 const IDLE: u8 = 0;
@@ -32,6 +32,7 @@ pub(crate) fn install() -> Result<()> {
     ctrlc::set_handler(|| {
         if STATE.compare_exchange(BUSY, ASKED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             output::remove_temporary();
+            ranks::leave(130, Some("interrupted"));
             std::process::exit(130);
         }
     })?;
@@ -88,9 +89,12 @@ fn is_ignored(signal: i32) -> bool {
     mask >> (signal - 1) & 1 == 1
 }
 
-/// From here on Ctrl-C only sets a flag, until the returned value is dropped.
+/// From here on Ctrl-C only sets a flag, until the returned value is dropped. It still ends one of several ranks at once, because
+/// ranks would not stop at the same token.
 pub(crate) fn begin() -> Busy {
-    STATE.store(BUSY, Ordering::SeqCst);
+    if ranks::shard().is_none() {
+        STATE.store(BUSY, Ordering::SeqCst);
+    }
     Busy
 }
 

@@ -21,6 +21,7 @@ mod output;
 mod progress;
 #[cfg(feature = "proof")]
 mod prompts;
+mod ranks;
 mod source;
 mod table;
 
@@ -28,6 +29,7 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
+use anyhow::Result;
 #[cfg(feature = "shell")]
 use clap::CommandFactory;
 use clap::{Parser, Subcommand};
@@ -65,6 +67,8 @@ struct Cli {
 enum Command {
     /// Answer or continue a prompt.
     Generate(commands::generate::Args),
+    /// Start a command as several processes, on one machine or several, which share a model.
+    Launch(commands::launch::Args),
     /// Talk to a model.
     Chat(commands::chat::Args),
     /// Answer requests over HTTP, as OpenAI's and Anthropic's servers do.
@@ -105,6 +109,17 @@ enum Command {
     Man(commands::shell::ManArgs),
 }
 
+impl Command {
+    /// The commands that several ranks may run by their names, the others by one.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Generate(_) => "generate",
+            Self::Logits(_) => "logits",
+            _ => "other commands",
+        }
+    }
+}
+
 fn main() -> ExitCode {
     engine::prepare();
     let cli = Cli::parse_from(arguments());
@@ -112,20 +127,51 @@ fn main() -> ExitCode {
     if cli.quiet || matches!(&cli.command, Command::Convert(args) if args.quiet) {
         output::be_quiet();
     }
-    start_log(cli.verbose, &cli.command);
+    let verbose = cli.verbose && !ranks::is_silent();
+    if ranks::is_silent() {
+        output::be_silent();
+    }
+    start_log(verbose, &cli.command);
     let ends_itself = match &cli.command {
         // A server handles signals itself: it first finishes the answers in progress.
         #[cfg(feature = "serve")]
         Command::Serve(_) => true,
+        // A launcher ends its ranks first.
+        Command::Launch(_) => true,
         _ => false,
     };
     let taken = if ends_itself { Ok(()) } else { interrupt::take_signals() };
     if let Err(error) = taken.and_then(|()| interrupt::watch_files()) {
         tracing::warn!("{error}: a signal will end this process at once");
     }
-    let done = match cli.command {
-        Command::Generate(args) => commands::generate::run(args, cli.verbose),
-        Command::Chat(args) => commands::chat::run(args, cli.verbose),
+    let done = ranks::join(cli.command.name()).and_then(|()| run(cli.command, verbose));
+    let (code, error) = match done {
+        Ok(outcome) => (outcome.exit_code(), None),
+        // The reader of the output is gone, as with `zmlx … | head`. That is not an error.
+        Err(error) if output::is_broken_pipe(&error) => {
+            (0, Some("the reader of the output has gone".to_owned()))
+        }
+        Err(error) if error.is::<interrupt::Interrupted>() => {
+            (Outcome::Interrupted.exit_code(), Some(error.to_string()))
+        }
+        Err(error) => {
+            let text = output::message(&error);
+            match ranks::shard() {
+                Some(shard) => note(format_args!("error: rank {}: {text}", shard.rank)),
+                None => note(format_args!("error: {text}")),
+            }
+            (2, Some(text))
+        }
+    };
+    ranks::leave(code, error.as_deref());
+    ExitCode::from(code)
+}
+
+fn run(command: Command, verbose: bool) -> Result<Outcome> {
+    match command {
+        Command::Generate(args) => commands::generate::run(args, verbose),
+        Command::Launch(args) => commands::launch::run(args),
+        Command::Chat(args) => commands::chat::run(args, verbose),
         #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::run(*args),
         Command::Logits(args) => commands::logits::run(args),
@@ -148,16 +194,6 @@ fn main() -> ExitCode {
         Command::Completions(args) => commands::shell::completions(args, Cli::command()),
         #[cfg(feature = "shell")]
         Command::Man(args) => commands::shell::man(args, Cli::command()),
-    };
-    match done {
-        Ok(outcome) => outcome.exit_code(),
-        // The reader of the output is gone, as with `zmlx … | head`. That is not an error.
-        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) if error.is::<interrupt::Interrupted>() => Outcome::Interrupted.exit_code(),
-        Err(error) => {
-            note(format_args!("error: {}", output::message(&error)));
-            ExitCode::from(2)
-        }
     }
 }
 

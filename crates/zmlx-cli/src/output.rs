@@ -6,7 +6,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
@@ -27,17 +26,18 @@ pub(crate) enum Outcome {
 }
 
 impl Outcome {
-    pub(crate) fn exit_code(self) -> ExitCode {
-        ExitCode::from(match self {
+    pub(crate) fn exit_code(self) -> u8 {
+        match self {
             Self::Done => 0,
             Self::CheckFailed => 1,
             Self::Unusable => 2,
             Self::Interrupted => 130,
-        })
+        }
     }
 }
 
 static QUIET: AtomicBool = AtomicBool::new(false);
+static SILENT: AtomicBool = AtomicBool::new(false);
 
 /// From here on only results and errors are written.
 pub(crate) fn be_quiet() {
@@ -47,6 +47,17 @@ pub(crate) fn be_quiet() {
 /// Whether [`be_quiet`] was called.
 pub(crate) fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
+}
+
+/// From here on nothing but errors is written, and no file: another rank writes the results.
+pub(crate) fn be_silent() {
+    be_quiet();
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Whether results are another rank's to write.
+pub(crate) fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
 }
 
 /// Writes a line to stderr. An error is ignored, because there is no other place to report it. The line is escaped,
@@ -80,6 +91,9 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
 
 /// Writes a text to stdout.
 pub(crate) fn print(text: &str) -> Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()?;

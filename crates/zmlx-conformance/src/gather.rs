@@ -93,3 +93,24 @@ pub fn one_expert_takes_all_tokens<B: Backend>(instances: &[Instance<B>]) {
         }
     }
 }
+
+/// A part of the experts: their indices among themselves, and nothing of the others.
+pub fn held_experts<B: Backend>(instances: &[Instance<B>]) {
+    for i in instances {
+        let b = &i.backend;
+        let (experts, weights) = ([0, 5, 2, 3, 7, 4], [0.5, 0.25, 1.0, 2.0, 3.0, 4.0]);
+        let (chosen, given) = (b.put_indices(&experts, &[3, 2]), b.put(&weights, &[3, 2]));
+        for (held, want, want_weights) in [
+            (2..5, [0, 0, 0, 1, 0, 2], [0.0, 0.0, 1.0, 2.0, 0.0, 4.0]),
+            (0..8, experts, weights),
+            (7..8, [0; 6], [0.0, 0.0, 0.0, 0.0, 3.0, 0.0]),
+        ] {
+            let (got, got_weights) = b.held_experts(&chosen, &given, held.clone()).unwrap();
+            assert_eq!(b.get_indices(&got), want, "{} {held:?}", i.name);
+            assert_eq!(b.get(&got_weights), want_weights, "{} {held:?}", i.name);
+            assert_eq!(b.shape(&got_weights), [3, 2], "{} {held:?}", i.name);
+        }
+        assert!(b.held_experts(&chosen, &given, 3..3).is_err(), "{}", i.name);
+        assert!(b.held_experts(&chosen, &b.put(&weights, &[6]), 0..8).is_err(), "{}", i.name);
+    }
+}

@@ -104,7 +104,7 @@ macro_rules! conformance {
             $crate::conformance! { @ $instances;
                 linear { all_formats, around_limits, real_widths, dense_of_odd_widths, leading_dimensions, one_matrix_per_head }
                 gather {
-                    per_token_and_per_slot, same_expert_twice, unchosen_experts_are_not_read,
+                    held_experts, per_token_and_per_slot, same_expert_twice, unchosen_experts_are_not_read,
                     one_expert_takes_all_tokens
                 }
                 fused {

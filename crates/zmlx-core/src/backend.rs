@@ -2,11 +2,13 @@
 
 mod cache;
 mod recurrent;
+mod shard;
 mod step;
 mod types;
 
 pub use cache::{AttentionInputs, AttentionSettings, CacheKind, CacheSpec, KvFormat};
 pub use recurrent::{ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights};
+pub use shard::Shard;
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
     Activation, Barriers, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, PrefillStyle, Renormalize,
@@ -266,6 +268,40 @@ pub trait Backend {
     /// A device fault.
     fn eval_async(&self, logits: Self::Tensor, _chosen: &Self::Indices) -> Result<Self::Tensor> {
         Ok(logits)
+    }
+
+    // ---- several ranks: default bodies for backends that run alone
+
+    /// Which part of a model this process holds: the weights that it is given are that part's.
+    fn shard(&self) -> Shard {
+        Shard::WHOLE
+    }
+
+    /// The sum of `x` over all ranks of the group, which all of them get with the same bits. All ranks must call it in the
+    /// same order, with equal shapes.
+    ///
+    /// **Numerics** sums in the type of `x`, in an order that depends on the number of ranks. **Source** `mx.distributed.all_sum`.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn all_sum(&self, x: Self::Tensor) -> Result<Self::Tensor> {
+        Ok(x)
+    }
+
+    /// What of a choice of experts falls on the experts `held`: for each of these its index among them, and its weight; for
+    /// the others index 0 and weight 0.
+    ///
+    /// **Shapes** experts, weights `[n, top_k]` → the same.
+    ///
+    /// # Errors
+    /// If the shapes differ or `held` is empty.
+    fn held_experts(
+        &self,
+        experts: &Self::Indices,
+        weights: &Self::Tensor,
+        held: std::ops::Range<usize>,
+    ) -> Result<(Self::Indices, Self::Tensor)> {
+        stock::held_experts(self, experts, weights, held)
     }
 
     // ---- views: no work for the device

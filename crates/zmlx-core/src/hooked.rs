@@ -7,7 +7,7 @@ use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostWeight, Instrumented, MlaInputs, MlaWeights,
-    NoauxTc, NormRope, Op, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
+    NoauxTc, NormRope, Op, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span, StepKey,
 };
 
 /// Makes the method of [`Hooks`] for each fused op, which is called in place of the op.
@@ -64,6 +64,19 @@ pub trait Hooks<B: Backend> {
         settings: &SampleSettings<'_, B::Indices>,
     ) -> Result<Option<B::Indices>> {
         backend.sample(logits, row, settings)
+    }
+
+    /// What [`Backend::shard`] says.
+    fn shard(&self, backend: &B) -> Shard {
+        backend.shard()
+    }
+
+    /// What [`Backend::all_sum`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn all_sum(&self, backend: &B, x: B::Tensor) -> Result<B::Tensor> {
+        backend.all_sum(x)
     }
 
     fused_ops! { hooks, B }
@@ -210,6 +223,23 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         settings: &SampleSettings<'_, B::Indices>,
     ) -> Result<Option<B::Indices>> {
         self.hooks.sample(&self.inner, logits, row, settings)
+    }
+
+    fn shard(&self) -> Shard {
+        self.hooks.shard(&self.inner)
+    }
+
+    fn all_sum(&self, x: B::Tensor) -> Result<B::Tensor> {
+        self.hooks.all_sum(&self.inner, x)
+    }
+
+    fn held_experts(
+        &self,
+        experts: &B::Indices,
+        weights: &B::Tensor,
+        held: Range<usize>,
+    ) -> Result<(B::Indices, B::Tensor)> {
+        self.inner.held_experts(experts, weights, held)
     }
 
     /// Hooks that time or count ops need every op to run, so the body is called.

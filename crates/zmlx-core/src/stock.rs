@@ -1,6 +1,8 @@
 //! The fused ops as compositions of plain ops. They are the default bodies of [`Backend`], and what a model runs when a
 //! fused op is switched off. They have the shapes, errors and meaning of the ops of the same names.
 
+use std::ops::Range;
+
 use crate::Result;
 use crate::backend::{
     Activation, Backend, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, Renormalize, Rope,
@@ -219,4 +221,34 @@ pub fn mla_attention<B: Backend + ?Sized>(
     let inputs = MlaInputs { q_nope: &q_latent, ..inputs };
     let latent = b.latent_attention(inputs, cache, step, scale)?;
     b.head_linear(&latent, weights.unembed_out)
+}
+
+/// [`Backend::held_experts`] on the host.
+///
+/// # Errors
+/// As there.
+pub fn held_experts<B: Backend + ?Sized>(
+    b: &B,
+    experts: &B::Indices,
+    weights: &B::Tensor,
+    held: Range<usize>,
+) -> Result<(B::Indices, B::Tensor)> {
+    const OP: &str = "held_experts";
+    ensure(!held.is_empty(), OP, "held", "at least one expert", &held)?;
+    let (mut chosen, mut factors, shape) = (Vec::new(), Vec::new(), b.shape(weights));
+    b.read_indices(experts, &mut chosen)?;
+    b.read(weights, &mut factors)?;
+    ensure(
+        shape.len() == 2 && chosen.len() == factors.len(),
+        OP,
+        "weights",
+        "[n, top_k], as experts",
+        &shape,
+    )?;
+    for (expert, factor) in chosen.iter_mut().zip(&mut factors) {
+        let is_held = held.contains(&(*expert as usize));
+        *expert = if is_held { *expert - held.start as u32 } else { 0 };
+        *factor = if is_held { *factor } else { 0.0 };
+    }
+    Ok((b.indices(&chosen, &shape)?, b.tensor(&factors, &shape)?))
 }

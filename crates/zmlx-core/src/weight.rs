@@ -25,6 +25,14 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
+    /// Weights of a row that cannot be had apart: 1 for dense weights.
+    pub const fn group_size(self) -> usize {
+        match self {
+            Self::Dense(_) => 1,
+            Self::Quantized { spec, .. } => spec.group_size(),
+        }
+    }
+
     /// Bytes of one row of `n_in` weights: words, scales and biases.
     pub const fn row_bytes(self, n_in: usize) -> usize {
         match self {
@@ -209,6 +217,49 @@ impl HostWeight {
         Ok(Self { n_out: n_rows, mats: mats.collect(), factors: self.factors.clone(), ..*self })
     }
 
+    /// The columns `columns` of each matrix: copied, as they do not lie in a row.
+    ///
+    /// # Errors
+    /// If there are no such columns, or the range would cut a group of quantised weights.
+    pub fn columns(&self, columns: std::ops::Range<usize>) -> Result<Self> {
+        const OP: &str = "columns of a weight";
+        let (n_in, group_size) = (self.n_in, self.format.group_size());
+        let ok = columns.start < columns.end && columns.end <= n_in;
+        ensure(ok, OP, "columns", format_args!("within 0..{n_in}"), &columns)?;
+        let is_whole = columns.start.is_multiple_of(group_size) && columns.end.is_multiple_of(group_size);
+        ensure(is_whole, OP, "columns", format_args!("whole groups of {group_size}"), &columns)?;
+        // A row's bytes are those of its groups, one after the other.
+        let groups = columns.start / group_size..columns.end / group_size;
+        let n_groups = n_in / group_size;
+        let part = |bytes: &Bytes| -> Bytes {
+            if bytes.is_empty() {
+                return Bytes::new();
+            }
+            let group_bytes = bytes.len() / (self.n_out * n_groups);
+            let of_row = groups.start * group_bytes..groups.end * group_bytes;
+            let rows = bytes.chunks_exact(n_groups * group_bytes).map(|row| &row[of_row.clone()]);
+            rows.collect::<Vec<_>>().concat().into()
+        };
+        let mats = self.mats.iter().map(|m| WeightBytes {
+            data: part(&m.data),
+            scales: part(&m.scales),
+            biases: part(&m.biases),
+        });
+        Ok(Self { n_in: columns.len(), mats: mats.collect(), factors: self.factors.clone(), ..*self })
+    }
+
+    /// The matrices `mats` of a bank, sharing their bytes.
+    ///
+    /// # Errors
+    /// If there are no such matrices.
+    pub fn mats(&self, mats: std::ops::Range<usize>) -> Result<Self> {
+        let n_mats = self.n_mats();
+        let ok = mats.start < mats.end && mats.end <= n_mats;
+        ensure(ok, "matrices of a weight", "mats", format_args!("within 0..{n_mats}"), &mats)?;
+        let factors = if self.has_factors() { self.factors[mats.clone()].to_vec() } else { Vec::new() };
+        Ok(Self { mats: self.mats[mats].to_vec(), factors, ..*self })
+    }
+
     /// How the elements are stored.
     pub fn format(&self) -> WeightFormat {
         self.format
@@ -288,5 +339,51 @@ fn check_length(what: &'static str, dtype: DType, bytes: &Bytes, want_bytes: usi
         Ok(())
     } else {
         Err(Error::BufferLength { what, dtype, n_bytes: bytes.len(), want_bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts of weights in every format, against the same parts of their values.
+    #[test]
+    fn columns_and_matrices() {
+        let (n_mats, n_out, n_in) = (3, 2, 256);
+        let values: Vec<f32> =
+            (0..n_mats * n_out * n_in).map(|i| ((i * 7919) % 509) as f32 / 509.0 - 0.5).collect();
+        let mut weights = vec![HostWeight::from_f32(&values[..n_out * n_in], n_out, n_in).unwrap()];
+        let quantized =
+            |spec: &QuantSpec| HostWeight::quantize(*spec, &values, [n_mats, n_out, n_in]).unwrap();
+        weights.extend(QuantSpec::all().iter().map(quantized));
+        for weight in weights {
+            let all = weight.to_f32_vec();
+            let row = |i: usize| &all[i * n_in..(i + 1) * n_in];
+            for columns in [0..128, 128..256, 0..256] {
+                let got = weight.columns(columns.clone()).unwrap();
+                assert_eq!((got.n_mats(), got.n_out(), got.n_in()), (weight.n_mats(), n_out, columns.len()));
+                let want: Vec<f32> =
+                    (0..weight.n_mats() * n_out).flat_map(|i| row(i)[columns.clone()].to_vec()).collect();
+                assert_eq!(got.to_f32_vec(), want, "{} {columns:?}", weight.format());
+            }
+            let last = weight.n_mats() - 1..weight.n_mats();
+            let want = &all[last.start * n_out * n_in..];
+            assert_eq!(weight.mats(last).unwrap().to_f32_vec(), want, "{}", weight.format());
+            assert!(weight.mats(0..weight.n_mats() + 1).is_err() && weight.mats(1..1).is_err());
+            assert!(weight.columns(0..257).is_err() && weight.columns(128..128).is_err());
+            if weight.format().group_size() > 1 {
+                let error = weight.columns(0..8).unwrap_err().to_string();
+                assert!(error.contains("whole groups of"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn factors_follow_their_matrices() {
+        let one = |v: f32| HostWeight::from_f32(&[v, v], 1, 2).unwrap();
+        let bank = HostWeight::stack(vec![one(1.0), one(2.0), one(3.0)]).unwrap();
+        let bank = bank.with_factors(vec![10.0, 20.0, 30.0]).unwrap();
+        assert_eq!(bank.mats(1..3).unwrap().to_f32_vec(), [40.0, 40.0, 90.0, 90.0]);
+        assert_eq!(bank.columns(1..2).unwrap().to_f32_vec(), [10.0, 40.0, 90.0]);
     }
 }

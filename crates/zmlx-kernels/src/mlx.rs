@@ -5,6 +5,7 @@
 
 mod backend;
 mod dispatches;
+mod distributed;
 mod experts;
 mod limits;
 mod primitive;
@@ -14,6 +15,7 @@ mod runtime;
 pub use crate::metal::Numerics;
 pub use backend::{MlxBackend, MlxCache, MlxIndices, MlxStep, MlxWeight};
 pub use dispatches::{Dispatches, Recording};
+pub use distributed::Group;
 pub use experts::QuantizedExperts;
 pub use limits::{ChosenBy, Setting, command_buffers, free_bytes, hold_memory, limit_command_buffers};
 /// The mlx-rs whose arrays these functions take.

@@ -283,7 +283,7 @@ impl<B: Backend> Model<B> {
             if is_last && n_logits == 0 {
                 return b.tensor(&[], &[0, self.architecture.vocab_size]);
             }
-            let y = self.normed(y, layer.extras.mixer_norm.as_ref())?;
+            let y = self.normed(b.all_sum(y)?, layer.extras.mixer_norm.as_ref())?;
             h = rows.of(b, h, step)?;
             (h, x) = self.add_norm(&h, &y, &layer.post_norm, fusion)?;
             show(format_args!("layers.{i}.attn"), TapValue::Tensor(&h));
@@ -302,7 +302,7 @@ impl<B: Backend> Model<B> {
                     b.add(&y, &self.normed(of_experts, Some(&beside.moe_norm))?)?
                 }
             };
-            let y = self.normed(y, layer.extras.feed_forward_norm.as_ref())?;
+            let y = self.normed(b.all_sum(y)?, layer.extras.feed_forward_norm.as_ref())?;
             let next_norm = self.layers.get(i + 1).map_or(&self.norm, |next| &next.input_norm);
             if layer.extras.ends_with_sum() {
                 (h, x) = self.add_norm(&h, &y, next_norm, fusion)?;

@@ -250,6 +250,18 @@ pub enum Error {
     /// Work that can be resumed was stopped by the caller.
     #[error("stopped before the end")]
     Stopped,
+    /// A model that cannot be split among so many ranks.
+    #[error("{model} cannot be split among {n_ranks} ranks, as {what}; {}", numbers_that_fit(fits))]
+    Split {
+        /// The checkpoint.
+        model: String,
+        /// The number of ranks that was asked for.
+        n_ranks: usize,
+        /// What does not divide, or is not split yet.
+        what: String,
+        /// Numbers of ranks that would do.
+        fits: Vec<usize>,
+    },
     /// The kernels refused a weight or an operation.
     #[error(transparent)]
     Kernels(#[from] zmlx_kernels::Error),
@@ -261,6 +273,17 @@ impl Error {
         match self {
             Self::Input { source, .. } => source.root(),
             _ => self,
+        }
+    }
+}
+
+fn numbers_that_fit(fits: &[usize]) -> String {
+    match fits {
+        [] => "it runs on one rank only".to_owned(),
+        [one] => format!("it can be split among {one}"),
+        [first @ .., last] => {
+            let first: Vec<_> = first.iter().map(ToString::to_string).collect();
+            format!("it can be split among {} or {last}", first.join(", "))
         }
     }
 }

@@ -4,9 +4,9 @@ use zmlx_kernels::{AttentionSettings, Backend, DeltaDims, HostWeight};
 use zmlx_moe::{ExpertBank, Mlp, MoeBlock, Router};
 
 use crate::architecture::{
-    ConvSpec, DeltaProjections, DeltaSpec, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerExtras, LayerSpec,
-    LinearSpec, MatrixSpec, MixerSpec, MlaSpec, MlpSpec, MoeSpec, PerLayerInputSpec, PerLayerInputsSpec,
-    QuerySpec, RouterSpec, ScaledNorm, SharedGqaSpec, ShortConvSpec, VectorSpec,
+    ConvSpec, DeltaProjections, DeltaSpec, ExpertSplit, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerExtras,
+    LayerSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec, MlpSpec, MoeSpec, PerLayerInputSpec,
+    PerLayerInputsSpec, QuerySpec, RouterSpec, ScaledNorm, SharedGqaSpec, ShortConvSpec, VectorSpec,
 };
 use crate::attention::{Attention, Delta, Gqa, HeadNorm, Mla, QueryProjection, SharedGqa, ShortConv};
 use crate::layer::{Beside, Extras, FeedForward, Layer, PerLayerInput, PerLayerInputs};
@@ -129,7 +129,10 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     fn experts(&mut self, spec: &ExpertsSpec) -> Result<ExpertBank<B::Weight>> {
         let [gate, up, down] = self.reader.experts(spec).map(|weight| self.upload(weight));
-        let bank = ExpertBank::new(gate?, up?, down?).joined_by(spec.activation);
+        let mut bank = ExpertBank::new(gate?, up?, down?).joined_by(spec.activation);
+        if let ExpertSplit::Experts(part) = spec.split {
+            bank = bank.holding(part.range(spec.n_experts));
+        }
         if !spec.is_biased {
             return Ok(bank);
         }

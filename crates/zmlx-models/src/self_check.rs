@@ -131,7 +131,7 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             let shape = format!("{} → {}", model.architecture.hidden_size, a.qkv_width());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
-        let y = model.normed(y, layer.extras.mixer_norm.as_ref())?;
+        let y = model.normed(b.all_sum(y)?, layer.extras.mixer_norm.as_ref())?;
         (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;
         let y = match (&layer.feed_forward, &spec.feed_forward) {
             (FeedForward::Dense(mlp), FeedForwardSpec::Dense(spec)) => check.mlp(mlp, spec, &x)?,
@@ -145,7 +145,7 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             _ => unreachable!("a layer is made from its spec"),
         };
         let next_norm = model.layers.get(layer_idx + 1).map_or(&model.norm, |next| &next.input_norm);
-        let y = model.normed(y, layer.extras.feed_forward_norm.as_ref())?;
+        let y = model.normed(b.all_sum(y)?, layer.extras.feed_forward_norm.as_ref())?;
         if layer.extras.ends_with_sum() {
             (h, x) = check.add_norm(&h, &y, next_norm)?;
         } else {

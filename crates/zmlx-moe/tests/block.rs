@@ -130,3 +130,32 @@ fn a_block_is_its_formula(
     // Two products one after the other, each with activations of 16 bits.
     assert!(rel_rms(&got, &want) <= 1e-4, "{}", rel_rms(&got, &want));
 }
+
+/// The parts of a bank that hold some experts each add up to the whole bank.
+#[test]
+fn parts_of_a_bank_add_up() {
+    let b = CpuBackend::new(Some(1)).unwrap();
+    let spec = QuantSpec::new(QuantMode::Affine, 4, 64).unwrap();
+    let weights = [(INTER, HIDDEN, 1), (INTER, HIDDEN, 2), (HIDDEN, INTER, 3)].map(|(n_out, n_in, seed)| {
+        HostWeight::quantize(spec, &random_f32(N_EXPERTS * n_out * n_in, 0.1, seed), [N_EXPERTS, n_out, n_in])
+            .unwrap()
+    });
+    let bank = |held: std::ops::Range<usize>| {
+        let [gate, up, down] = weights.each_ref().map(|w| b.upload(w.mats(held.clone()).unwrap()).unwrap());
+        ExpertBank::new(gate, up, down)
+    };
+    let x = b.tensor(&random_f32(3 * HIDDEN, 1.0, 4), &[3, HIDDEN]).unwrap();
+    let chosen = (&b.indices(&[0, 7, 2, 3, 6, 1], &[3, 2]).unwrap(), &b.tensor(&[0.5; 6], &[3, 2]).unwrap());
+    for fusion in [Fusion::STOCK, Fusion::FUSED] {
+        let run = |bank: ExpertBank<_>| {
+            let mut y = Vec::new();
+            b.read(&bank.forward(&b, &x, chosen, &fusion).unwrap(), &mut y).unwrap();
+            y
+        };
+        let want: Vec<f64> = run(bank(0..N_EXPERTS)).into_iter().map(f64::from).collect();
+        let parts = [0..3, 3..N_EXPERTS].map(|held| run(bank(held.clone()).holding(held)));
+        let sum: Vec<f32> = parts[0].iter().zip(&parts[1]).map(|(a, b)| a + b).collect();
+        // The same products, added in another order.
+        assert!(rel_rms(&sum, &want) <= 1e-6, "{fusion}: {}", rel_rms(&sum, &want));
+    }
+}

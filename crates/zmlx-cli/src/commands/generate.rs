@@ -15,8 +15,9 @@ use crate::embedded;
 use crate::engine::{self, About, Job};
 use crate::interrupt::{self, Busy};
 use crate::memory;
-use crate::output::{Outcome, note};
+use crate::output::{self, Outcome, note};
 use crate::progress::Progress;
+use crate::ranks;
 use crate::source::Source;
 use report::{Format, Stream, print_report};
 
@@ -91,6 +92,7 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
             (tokens, Some(tokenizer))
         }
     };
+    let prompt = ranks::of_rank_0(prompt)?;
     if prompt.is_empty() {
         return Err(Error::EmptyPrompt.into());
     }
@@ -103,6 +105,8 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
         stop: args.sampling.stop.clone(),
         ..Request::new(prompt.clone(), max_tokens)
     };
+    let work = (&request.sampling, request.max_tokens, &request.eos_token_ids, &request.stop, args.fusion);
+    ranks::agree(&checkpoint, &format!("{work:?}"))?;
     let format = match (args.json, args.stats) {
         (true, _) => Format::Json,
         (_, true) => Format::TextWithStatistics,
@@ -126,6 +130,8 @@ fn prompt_text(args: &Args, source: &Source) -> Result<String> {
     let text = match args.prompt.as_deref() {
         None if needs_template => bail!("--system-prompt and --chat-template-config need --prompt"),
         None => return Ok(embedded::NOVEL.to_owned()),
+        // Other ranks are told what rank 0 has read.
+        Some("-") if output::is_silent() => return Ok(String::new()),
         Some("-") => {
             let mut text = String::new();
             std::io::stdin().lock().read_to_string(&mut text).context("stdin")?;

@@ -11,6 +11,7 @@ use crate::engine::{self, About, Job};
 use crate::interrupt::{self, Interrupted};
 use crate::output::{Outcome, check_output, write_file};
 use crate::progress::Progress;
+use crate::ranks;
 use crate::source::Source;
 
 /// Arguments of `zmlx logits`.
@@ -50,6 +51,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     if args.tokens.len() > limit {
         return Err(Error::ContextLength { n_tokens: args.tokens.len(), limit }.into());
     }
+    ranks::agree(&checkpoint, &format!("{:?} {} {:?}", args.tokens, args.chunk, args.fusion))?;
     interrupt::install()?;
     let Args { tokens, out, chunk, fusion, .. } = args;
     let job = Logits { checkpoint, tokens, out, chunk, fusion };

@@ -8,12 +8,17 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
+use super::is_silent;
+
 /// The temporary files of all writes in progress.
 static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Checks an output before the work whose result it will contain. It must be writable, it must not exist unless `force`
 /// is set, and it must not be one of the files that the command reads, whatever its name.
 pub(crate) fn check_output(path: &Path, force: bool, inputs: &[PathBuf]) -> Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     if inputs.iter().any(|input| is_same_file(input, path)) {
         bail!("{}: this command reads it, so it does not overwrite it", path.display());
     }
@@ -27,6 +32,9 @@ pub(crate) fn check_output(path: &Path, force: bool, inputs: &[PathBuf]) -> Resu
 
 /// Writes the file `path`. `write` fills a temporary file in the same folder, which is renamed once it is complete.
 pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    if is_silent() {
+        return write(&mut std::io::sink());
+    }
     let target = Target::of(path)?;
     let what = || target.what();
     let file = target.temporary()?;

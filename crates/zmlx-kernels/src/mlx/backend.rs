@@ -15,6 +15,7 @@ mod compiled;
 mod fused;
 mod gated;
 mod indices;
+mod ranks;
 mod recurrent;
 mod router;
 mod sample;
@@ -38,14 +39,14 @@ pub(super) use weight::packed;
 
 use super::raw::{self, Order, Product};
 use super::runtime::{NAME, fault as f};
-use super::{Runtime, limits};
+use super::{Group, Runtime, limits};
 use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
-    MlaWeights, NoauxTc, NormRope, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span,
+    MlaWeights, NoauxTc, NormRope, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span,
 };
 use router::Pick;
 
@@ -57,6 +58,7 @@ const PREFILL_CHUNK: usize = 2048;
 pub struct MlxBackend {
     runtime: Runtime,
     numerics: Numerics,
+    group: Option<Group>,
     /// Steps so far, of all clones.
     n_steps: Arc<AtomicU64>,
 }
@@ -67,7 +69,14 @@ impl MlxBackend {
     /// # Errors
     /// [`Error::Unavailable`] if MLX does not start.
     pub fn new(numerics: Numerics) -> Result<Self> {
-        Ok(Self { runtime: Runtime::start()?, numerics, n_steps: Arc::default() })
+        Ok(Self { runtime: Runtime::start()?, numerics, group: None, n_steps: Arc::default() })
+    }
+
+    /// The same backend as one of several ranks, each of which computes its part of a model. Partial sums are rounded to the
+    /// type of activations before they are added, so results have other bits than on one rank: the same on all ranks.
+    #[must_use]
+    pub fn with_group(self, group: Group) -> Self {
+        Self { group: Some(group), ..self }
     }
 
     /// What its results are equal to.
@@ -321,7 +330,31 @@ impl Backend for MlxBackend {
         row: usize,
         settings: &SampleSettings<'_, MlxIndices>,
     ) -> Result<Option<MlxIndices>> {
-        sample::sample(logits, row, settings).map(Some)
+        let chosen = sample::sample(logits, row, settings)?;
+        match self.group {
+            Some(group) => ranks::of_rank_0(group, &chosen, last_width(logits)).map(Some),
+            None => Ok(Some(chosen)),
+        }
+    }
+
+    fn shard(&self) -> Shard {
+        self.group.map_or(Shard::WHOLE, Group::shard)
+    }
+
+    fn all_sum(&self, x: Array) -> Result<Array> {
+        match self.group {
+            Some(group) if x.size() > 0 => group.all_sum(&x),
+            _ => Ok(x),
+        }
+    }
+
+    fn held_experts(
+        &self,
+        experts: &MlxIndices,
+        weights: &Array,
+        held: Range<usize>,
+    ) -> Result<(MlxIndices, Array)> {
+        ranks::held_experts(experts, weights, held)
     }
 
     fn eval_async(&self, logits: Array, chosen: &MlxIndices) -> Result<Array> {

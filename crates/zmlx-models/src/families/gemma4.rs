@@ -156,6 +156,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             embed_factor: Some((hidden as f32).sqrt()),
             logit_cap: c.final_logit_softcapping.map(|cap| cap as f32),
             per_layer_inputs,
+            ..ModelExtras::default()
         },
         left_over: LEFT_OVER,
         ..frame.around(MODEL_TYPE, &c, layers)

@@ -85,12 +85,9 @@ impl Config {
             })),
             experts: ExpertsSpec {
                 module: "experts",
-                path,
-                n_experts,
-                inter: self.intermediate_size,
-                hidden,
                 activation: ACTIVATION,
                 is_biased: true,
+                ..ExpertsSpec::swiglu(path, n_experts, [self.intermediate_size, hidden])
             },
             shared: None,
             shared_gate: None,

@@ -76,7 +76,7 @@ impl Stream {
     }
 
     fn write(&mut self, text: &str) {
-        if self.failed.is_none() {
+        if self.failed.is_none() && !output::is_silent() {
             let mut out = io::stdout().lock();
             self.failed = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
         }
