@@ -144,7 +144,7 @@ impl LayerSpec {
     /// The MLP that every token goes through: a dense layer's, or the shared experts.
     pub fn dense_mlp(&self) -> Option<&MlpSpec> {
         match &self.feed_forward {
-            FeedForwardSpec::Dense(mlp) => Some(mlp),
+            FeedForwardSpec::Dense(mlp) => Some(&**mlp),
             FeedForwardSpec::Moe(moe) => moe.shared.as_ref(),
             FeedForwardSpec::Beside(beside) => Some(&beside.mlp),
         }
@@ -328,7 +328,7 @@ pub enum QuerySpec {
 #[non_exhaustive]
 pub enum FeedForwardSpec {
     /// One MLP for every token.
-    Dense(MlpSpec),
+    Dense(Box<MlpSpec>),
     /// A mixture of experts.
     Moe(Box<MoeSpec>),
     /// Both, side by side.
@@ -336,6 +336,11 @@ pub enum FeedForwardSpec {
 }
 
 impl FeedForwardSpec {
+    /// One MLP for every token.
+    pub(crate) fn dense(mlp: MlpSpec) -> Self {
+        Self::Dense(Box::new(mlp))
+    }
+
     /// A mixture of experts.
     pub(crate) fn moe(moe: MoeSpec) -> Self {
         Self::Moe(Box::new(moe))

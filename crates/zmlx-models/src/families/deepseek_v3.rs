@@ -147,7 +147,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             MixerSpec::Latent(attention.at(&at("self_attn"))),
             match moe.as_ref().filter(|_| c.is_moe_layer(layer_idx)) {
                 Some(moe) => FeedForwardSpec::moe(moe.at(at("mlp"))),
-                None => FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
+                None => FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
             },
         )
     };

@@ -128,7 +128,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             layer_idx,
             MixerSpec::Attention(attention.at(&at("self_attn"))),
             if layer_idx < c.first_k_dense_replace {
-                FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
+                FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             } else {
                 FeedForwardSpec::moe(moe.at(at("mlp")))
             },

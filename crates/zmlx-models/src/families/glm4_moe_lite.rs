@@ -142,7 +142,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             if c.is_moe_layer(layer_idx) {
                 FeedForwardSpec::moe(moe.at(at("mlp")))
             } else {
-                FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
+                FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             },
         )
     };

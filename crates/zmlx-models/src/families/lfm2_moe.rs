@@ -190,7 +190,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             },
             post_norm: VectorSpec::new(at("ffn_norm.weight"), hidden),
             feed_forward: if layer_idx < c.num_dense_layers {
-                FeedForwardSpec::Dense(MlpSpec::swiglu(&at("feed_forward"), c.intermediate_size, hidden))
+                FeedForwardSpec::dense(MlpSpec::swiglu(&at("feed_forward"), c.intermediate_size, hidden))
             } else {
                 FeedForwardSpec::moe(c.moe(at("feed_forward")))
             },

@@ -124,7 +124,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             if c.is_moe_layer(layer_idx) {
                 FeedForwardSpec::moe(c.moe(at("mlp")))
             } else {
-                FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
+                FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             },
         )
     };

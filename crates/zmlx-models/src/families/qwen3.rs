@@ -75,7 +75,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         frame.layer(
             layer_idx,
             MixerSpec::Attention(attention.at(&at("self_attn"))),
-            FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
+            FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
         )
     };
     Ok(frame.around(MODEL_TYPE, &c, (0..c.num_hidden_layers).map(layer).collect()))

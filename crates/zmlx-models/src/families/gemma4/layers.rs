@@ -79,7 +79,7 @@ impl Layers<'_> {
                     moe_norm: norm("post_feedforward_layernorm_2"),
                 }))
             } else {
-                FeedForwardSpec::Dense(mlp)
+                FeedForwardSpec::dense(mlp)
             },
             extras: LayerExtras {
                 mixer_norm: Some(norm("post_attention_layernorm")),

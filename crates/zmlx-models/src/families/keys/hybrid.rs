@@ -253,7 +253,7 @@ pub(in crate::families) fn hybrid(f: &Fields<'_>, family: &HybridFamily) -> Resu
             feed_forward: match experts {
                 Some(experts) => FeedForwardSpec::moe(experts.moe(at("mlp"), hidden)),
                 None => {
-                    FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), f.dim("intermediate_size")?, hidden))
+                    FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), f.dim("intermediate_size")?, hidden))
                 }
             },
             extras: LayerExtras::default(),
