@@ -1,4 +1,4 @@
-//! What a capsule says of the build: commit, compiler, target, features.
+//! Facts about the build which a capsule records: commit, compiler, target and features.
 
 use std::path::Path;
 use std::process::Command;
@@ -9,7 +9,7 @@ fn main() {
     tell("RUSTC", &rustc);
     tell("TARGET", &cargo("TARGET"));
     tell("PROFILE", &cargo("PROFILE"));
-    // Cargo parts the flags by this byte, which no text file should hold.
+    // Cargo separates the flags by this byte.
     tell("RUSTFLAGS", &cargo("CARGO_ENCODED_RUSTFLAGS").replace('\u{1f}', " "));
     let features = std::env::vars().filter_map(|(name, _)| {
         let name = name.strip_prefix("CARGO_FEATURE_")?.to_lowercase().replace('_', "-");
@@ -17,7 +17,7 @@ fn main() {
     });
     tell("FEATURES", &features.collect::<Vec<_>>().join(" "));
 
-    // From an archive of the sources there is no commit to tell.
+    // An archive of the sources has no git repository, hence no commit.
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let git = |args: &[&str]| {
         let mut git = Command::new("git");
@@ -31,7 +31,7 @@ fn main() {
     let is_dirty = is_ours && git(&status).is_some_and(|changes| !changes.is_empty());
     tell("DIRTY", if is_dirty { "yes" } else { "" });
 
-    // A commit changes no file of the sources, but git's log of HEAD.
+    // A commit changes no source file, but it changes git's log of HEAD.
     let log = git(&["rev-parse", "--path-format=absolute", "--git-path", "logs/HEAD"]);
     for path in log.into_iter().filter(|_| is_ours).chain(parts.map(|p| root.join(p).display().to_string())) {
         if Path::new(&path).exists() {
@@ -40,12 +40,12 @@ fn main() {
     }
 }
 
-/// Hands a value to the crate, as `ZMLX_BUILD_<name>`.
+/// Passes a value to the crate, as `ZMLX_BUILD_<name>`.
 fn tell(name: &str, value: &str) {
     println!("cargo::rustc-env=ZMLX_BUILD_{name}={value}");
 }
 
-/// What a program prints, if it runs and succeeds.
+/// What a program prints to stdout; `None` if it cannot be started or fails.
 fn text(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|o| o.status.success())?;
     Some(String::from_utf8_lossy(&output.stdout).trim().to_owned())

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Makes a standard library for a target that rustup did not install, for the rustc in use, from Debian's packaged Rust
-# library source of the same version. Prints the sysroot folder on stdout; all else on stderr.
+# Builds a standard library for a target that rustup did not install. It uses the rustc in use, and the library source
+# of the same version that Debian packages. Prints the sysroot folder on stdout and everything else on stderr.
 # usage: sysroot.sh TARGET check|build FOLDER    (check: metadata only, nothing can be linked)
 set -euo pipefail
 TARGET=$1
@@ -17,7 +17,7 @@ STAMP=$HOME_DIR/sysroot/.stamp
 if [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$VER $HASH" ]; then echo "$HOME_DIR/sysroot"; exit 0; fi
 rm -rf "$HOME_DIR"; mkdir -p "$HOME_DIR"/{apt/parts,apt/lists/partial,apt/cache/archives/partial,src,probe/src}
 A=$HOME_DIR/apt
-# the mirrors are the ones that this machine's own apt uses
+# the mirrors that this machine's own apt uses
 MAIN=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' | awk '$2 !~ /security/ {print $1; exit}')
 SECURITY=$(apt-get indextargets --format '$(REPO_URI) $(RELEASE)' | awk '$2 ~ /security/ {print $1; exit}')
 KEYRING=/usr/share/keyrings/debian-archive-keyring.gpg

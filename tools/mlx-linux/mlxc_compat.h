@@ -1,4 +1,4 @@
-// Included ahead of every file of mlx-c 0.7.0: when setup-mlx compiles it, and when its declarations are made.
+// Included before every file of mlx-c 0.7.0, both when setup-mlx compiles it and when its declarations are generated.
 //
 // 1. std::format, which the library of g++ 12 (Debian 12) lacks. mlx-c uses it in messages of input and output errors,
 //    with plain "{}" only.

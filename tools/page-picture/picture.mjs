@@ -1,4 +1,4 @@
-// Asks the page of a running `zmlx serve` something in headless Chromium, and takes a picture of the answer.
+// Asks a question on the page of a running `zmlx serve` in headless Chromium, and takes a screenshot of the answer.
 // usage: node picture.mjs URL OUT.png [light|dark]
 import { chromium } from "playwright-core";
 
@@ -8,7 +8,7 @@ const page = await browser.newPage({ viewport: { width: 960, height: 540 }, devi
 await page.goto(url);
 await page.fill("#input", "Tell me of Mr. Darcy.");
 await page.click("#send");
-// The answer has ended once the button sends again.
+// The answer is complete when the button is back to "send".
 await page.waitForSelector("body.busy");
 await page.waitForSelector("body:not(.busy)", { timeout: 60000 });
 await page.waitForTimeout(500);

@@ -1,4 +1,4 @@
-// The official JavaScript clients against a running server: clients.mjs URL
+// Runs the official JavaScript clients against a running server: clients.mjs URL
 import assert from "node:assert/strict";
 import Anthropic from "@anthropic-ai/sdk";
 import OpenAI from "openai";

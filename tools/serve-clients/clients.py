@@ -1,4 +1,4 @@
-"""The official Python clients against a running server: clients.py URL"""
+"""Runs the official Python clients against a running server: clients.py URL"""
 
 import json
 import sys

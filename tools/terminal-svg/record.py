@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""Runs a command in a terminal of its own and draws what it printed as an animated SVG.
+"""Runs a command in a pseudo-terminal and draws its output as an animated SVG.
 
 usage: record.py OUT.svg 'COMMAND AS SHOWN' program arguments...
 
-The picture needs nothing but itself: no script, no font, no network. It shows the text in the order and at the pace in which it
-came (pauses are shortened), and all of it to those who asked their system for less motion. Python's standard library only.
+The picture is self-contained: it has no script, loads no font and uses no network. It shows the text in the order and at
+the pace of the command, with shorter pauses. Readers who set their system to reduced motion see all of it at once. The
+program needs only Python's standard library.
 """
 
 import html
@@ -20,7 +21,7 @@ CHAR, LINE, PAD = 8.4, 20, 16  # of the font at 14 px
 
 
 def run(argv):
-    """The pieces of output with the time at which each came."""
+    """The pieces of output, each with the time at which it arrived."""
     pid, fd = pty.fork()
     if pid == 0:
         os.environ["TERM"] = "xterm-256color"

@@ -1,5 +1,5 @@
-//! The CUDA backend without and with a GPU: `cargo xtask cuda-check` compiles every kernel, `cargo xtask gpu-check` makes the
-//! tests ready for a machine that has one.
+//! The checks of the CUDA backend. `cargo xtask cuda-check` compiles every kernel without a GPU.
+//! `cargo xtask gpu-check` prepares the tests for a machine with a GPU.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -9,7 +9,7 @@ use cargo_metadata::Message;
 
 use crate::project;
 
-/// What runs on the machine with the GPU: the suite, and perhaps the memory checker on a part of it.
+/// The script for the machine with the GPU. It runs the suite and, if asked, the memory checker on a part of it.
 const SCRIPT: &str = include_str!("gpu-check.sh");
 
 /// Compiles all kernels for several generations of GPUs, with the compiler from PyPI.
@@ -19,7 +19,7 @@ pub(crate) fn check() -> Result<()> {
     let folder = nvrtc.parent().context("the library lies in a folder")?;
     let mut test = Command::new(env!("CARGO"));
     test.args(["test", "--locked", "--workspace", "--test", "compile"]).current_dir(&root);
-    // The library looks for another one of its package when it compiles.
+    // While it compiles, the library loads another library of its package.
     test.env("ZMLX_NVRTC", &nvrtc).env("LD_LIBRARY_PATH", folder);
     project::run(&mut test)
 }
@@ -39,7 +39,7 @@ fn install_nvrtc(root: &Path) -> Result<PathBuf> {
     Ok(library)
 }
 
-/// Builds the conformance suite and puts it, with a script that runs it, into `target/gpu-check`.
+/// Builds the conformance suite and puts it into `target/gpu-check`, together with a script that runs it.
 pub(crate) fn prepare() -> Result<()> {
     let root = project::root()?;
     let mut build = Command::new(env!("CARGO"));

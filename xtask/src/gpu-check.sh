@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Runs the conformance suite of the CUDA backend on this machine's GPU and prints a summary as JSON: card, driver, commit,
-# tests that passed and failed. With --memcheck a part of the suite runs under memcheck and racecheck of
-# compute-sanitizer, too.
+# Runs the conformance suite of the CUDA backend on this machine's GPU and prints a summary as JSON: card, driver,
+# commit, and the tests that passed and failed. With --memcheck, a part of the suite also runs under memcheck and
+# racecheck of compute-sanitizer.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export ZMLX_REQUIRE_CUDA=1
@@ -11,7 +11,7 @@ passed=$(grep -c '^test .* \.\.\. ok$' "$log")
 failed=$(grep '^test .* \.\.\. FAILED$' "$log" | sed 's/^test \(.*\) \.\.\. FAILED$/"\1"/' | paste -sd, -)
 memcheck=null racecheck=null
 part=(attention:: latent rope router elementwise caches extremes gather_qmm_combine per_token_and_per_slot)
-# check TOOL: runs a part of the suite under a tool of compute-sanitizer and says whether that found something.
+# check TOOL: runs a part of the suite under a tool of compute-sanitizer and prints whether the tool found an error.
 check() {
   if compute-sanitizer --tool "$1" --error-exitcode 1 "$here/conformance" --test-threads=4 "${part[@]}" >&2; then
     echo '"clean"'

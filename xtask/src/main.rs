@@ -1,4 +1,4 @@
-//! Chores of this repository: `cargo xtask <command>`.
+//! The tasks of this repository: `cargo xtask <command>`.
 #![forbid(unsafe_code)]
 
 mod cuda;
@@ -11,12 +11,12 @@ mod setup_mlx;
 use std::process::ExitCode;
 
 const USAGE: &str = "\
-cargo xtask setup-mlx      make the feature `mlx` work on Linux: MLX's CPU build, and mlx-c built against it
-cargo xtask results        write the results of benches/record into docs/results.md and README.md
-cargo xtask package        pack every crate as it would be published, into target/package
+cargo xtask setup-mlx      set up the feature `mlx` on Linux: install MLX for the CPU, and build mlx-c with it
+cargo xtask results        write the results in benches/record into docs/results.md and README.md
+cargo xtask package        pack every crate as for publication, into target/package
 cargo xtask cuda-check     compile all CUDA kernels, without a GPU
-cargo xtask gpu-check      make the tests of the CUDA backend ready for a machine with a GPU, in target/gpu-check
-cargo xtask mlx-bindings   make tools/mlx-linux/generated/bindings.rs anew; needs libclang (LIBCLANG_PATH)
+cargo xtask gpu-check      prepare the tests of the CUDA backend for a machine with a GPU, in target/gpu-check
+cargo xtask mlx-bindings   generate tools/mlx-linux/generated/bindings.rs again; needs libclang (LIBCLANG_PATH)
 ";
 
 fn main() -> ExitCode {

@@ -1,4 +1,4 @@
-//! `cargo xtask mlx-bindings`: declarations of mlx-c, for when mlx-sys changes.
+//! `cargo xtask mlx-bindings`: generates the declarations of mlx-c, which is needed when mlx-sys changes.
 
 use std::process::Command;
 

@@ -1,4 +1,4 @@
-//! Packs every crate that can be published, as crates.io would get it.
+//! Packs every crate that can be published, in the form that crates.io would receive.
 
 use std::process::Command;
 
@@ -7,7 +7,7 @@ use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
 use crate::project;
 
-/// Packs the crates, each after those that it depends on, and prints that order: it is the order in which to publish.
+/// Packs the crates, each after its dependencies, and prints that order, in which they must be published.
 pub(crate) fn run() -> Result<()> {
     let root = project::root()?;
     let metadata = MetadataCommand::new().manifest_path(root.join("Cargo.toml")).no_deps().exec()?;
@@ -27,7 +27,7 @@ pub(crate) fn run() -> Result<()> {
         check(package).with_context(|| package.name.to_string())?;
     }
     let mut cargo = Command::new(env!("CARGO"));
-    // Not verified, which would compile everything once more: the workspace's own build does.
+    // Verification would compile everything again. The build of the workspace is enough.
     cargo.args(["package", "--quiet", "--no-verify", "--allow-dirty", "--locked"]).current_dir(&root);
     for name in &order {
         cargo.args(["--package", name]);
@@ -41,7 +41,7 @@ fn is_published(package: &Package) -> bool {
     package.publish.as_ref().is_none_or(|registries| !registries.is_empty())
 }
 
-/// What crates.io and docs.rs show of a crate must be there.
+/// Checks that a crate has everything that crates.io and docs.rs show.
 fn check(package: &Package) -> Result<()> {
     ensure!(package.description.as_ref().is_some_and(|d| !d.is_empty()), "no description");
     ensure!(package.license.is_some(), "no licence");

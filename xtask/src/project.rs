@@ -1,4 +1,4 @@
-//! Where things are, and running programs.
+//! The paths of the project, and a function to run programs.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -6,21 +6,21 @@ use std::process::Command;
 use anyhow::{Context, Result, bail, ensure};
 use cargo_metadata::{CargoOpt, MetadataCommand};
 
-/// The version of MLX that mlx-c in mlx-sys asks for, and that `tools/mlx-linux/requirements.txt` installs.
+/// The version of MLX for which the mlx-c in mlx-sys is made, and which `tools/mlx-linux/requirements.txt` installs.
 pub(crate) const MLX_VERSION: &str = "0.32.2";
 
-/// The repository.
+/// The root of the repository.
 pub(crate) fn root() -> Result<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent();
     root.context("xtask lies in the repository")?.canonicalize().context("the repository's folder")
 }
 
-/// The sources of mlx-c: those within the mlx-sys that `Cargo.lock` pins, fetched if need be.
+/// The sources of mlx-c, which are in the mlx-sys that `Cargo.lock` pins. They are fetched if necessary.
 pub(crate) fn mlx_c_sources(root: &Path) -> Result<PathBuf> {
     let metadata = MetadataCommand::new()
         .manifest_path(root.join("Cargo.toml"))
         .features(CargoOpt::AllFeatures)
-        // Crates of other platforms need not be fetched.
+        // Crates for other platforms are not fetched.
         .other_options(["--locked", "--filter-platform", &host()?].map(str::to_owned))
         .exec()?;
     let mlx_sys = metadata.packages.iter().find(|p| p.name.as_str() == "mlx-sys");
@@ -30,18 +30,18 @@ pub(crate) fn mlx_c_sources(root: &Path) -> Result<PathBuf> {
     let text = std::fs::read_to_string(&cmake).with_context(|| cmake.display().to_string())?;
     ensure!(
         text.contains(&format!("GIT_TAG v{MLX_VERSION})")),
-        "{} asks for another MLX than {MLX_VERSION}",
+        "{} requires another version of MLX than {MLX_VERSION}",
         cmake.display()
     );
     Ok(sources)
 }
 
-/// The target triple of this machine, as the compiler in use calls it.
+/// The target triple of this machine, as rustc calls it.
 pub(crate) fn host() -> Result<String> {
     let out = Command::new("rustc").arg("-vV").output().context("rustc -vV")?;
     let text = String::from_utf8(out.stdout)?;
     let host = text.lines().find_map(|line| line.strip_prefix("host: "));
-    Ok(host.context("rustc -vV names no host")?.to_owned())
+    Ok(host.context("rustc -vV prints no host")?.to_owned())
 }
 
 /// Runs a program; its failure is an error.

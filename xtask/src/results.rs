@@ -1,5 +1,5 @@
-//! The results in the documents, made from the capsules in benches/record: all of them in docs/results.md, a few ratios in
-//! README.md.
+//! The results in the documents, generated from the capsules in benches/record: all of them in docs/results.md, some
+//! ratios in README.md.
 
 use std::path::Path;
 use std::process::Command;
@@ -13,7 +13,7 @@ use crate::project;
 const BEGIN: &str = "<!-- results: cargo xtask results -->\n";
 const END: &str = "<!-- end of results -->";
 
-/// What README.md shows: capsules of runs beside llama.cpp, and the tests of each.
+/// The content of the table in README.md: capsules that contain llama.cpp, and the tests of each.
 const SHOWN: [(&str, &[&str]); 3] = [
     ("2026-11-27-xeon-amx-qwen3-beside-llama-again.json", &["pp512", "tg32 @ d128", "tg32 @ d4096"]),
     ("2026-11-27-zen4-qwen3-beside-llama-later.json", &["pp512", "tg32 @ d128", "tg32 @ d4096"]),
@@ -23,7 +23,7 @@ const SHOWN: [(&str, &[&str]); 3] = [
 /// The capsule whose speed-ups README.md shows as a plot.
 const PLOTTED: &str = SHOWN[1].0;
 
-/// The look of that plot, which in a report comes from the page.
+/// The style of that plot. In a report the page contains it.
 const STYLE: &str = "<style>\
     text{font:13px system-ui,sans-serif;fill:#1b1f24}.tick,.unit{fill:#5b6570;font-size:12px}.middle{text-anchor:middle}\
     .grid{stroke:#d9dee3}.ref{stroke:#1b1f24;stroke-width:1.5;stroke-dasharray:4 4}\
@@ -32,12 +32,12 @@ const STYLE: &str = "<style>\
     .spread{stroke-width:3;stroke-opacity:.5}\
     </style><rect width=\"100%\" height=\"100%\" fill=\"#fff\"/>";
 
-/// Rewrites what stands between the marks in both documents, and draws the plot.
+/// Rewrites the text between the marks in both documents, and draws the plot.
 pub(crate) fn run() -> Result<()> {
     let root = project::root()?;
     let results = root.join("target/results.md");
     std::fs::create_dir_all(root.join("target")).context("target")?;
-    // The selection of packages that the tests have, so that nothing is compiled again with other features.
+    // The same selection of packages as for the tests, so that nothing is compiled again with other features.
     let mut build = Command::new(env!("CARGO"));
     project::run(build.args(["build", "--quiet", "--workspace", "--bin", "zmlx"]).current_dir(&root))?;
     let metadata = MetadataCommand::new().manifest_path(root.join("Cargo.toml")).no_deps().exec()?;
@@ -55,7 +55,7 @@ pub(crate) fn run() -> Result<()> {
     rewrite(&root.join("README.md"), &ratios(&root)?)
 }
 
-/// The first plot of a report as a picture of its own.
+/// The first plot of a report as a separate picture.
 fn plot(page: &str) -> Result<String> {
     let svg = page.split_once("<svg ").and_then(|(_, rest)| rest.split_once("</svg>"));
     let (attributes, content) =
@@ -92,7 +92,7 @@ fn ratios(root: &Path) -> Result<String> {
     Ok(table)
 }
 
-/// A test of zmlx's fused path beside llama.cpp.
+/// A test of zmlx's fused path and of llama.cpp, side by side.
 fn row(capsule: &Value, name: &str) -> Option<String> {
     let tests = capsule["bench"]["tests"].as_array()?;
     let of = |fusion: &str| tests.iter().find(|t| t["name"] == name && t["fusion"] == fusion);
@@ -120,7 +120,7 @@ fn row(capsule: &Value, name: &str) -> Option<String> {
     ))
 }
 
-/// A test as people say it.
+/// The name of a test in words.
 fn in_words(name: &str) -> String {
     let (test, depth) = name.split_once(" @ d").unwrap_or((name, "0"));
     match test.strip_prefix("pp") {

@@ -1,8 +1,9 @@
-//! `cargo xtask setup-mlx`: stock mlx-rs on Linux, on MLX's CPU backend.
+//! `cargo xtask setup-mlx`: makes the stock mlx-rs usable on Linux, with MLX's CPU backend.
 //!
-//! mlx-sys builds MLX from source, for Apple's systems only. Here MLX comes as the wheel that its makers publish, mlx-c
-//! is compiled from the sources that mlx-sys brings, and cargo is told to skip mlx-sys's build script (a `links`
-//! override) in a file that `.cargo/config.toml` includes. Everything lands in `.mlx`, which `cargo clean` leaves alone.
+//! mlx-sys builds MLX from source, but only for Apple's systems. Here MLX is installed from the wheel that its authors
+//! publish, and mlx-c is compiled from the sources in mlx-sys. A `links` override, in a file that `.cargo/config.toml`
+//! includes, tells cargo to skip mlx-sys's build script. Everything is stored in `.mlx`, which `cargo clean` does not
+//! remove.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -30,7 +31,7 @@ pub(crate) fn run() -> Result<()> {
     Ok(())
 }
 
-/// MLX's library and headers, checked against the recorded hash; returns their folder.
+/// Installs MLX's library and headers, and checks the recorded hash. Returns their folder.
 fn install_mlx(root: &Path, out: &Path) -> Result<PathBuf> {
     let wheel = out.join("wheel");
     let mlx = wheel.join("mlx");
@@ -39,7 +40,7 @@ fn install_mlx(root: &Path, out: &Path) -> Result<PathBuf> {
     }
     std::fs::create_dir_all(out)?;
     println!("Installing MLX {MLX_VERSION} into {}", wheel.display());
-    // pip and not a download of our own: it knows the user's proxy, mirror and certificates.
+    // Uses pip instead of a download of our own, because pip respects the user's proxy, mirror and certificates.
     let mut pip = Command::new("python3");
     pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
     pip.args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--upgrade", "--target"]).arg(&wheel);
@@ -51,9 +52,9 @@ fn install_mlx(root: &Path, out: &Path) -> Result<PathBuf> {
 
 /// Compiles mlx-c into one shared library.
 ///
-/// Its name within binaries is its whole path, and it knows where libmlx is. So whatever is linked to it runs from
-/// anywhere, whoever depends on these crates, and with any RUSTFLAGS; an rpath in every binary would need a build
-/// script in every package.
+/// Binaries refer to the library by its full path, and the library itself contains the path of libmlx. So a program
+/// that is linked to it runs from anywhere, also in other projects that depend on these crates, and with any RUSTFLAGS.
+/// An rpath in every binary would need a build script in every package.
 fn build_mlx_c(root: &Path, out: &Path, mlx: &Path, host: &str) -> Result<PathBuf> {
     let sources = project::mlx_c_sources(root)?;
     let tools = root.join("tools/mlx-linux");
@@ -87,11 +88,11 @@ fn build_mlx_c(root: &Path, out: &Path, mlx: &Path, host: &str) -> Result<PathBu
     Ok(library)
 }
 
-/// Tells cargo to use the library instead of running mlx-sys's build script.
+/// Tells cargo to use the library and to skip mlx-sys's build script.
 fn write_override(root: &Path, library: &Path, host: &str) -> Result<()> {
     let folder = library.parent().context("the library lies in a folder")?;
     let bindings = root.join("tools/mlx-linux/generated");
-    // `{:?}` of a path without control characters is a TOML string.
+    // For a path without control characters, `{:?}` prints a TOML string.
     let text = format!(
         "# Written by `cargo xtask setup-mlx`.\n\
          [target.{host}.mlx]\n\

@@ -1,4 +1,4 @@
-//! Measures how fast random weights of a known architecture decode on the CPU, stock and fused.
+//! Measures how fast a model with random weights decodes on the CPU, stock and fused.
 //!
 //! `cargo run --release --package zmlx-bench --example bench_measure`
 

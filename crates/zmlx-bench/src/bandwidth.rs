@@ -1,25 +1,27 @@
-//! How fast this machine reads memory: what decoding could reach at best.
+//! Measures how fast this machine reads memory, which limits the speed of decoding.
 
 use std::hint::black_box;
 use std::time::Instant;
 
 use crate::stats::median;
 
-/// The size of the buffer that is read: several times what the largest last-level caches hold.
+/// The size of the buffer that is read: several times the size of the largest last-level caches.
 pub const BUFFER_BYTES: usize = 512 << 20;
-/// Rounds of each pattern.
+/// How often each pattern is measured.
 const ROUNDS: usize = 5;
-/// The patterns: places at which a thread reads in turns. Processors differ in how many they fetch ahead at.
+/// The patterns: the number of places at which a thread reads in turns. Processors differ in how many streams they
+/// prefetch.
 const STREAMS: [usize; 3] = [1, 4, 12];
 
-/// What `n_threads` threads read together, summing a large buffer: the median of the rounds of the pattern with the highest
-/// one. The speeds it is compared with are medians, too: beside the best round, a machine with busy neighbours would never
-/// be seen to read at its full rate. `None` if that much memory cannot be had.
+/// The bytes per second that `n_threads` threads read together when they sum a large buffer. Each pattern is measured
+/// several times, and the result is the highest of the patterns' medians. The speeds that are compared with it are
+/// medians too. Compared with the best single measurement, a machine with busy neighbours would never seem to read at
+/// its full rate. `None` if that much memory is not available.
 pub fn read_bytes_per_second(n_threads: usize) -> Option<f64> {
     let n_words = BUFFER_BYTES / size_of::<u64>();
     let mut words: Vec<u64> = Vec::new();
     words.try_reserve_exact(n_words).ok()?;
-    // Not zeros, whose pages the system need not back with memory of their own.
+    // Not zeros, because the system need not provide real memory for pages of zeros.
     words.extend(0..n_words as u64);
     let share = n_words.div_ceil(n_threads.max(1));
     let round = |n_streams: usize| {
@@ -45,7 +47,7 @@ fn fastest(rates: &[Vec<f64>]) -> Option<f64> {
     rates.iter().filter_map(|rates| median(rates)).reduce(f64::max)
 }
 
-/// Independent sums, so that loads and not additions are waited for.
+/// Independent sums, so that the time goes to the loads and not to the additions.
 fn sum(words: &[u64], n_streams: usize) -> u64 {
     const LANES: usize = 16;
     let (chunks, rest) = words.as_chunks::<LANES>();

@@ -1,4 +1,5 @@
-//! Capsules: what a bench or a validation found, with all that is needed to judge and to repeat it, as one JSON file.
+//! Capsules: the results of a bench or a validation, with everything that is needed to judge and repeat it, as one JSON
+//! file.
 
 pub mod bench;
 mod build;
@@ -31,30 +32,30 @@ pub struct Capsule {
     /// The version of this format: 1.
     #[schemars(range(min = 1, max = 1))]
     pub format: u32,
-    /// Which of the two records is there.
+    /// Whether this is the record of a bench or of a validation.
     pub kind: Kind,
     /// When the run ended: RFC 3339, in UTC.
     pub date: String,
-    /// The arguments, the program first.
+    /// The arguments, beginning with the program.
     pub command: Vec<String>,
     /// The program.
     pub zmlx: Build,
     /// The machine.
     pub machine: Machine,
-    /// Engines of other projects that computed, and their versions.
+    /// Engines of other projects that were used, and their versions.
     pub engines: BTreeMap<String, String>,
     /// The model.
     pub model: ModelFacts,
     /// The backend that computed.
     pub backend: BackendFacts,
-    /// Environment variables that may matter to the result.
+    /// Environment variables that may affect the result.
     pub environment: BTreeMap<String, String>,
-    /// What the model was given.
+    /// The token sequences that the model was given.
     pub prompts: Vec<Prompt>,
-    /// What a bench measured; there if `kind` is `bench`.
+    /// The results of a bench; present if `kind` is `bench`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bench: Option<BenchRecord>,
-    /// What a validation found; there if `kind` is `validate`.
+    /// The results of a validation; present if `kind` is `validate`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub validate: Option<ValidateRecord>,
 }
@@ -69,30 +70,30 @@ pub enum Kind {
     Validate,
 }
 
-/// A backend as it was made.
+/// A backend that computed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct BackendFacts {
     /// `cpu` or `mlx`.
     pub name: String,
-    /// Name and particulars: `cpu (avx2, 8 threads)`.
+    /// The name with details: `cpu (avx2, 8 threads)`.
     pub description: String,
-    /// Threads that compute.
+    /// Number of threads that compute.
     pub threads: usize,
 }
 
 /// A token sequence that a model was given.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Prompt {
-    /// What it is called.
+    /// Its name.
     pub name: String,
-    /// Its length.
+    /// Its length in tokens.
     pub n_tokens: usize,
-    /// SHA-256 of the token ids, each as four bytes, the lowest first.
+    /// SHA-256 of the token ids, each as four bytes in little-endian order.
     pub sha256: String,
 }
 
 impl Prompt {
-    /// A prompt with the hash of its tokens.
+    /// A prompt, with the hash of its tokens.
     pub fn new(name: impl Into<String>, tokens: &[u32]) -> Self {
         let mut hash = Sha256::new();
         for token in tokens {
@@ -102,7 +103,7 @@ impl Prompt {
     }
 }
 
-/// What was found.
+/// The results of a run.
 #[derive(Clone, Debug)]
 pub enum Record {
     /// By a bench.
@@ -111,7 +112,7 @@ pub enum Record {
     Validate(ValidateRecord),
 }
 
-/// What a run was made with.
+/// The program, the model and the backends of a run.
 #[derive(Debug)]
 pub struct Context<'a> {
     /// The program.
@@ -120,12 +121,12 @@ pub struct Context<'a> {
     pub model: ModelFacts,
     /// The backends. The first one describes the capsule; each test names its own.
     pub backends: &'a [BackendInfo],
-    /// What the model was given.
+    /// The token sequences that the model was given.
     pub prompts: Vec<Prompt>,
 }
 
 impl Capsule {
-    /// A capsule of the record, with the machine and the environment as they are now.
+    /// A capsule of the record, with the present machine and environment.
     ///
     /// # Errors
     /// If there is no backend.
@@ -160,19 +161,19 @@ impl Capsule {
     /// Reads a capsule.
     ///
     /// # Errors
-    /// If the file cannot be read or is no capsule; the error names the file and the field.
+    /// If the file cannot be read or is not a capsule. The error names the file and the field.
     pub fn read(path: &Path) -> Result<Self> {
         let file = || path.display().to_string();
         let text = zmlx_kernels::read_text(path).map_err(|source| Error::Io { file: file(), source })?;
         Self::parse(&text).map_err(|problem| Error::Capsule { file: file(), problem })
     }
 
-    /// The capsule in a text.
+    /// Parses the text of a capsule.
     ///
     /// # Errors
-    /// What is wrong, and with which field.
+    /// The problem, and the field that has it.
     pub fn parse(text: &str) -> Result<Self, String> {
-        // The version first: the fields of another version may be anything.
+        // The version is checked first, because other versions may have any fields.
         let value: serde_json::Value =
             serde_json::from_str(text).map_err(|e| format!("not a capsule: {e}"))?;
         let Some(format) = value.get("format") else {
@@ -214,7 +215,7 @@ impl Capsule {
     }
 }
 
-/// A measure that may not be a number: JSON has no NaN, so it becomes null.
+/// A number for JSON. NaN and infinities become `None`, because JSON lacks them.
 pub fn finite(value: f64) -> Option<f64> {
     value.is_finite().then_some(value)
 }
@@ -224,7 +225,7 @@ fn now() -> String {
     now.round(jiff::Unit::Second).unwrap_or(now).to_string()
 }
 
-/// The variables that change what is computed or how fast.
+/// The environment variables that change results or speed.
 fn environment() -> BTreeMap<String, String> {
     const PREFIXES: [&str; 4] = ["ZMLX_", "MLX_", "OMP_", "MTL_"];
     const NAMES: [&str; 3] = ["RUST_LOG", "OPENBLAS_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"];

@@ -9,46 +9,46 @@ pub enum Error {
     Io {
         /// The file.
         file: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// A file is no capsule, or one of its fields is wrong.
+    /// A file is not a capsule, or one of its fields is wrong.
     #[error("{file}: {problem}")]
     Capsule {
         /// The file.
         file: String,
-        /// The field, and what is wrong with it.
+        /// The field and its problem.
         problem: String,
     },
-    /// Two capsules that cannot be compared.
+    /// Two capsules cannot be compared.
     #[error("the capsules cannot be compared: {field}: A has {a}, B has {b}")]
     Incomparable {
         /// The field that differs.
         field: String,
-        /// What the first has.
+        /// The value in the first capsule.
         a: String,
-        /// What the second has.
+        /// The value in the second capsule.
         b: String,
     },
-    /// Two capsules without a common test.
+    /// Two capsules have no test in common.
     #[error("the capsules cannot be compared: they have no test in common")]
     NothingInCommon,
-    /// A capsule is to be made of a run without a backend.
+    /// A capsule was requested for a run without a backend.
     #[error("a capsule needs at least one backend")]
     NoBackend,
     /// A value could not be written as JSON.
     #[error("JSON: {0}")]
     Json(#[from] serde_json::Error),
-    /// A plan without tests.
+    /// A plan has no tests.
     #[error("nothing to measure: the plan has no prompt and no tokens to decode")]
     NothingToMeasure,
-    /// The model refused something.
+    /// An error of the model.
     #[error(transparent)]
     Model(#[from] zmlx_models::Error),
-    /// The backend failed.
+    /// An error of the backend.
     #[error(transparent)]
     Backend(#[from] zmlx_kernels::Error),
 }
 
-/// The crate's results.
+/// A result with this crate's [`Error`].
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -1,4 +1,4 @@
-//! Greedy decoding that shows its logits.
+//! Greedy decoding that also shows the logits.
 
 use std::ops::ControlFlow;
 use std::time::Duration;
@@ -8,30 +8,30 @@ use zmlx_models::{Error, Event, Model, Request, generate};
 
 use crate::Result;
 
-/// A token and how sure the model was.
+/// A token, and how certain the model was.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {
     /// The most probable token; the lowest one if several are equal.
     pub token: u32,
     /// The best logit minus the second best; infinite if there is only one.
     pub margin: f64,
-    /// The root mean square of the logits about their mean: the scale on which a margin is small.
+    /// The root mean square of the logits about their mean, which is the scale for margins.
     pub spread: f64,
 }
 
-/// What a greedy decoding gave.
+/// The result of a greedy decoding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decoded {
     /// The tokens.
     pub steps: Vec<Step>,
-    /// True if the decoding ended because a logit was not a number.
+    /// True if the decoding ended because a logit was not finite.
     pub is_broken: bool,
-    /// From the first token to the last.
+    /// The time from the first token to the last.
     pub time: Duration,
 }
 
-/// Continues `prompt` by up to `n_tokens` tokens, fewer if the context ends. `on_logits` sees the logits that each
-/// token was chosen from.
+/// Continues `prompt` with up to `n_tokens` tokens; fewer if the context ends. `on_logits` gets the logits from which
+/// each token was chosen.
 ///
 /// # Errors
 /// If the model refuses the prompt, or the backend fails.

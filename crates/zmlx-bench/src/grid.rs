@@ -1,4 +1,4 @@
-//! A table of texts that becomes Markdown or HTML.
+//! A table of texts that can be written as Markdown or HTML.
 
 use std::fmt::Write;
 
@@ -29,12 +29,12 @@ impl Grid {
         self.rows.is_empty()
     }
 
-    /// The table without the words that a row repeats from the row above it.
+    /// The table without the words that a row repeats from the row above.
     pub fn without_repetition(mut self) -> Self {
         for at in (1..self.rows.len()).rev() {
             let (above, below) = self.rows.split_at_mut(at);
             let (above, row) = (&above[at - 1], &mut below[0]);
-            // The last of the words tells the rows apart.
+            // The last of the words distinguishes the rows, so it stays.
             let n = self.n_left.saturating_sub(1);
             let same = row.iter().zip(above).take(n).take_while(|(a, b)| a == b).count();
             row[..same].iter_mut().for_each(String::clear);
@@ -91,7 +91,7 @@ pub fn escaped(text: &str) -> String {
             '>' => out += "&gt;",
             '"' => out += "&quot;",
             '\'' => out += "&#39;",
-            // Control characters have no place in a page.
+            // Control characters are not allowed in a page.
             c if c.is_control() => out.push('\u{fffd}'),
             c => out.push(c),
         }
@@ -116,7 +116,7 @@ pub fn markdown_escaped(text: &str) -> String {
     out
 }
 
-/// Replaces the control characters of an untrusted text, which a terminal would obey.
+/// Replaces control characters in an untrusted text, because a terminal would obey them.
 pub fn plain(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }

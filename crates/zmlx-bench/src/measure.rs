@@ -1,4 +1,4 @@
-//! Tokens per second of several paths on the same weights, in one process, in turns.
+//! Measures tokens per second of several paths on the same weights, in turns, in one process.
 
 mod arm;
 mod check;
@@ -21,44 +21,44 @@ use check::Difference;
 use plan::Test;
 use probe::Phase;
 
-/// What is timed may differ from the first path by this relative root mean square, where tokens go to the same experts, and
-/// in this share of the experts' choices. In f32 paths differ at most by the order of sums, on the CPU not even by that; a
-/// wrong kernel leaves orders of magnitude more.
+/// A path that is timed may differ from the first path by this relative root mean square, for tokens that go to the
+/// same experts, and by this fraction of the choices of experts. In f32, paths differ at most by the order of sums, and
+/// on the CPU not even by that. A wrong kernel gives differences that are orders of magnitude larger.
 const MAX_F32: Difference = Difference { rel_rms: 1e-2, other_experts: 0.02 };
-/// As [`MAX_F32`] where activations have the checkpoint's 16-bit type: steps of 2⁻⁸, which add up from layer to layer.
+/// As [`MAX_F32`], for activations in the checkpoint's 16-bit type. Their steps of 2⁻⁸ add up from layer to layer.
 const MAX_16_BIT: Difference = Difference { rel_rms: 1e-1, other_experts: 0.25 };
 
 /// The seed of the measured prompt.
 const PROMPT_SEED: u64 = 1;
 
-/// Before each measurement, so that none pays for the heat of the one before alone.
+/// A pause before each measurement, so that no test runs on a processor that only the previous one has heated.
 const COOL_DOWN: Duration = Duration::from_millis(100);
 
-/// Steps of a warm-up.
+/// Number of steps in a warm-up.
 const WARM_UP: usize = 4;
-/// Steps of a profile: enough for a mean, and each is slower than a step without clocks.
+/// Number of steps in a profile: enough for a mean. Each is slower than a step without timers.
 const PROFILE_STEPS: usize = 32;
 
-/// What is measured. Lists make a test for each combination.
+/// What is measured. Lists give a test for each combination.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Tokens of the prompts to measure; 0 for none.
+    /// Lengths of the prompts to measure; 0 for none.
     pub n_prompt: Vec<usize>,
-    /// Tokens to decode; 0 for none.
+    /// Numbers of tokens to decode; 0 for none.
     pub n_generate: Vec<usize>,
-    /// Tokens in the caches before decoding.
+    /// Numbers of tokens in the caches before decoding.
     pub depths: Vec<usize>,
-    /// Sequences decoded at once.
+    /// Numbers of sequences that are decoded at once.
     pub batches: Vec<usize>,
     /// How often each test is measured; at least 1.
     pub repetitions: usize,
     /// The paths, the baseline first.
     pub fusions: Vec<Fusion>,
-    /// Whether a pass of its own times every op.
+    /// Whether every op is timed in an additional pass.
     pub profile: bool,
 }
 
-/// A model on one or more backends, ready to be measured.
+/// A model on one or more backends that is ready to be measured.
 pub struct Bench<'a> {
     checkpoint: &'a Checkpoint,
     plan: &'a Plan,
@@ -67,7 +67,7 @@ pub struct Bench<'a> {
     infos: Vec<BackendInfo>,
 }
 
-/// What was measured.
+/// The results of a bench.
 #[derive(Debug)]
 pub struct Measured {
     /// The model's name.
@@ -76,27 +76,27 @@ pub struct Measured {
     pub weight_bytes: u64,
     /// The backends that computed.
     pub backends: Vec<BackendInfo>,
-    /// What the probe of the memory read before and after the tests.
+    /// What the memory probe read before and after the tests.
     pub bandwidth: [Option<Bandwidth>; 2],
     /// The record for a capsule.
     pub record: BenchRecord,
-    /// Where the time went; empty if the plan does not ask.
+    /// Where the time of a token goes; empty if the plan does not request it.
     pub profile: Vec<Profile>,
     /// The prompt that was measured.
     pub prompt: Vec<u32>,
 }
 
-/// A phase with its bytes per second, where it is known what it reads.
+/// A phase, with its bytes per second if it is known how much it reads.
 #[derive(Clone, Debug, Serialize)]
 pub struct Profile {
     /// The phase and its time.
     #[serde(flatten)]
     pub time: PhaseTime,
-    /// Bytes of weights and caches that it reads per second.
+    /// Bytes of weights and caches that it reads per second; `None` if this is not known.
     pub bytes_per_second: Option<f64>,
 }
 
-/// A path whose results are not those of the first path: it must not be timed.
+/// A path whose results differ from those of the first path. It must not be timed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Disagreement {
     backend: &'static str,
@@ -105,7 +105,7 @@ pub struct Disagreement {
     found: Found,
 }
 
-/// What is wrong with a path.
+/// How a path differs.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Found {
     NotNumbers,
@@ -146,7 +146,7 @@ impl<'a> Bench<'a> {
     /// A bench without backends.
     ///
     /// # Errors
-    /// If the plan has no test, or one that is longer than the model's context.
+    /// If the plan has no test, or a test that is longer than the model's context.
     pub fn new(checkpoint: &'a Checkpoint, plan: &'a Plan) -> Result<Self> {
         let tests = plan.tests();
         let n_tokens = tests.iter().map(Test::n_tokens).max().ok_or(Error::NothingToMeasure)?;
@@ -157,10 +157,10 @@ impl<'a> Bench<'a> {
         Ok(Self { checkpoint, plan, tests, arms: Vec::new(), infos: Vec::new() })
     }
 
-    /// Loads the model on one more backend.
+    /// Loads the model on another backend.
     ///
     /// # Errors
-    /// If the model cannot be loaded there.
+    /// If the model cannot be loaded on it.
     pub fn add<B: Instrumented + 'static>(
         &mut self,
         backend: B,
@@ -172,7 +172,7 @@ impl<'a> Bench<'a> {
         Ok(())
     }
 
-    /// Looks for a path that does not give the results of the first one.
+    /// Looks for a path whose results differ from those of the first one.
     ///
     /// # Errors
     /// If a backend fails.
@@ -206,11 +206,12 @@ impl<'a> Bench<'a> {
         Ok(None)
     }
 
-    /// Measures every test on every path and backend, in turns. `probe` measures the machine's read bandwidth with so many
-    /// threads, best in a process of its own, so that its buffer does not count as memory of this one.
+    /// Measures every test on every path and backend, in turns. `probe` measures the machine's read bandwidth with the
+    /// given number of threads. It should do so in another process, so that its buffer does not count as memory of this
+    /// one.
     ///
     /// # Errors
-    /// If there is no backend, or one fails.
+    /// If there is no backend, or if one fails.
     pub fn run(
         mut self,
         probe: &mut dyn FnMut(usize) -> Option<Bandwidth>,
@@ -256,11 +257,16 @@ impl<'a> Bench<'a> {
         let after = (run.probe)(n_threads);
         let best = [&before, &after].into_iter().flatten();
         let best = best.max_by(|a, b| a.bytes_per_second.total_cmp(&b.bytes_per_second)).cloned();
+        // Several backends share the process's memory, and none of them counts what the others take.
+        let peak_memory_bytes = match &self.arms[..] {
+            [arm] => arm.peak_memory_bytes(),
+            _ => None,
+        };
         let record = BenchRecord {
             repetitions: self.plan.repetitions,
             fusions: fusions.iter().map(ToString::to_string).collect(),
             bandwidth: best,
-            peak_memory_bytes: None,
+            peak_memory_bytes,
             tests,
             profile: profile.iter().map(|p| p.time.clone()).collect(),
         };
@@ -276,12 +282,12 @@ impl<'a> Bench<'a> {
     }
 }
 
-/// A bench that runs.
+/// A bench in progress.
 struct Run<'a> {
     repetitions: usize,
     arms: &'a mut [Box<dyn Arm>],
     infos: &'a [BackendInfo],
-    /// Backends and paths, which take turns.
+    /// The pairs of backend and path, which take turns.
     lanes: &'a [(usize, &'a Fusion)],
     cost: &'a Cost,
     prompt: &'a [u32],
@@ -300,7 +306,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// A test on every lane.
+    /// Measures a test on every lane.
     fn measure(&mut self, test: &Test) -> Result<Vec<BenchTest>> {
         let record = |&(arm, fusion): &(usize, &Fusion)| test.record(fusion, self.infos[arm].name, self.cost);
         let mut results: Vec<BenchTest> = self.lanes.iter().map(record).collect();
@@ -314,7 +320,7 @@ impl Run<'_> {
         }
         for repetition in 0..self.repetitions {
             for turn in 0..self.lanes.len() {
-                // Every other repetition backwards: a machine that slows down meanwhile slows all lanes alike.
+                // Every other repetition runs backwards, so that a machine that slows down affects all lanes alike.
                 let at = if repetition % 2 == 0 { turn } else { self.lanes.len() - 1 - turn };
                 std::thread::sleep(COOL_DOWN);
                 self.repeat(test, at, &mut results[at])?;
@@ -325,7 +331,7 @@ impl Run<'_> {
         Ok(results)
     }
 
-    /// One repetition on one lane.
+    /// Runs one repetition on one lane.
     fn repeat(&mut self, test: &Test, lane: usize, result: &mut BenchTest) -> Result<()> {
         let (arm, fusion) = self.lanes[lane];
         if !test.is_decoding() {
@@ -349,7 +355,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Where the time of a token goes, on every lane.
+    /// Measures on every lane where the time of a token goes.
     fn profile(&mut self, test: &Test) -> Result<Vec<Profile>> {
         let mut rows = Vec::new();
         for &(arm, fusion) in self.lanes {
@@ -369,7 +375,7 @@ fn profile_rows(fusion: &str, test: &Test, phases: &[(Phase, f64)], cost: &Cost)
     let total: f64 = phases.iter().map(|(_, seconds)| seconds).sum();
     let row = |&(phase, seconds): &(Phase, f64)| {
         let n_bytes = match phase {
-            // The sequences of a batch share experts; how many is not known.
+            // The sequences of a batch share experts, and it is not known how many.
             _ if test.batch > 1 => None,
             Phase::Router => Some(cost.parts.router),
             Phase::GateUp => Some(cost.parts.gate_up),
@@ -395,7 +401,7 @@ fn profile_rows(fusion: &str, test: &Test, phases: &[(Phase, f64)], cost: &Cost)
     phases.iter().map(row).collect()
 }
 
-/// The standard deviation of a test's speeds as a part of their mean; `None` without samples.
+/// The standard deviation of a test's speeds as a fraction of their mean; `None` without samples.
 pub fn relative_spread(test: &BenchTest) -> Option<f64> {
     let speeds: Vec<f64> = test.samples_s.iter().map(|s| test.tokens_per_sample as f64 / s).collect();
     mean_sd(&speeds).map(|(mean, sd)| sd / mean)

@@ -1,17 +1,17 @@
-//! Plots as SVG, whose colours are the page's: classes, not values.
+//! Plots as SVG. Colours are classes, whose values the page defines.
 
 use std::fmt::Write;
 
 use crate::grid::escaped;
 
-/// The colours of the series, by name: the same path has the same colour in every plot.
+/// The colours of the series by name, so that a path has the same colour in every plot.
 #[derive(Debug)]
 pub(crate) struct Palette {
     names: Vec<String>,
 }
 
 impl Palette {
-    /// Colours there are; further series begin again.
+    /// Number of colours. Further series start again with the first.
     const N_COLOURS: usize = 6;
 
     pub(crate) fn new(others: impl IntoIterator<Item = String>) -> Self {
@@ -38,22 +38,22 @@ impl Palette {
     }
 }
 
-/// A line of a chart of rows: a value with its name.
+/// A row of a chart: a value with its name.
 #[derive(Debug)]
 pub(crate) struct Row {
-    /// What it is.
+    /// The name of the value.
     pub(crate) label: String,
-    /// The series that gives the colour.
+    /// The series, which determines the colour.
     pub(crate) series: String,
     /// The value.
     pub(crate) value: f64,
     /// The smallest and the largest value.
     pub(crate) range: Option<(f64, f64)>,
-    /// The value in words.
+    /// The value as text.
     pub(crate) text: String,
 }
 
-/// How a chart of rows shows its values.
+/// How a chart displays its values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Marks {
     /// A bar from zero.
@@ -68,18 +68,18 @@ pub(crate) struct RowChart<'a> {
     pub(crate) title: &'a str,
     pub(crate) marks: Marks,
     pub(crate) unit: &'a str,
-    /// A value to draw a line at.
+    /// The value at which a line is drawn.
     pub(crate) reference: f64,
     pub(crate) rows: &'a [Row],
 }
 
 const WIDTH: f64 = 960.0;
 const ROW: f64 = 24.0;
-/// Room for the widest text that a row may have on its right.
+/// Width of the space for the texts at the right of the rows.
 const TEXTS: f64 = 190.0;
 const TOP: f64 = 12.0;
 const AXIS: f64 = 44.0;
-/// Of a letter, at the size of labels.
+/// Width of a letter in a label.
 const LETTER: f64 = 7.0;
 
 impl RowChart<'_> {
@@ -142,7 +142,7 @@ impl RowChart<'_> {
     }
 }
 
-/// Curves: how large a share of the values lies below x.
+/// Curves that show which fraction of the values is below x.
 #[derive(Debug)]
 pub(crate) struct Distribution<'a> {
     pub(crate) title: &'a str,
@@ -181,7 +181,7 @@ impl Distribution<'_> {
         }
         text(&mut svg, (left + right) / 2.0, bottom + 37.0, "unit middle", self.unit);
         for (name, values) in self.series {
-            // Beyond the 99th percentile a single outlier would squeeze all else.
+            // Values beyond the 99th percentile are left out, because a single outlier would squeeze everything else.
             let points = (0..=99).filter_map(|q| {
                 let x = across.at(quantile(values, f64::from(q) / 100.0)?);
                 Some(format!("{x:.1},{:.1}", up.at(f64::from(q))))
@@ -193,7 +193,7 @@ impl Distribution<'_> {
     }
 }
 
-/// A scale from values to places.
+/// A scale that maps values to positions.
 #[derive(Clone, Copy, Debug)]
 struct Axis {
     low: f64,
@@ -208,7 +208,7 @@ impl Axis {
         self.from + (self.to - self.from) * share.clamp(0.0, 1.0)
     }
 
-    /// Between ticks: one, two or five times a power of ten.
+    /// The distance between ticks: one, two or five times a power of ten.
     fn step(self) -> f64 {
         let about = (self.high - self.low).max(f64::MIN_POSITIVE) / 6.0;
         let power = 10f64.powf(about.log10().floor());
@@ -219,13 +219,13 @@ impl Axis {
     fn ticks(self) -> impl Iterator<Item = f64> {
         let step = self.step();
         let first = (self.low / step).ceil();
-        // A bound where values are too large to be told apart.
+        // The number of ticks is limited, in case values are too large to differ.
         (0..12).map(move |i| (first + f64::from(i)) * step).take_while(move |t| *t <= self.high + step * 1e-9)
     }
 
     fn label(self, tick: f64) -> String {
         let decimals = (-self.step().log10().floor()).clamp(0.0, 9.0) as usize;
-        // No minus before a zero.
+        // Avoids a minus sign before a zero.
         format!("{:.decimals$}", if tick.abs() < self.step() / 2.0 { 0.0 } else { tick })
     }
 }
@@ -241,7 +241,7 @@ fn text(svg: &mut String, x: f64, y: f64, class: &str, content: &str) {
     let _ = write!(svg, "<text class=\"{class}\" x=\"{x:.1}\" y=\"{y:.1}\">{}</text>", escaped(content));
 }
 
-/// At most so many characters; what is longer ends in dots.
+/// At most `n` characters. A longer text is cut and ends in dots.
 fn clipped(text: &str, n: usize) -> String {
     if text.chars().count() <= n {
         return text.to_owned();

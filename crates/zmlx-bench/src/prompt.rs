@@ -1,10 +1,10 @@
-//! Prompts without meaning that are the same on every machine.
+//! Prompts of random tokens that are the same on every machine.
 
-/// `n` token ids below `vocab` that follow from the seed alone.
+/// `n` token ids below `vocab` that depend only on the seed.
 pub fn seeded_tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
     let mut state = seed;
     let mut next = || {
-        // SplitMix64: a full-period counter, mixed.
+        // SplitMix64: a counter with a full period, mixed.
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut z = state;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -1,4 +1,4 @@
-//! Many capsules as one document: Markdown, or a page that needs nothing but itself.
+//! Many capsules as one document: Markdown, or a self-contained page.
 
 mod answers;
 mod page;
@@ -11,7 +11,7 @@ use crate::capsule::{Capsule, facts};
 use crate::grid::{Grid, markdown_escaped};
 use crate::stats::median;
 
-/// A capsule and the file that it came from.
+/// A capsule, and the file that it came from.
 #[derive(Clone, Debug)]
 pub struct Recorded {
     /// The file's name.
@@ -20,7 +20,7 @@ pub struct Recorded {
     pub capsule: Capsule,
 }
 
-/// Speeds of some benches: a row per test and path.
+/// The speeds of some benches, with a row for each test and path.
 fn speeds(capsules: &[&Capsule]) -> Grid {
     let header =
         ["model", "test", "backend", "path", "tokens/s", "vs first", "range", "of probe", "probe GB/s"];
@@ -44,7 +44,7 @@ fn speeds(capsules: &[&Capsule]) -> Grid {
     grid.without_repetition()
 }
 
-/// What some validations came to: a row each.
+/// The verdicts of some validations, with a row for each.
 fn verdicts(capsules: &[&Capsule]) -> Grid {
     let mut grid =
         Grid::new(4, &["model", "backend", "suite", "against", "checks", "explained", "failed", "verdict"]);
@@ -67,10 +67,10 @@ fn verdicts(capsules: &[&Capsule]) -> Grid {
     grid
 }
 
-/// A machine and what was recorded there.
+/// A machine, and what was recorded on it.
 struct Origin<'a> {
     machine: String,
-    /// The days and commits.
+    /// The dates and commits.
     builds: Vec<String>,
     capsules: Vec<&'a Capsule>,
 }
@@ -114,7 +114,7 @@ pub fn markdown(capsules: &[Recorded]) -> String {
     text
 }
 
-/// A model's name for titles: of a commit behind `@`, only the first digits.
+/// A model's name for titles. Of the commit after `@` only the first digits are kept.
 fn short(name: &str) -> String {
     match name.rsplit_once('@') {
         Some((id, commit)) if commit.len() == 40 && commit.is_ascii() => format!("{id}@{}", &commit[..8]),

@@ -1,6 +1,6 @@
-//! Numbers that stand for many.
+//! Statistics of repeated measurements.
 
-/// The value below which the share `q` of the values lies, between neighbours in proportion; `None` if there are no values.
+/// The `q` quantile of the values, interpolated between neighbours; `None` if there are no values.
 pub fn quantile(values: &[f64], q: f64) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -9,12 +9,12 @@ pub fn quantile(values: &[f64], q: f64) -> Option<f64> {
     Some(low + (high - low) * at.fract())
 }
 
-/// The value in the middle; `None` if there are no values.
+/// The median; `None` if there are no values.
 pub fn median(values: &[f64]) -> Option<f64> {
     quantile(values, 0.5)
 }
 
-/// Mean and standard deviation (of the sample: divided by n − 1); `None` if there are no values.
+/// Mean and sample standard deviation (divided by n − 1); `None` if there are no values.
 pub fn mean_sd(values: &[f64]) -> Option<(f64, f64)> {
     let n = values.len() as f64;
     if values.is_empty() {
@@ -30,7 +30,7 @@ pub fn range(values: &[f64]) -> Option<(f64, f64)> {
     Some((quantile(values, 0.0)?, quantile(values, 1.0)?))
 }
 
-/// An estimate of a ratio, and the interval that holds the ratio with a confidence of 95 %.
+/// An estimate of a ratio, with its 95 % confidence interval.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Interval {
     /// The geometric mean.
@@ -41,21 +41,21 @@ pub struct Interval {
     pub high: f64,
 }
 
-/// The ratio that repeated ratios estimate. `None` for fewer than two values, which tell nothing of their spread.
+/// Estimates the ratio from repeated ratios. `None` for fewer than two values, because they do not show the spread.
 ///
-/// The logarithms are taken to be normally distributed (Student's t).
+/// The logarithms are assumed to be normally distributed (Student's t).
 pub fn ratio_interval(ratios: &[f64]) -> Option<Interval> {
     let (mean, error, freedom) = log_mean(ratios)?;
     Some(interval(mean, error, freedom))
 }
 
-/// The ratio of the values `b` to the values `a`, which were measured independently (Welch's t). `None` if either has fewer
-/// than two values.
+/// The ratio of the values `b` to the values `a`, which were measured independently (Welch's t). `None` if either has
+/// fewer than two values.
 pub fn quotient_interval(a: &[f64], b: &[f64]) -> Option<Interval> {
     let ((mean_a, error_a, freedom_a), (mean_b, error_b, freedom_b)) = (log_mean(a)?, log_mean(b)?);
     let (square_a, square_b) = (error_a * error_a, error_b * error_b);
     let weights = square_a * square_a / freedom_a + square_b * square_b / freedom_b;
-    // Without any spread every number of degrees will do.
+    // Without any spread the number of degrees does not matter.
     let freedom = if weights > 0.0 { (square_a + square_b).powi(2) / weights } else { 1.0 };
     Some(interval(mean_b - mean_a, (square_a + square_b).sqrt(), freedom))
 }
@@ -76,7 +76,7 @@ fn interval(mean: f64, error: f64, freedom: f64) -> Interval {
     Interval { estimate: mean.exp(), low: (mean - half).exp(), high: (mean + half).exp() }
 }
 
-/// The 97.5th percentile of Student's t: the middle 95 % lie within plus and minus this.
+/// The 97.5th percentile of Student's t. The middle 95 % are between minus and plus this value.
 fn t_95(freedom: f64) -> f64 {
     const TABLE: [f64; 30] = [
         12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
@@ -84,7 +84,7 @@ fn t_95(freedom: f64) -> f64 {
         2.045, 2.042,
     ];
     let whole = freedom.max(1.0) as usize;
-    // Beyond the table this is right to 0.001.
+    // Beyond the table this is accurate to 0.001.
     TABLE.get(whole - 1).copied().unwrap_or(1.96 + 2.42 / freedom)
 }
 
@@ -108,14 +108,14 @@ mod tests {
         assert_eq!((ratio_interval(&[]), ratio_interval(&[2.0])), (None, None));
         let alike = ratio_interval(&[2.0, 2.0, 2.0]).unwrap();
         assert!([alike.estimate, alike.low, alike.high].iter().all(|x| (x - 2.0).abs() < 1e-12));
-        // Logarithms -0.1, 0, 0.1: an error of 0.1/√3, times 4.303.
+        // The logarithms are -0.1, 0 and 0.1: the standard error is 0.1/√3, times 4.303.
         let spread = ratio_interval(&[(-0.1f64).exp(), 1.0, 0.1f64.exp()]).unwrap();
         assert!(
             (spread.estimate - 1.0).abs() < 1e-12 && (spread.high.ln() - 0.2484).abs() < 1e-4,
             "{spread:?}"
         );
         assert!((spread.low * spread.high - 1.0).abs() < 1e-12);
-        // Welch with equal spreads has the degrees of freedom of both: 4.
+        // With equal spreads, Welch's degrees of freedom are those of both: 4.
         let a = [(-0.1f64).exp(), 1.0, 0.1f64.exp()];
         let b = a.map(|x| 2.0 * x);
         let quotient = quotient_interval(&a, &b).unwrap();

@@ -1,4 +1,4 @@
-//! The results of a bench as a Markdown table, as CSV and as JSON.
+//! The results of a bench as a Markdown table, as CSV, and as JSON.
 
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -10,16 +10,16 @@ use crate::capsule::facts::share_of_bandwidth;
 use crate::measure::{Measured, Profile};
 use crate::stats::{mean_sd, median, quantile};
 
-/// How many columns a table has.
+/// The number of columns in a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Width {
-    /// The columns that answer how fast it is; they fit 100 characters.
+    /// The columns that show how fast it is. They fit into 100 characters.
     Narrow,
     /// All columns.
     Wide,
 }
 
-/// A test's samples in a few numbers: a line of the table.
+/// The summary of a test's samples, which is a line of the table.
 #[derive(Debug, Serialize)]
 struct Line<'a> {
     model: &'a str,
@@ -49,7 +49,7 @@ struct Line<'a> {
 }
 
 impl Measured {
-    /// A table in Markdown, with a summary before and the read bandwidth behind it.
+    /// A table in Markdown. A summary comes before it, and the read bandwidth after it.
     pub fn markdown(&self, width: Width) -> String {
         let lines: Vec<Line<'_>> = self.record.tests.iter().map(|t| self.line(t)).collect();
         let mut text = match width {
@@ -98,7 +98,7 @@ impl Measured {
         Ok(text)
     }
 
-    /// One object with every single measurement.
+    /// One object with every measurement.
     pub fn json(&self) -> Value {
         json!({
             "model": self.model,
@@ -111,7 +111,7 @@ impl Measured {
         })
     }
 
-    /// One object for each test, a line each.
+    /// One object for each test, on a line of its own.
     pub fn json_lines(&self) -> String {
         self.record.tests.iter().map(|t| self.object(t).to_string() + "\n").collect()
     }
@@ -259,7 +259,7 @@ fn profile_table(profile: &[Profile]) -> String {
     markdown_table(&rows, 3)
 }
 
-/// Padded columns, the first row as the header; from column `n_left` on they are aligned to the right.
+/// A table with padded columns. The first row is the header. Columns from `n_left` on are aligned to the right.
 fn markdown_table(rows: &[Vec<String>], n_left: usize) -> String {
     let n_columns = rows.first().map_or(0, Vec::len);
     let width =

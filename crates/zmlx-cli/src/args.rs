@@ -11,7 +11,7 @@ use zmlx_kernels::{Fusion, SoftmaxRoute};
 use zmlx_models::SamplingParams;
 use zmlx_models::architecture::{Architecture, RouterSpec};
 
-/// Which checkpoint: every command takes it in the same two ways.
+/// Names a checkpoint. Every command accepts it in the same two ways.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct ModelArgs {
     /// The model: a folder in MLX's format, or the name of a model on the Hugging Face hub (org/name or org/name@revision),
@@ -24,24 +24,24 @@ pub(crate) struct ModelArgs {
     /// A branch, a tag or a commit of the model on the hub.
     #[arg(long, value_name = "REV")]
     pub(crate) revision: Option<String>,
-    /// Download nothing: the model is in the cache. HF_HUB_OFFLINE=1 has the same effect.
+    /// Do not download anything: use the model in the cache. HF_HUB_OFFLINE=1 has the same effect.
     #[arg(long)]
     pub(crate) offline: bool,
 }
 
 impl ModelArgs {
-    /// The model of that name, for a command that says in its own words what it takes.
+    /// The model with this name, for a command that defines its own argument for the name.
     pub(crate) fn new(name: PathBuf, revision: Option<String>, offline: bool) -> Self {
         Self { positional: Some(name), model: None, revision, offline }
     }
 
-    /// What the user named; `None` for the built-in model.
+    /// The model that the user named; `None` for the built-in model.
     pub(crate) fn named(&self) -> Option<&PathBuf> {
         self.positional.as_ref().or(self.model.as_ref())
     }
 }
 
-/// Headings of the options in `--help`.
+/// The headings of the options in `--help`.
 pub(crate) mod heading {
     pub(crate) const PROMPT: &str = "Prompt";
     pub(crate) const SAMPLING: &str = "Sampling";
@@ -49,20 +49,21 @@ pub(crate) mod heading {
     pub(crate) const OUTPUT: &str = "Output";
 }
 
-/// What computes, and how.
+/// The backend and its settings.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct BackendArgs {
-    /// What computes. The default is mlx on a Mac with Metal, else cuda with an NVIDIA GPU, else cpu.
+    /// The backend that computes. The default is mlx on a Mac with Metal, otherwise cuda if there is an NVIDIA GPU,
+    /// otherwise cpu.
     #[arg(long, value_enum, help_heading = heading::COMPUTING)]
     pub(crate) backend: Option<BackendKind>,
     #[command(flatten)]
     pub(crate) cpu: CpuArgs,
 }
 
-/// How the CPU backend computes.
+/// The settings of the CPU backend.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct CpuArgs {
-    /// Threads of the CPU backend. The default is one for each physical core.
+    /// Threads of the CPU backend. By default the program tries how many are fastest, up to one for each physical core.
     #[arg(long, value_name = "N", help_heading = heading::COMPUTING, value_parser = RangedU64ValueParser::<usize>::new().range(1..=1024))]
     pub(crate) threads: Option<usize>,
     /// The type to which the CPU backend rounds activations before it multiplies them with quantised weights.
@@ -81,9 +82,9 @@ impl CpuArgs {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ActivationsKind {
-    /// Gives the tokens of f32: the error of a product is about 2e-5.
+    /// Generates the same tokens as f32: the error of a product is about 2e-5.
     Int16,
-    /// Faster, most of all for prompts. The error of a product is about 5e-3, which can change tokens.
+    /// Faster, above all for prompts. The error of a product is about 5e-3, which can change tokens.
     Int8,
 }
 
@@ -92,7 +93,7 @@ pub(crate) fn positive() -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(1..=1 << 24)
 }
 
-/// Parses a number of tokens; -1 stands for as many as the context has room for.
+/// Parses a number of tokens. -1 means as many as the context has room for.
 pub(crate) fn max_tokens(text: &str) -> Result<usize, String> {
     match text.parse::<i64>() {
         Ok(-1) => Ok(usize::MAX),
@@ -101,7 +102,7 @@ pub(crate) fn max_tokens(text: &str) -> Result<usize, String> {
     }
 }
 
-/// The backends, in this build or not.
+/// All backends, including those which this build lacks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum BackendKind {
     /// SIMD kernels on the processor.
@@ -112,11 +113,11 @@ pub(crate) enum BackendKind {
     Mlx,
 }
 
-/// Which fused ops.
+/// Selects the fused ops.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct FusionArgs {
-    /// Which fused ops are used: stock, concat or fused. Single ops can be switched, as in `fused,-route,-qkv`. The default is
-    /// what suits the backend and the model.
+    /// The fused ops to use: stock, concat or fused. Single ops can be switched on or off, as in `fused,-route,-qkv`.
+    /// The default depends on the backend and the model.
     #[arg(long, value_name = "PRESET[,±OP]", help_heading = heading::COMPUTING)]
     fusion: Option<Fusion>,
     #[command(flatten)]
@@ -124,17 +125,17 @@ pub(crate) struct FusionArgs {
 }
 
 impl FusionArgs {
-    /// The fused ops for a model, `default` if none were named.
+    /// The fused ops for a model: `default` if the user named none.
     pub(crate) fn of(&self, architecture: &Architecture, default: Fusion) -> Result<Fusion> {
         self.route.apply(self.fusion.unwrap_or(default), architecture)
     }
 }
 
-/// Experiments with the router of Qwen's models. As environment variables they are read by value: empty, 0, false, no
-/// and off are off.
+/// Experiments with the router of Qwen's models. Each can also be set as an environment variable: the values 0, false,
+/// no, off and the empty string switch it off.
 #[derive(Clone, Copy, Debug, Args)]
 pub(crate) struct RouteArgs {
-    /// Experiment: choose the experts by the router's logits instead of their probabilities.
+    /// Experiment: choose the experts by the router's logits instead of its probabilities.
     #[arg(
         long,
         help_heading = heading::COMPUTING,
@@ -144,7 +145,7 @@ pub(crate) struct RouteArgs {
         value_parser = FalseyValueParser::new()
     )]
     qwen_router_argpartition_logits: bool,
-    /// Experiment: softmax over the chosen logits only. Needs --qwen-router-argpartition-logits.
+    /// Experiment: apply softmax only to the logits of the chosen experts. Needs --qwen-router-argpartition-logits.
     #[arg(
         long,
         help_heading = heading::COMPUTING,
@@ -157,7 +158,7 @@ pub(crate) struct RouteArgs {
 }
 
 impl RouteArgs {
-    /// The fusion with the route that was asked for.
+    /// `fusion` with the routing that the arguments select.
     pub(crate) fn apply(&self, fusion: Fusion, architecture: &Architecture) -> Result<Fusion> {
         let softmax_route = match (
             self.qwen_router_argpartition_logits,
@@ -174,7 +175,7 @@ impl RouteArgs {
         let mut routers = architecture.moe_layers().map(|(_, moe)| &moe.router);
         if !routers.any(|router| matches!(router, RouterSpec::SoftmaxTopK { .. })) {
             tracing::warn!(
-                "{} has no softmax router: --qwen-router-argpartition-logits changes nothing",
+                "{} has no softmax router: --qwen-router-argpartition-logits has no effect",
                 architecture.model_type
             );
         }
@@ -182,41 +183,41 @@ impl RouteArgs {
     }
 }
 
-/// How tokens are chosen.
+/// How the next token is chosen.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = heading::SAMPLING)]
 pub(crate) struct SamplingArgs {
-    /// Temperature. 0 takes the most probable token.
+    /// Temperature. 0 always takes the most probable token.
     #[arg(long, visible_alias = "temperature", default_value_t = 0.0, allow_negative_numbers = true)]
     temp: f32,
-    /// Choose among the K most probable tokens. 0 takes all.
+    /// Choose among the K most probable tokens. 0 means all tokens.
     #[arg(long, value_name = "K", default_value_t = 0)]
     top_k: usize,
     /// Choose among the most probable tokens whose probabilities add up to P.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
-    /// Choose among the tokens that are at least P times as probable as the most probable one.
+    /// Choose among the tokens whose probability is at least P times that of the most probable one.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
-    /// Make recent tokens less likely: a factor above 1.
+    /// Make recent tokens less likely. The penalty is a factor above 1.
     #[arg(long, value_name = "FACTOR", allow_negative_numbers = true)]
     repetition_penalty: Option<f32>,
-    /// Number of recent tokens to which the penalty applies.
+    /// The number of recent tokens to which the repetition penalty applies.
     #[arg(long, value_name = "N", default_value_t = 20)]
     repetition_context_size: usize,
     /// Seed of the random choices. The same seed gives the same text.
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// End the text before TEXT. Can be given several times.
+    /// Stop before TEXT. Can be given several times.
     #[arg(long, value_name = "TEXT")]
     pub(crate) stop: Vec<String>,
-    /// Do not stop at the tokens that end a text.
+    /// Do not stop at the tokens that end a text (EOS).
     #[arg(long)]
     pub(crate) ignore_eos: bool,
 }
 
 impl SamplingArgs {
-    /// The parameters, checked.
+    /// The sampling parameters, after validation.
     pub(crate) fn params(&self) -> Result<SamplingParams> {
         if self.stop.iter().any(String::is_empty) {
             bail!("--stop: expected a text, got an empty one");
@@ -236,7 +237,7 @@ impl SamplingArgs {
     }
 }
 
-/// What a conversation begins with.
+/// The beginning of a conversation.
 #[derive(Clone, Debug, Args)]
 pub(crate) struct TemplateArgs {
     /// The system message of the conversation.
@@ -248,7 +249,7 @@ pub(crate) struct TemplateArgs {
 }
 
 impl TemplateArgs {
-    /// Variables of the chat template.
+    /// The variables of the chat template.
     pub(crate) fn kwargs(&self) -> Map<String, Value> {
         self.chat_template_config.clone().map(|o| o.0).unwrap_or_default()
     }

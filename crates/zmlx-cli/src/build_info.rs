@@ -1,8 +1,8 @@
-//! How this program was built, as the build script found it.
+//! How this program was built, as recorded by the build script.
 
 use zmlx_bench::capsule::Build;
 
-/// This program.
+/// The build of this program.
 pub(crate) fn build() -> Build {
     let commit = env!("ZMLX_BUILD_COMMIT");
     Build {

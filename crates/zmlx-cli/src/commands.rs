@@ -11,6 +11,7 @@ pub(crate) mod generate;
 #[cfg(feature = "proof")]
 pub(crate) mod golden;
 pub(crate) mod inspect;
+pub(crate) mod launch;
 pub(crate) mod logits;
 pub(crate) mod models;
 pub(crate) mod perplexity;

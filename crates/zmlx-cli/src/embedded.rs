@@ -1,4 +1,4 @@
-//! The tiny GLM model that is built into the binary, with its recording by the reference engine.
+//! The tiny GLM model that is built into the binary, and the tokens that the reference engine generated with it.
 
 #[cfg(feature = "embedded-model")]
 mod files;
@@ -10,12 +10,12 @@ use zmlx_oracle::checkpoint as oracle;
 #[cfg(feature = "proof")]
 use zmlx_oracle::golden::Golden;
 
-/// The opening of *Pride and Prejudice*: the built-in model continues it as the novel does.
+/// The opening of *Pride and Prejudice*, which the built-in model continues as the novel does.
 pub(crate) const NOVEL: &str = "It is a truth universally acknowledged, that a single man in possession of a good \
      fortune, must be in want of a wife.\n\nHowever little known the feelings or views of such a man may be on his \
      first entering a neighbourhood, this truth is so well fixed in the mind";
 
-/// True if this build has the model.
+/// True if the model is built in.
 pub(crate) const IS_BUILT_IN: bool = cfg!(feature = "embedded-model");
 
 #[cfg(feature = "embedded-model")]
@@ -27,7 +27,7 @@ pub(crate) use files::{golden, oracle_checkpoint};
 macro_rules! absent {
     ($($name:ident -> $of:ty),*) => {$(
         pub(crate) fn $name() -> Result<$of> {
-            anyhow::bail!("this build has no model built in")
+            anyhow::bail!("this build has no built-in model")
         }
     )*};
 }

@@ -1,45 +1,79 @@
-//! Choosing a backend and loading a model onto it.
+//! Chooses a backend and loads a model onto it.
 
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+#[cfg(feature = "proof")]
+use anyhow::bail;
+use anyhow::{Result, bail};
 #[cfg(feature = "proof")]
 use zmlx_bench::BackendInfo;
+#[cfg(feature = "proof")]
+use zmlx_kernels::ExpertFusion;
 use zmlx_kernels::cpu::Activations;
 use zmlx_kernels::{Backend, Fusion, Instrumented};
+#[cfg(feature = "proof")]
+use zmlx_models::human_bytes;
 use zmlx_models::{Architecture, Checkpoint, Model, self_check};
 #[cfg(feature = "proof")]
 use zmlx_oracle::golden::Rounding;
 
 use crate::args::{BackendArgs, BackendKind, FusionArgs};
 use crate::output::Outcome;
+#[cfg(feature = "proof")]
+use crate::output::{self, note};
 use crate::progress::Progress;
+use crate::ranks;
 
-/// What reports say about a backend, and what its users must do.
+/// A description of a backend for reports, and what its users must respect.
 pub(crate) struct About {
     /// The backend's name.
     pub(crate) name: &'static str,
-    /// The engine that it builds on and its version, if that is another project's.
+    /// The engine of another project that the backend builds on, with its version.
     pub(crate) engine: Option<(&'static str, String)>,
-    /// Name and particulars: `cpu (avx2, 8 threads)`.
+    /// Name and details, such as `cpu (avx2, 8 threads)`.
     pub(crate) text: String,
-    /// Threads that compute, or could.
+    /// The number of threads that may compute.
     pub(crate) n_threads: usize,
     /// How activations are rounded.
     #[cfg(feature = "proof")]
     pub(crate) rounding: Rounding,
-    /// Bytes of its own memory, if it computes in another than the system's.
+    /// The size of the device's own memory in bytes; `None` if the backend computes in the memory of the system.
     pub(crate) memory_bytes: Option<u64>,
-    /// What of it a reader of `zmlx doctor` should know.
+    /// A remark for readers of `zmlx doctor`.
     pub(crate) remark: Option<&'static str>,
-    /// Whether fused ops are checked before they are used: those that a device's own compiler has just made.
+    /// Limits of the engine that it builds on, as `zmlx doctor` shows them.
+    pub(crate) settings: Vec<Setting>,
+    /// Where a concatenation of gate and up is a copy: tells how many bytes there are for it.
+    room_for_copies: Option<Box<dyn Fn() -> Option<u64>>>,
+    /// Whether fused ops are checked before they are used. Set for backends whose kernels are compiled on the device at
+    /// run time.
     checks_itself: bool,
-    /// The fused ops that suit a model, if none are named.
+    /// The fused ops to use for a model if the user names none.
     default_fusion: Box<dyn Fn(&Architecture) -> Fusion>,
 }
 
+/// A limit of the engine that a backend builds on.
+#[derive(Clone, Debug, serde::Serialize)]
+pub(crate) struct Setting {
+    pub(crate) name: &'static str,
+    /// `None` where it is the engine's default.
+    value: Option<String>,
+    chosen_by: &'static str,
+    /// Why the default was left.
+    why: Option<&'static str>,
+}
+
+impl Setting {
+    /// `NAME: value, chosen by …`.
+    pub(crate) fn text(&self) -> String {
+        let value = self.value.as_deref().unwrap_or("the default");
+        let why = self.why.map(|why| format!(" ({why})")).unwrap_or_default();
+        format!("{}: {value}, chosen by {}{why}", self.name, self.chosen_by)
+    }
+}
+
 impl About {
-    /// What records say of the backend.
+    /// The backend as records describe it.
     #[cfg(feature = "proof")]
     pub(crate) fn info(&self) -> BackendInfo {
         BackendInfo {
@@ -51,7 +85,31 @@ impl About {
         }
     }
 
-    /// The fused ops that are asked for, without those that fail the self-check, which warns of them.
+    /// Says what the concatenated path costs, if it is among these and the backend copies for it, before it takes the memory.
+    /// Random weights have their sizes once the model is loaded: ask then.
+    ///
+    /// # Errors
+    /// If there is not so much.
+    #[cfg(feature = "proof")]
+    pub(crate) fn ensure_room<'a>(
+        &self,
+        checkpoint: &Checkpoint,
+        mut fusions: impl Iterator<Item = &'a Fusion>,
+    ) -> Result<()> {
+        let Some(room) = &self.room_for_copies else { return Ok(()) };
+        let n_bytes = zmlx_models::Cost::new(checkpoint).gate_up_bank_bytes;
+        if n_bytes < LARGE || !fusions.any(|f| f.experts == ExpertFusion::Concat) {
+            return Ok(());
+        }
+        let need = room_for(n_bytes, room())?;
+        if !output::is_quiet() {
+            note(format_args!("note: {need}"));
+        }
+        Ok(())
+    }
+
+    /// The fused ops that the arguments select, without those which fail the self-check. The self-check warns about
+    /// them.
     pub(crate) fn fusion<B: Backend>(&self, model: &Model<B>, args: FusionArgs) -> Result<Fusion> {
         let architecture = model.architecture();
         let fusion = args.of(architecture, (self.default_fusion)(architecture))?;
@@ -62,12 +120,29 @@ impl About {
     }
 }
 
-/// Work that runs on any backend.
+/// Smaller copies are not worth a word.
+#[cfg(feature = "proof")]
+const LARGE: u64 = 256 << 20;
+
+/// What the concatenated path takes, or that there is not so much.
+#[cfg(feature = "proof")]
+fn room_for(n_bytes: u64, free: Option<u64>) -> Result<String> {
+    let need = format!("concat keeps gate and up of the experts a second time: {}", human_bytes(n_bytes));
+    match free {
+        Some(free) if free < n_bytes => bail!(
+            "{need}, and {} are free; leave it out: --fusion of bench, --against of validate",
+            human_bytes(free)
+        ),
+        _ => Ok(need),
+    }
+}
+
+/// Work that can run on any backend.
 pub(crate) trait Job {
     fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome>;
 }
 
-/// The backends of this build that this machine can run.
+/// The backends of this build that can run on this machine.
 pub(crate) fn usable() -> impl Iterator<Item = BackendKind> {
     BUILT.iter().copied().filter(|kind| *kind != BackendKind::Cuda || has_gpu())
 }
@@ -83,9 +158,13 @@ const BUILT: &[BackendKind] = match (HAS_CUDA, HAS_MLX) {
 const HAS_CUDA: bool = cfg!(all(target_os = "linux", feature = "cuda"));
 const HAS_MLX: bool = cfg!(any(target_os = "macos", feature = "mlx"));
 
-/// Runs a job on the backend that the arguments choose: the only place that names them.
+/// Runs a job on the backend that the arguments select. No other code names the backends.
 pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> {
-    match args.backend.unwrap_or_else(default_backend) {
+    let kind = args.backend.unwrap_or_else(default_backend);
+    if ranks::shard().is_some() && kind != BackendKind::Mlx {
+        bail!("--backend: several ranks can share a model on mlx only");
+    }
+    match kind {
         BackendKind::Cpu => {
             let backend = args.cpu.backend()?;
             let (level, n_threads) = (backend.level().name(), backend.n_threads());
@@ -99,7 +178,7 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 engine: None,
                 text: format!("cpu ({level}, {n_threads} thread{plural}{activations})"),
                 n_threads,
-                // Activations of 8 bits are as coarse as bf16.
+                // Activations of 8 bits are rounded as coarsely as bf16.
                 #[cfg(feature = "proof")]
                 rounding: match backend.activations() {
                     Activations::Int16 => Rounding::F32,
@@ -107,6 +186,8 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
                 },
                 memory_bytes: None,
                 remark: None,
+                settings: Vec::new(),
+                room_for_copies: None,
                 checks_itself: false,
                 default_fusion: Box::new(|_| Fusion::FUSED),
             };
@@ -117,9 +198,15 @@ pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> 
     }
 }
 
-/// MLX on Linux computes on the CPU, slower than this project's own kernels, so it is never the default there.
+/// Prepares the process for its backends: what must happen before any of them starts, and before the first thread.
+pub(crate) fn prepare() {
+    #[cfg(any(target_os = "macos", feature = "mlx"))]
+    zmlx_kernels::mlx::limit_command_buffers();
+}
+
+/// On Linux MLX computes on the CPU, slower than this project's own kernels, so it is never the default there.
 fn default_backend() -> BackendKind {
-    if has_metal() {
+    if has_metal() || ranks::shard().is_some() {
         BackendKind::Mlx
     } else if has_gpu() {
         BackendKind::Cuda
@@ -173,6 +260,8 @@ fn with_cuda(job: impl Job) -> Result<Outcome> {
         rounding: Rounding::F32,
         memory_bytes: Some(backend.memory_bytes() as u64),
         remark: None,
+        settings: Vec::new(),
+        room_for_copies: None,
         checks_itself: true,
         default_fusion: Box::new(|_| Fusion::FUSED),
     };
@@ -187,19 +276,33 @@ fn with_cuda(_: impl Job) -> Result<Outcome> {
 
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 fn with_mlx(job: impl Job) -> Result<Outcome> {
-    use zmlx_kernels::mlx::{MlxBackend, Numerics};
-    let backend = MlxBackend::new(Numerics::Exact)?;
-    let mlx = backend.runtime();
+    use zmlx_kernels::mlx::{self, MlxBackend, Numerics};
+    let mut backend = MlxBackend::new(Numerics::Exact)?;
+    if let Some(group) = ranks::group() {
+        backend = backend.with_group(group);
+    }
+    let runtime = backend.runtime();
+    let device = if runtime.has_metal() { "Metal" } else { "CPU" };
+    let setting =
+        |s: mlx::Setting| Setting { name: s.name, value: s.value, chosen_by: s.chosen_by.name(), why: s.why };
     let about = About {
         name: "mlx",
-        engine: Some(("mlx", mlx.version().to_string())),
-        text: format!("mlx {} ({})", mlx.version(), if mlx.has_metal() { "Metal" } else { "CPU" }),
+        engine: Some(("mlx", runtime.version().to_string())),
+        text: match ranks::shard() {
+            Some(shard) => format!("mlx {} ({device}), {} ranks", runtime.version(), shard.n_ranks),
+            None => format!("mlx {} ({device})", runtime.version()),
+        },
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
         #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,
         memory_bytes: None,
-        remark: (!mlx.has_metal())
-            .then_some("no Metal here: every fused op is the composition of MLX's own ops"),
+        remark: (!runtime.has_metal())
+            .then_some("no Metal here: every fused op is composed of MLX's own ops"),
+        settings: mlx::command_buffers().into_iter().chain(mlx::hold_memory(runtime)?).map(setting).collect(),
+        room_for_copies: {
+            let runtime = runtime.clone();
+            Some(Box::new(move || mlx::free_bytes(&runtime)))
+        },
         checks_itself: true,
         default_fusion: {
             let backend = backend.clone();
@@ -220,10 +323,23 @@ fn with_mlx(_: impl Job) -> Result<Outcome> {
     Err(zmlx_kernels::Error::Unavailable { backend: "mlx", why: why.to_owned() }.into())
 }
 
-/// Loads a model, showing progress, and tells how long it took.
+/// Loads a model with a progress bar. Returns also how long it took.
 pub(crate) fn load<B: Backend>(backend: B, checkpoint: &Checkpoint) -> Result<(Model<B>, Duration)> {
     let started = Instant::now();
     let mut progress = Progress::new("Loading");
     let model = Model::load(backend, checkpoint, &mut |done, of| progress.update(done, of))?;
     Ok((model, started.elapsed()))
+}
+
+#[cfg(all(test, feature = "proof"))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_second_copy_that_does_not_fit_is_refused() {
+        assert!(room_for(10_900_000_000, Some(12_000_000_000)).unwrap().ends_with("10.9 GB"));
+        assert!(room_for(10_900_000_000, None).is_ok());
+        let error = room_for(10_900_000_000, Some(3_200_000_000)).unwrap_err().to_string();
+        assert!(error.contains("10.9 GB") && error.contains("3.2 GB are free"), "{error}");
+    }
 }

@@ -1,23 +1,23 @@
-//! Models by name: from the cache, or else downloaded, with what a person who waits wants to see.
+//! Finds models by name in the cache or downloads them, with progress for a person who waits.
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 use zmlx_hub::{Cache, Environment, Error, ModelName};
 
-/// Whether the hub may be asked.
+/// Whether the hub may be contacted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Network {
     Allowed,
     Forbidden,
 }
 
-/// The folder of a model: the cache's, or that of a download.
+/// The folder of a model, in the cache or after a download.
 pub(crate) fn find(name: &ModelName, network: Network) -> Result<PathBuf> {
     let environment = Environment::of_process();
     let found = Cache::of(&environment)?.find(name);
     let lacking = match found {
-        Err(error @ Error::NotCached { .. }) => format!("{error}, and there is no folder of that name"),
+        Err(error @ Error::NotCached { .. }) => format!("{error}, and there is no folder with that name"),
         Err(error @ Error::Incomplete { .. }) => error.to_string(),
         found => return Ok(found?),
     };
@@ -52,7 +52,7 @@ mod downloads {
     use crate::output::{self, note};
     use zmlx_models::human_bytes;
 
-    /// Downloads what the cache lacks of a model; the folder of it.
+    /// Downloads the files of a model that the cache lacks. Returns the model's folder.
     pub(crate) fn download(name: &ModelName, environment: &Environment) -> Result<PathBuf> {
         let told = Told { name, bar: Mutex::new(None) };
         let pulled = Hub::of(environment)?.pull(name, &|notice| told.tell(notice));
@@ -60,7 +60,7 @@ mod downloads {
         Ok(pulled?.dir)
     }
 
-    /// Tells on stderr what happens: with a bar if that is a terminal.
+    /// Reports the progress of a download on stderr, with a bar if stderr is a terminal.
     struct Told<'a> {
         name: &'a ModelName,
         bar: Mutex<Option<ProgressBar>>,
@@ -75,7 +75,7 @@ mod downloads {
                 Notice::Begin { n_files, bytes, present_bytes } if present_bytes < bytes => {
                     let there = match present_bytes {
                         0 => String::new(),
-                        n => format!(", {} of them there", human_bytes(n)),
+                        n => format!("; {} are already in the cache", human_bytes(n)),
                     };
                     let size = human_bytes(bytes);
                     note(format_args!("Downloading {}: {n_files} files, {size}{there}", self.name));
@@ -90,17 +90,19 @@ mod downloads {
                     Err(_) => bar.dec(n.unsigned_abs()),
                 }),
                 Notice::Waiting { file } => {
-                    self.say(&format!("{file}: another process downloads it; waiting"))
+                    self.say(&format!("{file}: waiting for another process that downloads it"))
                 }
-                Notice::Again { error, pause } if pause.is_zero() => self.say(&format!("{error}; going on")),
+                Notice::Again { error, pause } if pause.is_zero() => {
+                    self.say(&format!("{error}; continuing"))
+                }
                 Notice::Again { error, pause } => {
-                    self.say(&format!("{error}; again in {:.1} s", pause.as_secs_f64()));
+                    self.say(&format!("{error}; trying again in {:.1} s", pause.as_secs_f64()));
                 }
                 _ => {}
             }
         }
 
-        /// A line above the bar.
+        /// Prints a line above the bar.
         fn say(&self, line: &str) {
             let mut is_said = false;
             self.with_bar(|bar| {
@@ -123,11 +125,11 @@ mod downloads {
 
     fn new_bar(bytes: u64, present_bytes: u64) -> ProgressBar {
         let bar = ProgressBar::new(bytes);
-        // The default style stands in for a template that does not parse.
+        // If the template does not parse, the default style is used.
         let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}");
         bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
         bar.set_position(present_bytes);
-        // What is there already says nothing of the speed.
+        // Files that were already in the cache must not count towards the speed.
         bar.reset_eta();
         bar
     }

@@ -1,21 +1,21 @@
-//! What ends the process from outside: Ctrl-C, of which the first ends the work in progress cleanly and the second the process,
-//! other signals, and weights that vanish while they are read. No temporary file is left behind.
+//! What ends the process from outside: Ctrl-C, other signals, and weights that vanish while they are read. The first
+//! Ctrl-C ends the work in progress cleanly, the second ends the process. No temporary file is left behind.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use anyhow::Result;
 
-use crate::output;
+use crate::{output, ranks};
 
-/// Nothing is in progress that could be ended cleanly.
+/// No work is in progress that could be ended cleanly.
 const IDLE: u8 = 0;
 const BUSY: u8 = 1;
-/// Ctrl-C came while busy.
+/// Ctrl-C was pressed while work was in progress.
 const ASKED: u8 = 2;
 
 static STATE: AtomicU8 = AtomicU8::new(IDLE);
 
-/// Work was ended by Ctrl-C before it had a result.
+/// Ctrl-C ended the work before it had a result.
 #[derive(Debug)]
 pub(crate) struct Interrupted;
 
@@ -27,21 +27,22 @@ impl std::fmt::Display for Interrupted {
 
 impl std::error::Error for Interrupted {}
 
-/// Takes Ctrl-C over. Until [`begin`] and after [`Busy`] is dropped it still ends the process.
+/// Installs the handler of Ctrl-C. Before [`begin`] and after [`Busy`] is dropped, Ctrl-C still ends the process.
 pub(crate) fn install() -> Result<()> {
     ctrlc::set_handler(|| {
         if STATE.compare_exchange(BUSY, ASKED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             output::remove_temporary();
+            ranks::leave(130, Some("interrupted"));
             std::process::exit(130);
         }
     })?;
     Ok(())
 }
 
-/// From here on the loss of a mapped file's bytes ends the process with a message.
+/// After this call the process ends with a message if a mapped file loses its bytes.
 ///
 /// # Errors
-/// If the system refuses.
+/// If the system refuses to install the handler.
 pub(crate) fn watch_files() -> Result<()> {
     #[cfg(unix)]
     zmlx_kernels::on_lost_file(|path| {
@@ -55,10 +56,10 @@ pub(crate) fn watch_files() -> Result<()> {
     Ok(())
 }
 
-/// From here on the signals that ask a process to end remove its temporary files first.
+/// After this call the signals that ask a process to end first remove its temporary files.
 ///
 /// # Errors
-/// If the system refuses.
+/// If the system refuses to install the handler.
 pub(crate) fn take_signals() -> Result<()> {
     #[cfg(unix)]
     {
@@ -71,7 +72,7 @@ pub(crate) fn take_signals() -> Result<()> {
         std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
             for signal in signals.forever() {
                 output::remove_temporary();
-                // Ends the process by the signal, as whoever waits for it expects.
+                // Ends the process by the signal itself, as its parent expects.
                 let _ = signal_hook::low_level::emulate_default_handler(signal);
             }
         })?;
@@ -79,7 +80,7 @@ pub(crate) fn take_signals() -> Result<()> {
     Ok(())
 }
 
-/// Whether this process was started with the signal ignored. What cannot be told is not.
+/// Whether this process was started with the signal ignored. Returns false if that cannot be found out.
 #[cfg(unix)]
 fn is_ignored(signal: i32) -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -88,18 +89,21 @@ fn is_ignored(signal: i32) -> bool {
     mask >> (signal - 1) & 1 == 1
 }
 
-/// From here Ctrl-C is only noted.
+/// From here on Ctrl-C only sets a flag, until the returned value is dropped. It still ends one of several ranks at once, because
+/// ranks would not stop at the same token.
 pub(crate) fn begin() -> Busy {
-    STATE.store(BUSY, Ordering::SeqCst);
+    if ranks::shard().is_none() {
+        STATE.store(BUSY, Ordering::SeqCst);
+    }
     Busy
 }
 
-/// Work in progress; ends when dropped.
+/// Marks that work is in progress, until it is dropped.
 #[derive(Debug)]
 pub(crate) struct Busy;
 
 impl Busy {
-    /// True once Ctrl-C was pressed.
+    /// True after Ctrl-C was pressed.
     pub(crate) fn is_asked(&self) -> bool {
         STATE.load(Ordering::SeqCst) == ASKED
     }

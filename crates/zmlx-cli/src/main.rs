@@ -1,8 +1,8 @@
-//! `zmlx`: generate text with MLX mixture-of-experts checkpoints, look into them, bench and validate them.
+//! `zmlx`: generates text with mixture-of-experts checkpoints of MLX, and inspects, measures and validates them.
 //!
-//! Exit codes: 0 done, 1 a check failed, 2 usage or bad input, 130 ended by Ctrl-C before there was a result.
+//! Exit codes: 0 success, 1 a check failed, 2 wrong usage or bad input, 130 ended by Ctrl-C before there was a result.
 #![forbid(unsafe_code)]
-// The macros panic where the reader of the output has gone.
+// These macros panic if the reader of the output is gone.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 #![cfg_attr(not(feature = "proof"), allow(dead_code, reason = "what only the commands of the feature use"))]
 
@@ -21,6 +21,7 @@ mod output;
 mod progress;
 #[cfg(feature = "proof")]
 mod prompts;
+mod ranks;
 mod source;
 mod table;
 
@@ -28,13 +29,14 @@ use std::ffi::OsString;
 use std::process::ExitCode;
 
 use anstream::{AutoStream, ColorChoice};
+use anyhow::Result;
 #[cfg(feature = "shell")]
 use clap::CommandFactory;
 use clap::{Parser, Subcommand};
 
 use output::{Outcome, note};
 
-/// Runs MLX-quantised mixture-of-experts language models with fused kernels, and proves that their tokens are right.
+/// Runs MLX-quantised mixture-of-experts language models with fused kernels, and checks that their tokens are right.
 #[derive(Debug, Parser)]
 #[command(name = "zmlx", version, propagate_version = true)]
 #[cfg_attr(
@@ -46,7 +48,7 @@ use output::{Outcome, note};
 struct Cli {
     #[command(subcommand)]
     command: Command,
-    /// Print more on stderr: backend, fused ops, times, why the text ended. RUST_LOG selects in more detail.
+    /// Print more on stderr: backend, fused ops, times, and why the text ended. RUST_LOG selects in more detail.
     #[arg(short, long, global = true, help_heading = "Messages", display_order = 1000)]
     verbose: bool,
     /// Print only results and errors: no statistics, progress bars or warnings.
@@ -65,16 +67,18 @@ struct Cli {
 enum Command {
     /// Answer or continue a prompt.
     Generate(commands::generate::Args),
-    /// Talk to a model, line by line.
+    /// Start a command as several processes, on one machine or several, which share a model.
+    Launch(commands::launch::Args),
+    /// Talk to a model.
     Chat(commands::chat::Args),
     /// Answer requests over HTTP, as OpenAI's and Anthropic's servers do.
     #[cfg(feature = "serve")]
     Serve(Box<commands::serve::Args>),
     /// Write the logits of a token sequence to a safetensors file.
     Logits(commands::logits::Args),
-    /// Show the architecture, formats and memory need of a model, and check every tensor.
+    /// Show the architecture, the formats and the memory use of a model, and check every tensor.
     Inspect(commands::inspect::Args),
-    /// Convert a model of the Hugging Face layout to MLX's format, and quantise it.
+    /// Convert a model in Hugging Face's layout to MLX's format, and quantise it.
     Convert(Box<commands::convert::Args>),
     /// Measure how well a model predicts a text.
     Perplexity(commands::perplexity::Args),
@@ -89,15 +93,15 @@ enum Command {
     /// Download a model from the Hugging Face hub, and print its folder.
     #[cfg(feature = "hub")]
     Pull(commands::pull::Args),
-    /// List the models in the Hugging Face cache, delete or verify them.
+    /// List, delete or verify the models in the Hugging Face cache.
     Models(commands::models::Args),
-    /// Show, compare and report the records of benches and validations.
+    /// Show and compare the records of benches and validations, and write reports from them.
     #[cfg(feature = "proof")]
     Capsule(commands::capsule::Args),
     /// Record the tokens of a model, and check that they stay the same.
     #[cfg(feature = "proof")]
     Golden(commands::golden::Args),
-    /// Print the script that makes a shell complete zmlx's arguments.
+    /// Print a script with which a shell completes zmlx's arguments.
     #[cfg(feature = "shell")]
     Completions(commands::shell::CompletionsArgs),
     /// Print the man page of zmlx or of one of its commands: `zmlx man | man -l -`.
@@ -105,26 +109,69 @@ enum Command {
     Man(commands::shell::ManArgs),
 }
 
+impl Command {
+    /// The commands that several ranks may run by their names, the others by one.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Generate(_) => "generate",
+            Self::Logits(_) => "logits",
+            _ => "other commands",
+        }
+    }
+}
+
 fn main() -> ExitCode {
+    engine::prepare();
     let cli = Cli::parse_from(arguments());
-    // There -q is --quantize.
+    // `convert` has its own --quiet, because its -q means --quantize.
     if cli.quiet || matches!(&cli.command, Command::Convert(args) if args.quiet) {
         output::be_quiet();
     }
-    start_log(cli.verbose, &cli.command);
+    let verbose = cli.verbose && !ranks::is_silent();
+    if ranks::is_silent() {
+        output::be_silent();
+    }
+    start_log(verbose, &cli.command);
     let ends_itself = match &cli.command {
-        // A server answers what it has begun when it is asked to end.
+        // A server handles signals itself: it first finishes the answers in progress.
         #[cfg(feature = "serve")]
         Command::Serve(_) => true,
+        // A launcher ends its ranks first.
+        Command::Launch(_) => true,
         _ => false,
     };
     let taken = if ends_itself { Ok(()) } else { interrupt::take_signals() };
     if let Err(error) = taken.and_then(|()| interrupt::watch_files()) {
         tracing::warn!("{error}: a signal will end this process at once");
     }
-    let done = match cli.command {
-        Command::Generate(args) => commands::generate::run(args, cli.verbose),
-        Command::Chat(args) => commands::chat::run(args, cli.verbose),
+    let done = ranks::join(cli.command.name()).and_then(|()| run(cli.command, verbose));
+    let (code, error) = match done {
+        Ok(outcome) => (outcome.exit_code(), None),
+        // The reader of the output is gone, as with `zmlx … | head`. That is not an error.
+        Err(error) if output::is_broken_pipe(&error) => {
+            (0, Some("the reader of the output has gone".to_owned()))
+        }
+        Err(error) if error.is::<interrupt::Interrupted>() => {
+            (Outcome::Interrupted.exit_code(), Some(error.to_string()))
+        }
+        Err(error) => {
+            let text = output::message(&error);
+            match ranks::shard() {
+                Some(shard) => note(format_args!("error: rank {}: {text}", shard.rank)),
+                None => note(format_args!("error: {text}")),
+            }
+            (2, Some(text))
+        }
+    };
+    ranks::leave(code, error.as_deref());
+    ExitCode::from(code)
+}
+
+fn run(command: Command, verbose: bool) -> Result<Outcome> {
+    match command {
+        Command::Generate(args) => commands::generate::run(args, verbose),
+        Command::Launch(args) => commands::launch::run(args),
+        Command::Chat(args) => commands::chat::run(args, verbose),
         #[cfg(feature = "serve")]
         Command::Serve(args) => commands::serve::run(*args),
         Command::Logits(args) => commands::logits::run(args),
@@ -147,20 +194,11 @@ fn main() -> ExitCode {
         Command::Completions(args) => commands::shell::completions(args, Cli::command()),
         #[cfg(feature = "shell")]
         Command::Man(args) => commands::shell::man(args, Cli::command()),
-    };
-    match done {
-        Ok(outcome) => outcome.exit_code(),
-        // Whoever read the output has seen enough.
-        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
-        Err(error) if error.is::<interrupt::Interrupted>() => Outcome::Interrupted.exit_code(),
-        Err(error) => {
-            note(format_args!("error: {}", output::message(&error)));
-            ExitCode::from(2)
-        }
     }
 }
 
-/// The arguments, with the long name for `-np` of llama-server: it has two letters, which clap does not take for one flag.
+/// The arguments, with `-np` of llama-server replaced by its long name. clap would take these two letters for two
+/// flags.
 fn arguments() -> Vec<OsString> {
     let mut is_serve = false;
     let named = |argument: OsString| {
@@ -178,7 +216,7 @@ fn start_log(verbose: bool, command: &Command) {
         (false, false) => "warn",
     };
     let default = match command {
-        // A server tells of each request.
+        // A server logs each request.
         #[cfg(feature = "serve")]
         Command::Serve(args) if !verbose && !output::is_quiet() => args.log_level(),
         _ => default,

@@ -1,11 +1,18 @@
-//! How much memory the process has used.
+//! How much memory a command has used.
 
-/// The largest resident size of this program so far, in bytes; `None` where the system does not tell.
+use zmlx_kernels::Instrumented;
+
+/// The most bytes that computing has taken at once: what the backend counts, if it does, else what the process has had.
+pub(crate) fn peak_bytes<B: Instrumented>(backend: &B) -> Option<u64> {
+    backend.peak_memory_bytes().or_else(peak_resident_bytes)
+}
+
+/// The largest resident size of this program so far, in bytes; `None` if the system does not report it.
 ///
-/// Linux counts it in `/proc`, anew for each program that a process executes. What `getrusage` counts there includes the
-/// program that the process was before: a small command started by a large shell script would seem large.
+/// Linux counts it in `/proc` from the moment the program was executed. `getrusage` also includes the earlier program
+/// of the same process: a small command that a large shell starts would seem large.
 #[cfg(target_os = "linux")]
-pub(crate) fn peak_bytes() -> Option<u64> {
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
     high_water_mark(&std::fs::read_to_string("/proc/self/status").ok()?)
 }
 
@@ -17,19 +24,19 @@ fn high_water_mark(status: &str) -> Option<u64> {
     kib.checked_mul(1024)
 }
 
-/// The largest resident size of this process so far, in bytes; `None` where the system does not tell.
+/// The largest resident size of this process so far, in bytes; `None` if the system does not report it.
 #[cfg(all(unix, not(target_os = "linux")))]
-pub(crate) fn peak_bytes() -> Option<u64> {
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
     use nix::sys::resource::{UsageWho, getrusage};
-    // Apple counts bytes, other systems KiB.
+    // Apple's systems report bytes, others KiB.
     let unit = if cfg!(target_vendor = "apple") { 1 } else { 1024 };
     let max = getrusage(UsageWho::RUSAGE_SELF).ok()?.max_rss();
     u64::try_from(max).ok().map(|n| n * unit)
 }
 
-/// The largest resident size so far; `None` where the system does not tell.
+/// The largest resident size so far; always `None`, because the system does not report it.
 #[cfg(not(unix))]
-pub(crate) fn peak_bytes() -> Option<u64> {
+pub(crate) fn peak_resident_bytes() -> Option<u64> {
     None
 }
 

@@ -1,10 +1,11 @@
-//! Models that compute one thing wrongly, by hooks in their ops: for tests of what should find it.
+//! Models that compute one thing wrongly, by hooks in their ops. Tests use them to prove that the checks find such
+//! errors.
 
 use zmlx_kernels::{
     Backend, Down, GateUp, Hooks, HostWeight, NoauxTc, Result, SoftmaxTopK, WeightBytes, WeightFormat,
 };
 
-/// What is computed wrongly.
+/// The error in the computation.
 #[derive(Debug)]
 pub(crate) enum Wrong {
     Nothing,
@@ -14,11 +15,11 @@ pub(crate) enum Wrong {
     GateAndUpSwapped,
     /// The router's correction bias is left out.
     CorrectionBiasDropped,
-    /// The quantisation biases of the experts' down projections are left out, on every path.
+    /// On every path, the quantisation biases of the experts' down projections are missing.
     QuantizationBiasDropped,
-    /// The next expert is taken for each one.
+    /// Each expert is replaced by the next one.
     ExpertOffByOne,
-    /// Of equally probable experts the higher is chosen.
+    /// Among equally probable experts the one with the higher index is chosen.
     TieBrokenUpwards,
 }
 
@@ -28,7 +29,7 @@ impl<B: Backend> Hooks<B> for Wrong {
     }
 
     fn upload(&self, backend: &B, weight: HostWeight) -> Result<B::Weight> {
-        // Of the experts' matrices, those that narrow.
+        // Among the experts' matrices, the down projections have fewer outputs than inputs.
         let is_down = weight.n_mats() > 1 && weight.n_out() > weight.n_in();
         let WeightFormat::Quantized { spec, .. } = weight.format() else { return backend.upload(weight) };
         if !matches!(self, Self::QuantizationBiasDropped) || !is_down || !spec.has_biases() {
@@ -107,7 +108,7 @@ impl<B: Backend> Hooks<B> for Wrong {
         if !matches!(self, Self::TieBrokenUpwards) {
             return backend.route_softmax_top_k(logits, settings);
         }
-        // With the experts in reverse, the lowest of equal ones is the highest.
+        // If the experts are in reverse order, the lowest index among equal ones is the highest.
         let shape = backend.shape(logits);
         let mut values = Vec::new();
         backend.read(logits, &mut values)?;

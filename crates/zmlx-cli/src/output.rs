@@ -1,4 +1,4 @@
-//! Exit codes, error messages, and what goes to stdout and into files.
+//! Exit codes, error messages, and output to stdout and files.
 
 mod files;
 
@@ -6,7 +6,6 @@ use std::borrow::Cow;
 use std::fmt;
 use std::io::{ErrorKind, Write};
 use std::path::Path;
-use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::Result;
@@ -16,48 +15,60 @@ pub(crate) use files::{check_output, remove_temporary, write_file};
 /// How a command ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Outcome {
-    /// Done; every check passed.
+    /// The command succeeded, and every check passed.
     Done,
-    /// The command did its work and found that a check fails.
+    /// The command did its work, and a check failed.
     CheckFailed,
-    /// The checkpoint was shown, but cannot be used.
+    /// The checkpoint was shown, but it cannot be used.
     Unusable,
-    /// Ctrl-C before there was a result.
+    /// Ctrl-C was pressed before there was a result.
     Interrupted,
 }
 
 impl Outcome {
-    pub(crate) fn exit_code(self) -> ExitCode {
-        ExitCode::from(match self {
+    pub(crate) fn exit_code(self) -> u8 {
+        match self {
             Self::Done => 0,
             Self::CheckFailed => 1,
             Self::Unusable => 2,
             Self::Interrupted => 130,
-        })
+        }
     }
 }
 
 static QUIET: AtomicBool = AtomicBool::new(false);
+static SILENT: AtomicBool = AtomicBool::new(false);
 
-/// From here on nothing but results and errors is written.
+/// From here on only results and errors are written.
 pub(crate) fn be_quiet() {
     QUIET.store(true, Ordering::Relaxed);
 }
 
-/// Whether that was asked for.
+/// Whether [`be_quiet`] was called.
 pub(crate) fn is_quiet() -> bool {
     QUIET.load(Ordering::Relaxed)
 }
 
-/// Writes a line to stderr, and ignores an error: there is no other place to report it. The line may contain names and messages
-/// from files, so it is escaped.
+/// From here on nothing but errors is written, and no file: another rank writes the results.
+pub(crate) fn be_silent() {
+    be_quiet();
+    SILENT.store(true, Ordering::Relaxed);
+}
+
+/// Whether results are another rank's to write.
+pub(crate) fn is_silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
+
+/// Writes a line to stderr. An error is ignored, because there is no other place to report it. The line is escaped,
+/// because it may contain names and messages from files.
 pub(crate) fn note(line: fmt::Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{}", escaped(&line.to_string()));
 }
 
-/// A text for a terminal: control characters that it would obey are spelled, line ends and tabs stay.
+/// A text for a terminal: control characters that it would execute are spelled out. Line ends and tabs stay.
 pub(crate) fn escaped(text: &str) -> Cow<'_, str> {
-    // Characters that turn the direction of text can make it look like another.
+    // Characters that change the direction of text can make it look like another text.
     let turns =
         |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     let is_obeyed = |c: char| (c.is_control() && !matches!(c, '\n' | '\t')) || turns(c);
@@ -80,6 +91,9 @@ pub(crate) fn print_json(value: &impl serde::Serialize) -> Result<()> {
 
 /// Writes a text to stdout.
 pub(crate) fn print(text: &str) -> Result<()> {
+    if is_silent() {
+        return Ok(());
+    }
     let mut out = std::io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()?;
@@ -91,7 +105,7 @@ pub(crate) fn is_broken_pipe(error: &anyhow::Error) -> bool {
     io.any(|e| e.kind() == ErrorKind::BrokenPipe)
 }
 
-/// The error and its causes, without those that an outer message already contains.
+/// The error and its causes, without those which an outer message already contains.
 pub(crate) fn message(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain().map(ToString::to_string) {
@@ -104,7 +118,7 @@ pub(crate) fn message(error: &anyhow::Error) -> String {
     text
 }
 
-/// Writes a text as the file `path`, which may exist only if `force` says so.
+/// Writes a text to the file `path`. Fails if the file exists, unless `force` is set.
 pub(crate) fn write_new(path: &Path, force: bool, text: &str) -> Result<()> {
     check_output(path, force, &[])?;
     write_file(path, |out| Ok(out.write_all(text.as_bytes())?))

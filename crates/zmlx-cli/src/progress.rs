@@ -9,10 +9,11 @@ use zmlx_bench::Work;
 
 use crate::output;
 
-/// Shorter work shows no bar.
+/// Work that takes less time shows no bar.
 const PATIENCE: Duration = Duration::from_secs(1);
 
-/// A bar on stderr, if a person sees both outputs, did not ask for quiet, and the work takes longer than a second.
+/// A progress bar on stderr. It is shown if both stdout and stderr are terminals, the user did not ask for quiet, and
+/// the work takes longer than a second.
 #[derive(Debug)]
 pub(crate) struct Progress {
     label: &'static str,
@@ -22,7 +23,7 @@ pub(crate) struct Progress {
     bar: Option<ProgressBar>,
 }
 
-/// How parts are counted, and how bytes are.
+/// The templates of bars that count parts and of bars that count bytes.
 const COUNT: &str = "{msg} {wide_bar} {pos}/{len} {eta}";
 const BYTES: &str = "{msg} {wide_bar} {bytes}/{total_bytes} {bytes_per_sec} {eta}";
 
@@ -33,12 +34,12 @@ impl Progress {
         Self { label, started: Instant::now(), is_shown, template: COUNT, bar: None }
     }
 
-    /// A bar whose parts are bytes.
+    /// A bar that counts bytes.
     pub(crate) fn bytes(label: &'static str) -> Self {
         Self { template: BYTES, ..Self::new(label) }
     }
 
-    /// `done` of `of` parts are done; the last takes the bar away.
+    /// Reports that `done` of `of` parts are done. After the last part the bar is removed.
     pub(crate) fn update(&mut self, done: usize, of: usize) {
         if done >= of {
             if let Some(bar) = self.bar.take() {
@@ -48,7 +49,7 @@ impl Progress {
             let (label, template) = (self.label, self.template);
             let bar = self.bar.get_or_insert_with(|| {
                 let bar = ProgressBar::new(of as u64).with_message(label);
-                // The default style stands in for a template that does not parse.
+                // If the template does not parse, the default style is used.
                 let style = ProgressStyle::with_template(template);
                 bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
                 bar
@@ -58,14 +59,14 @@ impl Progress {
     }
 }
 
-/// A bar for one kind of work after the other.
+/// A bar for several kinds of work, one after the other.
 #[cfg(feature = "proof")]
 #[derive(Debug, Default)]
 pub(crate) struct WorkProgress(Option<(Work, Progress)>);
 
 #[cfg(feature = "proof")]
 impl WorkProgress {
-    /// `done` of `of` parts of the work are done.
+    /// Reports that `done` of `of` parts of the work are done.
     pub(crate) fn update(&mut self, work: Work, done: usize, of: usize) {
         let label = match work {
             Work::Loading => "Loading",

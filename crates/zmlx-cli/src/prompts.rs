@@ -1,4 +1,4 @@
-//! Prompts: built in, and read from a file.
+//! The built-in prompts, and prompts from a file.
 
 use std::path::Path;
 
@@ -24,16 +24,16 @@ pub(crate) const NEUTRAL: &[(&str, &str)] = &[
     ),
 ];
 
-/// A prompt ready for a model.
+/// A prompt with its tokens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Prompt {
     pub(crate) name: String,
-    /// What was tokenised; `None` if the file gave tokens.
+    /// The text that was tokenised; `None` if the file contains tokens.
     pub(crate) text: Option<String>,
     pub(crate) tokens: Vec<u32>,
 }
 
-/// Texts of several kinds; for a model without a tokenizer, numbers.
+/// Texts of several kinds. For a model without a tokenizer they are sequences of numbers.
 pub(crate) fn built_in(source: &Source, vocab: usize) -> Result<Vec<Prompt>> {
     let Some(tokenizer) = source.tokenizer()? else {
         let prompt = |n: usize| Prompt {
@@ -50,7 +50,7 @@ pub(crate) fn built_in(source: &Source, vocab: usize) -> Result<Vec<Prompt>> {
     NEUTRAL.iter().map(prompt).collect()
 }
 
-/// A prompt as a file gives it: one of `text`, `tokens` and `messages`.
+/// A prompt as it stands in a file: exactly one of `text`, `tokens` and `messages`.
 #[derive(Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
@@ -58,14 +58,14 @@ struct Entry {
     text: Option<String>,
     tokens: Option<Vec<u32>>,
     messages: Option<Vec<ChatMessage>>,
-    /// Tools of the conversation in `messages`.
+    /// The tools of the conversation in `messages`.
     tools: Option<Vec<Value>>,
-    /// Further variables of the chat template.
+    /// Additional variables of the chat template.
     chat_template_kwargs: Option<Map<String, Value>>,
 }
 
-/// Reads prompts from a JSON array or from lines of JSON objects with `text`, `tokens`, or `messages` for the chat template
-/// (with `tools` and `chat_template_kwargs`), and perhaps a `name`.
+/// Reads prompts from a JSON array or from lines of JSON objects. Each has `text`, `tokens`, or `messages` for the chat
+/// template (with `tools` and `chat_template_kwargs`), and may have a `name`.
 pub(crate) fn read_file(path: &Path, source: &Source, vocab: usize) -> Result<Vec<Prompt>> {
     let file = || path.display().to_string();
     let text = crate::source::read_text(path)?;
@@ -80,7 +80,7 @@ pub(crate) fn read_file(path: &Path, source: &Source, vocab: usize) -> Result<Ve
     let prompts: Vec<Prompt> = entries.into_iter().enumerate().map(prompt).collect::<Result<_>>()?;
     for (i, prompt) in prompts.iter().enumerate() {
         if prompts[..i].iter().any(|other| other.name == prompt.name) {
-            bail!("{}: prompt {}: another prompt has the name {:?}, too", path.display(), i + 1, prompt.name);
+            bail!("{}: prompt {}: another prompt also has the name {:?}", path.display(), i + 1, prompt.name);
         }
     }
     Ok(prompts)
@@ -147,7 +147,7 @@ mod tests {
             ("[{\"text\": \"x\"}", "EOF"),
         ] {
             let error = crate::output::message(&entries(text).unwrap_err());
-            assert!(error.contains(tells), "{error:?} does not tell {tells:?}");
+            assert!(error.contains(tells), "{error:?} does not mention {tells:?}");
         }
     }
 
@@ -171,7 +171,7 @@ mod tests {
             (r#"{"tokens": [4096]}"#, "4096"),
         ] {
             let error = crate::output::message(&read(text).unwrap_err());
-            assert!(error.contains(tells), "{error:?} does not tell {tells:?}");
+            assert!(error.contains(tells), "{error:?} does not mention {tells:?}");
         }
     }
 }

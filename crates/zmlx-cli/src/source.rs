@@ -1,4 +1,4 @@
-//! Where a checkpoint comes from: a folder, the Hugging Face hub by way of its cache, or the binary itself.
+//! Where a checkpoint comes from: a folder, the Hugging Face hub through its cache, or the binary itself.
 
 use std::path::{Path, PathBuf};
 
@@ -12,17 +12,18 @@ use crate::args::ModelArgs;
 use crate::embedded;
 use crate::hub::{self, Network};
 
-/// A place with a checkpoint.
+/// The location of a checkpoint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Source {
-    /// The model that is built in.
+    /// The built-in model.
     Embedded,
     /// A folder.
     Dir(PathBuf),
 }
 
 impl Source {
-    /// What the arguments name: an existing folder, or else a model of the hub, from the cache or downloaded.
+    /// The source that the arguments name: an existing folder, otherwise a model of the hub, from the cache or
+    /// downloaded.
     pub(crate) fn resolve(args: &ModelArgs) -> Result<Self> {
         if args.revision.is_some() && args.named().is_none_or(|path| path.exists()) {
             bail!("--revision is for models of the hub: org/name");
@@ -36,12 +37,12 @@ impl Source {
                 let name = path.to_str().and_then(|text| text.parse::<ModelName>().ok());
                 let name = name.with_context(|| {
                     format!(
-                        "{}: no such folder, and no id (org/name or org/name@revision) of a model",
+                        "{}: no such folder, and not the id of a model (org/name or org/name@revision)",
                         path.display()
                     )
                 })?;
                 let name = match &args.revision {
-                    Some(_) if name.revision().is_some() => bail!("{name}: the revision is said twice"),
+                    Some(_) if name.revision().is_some() => bail!("{name}: the revision is given twice"),
                     Some(revision) => name.at(revision)?,
                     None => name,
                 };
@@ -58,7 +59,7 @@ impl Source {
         }
     }
 
-    /// The tokenizer; `None` if the checkpoint comes without one.
+    /// The tokenizer; `None` if the checkpoint has none.
     pub(crate) fn tokenizer(&self) -> Result<Option<Tokenizer>> {
         match self {
             Self::Embedded => embedded::tokenizer().map(Some),
@@ -70,7 +71,7 @@ impl Source {
         }
     }
 
-    /// The tokenizer, without which there is no way on.
+    /// The tokenizer, for commands that cannot work without one.
     pub(crate) fn need_tokenizer(&self) -> Result<Tokenizer> {
         self.tokenizer()?.with_context(|| {
             let Self::Dir(dir) = self else { return "no tokenizer".to_owned() };
@@ -85,14 +86,14 @@ impl Source {
         }
     }
 
-    /// The files of the checkpoint, which no output may replace.
+    /// The files of the checkpoint. No output may replace them.
     pub(crate) fn files(&self) -> Vec<PathBuf> {
         let Self::Dir(dir) = self else { return Vec::new() };
         let entries = dir.read_dir().into_iter().flatten().flatten().map(|entry| entry.path());
         entries.filter(|path| path.is_file()).collect()
     }
 
-    /// The same files as the reference implementation reads them.
+    /// The same checkpoint for the reference implementation, which has its own reader.
     #[cfg(feature = "proof")]
     pub(crate) fn oracle_checkpoint(&self) -> Result<oracle::Checkpoint> {
         match self {
@@ -102,7 +103,7 @@ impl Source {
     }
 }
 
-/// The text of a file. Pipes and devices are refused: they may never end.
+/// Reads a text file. Pipes and devices are refused, because they may never end.
 pub(crate) fn read_text(path: &Path) -> Result<String> {
     zmlx_kernels::read_text(path).with_context(|| path.display().to_string())
 }

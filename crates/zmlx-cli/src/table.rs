@@ -1,4 +1,4 @@
-//! Aligned tables, coloured where a person sees them.
+//! Aligned tables, with colours if a person reads them.
 
 use anstream::{AutoStream, ColorChoice};
 use anstyle::{AnsiColor, Style};
@@ -8,7 +8,7 @@ use zmlx_bench::grid::Grid;
 
 use crate::output::escaped;
 
-/// A table: the first column to the left, the others to the right.
+/// A table. The first column is aligned to the left, the others to the right.
 #[derive(Debug)]
 pub(crate) struct Table {
     rows: Vec<Vec<String>>,
@@ -19,7 +19,7 @@ impl Table {
         Self { rows: vec![header.iter().map(|h| (*h).to_owned()).collect()] }
     }
 
-    /// The table of a record.
+    /// A table with the cells of `grid`.
     #[cfg(feature = "proof")]
     pub(crate) fn of(grid: &Grid) -> Self {
         let header: Vec<&str> = grid.header.iter().map(String::as_str).collect();
@@ -28,13 +28,13 @@ impl Table {
         table
     }
 
-    /// Adds a row. Names out of files may be in it.
+    /// Adds a row. The cells are escaped, because they may contain names from files.
     pub(crate) fn row(&mut self, cells: Vec<String>) {
         let one_line = |cell: String| escaped(&cell).replace(['\n', '\t'], " ");
         self.rows.push(cells.into_iter().map(one_line).collect());
     }
 
-    /// The lines for stdout, each ended by a newline.
+    /// The lines for stdout, each with a newline at its end.
     pub(crate) fn render(&self) -> String {
         self.lines(is_coloured())
     }
@@ -61,20 +61,20 @@ impl Table {
     }
 }
 
-/// The first row of a table.
+/// The style of the first row of a table.
 pub(crate) const HEADER: Style = Style::new().bold();
 
-/// Whether colours on stdout reach a person: a terminal, and neither NO_COLOR nor CLICOLOR objects.
+/// Whether stdout shows colours: it is a terminal, and neither NO_COLOR nor CLICOLOR forbids them.
 pub(crate) fn is_coloured() -> bool {
     AutoStream::choice(&std::io::stdout()) != ColorChoice::Never
 }
 
-/// A text in a style; without one, the text itself.
+/// The text with the style's control sequences, or the text alone if stdout shows no colours.
 pub(crate) fn painted(text: &str, style: Style) -> String {
     format!("{style}{text}{style:#}")
 }
 
-/// Verdicts stand out.
+/// The style of a cell: verdicts are coloured.
 fn style_of(cell: &str) -> Style {
     match cell {
         "PASS" => AnsiColor::Green.on_default(),

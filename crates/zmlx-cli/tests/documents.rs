@@ -1,19 +1,19 @@
-//! The documents name files that exist, link to them, and show the code of the examples.
+//! Checks that files and links which the documents name exist, and that the READMEs show the code of the examples.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Endings of the names that are taken for paths of this repository.
+/// A name with one of these endings is taken for a path of this repository.
 const ENDINGS: &[&str] = &[".rs", ".md", ".sh", ".py", ".json", ".toml", ".yml", ".metal", ".cu", ".cuh"];
-/// Its top folders.
+/// The top-level folders of the repository.
 const TOP: &[&str] = &["crates/", "docs/", "fixtures/", "tools/", "benches/", "xtask/", ".ci/"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// Every file and folder, named from the root.
+/// All files and folders, with paths relative to the root.
 fn tree(dir: &Path, prefix: &str, into: &mut Vec<String>) {
     for entry in fs::read_dir(dir).unwrap() {
         let entry = entry.unwrap();
@@ -29,12 +29,12 @@ fn tree(dir: &Path, prefix: &str, into: &mut Vec<String>) {
     }
 }
 
-/// What stands between back quotes and looks like a path here.
+/// The parts in back quotes that look like paths of this repository.
 fn paths(text: &str) -> impl Iterator<Item = &str> {
     let quoted = text.split('`').skip(1).step_by(2);
     quoted.filter(|q| {
         let is_name = q.chars().all(|c| c.is_ascii_alphanumeric() || "/._-".contains(c));
-        // What a program of the user's own writes or reads stands in other places.
+        // Files of a user's own programs do not begin with a folder of the repository.
         let is_ours = TOP.iter().any(|top| q.starts_with(top))
             || (q.contains('/') && ENDINGS.iter().any(|e| q.ends_with(e)));
         is_name && is_ours
@@ -50,7 +50,7 @@ fn documents_name_files_that_exist() {
         let text = fs::read_to_string(root().join(document)).unwrap();
         for path in paths(&text) {
             let path = path.trim_end_matches('/');
-            // Beside the file that was named before, a part of the path is enough.
+            // After the full path of a file, its last part is enough.
             let exists = files.iter().any(|f| f == path || f.ends_with(&format!("/{path}")));
             assert!(exists, "{document} names {path}, which does not exist");
             n_paths += 1;
@@ -59,7 +59,7 @@ fn documents_name_files_that_exist() {
     assert!(n_paths > 30, "only {n_paths} paths were found: are they still written so?");
 }
 
-/// The Markdown files of the repository, named from the root.
+/// The Markdown files of the repository, with paths relative to the root.
 fn markdown() -> Vec<String> {
     let mut files = Vec::new();
     tree(&root(), "", &mut files);
@@ -67,7 +67,7 @@ fn markdown() -> Vec<String> {
     files
 }
 
-/// The targets of the links of a Markdown text, outside of code.
+/// The targets of the links of a Markdown text, without links in code.
 fn links(text: &str) -> Vec<&str> {
     let mut links = Vec::new();
     let mut is_code = false;
@@ -117,7 +117,7 @@ fn the_readme_is_short() {
     assert!(readme.lines().count() <= 200, "{} lines", readme.lines().count());
 }
 
-/// Each library has an example that runs on a CPU, and its README shows the code.
+/// Each library has an example that runs on a CPU, and its README shows the code of the example.
 #[test]
 fn the_readmes_show_the_examples() {
     for (name, example) in [
@@ -134,6 +134,6 @@ fn the_readmes_show_the_examples() {
         let code: Vec<&str> = code.lines().skip_while(|l| l.starts_with("//!") || l.is_empty()).collect();
         assert!(code.len() <= 50, "{example} has {} lines", code.len());
         let readme = fs::read_to_string(folder.join("README.md")).unwrap();
-        assert!(readme.contains(&code.join("\n")), "the README of {name} shows another code than {example}");
+        assert!(readme.contains(&code.join("\n")), "the README of {name} shows other code than {example}");
     }
 }

@@ -1,11 +1,11 @@
-//! The layers of the workspace: arrows point downwards only.
+//! Checks the layers of the workspace: a crate depends only on crates of lower layers.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::collections::BTreeSet;
 
 use cargo_metadata::{DependencyKind, MetadataCommand, Package};
 
-/// Each crate with the crates of this workspace that it may depend on.
+/// Each crate with the crates of this workspace on which it may depend.
 const LAYERS: &[(&str, &[&str])] = &[
     ("zmlx-core", &[]),
     ("zmlx-cpu", &["zmlx-core"]),
@@ -24,7 +24,7 @@ const LAYERS: &[(&str, &[&str])] = &[
     ),
 ];
 
-/// Dependencies within the workspace, of all kinds or of those that are built for users.
+/// The dependencies within the workspace: those of these kinds, which may be all kinds or only those which users build.
 fn zmlx_dependencies(package: &Package, kinds: &[DependencyKind]) -> BTreeSet<String> {
     let of_kind = package.dependencies.iter().filter(|d| kinds.contains(&d.kind));
     of_kind.map(|d| d.name.clone()).filter(|n| n.starts_with("zmlx")).collect()
@@ -47,7 +47,7 @@ fn arrows_point_downwards() {
         for dependency in &built {
             assert!(allowed.contains(&dependency.as_str()), "{name} must not depend on {dependency}");
         }
-        // Tests may ask the oracle and run the conformance suite, but use nothing else of a higher layer.
+        // Tests may use the oracle and the conformance suite, but no other crate of a higher layer.
         for dependency in zmlx_dependencies(package, &[DependencyKind::Development]) {
             let is_for_tests = ["zmlx-oracle", "zmlx-conformance"].contains(&dependency.as_str());
             let ok = is_for_tests || allowed.contains(&dependency.as_str());

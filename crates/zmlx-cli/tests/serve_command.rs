@@ -1,4 +1,4 @@
-//! `zmlx serve` as a process: its first words, its end, and what it refuses.
+//! `zmlx serve` as a process: its first lines, how it ends, and what it refuses.
 #![cfg(all(unix, feature = "serve", feature = "embedded-model"))]
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
@@ -19,7 +19,7 @@ fn error_of(args: &[&str]) -> String {
     String::from_utf8(output.stderr).unwrap()
 }
 
-/// A running server, its address, and the rest of what it says.
+/// A running server, its address, and a function that returns the rest of its output.
 fn start(args: &[&str]) -> (Child, String, impl FnOnce() -> String) {
     let mut child = zmlx(args).spawn().unwrap();
     let mut lines = BufReader::new(child.stderr.take().unwrap());

@@ -9,7 +9,7 @@ use crate::cases::{self, EXPERTS, Experts};
 use crate::inputs::TestWeight;
 use crate::suite::{Host, Instance};
 
-/// Every activation, and the oracle's of the same kind.
+/// Every activation, with the oracle's version of it.
 const ALL: [(Activation, ops::Activation); 4] = [
     (Activation::SwiGlu, ops::Activation::SwiGlu),
     (Activation::GeGlu, ops::Activation::GeGlu),
@@ -17,7 +17,7 @@ const ALL: [(Activation, ops::Activation); 4] = [
         Activation::ClampedSwiGlu { alpha: 1.75, limit: 7.0 },
         ops::Activation::ClampedSwiGlu { alpha: 1.75, limit: 7.0 },
     ),
-    // So small that much is clamped.
+    // The limit is so small that many values are clamped.
     (
         Activation::ClampedSwiGlu { alpha: 1.0, limit: 0.5 },
         ops::Activation::ClampedSwiGlu { alpha: 1.0, limit: 0.5 },
@@ -26,12 +26,12 @@ const ALL: [(Activation, ops::Activation); 4] = [
 
 const WIDTHS: [usize; 10] = [1, 2, 7, 8, 9, 15, 16, 17, 64, 257];
 
-/// `v` as exact wanted values.
+/// Values that are exact, without a tolerance.
 fn exact(v: &[f32]) -> Bounded {
     Bounded::uniform(v.iter().map(|v| f64::from(*v)).collect(), 0.0)
 }
 
-/// `gated` of exact inputs, large ones among them.
+/// `gated` of exact inputs, including large ones.
 pub fn elementwise<B: Backend>(instances: &[Instance<B>]) {
     for (activation, theirs) in ALL {
         for width in WIDTHS {
@@ -48,7 +48,7 @@ pub fn elementwise<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Two units in the last place of the exponential, sum and quotient, all next to 1, times the cap.
+/// The exponential, the sum and the quotient are all near 1, with two units in the last place, times the cap.
 pub fn soft_cap<B: Backend>(instances: &[Instance<B>]) {
     for (width, cap) in WIDTHS.into_iter().zip([30.0f32, 1.0, 50.0, 7.5, 0.25].into_iter().cycle()) {
         let mut x = random_f32(2 * width, 2.0 * f64::from(cap), width as u64);
@@ -69,7 +69,7 @@ fn biases([n, len]: [usize; 2], seed: u64) -> TestWeight {
     TestWeight::random(WeightFormat::Dense(dtype), [n, 1, len], seed)
 }
 
-/// Gate and up of chosen experts, with biases or without.
+/// Gate and up of chosen experts, with or without biases.
 fn check_experts<B: Backend>(i: &Instance<B>, f: usize, format: WeightFormat, is_biased: bool) {
     let b = &i.backend;
     let sizes = EXPERTS[(f * 3 + usize::from(is_biased)) % EXPERTS.len()];
@@ -102,7 +102,7 @@ fn check_experts<B: Backend>(i: &Instance<B>, f: usize, format: WeightFormat, is
     want.around(&concat).on(i).check(&fused, format_args!("{what}: against the concatenation"));
 }
 
-/// Every format, each with an activation in turn.
+/// Every format, with the activations in turn.
 pub fn experts_with_biases<B: Backend>(instances: &[Instance<B>]) {
     for i in instances {
         for (f, format) in cases::formats_of(i.grid).into_iter().enumerate() {
@@ -155,7 +155,7 @@ pub fn dense<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// The down projection's biases are weighted as the experts are.
+/// The biases of the down projection are weighted as the experts are.
 pub fn combine_with_biases<B: Backend>(instances: &[Instance<B>]) {
     for i in instances {
         let b = &i.backend;

@@ -1,4 +1,4 @@
-//! `attention`, `latent_attention` and `mla_attention` against the oracle.
+//! `attention`, `latent_attention` and `mla_attention`, compared with the oracle.
 
 use zmlx_core::Backend;
 
@@ -8,7 +8,7 @@ use crate::inputs::TestWeight;
 use crate::session::{Attend, Heads, Latent, Session, TOLERANCE};
 use crate::suite::Instance;
 
-/// Groups of 1, 2, 3 and 8 query heads per kv head; widths around the vectors; a prompt, then single tokens.
+/// Groups of 1, 2, 3 and 8 query heads per kv head; widths around the sizes of vectors; a prompt, then single tokens.
 pub fn grouped_heads<B: Backend>(instances: &[Instance<B>]) {
     let sizes = [(1, 1), (4, 4), (4, 2), (8, 1), (6, 2), (16, 2)];
     for (s, (n_heads, n_kv_heads)) in sizes.into_iter().enumerate() {
@@ -30,20 +30,20 @@ fn latent_op() -> Latent {
     Latent { n_heads: 5, rank: 40, rope_dim: 8, weights: None }
 }
 
-/// However a prompt is cut, the results are those of one go.
+/// A prompt in chunks gives the same results as in one pass.
 pub(crate) fn check_chunks<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     let whole = Session::new(instance, op, &[41], 1).feed(&[(0, 41)]);
     for chunks in [&[1; 41][..], &[2, 3, 36], &[40, 1], &[17, 1, 1, 22], &[0, 8, 8, 8, 9, 0, 8]] {
         let mut session = Session::new(instance, op, &[41], 1);
         let got: Vec<f32> = chunks.iter().flat_map(|n| session.feed(&[(0, *n)])).collect();
-        // The same numbers, perhaps added in another order.
+        // The numbers are the same, but they may be added in another order.
         let bound = TOLERANCE * instance.chunk_error;
         let want = Bounded::uniform(whole.iter().map(|v| f64::from(*v)).collect(), bound);
         want.check(&got, format_args!("{}: {chunks:?}", instance.name));
     }
 }
 
-/// However a prompt is cut into pieces, both ops give what they give in one go.
+/// A prompt in chunks of any size gives the same results as in one pass, with both ops.
 pub fn chunks_equal_one_go<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_chunks(instance, &GROUPED);
@@ -61,7 +61,7 @@ fn check_slots<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     session.feed(&[(2, 8), (3, 1)]);
 }
 
-/// Sequences that share batches get what the oracle gives for each alone.
+/// Sequences that share batches get the results that the oracle gives for each alone.
 pub fn slots_in_one_batch_equal_each_alone<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_slots(instance, &GROUPED);
@@ -80,7 +80,7 @@ fn check_truncate<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     session.feed(&[(1, 4), (0, 16)]);
 }
 
-/// A sequence that is shortened, to nothing at last, and continued with other tokens.
+/// A sequence that is shortened, at last to nothing, and continued with other tokens.
 pub fn truncate_and_continue<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_truncate(instance, &GROUPED);
@@ -88,7 +88,7 @@ pub fn truncate_and_continue<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// A sequence that outgrows what a cache is likely to have reserved at first, token by token where it does.
+/// A sequence that outgrows the memory that a cache probably reserves at first, token by token at that point.
 pub fn past_the_growth_step<B: Backend>(instances: &[Instance<B>]) {
     let op = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 16 };
     for instance in instances {
@@ -101,7 +101,7 @@ pub fn past_the_growth_step<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Latents: widths around the vectors, and those of a released model.
+/// Latents with widths around the sizes of vectors, and with those of a released model.
 pub fn latent<B: Backend>(instances: &[Instance<B>]) {
     for (n_heads, rank, rope_dim) in [(1, 1, 2), (3, 7, 2), (4, 8, 8), (5, 33, 6), (20, 512, 64)] {
         let op = Latent { n_heads, rank, rope_dim, weights: None };
@@ -114,11 +114,11 @@ pub fn latent<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// The whole of multi-head latent attention against its expanded form, with the projections in every format.
+/// Complete multi-head latent attention, compared with its expanded form, with the projections in every format.
 pub fn latent_with_projections<B: Backend>(instances: &[Instance<B>]) {
     let formats = cases::formats();
     for f in 0..formats.len() {
-        // Embedding and unembedding need not be alike.
+        // Embedding and unembedding may have different formats.
         let (embed, unembed) = (formats[f], formats[(f + f % 2 * 13) % formats.len()]);
         let (n_heads, rank, nope, v_dim) = ([1, 3, 4][f % 3], 128, 128, [5, 64][f % 2]);
         let op = Latent {

@@ -1,4 +1,4 @@
-//! Wanted values with a bound for each: what rounding in f32 may change, and no more.
+//! Wanted values with a bound for each, which allows the errors of rounding in f32 and no more.
 
 use std::borrow::Cow;
 use std::fmt::Display;
@@ -12,23 +12,24 @@ use crate::suite::Instance;
 /// Half the distance of 1 to the next f32: the relative error of one rounding.
 pub const U: f64 = 1.0 / (1 << 24) as f64;
 
-/// Roundings of a product relative to `‖x‖·‖w‖`. For a weight that is left out the difference is about 1/n_in of that,
-/// a thousand times as much. In affine formats the terms `scale·q·x` and `bias·x` are each up to three times `w·x`.
+/// The number of roundings of a product, relative to `‖x‖·‖w‖`. If one weight were left out, the difference would be
+/// about 1/n_in of that, a thousand times as much. In affine formats the terms `scale·q·x` and `bias·x` are each up to
+/// three times `w·x`.
 const PRODUCT: f64 = 8.0;
-/// Roundings of silu relative to its value: 4 of the exponential (2 units in the last place), sum, quotient, product;
-/// rounded up.
+/// The number of roundings of silu, relative to its value: 4 of the exponential (2 units in the last place), and those
+/// of sum, quotient and product, rounded up.
 const SILU: f64 = 16.0;
-/// Where the exponential underflows, silu is 0 instead of a value below this.
+/// If the exponential underflows, silu is 0 instead of a value below this.
 const SILU_UNDERFLOW: f64 = 1e-35;
 
-/// Wanted values and how far each may be off.
+/// Wanted values, and how far each may be off.
 #[derive(Clone, Debug)]
 pub struct Bounded {
     /// The right values.
     pub want: Vec<f64>,
     /// How far each result may be off.
     pub allowed: Vec<f64>,
-    /// Formats of the weights that took part.
+    /// The formats of the weights that were used.
     pub formats: Vec<WeightFormat>,
 }
 
@@ -44,7 +45,7 @@ impl Bounded {
         Self { allowed: vec![allowed; want.len()], want, formats: Vec::new() }
     }
 
-    /// `abs + rel·|want|` for each.
+    /// The bound `abs + rel·|want|` for each value.
     pub fn relative(want: Vec<f64>, abs: f64, rel: f64) -> Self {
         let allowed = want.iter().map(|w| abs + rel * w.abs()).collect();
         Self { allowed, want, formats: Vec::new() }
@@ -56,7 +57,7 @@ impl Bounded {
         Self { want: self.want[..n].to_vec(), allowed: self.allowed[..n].to_vec(), formats }
     }
 
-    /// What another result within the same bounds may differ from `other`, itself within them.
+    /// The bounds for another result, around `other`, if both are within these bounds of the wanted values.
     pub fn around(&self, other: &[f32]) -> Self {
         assert_eq!(other.len(), self.want.len());
         let want = other.iter().map(|v| f64::from(*v)).collect();
@@ -64,7 +65,7 @@ impl Bounded {
         Self { want, allowed: self.allowed.iter().map(|a| 2.0 * a).collect(), formats }
     }
 
-    /// With the bounds of what the instance promises of its products.
+    /// The bounds scaled to what the instance declares for its products.
     pub fn on<B>(&self, instance: &Instance<B>) -> Cow<'_, Self> {
         let factor = self.formats.iter().map(|f| (instance.product_error)(*f)).fold(1.0, f64::max);
         if factor == 1.0 {
@@ -74,7 +75,7 @@ impl Bounded {
         Cow::Owned(Self { want: self.want.clone(), allowed, formats: Vec::new() })
     }
 
-    /// Passes if there are as many values and each is within its bound; NaN is within none.
+    /// Passes if there are as many values and each is within its bound. NaN is within no bound.
     #[track_caller]
     pub fn check(&self, got: &[f32], what: impl Display) {
         assert_eq!(got.len(), self.want.len(), "{what}: number of values");
@@ -96,7 +97,7 @@ impl Bounded {
     }
 }
 
-/// Passes if the bits are equal; NaN passes for none, as no op here may give NaN.
+/// Passes if the bits are equal. NaN never passes, because no op here may give NaN.
 #[track_caller]
 pub fn check_bits(got: &[f32], want: &[f32], what: impl Display) {
     assert_eq!(got.len(), want.len(), "{what}: number of values");
@@ -110,7 +111,7 @@ fn norm<T: ops::Real>(v: &[T]) -> f64 {
     v.iter().map(|v| (*v).into().powi(2)).sum::<f64>().sqrt()
 }
 
-/// The bounds of products of rows of x with matrices, `(row, matrix)` each.
+/// The bounds of products of rows of x with matrices, each given as `(row, matrix)`.
 fn allowed(x: &[f32], w: &TestWeight, pairs: impl Iterator<Item = (usize, usize)>) -> Vec<f64> {
     let x_norms: Vec<f64> = x.chunks_exact(w.n_in).map(norm).collect();
     let w_norms: Vec<f64> = w.values.chunks_exact(w.n_in).map(norm).collect();
@@ -143,7 +144,7 @@ pub fn head_linear(x: &[f32], w: &TestWeight) -> Bounded {
     }
 }
 
-/// The matrices of chosen experts; x has a row per token or per slot.
+/// The matrices of chosen experts. x has a row for each token or for each slot.
 pub fn gather(x: &[f32], w: &TestWeight, experts: &[u32], top_k: usize) -> Bounded {
     let per_slot = x.len() == experts.len() * w.n_in && top_k > 1;
     let sizes = GatherMatmul {
@@ -162,13 +163,13 @@ pub fn gather(x: &[f32], w: &TestWeight, experts: &[u32], top_k: usize) -> Bound
     }
 }
 
-/// `silu(gate) · up` of results that are themselves off by no more than their bounds.
+/// `silu(gate) · up` of results that are themselves within their bounds.
 pub fn swiglu(gate: &Bounded, up: &Bounded) -> Bounded {
     let want = ops::swiglu(&gate.want, &up.want);
     let allowed = (0..want.len())
         .map(|i| {
             let (u, du) = (up.want[i].abs(), up.allowed[i]);
-            // silu is nowhere steeper than 1.1.
+            // The slope of silu is at most 1.1.
             1.1 * gate.allowed[i] * (u + du)
                 + ops::silu(gate.want[i]).abs() * du
                 + SILU * U * want[i].abs()
@@ -178,7 +179,7 @@ pub fn swiglu(gate: &Bounded, up: &Bounded) -> Bounded {
     Bounded { want, allowed, formats: [&gate.formats[..], &up.formats].concat() }
 }
 
-/// The activation of results that are themselves off by no more than their bounds.
+/// The activation of results that are themselves within their bounds.
 pub fn gated(gate: &Bounded, up: &Bounded, activation: Activation) -> Bounded {
     if activation == Activation::SwiGlu {
         return swiglu(gate, up);
@@ -186,15 +187,15 @@ pub fn gated(gate: &Bounded, up: &Bounded, activation: Activation) -> Bounded {
     let of = |x: f64, y: f64| ops::gated(&[x], &[y], activation)[0];
     let allowed = |i: usize| {
         let (g, dg, u, du) = (gate.want[i], gate.allowed[i], up.want[i], up.allowed[i]);
-        // What the gate's function gives, by what it is multiplied, and the exponential's argument, whose rounding counts
-        // as often as it is large.
+        // The value of the gate's function, its factor, and the argument of the exponential, whose rounding error grows
+        // with its size.
         let (value, factor, argument) = match activation {
             Activation::ClampedSwiGlu { alpha, limit } => {
                 (of(g, 0.0), u.clamp(-limit, limit) + 1.0, alpha * g.min(limit))
             }
             _ => (of(g, 1.0), u, 1.6 * (g + 0.045 * g.powi(3))),
         };
-        // Neither function is steeper than 1.2. The factor of the clamped one has been rounded, too.
+        // The slope of both functions is at most 1.2. The factor of the clamped one has also been rounded.
         1.2 * dg * (factor.abs() + du)
             + value.abs() * (du + 2.0 * U)
             + (SILU + 8.0 * argument.abs()) * U * (value * factor).abs()
@@ -207,7 +208,7 @@ pub fn gated(gate: &Bounded, up: &Bounded, activation: Activation) -> Bounded {
     }
 }
 
-/// `x[slot] + bias[mat(slot)]`: rows of x, each with a matrix' bias added.
+/// `x[slot] + bias[mat(slot)]`: adds the bias of a matrix to each row of x.
 pub fn plus(x: &Bounded, bias: &TestWeight, mats: impl Iterator<Item = usize>) -> Bounded {
     let biases = mats.flat_map(|mat| bias.mat(mat).to_vec());
     let want: Vec<f64> = x.want.iter().zip(biases).map(|(x, b)| x + b).collect();
@@ -220,7 +221,7 @@ pub fn combine(x: &Bounded, weights: &[f32], top_k: usize) -> Bounded {
     let hidden = x.want.len() / weights.len();
     let sizes = Combine { n_tokens: weights.len() / top_k, top_k, hidden };
     let magnitudes: Vec<f64> = weights.iter().map(|w| f64::from(w.abs())).collect();
-    // Of each term: its own bound, the product's rounding, and one of each sum that it goes through.
+    // Each term has its own bound, the rounding of the product, and one rounding for each sum that it goes through.
     let terms: Vec<f64> =
         x.want.iter().zip(&x.allowed).map(|(x, a)| a + U * (1 + top_k) as f64 * x.abs()).collect();
     Bounded {
@@ -234,7 +235,7 @@ pub fn combine(x: &Bounded, weights: &[f32], top_k: usize) -> Bounded {
 mod tests {
     use super::*;
 
-    /// What filling buffers with NaN relies on.
+    /// Filling buffers with NaN relies on this.
     #[test]
     fn no_bound_lets_nan_pass() {
         for bound in [0.0, 1e30, f64::INFINITY] {

@@ -1,4 +1,4 @@
-//! Where buffers end: nothing is read behind a weight, and nothing that an op returns was left unwritten.
+//! The ends of buffers: nothing is read after the end of a weight, and every value that an op returns was written.
 
 use zmlx_core::{Backend, GateUp};
 use zmlx_oracle::testing::{random_experts, random_f32};
@@ -8,7 +8,7 @@ use crate::cases;
 use crate::inputs::{Place, Raw};
 use crate::suite::{Host, Instance};
 
-/// Words, scales and biases each end where reading on is a fault: single products, tiles, and embedding.
+/// Words, scales and biases each end where reading further is a fault: single products, tiles, and embedding.
 pub fn ends_at_a_page_end<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate() {
         for (n_groups, n_out) in [(1, 1), (2, 4), (3, 5), (5, 13)] {

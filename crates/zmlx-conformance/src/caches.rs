@@ -1,4 +1,4 @@
-//! Caches: what sequences share, what a failed step leaves behind, and how many bytes all that takes.
+//! Caches: what sequences share, what a failed step leaves behind, and how many bytes this takes.
 
 use zmlx_core::Backend;
 
@@ -11,16 +11,16 @@ fn latent_op() -> Latent {
     Latent { n_heads: 3, rank: 40, rope_dim: 8, weights: None }
 }
 
-/// A sequence longer than any backend's unit of memory, and forks around the limits of these units (multiples of 96 and 256).
+/// A sequence longer than any backend's unit of memory, and forks around multiples of these units (96 and 256).
 fn check_forks<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     for n in [1, 15, 16, 95, 96, 97, 192, 193, 256, 257, 300] {
         let mut session = Session::new(instance, op, &[320, 320, 320], 1);
         session.feed(&[(0, 300)]);
         session.fork(0, 1, n, 7);
-        // The fork first, then its origin: neither sees what the other writes.
+        // The fork continues first, then its origin. Neither sees what the other writes.
         session.feed(&[(1, 3)]);
         session.feed(&[(0, 2)]);
-        // A fork of a fork, into a slot that held something.
+        // A fork of a fork, into a slot that was in use.
         session.feed(&[(2, 5)]);
         session.fork(1, 2, n + 1, 8);
         session.feed(&[(2, 1), (0, 1), (1, 1)]);
@@ -28,7 +28,7 @@ fn check_forks<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     }
 }
 
-/// Forks of every length, while both go on.
+/// Forks of every length, while both sequences continue.
 pub fn forks_grow_apart<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_forks(instance, &GROUPED);
@@ -46,12 +46,12 @@ fn check_origin<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     session.feed(&[(1, 8), (2, 8)]);
     session.truncate(1, 100, 7);
     session.feed(&[(1, 4), (2, 4)]);
-    // Back to what another slot kept.
+    // Back to the state that another slot kept.
     session.fork(2, 1, 132, 8);
     session.feed(&[(1, 4), (2, 1)]);
 }
 
-/// What a fork shares stays when its origin goes.
+/// What a fork shares stays when its origin is released.
 pub fn a_fork_outlives_its_origin<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_origin(instance, &GROUPED);
@@ -59,7 +59,7 @@ pub fn a_fork_outlives_its_origin<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Ops of a step that is then rolled back, on a sequence alone and on one that shares its end.
+/// Ops of a step that is then rolled back, on a sequence of its own and on one that shares its end.
 fn check_rollback<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     let b = &instance.backend;
     let mut session = Session::new(instance, op, &[330, 330], 11);
@@ -72,7 +72,7 @@ fn check_rollback<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
         let step = b.spans(&spans);
         op.call(b, &x, &mut session.cache, &step).unwrap();
         b.rollback(&mut session.cache, &step);
-        // Memory that is got and not used.
+        // Memory that is reserved but not used.
         b.reserve(&mut session.cache, 0, 300).unwrap();
         b.rollback(&mut session.cache, &step);
         let after = b.resident_bytes(&session.cache);
@@ -82,7 +82,7 @@ fn check_rollback<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     session.feed(&[(0, 60)]);
 }
 
-/// A step that is rolled back is as if it had not been.
+/// A step that is rolled back has no effect.
 pub fn failed_steps_leave_no_trace<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_rollback(instance, &GROUPED);
@@ -96,7 +96,7 @@ fn check_bytes<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     let mut session = Session::new(instance, op, &[400, 400, 400], 2);
     assert_eq!(b.resident_bytes(&session.cache), 0, "{name}");
     assert_eq!(b.cache_bytes(&spec, 0), 0, "{name}");
-    // A first step may say which type the values have.
+    // The first step may determine the type of the values.
     session.feed(&[(0, 1)]);
     let bytes = |session: &Session<'_, B, A>| b.resident_bytes(&session.cache);
     let one = bytes(&session);
@@ -114,7 +114,7 @@ fn check_bytes<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     session.fork(0, 2, 100, 4);
     assert_eq!(bytes(&session), whole, "{name}: what is shared counts once");
     assert!(b.slot_bytes(&session.cache, 1) > 0, "{name}");
-    // Both ends are shared: each is copied when it is written to.
+    // Both ends are shared, so each is copied when it is written to.
     let grows = [1, 2].map(|slot| b.growth_bytes(&session.cache, slot, session.n_fed(slot) + 1));
     session.feed(&[(1, 1), (2, 1)]);
     assert_eq!(bytes(&session), whole + grows[0] + grows[1], "{name}");
@@ -125,7 +125,7 @@ fn check_bytes<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     assert_eq!(bytes(&session), 0, "{name}");
 }
 
-/// What a cache says that it takes, and what growing will add, are the same bytes.
+/// The bytes that a cache reports, and the growth that it predicts, agree.
 pub fn bytes_count_what_is_shared_once<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         check_bytes(instance, &GROUPED);
@@ -133,7 +133,7 @@ pub fn bytes_count_what_is_shared_once<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Sequences that come and go take no more than the longest that were there at once.
+/// Sequences that come and go take no more memory than the largest set of them that existed at once.
 pub fn released_memory_is_used_again<B: Backend>(instances: &[Instance<B>]) {
     for instance in instances {
         let b = &instance.backend;
@@ -150,7 +150,7 @@ pub fn released_memory_is_used_again<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Slots need no order and no neighbours.
+/// Slots can be used in any order, with gaps between them.
 pub fn any_slot<B: Backend>(instances: &[Instance<B>]) {
     for Instance { backend: b, .. } in instances {
         let mut cache = b.native(Attend::<B>::kind(&GROUPED));

@@ -1,25 +1,27 @@
-//! The formats and sizes that ops are run on: by this suite, and by `benches/ops.rs`.
+//! The formats and sizes for which ops are run, by this suite and by `benches/ops.rs`.
 
 use zmlx_core::{DType, QuantSpec, WeightFormat};
 
-/// How many of the sizes a backend is run on.
+/// How many of the sizes a backend runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Grid {
-    /// All.
+    /// All sizes.
     Full,
-    /// A part that still has every format and every kind of size: for a second configuration of the same kernels.
+    /// A part of them that still has every format and every kind of size: for a second configuration of the same
+    /// kernels.
     Thinned,
 }
 
-/// Rows of a weight: one below, at and above what kernels take at once (4 rows, tiles of 12), and two tiles and more.
+/// Rows of a weight: one below, at and above the numbers that kernels take at once (4 rows, tiles of 12), and two or
+/// more tiles.
 pub const N_OUT: [usize; 11] = [1, 2, 3, 4, 5, 11, 12, 13, 31, 48, 67];
-/// Groups of a row: less than a chunk of any kernel, one, and an odd number that leaves a rest.
+/// Groups of a row: less than a chunk of any kernel, one chunk, and an odd number that leaves a remainder.
 pub const N_GROUPS: [usize; 4] = [1, 2, 3, 5];
 /// Widths of released models.
 pub const REAL_WIDTHS: [usize; 3] = [768, 1536, 2048];
-/// Widths of dense weights that no vector divides.
+/// Widths of dense weights that are not a multiple of any vector.
 pub const ODD_WIDTHS: [usize; 6] = [1, 7, 31, 33, 65, 257];
-/// Tokens: each number of rows that a kernel takes at once, and from 8 on another path.
+/// Tokens: every number of rows that a kernel takes at once, and from 8 on another path.
 pub const N_TOKENS: [usize; 9] = [1, 2, 3, 4, 5, 7, 8, 9, 64];
 
 /// Every dense format.
@@ -43,7 +45,7 @@ pub fn formats() -> Vec<WeightFormat> {
     quantised().into_iter().chain(dense()).collect()
 }
 
-/// Every format, the thinned grid with one type of scales each (it takes turns).
+/// Every format. The thinned grid has only one type of scales for each, in turn.
 pub fn formats_of(grid: Grid) -> Vec<WeightFormat> {
     let all = formats();
     match grid {
@@ -58,7 +60,7 @@ pub fn formats_of(grid: Grid) -> Vec<WeightFormat> {
     }
 }
 
-/// The step in which a format's widths go.
+/// The widths of a format must be multiples of this number.
 pub fn group_size(format: WeightFormat) -> usize {
     match format {
         WeightFormat::Quantized { spec, .. } => spec.group_size(),
@@ -66,7 +68,7 @@ pub fn group_size(format: WeightFormat) -> usize {
     }
 }
 
-/// A name for messages.
+/// The name of a format for messages.
 pub fn name(format: WeightFormat) -> String {
     match format {
         WeightFormat::Quantized { scale_dtype, .. } => format!("{format} with {scale_dtype:?} scales"),
@@ -74,23 +76,23 @@ pub fn name(format: WeightFormat) -> String {
     }
 }
 
-/// Tokens and chosen experts of a bank.
+/// Numbers of tokens, chosen experts and experts in a bank.
 #[derive(Clone, Copy, Debug)]
 pub struct Experts {
-    /// Tokens.
+    /// Number of tokens.
     pub n_tokens: usize,
-    /// Experts of each token.
+    /// Number of experts of each token.
     pub top_k: usize,
-    /// Experts of the bank.
+    /// Number of experts in the bank.
     pub n_experts: usize,
-    /// Rows of each expert's matrix.
+    /// Number of rows of each expert's matrix.
     pub n_out: usize,
-    /// Groups of a row.
+    /// Number of groups in a row.
     pub n_groups: usize,
 }
 
-/// One token; few and many tokens per expert (from 8 on another path), all experts and few of many, and row counts
-/// around the limits of [`N_OUT`].
+/// One token; few and many tokens per expert (from 8 on another path); all experts, and few of many; row counts around
+/// the limits of [`N_OUT`].
 pub const EXPERTS: [Experts; 8] = [
     Experts { n_tokens: 1, top_k: 1, n_experts: 1, n_out: 1, n_groups: 1 },
     Experts { n_tokens: 1, top_k: 2, n_experts: 5, n_out: 13, n_groups: 3 },

@@ -7,7 +7,7 @@ use zmlx_oracle::testing::random_f32;
 use crate::bounds::{self, Bounded, U, check_bits};
 use crate::suite::{Host, Instance, span};
 
-/// Around the vectors of eight and sixteen.
+/// Around the sizes of vectors with eight and sixteen lanes.
 const WIDTHS: [usize; 10] = [1, 2, 7, 8, 9, 15, 16, 17, 64, 257];
 
 /// Rows of probabilities. Exponentials to 2 units in the last place (4 roundings), the sum's and the quotient's
@@ -41,7 +41,7 @@ pub fn sigmoid<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// `v` as exact wanted values.
+/// Values that are exact, without a tolerance.
 fn exact(v: &[f32]) -> Bounded {
     Bounded::uniform(v.iter().map(|v| f64::from(*v)).collect(), 0.0)
 }
@@ -60,7 +60,7 @@ pub fn swiglu<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// `mul_sigmoid` with a gate for each value and with one for each row: exponential, sum, quotient, product.
+/// `mul_sigmoid` with a gate for each value, and with one for each row. Roundings: exponential, sum, quotient, product.
 pub fn gates<B: Backend>(instances: &[Instance<B>]) {
     for width in WIDTHS {
         let (x, gate) = (random_f32(3 * width, 2.0, 1), random_f32(3 * width, 4.0, 2));
@@ -84,7 +84,8 @@ pub fn gates<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// `add`, `mul`, `add_vector`, `scale`: one rounding, so exactly the f32 result. `div_by_sum`: a sum and a quotient.
+/// `add`, `mul`, `add_vector` and `scale` round once, so the results are exactly those of f32. `div_by_sum` has a sum
+/// and a quotient.
 pub fn arithmetic<B: Backend>(instances: &[Instance<B>]) {
     for width in WIDTHS {
         let (x, other) = (random_f32(3 * width, 1.0, 1), random_f32(3 * width, 1.0, 2));
@@ -97,7 +98,7 @@ pub fn arithmetic<B: Backend>(instances: &[Instance<B>]) {
             let sum = row.iter().map(|v| f64::from(*v)).sum::<f64>() + f64::from(0.25f32);
             row.iter().map(move |v| f64::from(*v) / sum)
         });
-        // Sums of up to 257 positive numbers in short chains.
+        // Sums of up to 257 positive numbers, in short chains.
         let quotient = Bounded::relative(quotient.collect(), 0.0, 16.0 * U);
         for Instance { name, backend: b, .. } in instances {
             let what = format_args!("{name}: {width} wide");
@@ -146,7 +147,7 @@ pub fn moves_are_exact<B: Backend>(instances: &[Instance<B>]) {
         check_bits(&b.get(&b.slice_last(&t, 3..4).unwrap()), &at(&[3, 7, 11, 15, 19, 23]), name);
 
         let wanted = |n: usize, logits: Logits| Span { logits, ..span(n, 0, n) };
-        // Rows 0 and 3 of four, then all, then none.
+        // Rows 0 and 3 of four, then all rows, then none.
         let step = b.spans(&[wanted(1, Logits::All), wanted(3, Logits::Last)]);
         let rows = b.take_logit_rows(&flat, &step).unwrap();
         assert_eq!(b.shape(&rows), [2, 6]);
@@ -167,7 +168,8 @@ pub fn moves_are_exact<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Enough values that a team shares them out, in a number that it does not divide: nothing is left unwritten.
+/// So many values that a team divides them, and a number that the team size does not divide. Every value must be
+/// written.
 pub fn large_tensors<B: Backend>(instances: &[Instance<B>]) {
     let (n, width) = (67, 1023);
     let (x, other) = (random_f32(n * width, 2.0, 1), random_f32(n * width, 2.0, 2));

@@ -8,7 +8,7 @@ use crate::cases;
 use crate::inputs::TestWeight;
 use crate::suite::{Host, Instance};
 
-/// Twice the rounding of a value of 0.5: `|scale·q|` and `|w|` of the random weights are below that.
+/// Twice the rounding error of a value of 0.5. `|scale·q|` and `|w|` of the random weights are below 0.5.
 const DEQUANTISED: f64 = U;
 
 fn rows(w: &TestWeight, ids: &[u32]) -> Bounded {
@@ -16,7 +16,7 @@ fn rows(w: &TestWeight, ids: &[u32]) -> Bounded {
     Bounded::uniform(ids.iter().flat_map(row).collect(), DEQUANTISED)
 }
 
-/// Rows of a table in every format: first, last, repeated.
+/// Rows of a table in every format: the first, the last, and repeated ones.
 pub fn embed<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate() {
         let n_in = if matches!(format, WeightFormat::Dense(_)) { 33 } else { 3 * cases::group_size(format) };
@@ -31,7 +31,7 @@ pub fn embed<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// The parts' outputs side by side, row by row of x.
+/// Joins the parts' outputs, row by row of x.
 fn side_by_side(parts: &[Bounded], n_rows: usize) -> Bounded {
     let take = |of: fn(&Bounded) -> &Vec<f64>| {
         let row = |r: usize| {
@@ -58,11 +58,22 @@ fn check_concat<B: Backend>(instances: &[Instance<B>], parts: &[TestWeight]) {
             assert_eq!(b.shape(&y), [n, n_out]);
             let formats: Vec<_> = parts.iter().map(|p| cases::name(p.host.format())).collect();
             want.on(i).check(&b.get(&y), format_args!("{name}: {n} × {n_in} to {n_out}, {formats:?}"));
+            // Joined, the whole and each part give what they gave before.
+            let one_by_one = |parts: &[B::Weight]| -> Vec<_> {
+                parts.iter().map(|w| b.get(&b.linear(&b.put(&x, &[n, n_in]), w).unwrap())).collect()
+            };
+            let before = one_by_one(&loaded);
+            let (joined, loaded) = b.join_rows(loaded).unwrap();
+            let of_joined = b.linear(&b.put(&x, &[n, n_in]), &joined).unwrap();
+            want.on(i).check(&b.get(&of_joined), format_args!("{name}: {n} × {n_in} joined, {formats:?}"));
+            for (got, want) in one_by_one(&loaded).iter().zip(&before) {
+                check_bits(got, want, name);
+            }
         }
     }
 }
 
-/// One, two and three parts of one format, with row counts that no vector divides.
+/// One, two and three parts of one format, with row counts that are not multiples of a vector.
 pub fn concat_rows_of_one_format<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate() {
         let n_outs: &[usize] = [&[5][..], &[4, 12], &[1, 13, 3]][f % 3];
@@ -73,7 +84,7 @@ pub fn concat_rows_of_one_format<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Parts that differ in format: the activations are laid out anew for each.
+/// Parts with different formats, so the activations have to be prepared again for each.
 pub fn concat_rows_of_different_formats<B: Backend>(instances: &[Instance<B>]) {
     let formats = cases::formats();
     for f in 0..formats.len() {
@@ -109,7 +120,7 @@ pub fn concat_rows_of_banks<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Fused ops over concatenations: alike in gate and up, cut differently, and as the down projection.
+/// Fused ops over concatenations: split alike in gate and up, split differently, and as the down projection.
 pub fn concat_rows_in_fused_ops<B: Backend>(instances: &[Instance<B>]) {
     let formats = cases::formats();
     let part = |f: usize, n_out: usize, seed: u64| {
@@ -152,7 +163,7 @@ pub fn concat_rows_in_fused_ops<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// A table in two parts: rows from both sides of the seam.
+/// A table in two parts, with rows from both parts near the border.
 pub fn embed_from_a_concatenation<B: Backend>(instances: &[Instance<B>]) {
     let formats = cases::quantised();
     let (a, z) =

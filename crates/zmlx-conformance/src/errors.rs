@@ -1,4 +1,4 @@
-//! Every precondition violated once: the typed error, no panic, and caches as they were.
+//! Violates every precondition once: there must be the typed error, no panic, and unchanged caches.
 
 use zmlx_core::{
     Activation, AttentionInputs, AttentionSettings, Backend, CacheKind, DType, Down, Error, GateUp,
@@ -11,7 +11,8 @@ use crate::inputs::TestWeight;
 use crate::session::{Heads, Latent, Session};
 use crate::suite::{Host, Instance, native, span};
 
-/// Passes if the op refused its arguments. A fused op may leave a check to one of its parts: then the part is named.
+/// Passes if the op refused its arguments. A fused op may leave a check to one of its parts, which the error then
+/// names.
 #[track_caller]
 fn refused<T>(result: Result<T>, ops: &[&str]) {
     match result {
@@ -31,7 +32,7 @@ fn out_of_range<T>(result: Result<T>, ops: &[&str], want_index: usize, want_len:
     }
 }
 
-/// Making tensors and indices, moving values, and elementwise ops.
+/// Creating tensors and indices, moving values, and elementwise ops.
 pub fn tensors<B: Backend>(instances: &[Instance<B>]) {
     for Instance { backend: b, .. } in instances {
         refused(b.tensor(&[0.0; 5], &[2, 3]), &["tensor"]);
@@ -149,7 +150,7 @@ pub fn experts<B: Backend>(instances: &[Instance<B>]) {
         refused(combine(&per_slot, &experts, &[2, 3]), COMBINE);
         refused(combine(&narrow, &experts, &[2, 2]), COMBINE);
 
-        // Biases of another width, or of another number of experts.
+        // Biases with another width, or for another number of experts.
         const ADD: &[&str] = &["gather_add"];
         let vectors = |n: usize, len: usize| {
             b.load(&TestWeight::random(WeightFormat::Dense(DType::F32), [n, 1, len], 1))
@@ -192,7 +193,7 @@ pub fn rows<B: Backend>(instances: &[Instance<B>]) {
         }
         let other = b.put(&[1.0; 8], &[4, 2]);
         refused(b.add_rms_norm(&x, &other, &fits, 1e-6), &["add_rms_norm", "add"]);
-        // A vector that was made of parts may be supported or not, but is no reason to panic.
+        // A backend may or may not support a vector that consists of parts, but it must not panic.
         let halves = b.load_vector(&[1.0; 2]);
         assert!(b.rms_norm(&x, &b.concat_rows(&[&halves, &halves]).unwrap(), 1e-6).is_err());
 
@@ -211,7 +212,7 @@ pub fn rows<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Routers and their steps.
+/// Routers and the plain ops that they consist of.
 pub fn routers<B: Backend>(instances: &[Instance<B>]) {
     let noaux = |top_k, n_group, topk_group| NoauxTc {
         top_k,
@@ -232,7 +233,7 @@ pub fn routers<B: Backend>(instances: &[Instance<B>]) {
         refused(b.top_k(&flat, 1), &["top_k"]);
         let settings = SoftmaxTopK { top_k: 1, renormalize: Renormalize::No };
         refused(b.route_softmax_top_k(&flat, &settings), &["route_softmax_top_k", "top_k"]);
-        // Groups of unequal size, of one, none; none kept, too many.
+        // Groups of unequal size, groups of one, no groups; no group kept, too many kept.
         let groups = [(4, 1), (6, 1), (0, 1), (2, 0), (2, 3)];
         for (n_group, topk_group) in groups {
             refused(b.keep_top_groups(&x, n_group, topk_group), &["keep_top_groups"]);
@@ -249,7 +250,7 @@ pub fn routers<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Steps that a batch of three tokens does not fit, behind three tokens in slot 0 and two in slot 1.
+/// Steps that do not fit a batch of three tokens, after three tokens in slot 0 and two in slot 1.
 const BAD_SPANS: [&[Span]; 5] = [
     &[],
     &[SPAN],                                                                       // too few tokens
@@ -259,7 +260,7 @@ const BAD_SPANS: [&[Span]; 5] = [
 ];
 const SPAN: Span = Span { slot: 0, start: 3, n_tokens: 2, logits: zmlx_core::Logits::Last };
 
-/// Spans that no step can have.
+/// Spans that are invalid for every step.
 pub fn steps<B: Backend>(instances: &[Instance<B>]) {
     for Instance { backend: b, .. } in instances {
         refused(b.step(&[span(0, 3, 2), span(0, 5, 1)]), &["step"]);
@@ -269,7 +270,8 @@ pub fn steps<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Between two pieces of a session, calls that must fail; the pieces after them give what they would have.
+/// Calls that must fail, between two pieces of a session. The later pieces give the same results as without these
+/// calls.
 pub fn attention<B: Backend>(instances: &[Instance<B>]) {
     const OP: &[&str] = &["attention"];
     let op = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 8 };
@@ -311,7 +313,7 @@ pub fn attention<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// As [`attention`], on latents.
+/// As [`attention`], for latents.
 pub fn latent_attention<B: Backend>(instances: &[Instance<B>]) {
     const OP: &[&str] = &["latent_attention"];
     let op = Latent { n_heads: 3, rank: 8, rope_dim: 4, weights: None };
@@ -349,7 +351,7 @@ pub fn latent_attention<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Layouts of caches, and `truncate`.
+/// Specifications of caches, and `truncate`.
 pub fn caches<B: Backend>(instances: &[Instance<B>]) {
     let op = Heads { n_heads: 2, n_kv_heads: 1, head_dim: 4 };
     for instance in instances {

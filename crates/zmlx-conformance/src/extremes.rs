@@ -1,4 +1,4 @@
-//! Values at the ends of what occurs: large, zero, under- and overflowing; and batches without tokens.
+//! Extreme values (large, zero, underflowing and overflowing), and batches without tokens.
 
 use zmlx_core::{
     Activation, AttentionInputs, AttentionSettings, Backend, Down, GateUp, NoauxTc, Renormalize, SoftmaxTopK,
@@ -12,7 +12,7 @@ use crate::cases;
 use crate::inputs::{Place, Raw, TestWeight};
 use crate::suite::{Host, Instance, span};
 
-/// Activations up to 1e4, as outliers among small ones: the bounds grow with the norms only.
+/// Activations up to 1e4 as outliers among small ones. The bounds grow only with the norms.
 pub fn large_activations<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate() {
         let w = TestWeight::random(format, [1, 5, 256], f as u64);
@@ -29,7 +29,7 @@ pub fn large_activations<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// A row of zeros gives zeros, whatever the other rows hold.
+/// A row of zeros gives zeros, whatever the other rows contain.
 pub fn zero_rows<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate() {
         let w = TestWeight::random(format, [1, 5, 128], f as u64);
@@ -49,7 +49,7 @@ pub fn zero_rows<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Groups with scale 0: their weights are their biases, or 0.
+/// Groups with scale 0: their weights are equal to their biases, or 0.
 pub fn zero_scales<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::quantised().into_iter().enumerate() {
         let WeightFormat::Quantized { spec, scale_dtype } = format else { unreachable!("quantised formats") };
@@ -58,7 +58,7 @@ pub fn zero_scales<B: Backend>(instances: &[Instance<B>]) {
         }
         let group = spec.group_size();
         let mut raw = Raw::random(format, [1, 6, 3 * group], f as u64);
-        // Every other group, by turns the first, second and third of a row.
+        // Every other group, in turn the first, second and third of a row.
         for g in (0..18).step_by(2) {
             let size = scale_dtype.size_bytes();
             raw.scales[g * size..(g + 1) * size].fill(0);
@@ -80,7 +80,7 @@ pub fn zero_scales<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Gates from -1e4 to 1e4: silu ends in 0 and in its argument, never in NaN or infinity.
+/// Gates from -1e4 to 1e4: silu approaches 0 and its argument, and never gives NaN or infinity.
 pub fn silu_under_and_overflow<B: Backend>(instances: &[Instance<B>]) {
     let gates =
         [-1e4, -1000.0, -104.0, -100.0, -89.0, -88.0, -87.0, -50.0, 0.0, -0.0, 1e-30, 50.0, 89.0, 1e4];
@@ -92,7 +92,7 @@ pub fn silu_under_and_overflow<B: Backend>(instances: &[Instance<B>]) {
         want.times(*exponential_error).check(&b.get(&y), name);
         let y = b.get(&b.sigmoid(&b.put(&gates, &[1, 14])).unwrap());
         assert!(y.iter().all(|v| (0.0..=1.0).contains(v)), "{name}: {y:?}");
-        // The same in a fused op: a gate of one weight, ±1e4 after the product.
+        // The same in a fused op: a gate with one weight, ±1e4 after the product.
         let one = b.upload(zmlx_core::HostWeight::from_f32(&[100.0; 3], 3, 1).unwrap()).unwrap();
         for (x, want) in [(-100.0f32, 0.0f32), (100.0, 1e8)] {
             let y = b.qmm_swiglu(&b.put(&[x], &[1, 1]), GateUp::swiglu(&one, &one)).unwrap();
@@ -101,7 +101,7 @@ pub fn silu_under_and_overflow<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Scores of ±1e6: one position takes all; equal scores share.
+/// Scores of ±1e6: one position takes all the weight, and equal scores share it.
 pub fn attention_of_large_scores<B: Backend>(instances: &[Instance<B>]) {
     let kind = zmlx_core::CacheKind::Full { n_kv_heads: 1, head_dim: 2 };
     for Instance { name, backend: b, .. } in instances {
@@ -117,7 +117,7 @@ pub fn attention_of_large_scores<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Logits that saturate: probabilities of 0 and 1, no NaN, and the weights still sum to what they should.
+/// Logits that saturate: probabilities of 0 and 1, no NaN, and weights with the right sum.
 pub fn router_of_large_logits<B: Backend>(instances: &[Instance<B>]) {
     for Instance { name, backend: b, .. } in instances {
         let logits = b.put(&[1e4, -1e4, 9999.0, 0.0], &[1, 4]);
@@ -126,7 +126,7 @@ pub fn router_of_large_logits<B: Backend>(instances: &[Instance<B>]) {
         assert_eq!(b.get_indices(&experts), [0, 2], "{name}");
         let want = ops::softmax(&[1.0f32, 0.0]);
         bounds::Bounded::relative(want, 0.0, 1e-6).check(&b.get(&weights), name); // a few roundings
-        // Three scores of 0: the sum is 0 but for the term that keeps it from dividing by 0.
+        // Three scores of 0: their sum is only the term that prevents a division by 0.
         let none = b.put(&[-1e4; 4], &[1, 4]);
         let settings = NoauxTc {
             top_k: 3,
@@ -142,7 +142,7 @@ pub fn router_of_large_logits<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// No tokens give no values, not an error: a scheduler may have nothing to do.
+/// No tokens give no values and no error, because a scheduler may have nothing to do.
 pub fn no_tokens<B: Backend>(instances: &[Instance<B>]) {
     let w = TestWeight::random(cases::quantised()[4], [2, 5, 64], 1);
     let one = TestWeight::random(cases::quantised()[4], [1, 5, 64], 1);

@@ -1,4 +1,4 @@
-//! Weights with a factor for each matrix: nvfp4's second scale. Every product has it, whatever path computes it.
+//! Weights with a factor for each matrix, which is nvfp4's second scale. Every product must apply it on every path.
 
 use zmlx_core::{Backend, Down, GateUp, HostWeight, QuantMode, QuantSpec, WeightFormat};
 use zmlx_oracle::testing::{random_experts, random_f32};
@@ -9,7 +9,7 @@ use crate::suite::{Host, Instance};
 const N_EXPERTS: usize = 5;
 const N_IN: usize = 48;
 
-/// A bank, and the same bank dequantised with its factors: dense, where no factor is left.
+/// A bank, and the same bank dequantised with its factors, as a dense bank without factors.
 fn bank<B: Backend>(b: &B, [n_mats, n_out, n_in]: [usize; 3], seed: u64) -> [B::Weight; 2] {
     let spec = QuantSpec::new(QuantMode::Nvfp4, 4, 16).unwrap();
     let format = WeightFormat::Quantized { spec, scale_dtype: zmlx_core::DType::U8 };
@@ -22,8 +22,8 @@ fn bank<B: Backend>(b: &B, [n_mats, n_out, n_in]: [usize; 3], seed: u64) -> [B::
     [b.upload(w).unwrap(), b.upload(dense).unwrap()]
 }
 
-/// Equal up to rounding of weights to bf16 and of activations to 8 bits, which leaves 5e-3 of a product and a few times that
-/// of a product's product: a factor that is forgotten is off by half or more.
+/// Equal up to the rounding of weights to bf16 and of activations to 8 bits. This leaves 5e-3 of a product, and a few
+/// times that of a product's product. If a factor is forgotten, results are off by half or more.
 fn check(got: &[f32], want: &[f32], what: &str) {
     let square = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v).powi(2)).sum::<f64>();
     let error = square(&mut got.iter().zip(want).map(|(g, w)| g - w)).sqrt();
@@ -31,7 +31,7 @@ fn check(got: &[f32], want: &[f32], what: &str) {
     assert!(got.len() == want.len() && error <= 5e-2 * size, "{what}: {error} of {size}");
 }
 
-/// `linear`, the gathers, heads, the embedding and fused products, for few tokens and many.
+/// `linear`, the gathers, heads, the embedding and fused products, for few and for many tokens.
 pub fn products<B: Backend>(instances: &[Instance<B>]) {
     for Instance { name, backend: b, .. } in instances {
         for n in [1, 3, 40] {

@@ -1,4 +1,4 @@
-//! Caches of 8 and 4 bits: how far results are off, and how many bytes they take. A backend may refuse formats with a typed
+//! Caches with 8 and 4 bits: the errors of results, and the number of bytes. A backend may refuse formats with a typed
 //! error.
 
 use zmlx_core::{Backend, CacheKind, CacheSpec, Error, KvFormat};
@@ -12,7 +12,7 @@ fn latent_op() -> Latent {
     Latent { n_heads: 5, rank: 160, rope_dim: 32, weights: None }
 }
 
-/// The instances whose backend has the format.
+/// The instances whose backend supports the format.
 fn with_format<B: Backend>(
     instances: &[Instance<B>],
     format: KvFormat,
@@ -25,13 +25,13 @@ fn with_format<B: Backend>(
     })
 }
 
-/// Error of the values in the root mean square, relative to theirs.
+/// The root mean square error relative to the root mean square of the values.
 fn relative_error(got: &[f32], want: &[f64]) -> f64 {
     let errors: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
     (errors / want.iter().map(|w| w.powi(2)).sum::<f64>()).sqrt()
 }
 
-/// A prompt over several units of memory, single tokens, a fork that goes on, and a sequence that is shortened.
+/// A prompt over several units of memory, single tokens, a fork that continues, and a sequence that is shortened.
 fn check<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A, format: KvFormat, bound: f64) {
     let mut session = Session::in_format(instance, op, format, &[330, 330], 1);
     let feed = |session: &mut Session<'_, B, A>, pieces: &[(usize, usize)]| {
@@ -57,28 +57,29 @@ fn check_all<B: Backend>(instances: &[Instance<B>], format: KvFormat, bound: f64
         let windowed = Windowed { heads: HEADS, window: Some(120), sinks: Vec::new() };
         let kind = Attend::<B>::kind(&windowed);
         if instance.backend.cache(&CacheSpec { kind, format }).is_ok() {
-            // A sequence that is shortened to what a window still has.
+            // A sequence that is shortened to a length that the window still covers.
             check(instance, &windowed, format, bound);
         }
     }
 }
 
-/// Values in a group are off by up to half a step of 1/127 of the largest. The CPU's results were off by 5.9e-3 to 9.0e-3 in
-/// the root mean square over all levels, cases and group sizes; the bound leaves 20 % for another order of sums.
+/// Values in a group are off by up to half a step of 1/127 of the largest. The CPU's results were off by 5.9e-3 to
+/// 9.0e-3 in the root mean square over all levels, cases and group sizes. The bound leaves 20 % for another order of
+/// sums.
 pub fn eight_bits<B: Backend>(instances: &[Instance<B>]) {
     for group_size in [32, 64, 128] {
         check_all(instances, KvFormat::Int8 { group_size }, 1.1e-2);
     }
 }
 
-/// Steps of 1/7 of the largest are 18 times those of 8 bits. The CPU's results were off by 0.10 to 0.165.
+/// Steps are 1/7 of the largest value, 18 times those of 8 bits. The CPU's results were off by 0.10 to 0.165.
 pub fn four_bits<B: Backend>(instances: &[Instance<B>]) {
     for group_size in [32, 64, 128] {
         check_all(instances, KvFormat::Int4 { group_size }, 2e-1);
     }
 }
 
-/// Fewer bits take fewer bytes, and a whole unit's are those that a scale of 32 bits for each group would take at most.
+/// Fewer bits take fewer bytes. A whole unit takes at most as many as with a 32-bit scale for each group.
 pub fn bytes<B: Backend>(instances: &[Instance<B>]) {
     let n = 96 * 256; // a multiple of what any backend grows by
     for kind in [Attend::<B>::kind(&HEADS), CacheKind::Latent { rank: 512, rope_dim: 64 }] {
@@ -98,7 +99,7 @@ pub fn bytes<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Groups of other sizes are refused.
+/// Other group sizes are refused.
 pub fn group_sizes<B: Backend>(instances: &[Instance<B>]) {
     let kind = Attend::<B>::kind(&HEADS);
     for group_size in [0, 1, 16, 48, 256, usize::MAX] {

@@ -1,4 +1,4 @@
-//! Fused ops against the oracle and against their composition of plain ops.
+//! Fused ops, compared with the oracle and with their compositions of plain ops.
 
 use zmlx_core::{Backend, Down, GateUp, WeightFormat, stock};
 use zmlx_oracle::ops;
@@ -9,7 +9,7 @@ use crate::cases::{self, EXPERTS, Experts, N_OUT};
 use crate::inputs::TestWeight;
 use crate::suite::{Host, Instance};
 
-/// A gate and an up bank with tokens for them.
+/// A gate bank and an up bank, with tokens for them.
 struct Case {
     gate: TestWeight,
     up: TestWeight,
@@ -61,7 +61,7 @@ impl Case {
     }
 }
 
-/// Every format on two of the cases in turn.
+/// Every format with two of the cases, in turn.
 pub fn gather_qmm_swiglu<B: Backend>(instances: &[Instance<B>]) {
     for i in instances {
         for (f, format) in cases::formats_of(i.grid).into_iter().enumerate() {
@@ -73,11 +73,11 @@ pub fn gather_qmm_swiglu<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Gate and up quantised differently: in mode, bits, group or only in the type of scales.
+/// Gate and up with different formats: different mode, bits, group, or only the type of scales.
 pub fn gather_qmm_swiglu_of_two_formats<B: Backend>(instances: &[Instance<B>]) {
     let formats = cases::formats();
     for f in 0..formats.len() {
-        // Neighbours differ in the type of scales; those further away in the rest.
+        // Neighbouring formats differ in the type of scales, and those further away differ in the rest.
         let pair = [formats[f], formats[(f + [1, 3, 20][f % 3]) % formats.len()]];
         let sizes = EXPERTS[f % 8];
         for i in instances.iter().filter(|i| i.is_full() || f % 4 == 0) {
@@ -113,7 +113,7 @@ pub fn qmm_swiglu<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Down projection and weighted sum; also with one expert twice, and with weights of either sign and zero.
+/// Down projection and weighted sum; also with one expert twice, and with weights that are positive, negative and zero.
 pub fn gather_qmm_combine<B: Backend>(instances: &[Instance<B>]) {
     for i in instances {
         let b = &i.backend;
@@ -210,13 +210,13 @@ pub fn experts_and_a_shared_mlp<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Sum and norm: the bits of the composition, and the oracle's values.
+/// Sum and norm: the bits of the composition, and the values of the oracle.
 pub fn add_rms_norm<B: Backend>(instances: &[Instance<B>]) {
     for (n, width) in [(1, 1), (1, 7), (3, 8), (2, 9), (5, 64), (1, 257), (2, 2048), (33, 1536)] {
         let x = random_f32(n * width, 1.0, 1);
         let residual = random_f32(n * width, 3.0, 2);
         let weight = random_f32(width, 1.0, 3);
-        // The sum as f32 is an output; the norm is that of the rounded sum.
+        // The sum is an output in f32, and the norm is that of the rounded sum.
         let sum: Vec<f32> = x.iter().zip(&residual).map(|(a, b)| a + b).collect();
         let eps = 1e-6f32;
         // A mean of up to 2048 squares in f32, two roundings of the factor, two of the products.

@@ -1,4 +1,4 @@
-//! `gather_linear`: chosen experts, per token and per slot.
+//! `gather_linear`: chosen experts, for each token and for each slot.
 
 use zmlx_core::{Backend, GateUp};
 use zmlx_oracle::testing::{random_experts, random_f32};
@@ -8,7 +8,7 @@ use crate::cases::{self, EXPERTS, Experts};
 use crate::inputs::{Place, Raw, TestWeight};
 use crate::suite::{Host, Instance};
 
-/// Both shapes of x against the oracle.
+/// Compares both shapes of x with the oracle.
 fn check<B: Backend>(i: &Instance<B>, w: &TestWeight, experts: &[u32], top_k: usize, seed: u64) {
     let b = &i.backend;
     let n = experts.len() / top_k;
@@ -23,7 +23,7 @@ fn check<B: Backend>(i: &Instance<B>, w: &TestWeight, experts: &[u32], top_k: us
     }
 }
 
-/// Every format on two of the cases in turn.
+/// Every format with two of the cases, in turn.
 pub fn per_token_and_per_slot<B: Backend>(instances: &[Instance<B>]) {
     for i in instances {
         for (f, format) in cases::formats_of(i.grid).into_iter().enumerate() {
@@ -38,7 +38,7 @@ pub fn per_token_and_per_slot<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// The routers never choose an expert twice for a token; the op means what it says even so.
+/// Routers never choose an expert twice for a token, but the op must still give the right results for that.
 pub fn same_expert_twice<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate().step_by(5) {
         let n_in = 2 * cases::group_size(format);
@@ -51,7 +51,7 @@ pub fn same_expert_twice<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Experts that nobody chose hold NaN: whatever reads them shows.
+/// Experts that no token chose hold NaN, so reading them shows in the results.
 pub fn unchosen_experts_are_not_read<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate() {
         let n_in = 2 * cases::group_size(format);
@@ -81,7 +81,8 @@ pub fn unchosen_experts_are_not_read<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// All tokens at one expert: first, middle and last of the bank; just below and above the limit of the paths.
+/// All tokens at one expert: the first, the middle and the last of the bank; just below and above the limit between two
+/// paths.
 pub fn one_expert_takes_all_tokens<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate().step_by(4) {
         let w = TestWeight::random(format, [5, 12, cases::group_size(format)], f as u64);
@@ -90,5 +91,26 @@ pub fn one_expert_takes_all_tokens<B: Backend>(instances: &[Instance<B>]) {
                 check(i, &w, &vec![[0, 2, 4][f % 3]; n], 1, n as u64);
             }
         }
+    }
+}
+
+/// A part of the experts: their indices among themselves, and nothing of the others.
+pub fn held_experts<B: Backend>(instances: &[Instance<B>]) {
+    for i in instances {
+        let b = &i.backend;
+        let (experts, weights) = ([0, 5, 2, 3, 7, 4], [0.5, 0.25, 1.0, 2.0, 3.0, 4.0]);
+        let (chosen, given) = (b.put_indices(&experts, &[3, 2]), b.put(&weights, &[3, 2]));
+        for (held, want, want_weights) in [
+            (2..5, [0, 0, 0, 1, 0, 2], [0.0, 0.0, 1.0, 2.0, 0.0, 4.0]),
+            (0..8, experts, weights),
+            (7..8, [0; 6], [0.0, 0.0, 0.0, 0.0, 3.0, 0.0]),
+        ] {
+            let (got, got_weights) = b.held_experts(&chosen, &given, held.clone()).unwrap();
+            assert_eq!(b.get_indices(&got), want, "{} {held:?}", i.name);
+            assert_eq!(b.get(&got_weights), want_weights, "{} {held:?}", i.name);
+            assert_eq!(b.shape(&got_weights), [3, 2], "{} {held:?}", i.name);
+        }
+        assert!(b.held_experts(&chosen, &given, 3..3).is_err(), "{}", i.name);
+        assert!(b.held_experts(&chosen, &b.put(&weights, &[6]), 0..8).is_err(), "{}", i.name);
     }
 }

@@ -7,19 +7,19 @@ use zmlx_core::{DType, HostWeight, QuantMode, WeightBytes, WeightFormat};
 use zmlx_oracle::quant::{Format, Mode, StorageDtype};
 use zmlx_oracle::testing::{random_in, random_quantized};
 
-/// Where the bytes of a weight lie.
+/// Where the bytes of a weight are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
-    /// At an odd address, the allocation ending with them.
+    /// At an odd address, at the end of the allocation.
     Odd,
-    /// Up to the end of a page that nothing readable follows: reading on is a fault.
+    /// At the end of a page that is followed by nothing readable, so reading further is a fault.
     PageEnd,
 }
 
 /// A multiple of every platform's page size.
 const PAGES: usize = 64 * 1024;
 
-/// A weight as bytes that may still be changed.
+/// A weight as bytes that can still be changed.
 #[derive(Clone)]
 pub struct Raw {
     /// How the elements are stored.
@@ -28,17 +28,17 @@ pub struct Raw {
     pub shape: [usize; 3],
     /// Dense elements, or packed words.
     pub data: Vec<u8>,
-    /// Scales of the groups.
+    /// The scales of the groups.
     pub scales: Vec<u8>,
-    /// Biases of the groups, of formats that have them.
+    /// The biases of the groups, in formats that have them.
     pub biases: Vec<u8>,
-    /// What the bytes mean, exact.
+    /// The exact values of the bytes.
     pub values: Vec<f64>,
 }
 
-/// A weight and what it means.
+/// A weight and its values.
 pub struct TestWeight {
-    /// The weight as a backend takes it.
+    /// The weight in the form that a backend takes.
     pub host: HostWeight,
     /// Number of matrices.
     pub n_mats: usize,
@@ -46,7 +46,7 @@ pub struct TestWeight {
     pub n_out: usize,
     /// Columns of each matrix.
     pub n_in: usize,
-    /// `[n_mats, n_out, n_in]`, exact.
+    /// The exact values, `[n_mats, n_out, n_in]`.
     pub values: Vec<f64>,
 }
 
@@ -83,7 +83,7 @@ impl Raw {
         }
     }
 
-    /// Turns every value of one matrix into NaN. (All bits set is NaN in f32, f16, bf16, e8m0 and e4m3.)
+    /// Turns every value of one matrix into NaN. All bits set means NaN in f32, f16, bf16, e8m0 and e4m3.
     pub fn spoil(&mut self, mat: usize) {
         let n_mats = self.shape[0];
         let part = if self.scales.is_empty() { &mut self.data } else { &mut self.scales };
@@ -93,7 +93,7 @@ impl Raw {
         self.values[mat * n..(mat + 1) * n].fill(f64::NAN);
     }
 
-    /// The weight, its bytes at such a place.
+    /// The weight with its bytes at such a place.
     pub fn at(self, place: Place) -> TestWeight {
         let put = |bytes: &[u8]| match place {
             _ if bytes.is_empty() => Bytes::new(),
@@ -121,9 +121,9 @@ impl TestWeight {
     }
 }
 
-/// The bytes at an odd address, in an allocation that ends with them.
+/// Puts the bytes at an odd address, at the end of an allocation.
 pub fn at_odd_address(bytes: &[u8]) -> Bytes {
-    // The allocator aligns at will, so the address is even or odd: take one byte more if need be.
+    // The allocator chooses an even or an odd address. For an even one, allocate one byte more.
     for skip in [1, 2] {
         let mut larger = Vec::with_capacity(skip + bytes.len());
         larger.resize(skip, 0xa5);
@@ -136,13 +136,13 @@ pub fn at_odd_address(bytes: &[u8]) -> Bytes {
     panic!("the allocator gave an odd address first and an even one then");
 }
 
-/// The bytes at the end of a mapped file, with one page more mapped than the file has: reading that is a fault.
+/// Puts the bytes at the end of a mapped file. One more page is mapped than the file has, so reading it is a fault.
 pub fn at_page_end(bytes: &[u8]) -> Bytes {
     let n_bytes = bytes.len().next_multiple_of(PAGES);
     let mut file = tempfile::tempfile().unwrap();
     file.write_all(&vec![0xa5; n_bytes - bytes.len()]).unwrap();
     file.write_all(bytes).unwrap();
-    // SAFETY: the file has no name, so nobody else changes it; only the part that exists is handed out.
+    // SAFETY: the file has no name, so nothing else changes it. Only the existing part is handed out.
     let map = unsafe { memmap2::MmapOptions::new().len(n_bytes + PAGES).map(&file).unwrap() };
     Bytes::from_owner(map).slice(n_bytes - bytes.len()..n_bytes)
 }

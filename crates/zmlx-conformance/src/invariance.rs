@@ -1,5 +1,5 @@
-//! What else is in the batch does not change a row: bit for bit where one kernel path serves both, else within
-//! rounding.
+//! The other rows of a batch do not change a row: its bits are the same if one kernel path computes both, and otherwise
+//! it is the same within rounding.
 
 use zmlx_core::{Backend, Down, GateUp};
 use zmlx_oracle::testing::{random_experts, random_f32};
@@ -9,7 +9,7 @@ use crate::cases;
 use crate::inputs::TestWeight;
 use crate::suite::{Host, Instance};
 
-/// Compares a batch's results with the rows computed alone.
+/// Compares the results of a batch with the rows computed alone.
 fn compare<B>(i: &Instance<B>, n_rows: usize, together: &[f32], alone: &[f32], within: &Bounded) {
     let what = format_args!("{}: {n_rows} rows together", i.name);
     if n_rows < i.same_path_below {
@@ -19,7 +19,7 @@ fn compare<B>(i: &Instance<B>, n_rows: usize, together: &[f32], alone: &[f32], w
     }
 }
 
-/// Rows of a dense product, in batches of every number.
+/// Rows of a dense product, in batches of every size.
 pub fn linear<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate() {
         let w = TestWeight::random(format, [1, 13, 256], f as u64);
@@ -37,7 +37,7 @@ pub fn linear<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Tokens through both halves of a block of experts.
+/// Tokens through both parts of a block of experts.
 pub fn experts<B: Backend>(instances: &[Instance<B>]) {
     let (hidden, inner, n_experts, top_k) = (128, 128, 6, 3);
     for (f, format) in cases::formats().into_iter().enumerate().step_by(3) {
@@ -78,7 +78,7 @@ pub fn experts<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// A token's result does not depend on how many others its expert serves, across the limit of the paths.
+/// A token's result does not depend on how many other tokens its expert gets, across the limit between two paths.
 pub fn rows_of_one_expert<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate().step_by(5) {
         let w = TestWeight::random(format, [3, 5, 128], f as u64);

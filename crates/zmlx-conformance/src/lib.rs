@@ -1,4 +1,4 @@
-//! The conformance suite: every op of a backend against the oracle's `f64`, and every fused op against its
+//! The conformance suite: every op of a backend is compared with the oracle's `f64`, and every fused op with its
 //! composition, on one list of cases.
 //!
 //! A backend crate has it as a dev-dependency, describes itself in [`Instance`]s, and generates the tests:
@@ -30,9 +30,9 @@
 //! | [`cases`], [`inputs`], [`bounds`], [`session`] | formats and sizes, weights as bytes, error bounds, attention's driver |
 //! | the others | tests by op family, generic over the backend |
 //!
-//! Every comparison passes only if a difference is at most its bound, which NaN is not. So a backend that fills buffers
-//! with NaN (words: `u32::MAX`) before an op writes them, as in builds with debug assertions it should, lets the suite
-//! find what an op forgot to write.
+//! A comparison passes only if a difference is at most its bound, which NaN never is. A backend should fill buffers
+//! with NaN (words: `u32::MAX`) before an op writes them, in builds with debug assertions. Then the suite finds values
+//! that an op forgot to write.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 pub mod activations;

@@ -8,7 +8,7 @@ use crate::cases::{self, N_GROUPS, N_OUT, N_TOKENS, ODD_WIDTHS, REAL_WIDTHS};
 use crate::inputs::TestWeight;
 use crate::suite::{Host, Instance};
 
-/// One weight with each of the batches, which are beginnings of one x.
+/// One weight with each of the batches, which are the first rows of the same x.
 fn check<B: Backend>(instances: &[&Instance<B>], w: &TestWeight, n_tokens: &[usize], seed: u64) {
     let most = n_tokens.iter().copied().max().unwrap_or(0);
     let x = random_f32(most * w.n_in, 1.0, seed);
@@ -49,8 +49,9 @@ pub fn all_formats<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// One below, at and above every number at which a backend takes another path: rows of activations that go by dots, and that
-/// tiles take at once; rows of a weight whose results are kept together. At a width of released models, where tiles are whole.
+/// One below, at and above every number at which a backend changes its path: rows of activations that dots compute and
+/// that tiles take at once, and rows of a weight whose results are kept together. The width is that of a released
+/// model, with whole tiles.
 pub fn around_limits<B: Backend>(instances: &[Instance<B>]) {
     const AROUND: [usize; 13] = [4, 5, 6, 7, 8, 9, 11, 12, 13, 14, 127, 128, 129];
     let full: Vec<_> = instances.iter().filter(|i| i.is_full()).collect();
@@ -87,7 +88,7 @@ pub fn dense_of_odd_widths<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// One, three and four dimensions: all but the last are rows.
+/// One, three and four dimensions. All but the last are rows.
 pub fn leading_dimensions<B: Backend>(instances: &[Instance<B>]) {
     let w = TestWeight::random(cases::quantised()[4], [1, 5, 64], 1);
     let x = random_f32(6 * 64, 1.0, 2);
@@ -104,7 +105,7 @@ pub fn leading_dimensions<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// `head_linear`: rows go to the matrix of their head.
+/// `head_linear`: each row is multiplied by the matrix of its head.
 pub fn one_matrix_per_head<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate() {
         let (n_heads, n_out) = ([1, 3, 4][f % 3], N_OUT[f % N_OUT.len()]);

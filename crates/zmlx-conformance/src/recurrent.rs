@@ -1,5 +1,5 @@
-//! `causal_conv` and `gated_delta` against the oracle, and the caches that hold their states. A backend may refuse such caches
-//! with a typed error.
+//! `causal_conv` and `gated_delta`, compared with the oracle, and the caches that hold their states. A backend may
+//! refuse such caches with a typed error.
 
 use zmlx_core::{
     Backend, CacheKind, ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights, Error, Result,
@@ -18,7 +18,7 @@ pub struct Conv {
     silu: bool,
     /// `[n_channels, kernel]`.
     weight: Vec<f32>,
-    /// One for each channel, or none.
+    /// One for each channel, or empty.
     bias: Vec<f32>,
 }
 
@@ -65,7 +65,7 @@ pub struct Delta {
 impl Delta {
     fn new([n_k_heads, n_v_heads, k_dim, v_dim]: [usize; 4]) -> Self {
         let dims = DeltaDims { n_k_heads, n_v_heads, k_dim, v_dim, kernel: 4 };
-        // Heads that forget at once, and heads that forget little.
+        // Some heads decay at once, others only a little.
         let a_log = random_f32(n_v_heads, 2.0, 3);
         Self { dims, a_log, dt_bias: random_f32(n_v_heads, 1.0, 4) }
     }
@@ -95,7 +95,7 @@ impl<B: Backend> Attend<B> for Delta {
     }
 }
 
-/// The convolution and the rule after it, as layers have them: both states are in one cache.
+/// The convolution and the rule after it, as in a layer: both states are in one cache.
 struct Layer {
     conv: Conv,
     delta: Delta,
@@ -142,7 +142,8 @@ fn with<'i, B: Backend, A: Attend<B>>(
     })
 }
 
-/// Prompts shorter and longer than the kernel, single tokens, several slots in one batch in any order, spans of no token.
+/// Prompts shorter and longer than the kernel, single tokens, several slots in one batch in any order, spans without
+/// tokens.
 fn check_pieces<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A, seed: u64) {
     let mut session = Session::new(instance, op, &[40, 3, 30, 9], seed);
     session.feed(&[(2, 11)]);
@@ -153,7 +154,7 @@ fn check_pieces<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A, seed: 
     session.feed(&[(2, 8), (0, 8)]);
 }
 
-/// Channels around the vectors, kernels of two and more, with and without bias and SiLU.
+/// Channels around the sizes of vectors, kernels of two and more, with and without bias and SiLU.
 pub fn causal_conv<B: Backend>(instances: &[Instance<B>]) {
     for (i, n_channels) in [1, 7, 8, 9, 16, 17, 64, 257].into_iter().enumerate() {
         for kernel in [2, 3, 4, 13] {
@@ -166,7 +167,7 @@ pub fn causal_conv<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Heads that share keys and heads that do not; widths around the vectors, and those of a released model.
+/// Heads that share keys and heads that do not; widths around the sizes of vectors, and those of a released model.
 pub fn gated_delta<B: Backend>(instances: &[Instance<B>]) {
     let sizes = [
         [1, 1, 1, 1],
@@ -187,7 +188,7 @@ pub fn gated_delta<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// So much state that a backend may treat it differently.
+/// A state so large that a backend may treat it differently.
 pub fn large_states<B: Backend>(instances: &[Instance<B>]) {
     let op = Delta::new([4, 8, 128, 128]);
     for instance in with(instances, &op).filter(|instance| instance.is_full()) {
@@ -198,7 +199,7 @@ pub fn large_states<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// However a prompt is cut into pieces, the results are those of one go.
+/// A prompt in chunks of any size gives the same results as in one pass.
 pub fn chunks_equal_one_go<B: Backend>(instances: &[Instance<B>]) {
     let (conv, layer) = (Conv::new(40, 4, true, false), Layer::new());
     for instance in with(instances, &conv) {
@@ -218,13 +219,13 @@ fn check_snapshots<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
         }
     }
     session.fork(0, 1, 10, 4);
-    // The fork first, then its origin: neither sees what the other writes.
+    // The fork continues first, then its origin. Neither sees what the other writes.
     session.feed(&[(1, 3)]);
     session.feed(&[(0, 2)]);
     session.fork(1, 2, 13, 5);
     session.feed(&[(2, 1), (0, 1), (1, 1)]);
     session.feed(&[(2, 1), (0, 1), (1, 4)]);
-    // An origin that goes, and one that begins again.
+    // An origin that is released, and one that starts again.
     session.release(0, 6);
     session.feed(&[(0, 5), (1, 1)]);
     session.truncate(1, 0, 7);
@@ -239,7 +240,7 @@ fn check_snapshots<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     session.feed(&[(2, 20)]);
 }
 
-/// A state can be kept whole or not at all; what goes on from a snapshot goes on for itself.
+/// A state can be kept as a whole or not at all. A sequence continues from a snapshot on its own.
 pub fn snapshots_grow_apart<B: Backend>(instances: &[Instance<B>]) {
     let (conv, layer) = (Conv::new(24, 3, false, false), Layer::new());
     for instance in with(instances, &conv) {
@@ -261,7 +262,7 @@ fn check_rollback<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
         let step = b.spans(&spans);
         op.call(b, &x, &mut session.cache, &step).unwrap();
         b.rollback(&mut session.cache, &step);
-        // Memory that is got and not used.
+        // Memory that is reserved but not used.
         b.reserve(&mut session.cache, 0, 30).unwrap();
         b.rollback(&mut session.cache, &step);
         let after = b.resident_bytes(&session.cache);
@@ -271,7 +272,7 @@ fn check_rollback<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     session.feed(&[(0, 6)]);
 }
 
-/// A step that is rolled back is as if it had not been.
+/// A step that is rolled back has no effect.
 pub fn failed_steps_leave_no_trace<B: Backend>(instances: &[Instance<B>]) {
     let (conv, layer) = (Conv::new(24, 4, true, false), Layer::new());
     for instance in with(instances, &conv) {
@@ -317,7 +318,7 @@ fn check_bytes<B: Backend, A: Attend<B>>(instance: &Instance<B>, op: &A) {
     assert_eq!(bytes(&session), 0, "{name}");
 }
 
-/// What a cache says that it takes, and what growing will add, are the same bytes.
+/// The bytes that a cache reports, and the growth that it predicts, agree.
 pub fn bytes_count_what_is_shared_once<B: Backend>(instances: &[Instance<B>]) {
     let (conv, layer) = (Conv::new(24, 4, true, false), Layer::new());
     for instance in with(instances, &conv) {
@@ -326,7 +327,7 @@ pub fn bytes_count_what_is_shared_once<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Inputs, weights, caches and steps that do not fit are refused, and nothing has changed then.
+/// Inputs, weights, caches and steps that do not fit are refused, and then nothing has changed.
 pub fn what_does_not_fit<B: Backend>(instances: &[Instance<B>]) {
     let op = Layer::new();
     let dims = op.delta.dims;
@@ -400,7 +401,7 @@ pub fn what_does_not_fit<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Keys that decay to nothing, gates and inputs of thousands: no result that is not a number.
+/// Keys that decay to nothing, and gates and inputs of thousands, give no NaN.
 pub fn extreme_gates<B: Backend>(instances: &[Instance<B>]) {
     let op = Delta::new([1, 2, 16, 8]);
     let n_channels = op.dims.n_channels();

@@ -7,16 +7,17 @@ use zmlx_oracle::testing::random_f32;
 use crate::bounds::{Bounded, U, check_bits};
 use crate::suite::{Host, Instance};
 
-/// Experts and experts per token: around the vectors, all of them, and those of released models.
+/// Numbers of experts and of experts per token: around the sizes of vectors, all experts, and those of released models.
 const SIZES: [(usize, usize); 9] =
     [(1, 1), (2, 1), (7, 3), (8, 8), (9, 2), (17, 5), (64, 4), (64, 6), (128, 8)];
 const BOTH: [Renormalize; 2] = [Renormalize::No, Renormalize::Yes];
 
-/// Scores and weights are f32: two scores that are closer than this may change places. Exponential, sum and quotient.
+/// Scores and weights are f32. Two scores that are closer than this may change places. Roundings: exponential, sum and
+/// quotient.
 const SCORES: f64 = 16.0 * U;
 
-/// Checks a choice, in whatever order: distinct experts, the wanted ones or in their stead others whose true scores are the
-/// same within rounding, and their weights.
+/// Checks a choice in any order: the experts are distinct; they are the wanted ones, or others whose true scores are
+/// the same within rounding; and their weights are right.
 fn check_choice(
     (got, weights): (&[u32], &[f32]),
     want: &ops::Routing,
@@ -44,7 +45,7 @@ fn check_choice(
         assert!(same, "{what}: token {token}: {got_score} chosen, {want_score} wanted");
         assert!(!got[from..i].contains(g), "{what}: token {token}: expert {g} twice");
     }
-    // Twice the scores' error: renormalised, they are divided by sums of them.
+    // Twice the error of the scores, because renormalised weights are divided by sums of scores.
     Bounded::relative(want.weights.clone(), 0.0, 2.0 * SCORES).check(&weights, what);
 }
 
@@ -54,7 +55,7 @@ fn ascending(mut choices: Vec<u32>, top_k: usize) -> Vec<u32> {
     choices
 }
 
-/// Exactly the oracle's choice: nothing is computed.
+/// Exactly the oracle's choice, because nothing is computed.
 pub fn top_k<B: Backend>(instances: &[Instance<B>]) {
     for (width, k) in SIZES {
         let x = random_f32(5 * width, 1.0, width as u64);
@@ -99,7 +100,7 @@ fn noaux(top_k: usize, n_group: usize, topk_group: usize, renormalize: Renormali
     NoauxTc { top_k, n_group, topk_group, renormalize, eps: 1e-20, routed_scaling_factor: 1.8 }
 }
 
-/// Experts, and settings: without groups, groups of two and more, all groups and one.
+/// Numbers of experts, and settings: without groups, with groups of two and more, with all groups and with one.
 fn noaux_settings() -> Vec<(usize, NoauxTc)> {
     let mut all = Vec::new();
     for renormalize in BOTH {
@@ -141,7 +142,7 @@ pub fn noaux_tc<B: Backend>(instances: &[Instance<B>]) {
                     .unwrap();
                 assert_eq!(b.shape(&weights), [n, top_k]);
                 let what = format!("{name}: {n_experts} experts, {settings:?}");
-                // Outside of the kept groups every score is 0 and the lower index wins.
+                // Outside of the kept groups every score is 0, and the lower index wins.
                 let got = b.get_indices(&experts);
                 if topk_group * (n_experts / n_group) < top_k {
                     let want = ascending(want.indices.clone(), top_k);
@@ -154,7 +155,7 @@ pub fn noaux_tc<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Bit for bit, the weights and the choice.
+/// Both the weights and the choice, bit for bit.
 pub fn fused_routers_equal_compositions<B: Backend>(instances: &[Instance<B>]) {
     for Instance { name, backend: b, .. } in instances {
         for (n_experts, top_k) in SIZES {
@@ -193,7 +194,7 @@ pub fn ties_go_to_the_lower_index<B: Backend>(instances: &[Instance<B>]) {
         assert_eq!(top(&[-INF, f32::NAN, 0.0, INF, -INF], 4), [0, 2, 3, 4], "{name}");
         assert_eq!(top(&[-0.0, 0.0, -1.0], 1), [0], "{name}: the zeros are equal");
 
-        // Eight levels of logits, each several times: equal logits have equal probabilities.
+        // Eight levels of logits, each several times. Equal logits have equal probabilities.
         let logits: Vec<f32> = (0..64u32).map(|i| (i * 37 % 8) as f32 * 0.5).collect();
         let want = ascending(ops::top_k(&logits, 20), 20);
         let t = b.put(&logits, &[1, 64]);
@@ -203,7 +204,7 @@ pub fn ties_go_to_the_lower_index<B: Backend>(instances: &[Instance<B>]) {
         let bias = b.load_vector(&[0.25; 64]);
         let (experts, _) = b.route_noaux_tc(&t, &bias, &noaux(20, 1, 1, Renormalize::Yes)).unwrap();
         assert_eq!(ascending(b.get_indices(&experts), 20), want, "{name}");
-        // All groups equal: the first ones stay.
+        // All groups are equal, so the first ones stay.
         let (experts, _) =
             b.route_noaux_tc(&b.put(&[1.0; 64], &[1, 64]), &bias, &noaux(16, 8, 2, Renormalize::No)).unwrap();
         let got = ascending(b.get_indices(&experts), 16);
@@ -211,18 +212,19 @@ pub fn ties_go_to_the_lower_index<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// `keep_top_groups` by hand, and on random scores of either sign.
+/// `keep_top_groups`, calculated by hand and on random scores of either sign.
 pub fn groups<B: Backend>(instances: &[Instance<B>]) {
     for Instance { name, backend: b, .. } in instances {
         let keep = |x: &[f32], n_group, topk_group| {
             b.get(&b.keep_top_groups(&b.put(x, &[1, x.len()]), n_group, topk_group).unwrap())
         };
-        // Sums of the two best: 9, 10, 9, 2; of the nines the first stays.
+        // The sums of the two best are 9, 10, 9 and 2. Of the nines the first stays.
         let x = [9.0, 0.0, 5.0, 5.0, 6.0, 3.0, 1.0, 1.0];
         check_bits(&keep(&x, 4, 2), &[9.0, 0.0, 5.0, 5.0, 0.0, 0.0, 0.0, 0.0], name);
         check_bits(&keep(&x, 4, 4), &x, name);
         check_bits(&keep(&x, 1, 1), &x, name);
-        // The third of a group does not count; negative scores outside become 0, larger than those that stay.
+        // The third score of a group does not count. Negative scores outside become 0, which is larger than those that
+        // stay.
         check_bits(
             &keep(&[-1.0, -2.0, -2.0, -1.5, -1.4, -9.0], 2, 1),
             &[0.0, 0.0, 0.0, -1.5, -1.4, -9.0],
@@ -233,7 +235,7 @@ pub fn groups<B: Backend>(instances: &[Instance<B>]) {
         for (n_group, topk_group) in [(2, 1), (6, 4), (24, 5), (8, 7)] {
             let size = 48 / n_group;
             let row = |row: &[f32]| {
-                // f32 sums, as these decide.
+                // The sums are in f32, because they decide the choice.
                 let sums: Vec<f32> = row
                     .chunks_exact(size)
                     .map(|g| ops::top_k(g, 2).iter().map(|i| g[*i as usize]).sum())

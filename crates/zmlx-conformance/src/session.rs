@@ -1,4 +1,5 @@
-//! Sequences that are fed to an attention op piece by piece, each piece checked against the oracle's whole.
+//! Feeds sequences to an attention op piece by piece, and compares each piece with the oracle's result for the whole
+//! sequence.
 
 use zmlx_core::{
     AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, KvFormat, MlaInputs, MlaWeights,
@@ -11,34 +12,34 @@ use crate::bounds::Bounded;
 use crate::inputs::TestWeight;
 use crate::suite::{Host, Instance, span};
 
-/// Bound on results that are averages of values of about 1, at most 6: a score is a sum of up to 640 products, scaled
-/// to about 1 (its error some 1e-6), and shifts the average by as much of the largest value.
+/// The bound of results that are averages of values of about 1, at most 6. A score is a sum of up to 640 products,
+/// scaled to about 1. Its error is some 1e-6, and it shifts the average by as much of the largest value.
 pub const TOLERANCE: f64 = 1e-5;
 
 /// An attention op with its sizes.
 pub trait Attend<B: Backend> {
-    /// What the op keeps of each token.
+    /// What the op's cache keeps of each token.
     fn kind(&self) -> CacheKind;
-    /// The dimensions of each input behind the token.
+    /// The dimensions of each input after that of the tokens.
     fn inputs(&self) -> Vec<Vec<usize>>;
-    /// Writes the tokens `x` behind those in the cache and attends.
+    /// Writes the tokens `x` after those in the cache, and attends.
     fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::Cache, step: &B::Step) -> Result<B::Tensor>;
     /// The results of a whole sequence.
     fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64>;
-    /// Formats of the weights that take part.
+    /// The formats of the weights that are used.
     fn formats(&self) -> Vec<WeightFormat> {
         Vec::new()
     }
 }
 
-/// `attention` of a window, with a sink for each head if there are any.
+/// `attention` with a window, and with a sink for each head if there are sinks.
 #[derive(Clone, Debug)]
 pub struct Windowed {
     /// The heads.
     pub heads: Heads,
-    /// Tokens that a token sees; all without.
+    /// Number of tokens that a token sees; `None` for all.
     pub window: Option<usize>,
-    /// One per head, or none.
+    /// One for each head, or empty.
     pub sinks: Vec<f32>,
 }
 
@@ -71,11 +72,11 @@ impl<B: Backend> Attend<B> for Windowed {
 /// `attention`.
 #[derive(Clone, Copy, Debug)]
 pub struct Heads {
-    /// Heads of the queries.
+    /// Number of query heads.
     pub n_heads: usize,
-    /// Heads of keys and values.
+    /// Number of key and value heads.
     pub n_kv_heads: usize,
-    /// Values of a head.
+    /// Number of elements in a head.
     pub head_dim: usize,
 }
 
@@ -84,7 +85,7 @@ impl Heads {
         1.0 / (self.head_dim as f32).sqrt()
     }
 
-    /// Of a whole sequence.
+    /// The sizes for a whole sequence.
     fn sizes(&self, n_tokens: usize) -> ops::Attention {
         let Self { n_heads, n_kv_heads, head_dim } = *self;
         let scale = f64::from(self.scale());
@@ -119,13 +120,13 @@ impl<B: Backend> Attend<B> for Heads {
     }
 }
 
-/// `latent_attention`; with weights, `mla_attention`.
+/// `latent_attention`, or with weights `mla_attention`.
 pub struct Latent {
-    /// Heads of the queries.
+    /// Number of query heads.
     pub n_heads: usize,
-    /// Values of a latent.
+    /// Number of elements in a latent.
     pub rank: usize,
-    /// Values of a rotated key.
+    /// Number of elements in a rotated key.
     pub rope_dim: usize,
     /// `embed_q` and `unembed_out`.
     pub weights: Option<[TestWeight; 2]>,
@@ -167,7 +168,7 @@ impl<B: Backend> Attend<B> for Latent {
         self.weights.iter().flatten().map(|w| w.host.format()).collect()
     }
 
-    /// With weights in the expanded form, whose keys and values the op never makes.
+    /// With weights this is the expanded form, whose keys and values the op never computes.
     fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64> {
         let Self { n_heads, rank, rope_dim, .. } = *self;
         let scale = f64::from(self.scale());
@@ -202,7 +203,8 @@ impl<B: Backend> Attend<B> for Latent {
     }
 }
 
-/// `attention_shared` after the `attention` of another layer, whose queries are the first input; its own are the last.
+/// `attention_shared` after the `attention` of another layer. The first input is that layer's queries, the last one its
+/// own.
 #[derive(Clone, Debug)]
 pub struct Shared(pub Windowed);
 
@@ -228,7 +230,7 @@ impl<B: Backend> Attend<B> for Shared {
     }
 }
 
-/// A cache with the sequences of its slots.
+/// A cache, with the sequences of its slots.
 pub struct Session<'a, B: Backend, A> {
     /// The backend and its bounds.
     pub instance: &'a Instance<B>,
@@ -240,7 +242,7 @@ pub struct Session<'a, B: Backend, A> {
 }
 
 struct Slot {
-    /// Each input for all tokens, those to come included.
+    /// Each input for all tokens, including later ones.
     inputs: Vec<Vec<f32>>,
     want: Vec<f64>,
     n_total: usize,
@@ -248,12 +250,12 @@ struct Slot {
 }
 
 impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
-    /// Slots whose sequences have these lengths in the end. Equal seeds give equal sequences.
+    /// Creates slots whose sequences end with these lengths. Equal seeds give equal sequences.
     pub fn new(instance: &'a Instance<B>, op: &'a A, n_totals: &[usize], seed: u64) -> Self {
         Self::in_format(instance, op, KvFormat::Native, n_totals, seed)
     }
 
-    /// As [`Session::new`] with keys and values in that format.
+    /// As [`Session::new`], with keys and values in this format.
     pub fn in_format(
         instance: &'a Instance<B>,
         op: &'a A,
@@ -278,12 +280,12 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
         Slot { want: op.want(&inputs, n_total), inputs, n_total, n_fed: 0 }
     }
 
-    /// Tokens that a slot has been fed.
+    /// Number of tokens that a slot has been fed.
     pub fn n_fed(&self, slot: usize) -> usize {
         self.slots[slot].n_fed
     }
 
-    /// The next tokens of slots, `(slot, n_tokens)` each, as tensors and spans.
+    /// The next tokens of slots, each given as `(slot, n_tokens)`, as tensors and spans.
     pub fn next(&self, pieces: &[(usize, usize)]) -> (Vec<B::Tensor>, Vec<Span>) {
         let spans: Vec<Span> = pieces.iter().map(|(s, n)| span(*s, self.slots[*s].n_fed, *n)).collect();
         let n_tokens = spans.iter().map(|s| s.n_tokens).sum();
@@ -297,7 +299,7 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
         (self.op.inputs().into_iter().enumerate().map(put).collect(), spans)
     }
 
-    /// Feeds the next tokens of slots in one batch and checks the results, which it returns.
+    /// Feeds the next tokens of slots in one batch, checks the results and returns them.
     #[track_caller]
     pub fn feed(&mut self, pieces: &[(usize, usize)]) -> Vec<f32> {
         let spans = self.next(pieces).1;
@@ -310,7 +312,7 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
         y
     }
 
-    /// Feeds the next tokens of slots in one batch; returns the results, and what they should be.
+    /// Feeds the next tokens of slots in one batch. Returns the results and the wanted values.
     pub fn results(&mut self, pieces: &[(usize, usize)]) -> (Vec<f32>, Vec<f64>) {
         let (x, spans) = self.next(pieces);
         let b = &self.instance.backend;
@@ -327,19 +329,19 @@ impl<'a, B: Backend, A: Attend<B>> Session<'a, B, A> {
         (y, want)
     }
 
-    /// Shortens a slot; what follows are other tokens than before.
+    /// Shortens a slot. Its next tokens differ from the earlier ones.
     pub fn truncate(&mut self, slot: usize, n_tokens: usize, seed: u64) {
         self.instance.backend.truncate(&mut self.cache, slot, n_tokens).unwrap();
         self.continue_from(slot, slot, n_tokens, seed);
     }
 
-    /// Makes slot `to` a fork of `from`; what follows in `to` are other tokens.
+    /// Makes slot `to` a fork of `from`. The next tokens in `to` differ from those of `from`.
     pub fn fork(&mut self, from: usize, to: usize, n_tokens: usize, seed: u64) {
         self.instance.backend.fork(&mut self.cache, from, to, n_tokens).unwrap();
         self.continue_from(from, to, n_tokens, seed);
     }
 
-    /// Empties a slot; what follows are other tokens.
+    /// Empties a slot. Its next tokens differ from the earlier ones.
     pub fn release(&mut self, slot: usize, seed: u64) {
         self.instance.backend.release(&mut self.cache, slot);
         self.continue_from(slot, slot, 0, seed);

@@ -1,40 +1,42 @@
-//! What a backend declares to be tested, and the list of tests.
+//! What a backend declares about itself, and the list of tests.
 
 use zmlx_core::{Backend, CacheKind, CacheSpec, KvFormat, Logits, Span, WeightFormat};
 
 use crate::cases::Grid;
 use crate::inputs::TestWeight;
 
-/// A backend in one configuration, and what it promises beyond the trait.
+/// A backend in one configuration, with what it promises beyond the trait.
 pub struct Instance<B> {
-    /// For messages.
+    /// The name in messages.
     pub name: String,
     /// The backend.
     pub backend: B,
-    /// The sizes it is run on.
+    /// The sizes that it runs.
     pub grid: Grid,
     /// Batches of fewer rows than this give each row the same bits as the row alone.
     pub same_path_below: usize,
-    /// Error of a product with weights of that format, as a multiple of what f32 activations with f32 sums have.
+    /// The error of a product with weights of that format, as a multiple of the error with f32 activations and f32
+    /// sums.
     pub product_error: fn(WeightFormat) -> f64,
-    /// Error of attention, as a multiple of what it is with a cache in f32.
+    /// The error of attention, as a multiple of the error with a cache in f32.
     pub attention_error: f64,
-    /// How far results may be apart when a prompt is cut in another way, as a multiple of what another order of sums does.
+    /// The difference between results if a prompt is split differently, as a multiple of the effect of another order of
+    /// sums.
     pub chunk_error: f64,
-    /// Error of an exponential, as a multiple of 2 units in the last place.
+    /// The error of an exponential, as a multiple of 2 units in the last place.
     pub exponential_error: f64,
-    /// Error of a rope angle, in radians per position. The trait allows that of f32 angles, `2^-23`.
+    /// The error of a rope angle, in radians per position. The trait allows the error of f32 angles, `2^-23`.
     pub angle_error: f64,
 }
 
 impl<B> Instance<B> {
-    /// True if all sizes are to be run.
+    /// True if it runs all sizes.
     pub fn is_full(&self) -> bool {
         self.grid == Grid::Full
     }
 }
 
-/// Host values in and out of a backend, for calls that must succeed.
+/// Moves host values to a backend and back, for calls that must succeed.
 pub trait Host: Backend {
     /// A tensor with these values.
     fn put(&self, values: &[f32], shape: &[usize]) -> Self::Tensor {
@@ -93,8 +95,8 @@ pub fn native(kind: CacheKind) -> CacheSpec {
     CacheSpec { kind, format: KvFormat::Native }
 }
 
-/// A module of tests for one backend: each test runs on all instances that the function at `$instances` gives, a
-/// `fn() -> Vec<Instance<B>>`. Named from within the new module: start the path with `crate::`.
+/// Makes a module of tests for one backend. Each test runs on all instances that the function `$instances` returns,
+/// which is a `fn() -> Vec<Instance<B>>`. Its name is resolved inside the new module, so begin the path with `crate::`.
 #[macro_export]
 macro_rules! conformance {
     ($backend:ident, $instances:path) => {
@@ -102,7 +104,7 @@ macro_rules! conformance {
             $crate::conformance! { @ $instances;
                 linear { all_formats, around_limits, real_widths, dense_of_odd_widths, leading_dimensions, one_matrix_per_head }
                 gather {
-                    per_token_and_per_slot, same_expert_twice, unchosen_experts_are_not_read,
+                    held_experts, per_token_and_per_slot, same_expert_twice, unchosen_experts_are_not_read,
                     one_expert_takes_all_tokens
                 }
                 fused {
@@ -117,7 +119,9 @@ macro_rules! conformance {
                     embed, concat_rows_of_one_format, concat_rows_of_different_formats, concat_rows_of_banks,
                     concat_rows_in_fused_ops, embed_from_a_concatenation
                 }
-                rope_norm { rms_norm, rope, rope_far_out, rope_of_other_frequencies, rope_of_several_spans }
+                rope_norm {
+                    rms_norm, rope, rope_far_out, rope_of_other_frequencies, rope_of_several_spans, norm_rope
+                }
                 attention {
                     grouped_heads, chunks_equal_one_go, slots_in_one_batch_equal_each_alone,
                     truncate_and_continue, past_the_growth_step, latent, latent_with_projections

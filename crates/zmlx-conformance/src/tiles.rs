@@ -1,5 +1,5 @@
-//! Products of many tokens with matrices that fill whole tiles, and matrices with very many rows: what backends may compute in
-//! another way.
+//! Products of many tokens with matrices that fill whole tiles, and matrices with very many rows. Backends may compute
+//! these with other kernels.
 
 use zmlx_core::{Backend, Down, GateUp};
 use zmlx_oracle::testing::{random_experts, random_f32};
@@ -9,10 +9,10 @@ use crate::cases;
 use crate::inputs::TestWeight;
 use crate::suite::{Host, Instance};
 
-/// Around 32 and 64 columns of a tile, and the limit of the paths.
+/// Around 32 and 64 columns of a tile, and around the limit between two paths.
 const N_TOKENS: [usize; 6] = [15, 16, 31, 33, 64, 70];
 
-/// One matrix, and rows of two matrices as one, in every format.
+/// One matrix, and the rows of two matrices as one, in every format.
 pub fn many_tokens<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate() {
         let (n_out, n_in) = ([16, 48, 144][f % 3], 128 * (1 + f % 4));
@@ -28,7 +28,7 @@ pub fn many_tokens<B: Backend>(instances: &[Instance<B>]) {
                 let x = b.put(&x[..n * n_in], &[n, n_in]);
                 let y = b.get(&b.linear(&x, &weights[0]).unwrap());
                 wants[0].first(n * n_out).on(i).check(&y, what);
-                // A sum with something is the sum of both.
+                // The sum of a product and a residual.
                 let residual = &residual[..n * n_out];
                 let sum = b.add(&b.linear(&x, &weights[0]).unwrap(), &b.put(residual, &[n, n_out])).unwrap();
                 let added: Vec<f32> = y.iter().zip(residual).map(|(y, r)| y + r).collect();
@@ -45,7 +45,7 @@ pub fn many_tokens<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Experts of many tokens: some have none, some more than a tile of them.
+/// Experts with many tokens. Some have none, some more than a tile of them.
 pub fn experts_of_many_tokens<B: Backend>(instances: &[Instance<B>]) {
     const TOP_K: usize = 3;
     for (f, format) in cases::formats().into_iter().enumerate() {
@@ -79,7 +79,7 @@ pub fn experts_of_many_tokens<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// A matrix per head, with many tokens.
+/// One matrix per head, with many tokens.
 pub fn heads_of_many_tokens<B: Backend>(instances: &[Instance<B>]) {
     for (f, format) in cases::formats().into_iter().enumerate() {
         let (n_heads, n_out, n_in) = (3, [16, 48][f % 2], 128 * (1 + f % 2));
@@ -95,7 +95,7 @@ pub fn heads_of_many_tokens<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// A head as large as a vocabulary, with one token and with two.
+/// A head as large as a vocabulary, with one and two tokens.
 pub fn very_many_rows<B: Backend>(instances: &[Instance<B>]) {
     let w = TestWeight::random(cases::quantised()[4], [1, 100_003, 64], 1);
     let x = random_f32(2 * 64, 1.0, 2);

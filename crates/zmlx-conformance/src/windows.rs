@@ -1,5 +1,5 @@
-//! Sliding windows and sinks of `attention` against the oracle. A backend may refuse windows, or sinks, when it is asked for
-//! a cache or for attention: then with a typed error.
+//! Sliding windows and sinks of `attention`, compared with the oracle. A backend may refuse windows or sinks with a
+//! typed error, either when it creates the cache or in attention.
 
 use zmlx_core::{AttentionInputs, AttentionSettings, Backend, CacheKind, Error};
 
@@ -12,7 +12,7 @@ fn windowed(window: usize) -> Windowed {
     Windowed { heads: HEADS, window: Some(window), sinks: Vec::new() }
 }
 
-/// The instances whose backend has windows.
+/// The instances whose backend supports windows.
 fn with_windows<B: Backend>(instances: &[Instance<B>]) -> impl Iterator<Item = &Instance<B>> {
     instances.iter().filter(|i| match i.backend.cache(&native(Attend::<B>::kind(&windowed(5)))) {
         Ok(_) => true,
@@ -21,7 +21,7 @@ fn with_windows<B: Backend>(instances: &[Instance<B>]) -> impl Iterator<Item = &
     })
 }
 
-/// Windows around tiles, blocks and pages, in prompts and token by token.
+/// Windows around the sizes of tiles, blocks and pages, in prompts and token by token.
 pub fn tokens_see_their_window<B: Backend>(instances: &[Instance<B>]) {
     for window in [1, 2, 15, 16, 17, 95, 96, 97, 128] {
         let op = windowed(window);
@@ -38,7 +38,7 @@ pub fn tokens_see_their_window<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// So long that what lies before the window is dropped: results, bytes, forks.
+/// Sequences so long that what comes before the window is dropped: results, bytes, forks.
 pub fn long_sequences<B: Backend>(instances: &[Instance<B>]) {
     let op = windowed(40);
     let spec = native(Attend::<B>::kind(&op));
@@ -57,7 +57,7 @@ pub fn long_sequences<B: Backend>(instances: &[Instance<B>]) {
             most = most.max(after);
         }
         assert!(most < b.cache_bytes(&native(Attend::<B>::kind(&HEADS)), session.n_fed(0)), "{name}");
-        // A snapshot, which goes on for itself.
+        // A snapshot, which continues on its own.
         let n = session.n_fed(0);
         session.fork(0, 1, n, 5);
         session.feed(&[(0, 100), (1, 1)]);
@@ -66,7 +66,7 @@ pub fn long_sequences<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// With and without a window, of heads whose sinks take nearly all, some and next to nothing.
+/// With and without a window, with sinks that take nearly all, some and almost none of the weight.
 pub fn sinks<B: Backend>(instances: &[Instance<B>]) {
     for window in [None, Some(20)] {
         let op = Windowed { heads: HEADS, window, sinks: vec![8.0, 2.0, 0.0, -3.0, -1e4, 1.5] };
@@ -87,7 +87,7 @@ pub fn sinks<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// Attention to what another layer has written, with and without a window, of other queries than that layer's.
+/// Attention to what another layer has written, with and without a window, with other queries than that layer's.
 pub fn shared<B: Backend>(instances: &[Instance<B>]) {
     for window in [None, Some(20)] {
         let op = Shared(Windowed { heads: HEADS, window, sinks: Vec::new() });
@@ -119,7 +119,8 @@ pub fn shared<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
-/// A sequence can be shortened by a few tokens, as when one was computed too many, and to what its window still needs.
+/// A sequence can be shortened by a few tokens, for example if one too many was computed, but only to lengths that its
+/// window still covers.
 pub fn what_is_gone_cannot_be_had_again<B: Backend>(instances: &[Instance<B>]) {
     let op = windowed(30);
     for instance in with_windows(instances) {
@@ -147,14 +148,14 @@ pub fn what_is_gone_cannot_be_had_again<B: Backend>(instances: &[Instance<B>]) {
         session.truncate(0, shortest, 61);
         session.feed(&[(0, 1)]);
         session.feed(&[(0, 100)]);
-        // Emptied, it is as new.
+        // After it is emptied, it is as new.
         session.truncate(0, 0, 62);
         session.feed(&[(0, 50)]);
         assert_eq!(b.shortest(&session.cache, 0), 0, "{name}");
     }
 }
 
-/// The window belongs to the cache: no op sees what may be gone.
+/// The window belongs to the cache, so an op with another window is refused.
 pub fn a_window_that_is_not_the_cache_s<B: Backend>(instances: &[Instance<B>]) {
     for Instance { name, backend: b, .. } in with_windows(instances) {
         let x = [6, 2, 2].map(|heads| b.put(&vec![0.5; heads * 24], &[1, heads, 24]));

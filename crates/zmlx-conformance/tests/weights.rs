@@ -1,4 +1,4 @@
-//! What `HostWeight` and the formats refuse, and what they share. No backend takes part.
+//! What `HostWeight` and the formats refuse, and what they share. This needs no backend.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use bytes::Bytes;
@@ -36,7 +36,7 @@ fn formats_that_mlx_does_not_define() {
 #[test]
 fn lengths_that_do_not_fit() {
     let format = affine(4, 32, DType::BF16);
-    // 2 matrices of 3 rows of 64: 192 bytes of words, 12 groups of 2 bytes.
+    // 2 matrices of 3 rows of 64 weights: 192 bytes of words, 12 groups of 2 bytes.
     assert!(HostWeight::new(format, [2, 3, 64], bytes(192, 24, 24)).is_ok());
     for (sizes, want, n, want_n) in [
         (bytes(191, 24, 24), "weight", 191, 192),
@@ -89,7 +89,7 @@ fn stacks() {
     }
 }
 
-/// Banks are cut, not copied, and `to_f32_vec` agrees with the oracle.
+/// Banks are sliced and not copied, and `to_f32_vec` agrees with the oracle.
 #[test]
 fn bytes_are_shared_and_values_are_right() {
     for format in cases::formats() {
@@ -97,7 +97,7 @@ fn bytes_are_shared_and_values_are_right() {
         let first = w.host.mat(0).data.as_ptr();
         assert_eq!(w.host.mat(1).data.as_ptr().addr() - first.addr(), w.host.mat(0).data.len());
         assert_eq!(w.host.clone().mat(0).data.as_ptr(), first);
-        // As for `embed`.
+        // The same bound as for `embed`.
         let want = bounds::Bounded::uniform(w.values.clone(), bounds::U);
         want.check(&w.host.to_f32_vec(), cases::name(format));
     }

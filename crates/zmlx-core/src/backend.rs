@@ -2,15 +2,17 @@
 
 mod cache;
 mod recurrent;
+mod shard;
 mod step;
 mod types;
 
 pub use cache::{AttentionInputs, AttentionSettings, CacheKind, CacheSpec, KvFormat};
 pub use recurrent::{ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights};
+pub use shard::Shard;
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Activation, Barriers, Choice, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize,
-    Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
+    Activation, Barriers, Choice, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, PrefillStyle,
+    Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
 };
 
 use crate::ops::{fused_ops, output, plain_ops};
@@ -44,11 +46,12 @@ macro_rules! composed {
 
 /// A device, its memory, and the ops on it.
 ///
-/// Ops are functional: they return new tensors and never change their inputs (but for what caches hold behind their
-/// sequences). Shapes are checked before anything is written. `n` stands for the number of tokens of the batch, row-major.
+/// Ops are functional: they return new tensors and never change their inputs. The one exception is a cache: ops write
+/// the entries of new tokens to it. Shapes are checked before anything is written. `n` stands for the number of tokens
+/// in the batch. Tensors are row-major.
 ///
-/// A fused op has a default body: its composition of plain ops. A backend overrides it with one kernel; the
-/// conformance suite holds both to the same oracle. Unless a backend says otherwise, activations are f32, every
+/// A fused op has a default body: its composition of plain ops. A backend overrides it with one kernel, and the
+/// conformance suite holds both to the same oracle. Unless a backend says otherwise, activations are f32, and every
 /// product accumulates in f32 and rounds once (the *accurate* mode of the crate docs).
 pub trait Backend {
     /// Activations: a row-major array on the device. Cloning is cheap.
@@ -57,9 +60,9 @@ pub trait Backend {
     type Indices: Clone;
     /// A dense or quantised matrix or bank of matrices in the backend's own layout. Cloning is cheap.
     type Weight: Clone;
-    /// What one layer keeps of all sequences, each in a slot.
+    /// What one layer remembers of all sequences. Each sequence has a slot.
     type Cache;
-    /// A step's tokens, positions, slots and wanted logits in the backend's own form.
+    /// A step's tokens, positions, slots and wanted logits, in the backend's own form.
     type Step;
 
     /// The name that the command line and the errors use.
@@ -67,26 +70,36 @@ pub trait Backend {
 
     // ---- between host and device
 
-    /// Takes a weight over. Backends that compute on the CPU use its bytes in place.
+    /// Takes over a weight. Backends that compute on the CPU use its bytes in place.
     ///
     /// # Errors
     /// If the backend does not support the format.
     fn upload(&self, weight: HostWeight) -> Result<Self::Weight>;
 
-    /// The weight whose rows are those of all `parts` in order (within each matrix of a bank): one product instead
-    /// of several. Formats may differ; widths and bank sizes may not.
+    /// The weight whose rows are those of all `parts`, in order (within each matrix of a bank). One product with it
+    /// replaces several. Formats may differ; widths and bank sizes may not.
     ///
     /// # Errors
     /// If `n_in` or the number of matrices differ, or `parts` is empty.
     fn concat_rows(&self, parts: &[&Self::Weight]) -> Result<Self::Weight>;
 
+    /// [`Backend::concat_rows`], and the parts to keep beside it: where the concatenation is a copy, they become views of it, so
+    /// that nothing is stored twice.
+    ///
+    /// # Errors
+    /// As [`Backend::concat_rows`].
+    fn join_rows(&self, parts: Vec<Self::Weight>) -> Result<(Self::Weight, Vec<Self::Weight>)> {
+        let whole = self.concat_rows(&parts.iter().collect::<Vec<_>>())?;
+        Ok((whole, parts))
+    }
+
     /// A tensor with these values.
     ///
     /// # Errors
-    /// If the number of values does not fit the shape, or the shape has no or more than four dimensions.
+    /// If the number of values does not fit the shape, or the shape does not have one to four dimensions.
     fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<Self::Tensor>;
 
-    /// Replaces `out` by the values of `x`, waiting for them where the device is lazy.
+    /// Replaces the contents of `out` with the values of `x`. Waits for them if the device is lazy.
     ///
     /// # Errors
     /// A device fault.
@@ -101,7 +114,7 @@ pub trait Backend {
     /// If the number of values does not fit the shape.
     fn indices(&self, values: &[u32], shape: &[usize]) -> Result<Self::Indices>;
 
-    /// Replaces `out` by the indices.
+    /// Replaces the contents of `out` with the indices.
     ///
     /// # Errors
     /// A device fault.
@@ -109,8 +122,9 @@ pub trait Backend {
 
     // ---- steps and caches
 
-    /// Prepares a step: checks its spans once, and puts what the ops need of them where the device can read it. Ops see
-    /// the step only: nothing that changes from token to token reaches them as a number of the host.
+    /// Prepares a step: checks its spans once, and puts what the ops need to know about them where the device can read
+    /// it. Numbers that change from token to token reach the ops only through the step, so a device can replay the same
+    /// ops.
     ///
     /// # Errors
     /// As [`check_spans`](crate::check::check_spans).
@@ -119,9 +133,9 @@ pub trait Backend {
     /// Number of tokens of a step: the rows of its tensors.
     fn n_tokens(&self, step: &Self::Step) -> usize;
 
-    /// Runs the ops of a step: `body` takes the token ids to logits. A backend may keep what the body does as a program of
-    /// its own, and run that for later steps of the same key and shape instead of the body; caches have been
-    /// [reserved](Backend::reserve) before. The default body calls `body`.
+    /// Runs the ops of a step: `body` turns the token ids into logits. A backend may record what the body does as a
+    /// program of its own, and run that program instead of the body in later steps with the same key and shapes. The
+    /// caller has [reserved](Backend::reserve) memory in the caches before. The default body calls `body`.
     ///
     /// # Errors
     /// Those of the ops.
@@ -135,61 +149,63 @@ pub trait Backend {
         body(ids)
     }
 
-    /// An empty cache for one layer. Its slots are all empty; any number below [`MAX_SLOTS`] may be used.
+    /// An empty cache for one layer. All its slots are empty, and any slot number below [`MAX_SLOTS`] may be used.
     ///
     /// # Errors
     /// If a dimension is zero; [`Error::Unsupported`](crate::Error::Unsupported) for kinds and formats that the backend
     /// does not have.
     fn cache(&self, spec: &CacheSpec) -> Result<Self::Cache>;
 
-    /// Bytes that one sequence of `n_tokens` tokens takes in a cache of that kind, if it shares none of them.
+    /// Bytes that one sequence of `n_tokens` tokens takes in a cache of this kind, if it shares none of them.
     fn cache_bytes(&self, spec: &CacheSpec, n_tokens: usize) -> u64;
 
-    /// Bytes that the sequences of a cache take; what several share counts once.
+    /// Bytes that the sequences of a cache take together. What several sequences share counts once.
     fn resident_bytes(&self, cache: &Self::Cache) -> u64;
 
     /// Bytes that one sequence takes, shared ones included.
     fn slot_bytes(&self, cache: &Self::Cache, slot: usize) -> u64;
 
-    /// Bytes by which [`Backend::resident_bytes`] may grow when the sequence grows to `n_tokens` tokens: never less than
-    /// it does, and more only where sequences that share a part are extended in one step.
+    /// An upper bound of the bytes by which [`Backend::resident_bytes`] grows when the sequence grows to `n_tokens`
+    /// tokens. It is exact unless sequences that share a part are extended in one step.
     fn growth_bytes(&self, cache: &Self::Cache, slot: usize, n_tokens: usize) -> u64;
 
-    /// Gets the memory for the sequence in `slot` to grow to `n_tokens` tokens: the next step up to there needs no more.
+    /// Allocates the memory that the sequence in `slot` needs to grow to `n_tokens` tokens. The next step up to that
+    /// length needs no more memory.
     ///
     /// # Errors
-    /// If the slot is not below [`MAX_SLOTS`]; a device that is out of memory.
+    /// If the slot is not below [`MAX_SLOTS`], or if the device is out of memory.
     fn reserve(&self, cache: &mut Self::Cache, slot: usize, n_tokens: usize) -> Result<()>;
 
-    /// Makes the sequence in `to` the first `n_tokens` tokens of that in `from`, without copying them; what `to` held is
-    /// released. Later each of the two grows for itself. With all tokens of `from` this is a snapshot, which every kind of
-    /// cache allows.
+    /// Makes the sequence in `to` equal to the first `n_tokens` tokens of the one in `from`, without copying them. What
+    /// `to` held is released. Later each of the two grows on its own. With all tokens of `from` this is a snapshot,
+    /// which every kind of cache allows.
     ///
     /// # Errors
-    /// If `from` holds fewer tokens, or no longer what so short a sequence needs; if the slots are equal. Nothing has
-    /// changed then.
+    /// If `from` holds fewer tokens, if it no longer holds what a sequence of that length needs, or if the slots are
+    /// equal. Then nothing has changed.
     fn fork(&self, cache: &mut Self::Cache, from: usize, to: usize, n_tokens: usize) -> Result<()>;
 
-    /// Shortens the sequence in `slot` to its first `n_tokens` tokens and frees what only the others needed.
+    /// Shortens the sequence in `slot` to its first `n_tokens` tokens and frees what only the removed tokens needed.
     ///
     /// # Errors
-    /// If it holds fewer tokens, or no longer what so short a sequence needs. Nothing has changed then.
+    /// If it holds fewer tokens, or no longer holds what a sequence of that length needs. Then nothing has changed.
     fn truncate(&self, cache: &mut Self::Cache, slot: usize, n_tokens: usize) -> Result<()>;
 
     /// Empties a slot and frees what no other sequence shares.
     fn release(&self, cache: &mut Self::Cache, slot: usize);
 
-    /// The fewest tokens, apart from none, that the sequence in `slot` can be shortened or forked to; 0 where any length can
-    /// be had.
+    /// The smallest number of tokens above 0 to which the sequence in `slot` can be shortened or forked. 0 if every
+    /// length is possible.
     fn shortest(&self, _cache: &Self::Cache, _slot: usize) -> usize {
         0
     }
 
-    /// Ends a step whose ops have all succeeded: its tokens now belong to their sequences. Until then the caches' lengths
-    /// are as before, and so are their contents up to there.
+    /// Ends a step whose ops have all succeeded: its tokens now belong to their sequences. Before this call the caches
+    /// have their old lengths, and their contents up to those lengths are unchanged.
     fn commit(&self, cache: &mut Self::Cache, step: &Self::Step);
 
-    /// Ends a step that failed: the sequences are as before. Ops of the step need not have run on this cache.
+    /// Ends a step that failed: the sequences are as they were before it. The ops of the step need not have run on this
+    /// cache.
     fn rollback(&self, cache: &mut Self::Cache, step: &Self::Step);
 
     // ---- the order of steps: default bodies for backends that compute at once
@@ -202,8 +218,9 @@ pub trait Backend {
         Ok(())
     }
 
-    /// The routers of the stock engine that this backend follows, where their order of experts or their rounding is not that
-    /// of the plain ops: the compositions [`stock::route_softmax_top_k`] and [`stock::route_noaux_tc`] are these then.
+    /// The routers of the stock engine that this backend follows, if their order of experts or their rounding differs
+    /// from that of the plain ops. The compositions [`stock::route_softmax_top_k`] and [`stock::route_noaux_tc`] then
+    /// use these routers. `None` if they use the plain ops.
     fn stock_routers(&self) -> Option<&dyn stock::Routers<Self>> {
         None
     }
@@ -213,7 +230,7 @@ pub trait Backend {
         PrefillStyle::Whole
     }
 
-    /// Computes what the caches hold, so that a lazy device does not gather the work of a whole prompt.
+    /// Computes what the caches hold, so that a lazy device does not collect the work of a whole prompt.
     ///
     /// # Errors
     /// A device fault.
@@ -221,18 +238,20 @@ pub trait Backend {
         Ok(())
     }
 
-    /// Chooses the next token of one sequence from row `row` of the logits, still on the device: the next step can be built on it before it is
-    /// computed. `None` where ops compute at once, as there is nothing to overlap.
+    /// Chooses the next token of one sequence from row `row` of the logits. The token stays on the device, so the next
+    /// step can be built on it before it is computed. `None` on backends whose ops compute at once, where there is
+    /// nothing to overlap.
     ///
-    /// **Formula** repetition penalty; `p = softmax(logits)`; of the ranking by p the tokens with less than `top_p` above
-    /// them, the first `top_k`, and those with at least `min_p` times the largest p; one of them by chance, each with
-    /// weight `p^(1 / temperature)`. At temperature 0 the most probable one. **Shapes** logits `[n, vocab]` → `[1]`.
-    /// **Numerics** f32; of equal logits the lowest index ranks first; a backend that follows a stock engine may take the
-    /// most probable token from that engine's rounded log-probabilities. Equal settings and logits give equal tokens.
+    /// **Formula** apply the repetition penalty; `p = softmax(logits)`; rank the tokens by p; keep the tokens with less
+    /// than `top_p` of probability above them, the first `top_k`, and those with at least `min_p` times the largest p;
+    /// draw one of them at random with weight `p^(1 / temperature)`. At temperature 0 take the most probable one.
+    /// **Shapes** logits `[n, vocab]` → `[1]`. **Numerics** f32. Of equal logits the lowest index ranks first. A
+    /// backend that follows a stock engine may take the most probable token from that engine's rounded
+    /// log-probabilities. Equal settings and logits give equal tokens.
     /// **Source** mlx-lm `sample_utils`.
     ///
     /// # Errors
-    /// If the logits are no matrix or lack the row, or a recent token has no logit.
+    /// If the logits are not a matrix or lack the row, or if a recent token has no logit.
     fn sample(
         &self,
         _logits: &Self::Tensor,
@@ -252,8 +271,8 @@ pub trait Backend {
         Ok(None)
     }
 
-    /// Starts to compute a step's results without waiting for them, and returns its logits in the form that
-    /// [`Backend::read`] only copies: read after the next step has been started, they do not wait for that one.
+    /// Starts to compute a step's results without waiting for them. Returns its logits in a form that [`Backend::read`]
+    /// only has to copy: a read does not wait for steps that were started later.
     ///
     /// # Errors
     /// A device fault.
@@ -261,7 +280,41 @@ pub trait Backend {
         Ok(logits)
     }
 
-    // ---- views: no work of the device's
+    // ---- several ranks: default bodies for backends that run alone
+
+    /// Which part of a model this process holds: the weights that it is given are that part's.
+    fn shard(&self) -> Shard {
+        Shard::WHOLE
+    }
+
+    /// The sum of `x` over all ranks of the group, which all of them get with the same bits. All ranks must call it in the
+    /// same order, with equal shapes.
+    ///
+    /// **Numerics** sums in the type of `x`, in an order that depends on the number of ranks. **Source** `mx.distributed.all_sum`.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn all_sum(&self, x: Self::Tensor) -> Result<Self::Tensor> {
+        Ok(x)
+    }
+
+    /// What of a choice of experts falls on the experts `held`: for each of these its index among them, and its weight; for
+    /// the others index 0 and weight 0.
+    ///
+    /// **Shapes** experts, weights `[n, top_k]` → the same.
+    ///
+    /// # Errors
+    /// If the shapes differ or `held` is empty.
+    fn held_experts(
+        &self,
+        experts: &Self::Indices,
+        weights: &Self::Tensor,
+        held: std::ops::Range<usize>,
+    ) -> Result<(Self::Indices, Self::Tensor)> {
+        stock::held_experts(self, experts, weights, held)
+    }
+
+    // ---- views: no work for the device
 
     /// The same values with another shape.
     ///

@@ -46,7 +46,7 @@ impl DType {
         }
     }
 
-    /// Widens a whole buffer of floats; exact. A rest shorter than one element is ignored.
+    /// Widens a whole buffer of floats; exact. Trailing bytes that do not fill an element are ignored.
     pub fn to_f32_vec(self, bytes: &[u8]) -> Vec<f32> {
         bytes.chunks_exact(self.size_bytes()).map(|b| self.read_f32(b)).collect()
     }

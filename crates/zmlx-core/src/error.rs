@@ -41,23 +41,23 @@ pub enum Error {
         group_size: usize,
     },
     /// A buffer's length does not fit its shape and type.
-    #[error("{what}: {n_bytes} bytes do not hold {want_bytes} bytes of {dtype:?} in the given shape")]
+    #[error("{what}: the buffer has {n_bytes} bytes, but its shape needs {want_bytes} bytes of {dtype:?}")]
     BufferLength {
         /// Which buffer.
         what: &'static str,
         /// The element type.
         dtype: DType,
-        /// Its length in bytes.
+        /// The buffer's length in bytes.
         n_bytes: usize,
-        /// The length that the shape asks for, in bytes.
+        /// The length that the shape needs, in bytes.
         want_bytes: usize,
     },
-    /// The system gives no memory for that.
-    #[error("{op}: there is no memory for {n_bytes} bytes")]
+    /// The machine does not have this much free memory.
+    #[error("{op}: not enough free memory for {n_bytes} bytes")]
     Memory {
         /// The op, as its method is named.
         op: &'static str,
-        /// How much it needs.
+        /// The size of the allocation.
         n_bytes: usize,
     },
     /// The backend has no implementation of the op for these arguments.
@@ -93,7 +93,7 @@ pub enum Error {
 /// A result whose error is [`Error`].
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Refuses an argument unless `ok`. `want` is a text or `format_args!`, which costs nothing when all is well.
+/// Returns an error unless `ok`. `want` is a string or `format_args!`, which is formatted only for the error.
 pub fn ensure(
     ok: bool,
     op: &'static str,

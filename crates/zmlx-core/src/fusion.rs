@@ -1,4 +1,5 @@
-//! Which fused ops a model uses: a value, so that baseline and patched run in one process on the same weights.
+//! Which fused ops a model uses. This is a value, so the stock and the fused path run in one process on the same
+//! weights.
 
 use std::fmt;
 use std::str::FromStr;
@@ -8,14 +9,15 @@ use std::str::FromStr;
 pub enum ExpertFusion {
     /// Two gathers, SiLU, product: four ops.
     Stock,
-    /// One gather over the concatenated gate|up bank, then SwiGLU: the free baseline that a kernel must beat.
+    /// One gather over the concatenated gate and up bank, then SwiGLU. It needs no new kernel, so it is the baseline
+    /// that a fused kernel must beat.
     Concat,
     /// [`Backend::gather_qmm_swiglu`](crate::Backend::gather_qmm_swiglu).
     Fused,
 }
 
-/// From one line per switch, `Part: field`: the fields of [`Fusion`], the parts, and their names in its text, which are those
-/// of the fields.
+/// Defines [`Fusion`] from one line per switch, `Part: field`. Each line makes a field, a part of [`FusionPart`], and
+/// its name in the text of a fusion, which is the field's name.
 macro_rules! switches {
     ($( $(#[doc = $doc:literal])* $part:ident: $field:ident, )*) => {
         /// The set of fused ops in use. Each can be switched alone; [`Fusion::STOCK`] uses none.
@@ -24,7 +26,7 @@ macro_rules! switches {
             /// Gate, up and SwiGLU of the chosen experts.
             pub experts: ExpertFusion,
             $( $(#[doc = $doc])* pub $field: Switch, )*
-            /// From what a softmax router chooses. Other routers do not ask.
+            /// What a softmax router chooses from. Other routers ignore it.
             pub softmax_route: SoftmaxRoute,
         }
 
@@ -37,10 +39,10 @@ macro_rules! switches {
         }
 
         impl FusionPart {
-            /// Those that are a [`Switch`].
+            /// The parts that are a [`Switch`].
             const SWITCHES: &[Self] = &[$(Self::$part),*];
 
-            /// The name in a fusion's text and in reports, that of the field.
+            /// The name in a fusion's text and in reports, which is the field's name.
             pub const fn name(self) -> &'static str {
                 match self {
                     Self::Experts => "experts",
@@ -54,7 +56,7 @@ macro_rules! switches {
                 Self { experts, $( $field: switch, )* softmax_route: SoftmaxRoute::Probabilities }
             }
 
-            /// This fusion with that part as `other` has it.
+            /// This fusion, with that part taken from `other`.
             #[must_use]
             pub const fn with(mut self, part: FusionPart, other: &Self) -> Self {
                 match part {
@@ -76,21 +78,22 @@ switches! {
     AddRmsNorm: add_rms_norm,
     /// The router in one op: `route_softmax_top_k`, `route_noaux_tc`.
     Route: route,
-    /// Query, key and value projections in one product over concatenated rows; in latent attention the first projection of
-    /// queries and that of latents.
+    /// Query, key and value projections in one product over concatenated rows, and the norms and ropes of queries and keys:
+    /// `norm_rope`.
     Qkv: qkv,
 }
 
-/// From what a softmax router chooses its experts. Softmax keeps the order, so the chosen set is the same but for ties:
-/// values that round to equal probabilities may differ as logits.
+/// What a softmax router chooses its experts from. Softmax keeps the order, so the chosen set is the same except for
+/// ties: different logits may round to equal probabilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum SoftmaxRoute {
     /// From the probabilities, as the models define it.
     Probabilities,
-    /// From the logits; the weights are their probabilities. An experiment, always composed of plain ops.
+    /// From the logits; the weights are their probabilities. This is an experiment, always composed of plain ops.
     Logits,
-    /// From the logits; the weights are the softmax of the chosen logits alone, which equals the renormalised
-    /// probabilities, so only where those are asked for. An experiment, always composed of plain ops.
+    /// From the logits; the weights are the softmax of the chosen logits alone. This equals the renormalised
+    /// probabilities, so it is allowed only where those are asked for. It is an experiment, always composed of plain
+    /// ops.
     ChosenLogits,
 }
 

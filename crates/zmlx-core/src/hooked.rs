@@ -1,4 +1,4 @@
-//! A backend whose every op passes through hooks: to count them, to time them, or to get one wrong on purpose.
+//! A backend whose ops all pass through hooks, which can count them, time them, or make one wrong on purpose.
 
 use std::ops::Range;
 
@@ -7,24 +7,24 @@ use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostWeight, Instrumented, MlaInputs, MlaWeights,
-    NoauxTc, Op, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
+    NoauxTc, NormRope, Op, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span, StepKey,
 };
 
-/// For each fused op what happens in its place.
+/// Makes the method of [`Hooks`] for each fused op, which is called in place of the op.
 macro_rules! hooks {
     ($B:ident; $(
         $(#[doc = $doc:literal])*
         #[op($const:ident, $stage:ident, $part:expr)]
         fn $op:ident($($arg:ident: $type:ty),* $(,)?) -> $out:tt;
     )*) => {$(
-        #[doc = concat!("What [`Backend::", stringify!($op), "`] does.\n\n# Errors\nThose of the op.")]
+        #[doc = concat!("Runs in place of [`Backend::", stringify!($op), "`].\n\n# Errors\nThose of the op.")]
         fn $op(&self, backend: &B, $($arg: $type),*) -> Result<output!($B, $out)> {
             backend.$op($($arg),*)
         }
     )*};
 }
 
-/// What happens around and instead of the ops of a backend.
+/// What happens around the ops of a backend, and in place of them.
 pub trait Hooks<B: Backend> {
     /// Runs an op. `op` is the name of its method in [`Backend`].
     ///
@@ -32,18 +32,19 @@ pub trait Hooks<B: Backend> {
     /// Those of the op.
     fn around<R>(&self, op: &'static str, run: impl FnOnce() -> Result<R>) -> Result<R>;
 
-    /// Whether each op is waited for ([`Backend::wait`]) before [`Hooks::around`] regains control: to time it.
+    /// Whether each op is waited for ([`Backend::wait`]) before [`Hooks::around`] regains control. Timing an op needs
+    /// this.
     fn waits(&self) -> bool {
         false
     }
 
-    /// Whether fused ops that no [`Fusion`](crate::Fusion) switches, and the routers of a stock engine
-    /// ([`Backend::stock_routers`]), pass as the plain ops of their compositions: to count them.
+    /// Whether some ops run as the plain ops of their compositions: fused ops that no [`Fusion`](crate::Fusion)
+    /// switches, and the routers of a stock engine ([`Backend::stock_routers`]). Counting launches needs this.
     fn takes_apart(&self) -> bool {
         false
     }
 
-    /// What [`Backend::upload`] does.
+    /// Runs in place of [`Backend::upload`].
     ///
     /// # Errors
     /// Those of the method.
@@ -51,10 +52,37 @@ pub trait Hooks<B: Backend> {
         backend.upload(weight)
     }
 
+    /// What [`Backend::sample`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn sample(
+        &self,
+        backend: &B,
+        logits: &B::Tensor,
+        row: usize,
+        settings: &SampleSettings<'_, B::Indices>,
+    ) -> Result<Option<B::Indices>> {
+        backend.sample(logits, row, settings)
+    }
+
+    /// What [`Backend::shard`] says.
+    fn shard(&self, backend: &B) -> Shard {
+        backend.shard()
+    }
+
+    /// What [`Backend::all_sum`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn all_sum(&self, backend: &B, x: B::Tensor) -> Result<B::Tensor> {
+        backend.all_sum(x)
+    }
+
     fused_ops! { hooks, B }
 }
 
-/// A backend with hooks: apart from what they do, the backend itself.
+/// A backend with hooks. Apart from what the hooks do, it behaves as the backend itself.
 #[derive(Clone, Debug)]
 pub struct Hooked<B, H> {
     inner: B,
@@ -62,7 +90,7 @@ pub struct Hooked<B, H> {
 }
 
 impl<B: Backend, H: Hooks<B>> Hooked<B, H> {
-    /// Puts hooks into a backend.
+    /// Adds hooks to a backend.
     pub fn new(inner: B, hooks: H) -> Self {
         Self { inner, hooks }
     }
@@ -77,7 +105,7 @@ impl<B: Backend, H: Hooks<B>> Hooked<B, H> {
         &self.inner
     }
 
-    /// Runs an op; `tensor` is the part of its result to wait for.
+    /// Runs an op. `tensor` returns the part of its result to wait for.
     fn run<R>(
         &self,
         op: &'static str,
@@ -94,7 +122,7 @@ impl<B: Backend, H: Hooks<B>> Hooked<B, H> {
     }
 }
 
-/// The tensor of an op's result to wait for; `None` where that is no tensor.
+/// The tensor of an op's result to wait for; `None` if the result is not a tensor.
 macro_rules! waited {
     ($y:ident, Tensor) => {
         Some($y)
@@ -136,7 +164,7 @@ macro_rules! pass_to_hooks {
     )*};
 }
 
-/// Methods that are no work of the device's, or are timed with what follows.
+/// Methods that are no work for the device, or whose work is timed with what follows.
 macro_rules! passed_on {
     ($($method:ident($($arg:ident: $type:ty),*) -> $out:ty;)*) => {$(
         fn $method(&self, $($arg: $type),*) -> $out {
@@ -155,6 +183,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
     passed_on! {
         name() -> &'static str;
         concat_rows(parts: &[&B::Weight]) -> Result<B::Weight>;
+        join_rows(parts: Vec<B::Weight>) -> Result<(B::Weight, Vec<B::Weight>)>;
         tensor(values: &[f32], shape: &[usize]) -> Result<B::Tensor>;
         shape(x: &B::Tensor) -> Vec<usize>;
         indices(values: &[u32], shape: &[usize]) -> Result<B::Indices>;
@@ -175,11 +204,6 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         wait(x: &B::Tensor) -> Result<()>;
         prefill_style() -> PrefillStyle;
         eval_caches(caches: &[B::Cache]) -> Result<()>;
-        sample(
-            logits: &B::Tensor,
-            row: usize,
-            settings: &SampleSettings<'_, B::Indices>
-        ) -> Result<Option<B::Indices>>;
         read_choice(chosen: &B::Indices) -> Result<Option<Choice>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
@@ -193,7 +217,33 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         self.hooks.upload(&self.inner, weight)
     }
 
-    /// With hooks that time or count ops all of them run.
+    fn sample(
+        &self,
+        logits: &B::Tensor,
+        row: usize,
+        settings: &SampleSettings<'_, B::Indices>,
+    ) -> Result<Option<B::Indices>> {
+        self.hooks.sample(&self.inner, logits, row, settings)
+    }
+
+    fn shard(&self) -> Shard {
+        self.hooks.shard(&self.inner)
+    }
+
+    fn all_sum(&self, x: B::Tensor) -> Result<B::Tensor> {
+        self.hooks.all_sum(&self.inner, x)
+    }
+
+    fn held_experts(
+        &self,
+        experts: &B::Indices,
+        weights: &B::Tensor,
+        held: Range<usize>,
+    ) -> Result<(B::Indices, B::Tensor)> {
+        self.inner.held_experts(experts, weights, held)
+    }
+
+    /// Hooks that time or count ops need every op to run, so the body is called.
     fn run_step(
         &self,
         key: &StepKey,
@@ -207,7 +257,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         self.inner.run_step(key, step, ids, body)
     }
 
-    // Reading waits by itself.
+    // Reading waits for the result, so these need no further wait.
 
     fn read(&self, x: &B::Tensor, out: &mut Vec<f32>) -> Result<()> {
         self.hooks.around("read", || self.inner.read(x, out))
@@ -223,7 +273,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
     }
 }
 
-/// Those of the backend, seen as one op each.
+/// The backend's routers, each seen as one op.
 impl<B: Backend, H: Hooks<B>> Routers<Self> for Hooked<B, H> {
     fn softmax_top_k(&self, logits: &B::Tensor, settings: &SoftmaxTopK) -> Result<(B::Indices, B::Tensor)> {
         let run = || stock::route_softmax_top_k(&self.inner, logits, settings);
@@ -249,11 +299,16 @@ impl<B: Instrumented, H: Hooks<B>> Instrumented for Hooked<B, H> {
     fn barriers(&self) -> Option<Barriers> {
         self.inner.barriers()
     }
+
+    fn peak_memory_bytes(&self) -> Option<u64> {
+        self.inner.peak_memory_bytes()
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    /// What has a default body in the trait could be forgotten here: it would run that body instead of the backend's.
+    /// A method with a default body could be forgotten in `Hooked`, which would then run that body instead of the
+    /// backend's.
     #[test]
     fn every_method_is_passed_on() {
         let hooked = include_str!("hooked.rs");

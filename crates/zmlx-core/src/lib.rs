@@ -3,9 +3,9 @@
 //!
 //! # Numerics
 //!
-//! Two modes are declared. *Accurate*: activations are f32, weights are used as `scale · q + bias` in f32, every
-//! product accumulates in f32 and rounds once. *Exact*: reproduces the rounding and the order of a stock engine's ops
-//! bit for bit. Each backend says which it is.
+//! There are two modes. *Accurate*: activations are f32, weights are used as `scale · q + bias` in f32, and every
+//! product accumulates in f32 and rounds once. *Exact*: the results have the rounding and the order of a stock engine's
+//! ops, bit for bit. Each backend says which mode it has.
 
 mod backend;
 pub mod check;
@@ -24,8 +24,9 @@ mod weight;
 pub use backend::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheKind, CacheSpec, Choice,
     ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights, Down, GateUp, KvFormat, Logits,
-    MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Renormalize, Repetition, Rope,
-    RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK, Span, StepKey, logit_rows,
+    MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, NormRope, PrefillStyle, Renormalize,
+    Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, Shard, SoftmaxTopK, Span, StepKey,
+    logit_rows,
 };
 pub use dtype::DType;
 pub use error::{Error, Result};

@@ -11,14 +11,14 @@ use bytes::Bytes;
 #[cfg(unix)]
 pub use guard::on_lost_file;
 
-/// The contents of the file at `path`, mapped read-only: pages are read when first touched and can be dropped
-/// by the system at any time, so weights used in place cost no memory beyond the page cache.
+/// The contents of the file at `path`, mapped read-only. Pages are read when first touched, and the system can drop
+/// them at any time, so weights used in place cost no memory beyond the page cache.
 ///
-/// Whoever writes to the file or cuts it short while it is mapped changes these bytes, or takes them away: see
-/// [`on_lost_file`]. Programs that replace files whole, as downloaders do, leave mappings as they are.
+/// A program that writes to the file or cuts it short while it is mapped changes these bytes, or takes them away: see
+/// [`on_lost_file`]. Programs that replace whole files, as downloaders do, leave existing mappings as they are.
 ///
 /// # Errors
-/// Whatever opening or mapping the file gives; pipes, devices and folders are refused. An empty file gives empty bytes.
+/// Any error of opening or mapping the file. Pipes, devices and folders are refused. An empty file gives empty bytes.
 pub fn map_file(path: &Path) -> io::Result<Bytes> {
     let file = open_regular(path)?;
     if file.metadata()?.len() == 0 {
@@ -36,7 +36,7 @@ pub fn map_file(path: &Path) -> io::Result<Bytes> {
 /// The text of the file at `path`.
 ///
 /// # Errors
-/// Whatever reading it gives; pipes and devices, which may never end, and folders are refused.
+/// Any error of reading it. Folders are refused, and so are pipes and devices, which may never end.
 pub fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     open_regular(path)?.read_to_string(&mut text)?;
@@ -54,20 +54,22 @@ pub fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn open_regular(path: &Path) -> io::Result<File> {
-    // Before it is opened: to open a pipe waits for a writer.
+    // This comes before the file is opened, because opening a pipe waits for a writer.
     if !path.metadata()?.is_file() {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a regular file"));
     }
     File::open(path)
 }
 
-/// Asks the system to read bytes of a mapped file that will soon be used, as a whole: of pages that are touched one by
-/// one, in several places in turns, it sees no order and reads little at a time. Other memory stays as it is.
+/// Asks the system to read bytes of a mapped file that will soon be used, all at once. If pages are touched one by one
+/// in several places in turns, the system sees no order and reads little at a time. The call has no effect on other
+/// memory.
 pub fn will_need(bytes: &[u8]) {
     #[cfg(unix)]
     {
         use nix::sys::mman::{MmapAdvise, madvise};
-        // At a time no more than any system reads ahead: it would leave out the rest. A multiple of all page sizes.
+        // Not more than a system reads ahead at a time, because it would leave out the rest. A multiple of all page
+        // sizes.
         const PIECE: usize = 128 * 1024;
         let start = bytes.as_ptr();
         let lead = start.addr() % PIECE;

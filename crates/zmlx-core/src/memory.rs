@@ -1,11 +1,11 @@
 //! Whether the machine has room for what is about to be allocated.
 //!
-//! Systems promise more memory than they have, and end the process that takes them at their word: so large sizes are compared
-//! with what is free.
+//! Systems promise more memory than they have, and kill a process that uses what was promised. So large sizes are
+//! compared with the free memory first.
 
 use crate::{Error, Result};
 
-/// Smaller sizes are not looked at: allocating them tells soon enough.
+/// Smaller sizes, in bytes, are not checked: allocating them fails early enough.
 const LARGE: usize = 256 << 20;
 
 /// Refuses a size that the machine's free memory does not hold.
@@ -19,7 +19,7 @@ pub fn ensure_memory(op: &'static str, n_bytes: usize) -> Result<()> {
     Err(Error::Memory { op, n_bytes })
 }
 
-/// The memory that programs can still have without others being swapped out; `None` where the system does not tell.
+/// Bytes that programs can still allocate without swapping; `None` if the system does not report them.
 pub fn available_bytes() -> Option<u64> {
     let text =
         if cfg!(target_os = "linux") { std::fs::read_to_string("/proc/meminfo").ok()? } else { return None };

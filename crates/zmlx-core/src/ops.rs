@@ -9,12 +9,12 @@
 //! fn qmm_swiglu(x: &$B::Tensor, weights: GateUp<'_, $B::Weight>) -> Tensor;
 //! ```
 //!
-//! The attribute says the constant of [`Op`], the [`Stage`], and of a fused op the [`FusionPart`] that switches it, `None`
-//! where the op is always called. The signature leaves `&self` out; its result is `Tensor`, `Indices`, `(Tensor, Tensor)`
-//! or `(Indices, Tensor)`, in a [`Result`](crate::Result). `$B` stands for the backend.
+//! The attribute gives the constant of [`Op`], the [`Stage`] and, for a fused op, the [`FusionPart`] that switches it,
+//! or `None` if the op is always called. The signature leaves out `&self`. Its result is `Tensor`, `Indices`,
+//! `(Tensor, Tensor)` or `(Indices, Tensor)`, in a [`Result`](crate::Result). `$B` stands for the backend.
 //!
-//! A new op takes an entry here, for a fused one a composition of its name in [`stock`](crate::stock), and a method in each
-//! backend that computes it. A new switch takes a line in `fusion.rs`.
+//! A new op needs an entry here and a method in each backend that computes it. A fused one also needs a composition of
+//! its name in [`stock`](crate::stock). A new switch needs a line in `fusion.rs`.
 
 mod fused;
 mod plain;
@@ -39,17 +39,17 @@ pub(crate) use output;
 pub struct Op {
     /// The name of its method.
     pub name: &'static str,
-    /// What it is for in a layer.
+    /// Its purpose in a layer.
     pub stage: Stage,
     /// Which part of a [`Fusion`](crate::Fusion) chooses between the op and its composition; `None` for plain ops and
     /// where the op is always called.
     pub part: Option<FusionPart>,
 }
 
-/// What an op is for in a layer, as far as its name says it: by this a profile sorts the time of ops.
+/// The purpose of an op in a layer, as far as its name tells it. Profiles sort the time of ops by it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Stage {
-    /// A product with one matrix: what for depends on where it stands.
+    /// A product with one matrix. Its purpose depends on where it stands.
     Product,
     /// A product with the chosen experts' matrices.
     Gather,

@@ -1,7 +1,7 @@
 //! MLX's quantised formats.
 //!
-//! A row of `in` weights is stored as `in · bits / 8` bytes, element `i` in the bits `[i·bits, (i+1)·bits)` of
-//! the row, low bit first, and one scale (for affine also one bias) per group of `group_size` weights:
+//! A row of `in` weights is stored as `in · bits / 8` bytes. Element `i` takes the bits `[i·bits, (i+1)·bits)` of the
+//! row, low bit first. Each group of `group_size` weights has one scale, and with affine also one bias:
 //!
 //! | mode | bits | group | weight | scale |
 //! |---|---|---|---|---|
@@ -65,7 +65,7 @@ pub struct QuantSpec {
 impl QuantSpec {
     /// The format with these numbers.
     ///
-    /// # Errors
+    /// [`Error::Format`] unless the combination is in the table of this module.
     /// [`Error::Format`] unless the combination stands in the table of this module.
     pub fn new(mode: QuantMode, bits: usize, group_size: usize) -> Result<Self> {
         let known = match mode {

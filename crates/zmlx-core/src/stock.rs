@@ -1,9 +1,12 @@
-//! The fused ops as compositions of plain ops: the default bodies of [`Backend`], and the baseline that a model runs
-//! when a fusion is switched off. Same shapes, errors and meaning as the ops of these names.
+//! The fused ops as compositions of plain ops. They are the default bodies of [`Backend`], and what a model runs when a
+//! fused op is switched off. They have the shapes, errors and meaning of the ops of the same names.
+
+use std::ops::Range;
 
 use crate::Result;
 use crate::backend::{
-    Activation, Backend, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, Renormalize, SoftmaxTopK,
+    Activation, Backend, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, Renormalize, Rope,
+    SoftmaxTopK,
 };
 use crate::error::ensure;
 
@@ -27,7 +30,7 @@ pub trait Routers<B: Backend + ?Sized> {
     ) -> Result<(B::Indices, B::Tensor)>;
 }
 
-/// [`Backend::gather_qmm_swiglu`] as two gathers, [`Backend::gather_add`] of what has biases, and [`Backend::gated`].
+/// [`Backend::gather_qmm_swiglu`] as two gathers, [`Backend::gather_add`] if there are biases, and [`Backend::gated`].
 ///
 /// # Errors
 /// As its parts.
@@ -57,7 +60,7 @@ fn gated<B: Backend + ?Sized>(
 }
 
 /// [`Backend::gather_qmm_swiglu`] as one gather over `gate_up`, the concatenation of gate and up
-/// ([`Backend::concat_rows`]), and as there; biases and the activation are those of `weights`.
+/// ([`Backend::concat_rows`]). Biases and activation are those of `weights`.
 ///
 /// # Errors
 /// As its parts.
@@ -92,7 +95,7 @@ pub fn gather_qmm_combine<B: Backend + ?Sized>(
     b.weighted_sum(&y, weights)
 }
 
-/// [`Backend::qmm_swiglu`] as two products, [`Backend::add_vector`] of what has biases, and [`Backend::gated`].
+/// [`Backend::qmm_swiglu`] as two products, [`Backend::add_vector`] if there are biases, and [`Backend::gated`].
 ///
 /// # Errors
 /// As its parts.
@@ -187,7 +190,22 @@ pub fn route_noaux_tc<B: Backend + ?Sized>(
     Ok((experts, b.scale(&weights, settings.routed_scaling_factor)?))
 }
 
-/// [`Backend::mla_attention`] as [`Backend::latent_attention`] between two [`Backend::head_linear`].
+/// [`Backend::norm_rope`] as [`Backend::rms_norm`] and [`Backend::rope`] of queries and of keys.
+///
+/// # Errors
+/// As its parts.
+pub fn norm_rope<B: Backend + ?Sized>(
+    b: &B,
+    inputs: NormRope<'_, B::Tensor, B::Weight>,
+    step: &B::Step,
+    rope: &Rope,
+) -> Result<(B::Tensor, B::Tensor)> {
+    let q = b.rms_norm(inputs.q, inputs.q_norm, inputs.eps)?;
+    let k = b.rms_norm(inputs.k, inputs.k_norm, inputs.eps)?;
+    Ok((b.rope(&q, step, rope)?, b.rope(&k, step, rope)?))
+}
+
+/// [`Backend::mla_attention`] as [`Backend::latent_attention`] between two calls of [`Backend::head_linear`].
 ///
 /// # Errors
 /// As its parts.
@@ -203,4 +221,34 @@ pub fn mla_attention<B: Backend + ?Sized>(
     let inputs = MlaInputs { q_nope: &q_latent, ..inputs };
     let latent = b.latent_attention(inputs, cache, step, scale)?;
     b.head_linear(&latent, weights.unembed_out)
+}
+
+/// [`Backend::held_experts`] on the host.
+///
+/// # Errors
+/// As there.
+pub fn held_experts<B: Backend + ?Sized>(
+    b: &B,
+    experts: &B::Indices,
+    weights: &B::Tensor,
+    held: Range<usize>,
+) -> Result<(B::Indices, B::Tensor)> {
+    const OP: &str = "held_experts";
+    ensure(!held.is_empty(), OP, "held", "at least one expert", &held)?;
+    let (mut chosen, mut factors, shape) = (Vec::new(), Vec::new(), b.shape(weights));
+    b.read_indices(experts, &mut chosen)?;
+    b.read(weights, &mut factors)?;
+    ensure(
+        shape.len() == 2 && chosen.len() == factors.len(),
+        OP,
+        "weights",
+        "[n, top_k], as experts",
+        &shape,
+    )?;
+    for (expert, factor) in chosen.iter_mut().zip(&mut factors) {
+        let is_held = held.contains(&(*expert as usize));
+        *expert = if is_held { *expert - held.start as u32 } else { 0 };
+        *factor = if is_held { *factor } else { 0.0 };
+    }
+    Ok((b.indices(&chosen, &shape)?, b.tensor(&factors, &shape)?))
 }

@@ -1,4 +1,4 @@
-//! Weights as they lie in host memory, before a backend takes them over.
+//! Weights as they are in host memory, before a backend takes them over.
 
 mod convert;
 
@@ -25,6 +25,14 @@ pub enum WeightFormat {
 }
 
 impl WeightFormat {
+    /// Weights of a row that cannot be had apart: 1 for dense weights.
+    pub const fn group_size(self) -> usize {
+        match self {
+            Self::Dense(_) => 1,
+            Self::Quantized { spec, .. } => spec.group_size(),
+        }
+    }
+
     /// Bytes of one row of `n_in` weights: words, scales and biases.
     pub const fn row_bytes(self, n_in: usize) -> usize {
         match self {
@@ -70,7 +78,7 @@ pub struct HostWeight {
     n_out: usize,
     n_in: usize,
     mats: Vec<WeightBytes>,
-    /// What each matrix's products are multiplied with; empty: nothing.
+    /// The factor of each matrix's products; empty if there are none.
     factors: Vec<f32>,
 }
 
@@ -123,10 +131,11 @@ impl HostWeight {
         Ok(Self { format, n_out, n_in, mats, factors: Vec::new() })
     }
 
-    /// The weight with one more scale for each matrix: nvfp4's second one. `factors` has one value for each matrix.
+    /// The weight with a factor for each matrix, which is nvfp4's second scale. `factors` has one value for each
+    /// matrix.
     ///
     /// # Errors
-    /// If there is another number of them.
+    /// If the number of factors is not the number of matrices.
     pub fn with_factors(self, factors: Vec<f32>) -> Result<Self> {
         let n_mats = self.n_mats();
         ensure(factors.len() == n_mats, "host weight", "factors", n_mats, factors.len())?;
@@ -165,10 +174,10 @@ impl HostWeight {
         Ok(Self { format, n_out, n_in, mats: parts.into_iter().flat_map(|p| p.mats).collect(), factors })
     }
 
-    /// The rows `rows` of each matrix, sharing their bytes.
+    /// The rows `rows` of each matrix. They share the bytes of this weight.
     ///
     /// # Errors
-    /// If there are no such rows.
+    /// If the range is empty or reaches past the last row.
     pub fn rows(&self, rows: std::ops::Range<usize>) -> Result<Self> {
         let n_out = self.n_out;
         let ok = rows.start < rows.end && rows.end <= n_out;
@@ -185,10 +194,10 @@ impl HostWeight {
         Ok(Self { n_out: rows.len(), mats: mats.collect(), factors: self.factors.clone(), ..*self })
     }
 
-    /// The rows of these ranges of each matrix, one range after the other: copied.
+    /// Copies these ranges of rows of each matrix, one range after the other.
     ///
     /// # Errors
-    /// If there are no such rows, or no ranges.
+    /// If a range is empty or reaches past the last row, or if there are no ranges.
     pub fn gather_rows(&self, ranges: &[std::ops::Range<usize>]) -> Result<Self> {
         let n_out = self.n_out;
         let are_there = ranges.iter().all(|rows| rows.start < rows.end && rows.end <= n_out);
@@ -206,6 +215,49 @@ impl HostWeight {
         });
         let n_rows = ranges.iter().map(std::ops::Range::len).sum();
         Ok(Self { n_out: n_rows, mats: mats.collect(), factors: self.factors.clone(), ..*self })
+    }
+
+    /// The columns `columns` of each matrix: copied, as they do not lie in a row.
+    ///
+    /// # Errors
+    /// If there are no such columns, or the range would cut a group of quantised weights.
+    pub fn columns(&self, columns: std::ops::Range<usize>) -> Result<Self> {
+        const OP: &str = "columns of a weight";
+        let (n_in, group_size) = (self.n_in, self.format.group_size());
+        let ok = columns.start < columns.end && columns.end <= n_in;
+        ensure(ok, OP, "columns", format_args!("within 0..{n_in}"), &columns)?;
+        let is_whole = columns.start.is_multiple_of(group_size) && columns.end.is_multiple_of(group_size);
+        ensure(is_whole, OP, "columns", format_args!("whole groups of {group_size}"), &columns)?;
+        // A row's bytes are those of its groups, one after the other.
+        let groups = columns.start / group_size..columns.end / group_size;
+        let n_groups = n_in / group_size;
+        let part = |bytes: &Bytes| -> Bytes {
+            if bytes.is_empty() {
+                return Bytes::new();
+            }
+            let group_bytes = bytes.len() / (self.n_out * n_groups);
+            let of_row = groups.start * group_bytes..groups.end * group_bytes;
+            let rows = bytes.chunks_exact(n_groups * group_bytes).map(|row| &row[of_row.clone()]);
+            rows.collect::<Vec<_>>().concat().into()
+        };
+        let mats = self.mats.iter().map(|m| WeightBytes {
+            data: part(&m.data),
+            scales: part(&m.scales),
+            biases: part(&m.biases),
+        });
+        Ok(Self { n_in: columns.len(), mats: mats.collect(), factors: self.factors.clone(), ..*self })
+    }
+
+    /// The matrices `mats` of a bank, sharing their bytes.
+    ///
+    /// # Errors
+    /// If there are no such matrices.
+    pub fn mats(&self, mats: std::ops::Range<usize>) -> Result<Self> {
+        let n_mats = self.n_mats();
+        let ok = mats.start < mats.end && mats.end <= n_mats;
+        ensure(ok, "matrices of a weight", "mats", format_args!("within 0..{n_mats}"), &mats)?;
+        let factors = if self.has_factors() { self.factors[mats.clone()].to_vec() } else { Vec::new() };
+        Ok(Self { mats: self.mats[mats].to_vec(), factors, ..*self })
     }
 
     /// How the elements are stored.
@@ -233,7 +285,7 @@ impl HostWeight {
         &self.mats[i]
     }
 
-    /// What the products of matrix `i` are multiplied with: 1 unless the weight was given [factors](Self::with_factors).
+    /// The factor of the products of matrix `i`: 1 unless the weight was given [factors](Self::with_factors).
     pub fn factor(&self, i: usize) -> f32 {
         self.factors.get(i).copied().unwrap_or(1.0)
     }
@@ -243,7 +295,7 @@ impl HostWeight {
         !self.factors.is_empty()
     }
 
-    /// The same weights as dense bf16, rounded once, without factors: for backends that lack a format's kernel.
+    /// The same weights as dense bf16, rounded once, without the factors: for backends that lack a kernel for a format.
     pub fn to_bf16(&self) -> Self {
         let n = self.n_out * self.n_in * 2;
         let all = self.to_f32_vec();
@@ -262,8 +314,8 @@ impl HostWeight {
         self.n_out * self.format.row_bytes(self.n_in)
     }
 
-    /// All weights as floats, `n_mats · n_out · n_in` of them: `scale · q + bias` rounded once to f32, and once more
-    /// where there is a factor.
+    /// All weights as floats, `n_mats · n_out · n_in` values: `scale · q + bias` rounded once to f32, and once more if
+    /// there is a factor.
     pub fn to_f32_vec(&self) -> Vec<f32> {
         let mut out = Vec::with_capacity(self.mats.len() * self.n_out * self.n_in);
         for (i, m) in self.mats.iter().enumerate() {
@@ -287,5 +339,51 @@ fn check_length(what: &'static str, dtype: DType, bytes: &Bytes, want_bytes: usi
         Ok(())
     } else {
         Err(Error::BufferLength { what, dtype, n_bytes: bytes.len(), want_bytes })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Parts of weights in every format, against the same parts of their values.
+    #[test]
+    fn columns_and_matrices() {
+        let (n_mats, n_out, n_in) = (3, 2, 256);
+        let values: Vec<f32> =
+            (0..n_mats * n_out * n_in).map(|i| ((i * 7919) % 509) as f32 / 509.0 - 0.5).collect();
+        let mut weights = vec![HostWeight::from_f32(&values[..n_out * n_in], n_out, n_in).unwrap()];
+        let quantized =
+            |spec: &QuantSpec| HostWeight::quantize(*spec, &values, [n_mats, n_out, n_in]).unwrap();
+        weights.extend(QuantSpec::all().iter().map(quantized));
+        for weight in weights {
+            let all = weight.to_f32_vec();
+            let row = |i: usize| &all[i * n_in..(i + 1) * n_in];
+            for columns in [0..128, 128..256, 0..256] {
+                let got = weight.columns(columns.clone()).unwrap();
+                assert_eq!((got.n_mats(), got.n_out(), got.n_in()), (weight.n_mats(), n_out, columns.len()));
+                let want: Vec<f32> =
+                    (0..weight.n_mats() * n_out).flat_map(|i| row(i)[columns.clone()].to_vec()).collect();
+                assert_eq!(got.to_f32_vec(), want, "{} {columns:?}", weight.format());
+            }
+            let last = weight.n_mats() - 1..weight.n_mats();
+            let want = &all[last.start * n_out * n_in..];
+            assert_eq!(weight.mats(last).unwrap().to_f32_vec(), want, "{}", weight.format());
+            assert!(weight.mats(0..weight.n_mats() + 1).is_err() && weight.mats(1..1).is_err());
+            assert!(weight.columns(0..257).is_err() && weight.columns(128..128).is_err());
+            if weight.format().group_size() > 1 {
+                let error = weight.columns(0..8).unwrap_err().to_string();
+                assert!(error.contains("whole groups of"), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn factors_follow_their_matrices() {
+        let one = |v: f32| HostWeight::from_f32(&[v, v], 1, 2).unwrap();
+        let bank = HostWeight::stack(vec![one(1.0), one(2.0), one(3.0)]).unwrap();
+        let bank = bank.with_factors(vec![10.0, 20.0, 30.0]).unwrap();
+        assert_eq!(bank.mats(1..3).unwrap().to_f32_vec(), [40.0, 40.0, 90.0, 90.0]);
+        assert_eq!(bank.columns(1..2).unwrap().to_f32_vec(), [10.0, 40.0, 90.0]);
     }
 }

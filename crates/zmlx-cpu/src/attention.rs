@@ -23,7 +23,7 @@ use cells::WIDE;
 pub(super) use kernel::Partial;
 use kernel::{JOB_ROWS, Keys, QueryRows, ROWS, Seen, attend};
 
-/// Multiply-adds that are worth a job of their own: some ten microseconds.
+/// Multiply-adds that make a job worth its overhead: about ten microseconds.
 const MIN_PART: usize = 1 << 20;
 
 impl CpuBackend {
@@ -49,7 +49,7 @@ impl CpuBackend {
         )?;
         let sinks = match (sinks, q.dims()) {
             (Some(sinks), &[_, n_heads, _]) => Some(sinks.vector(OP, n_heads)?),
-            // Other dimensions are refused below.
+            // Other numbers of dimensions are refused below.
             _ => None,
         };
         self.check_queries(OP, q, cache, step)?;
@@ -109,7 +109,7 @@ impl CpuBackend {
         self.attend_spans(OP, [q_nope, q_pe], cache, step, (scale, None))
     }
 
-    /// Checks queries against the cache and the step, and the step against the cache.
+    /// Checks the queries against the cache and the step, and the step against the cache.
     fn check_queries(
         &self,
         op: &'static str,
@@ -125,7 +125,7 @@ impl CpuBackend {
         cache.check(op, step.spans())
     }
 
-    /// Attends to what is in the cache up to the end of the step's spans. All has been checked.
+    /// Attends to everything in the cache up to the end of the step's spans. The arguments have been checked.
     fn attend_spans(
         &self,
         op: &'static str,
@@ -145,7 +145,7 @@ impl CpuBackend {
         let mut states = self.floats.take(op, n_states)?;
         let (out_ptr, states_ptr) = (SyncPtr::new(&mut out), SyncPtr::new(&mut states));
         let attend = attend(self.level);
-        // Rows are tokens' heads.
+        // Each row is one head of one token.
         let sink = |job: &Job<'_>, r: usize| sinks.map(|sinks| sinks[job.rows[r] % n_heads]);
         let next = AtomicUsize::new(0);
         lock(&self.team).run(Work::new(Kind::Attention, jobs.work()), &|m| {
@@ -156,7 +156,7 @@ impl CpuBackend {
             }
             let mut last_whole = None;
             loop {
-                // The last rows see the most positions: they go first, so that the short ones fill the gaps.
+                // The last rows see the most positions. They go first, so that the short jobs fill the gaps at the end.
                 let idx = next.fetch_add(1, Ordering::Relaxed);
                 if idx >= jobs.len() {
                     break;
@@ -190,7 +190,7 @@ impl CpuBackend {
                     let states = (from..from + jobs.n_parts)
                         .map(|idx| unsafe { states_ptr.read(idx * jobs.state_len(), job.state_len()) });
                     for r in (m.idx()..job.n_rows).step_by(m.n_members()) {
-                        // SAFETY: each row of the output belongs to one job, and of that to one member.
+                        // SAFETY: each row of the output belongs to one job, and each job's row to one member.
                         let out = unsafe { out_ptr.slice(job.rows[r] * jobs.v_dim, jobs.v_dim) };
                         job.finish(self.level, states.clone(), r, sink(&job, r), out);
                     }
@@ -201,7 +201,7 @@ impl CpuBackend {
     }
 }
 
-/// Heads and their width of a cache of keys and values, whose window must be that of the settings.
+/// Number of heads and their width in a cache of keys and values. Its window must be that of the settings.
 fn check_kind(op: &'static str, cache: &TokenCache, settings: &AttentionSettings) -> Result<(usize, usize)> {
     let (n_kv_heads, head_dim, window) = match cache.kind {
         CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
@@ -215,28 +215,28 @@ fn check_kind(op: &'static str, cache: &TokenCache, settings: &AttentionSettings
     Ok((n_kv_heads, head_dim))
 }
 
-/// The work of one call: for each span and kv head some query rows at a time, against all positions or, if there would
-/// be too few jobs for the team, against parts of them.
+/// The work of one call. A job is some query rows of one span and kv head, against all positions or, if that gives too
+/// few jobs for the team, against a part of them.
 struct Jobs<'a> {
     cache: &'a TokenCache,
     spans: &'a [Span],
     n_heads: usize,
-    /// Query heads of a kv head.
+    /// Query heads per kv head.
     group: usize,
     n_parts: usize,
-    /// Values of a result.
+    /// Number of elements in a result.
     v_dim: usize,
-    /// Jobs of all spans, before they are parted.
+    /// Jobs of all spans, before positions are split into parts.
     n_whole: usize,
 }
 
-/// Some query rows against some positions of a kv head.
+/// Some query rows against some positions of one kv head.
 struct Job<'a> {
     keys: Keys<'a>,
-    /// Of each row, where it lies among all rows of queries and of results.
+    /// The index of each row among all rows of queries and of results.
     rows: [usize; JOB_ROWS],
     n_rows: usize,
-    /// What each row sees; rows that do not exist see nothing.
+    /// The positions that each row sees. Rows that do not exist see nothing.
     seen: [Seen; JOB_ROWS],
     positions: Range<usize>,
     q_widths: [usize; 2],
@@ -245,7 +245,7 @@ struct Job<'a> {
 impl<'a> Jobs<'a> {
     fn new(cache: &'a TokenCache, spans: &'a [Span], n_heads: usize, n_threads: usize) -> Self {
         let group = n_heads / cache.n_heads();
-        // Values of a result, and multiply-adds of a row with a position.
+        // The number of elements in a result, and the multiply-adds of a row with one position.
         let (v_dim, row_work) = match cache.kind {
             CacheKind::Latent { rank, rope_dim } => (rank, 2 * rank + rope_dim),
             _ => (cache.widths()[0], 2 * cache.widths()[0]),
@@ -256,26 +256,26 @@ impl<'a> Jobs<'a> {
         let n_positions = spans.iter().map(n_positions).max().unwrap_or(0);
         if n_threads > 1 && jobs.n_whole > 0 {
             let work = n_positions * jobs.most_rows() * row_work;
-            // Four for each thread: then no thread waits long for the last ones.
+            // Four jobs for each thread, so that no thread waits long for the last ones.
             jobs.n_parts = (4 * n_threads).div_ceil(jobs.n_whole).min(work / MIN_PART).max(1);
         }
         jobs
     }
 
-    /// Multiply-adds of all jobs, about.
+    /// The approximate number of multiply-adds of all jobs.
     fn work(&self) -> usize {
         let [first, second] = self.cache.widths();
         let of = |s: &Span| s.n_tokens * (s.start + s.n_tokens);
         self.spans.iter().map(of).sum::<usize>().saturating_mul(self.n_heads * (first + second))
     }
 
-    /// Rows of the largest job.
+    /// Number of rows in the largest job.
     fn most_rows(&self) -> usize {
         let most = self.spans.iter().map(|s| s.n_tokens * self.group).max().unwrap_or(0);
         most.next_multiple_of(ROWS).min(JOB_ROWS)
     }
 
-    /// Jobs of a span.
+    /// Number of jobs in a span.
     fn n_of(&self, span: &Span) -> usize {
         (span.n_tokens * self.group).div_ceil(JOB_ROWS) * self.cache.n_heads()
     }
@@ -284,7 +284,7 @@ impl<'a> Jobs<'a> {
         self.n_whole * self.n_parts
     }
 
-    /// Floats of the largest job's state.
+    /// Number of floats in the largest job's state.
     fn state_len(&self) -> usize {
         kernel::state_len(self.most_rows(), cells::stride(self.v_dim))
     }
@@ -308,13 +308,13 @@ impl<'a> Jobs<'a> {
         let n_rows = JOB_ROWS.min(span.n_tokens * self.group - first);
         let (mut rows, mut seen) = ([0; JOB_ROWS], [Seen::default(); JOB_ROWS]);
         for i in 0..n_rows {
-            // Row r is token r / group, head r % group of this kv head's group.
+            // Row r is token r / group and head r % group in the group of this kv head.
             let r = first + i;
             rows[i] = (first_token + r / self.group) * self.n_heads + kv_head * self.group + r % self.group;
             let to = span.start + r / self.group + 1;
             seen[i] = Seen { from: self.cache.sees_from(to), to };
         }
-        // From a whole tile on.
+        // Start at the beginning of a tile.
         let start = seen[0].from / WIDE * WIDE;
         let Range { start: from, end: to } =
             team::part(seen[n_rows - 1].to - start, WIDE, self.n_parts, part);
@@ -332,23 +332,24 @@ impl<'a> Jobs<'a> {
 }
 
 impl Job<'_> {
-    /// What the rows that exist see, and as many more as the kernel wants.
+    /// What the rows see, padded with rows that see nothing to the number that the kernel needs.
     fn seen(&self) -> &[Seen] {
         &self.seen[..self.n_rows.next_multiple_of(ROWS)]
     }
 
-    /// Floats of its state: of each row the sums of the values, the largest score and the sum of the weights.
+    /// Number of floats in its state: for each row the sums of the values, the largest score and the sum of the
+    /// weights.
     fn state_len(&self) -> usize {
         kernel::state_len(self.seen().len(), self.keys.v_stride())
     }
 
-    /// The rows' queries, times `scale`: of a key's two parts, or the same tensor twice.
+    /// The rows' queries with the factor `scale`. `q` has the two parts of the queries, or the same tensor twice.
     fn queries<'q>(&'q self, q: [&'q CpuTensor; 2], scale: f32) -> QueryRows<'q> {
         let parts = q.map(CpuTensor::values);
         QueryRows { parts, widths: self.q_widths, rows: &self.rows[..self.n_rows], scale }
     }
 
-    /// The result of row `r`, from the states of all parts.
+    /// The result of row `r`, computed from the states of all parts.
     fn finish<'p>(
         &self,
         level: Level,

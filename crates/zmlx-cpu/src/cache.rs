@@ -1,4 +1,4 @@
-//! What one layer keeps of all sequences: something of each token, or a state.
+//! What one layer keeps of all sequences: entries for each token, or a state.
 
 use super::attention::TokenCache;
 use super::recurrent::StateCache;
@@ -15,7 +15,7 @@ enum Held {
     States(StateCache),
 }
 
-/// Calls a method that both kinds have.
+/// Calls a method that both kinds of cache have.
 macro_rules! of_either {
     ($cache:expr, $method:ident($($arg:expr),*)) => {
         match $cache {
@@ -43,7 +43,7 @@ impl CpuCache {
         }))
     }
 
-    /// The cache of an op that wants something of each token.
+    /// The cache, for an op that needs entries for each token.
     pub(crate) fn tokens(&mut self, op: &'static str) -> Result<&mut TokenCache> {
         match &mut self.0 {
             Held::Tokens(cache) => Ok(cache),
@@ -63,7 +63,7 @@ impl CpuCache {
         }
     }
 
-    /// The cache of an op that wants a state.
+    /// The cache, for an op that needs a state.
     pub(crate) fn states(&mut self, op: &'static str) -> Result<&mut StateCache> {
         match &mut self.0 {
             Held::States(cache) => Ok(cache),
@@ -119,7 +119,7 @@ pub(crate) fn check_slot(op: &'static str, slot: usize) -> Result<()> {
     Err(Error::IndexOutOfRange { op, what: "slot", index: slot, len: MAX_SLOTS })
 }
 
-/// Checks that a span begins where its sequence, of `had` tokens, ends.
+/// Checks that a span begins at the end of its sequence, which has `had` tokens.
 pub(crate) fn check_start(op: &'static str, span: &Span, had: usize) -> Result<()> {
     let want = format_args!("to start at the {had} tokens cached in slot {}", span.slot);
     ensure(span.start == had, op, "step", want, span.start)

@@ -1,4 +1,5 @@
-//! Instruction-set levels, detected once, and how activations are rounded: both are chosen when the backend is made.
+//! Instruction-set levels, which are detected once, and how activations are rounded. Both are chosen when the backend
+//! is made.
 
 #[cfg(target_arch = "x86_64")]
 use super::simd::Simd;
@@ -17,21 +18,22 @@ pub enum Level {
     Avx512,
     /// As [`Level::Avx512`], with VNNI and VBMI (Ice Lake, Zen 4 and later).
     Avx512Vnni,
-    /// The instructions of [`Level::Avx512Vnni`] on processors that add vectors beside multiplying others (Zen 4 and later):
-    /// prompts take half the products and twice the additions.
+    /// The instructions of [`Level::Avx512Vnni`], for processors that can add vectors while they multiply others (Zen 4
+    /// and later). For prompts, products take half the multiplications and twice the additions.
     Zen4,
-    /// As [`Level::Avx512Vnni`], with AMX's products of tiles of bytes.
+    /// As [`Level::Avx512Vnni`], with AMX: it multiplies tiles of bytes.
     Amx,
 }
 
-/// What activations are rounded to where they meet a quantised matrix, with a scale for each group of weights.
+/// How activations are rounded before they are multiplied by a quantised matrix, with a scale for each group of
+/// weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Activations {
-    /// Integers of 16 bits, off by about 2⁻¹⁶ at most of the largest of the group.
+    /// Integers of 16 bits, off by at most about 2⁻¹⁶ of the largest activation in the group.
     #[default]
     Int16,
-    /// Integers of 8 bits, off by at most 2⁻⁸ of it: half the instructions. Where weights take 8 bits themselves, 16 all
-    /// the same.
+    /// Integers of 8 bits, off by at most 2⁻⁸ of the largest activation in the group. They take half the instructions.
+    /// Weights of 8 bits still meet activations of 16 bits.
     Int8,
 }
 
@@ -46,8 +48,8 @@ impl Activations {
 }
 
 impl Level {
-    /// All levels, on whatever machine, slowest first. Where others than AMD's processors have [`Level::Zen4`]'s instructions,
-    /// [`Level::Avx512Vnni`] is faster.
+    /// All levels, of every kind of machine, slowest first. On processors that have [`Level::Zen4`]'s instructions but
+    /// are not AMD's, [`Level::Avx512Vnni`] is faster.
     pub const ALL: [Self; 7] =
         [Self::Scalar, Self::Neon, Self::Avx2, Self::Avx512, Self::Avx512Vnni, Self::Zen4, Self::Amx];
 
@@ -101,7 +103,7 @@ impl Level {
         }
     }
 
-    /// Runs `f` with the level's instructions, if it is inlined: for loops that the compiler vectorises.
+    /// Runs `f` with the level's instructions if the compiler inlines it: for loops that the compiler vectorises.
     ///
     /// The level must be supported.
     #[inline(always)]
@@ -130,10 +132,11 @@ impl Level {
         Self::ALL.into_iter().filter(|l| l.is_supported()).collect()
     }
 
-    /// The level to use: the one named by the environment variable `ZMLX_CPU_LEVEL`, else the fastest supported.
+    /// The level to use: the one that the environment variable `ZMLX_CPU_LEVEL` names, or else the fastest one that is
+    /// supported.
     ///
     /// # Errors
-    /// If the variable names no level or one that this machine cannot run.
+    /// If the variable names no level, or one that this machine cannot run.
     pub fn from_env() -> Result<Self> {
         let Some(name) = std::env::var_os("ZMLX_CPU_LEVEL") else { return Ok(Self::fastest()) };
         let names = || Self::supported().iter().map(|l| l.name()).collect::<Vec<_>>().join(", ");

@@ -1,5 +1,5 @@
 #![doc = include_str!("../README.md")]
-// Unit tests are compiled with the scalar instances of the matrix kernels alone: see `matmul/kernels.rs`.
+// Unit tests are compiled with only the scalar instances of the matrix kernels: see `matmul/kernels.rs`.
 #![cfg_attr(test, allow(dead_code, unused_imports, reason = "what only the other instances use"))]
 
 mod attention;
@@ -45,7 +45,8 @@ const NAME: &str = "cpu";
 
 /// The CPU as a [`Backend`].
 ///
-/// Fused ops have the bits of the compositions in [`stock`], for experts in the ascending order in which its routers give them.
+/// Fused ops give the same bits as the compositions in [`stock`], provided that experts are in the ascending order in
+/// which this backend's routers give them.
 pub struct CpuBackend {
     level: Level,
     activations: Activations,
@@ -54,27 +55,28 @@ pub struct CpuBackend {
     words: Buffers<u32>,
     spans: Buffers<Span>,
     scratch: Vec<Mutex<MemberScratch>>,
-    /// Of each part of the weight that is multiplied, the chunks of rows that members have taken.
+    /// For each part of the weight in a product, the number of chunks of rows that members have taken.
     taken: Mutex<Vec<AtomicUsize>>,
     groups: Mutex<Groups>,
     angles: Mutex<rope::Angles>,
 }
 
-/// A member's working memory.
+/// The working memory of one member of the team.
 #[derive(Default)]
 struct MemberScratch {
     product: ProductScratch,
     attention: attention::Partial,
 }
 
-/// Locks; a panic in another holder does not matter, as every holder overwrites what it uses.
+/// Locks the mutex. A panic in an earlier holder does not matter, because every holder overwrites what it uses.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl CpuBackend {
-    /// A backend with `n_threads` threads, the caller's included; by default as many as pay, up to one per physical core
-    /// that this process may use: on a busy machine fewer. The level is the best supported, or what `ZMLX_CPU_LEVEL` names.
+    /// A backend with `n_threads` threads, the caller's included. By default it uses as many as make it faster, up to
+    /// one for each physical core that this process may use; on a busy machine these are fewer. The level is the best
+    /// supported one, or the one that `ZMLX_CPU_LEVEL` names.
     ///
     /// # Errors
     /// If the variable names a level that this machine cannot run.
@@ -109,7 +111,7 @@ impl CpuBackend {
         })
     }
 
-    /// The backend with activations rounded so, for weights that are uploaded from now on.
+    /// Rounds activations this way for weights that are uploaded from now on.
     #[must_use]
     pub fn with_activations(self, activations: Activations) -> Self {
         Self { activations, ..self }
@@ -125,7 +127,7 @@ impl CpuBackend {
         self.level
     }
 
-    /// Number of threads: the most that are in use at once.
+    /// The largest number of threads in use at once.
     pub fn n_threads(&self) -> usize {
         self.scratch.len()
     }
@@ -590,7 +592,7 @@ impl Backend for CpuBackend {
         self.gate_up(OP, x, weights, Some(experts))
     }
 
-    /// The sum over the slots goes by ascending expert, so that it does not depend on the batch.
+    /// The sum goes over the experts in ascending order, so that it does not depend on the batch.
     fn gather_qmm_combine(
         &self,
         x: &CpuTensor,
@@ -642,7 +644,7 @@ impl Backend for CpuBackend {
                 },
             );
         };
-        // Sums lie far apart, and those of other tokens came since they were last touched.
+        // The sums are far apart in memory, and those of other tokens were touched since.
         let fetch = |rows: &Range<usize>, pairs: &[u32]| {
             for pair in pairs {
                 let at = *pair as usize / top_k * n_out + rows.start;

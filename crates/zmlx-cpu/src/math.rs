@@ -1,8 +1,8 @@
-//! Elementary functions, the same on every level and platform.
+//! Elementary functions, which give the same results on every level and platform.
 
 use zmlx_core::Activation;
 
-/// `e^x` to 2 units in the last place; 0 below -86.6, infinite above 88.7, NaN stays NaN.
+/// `e^x` to 2 units in the last place; 0 below -86.6, infinite above 88.7. NaN stays NaN.
 ///
 /// Written without branches and library calls, so that loops over it vectorise.
 #[inline(always)]
@@ -14,7 +14,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     // Adding this rounds to a whole number and leaves it in the low bits.
     const ROUND: f32 = 12_582_912.0;
     const LEAST: f32 = -86.6;
-    // Just enough for the result to be infinite.
+    // Just large enough that the result is infinite.
     const MOST: f32 = 89.0;
     let clamped = if x < LEAST { LEAST } else { x };
     let clamped = if clamped > MOST { MOST } else { clamped };
@@ -28,7 +28,7 @@ pub(crate) fn exp(x: f32) -> f32 {
     let p = p * r + 1.666_666_5e-1;
     let p = p * r + 5e-1;
     let e = (p * r) * r + r + 1.0;
-    // 2^(n - 1), then twice that: n = 128 alone has no float. The lowest n is -125.
+    // 2^(n - 1), then twice that, because 2^128 is not a float. The lowest n is -125.
     let n = shifted.to_bits().wrapping_sub(ROUND.to_bits()).cast_signed();
     let half_power = f32::from_bits((n.wrapping_add(126) << 23).cast_unsigned());
     let e = e * half_power * 2.0;
@@ -47,13 +47,13 @@ pub(crate) fn silu(x: f32) -> f32 {
     x / (1.0 + exp(-x))
 }
 
-/// The sum in eight partial sums: short chains, one order on every level.
+/// The sum, in eight partial sums: dependency chains are short, and the order is the same on every level.
 #[inline(always)]
 pub(crate) fn sum(values: &[f32]) -> f32 {
     sum_by(values, |v| v)
 }
 
-/// The sum of `f` of each value, in the order of [`sum`].
+/// The sum of `f` of each value, in the same order as [`sum`].
 #[inline(always)]
 pub(crate) fn sum_by(values: &[f32], f: impl Fn(f32) -> f32) -> f32 {
     let mut part = [0f32; 8];
@@ -91,7 +91,7 @@ pub(crate) fn softmax(values: &mut [f32]) {
 
 /// `x/2 · (1 + tanh(√(2/π) · (x + 0.044715·x³)))`.
 ///
-/// As `x · sigmoid(2z)`, z the tangent's argument: nothing cancels.
+/// Computed as `x · sigmoid(2z)`, where z is the argument of the tanh, so that nothing cancels.
 #[inline(always)]
 pub(crate) fn gelu_tanh(x: f32) -> f32 {
     // Twice √(2/π).
@@ -99,13 +99,14 @@ pub(crate) fn gelu_tanh(x: f32) -> f32 {
     x / (1.0 + exp(-FACTOR * (x + 0.044_715 * x * x * x)))
 }
 
-/// `tanh(x)`, to some units in the last place of 1.
+/// `tanh(x)`, with an error of some units in the last place of 1.
 #[inline(always)]
 pub(crate) fn tanh(x: f32) -> f32 {
     1.0 - 2.0 / (1.0 + exp(2.0 * x))
 }
 
-/// The gate up to `limit` through a SiLU of that steepness, times one more than `up` within `±limit`. NaN stays NaN.
+/// The gate, at most `limit`, goes through a SiLU with steepness `alpha`. It is multiplied by `up`, limited to
+/// `±limit`, plus one. NaN stays NaN.
 #[inline(always)]
 fn clamped_swiglu(gate: f32, up: f32, alpha: f32, limit: f32) -> f32 {
     let gate = if gate > limit { limit } else { gate };
@@ -122,7 +123,7 @@ pub(crate) fn swiglu([gate, up]: [&[f32]; 2], out: &mut [f32]) {
     }
 }
 
-/// `y = activation(gate, up)`, biases added to both first if there are any.
+/// `y = activation(gate, up)`. Biases, if there are any, are added to both first.
 #[inline(always)]
 pub(crate) fn gated(
     activation: Activation,

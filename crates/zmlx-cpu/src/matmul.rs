@@ -1,7 +1,7 @@
 //! Products of activations with quantised or dense weights: `linear`, the gathers and their fused forms.
 //!
-//! All of them are one phase structure: every member of the team puts its share of the activations into the
-//! weight's order; a barrier; every member computes its share of the rows of every matrix that occurs. Rows are
+//! All of them have the same structure. First each member of the team puts its share of the activations into the
+//! weight's order. After a barrier each member computes its share of the rows of every matrix that occurs. Rows are
 //! split the same way for every expert, so there is no barrier between experts, and each weight is read once.
 //!
 //! Each module uses those above it:
@@ -9,18 +9,19 @@
 //! | module | what is in it |
 //! |---|---|
 //! | `elements` | what a 32-bit cell holds (integers, a float), and how cells are multiplied |
-//! | `decoders` | weight formats: how words of a row become cells |
-//! | `layout` | where a row's data, scales and biases lie |
+//! | `decoders` | weight formats: how the words of a row become cells |
+//! | `layout` | where a row's data, scales and biases are |
 //! | `scales` | how scales and biases are read |
-//! | `zipped` | the order of words that AVX2 has for 2 bits and mxfp4 |
+//! | `zipped` | the order of words that AVX2 uses for 2 bits and mxfp4 |
 //! | `prepare` | activations in the order of cells |
 //! | `dots` | the kernel for few rows of activations |
-//! | `tiles` | the kernel for many, by vectors, by AMX (`tiles/amx`), by half as many products (`tiles/pairs`) |
-//! | `ways` | what instruction sets do in ways of their own |
-//! | `kernels` | the instances of all this: one for each level and format |
+//! | `tiles` | the kernel for many rows: by vectors, by AMX (`tiles/amx`), by half as many products (`tiles/pairs`) |
+//! | `ways` | which element types and multiplication each instruction set uses |
+//! | `kernels` | the instances of these kernels, for each level and format |
 //! | `weight` | a weight with its kernels |
-//! | `groups`, `shares` | which rows of activations meet which matrix; how rows of weights are parted among members |
-//! | `scratch`, `rows_of` | a member's memory; one matrix against the rows that meet it |
+//! | `groups`, `shares` | which rows of activations are multiplied by which matrix; how rows of weights are divided
+//! among members |
+//! | `scratch`, `rows_of` | a member's memory; one matrix times its rows of activations |
 
 mod decoders;
 mod dots;
@@ -58,9 +59,9 @@ use zmlx_core::Result;
 
 /// What [`CpuBackend::product`] computes.
 pub(super) struct Product<'a, const W: usize> {
-    /// For errors.
+    /// The op's name, for errors.
     pub(super) op: &'static str,
-    /// Weights of one shape, multiplied with the same activations.
+    /// Weights of one shape, which are multiplied by the same activations.
     pub(super) weights: [&'a CpuWeight; W],
     /// The rows of activations.
     pub(super) x: &'a [f32],
@@ -69,7 +70,8 @@ pub(super) struct Product<'a, const W: usize> {
 }
 
 impl<const W: usize> Product<'_, W> {
-    /// Multiply-adds, about: of few rows of activations the weights that are read count, of many the products.
+    /// The approximate number of multiply-adds. With few rows of activations a weight counts once, because reading it
+    /// takes the time; with many rows every product counts.
     fn work(&self, kind: Kind, groups: &Groups) -> Work {
         let weight = self.weights[0];
         let n_pairs = if kind == Kind::Tiles { groups.pairs.len() } else { groups.mats.len() };
@@ -78,10 +80,10 @@ impl<const W: usize> Product<'_, W> {
 }
 
 impl CpuBackend {
-    /// Calls `out` with the results of every pair of `groups` and all rows of the weights, a block at a time. All calls for
-    /// a row come from one member, matrices in ascending order; `start(rows)` is called before the first of them, for some
-    /// rows at a time. Where pairs are many, `fetch(rows, pairs)` is called some time before `out` is for these, to fetch what
-    /// that will need.
+    /// Calls `out` with the results of every pair of `groups` and all rows of the weights, a block at a time. All calls
+    /// for a row come from one member, with the matrices in ascending order. `start(rows)` is called before the first
+    /// of them, for some rows at a time. If there are many pairs, `fetch(rows, pairs)` is called some time before
+    /// `out`, so that it can prefetch what `out` will need.
     pub(super) fn product<const W: usize>(
         &self,
         product: &Product<'_, W>,
@@ -101,10 +103,10 @@ impl CpuBackend {
         let has_tiles = groups.mats.iter().any(|(_, pairs)| in_tiles(pairs));
         let has_dots = groups.mats.iter().any(|(_, pairs)| !in_tiles(pairs));
         let stride = parts.iter().map(|p| p.kernels.layout.stride).max().unwrap_or(0);
-        // All rows in the order for dots, then in that for tiles, as far as they are needed.
+        // All rows in the order for dots, then all rows in the order for tiles, as far as each is needed.
         let tiles_at = if has_dots { n_x * stride } else { 0 };
         let n_prepared = tiles_at + if has_tiles { n_x * stride } else { 0 };
-        // A single row is prepared by every member for itself: that is faster than to wait for one of them.
+        // Each member prepares a single row for itself, which is faster than waiting for another member.
         let is_shared = n_x > 1;
         let n_copies = if is_shared { 1 } else { self.n_threads() };
         let mut prepared = self.floats.take(product.op, n_copies * n_prepared)?;
@@ -122,7 +124,7 @@ impl CpuBackend {
             for (_, pairs) in &groups.mats {
                 let at = copy_at + if in_tiles(pairs) { tiles_at } else { 0 };
                 xs.extend(groups.pairs[pairs.clone()].iter().map(|p| {
-                    // SAFETY: the prepared row exists; it is read when it has been written.
+                    // SAFETY: the prepared row exists, and it is read only after it has been written.
                     unsafe { prepared_ptr.row(at + *p as usize / product.pairs_per_x * stride) }
                 }));
             }
@@ -146,7 +148,7 @@ impl CpuBackend {
                     std::iter::from_fn(|| chunks.get(taken[i].fetch_add(1, Ordering::Relaxed)))
                         .filter(|rows| !rows.is_empty())
                         .peekable();
-                // What dots of a group read first, fetched while something else is done.
+                // Prefetches what the dots of a group read first, while something else is computed.
                 let fetch_rows = |group: Option<&(usize, Range<usize>)>, rows: &Range<usize>| {
                     if let Some(group) = group.filter(|(_, pairs)| !in_tiles(pairs)) {
                         rows_of(group).fetch(rows);
@@ -195,9 +197,10 @@ impl CpuBackend {
         Ok(())
     }
 
-    /// As [`Self::product`] of one weight, but members take whole matrices as they come, and prepare the activations of each for
-    /// themselves: of many small matrices the rows are long enough to be streams only if they are not parted, and no member
-    /// waits for another. All calls for a row still come from one member, but matrices in no order.
+    /// As [`Self::product`] of one weight, but members take whole matrices and prepare the activations of each matrix
+    /// for themselves. If a bank has many small matrices, their rows are long enough for prefetching only if a matrix
+    /// is not split. No member waits for another. All calls for a row still come from one member, but the matrices come
+    /// in any order.
     pub(super) fn product_by_mats(
         &self,
         product: &Product<'_, 1>,
@@ -207,7 +210,7 @@ impl CpuBackend {
         let [weight] = product.weights;
         let (parts, n_in) = (weight.parts(), weight.n_in());
         groups.mats.iter().for_each(|(mat, _)| weight.announce(*mat));
-        // Four pieces for each member, so that none waits long for the last one.
+        // Four pieces for each member, so that none waits long for the last piece.
         let n_slices = (4 * self.n_threads()).div_ceil(groups.mats.len().max(1));
         let next = AtomicUsize::new(0);
         lock(&self.team).run(product.work(Kind::Mats, groups), &|m: &Member<'_>| {
@@ -219,7 +222,7 @@ impl CpuBackend {
                 Some((groups.mats.get(at / n_slices)?, at % n_slices))
             })
             .peekable();
-            // The rows of a part that a slice has.
+            // The rows of a part that belong to a slice.
             let rows_of_slice = |part: &WeightPart, in_tiles: bool, slice: usize| {
                 let unit = if in_tiles { part.kernels.tile_rows } else { ROWS };
                 team::part(part.host.n_out(), unit, n_slices, slice)
@@ -261,7 +264,7 @@ impl CpuBackend {
         });
     }
 
-    /// True if the weights can be computed in lockstep: alike in every part.
+    /// True if the weights can be computed in lockstep: all their parts have the same shapes and kernels.
     pub(super) fn in_lockstep(a: &CpuWeight, b: &CpuWeight) -> bool {
         let (a, b) = (a.parts(), b.parts());
         a.len() == b.len()

@@ -1,4 +1,4 @@
-//! Buffers that are used again: once warm, a decode step allocates nothing.
+//! Buffers that are reused: once warm, a decode step allocates nothing.
 
 use std::ops::{Deref, DerefMut};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -8,7 +8,8 @@ use aligned_vec::AVec;
 use zmlx_core::check::ensure;
 use zmlx_core::{Error, Result, ensure_memory};
 
-/// More elements than this are no tensor. Far below where the sizes of what is computed from tensors would overflow.
+/// The largest number of elements of a tensor. It is far below the point where sizes computed from tensors would
+/// overflow.
 const MAX_LEN: usize = 1 << 48;
 
 /// The dimensions of a tensor: one to four.
@@ -20,7 +21,8 @@ pub(crate) struct Shape {
 
 impl Shape {
     /// # Errors
-    /// If there are no or more than four dimensions, or some of them make too many elements: also where another one is 0.
+    /// If there are not one to four dimensions, or if any of them make too many elements, even if another dimension is
+    /// 0.
     pub(crate) fn new(op: &'static str, shape: &[usize]) -> Result<Self> {
         let len = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d.max(&1)));
         let fits = (1..=4).contains(&shape.len()) && len.is_some_and(|n| n <= MAX_LEN);
@@ -55,20 +57,20 @@ impl Shape {
     }
 }
 
-/// As a slice: it stands in error messages.
+/// Formats the shape as a slice, because it appears in error messages.
 impl std::fmt::Debug for Shape {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.dims().fmt(f)
     }
 }
 
-/// A vector that begins on a cache line: rows of whole vectors are loaded without crossing one.
+/// A vector that begins on a cache line, so that loads of whole vectors do not cross a line.
 #[derive(Debug)]
 pub(crate) struct Aligned<T>(AVec<T>);
 
 impl<T> Default for Aligned<T> {
     fn default() -> Self {
-        // The type's own alignment, twice a cache line, is the least.
+        // The smallest alignment is that of the type, which is twice a cache line.
         Self(AVec::new(0))
     }
 }
@@ -97,7 +99,7 @@ impl<T> Pool<T> {
     }
 }
 
-/// What a buffer holds before it is written, in builds with debug assertions: a value that spoils every result.
+/// What a buffer holds before it is written, in builds with debug assertions: a value that makes every result wrong.
 pub(crate) trait Poison: Copy {
     const POISON: Self;
 }
@@ -110,7 +112,7 @@ impl Poison for u32 {
     const POISON: Self = Self::MAX;
 }
 
-/// A handle to a pool.
+/// A handle to a pool of buffers.
 pub(crate) struct Buffers<T>(Arc<Pool<T>>);
 
 impl<T: Poison> Buffers<T> {
@@ -118,19 +120,19 @@ impl<T: Poison> Buffers<T> {
         Self(Arc::new(Pool { free: Mutex::new(Vec::new()) }))
     }
 
-    /// A buffer of `len` elements whose values are whatever they were: the caller writes all of them.
+    /// A buffer of `len` elements with unspecified values. The caller writes all of them.
     ///
     /// # Errors
-    /// [`Error::Memory`] if there is none.
+    /// [`Error::Memory`] if there is not enough memory.
     pub(crate) fn take(&self, op: &'static str, len: usize) -> Result<Fresh<T>> {
         let mut free = self.0.lock();
-        // The smallest buffer that is large enough, else the largest (which then grows).
+        // The smallest buffer that is large enough, or else the largest one, which then grows.
         let fits = (0..free.len()).filter(|&i| free[i].len() >= len).min_by_key(|&i| free[i].len());
         let best = fits.or_else(|| (0..free.len()).max_by_key(|&i| free[i].len()));
         let mut data = best.map_or_else(|| Arc::new(Aligned::default()), |i| free.swap_remove(i));
         drop(free);
         let values = Arc::get_mut(&mut data).expect("a free buffer has one owner");
-        // A buffer never shrinks: what has been written once need not be again when it grows.
+        // A buffer never shrinks, so that elements that have been written once need not be written again when it grows.
         let had = values.len();
         if had < len {
             let n_bytes = len.saturating_mul(size_of::<T>());
@@ -145,7 +147,7 @@ impl<T: Poison> Buffers<T> {
     }
 }
 
-/// A buffer that only its holder sees: it may be written.
+/// A buffer with a single owner, which may write to it.
 pub(crate) struct Fresh<T> {
     buffer: Shared<T>,
 }
@@ -171,10 +173,10 @@ impl<T> DerefMut for Fresh<T> {
     }
 }
 
-/// A shared, unchanging buffer; goes back to its pool with its last owner.
+/// A shared, read-only buffer. Its last owner returns it to its pool.
 pub(crate) struct Shared<T> {
     data: Option<Arc<Aligned<T>>>,
-    /// How many of the buffer's elements are in use.
+    /// Number of elements in use.
     len: usize,
     pool: Arc<Pool<T>>,
 }

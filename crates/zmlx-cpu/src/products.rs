@@ -1,4 +1,4 @@
-//! Products as ops ask for them: what they check, which rows meet which matrices, and where results go.
+//! Products for ops: argument checks, which rows are multiplied by which matrices, and where results go.
 
 use super::matmul::{Groups, Product, Results};
 use super::pool::Shape;
@@ -46,7 +46,7 @@ impl CpuBackend {
         self.product_into(shape, &product, &groups, f)
     }
 
-    /// `f(values, out[pair][rows])` for all pairs of a product, into a new tensor of that shape.
+    /// Writes `f(values, out[pair][rows])` for all pairs of a product into a new tensor of that shape.
     fn product_into<const W: usize>(
         &self,
         shape: Shape,
@@ -60,7 +60,7 @@ impl CpuBackend {
         Ok(CpuTensor::new(shape, y))
     }
 
-    /// Writes `f` of the results of pair p to row p of `out`, `n_out` wide.
+    /// Writes `f` of the results of pair p to row p of `out`, which is `n_out` wide.
     pub(super) fn write<const W: usize>(
         &self,
         out: SyncPtr,
@@ -86,7 +86,7 @@ impl CpuBackend {
         }
     }
 
-    /// The shape that `experts` chooses for: its tokens and slots, with every index checked against `n_mats`.
+    /// The numbers of tokens and slots in `experts`. Every index is checked against `n_mats`.
     pub(super) fn check_experts(
         op: &'static str,
         x: &CpuTensor,
@@ -116,7 +116,8 @@ impl CpuBackend {
 }
 
 impl CpuBackend {
-    /// Gate and up of all rows of x, or of each token's experts, with their biases if they have any, joined.
+    /// Gate and up of all rows of x, or of each token's experts, with their biases if they have any, joined by the
+    /// activation.
     pub(super) fn gate_up(
         &self,
         op: &'static str,
@@ -168,12 +169,12 @@ pub(super) fn check_pairs(op: &'static str, n_pairs: usize) -> Result<()> {
     ensure(fits, op, "x", "fewer than 2^32 - 1 rows", n_pairs)
 }
 
-/// Which results of a product are handed on.
+/// The place of results in a product.
 #[derive(Clone, Copy)]
 pub(super) struct At {
-    /// Of which row of activations and matrix.
+    /// The row of activations and its matrix.
     pub(super) pair: usize,
-    /// The first row of the matrix.
+    /// The first of the matrix's rows.
     pub(super) first_row: usize,
 }
 
@@ -186,13 +187,13 @@ pub(super) struct Biases<'a> {
 }
 
 impl<'a> Biases<'a> {
-    /// Those in `bias`, for the products of `weight`.
+    /// The biases in `bias`, for the products of `weight`.
     pub(super) fn new(op: &'static str, bias: &'a CpuWeight, weight: &CpuWeight) -> Result<Self> {
         let n_out = weight.n_out();
         Ok(Self { values: bias.vectors(op, weight.n_mats(), n_out)?, n_out })
     }
 
-    /// Those of `n` rows of a matrix, from the first on.
+    /// The biases of `n` rows of a matrix, from `first_row` on.
     #[inline(always)]
     pub(super) fn rows(self, mat: usize, first_row: usize, n: usize) -> &'a [f32] {
         &self.values[mat * self.n_out + first_row..][..n]

@@ -13,10 +13,11 @@ pub(crate) use state::StateCache;
 use zmlx_core::check::ensure;
 use zmlx_core::{CacheKind, ConvActivation, ConvWeights, DeltaInputs, DeltaWeights, Result, Span};
 
-/// Floats of all states of a step from which on they are not expected to stay in a core's caches until they are read again.
+/// If all states of a step have at least this many floats, they are not expected to stay in a core's caches until the
+/// next step.
 const STREAM_MIN: usize = 64 * 1024;
 
-/// The span of a token of a step, and its number within it.
+/// The index of the span of a step's token, and the token's number within the span.
 fn span_of(spans: &[Span], token: usize) -> (usize, usize) {
     let mut first = 0;
     for (idx, span) in spans.iter().enumerate() {
@@ -53,10 +54,11 @@ impl CpuBackend {
         self.map_rows(OP, x, n_channels, |t, own, y| {
             let (idx, i) = span_of(spans, t);
             let (n_tokens, place) = (spans[idx].n_tokens, places[idx]);
-            // Input `j` of those before the sequence's next token, or of the span's own.
+            // Input `j` counts from the oldest kept input. The first `n_before` come before the span, and the others
+            // are the span's own.
             let input = |j: usize| match j.checked_sub(n_before) {
                 Some(j) => &x.values()[(t - i + j) * n_channels..][..n_channels],
-                // SAFETY: the state has these rows; nobody writes them.
+                // SAFETY: the state has these rows, and nothing writes them.
                 None => unsafe { std::slice::from_raw_parts(place.current.add(j * n_channels), n_channels) },
             };
             match bias {
@@ -72,8 +74,8 @@ impl CpuBackend {
             if activation == ConvActivation::Silu {
                 y.iter_mut().for_each(|y| *y = math::silu(*y));
             }
-            // The last inputs are what the next step begins with: each token brings its own there, the first one also those
-            // that remain.
+            // The next step begins with the last inputs. Each token copies its own input there, and the first token
+            // also copies those that remain from before.
             let keep = |j: usize, row: &[f32]| {
                 // SAFETY: the new state has the row, which only this token writes.
                 unsafe {
@@ -166,7 +168,7 @@ impl CpuBackend {
         let n_rows = spans.len() * layout.n_rows;
         let is_streamed = n_rows * stride >= STREAM_MIN;
         let rows_of = delta::rows(self.level);
-        // Without tokens there are none.
+        // With no tokens there are no values.
         let v = qkv.values().get(2 * n_k_heads * k_dim..).unwrap_or_default();
         let work = Work::new(Kind::States, (n_tokens + spans.len()) * layout.n_rows * stride);
         lock(&self.team).run(work, &|m| {
@@ -190,14 +192,14 @@ impl CpuBackend {
                     v_head,
                     v: &v[v_head * v_dim..],
                     v_stride: n_channels,
-                    // SAFETY: the head's results.
+                    // SAFETY: the head has this result.
                     y: unsafe { y_ptr.row(v_head * v_dim) }.cast_mut(),
                     y_stride: n_v_heads * v_dim,
                     place: places[idx].at(at),
                     is_streamed,
                 };
-                // SAFETY: the level was detected when the backend was made; rows are in one share only, and so are their
-                // results.
+                // SAFETY: the level was detected when the backend was made. Each row and its results are in one share
+                // only.
                 unsafe { rows_of(&head, first..first + n) };
             }
             simd::finish_streams();
@@ -206,7 +208,7 @@ impl CpuBackend {
     }
 }
 
-/// `y = x / √(Σx² + 1e-6) · factor`, then zeros.
+/// `y = x / √(Σx² + 1e-6) · factor`, padded with zeros.
 #[inline(always)]
 fn norm(x: &[f32], factor: f32, y: &mut [f32]) {
     let scale = factor / (math::sum_by(x, |v| v * v) + 1e-6).sqrt();

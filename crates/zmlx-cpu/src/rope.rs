@@ -1,4 +1,4 @@
-//! Rotary position embedding. Angles depend on positions only: one table serves queries and keys of all layers.
+//! Rotary position embedding. Angles depend only on positions, so one table serves the queries and keys of all layers.
 
 use super::sync_ptr::SyncPtr;
 use super::{CpuBackend, CpuStep, CpuTensor, lock};
@@ -7,10 +7,10 @@ use zmlx_core::{Result, Rope, RopePairing, Span};
 
 const OP: &str = "rope";
 
-/// The cosines and sines, times the scale, for the tokens of some spans: `dims / 2` of each per token.
+/// The cosines and sines for the tokens of some spans, times the scale: `dims / 2` of each per token.
 #[derive(Default)]
 pub(super) struct Angles {
-    /// The rope that these are for.
+    /// The rope that the table was computed for.
     rope: Option<Rope>,
     spans: Vec<Span>,
     frequencies: Vec<f64>,
@@ -19,7 +19,7 @@ pub(super) struct Angles {
 }
 
 impl Angles {
-    /// Computes what is asked for, unless it is there.
+    /// Computes the table unless it is already there.
     fn set(&mut self, rope: &Rope, spans: &[Span]) {
         let is_same_rope = self.rope.as_ref() == Some(rope);
         if is_same_rope && self.spans == spans {
@@ -45,7 +45,7 @@ impl Angles {
 }
 
 impl CpuBackend {
-    /// [`Backend::rope`](zmlx_core::Backend::rope); angles are computed in f64.
+    /// [`Backend::rope`](zmlx_core::Backend::rope). Angles are computed in f64.
     pub(super) fn rotate(&self, x: &CpuTensor, step: &CpuStep, rope: &Rope) -> Result<CpuTensor> {
         let &[n_tokens, n_heads, width] = x.dims() else {
             return ensure(false, OP, "x", "[n, n_heads, d]", x).map(|()| unreachable!());
@@ -77,7 +77,7 @@ impl CpuBackend {
     }
 }
 
-/// Rotates the first dimensions of a head, as many as there are angles twice, and copies the others.
+/// Rotates the first dimensions of a head (two for each angle) and copies the others.
 #[inline(always)]
 fn rotate(x: &[f32], cos: &[f32], sin: &[f32], pairing: RopePairing, y: &mut [f32]) {
     let half = cos.len();

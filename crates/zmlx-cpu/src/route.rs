@@ -1,4 +1,4 @@
-//! Choosing experts, row by row.
+//! Chooses experts, row by row.
 
 use super::math::{sigmoid, softmax, sum};
 use super::{CpuBackend, CpuIndices, CpuTensor};
@@ -6,7 +6,7 @@ use zmlx_core::check::ensure;
 use zmlx_core::{NoauxTc, Renormalize, Result, SoftmaxTopK};
 
 impl CpuBackend {
-    /// Calls `f(scores, experts, weights)` for each token, `scores` a copy of its logits to work in.
+    /// Calls `f(scores, experts, weights)` for each token. `scores` is a copy of its logits that `f` may overwrite.
     pub(super) fn route(
         &self,
         op: &'static str,
@@ -49,14 +49,15 @@ pub(super) fn check_groups(op: &'static str, width: usize, n_group: usize, topk_
     ensure((1..=n_group).contains(&topk_group), op, "topk_group", format_args!("1 to {n_group}"), topk_group)
 }
 
-/// The indices of the largest scores, ascending; of equal ones the lower is chosen; NaN counts as smallest.
+/// The indices of the largest scores, in ascending order. Of equal scores the lower index is chosen. NaN counts as
+/// smallest.
 ///
-/// Products go through experts in ascending order: so sums over a token's experts have the same order, and the same bits,
-/// whether ops are fused or not.
+/// Products go through experts in ascending order. So sums over a token's experts have the same order and the same
+/// bits, whether ops are fused or not.
 pub(super) fn top_k(scores: &[f32], out: &mut [u32]) {
     let mut n = 0;
     for (i, score) in scores.iter().enumerate() {
-        // Insertion into the sorted list of the best so far: k is small.
+        // Insertion into the sorted list of the best so far, because k is small.
         let beats = |other: u32| {
             *score > scores[other as usize] || scores[other as usize].is_nan() && !score.is_nan()
         };
@@ -74,7 +75,7 @@ pub(super) fn top_k(scores: &[f32], out: &mut [u32]) {
     out.sort_unstable();
 }
 
-/// Zeros every score outside the `topk_group` groups with the largest sums of their two best.
+/// Zeros every score outside the best `topk_group` groups. Groups are compared by the sum of their two best scores.
 pub(super) fn keep_top_groups(scores: &mut [f32], n_group: usize, topk_group: usize) {
     let size = scores.len() / n_group;
     let rank_of = |group: &[f32]| {
@@ -88,7 +89,7 @@ pub(super) fn keep_top_groups(scores: &mut [f32], n_group: usize, topk_group: us
         }
         best[0] + best[1]
     };
-    // Dropped one by one, worst first, of equal ones the last: needs no memory.
+    // Groups are dropped one by one, the worst first and of equal ones the last. This needs no memory.
     for _ in topk_group..n_group {
         let worst = scores
             .chunks_exact(size)
@@ -171,7 +172,7 @@ mod tests {
     fn groups_are_ranked_by_their_two_best() {
         let mut v = [9.0, 0.0, 5.0, 5.0, 6.0, 3.0, 1.0, 1.0];
         keep_top_groups(&mut v, 4, 2);
-        // Sums 9, 10, 9, 2: of the two nines the first stays.
+        // The groups' sums are 9, 10, 9, 2. Of the two nines the first stays.
         assert_eq!(v, [9.0, 0.0, 5.0, 5.0, 0.0, 0.0, 0.0, 0.0]);
     }
 }

@@ -1,4 +1,4 @@
-//! Ops that go row by row, on the team where that pays.
+//! Ops that work row by row, on the team if that is faster.
 
 use std::ops::Range;
 
@@ -8,11 +8,11 @@ use super::{CpuBackend, CpuTensor, lock};
 use zmlx_core::Result;
 use zmlx_core::check::ensure;
 
-/// Elementwise work of fewer values than this stays on the calling thread: waking the team costs more.
+/// Elementwise work on fewer values than this stays on the calling thread, because waking the team costs more.
 const PARALLEL_MIN: usize = 32 * 1024;
 
 impl CpuBackend {
-    /// Calls `f` for shares of `n_rows` rows of `width` values: on the team if there is enough work.
+    /// Calls `f` for shares of `n_rows` rows of `width` values, on the team if there is enough work.
     pub(super) fn for_rows(&self, n_rows: usize, width: usize, f: impl Fn(Range<usize>) + Sync) {
         if n_rows * width < PARALLEL_MIN {
             f(0..n_rows);
@@ -22,7 +22,8 @@ impl CpuBackend {
         }
     }
 
-    /// A tensor as wide as `width` with the other dimensions of `x`, filled row by row: `f(row, x[row], y[row])`.
+    /// A tensor whose last dimension is `width` and whose other dimensions are those of `x`, filled row by row:
+    /// `f(row, x[row], y[row])`.
     pub(super) fn map_rows(
         &self,
         op: &'static str,
@@ -40,7 +41,7 @@ impl CpuBackend {
                 #[inline(always)]
                 || {
                     for r in rows.clone() {
-                        // SAFETY: row r of the output, in one share only.
+                        // SAFETY: row r of the output is in one share only.
                         f(r, &x.values()[r * last..][..last], unsafe { out.slice(r * width, width) });
                     }
                 },

@@ -1,8 +1,8 @@
-//! The vector operations that the kernels are written with, one implementation per instruction-set level.
+//! The vector operations that the kernels use, with one implementation for each instruction-set level.
 //!
-//! A value of an implementing type is a proof that the processor has the level's instructions: it is made only after
-//! detection. Kernels are `#[inline(always)]` functions generic over [`Simd`], instantiated inside a function that
-//! enables the level's target features.
+//! A value of an implementing type proves that the processor has the level's instructions: it is made only after
+//! detection. Kernels are `#[inline(always)]` functions that are generic over [`Simd`]. They are instantiated inside a
+//! function that enables the level's target features.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod amx;
@@ -14,10 +14,11 @@ pub(crate) mod avx512;
 pub(crate) mod neon;
 pub(crate) mod scalar;
 
-/// Calls a function from a frame that begins a cache line.
+/// Calls a function from a stack frame that begins on a cache line.
 ///
-/// The compiler then aligns vectors that it puts there for lack of registers, too. Elsewhere it leaves to the depth of the stack
-/// which of them cross lines: two threads of a Zen 4 then read 15 GB/s of weights with 2 bits, not 23 (AVX2, 2026-11).
+/// If the compiler has too few registers and puts vectors on the stack, they are then aligned too. Otherwise the depth
+/// of the stack decides which of them cross cache lines: then two threads of a Zen 4 read 15 GB/s of weights with 2
+/// bits, instead of 23 (AVX2, 2026-11).
 #[cfg(target_arch = "x86_64")]
 #[inline(always)]
 fn in_aligned_frame<R>(f: impl FnOnce() -> R) -> R {
@@ -27,8 +28,9 @@ fn in_aligned_frame<R>(f: impl FnOnce() -> R) -> R {
     f()
 }
 
-/// Fetches the cache line at `p`, which need not be valid, into the second-level cache: for what is used later, so that it does not
-/// take the first level's few slots for misses. Only on x86-64: elsewhere there is no stable intrinsic.
+/// Prefetches the cache line at `p` into the second-level cache. `p` need not be valid. Data that is used later does
+/// not need to take one of the few slots for misses of the first level. This works only on x86-64, because there is no
+/// stable intrinsic elsewhere.
 #[inline(always)]
 pub(crate) fn prefetch(p: *const u8) {
     #[cfg(target_arch = "x86_64")]
@@ -41,7 +43,7 @@ pub(crate) fn prefetch(p: *const u8) {
     let _ = p;
 }
 
-/// Makes what [`Simd::stream`] wrote visible to others before what this thread writes later.
+/// Makes writes by [`Simd::stream`] visible to other threads before this thread's later writes.
 pub(crate) fn finish_streams() {
     #[cfg(target_arch = "x86_64")]
     {
@@ -53,13 +55,13 @@ pub(crate) fn finish_streams() {
     }
 }
 
-/// Codes that a 16-bit lane holds, rounded down to a power of two.
+/// Number of codes that a 16-bit lane holds, rounded down to a power of two.
 pub(crate) const fn codes_of_16(bits: usize) -> usize {
     1 << (16 / bits).ilog2()
 }
 
-/// Of numbers of `bits` bits one after the other: the two bytes that number `j` is in, and by how much these are shifted left
-/// for it to be on top of 16 bits.
+/// For numbers of `bits` bits, stored one after the other: the two bytes that contain number `j`, and the left shift
+/// that brings it to the top of 16 bits.
 const fn windows16(bits: usize) -> ([u8; 32], [u16; 16]) {
     let (mut bytes, mut shifts) = ([0; 32], [0; 16]);
     let mut j = 0;
@@ -77,22 +79,23 @@ const fn windows16(bits: usize) -> ([u8; 32], [u16; 16]) {
 /// # Safety of the loads and stores
 /// Each reads or writes the stated number of bytes at a pointer of any alignment, which must be valid for that.
 pub(crate) trait Simd: Copy {
-    /// Lanes of a vector: 8 or 16.
+    /// Number of lanes in a vector: 8 or 16.
     const LANES: usize;
-    /// Whether there are 32 registers, not 16.
+    /// Whether there are 32 vector registers instead of 16.
     const MANY_REGISTERS: bool;
-    /// Float lanes.
+    /// A vector of floats.
     type F: Copy;
-    /// Integer lanes.
+    /// A vector of integers.
     type I: Copy;
     /// Running sums of [`Simd::dot16`].
     type Acc: Copy;
     /// Running sums of [`Simd::dot8`].
     type Acc8: Copy;
-    /// What the unsigned factors may add up to in a running sum of [`Simd::dot8`], if the signed ones are up to 127.
+    /// The largest sum of the unsigned factors in a running sum of [`Simd::dot8`], if the signed factors are at most
+    /// 127.
     const CAPACITY8: usize;
 
-    /// A proof without detection.
+    /// Makes the proof without detection.
     ///
     /// # Safety
     /// The processor has the level's instructions.
@@ -111,45 +114,48 @@ pub(crate) trait Simd: Copy {
     unsafe fn load_bf16(self, p: *const u8) -> Self::F;
     /// Reads `LANES` f16 values from `2 · LANES` bytes.
     unsafe fn load_f16(self, p: *const u8) -> Self::F;
-    /// Reads `2 · LANES` times [`codes_of_16`] codes of `BITS` (3, 5 or 6) bits, so many neighbours into each 16-bit lane: the
-    /// last on top, others below it, then whatever there is. May read 16 bytes more.
+    /// Reads `2 · LANES` times [`codes_of_16`] codes of `BITS` (3, 5 or 6) bits. Each 16-bit lane gets as many
+    /// neighbouring codes as it holds: the last one at the top, the others below it. The bits below these are
+    /// unspecified. May read 16 bytes more.
     unsafe fn load_tops16<const BITS: usize>(self, p: *const u8) -> Self::I;
-    /// Reads `4 · LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 2` bytes into 8-bit lanes; may read up to
-    /// `LANES · BITS / 2 + 16` bytes.
+    /// Reads `4 · LANES` codes of `BITS` (3, 5 or 6) bits from `LANES · BITS / 2` bytes into 8-bit lanes. May read up
+    /// to `LANES · BITS / 2 + 16` bytes.
     unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I;
-    /// Reads `LANES` e4m3 codes, `2^8` times too small. The NaN codes give ±480 · 2^-8.
+    /// Reads `LANES` e4m3 codes; the results are 2^8 times too small. The NaN codes give ±480 · 2^-8.
     ///
-    /// The bits are moved to where half precision has them, whose conversion is fast for subnormal numbers too.
+    /// The bits are moved to their places in a half-precision float, because that conversion is fast for subnormal
+    /// numbers too.
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F;
     /// Reads `LANES` e8m0 codes.
     unsafe fn load_e8m0(self, p: *const u8) -> Self::F;
     /// Writes `LANES` floats.
     unsafe fn store(self, p: *mut f32, v: Self::F);
-    /// Writes `LANES` floats to a multiple of their size, past the caches where the hardware can: [`finish_streams`] follows.
+    /// Writes `LANES` floats to an address that is a multiple of their size, past the caches if the hardware can.
+    /// [`finish_streams`] must follow.
     #[inline(always)]
     unsafe fn stream(self, p: *mut f32, v: Self::F) {
         // SAFETY: the caller's promise.
         unsafe { self.store(p, v) }
     }
-    /// Writes the integers nearest to `LANES` floats, which fit; of NaN any.
+    /// Writes the integers nearest to `LANES` floats, which must fit. NaN gives any integer.
     unsafe fn store_i16(self, p: *mut i16, v: Self::F);
 
     fn add(self, a: Self::F, b: Self::F) -> Self::F;
     fn mul(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `a · b + c`, rounded once where the hardware can.
+    /// `a · b + c`, rounded once if the hardware can.
     fn fma(self, a: Self::F, b: Self::F, c: Self::F) -> Self::F;
-    /// `a` where it is greater than `b`, else `b`: also if one is NaN.
+    /// `a` if it is greater than `b`, else `b`; so also `b` if one of them is NaN.
     fn max(self, a: Self::F, b: Self::F) -> Self::F;
-    /// `a · 2^n` of whole numbers `n` from -126 to 0.
+    /// `a · 2^n` for whole numbers `n` from -126 to 0.
     fn times_power(self, a: Self::F, n: Self::F) -> Self::F;
     fn and(self, a: Self::I, b: Self::I) -> Self::I;
-    /// The floats nearest to the lanes as signed integers.
+    /// The lanes as signed integers, converted to the nearest floats.
     fn to_f32(self, a: Self::I) -> Self::F;
-    /// Logical shift right of 16-bit lanes by `n` < 16; a constant after unrolling.
+    /// Logical shift right of 16-bit lanes by `n` < 16, which is a constant after unrolling.
     fn shr16(self, a: Self::I, n: u32) -> Self::I;
-    /// Logical shift left of 16-bit lanes by `n` < 16; a constant after unrolling.
+    /// Logical shift left of 16-bit lanes by `n` < 16, which is a constant after unrolling.
     fn shl16(self, a: Self::I, n: u32) -> Self::I;
-    /// Of each 8-bit lane the `BITS` bits from bit `from` on; a constant after unrolling.
+    /// The `BITS` bits from bit `from` on of each 8-bit lane. `from` is a constant after unrolling.
     #[inline(always)]
     fn bits_of_8<const BITS: usize>(self, a: Self::I, from: usize) -> Self::I {
         let shifted = if from == 0 { a } else { self.shr16(a, from as u32) };
@@ -157,50 +163,51 @@ pub(crate) trait Simd: Copy {
     }
     /// Twice the e2m1 values of the codes in the 8-bit lanes, with signs.
     fn e2m1_times_2(self, codes: Self::I) -> Self::I;
-    /// Twice the e2m1 values of the codes in the 8-bit lanes, and 12.
+    /// Twice the e2m1 values of the codes in the 8-bit lanes, plus 12.
     fn e2m1_times_2_plus_12(self, codes: Self::I) -> Self::I;
-    /// No sums yet.
+    /// Sums of zero.
     fn acc(self) -> Self::Acc;
-    /// Adds the products of signed 16-bit lanes, in pairs: [`Simd::acc_lanes`] gives in 32-bit lane `j` the sum over
-    /// lanes `2j` and `2j + 1`. The sums must fit.
+    /// Adds the products of signed 16-bit lanes in pairs: 32-bit lane `j` of [`Simd::acc_lanes`] is the sum over lanes
+    /// `2j` and `2j + 1`. The sums must fit.
     fn dot16(self, acc: Self::Acc, a: Self::I, b: Self::I) -> Self::Acc;
     /// The sums so far, as signed 32-bit lanes.
     fn acc_lanes(self, acc: Self::Acc) -> Self::I;
-    /// No sums yet.
+    /// Sums of zero.
     fn acc8(self) -> Self::Acc8;
-    /// Adds the products of unsigned 8-bit lanes of `a`, up to 63 unless these are [`Vnni`], with signed ones of `b`:
-    /// [`Simd::acc8_lanes`] gives in 32-bit lane `j` the sum over lanes `4j` to `4j + 3`. The sums must fit, see
-    /// [`Simd::CAPACITY8`].
+    /// Adds the products of the unsigned 8-bit lanes of `a`, which are at most 63 except with [`Vnni`], and the signed
+    /// ones of `b`: 32-bit lane `j` of [`Simd::acc8_lanes`] is the sum over lanes `4j` to `4j + 3`. The sums must fit,
+    /// see [`Simd::CAPACITY8`].
     fn dot8(self, acc: Self::Acc8, a: Self::I, b: Self::I) -> Self::Acc8;
     /// The sums so far, as signed 32-bit lanes.
     fn acc8_lanes(self, acc: Self::Acc8) -> Self::I;
-    /// The lanes' bits as floats.
+    /// Reinterprets the lanes' bits as floats.
     fn floats(self, a: Self::I) -> Self::F;
-    /// The lanes' bits.
+    /// Reinterprets the lanes' bits as integers.
     fn bits(self, a: Self::F) -> Self::I;
-    /// Transposes `LANES` vectors of words: `row(i)` is called for all of them, then `column(j, v)` for each vector of lanes `j`,
-    /// in any order.
+    /// Transposes `LANES` vectors of words. Calls `row(i)` for all of them, then `column(j, v)` for the vector `v` of
+    /// their lanes `j`, in any order of `j`.
     fn transpose(self, row: impl Fn(usize) -> Self::I, column: impl FnMut(usize, Self::I));
-    /// In each 32-bit lane the lower 16 bits of `a` and, above them, of `b`; and the upper ones.
+    /// Pairs 16-bit halves: in each 32-bit lane of the first result the lower half of `a` with that of `b` above it,
+    /// and in the second result the upper halves.
     fn zip16(self, a: Self::I, b: Self::I) -> (Self::I, Self::I);
     /// Lane `j` of the result is lane `idx[j]` of `v`.
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F;
-    /// The first `n` lanes of `v`, whatever the others hold, then zeros.
+    /// The first `n` lanes of `v`, then zeros.
     fn first(self, v: Self::F, n: usize) -> Self::F;
     /// The sum of the lanes.
     fn sum(self, v: Self::F) -> f32;
     /// The sums of the lanes of four vectors.
     fn sums(self, v: [Self::F; 4]) -> [f32; 4];
-    /// The largest of the lanes, none of which is NaN.
+    /// The largest lane. No lane is NaN.
     fn largest(self, v: Self::F) -> f32;
 }
 
 /// Vectors whose sums of [`Simd::dot16`] are modulo 2^32.
 #[cfg(target_arch = "x86_64")]
 pub(crate) trait WordSums: Simd {
-    /// The sums so far are these 32-bit lanes.
+    /// Sums that start with these 32-bit lanes.
     fn acc_of(self, lanes: Self::I) -> Self::Acc;
-    /// Adds 16-bit lanes, whose sums must fit.
+    /// Adds 16-bit lanes. The sums must fit.
     fn add16(self, a: Self::I, b: Self::I) -> Self::I;
     /// Subtracts 32-bit lanes, modulo 2^32.
     fn sub32(self, a: Self::I, b: Self::I) -> Self::I;
@@ -209,25 +216,25 @@ pub(crate) trait WordSums: Simd {
 /// Vectors that multiply 16-bit activations as two planes of bytes, `256 · upper + lower`.
 #[cfg(target_arch = "x86_64")]
 pub(crate) trait TwoBytes: Simd {
-    /// Whether sums of products of bytes have 16 bits: then each plane has sums of its own, and words are zipped, so that the sums of
-    /// two vectors of words, which are of the same groups, become sums of 32 bits together.
+    /// Whether sums of products of bytes have 16 bits. Then each plane has sums of its own, and words are zipped, so
+    /// that the sums of two vectors of words, which are of the same groups, become 32 bits wide together.
     const ZIPPED: bool;
     /// Running sums of products with both planes.
     type Sum2: Copy;
 
-    /// No sums yet.
+    /// Sums of zero.
     fn sum2(self) -> Self::Sum2;
-    /// Adds products as [`Simd::dot8`] with the upper plane, 0, or the lower one.
+    /// Adds products as [`Simd::dot8`] does, with the upper plane (0) or the lower one (1).
     fn dot8_of(self, sum: Self::Sum2, a: Self::I, b: Self::I, plane: usize) -> Self::Sum2;
-    /// What comes between all products with the upper plane and those with the lower one, if words are not zipped.
+    /// The step between all products with the upper plane and those with the lower one, if words are not zipped.
     #[inline(always)]
     fn lower_plane(self, sum: Self::Sum2) -> Self::Sum2 {
         sum
     }
     /// The sums so far, as signed 32-bit lanes.
     fn sum2_lanes(self, sum: Self::Sum2) -> Self::I;
-    /// Vector `i` of the two vectors of words from `p` on. If words are zipped: of each half of both, the first has the first two words,
-    /// the other the last two.
+    /// Vector `i` of the two vectors of words from `p` on. If words are zipped, the first vector takes the first two
+    /// words of each half of both, and the second takes the last two.
     #[inline(always)]
     unsafe fn load_zipped(self, p: *const u8, i: usize) -> Self::I {
         // SAFETY: the caller's promise.
@@ -235,16 +242,16 @@ pub(crate) trait TwoBytes: Simd {
     }
 }
 
-/// Vectors with VNNI's dot products: sums of products of bytes have 32 bits.
+/// Vectors with VNNI's dot products, whose sums of products of bytes have 32 bits.
 #[cfg(target_arch = "x86_64")]
 pub(crate) trait Vnni: Simd {
-    /// 256 times the sums, which must fit.
+    /// The sums times 256. The results must fit.
     fn times_256(self, acc: Self::Acc8) -> Self::Acc8;
-    /// Reads `LANES` words of eight codes of 3 bits from `3 · LANES` bytes into the low 24 bits of 32-bit lanes, whatever
-    /// the others hold.
+    /// Reads `LANES` words of eight codes of 3 bits from `3 · LANES` bytes into the low 24 bits of 32-bit lanes. The
+    /// other bits are unspecified.
     unsafe fn load_words3(self, p: *const u8) -> Self::I;
-    /// Of each such word codes `i`, `i + 2`, `i + 4` and `i + 6`, `i` being 0 or 1, in 8-bit lanes.
+    /// The codes `i`, `i + 2`, `i + 4` and `i + 6` of each such word in 8-bit lanes; `i` is 0 or 1.
     fn codes_of_words3(self, words: Self::I, i: usize) -> Self::I;
-    /// Adds to the sums, which are those of 32-bit lanes.
+    /// Adds 32-bit lanes to the sums.
     fn add_lanes(self, acc: Self::Acc8, lanes: Self::I) -> Self::Acc8;
 }

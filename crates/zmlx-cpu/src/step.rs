@@ -10,7 +10,7 @@ use zmlx_core::{Logits, Result, Span, logit_rows};
 pub struct CpuStep {
     spans: Shared<Span>,
     n_tokens: usize,
-    /// Rows whose logits are wanted.
+    /// Number of rows whose logits are wanted.
     n_logits: usize,
 }
 

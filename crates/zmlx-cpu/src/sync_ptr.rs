@@ -1,6 +1,6 @@
-//! A pointer through which the members of a team write one buffer.
+//! A pointer through which the members of a team write to one buffer.
 
-/// A pointer that members write disjoint elements of.
+/// A pointer through which members write disjoint elements.
 #[derive(Clone, Copy)]
 pub(crate) struct SyncPtr(*mut f32);
 
@@ -14,10 +14,10 @@ impl SyncPtr {
         Self(values.as_mut_ptr())
     }
 
-    /// Where element `from` lies.
+    /// A pointer to element `from`.
     ///
     /// # Safety
-    /// It exists.
+    /// The element exists.
     pub(crate) unsafe fn row(self, from: usize) -> *const f32 {
         // SAFETY: the caller's promise.
         unsafe { self.0.add(from).cast_const() }

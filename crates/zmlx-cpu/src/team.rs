@@ -1,8 +1,8 @@
-//! A persistent team of threads with a barrier cheap enough to separate the phases of one token.
+//! A persistent team of threads, with a barrier that is cheap enough to separate the phases of one token.
 //!
-//! The caller is member 0; the others are long-lived workers. Between jobs and at barriers a member looks for some time, then
-//! sleeps, so that an idle process uses no processor and a busy machine's cores go to whoever has work. A job may be done by
-//! fewer members than there are: [`pace`] says when.
+//! The caller is member 0, and the others are long-lived workers. Between jobs and at barriers a member spins for some
+//! time and then sleeps. So an idle process uses no processor time, and a busy machine's cores go to threads that have
+//! work. A job may be done by fewer members than there are: [`pace`] decides that.
 
 mod pace;
 mod signal;
@@ -17,39 +17,40 @@ pub(crate) use pace::{Kind, Work};
 use signal::Signal;
 use zmlx_core::Barriers;
 
-/// A job: called once per member with its [`Member`].
+/// A job, which is called once per member with its [`Member`].
 type TeamJob<'a> = dyn Fn(&Member<'_>) + Sync + 'a;
 
 /// How many members take part in a job.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sizes {
-    /// All.
+    /// All members.
     Fixed,
-    /// As many as are fastest.
+    /// As many members as are fastest.
     AsPays,
 }
 
-/// Members of a job, in the lower bits of [`TeamState::epoch`].
+/// Number of bits for the members of a job, at the bottom of [`TeamState::epoch`].
 const MEMBER_BITS: u32 = 16;
 
 struct TeamState {
-    /// The number of jobs started, and in the lower bits how many members the last one has: one word, so that a worker that
-    /// is late never takes one job's members for another's.
+    /// The number of jobs started, and in the lower bits the number of members of the last one. Both are in one word,
+    /// so that a late worker never takes one job's number of members for another's.
     epoch: AtomicU64,
     /// The job of this epoch: a pointer to a `&TeamJob` on the caller's stack, valid until every member has finished.
     job: AtomicPtr<&'static TeamJob<'static>>,
-    /// Workers that finished the job of this epoch.
+    /// Number of workers that finished the job of this epoch.
     n_finished: AtomicUsize,
-    /// Members that arrived at the current barrier, and the number of barriers passed.
+    /// Number of members that arrived at the current barrier, and number of barriers passed.
     n_arrived: AtomicUsize,
     barrier: AtomicUsize,
     panicked: AtomicBool,
     stop: AtomicBool,
-    /// A job has begun, or there will be none.
+    /// Notified when a job has begun, or when the team ends.
     began: Signal,
-    /// A barrier was passed, a worker has finished, or a member has panicked.
+    /// Notified when a barrier was passed, a worker has finished, or a member has panicked.
     moved: Signal,
-    /// Barriers that the caller passed, the end of a job being one, and the nanoseconds that it waited there.
+    /// Number of barriers that the caller passed, including the ends of jobs, and the nanoseconds that it waited at
+    /// them.
     n_passed: AtomicU64,
     waited: AtomicU64,
 }
@@ -79,7 +80,7 @@ impl TeamState {
         if !is_pending() {
             return;
         }
-        // Only a thread that waits anyway looks at the clock.
+        // Only a thread that has to wait reads the clock.
         let since = is_caller.then(Instant::now);
         self.moved.wait_while(is_pending);
         if let Some(since) = since {
@@ -87,14 +88,14 @@ impl TeamState {
         }
     }
 
-    /// Lets go who waits for a member that panicked.
+    /// Releases the threads that wait for a member that panicked.
     fn give_up(&self) {
         self.panicked.store(true, Ordering::SeqCst);
         self.moved.notify();
     }
 }
 
-/// Of `n_items`, parted evenly into `n` parts that begin at multiples of `unit`, part `idx`.
+/// Part `idx` of `n_items` items, which are split evenly into `n` parts that begin at multiples of `unit`.
 pub(crate) fn part(n_items: usize, unit: usize, n: usize, idx: usize) -> std::ops::Range<usize> {
     let n_units = n_items.div_ceil(unit);
     let at = |i: usize| (n_units * i / n * unit).min(n_items);
@@ -108,29 +109,29 @@ pub(crate) struct Member<'a> {
     shared: &'a TeamState,
 }
 
-/// What a member unwinds with that waited for one that panicked.
+/// The panic payload of a member that waited for one that panicked.
 struct GivenUp;
 
 impl Member<'_> {
-    /// This member's share of `n_items` items in multiples of `unit`: the shares of all members cover them once.
+    /// This member's share of `n_items` items, in multiples of `unit`. The shares of all members cover each item once.
     pub(crate) fn share(&self, n_items: usize, unit: usize) -> std::ops::Range<usize> {
         part(n_items, unit, self.n_members, self.idx)
     }
 
-    /// This member's number: 0 is the caller.
+    /// This member's number; 0 is the caller.
     pub(crate) fn idx(&self) -> usize {
         self.idx
     }
 
-    /// How many members take part in the job.
+    /// Number of members that take part in the job.
     pub(crate) fn n_members(&self) -> usize {
         self.n_members
     }
 
-    /// Waits until every member has arrived; what they wrote before is then visible.
+    /// Waits until every member has arrived. What they wrote before is then visible.
     ///
     /// # Panics
-    /// If another member has panicked and will never arrive: what it should have written is not there.
+    /// If another member has panicked and so will never arrive, because its results are missing.
     pub(crate) fn barrier(&self) {
         let s = self.shared;
         if self.n_members == 1 {
@@ -158,7 +159,7 @@ pub(crate) struct Team {
 }
 
 impl Team {
-    /// A team of `n_members`, at least 1, the caller included. Where the system refuses a thread, fewer.
+    /// A team of `n_members` (at least 1), the caller included. It is smaller if the system refuses a thread.
     pub(crate) fn new(n_members: usize, sizes: Sizes) -> Self {
         let n_members = n_members.clamp(1, (1 << MEMBER_BITS) - 1);
         let mut team = Self { shared: Arc::new(TeamState::new()), workers: Vec::new(), pace: None };
@@ -181,7 +182,7 @@ impl Team {
         self.workers.len() + 1
     }
 
-    /// Barriers so far; `None` where one thread computes alone.
+    /// The barriers so far.
     pub(crate) fn barriers(&self) -> Barriers {
         Barriers {
             n: self.shared.n_passed.load(Ordering::Relaxed),
@@ -189,7 +190,8 @@ impl Team {
         }
     }
 
-    /// Runs `job` once on every member that takes part and returns when all are done. `&mut` because jobs do not nest.
+    /// Runs `job` once on every member that takes part, and returns when all are done. It takes `&mut` because jobs do
+    /// not nest.
     ///
     /// # Panics
     /// If the job panics on any member.
@@ -211,8 +213,8 @@ impl Team {
             return;
         }
         // SAFETY: only the lifetime changes. The workers use the reference only between the store of the epoch below
-        // and their increment of `n_finished`, and `Finish` does not let this function return (or unwind) before
-        // all that take part have made it.
+        // and their increment of `n_finished`. `Finish` does not let this function return or unwind before every member
+        // that takes part has made that increment.
         let mut job: &'static TeamJob<'static> =
             unsafe { std::mem::transmute::<&TeamJob<'_>, &'static TeamJob<'static>>(job) };
         s.n_finished.store(0, Ordering::Relaxed);
@@ -228,7 +230,7 @@ impl Team {
     }
 }
 
-/// Waits for the workers, also when the caller's part of the job unwinds.
+/// Waits for the workers when it is dropped, even if the caller's part of the job unwinds.
 struct Finish<'a>(&'a TeamState, usize);
 
 impl Drop for Finish<'_> {
@@ -238,7 +240,7 @@ impl Drop for Finish<'_> {
             s.give_up();
         }
         s.wait(true, || s.n_finished.load(Ordering::Acquire) + 1 < n_members);
-        s.n_arrived.store(0, Ordering::Relaxed); // an unwound job may have left half a barrier
+        s.n_arrived.store(0, Ordering::Relaxed); // an unwound job may have left some members counted
     }
 }
 
@@ -264,14 +266,15 @@ fn work(idx: usize, s: &TeamState) {
         if idx >= n_members {
             continue;
         }
-        // SAFETY: this worker takes part in the job of the epoch `seen`. `run_on` stored a pointer to a live `&TeamJob` before
-        // it stored that epoch, and neither returns nor begins another job until this worker has incremented `n_finished`.
+        // SAFETY: this worker takes part in the job of the epoch `seen`. `run_on` stored a pointer to a live `&TeamJob`
+        // before it stored that epoch. It neither returns nor begins another job until this worker has incremented
+        // `n_finished`.
         let job = unsafe { *s.job.load(Ordering::Relaxed) };
         let run = || job(&Member { idx, n_members, shared: s });
         if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
             s.give_up();
         }
-        // The last one; whoever waits for the others looks at the number.
+        // Only the last worker notifies, because the waiting thread checks the number.
         if s.n_finished.fetch_add(1, Ordering::AcqRel) + 2 >= n_members {
             s.moved.notify();
         }
@@ -299,13 +302,13 @@ mod tests {
                     m.barrier();
                 });
             }
-            // Two in the job and its end.
+            // Each job has two barriers and its end.
             let n_barriers = if n == 1 { 0 } else { 199 * 3 };
             assert_eq!(team.barriers().n, n_barriers);
         }
     }
 
-    /// Jobs of changing numbers of members: each is done once by those that take part, and by no others.
+    /// Runs jobs with changing numbers of members. Each is done once by the members that take part, and by no others.
     #[test]
     fn those_that_take_part_run_once() {
         let team = Team::new(4, Sizes::Fixed);
@@ -348,7 +351,7 @@ mod tests {
                 team.run(some_work(), &|m| {
                     assert_ne!(m.idx(), guilty, "on purpose");
                     m.barrier();
-                    // What the guilty one should have written is not there.
+                    // What the member that panicked should have written is missing.
                     passed.fetch_add(1, Ordering::Relaxed);
                 });
             };

@@ -1,4 +1,5 @@
-//! Once warm, no op of the CPU backend allocates: a program of its own, as it counts what the whole process does.
+//! Once warm, no op of the CPU backend allocates. This test is a program of its own, because it counts the allocations
+//! of the whole process.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -17,7 +18,7 @@ struct Counting;
 
 static N_ALLOCATIONS: AtomicUsize = AtomicUsize::new(0);
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         N_ALLOCATIONS.fetch_add(1, Ordering::Relaxed);
@@ -40,9 +41,9 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// Allocations of the best ten calls of fifty, after three that warm up. What every call allocates shows in every ten; but
-/// blocks of attention go to whichever member is free, and one that starts late, or gets its first block late, sets up its
-/// own memory then, once. So does the thread of the test harness, which waits for this one.
+/// The smallest number of allocations in ten successive calls, out of fifty after three calls to warm up. Allocations
+/// of every call show in every ten. But blocks of attention go to any free member, and one that starts late sets up its
+/// own memory at that time, once. The thread of the test harness, which waits for this one, does the same.
 fn allocations(mut f: impl FnMut()) -> usize {
     (0..3).for_each(|_| f());
     let mut ten = || {
@@ -69,7 +70,7 @@ const RANK: usize = 64;
 const ROPE_DIM: usize = 16;
 const ROPE: Rope = Rope::plain(ROPE_DIM, 1e4, RopePairing::Interleaved);
 
-/// A bank of quantised matrices; what they hold does not matter.
+/// A bank of quantised matrices. The values do not matter.
 fn weight(b: &CpuBackend, mode: QuantMode, shape: [usize; 3]) -> CpuWeight {
     let n: usize = shape.iter().product();
     let (bits, group_size, scale_dtype) = match mode {
@@ -190,7 +191,7 @@ fn check_ops(b: &CpuBackend, mode: QuantMode, batch: &Batch, name: &str) {
     ];
 }
 
-/// Layers of both kinds of attention with experts behind them, token by token as the caches grow.
+/// Layers of both kinds of attention, followed by experts, token by token as the caches grow.
 fn check_decoding(b: &CpuBackend, mode: QuantMode, name: &str) {
     let cache = |kind| b.cache(&CacheSpec { kind, format: KvFormat::Native }).unwrap();
     let mut heads = cache(CacheKind::Full { n_kv_heads: 2, head_dim: HEAD_DIM });
@@ -262,7 +263,7 @@ fn a_warm_backend_allocates_nothing() {
             let b = CpuBackend::with_level(level, Some(n_threads)).unwrap();
             for mode in [QuantMode::Affine, QuantMode::Nvfp4] {
                 let name = format!("{} on {n_threads} threads, {}", level.name(), mode.name());
-                // One token, few, and enough for the path of many.
+                // One token, a few, and enough for the kernels for many rows.
                 for n in [1, 3, 33] {
                     check_ops(&b, mode, &Batch::new(&b, n), &name);
                 }
@@ -270,7 +271,7 @@ fn a_warm_backend_allocates_nothing() {
             }
         }
     }
-    // Its result is a Vec. (This also shows that the counter counts.)
+    // Its result is a Vec. This also shows that the counter counts.
     let b = CpuBackend::new(Some(1)).unwrap();
     let x = b.tensor(&[1.0], &[1]).unwrap();
     assert_eq!(allocations(|| drop(black_box(b.shape(&x)))), 10);

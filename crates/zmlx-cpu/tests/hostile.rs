@@ -1,5 +1,5 @@
-//! Calls that no model makes: sizes that wrap, and weights of two levels. Each is an error, never a panic. Random shapes for every op:
-//! `tools/fuzz-targets`.
+//! Calls that no model makes: sizes that overflow, and weights of two levels. Each is an error, never a panic.
+//! `tools/fuzz-targets` tries random shapes for every op.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use bytes::Bytes;
@@ -12,25 +12,25 @@ fn bf16(n_out: usize, n_in: usize) -> HostWeight {
     HostWeight::new(WeightFormat::Dense(DType::BF16), [1, n_out, n_in], bytes).unwrap()
 }
 
-/// Dimensions whose product wraps, hidden behind a zero or made by an op.
+/// Dimensions whose product overflows, hidden by a zero or made by an op.
 #[test]
 fn sizes_that_wrap_are_refused() {
     let b = CpuBackend::new(Some(2)).unwrap();
     for shape in [&[1 << 62, 0, 8][..], &[0, usize::MAX], &[0, 1 << 30, 1 << 30], &[1 << 40, 0]] {
         let x = b.tensor(&[], shape);
         let indices = b.indices(&[], shape);
-        // What is not refused here is refused by each op that would make something of it.
+        // What is not refused here is refused by each op that would use it.
         if let Ok(x) = x {
             assert!(b.softmax(&x).is_err() && b.top_k(&x, 1).is_err(), "{shape:?}");
         }
         assert!(indices.is_err() || shape.len() == 2, "{shape:?}");
     }
-    // Of 2^29 rows, times 2^20.
+    // 2^29 rows, times 2^20.
     let many = b.upload(bf16(1 << 20, 1)).unwrap();
     let wide = b.concat_rows(&[&many; 1 << 9]).unwrap();
     let y = b.linear(&b.tensor(&vec![1.0; 1 << 20], &[1 << 20, 1]).unwrap(), &wide);
     assert!(matches!(y.as_ref().err(), Some(Error::Precondition { .. })), "{y:?}");
-    // Of 2^19 rows, times 2^30 tokens, none of which chose an expert.
+    // 2^19 rows, times 2^30 tokens. None of them chose an expert.
     let down = b.upload(bf16(1 << 19, 8)).unwrap();
     let (no_experts, nothing) =
         (b.indices(&[], &[1 << 30, 0]).unwrap(), b.tensor(&[], &[1 << 30, 0]).unwrap());

@@ -1,4 +1,4 @@
-//! What the cache holds.
+//! The local cache of models.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -9,7 +9,7 @@ use crate::complete;
 use crate::name::is_commit;
 use crate::{Environment, Error, ModelName, Result};
 
-/// The folder that Hugging Face's tools keep models in. It need not exist.
+/// The folder in which Hugging Face's tools keep models. It need not exist.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cache {
     root: PathBuf,
@@ -20,20 +20,20 @@ pub struct Cache {
 pub struct CachedModel {
     /// `org/name`.
     pub id: String,
-    /// Bytes that it takes on the disk, unfinished downloads included.
+    /// Bytes that it takes on the disk, including unfinished downloads.
     pub bytes: u64,
     /// Bytes of unfinished downloads.
     pub unfinished_bytes: u64,
-    /// What is there of it, sorted by commit.
+    /// Its revisions in the cache, sorted by commit.
     pub revisions: Vec<CachedRevision>,
 }
 
-/// A model as it stood at a commit.
+/// A model at a commit.
 #[derive(Clone, Debug, Serialize)]
 pub struct CachedRevision {
     /// The commit.
     pub commit: String,
-    /// Branches and tags that stood there.
+    /// Branches and tags that pointed to the commit when they were last downloaded.
     pub refs: Vec<String>,
     /// Its folder.
     pub dir: PathBuf,
@@ -41,7 +41,7 @@ pub struct CachedRevision {
     pub n_files: usize,
     /// Bytes of its files.
     pub bytes: u64,
-    /// What it lacks to be a model that can be loaded; `None` if it has all.
+    /// What is missing for a model that can be loaded; `None` if it is complete.
     pub lacks: Option<String>,
 }
 
@@ -51,10 +51,10 @@ impl Cache {
         Self { root }
     }
 
-    /// The cache of an environment.
+    /// The cache that an environment names.
     ///
     /// # Errors
-    /// If it has none.
+    /// If it names none.
     pub fn of(environment: &Environment) -> Result<Self> {
         environment.cache_dir().map(Self::new)
     }
@@ -80,10 +80,10 @@ impl Cache {
         self.root.join(".locks").join(name.folder())
     }
 
-    /// The folder of a model, all of whose files are there.
+    /// The folder of a model whose files are all there.
     ///
     /// # Errors
-    /// [`Error::NotCached`], or [`Error::Incomplete`] if a part is there.
+    /// [`Error::NotCached`], or [`Error::Incomplete`] if only a part is there.
     pub fn find(&self, name: &ModelName) -> Result<PathBuf> {
         let not_cached = || Error::NotCached { name: name.to_string(), dir: self.model_dir(name) };
         let dir = self.snapshot_dir(name, &self.commit(name).ok_or_else(not_cached)?);
@@ -96,7 +96,7 @@ impl Cache {
         }
     }
 
-    /// The commit that a revision stood at, or that it is.
+    /// The commit that a revision pointed to, or the revision itself if it is a commit.
     pub(crate) fn commit(&self, name: &ModelName) -> Option<String> {
         let revision = name.revision_or_main();
         let reference = self.model_dir(name).join("refs").join(revision);
@@ -136,7 +136,7 @@ impl Cache {
                 continue;
             };
             let files = files(&snapshot)?;
-            // What links lead to nothing is what is missing, which the check tells.
+            // A link to nothing is a missing file, which the check reports.
             let bytes = files.iter().filter_map(|file| file.metadata().ok()).map(|m| m.len()).sum();
             revisions.push(CachedRevision {
                 commit: commit.to_owned(),
@@ -159,7 +159,7 @@ impl Cache {
         Ok(CachedModel { id: name.id().to_owned(), bytes, unfinished_bytes, revisions })
     }
 
-    /// Branches and tags of a model, with their commits.
+    /// The branches and tags of a model, with their commits.
     fn refs(&self, name: &ModelName) -> Result<Vec<(String, String)>> {
         let root = self.model_dir(name).join("refs");
         let mut refs = Vec::new();
@@ -172,8 +172,8 @@ impl Cache {
         Ok(refs)
     }
 
-    /// Deletes a model, or only the revision that the name has, with the blobs that no other revision uses. Returns how many
-    /// bytes became free.
+    /// Deletes a model. If the name has a revision, deletes only this revision, with the blobs that no other revision
+    /// uses. Returns how many bytes became free.
     ///
     /// # Errors
     /// [`Error::NotCached`] if it is not there, or if a file cannot be deleted.
@@ -209,8 +209,8 @@ impl Cache {
         Ok(before.bytes - self.model(name)?.bytes)
     }
 
-    /// Out of sight first, at once: what is half deleted must not look like a model. The locks stay, which are empty: a
-    /// download may hold one, and what comes after it must wait for it.
+    /// The folder is first renamed, so that a half-deleted model never looks like a model. The locks stay. They are
+    /// empty files, a download may hold one, and later downloads must wait for it.
     fn remove_all(&self, name: &ModelName) -> Result<()> {
         let dir = self.model_dir(name);
         let grave = tempfile::Builder::new().prefix(".zmlx-rm-").tempdir_in(&self.root);
@@ -221,7 +221,7 @@ impl Cache {
     }
 }
 
-/// What lies in a folder, sorted; nothing if the folder does not exist.
+/// The contents of a folder, sorted; empty if the folder does not exist.
 fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(dir) {
         Ok(entries) => entries,
@@ -234,7 +234,7 @@ fn entries(dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-/// All files and links below a folder. Links to folders are not followed.
+/// All files and links in a folder and its subfolders. Links to folders are not followed.
 pub(crate) fn files(dir: &Path) -> Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     let mut left = vec![dir.to_owned()];
@@ -295,7 +295,7 @@ mod tests {
         for text in ["a/c", "a/b@c3", "a/b@other"] {
             assert!(matches!(cache.find(&name(text)), Err(Error::NotCached { .. })), "{text}");
         }
-        // A reference that leads out of the cache is none.
+        // A reference that leads out of the cache is ignored.
         std::fs::write(dir.path().join("models--a--b/refs/main"), "../../../etc").unwrap();
         assert!(matches!(cache.find(&name("a/b")), Err(Error::NotCached { .. })));
         std::fs::write(dir.path().join("models--a--b/refs/main"), "c1").unwrap();

@@ -1,4 +1,4 @@
-//! The hub over HTTP: redirects are followed here, so that the token goes to nobody but the hub itself.
+//! The hub over HTTP. Redirects are followed here, so that the token goes only to the hub itself.
 
 mod listing;
 
@@ -14,31 +14,31 @@ use crate::digest::Digest;
 use crate::{Environment, Error, ModelName, Result};
 pub(crate) use listing::{Listing, RemoteFile};
 
-/// Everything else is spelled as %XX.
+/// All other characters are written as %XX.
 const PLAIN: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~');
 
-/// A longer chain of redirects is a circle.
+/// A longer chain of redirects is treated as a loop.
 const MAX_REDIRECTS: usize = 10;
 
-/// A list of files that is longer is none.
+/// The size of the longest list of files that is accepted.
 const MAX_LISTING_BYTES: u64 = 64 << 20;
 
-/// What encrypts: the system on Apple's, rustls elsewhere.
+/// The TLS implementation: the system's on Apple's systems, rustls elsewhere.
 const TLS: TlsProvider =
     if cfg!(target_vendor = "apple") { TlsProvider::NativeTls } else { TlsProvider::Rustls };
 
-/// Asks a hub.
+/// A client of a hub.
 pub(crate) struct Client {
     agent: Agent,
     endpoint: Uri,
     token: Option<String>,
 }
 
-/// The content of a file, from somewhere within it.
+/// The content of a file from an offset on.
 pub(crate) struct Content {
-    /// Where it begins.
+    /// The offset at which it begins.
     pub(crate) start: u64,
-    /// The size of the whole file, if the answer tells.
+    /// The size of the whole file, if the answer contains it.
     pub(crate) total: Option<u64>,
     pub(crate) reader: Box<dyn Read + Send>,
 }
@@ -53,7 +53,7 @@ impl Client {
             .user_agent(concat!("zmlx/", env!("CARGO_PKG_VERSION")))
             .http_status_as_error(false)
             .max_redirects(0)
-            // Hashes are those of the plain content.
+            // The hashes are those of the content without compression.
             .accept_encoding("identity")
             .timeout_resolve(Some(timeout))
             .timeout_connect(Some(timeout))
@@ -64,7 +64,7 @@ impl Client {
         Ok(Self { agent: config.into(), endpoint, token: environment.token()? })
     }
 
-    /// The files of a model at a revision.
+    /// The list of a model's files at a revision.
     pub(crate) fn listing(&self, name: &ModelName) -> Result<Listing> {
         let revision = utf8_percent_encode(name.revision_or_main(), PLAIN);
         let url = self.url(&format!("api/models/{}/revision/{revision}?blobs=true", name.id()));
@@ -84,11 +84,11 @@ impl Client {
         })
     }
 
-    /// Hash and size of a file, as the hub tells them with the file itself: for hubs whose list does not have them.
+    /// The hash and the size of a file from the headers of the file itself, for hubs whose list does not contain them.
     pub(crate) fn describe(&self, url: &str, what: &str) -> Result<(Digest, u64)> {
         let (mut digest, mut size) = (None, None);
         let see = |headers: &HeaderMap| {
-            // The first that answers is the hub; a store that it sends us to may have etags of its own.
+            // The first answer is the hub's. A store to which it redirects may have etags of its own.
             let etag = text(headers, "x-linked-etag").or_else(|| text(headers, "etag"));
             digest =
                 digest.take().or_else(|| Digest::parse(etag?.trim_start_matches("W/").trim_matches('"')));
@@ -109,7 +109,7 @@ impl Client {
         Ok((digest, size.ok_or_else(|| wrong("the size of the file", "none"))?))
     }
 
-    /// A file from the byte `start` on; from its beginning if the hub does not know ranges.
+    /// The content of a file from the byte `start` on, or from its beginning if the hub does not support ranges.
     pub(crate) fn content(&self, url: &str, start: u64, what: &str) -> Result<Content> {
         let range = (start > 0).then(|| format!("bytes={start}-"));
         let (response, host) = self.get(url, range.as_deref(), what)?;
@@ -137,7 +137,7 @@ impl Client {
         Ok(Content { start, total, reader: Box::new(response.into_body().into_reader()) })
     }
 
-    /// The address of a file at a commit.
+    /// The URL of a file at a commit.
     pub(crate) fn file_url(&self, name: &ModelName, commit: &str, file: &str) -> String {
         let parts: Vec<_> =
             file.split('/').map(|part| utf8_percent_encode(part, PLAIN).to_string()).collect();
@@ -152,7 +152,7 @@ impl Client {
         self.follow(url, range, what, |_| ())
     }
 
-    /// The answer at the end of all redirects, with the host that gave it. `see` sees the headers of every answer.
+    /// The answer after all redirects, with the host that gave it. `see` gets the headers of every answer.
     fn follow(
         &self,
         url: &str,
@@ -167,7 +167,7 @@ impl Client {
             got: shortened(got),
         };
         let parsed = url.parse::<Uri>();
-        let mut url = parsed.map_err(|_| answer("the address", "an address that can be asked", url))?;
+        let mut url = parsed.map_err(|_| answer("the address", "a valid address", url))?;
         for _ in 0..=MAX_REDIRECTS {
             let host = url.authority().map_or_else(String::new, ToString::to_string);
             let mut request = self.agent.get(&url);
@@ -199,7 +199,7 @@ impl Client {
     }
 }
 
-/// The authorities of the file that the environment names, or else those of Mozilla's list.
+/// The certificate authorities in the file that the environment names, or else those of Mozilla's list.
 fn authorities(environment: &Environment) -> Result<RootCerts> {
     let Some(path) = environment.authorities() else { return Ok(RootCerts::WebPki) };
     let pem = std::fs::read(&path).map_err(Error::io(&path))?;
@@ -216,7 +216,7 @@ fn authorities(environment: &Environment) -> Result<RootCerts> {
     Ok(RootCerts::new_with_certs(&certificates))
 }
 
-/// An address of http or https without a name and a password in it.
+/// True for an http or https URL without a user name and a password.
 fn is_web(url: &Uri) -> bool {
     matches!(url.scheme_str(), Some("http" | "https"))
         && url.authority().is_some_and(|a| !a.as_str().contains('@'))
@@ -235,7 +235,7 @@ fn is_redirect(status: StatusCode) -> bool {
     matches!(status.as_u16(), 301 | 302 | 303 | 307 | 308)
 }
 
-/// Where a redirect leads: an address, or a path on the same host.
+/// The target of a redirect: a URL, or a path on the same host.
 fn target(from: &Uri, to: &str) -> Option<Uri> {
     let scheme = from.scheme_str()?;
     let authority = from.authority()?;
@@ -269,7 +269,7 @@ fn check_status(response: &Response<Body>, what: &str, host: &str) -> Result<()>
     })
 }
 
-/// The size of the whole file, as an answer tells it.
+/// The size of the whole file according to an answer.
 fn total(response: &Response<Body>) -> Option<u64> {
     let headers = response.headers();
     if let Some(range) = text(headers, "content-range") {
@@ -286,7 +286,7 @@ fn text<'h>(headers: &'h HeaderMap, name: &str) -> Option<&'h str> {
     headers.get(name)?.to_str().ok()
 }
 
-/// What came from outside, at a length that an error message can hold.
+/// Text from outside, shortened so that it fits into an error message.
 fn shortened(text: &str) -> String {
     let mut short: String = text.chars().take(200).collect();
     if short.len() < text.len() {
@@ -295,7 +295,7 @@ fn shortened(text: &str) -> String {
     short
 }
 
-/// A host that is not there is not asked again; a connection that broke is.
+/// A host that cannot be reached is not tried again, but a broken connection is.
 fn failed(host: String, error: &ureq::Error) -> Error {
     use std::io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
     let why = match error {
@@ -315,7 +315,7 @@ fn failed(host: String, error: &ureq::Error) -> Error {
     if is_absent { Error::Unreachable { host, why } } else { Error::Network { host, why } }
 }
 
-/// How long to wait before the attempt with this number, from 0; what the hub says comes first.
+/// How long to wait before attempt number `attempt`, counted from 0. A time that the hub names takes precedence.
 pub(crate) fn pause(error: &Error, attempt: u32) -> Duration {
     match error {
         Error::Status { retry_after_s: Some(seconds), .. } => Duration::from_secs(*seconds),

@@ -1,4 +1,4 @@
-//! Whether a snapshot is a whole model.
+//! Checks whether a snapshot is a complete model.
 
 use std::collections::BTreeSet;
 use std::fs::File;
@@ -10,14 +10,14 @@ use serde_json::Value;
 /// The file that names the shards.
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Headers of shards are read up to this size; larger ones are left to the loader to refuse.
+/// Headers of shards are read up to this size. The loader refuses larger ones.
 const MAX_HEADER_BYTES: u64 = 128 << 20;
 
-/// What a snapshot lacks to be a model: `config.json`, or shards that its index names, all of their bytes included.
-/// Whether their contents are sound is the loader's to find out.
+/// Checks that a snapshot has everything that a model needs: `config.json`, and all bytes of the shards that its index
+/// names. It does not check their contents, which the loader does.
 ///
 /// # Errors
-/// The words for it.
+/// A description of what is missing.
 pub(crate) fn check(dir: &Path) -> Result<(), String> {
     if !dir.join("config.json").is_file() {
         return Err("config.json is missing".to_owned());
@@ -36,7 +36,7 @@ pub(crate) fn check(dir: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// The shards: those that the index names, or else those that are there, of which there must be one.
+/// The shards: those that the index names, or else those that exist, which must be at least one.
 fn shards(dir: &Path) -> Result<BTreeSet<String>, String> {
     if let Ok(text) = std::fs::read(dir.join(INDEX)) {
         let index: Value = serde_json::from_slice(&text).map_err(|e| format!("{INDEX}: {e}"))?;
@@ -48,7 +48,7 @@ fn shards(dir: &Path) -> Result<BTreeSet<String>, String> {
             }
             let mut parts = Path::new(name).components();
             if !matches!((parts.next(), parts.next()), (Some(Component::Normal(_)), None)) {
-                return Err(format!("{INDEX} names {name:?}, which is no file beside it"));
+                return Err(format!("{INDEX} names {name:?}, which is not a file in the same folder"));
             }
             names.insert(name.to_owned());
         }
@@ -62,8 +62,8 @@ fn shards(dir: &Path) -> Result<BTreeSet<String>, String> {
     if shards.is_empty() { Err("model*.safetensors are missing".to_owned()) } else { Ok(shards) }
 }
 
-/// The size that a shard's header tells: 8 bytes with the header's length, the header, and the tensors up to the last.
-/// A header that makes no sense tells no more than that it is there.
+/// The size of a shard according to its header: 8 bytes with the header's length, the header, and the tensors up to the
+/// last one. If the header makes no sense, this is only the file's own size.
 fn wanted_bytes(path: &Path) -> std::io::Result<u64> {
     let mut file = File::open(path)?;
     let mut length = [0; 8];
@@ -122,11 +122,11 @@ mod tests {
         }
         put("model-2.safetensors", &whole);
         assert_eq!(check(dir.path()), Ok(()));
-        // Whether it is sound is the loader's to say.
+        // The loader decides whether this is a valid shard.
         put("model-2.safetensors", b"\xff\xff\xff\xff\xff\xff\xff\xffnonsense");
         assert_eq!(check(dir.path()), Ok(()));
         put("model.safetensors.index.json", br#"{"weight_map":{"a":"../model-1.safetensors"}}"#);
-        assert!(why().contains("no file beside it"));
+        assert!(why().contains("not a file in the same folder"));
         put("model.safetensors.index.json", br#"{"weight_map":"#);
         assert!(why().starts_with("model.safetensors.index.json: "));
     }

@@ -1,4 +1,4 @@
-//! The hashes by which the hub names contents.
+//! The hashes that the hub uses as names of contents.
 
 use std::fmt::Write;
 use std::fs::File;
@@ -10,17 +10,17 @@ use sha2::{Digest as _, Sha256};
 
 use crate::{Error, Result};
 
-/// The hash of a content, in lower case hexadecimal digits. It is the name of the blob.
+/// The hash of a content in lower-case hexadecimal digits. It is the name of the blob.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Digest {
-    /// SHA-256 of the content: large files.
+    /// SHA-256 of the content, for large files.
     Sha256(String),
-    /// SHA-1 of git's header and the content: small files.
+    /// SHA-1 of git's header and the content, for small files.
     Git(String),
 }
 
 impl Digest {
-    /// The hash in an etag, or the name of a blob; its length tells which. `None` if it is neither.
+    /// Parses the hash in an etag, or the name of a blob. The length determines the kind. `None` if it is neither.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let text = text.to_ascii_lowercase();
         match text.len() {
@@ -31,13 +31,13 @@ impl Digest {
         }
     }
 
-    /// The digits.
+    /// The hexadecimal digits.
     pub(crate) fn hex(&self) -> &str {
         let (Self::Sha256(hex) | Self::Git(hex)) = self;
         hex
     }
 
-    /// A hasher for a content of so many bytes.
+    /// A hasher for a content of `n_bytes` bytes.
     pub(crate) fn hasher(&self, n_bytes: u64) -> Hasher {
         match self {
             Self::Sha256(_) => Hasher::Sha256(Sha256::new()),
@@ -46,7 +46,7 @@ impl Digest {
     }
 }
 
-/// A content's hash so far.
+/// The hash of the content so far.
 #[derive(Clone)]
 pub(crate) enum Hasher {
     Sha256(Sha256),
@@ -61,7 +61,7 @@ impl Hasher {
         }
     }
 
-    /// Adds the rest of a file, which is read from where it stands.
+    /// Adds the rest of a file from its present position.
     pub(crate) fn update_from(&mut self, file: &mut File, path: &Path) -> Result<()> {
         let mut buffer = vec![0; 1 << 18];
         loop {
@@ -75,7 +75,7 @@ impl Hasher {
     pub(crate) fn hex(self) -> String {
         let digits = |bytes: &[u8]| {
             bytes.iter().fold(String::new(), |mut hex, byte| {
-                // Writing to a text cannot fail.
+                // Writing to a string cannot fail.
                 let _ = write!(hex, "{byte:02x}");
                 hex
             })

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Variables and the home folder: what says where the cache is and how the hub is reached.
+/// The environment variables and the home folder, which determine where the cache is and how the hub is reached.
 #[derive(Clone)]
 pub struct Environment {
     variables: HashMap<String, OsString>,
@@ -14,30 +14,30 @@ pub struct Environment {
 }
 
 impl std::fmt::Debug for Environment {
-    /// Without the values: a token is among them.
+    /// Prints no values, because one of them is a token.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Environment").field("home", &self.home).finish_non_exhaustive()
     }
 }
 
 impl Environment {
-    /// That of this process.
+    /// The environment of this process.
     pub fn of_process() -> Self {
         let named = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value)));
         Self { variables: named.collect(), home: std::env::home_dir() }
     }
 
-    /// One with these variables only.
+    /// An environment with only these variables.
     pub fn new<'a>(variables: impl IntoIterator<Item = (&'a str, &'a str)>, home: Option<PathBuf>) -> Self {
         let variables = variables.into_iter().map(|(name, value)| (name.to_owned(), value.into()));
         Self { variables: variables.collect(), home }
     }
 
-    /// The folder of the cache. `~` and variables in the values are expanded, as they come where no shell does it (`.env`
-    /// files, containers).
+    /// The folder of the cache. `~` and variables in the values are expanded, because the values may come from places
+    /// where no shell does this (`.env` files, containers).
     ///
     /// # Errors
-    /// If there is neither a variable nor a home folder.
+    /// If there is neither such a variable nor a home folder.
     pub fn cache_dir(&self) -> Result<PathBuf> {
         self.path("HF_HUB_CACHE")
             .or_else(|| self.path("HUGGINGFACE_HUB_CACHE"))
@@ -45,19 +45,19 @@ impl Environment {
             .ok_or(Error::NoCache)
     }
 
-    /// The variable that forbids the network, if one does.
+    /// The variable that forbids the use of the network, if one does.
     pub fn forbids_network(&self) -> Option<&'static str> {
         ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"].into_iter().find(|name| self.is_on(name))
     }
 
-    /// The folder of everything that Hugging Face's tools keep.
+    /// The folder in which Hugging Face's tools keep everything.
     fn hf_home(&self) -> Option<PathBuf> {
         self.path("HF_HOME")
             .or_else(|| self.path("XDG_CACHE_HOME").map(|cache| cache.join("huggingface")))
             .or_else(|| self.home.as_ref().map(|home| home.join(".cache/huggingface")))
     }
 
-    /// True if a variable says yes, in the words that Hugging Face's tools know.
+    /// True if a variable is set to one of the words that Hugging Face's tools accept as yes.
     fn is_on(&self, name: &str) -> bool {
         let value = self.variables.get(name).and_then(|value| value.to_str()).unwrap_or_default();
         ["1", "on", "yes", "true"].iter().any(|yes| value.eq_ignore_ascii_case(yes))
@@ -71,7 +71,7 @@ impl Environment {
         })
     }
 
-    /// The text with the values of `$NAME` and `${NAME}`. Variables that are not set stay as they are written.
+    /// Replaces `$NAME` and `${NAME}` by their values. Variables that are not set stay as they are.
     fn with_variables(&self, text: &str) -> String {
         let mut expanded = String::new();
         let mut rest = text;
@@ -98,13 +98,13 @@ impl Environment {
 
 #[cfg(feature = "download")]
 impl Environment {
-    /// The hub's address, without a slash at its end.
+    /// The hub's URL without a slash at its end.
     pub(crate) fn endpoint(&self) -> Result<String> {
         let text = self.text("HF_ENDPOINT").unwrap_or("https://huggingface.co");
         Ok(text.trim().trim_end_matches('/').to_owned())
     }
 
-    /// The token: the variable's, or that of the file where `hf auth login` keeps it.
+    /// The token: that of the variable, or that in the file in which `hf auth login` stores it.
     pub(crate) fn token(&self) -> Result<Option<String>> {
         let names = ["HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"];
         if let Some((name, token)) = names.iter().find_map(|name| Some((*name, self.text(name)?.trim()))) {
@@ -122,7 +122,7 @@ impl Environment {
         }
     }
 
-    /// How long the hub may be silent. Hugging Face's own tools wait ten seconds, which a busy store exceeds.
+    /// How long the hub may be silent. Hugging Face's own tools wait ten seconds, which is too short for a busy store.
     pub(crate) fn timeout(&self) -> Result<std::time::Duration> {
         const NAME: &str = "HF_HUB_DOWNLOAD_TIMEOUT";
         let Some(text) = self.text(NAME) else { return Ok(std::time::Duration::from_secs(30)) };
@@ -133,7 +133,7 @@ impl Environment {
             .ok_or_else(|| Error::Variable { variable: NAME.to_owned(), want })
     }
 
-    /// The file with the authorities that sign for hosts, if it is not the usual ones that do.
+    /// The file with certificate authorities, if the environment names one.
     pub(crate) fn authorities(&self) -> Option<PathBuf> {
         ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"].into_iter().find_map(|name| self.path(name))
     }
@@ -143,7 +143,7 @@ impl Environment {
     }
 }
 
-/// A token goes into a header: what could end the header is no token.
+/// A token goes into a header, so it must not contain anything that could end the header.
 #[cfg(feature = "download")]
 fn checked_token(token: &str, origin: &str) -> Result<Option<String>> {
     if token.is_empty() {
@@ -156,7 +156,7 @@ fn checked_token(token: &str, origin: &str) -> Result<Option<String>> {
     Ok(Some(token.to_owned()))
 }
 
-/// The path with the home folder for a `~` at its start. Other people's homes stay as they are written.
+/// Replaces a `~` at the start of a path by the home folder. Home folders of other users stay as they are written.
 fn with_home(text: &str, home: Option<&Path>) -> String {
     match (text.strip_prefix('~'), home.and_then(Path::to_str)) {
         (Some(rest), Some(home)) if rest.is_empty() || rest.starts_with('/') => format!("{home}{rest}"),

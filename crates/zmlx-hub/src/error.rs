@@ -1,28 +1,28 @@
-//! What goes wrong with the hub and its cache.
+//! The errors of the hub and its cache.
 
 use std::path::{Path, PathBuf};
 
 /// The crate's result.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why a model is not there.
+/// Why a model is not available.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A text that names no model.
+    /// A text is not the name of a model.
     #[error("{name}: expected the name of a model on the hub, org/name or org/name@revision")]
     Name {
         /// The text.
         name: String,
     },
-    /// A text that names no revision.
+    /// A text is not the name of a revision.
     #[error("{revision}: expected a revision: a branch, a tag or a commit")]
     Revision {
         /// The text.
         revision: String,
     },
-    /// Neither variables nor a home folder say where the cache is.
-    #[error("there is no home folder to have a Hugging Face cache in: set HF_HOME")]
+    /// Neither an environment variable nor a home folder determines where the cache is.
+    #[error("there is no home folder for the Hugging Face cache: set HF_HOME")]
     NoCache,
     /// The cache does not hold the model.
     #[error("{name}: not in the Hugging Face cache ({dir})", dir = dir.display())]
@@ -32,7 +32,7 @@ pub enum Error {
         /// Where it would be.
         dir: PathBuf,
     },
-    /// The cache holds a part of the model.
+    /// The cache holds only a part of the model.
     #[error("{name}: incomplete in the Hugging Face cache: {why} ({dir})", dir = dir.display())]
     Incomplete {
         /// The model.
@@ -47,65 +47,66 @@ pub enum Error {
     Io {
         /// The file or folder.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: std::io::Error,
     },
-    /// A variable has a value that cannot be used. The value is not told: it may be a secret.
+    /// An environment variable has a value that cannot be used. The error does not contain the value, which may be a
+    /// secret.
     #[error("{variable}: expected {want}")]
     Variable {
         /// The variable, or the file that it names.
         variable: String,
-        /// What it may be.
+        /// The values that can be used.
         want: &'static str,
     },
-    /// The network is not to be used.
+    /// The use of the network is forbidden.
     #[error("{name}: {why}, so nothing is downloaded")]
     Offline {
         /// The model.
         name: String,
-        /// Who says so.
+        /// What forbids it.
         why: String,
     },
     /// The hub cannot be reached.
     #[error("{host}: cannot be reached: {why}")]
     Unreachable {
-        /// The host that was asked.
+        /// The host that was contacted.
         host: String,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// The connection broke.
+    /// The connection failed.
     #[error("{host}: {why}")]
     Network {
-        /// The host that was asked.
+        /// The host that was contacted.
         host: String,
-        /// What the connection met.
+        /// The reason.
         why: String,
     },
-    /// The hub refuses.
+    /// The hub refuses a request.
     #[error("{what}: {host} answers {status}{}", explained(*status, message))]
     Status {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// The host that was asked.
+        /// The host that was contacted.
         host: String,
         /// The status of the answer.
         status: u16,
-        /// The hub's own words.
+        /// The hub's message.
         message: String,
-        /// How long to wait before asking again, in seconds, if the hub says so.
+        /// How long to wait before the next attempt, in seconds, if the hub names a time.
         retry_after_s: Option<u64>,
     },
-    /// The hub's answer makes no sense.
+    /// The hub's answer cannot be understood.
     #[error("{what}: {host} answers with {got}, expected {want}")]
     Answer {
-        /// What was asked for.
+        /// What was requested.
         what: String,
-        /// The host that was asked.
+        /// The host that was contacted.
         host: String,
         /// What the answer should be.
         want: &'static str,
-        /// What it is.
+        /// What the answer is.
         got: String,
     },
     /// The body of an answer ended early.
@@ -113,22 +114,24 @@ pub enum Error {
     Truncated {
         /// The file.
         what: String,
-        /// Bytes that there should be.
+        /// Number of bytes that were expected.
         want: u64,
-        /// Bytes that there are.
+        /// Number of bytes that came.
         got: u64,
     },
-    /// What came is not what the hub lists, also the second time.
-    #[error("{what}: what the hub sends is not the file that it lists: expected {want}, got {got}")]
+    /// The file that was sent differs from the one in the hub's list, also at the second attempt.
+    #[error(
+        "{what}: the file that the hub sends differs from the one that it lists: expected {want}, got {got}"
+    )]
     Differs {
         /// The file.
         what: String,
-        /// Size or hash that the hub names.
+        /// The size or hash in the hub's list.
         want: String,
-        /// Size or hash of what came.
+        /// The size or hash of the file that was sent.
         got: String,
     },
-    /// The repository has no model that could be used.
+    /// The repository contains no model that can be used.
     #[error("{name}: {why}")]
     NoModel {
         /// The model.
@@ -136,25 +139,25 @@ pub enum Error {
         /// What is missing.
         why: String,
     },
-    /// The disk has too little space.
+    /// There is not enough space on the disk.
     #[error("{dir}: {name} needs {need_bytes} bytes more, but only {free_bytes} are free", dir = dir.display())]
     NoSpace {
         /// The cache.
         dir: PathBuf,
         /// The model.
         name: String,
-        /// Bytes to download.
+        /// Number of bytes to download.
         need_bytes: u64,
-        /// Bytes that the disk has.
+        /// Number of bytes that are free on the disk.
         free_bytes: u64,
     },
-    /// The work was given up because another part of it failed.
+    /// The work was stopped because another part of it failed.
     #[error("given up")]
     GivenUp,
 }
 
 impl Error {
-    /// For `map_err` of what concerns a file.
+    /// For `map_err` of errors that concern a file.
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { path, source }
@@ -163,7 +166,7 @@ impl Error {
 
 fn explained(status: u16, message: &str) -> String {
     let hint = match status {
-        401 => ": there is no such model, or it takes a token: set HF_TOKEN",
+        401 => ": there is no such model, or it needs a token: set HF_TOKEN",
         403 => ": the token has no access, or the model's terms have to be accepted on its page",
         404 => ": there is no such model, revision or file",
         429 => ": too many requests",

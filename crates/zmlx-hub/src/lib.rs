@@ -1,18 +1,18 @@
-//! Models by their names on the Hugging Face hub: where the local cache holds them, and how they come there.
+//! Models by their names on the Hugging Face hub: where the local cache holds them, and how they are downloaded.
 //!
 //! The cache has the layout of Hugging Face's own tools, so that each finds what the other has downloaded:
 //!
 //! ```text
-//! models--org--name/refs/main                   the commit that a branch or tag stood at
+//! models--org--name/refs/main                   the commit that a branch or tag pointed to
 //! models--org--name/snapshots/COMMIT/FILE       a link to the blob
 //! models--org--name/blobs/HASH                  the content: SHA-256 of large files, git's SHA-1 of small ones
-//! models--org--name/blobs/HASH.incomplete       what has come so far
+//! models--org--name/blobs/HASH.incomplete       what has been downloaded so far
 //! .locks/models--org--name/HASH.lock            held by the process that downloads the blob
 //! ```
 //!
-//! Three rules hold. A blob gets its name only when all of it has come and its hash is right. The links are made when
-//! all blobs are there, `config.json` last, and then the reference. A snapshot without `config.json`, or with shards
-//! that are missing or too short, is never given out as a model.
+//! Three rules hold. A blob gets its name only when it is complete and its hash is right. The links are created when
+//! all blobs exist, `config.json` last, and then the reference. A snapshot without `config.json`, or with shards that
+//! are missing or too short, is never returned as a model.
 #![forbid(unsafe_code)]
 
 mod cache;

@@ -5,10 +5,10 @@ use std::str::FromStr;
 
 use crate::{Error, Result};
 
-/// The revision that a name without one means.
+/// The revision of a name that does not contain one.
 const MAIN: &str = "main";
 
-/// A model on the hub, perhaps at a revision: a branch, a tag or a commit.
+/// A model on the hub, optionally with a revision: a branch, a tag or a commit.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ModelName {
     id: String,
@@ -19,7 +19,7 @@ impl ModelName {
     /// The same model at another revision.
     ///
     /// # Errors
-    /// If git would not have it as the name of a revision.
+    /// If git does not allow it as the name of a revision.
     pub fn at(self, revision: &str) -> Result<Self> {
         if !is_revision(revision) {
             return Err(Error::Revision { revision: revision.to_owned() });
@@ -42,7 +42,7 @@ impl ModelName {
         self.revision.as_deref().unwrap_or(MAIN)
     }
 
-    /// The name of its folder in the cache.
+    /// The name of the model's folder in the cache.
     pub(crate) fn folder(&self) -> String {
         format!("models--{}", self.id.replace('/', "--"))
     }
@@ -79,7 +79,7 @@ impl fmt::Display for ModelName {
     }
 }
 
-/// `org/name` in the letters that the hub admits.
+/// True for `org/name` with only the characters that the hub allows.
 fn is_id(text: &str) -> bool {
     let is_part = |part: &str| {
         let admitted = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -94,14 +94,14 @@ fn is_id(text: &str) -> bool {
     text.split_once('/').is_some_and(|(org, name)| is_part(org) && is_part(name))
 }
 
-/// What git admits as the name of a branch or tag. It is a path within `refs`, too.
+/// True for names that git allows for a branch or a tag. The name is also used as a path within `refs`.
 fn is_revision(text: &str) -> bool {
     let admitted = |c: char| c.is_ascii_graphic() && !matches!(c, '\\' | '~' | '^' | ':' | '?' | '*' | '[');
     let is_part = |part: &str| !part.is_empty() && !part.starts_with('.') && !part.ends_with(".lock");
     text.len() <= 200 && text.chars().all(admitted) && !text.contains("..") && text.split('/').all(is_part)
 }
 
-/// The hash of a commit. It is the name of a folder, too, so nothing but letters and digits is taken.
+/// True for the hash of a commit. It is also the name of a folder, so only letters and digits are allowed.
 pub(crate) fn is_commit(text: &str) -> bool {
     (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
 }

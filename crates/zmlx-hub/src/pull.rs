@@ -1,4 +1,4 @@
-//! Downloading a model: all files or none.
+//! Downloads a model: all files or none.
 
 mod fetch;
 mod place;
@@ -13,16 +13,16 @@ use crate::digest::Digest;
 use crate::{Cache, Environment, Error, ModelName, Result};
 use fetch::Fetch;
 
-/// Connections at once: a store gives a single one less than the line carries.
+/// Number of connections at once. A store does not use the whole line for a single connection.
 const N_CONNECTIONS: usize = 4;
 
-/// So many attempts that bring nothing are enough.
+/// The largest number of successive attempts that bring no data.
 pub(crate) const MAX_IDLE_ATTEMPTS: u32 = 5;
 
-/// A hub that wants a longer pause is told to the user instead.
+/// The longest pause that is waited for. If the hub asks for more, this is reported as an error.
 const MAX_PAUSE: Duration = Duration::from_secs(120);
 
-/// Space that is left on the disk.
+/// Space that is left free on the disk, in bytes.
 const SPARE_BYTES: u64 = 64 << 20;
 
 /// A hub, and the cache that its models are downloaded to.
@@ -32,43 +32,43 @@ pub struct Hub {
     offline: Option<String>,
 }
 
-/// What happens while a model is downloaded.
+/// An event during the download of a model.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Notice<'a> {
-    /// It is known what there is to do.
+    /// It is now known what has to be done.
     Begin {
-        /// Files of the model.
+        /// Number of files of the model.
         n_files: usize,
-        /// Their bytes.
+        /// Size of all files in bytes.
         bytes: u64,
-        /// Bytes of them that are there already.
+        /// Number of these bytes that are already present.
         present_bytes: u64,
     },
-    /// So many bytes have come; negative where what had come was of no use.
+    /// This many bytes have come. The number is negative if earlier bytes were discarded.
     Bytes(i64),
-    /// A file is there and its hash is right.
+    /// A file is complete and its hash is right.
     Done {
-        /// Its path within the model.
+        /// Its path, relative to the model.
         file: &'a str,
-        /// Its bytes.
+        /// Its size in bytes.
         bytes: u64,
     },
     /// Another process downloads the file.
     Waiting {
-        /// Its path within the model.
+        /// Its path, relative to the model.
         file: &'a str,
     },
-    /// An attempt failed; another follows.
+    /// An attempt failed. Another one follows.
     Again {
-        /// Why.
+        /// The error.
         error: &'a Error,
-        /// After which time.
+        /// The time until the next attempt.
         pause: Duration,
     },
 }
 
-/// A model that was downloaded, or was there already.
+/// A model that was downloaded or already present.
 #[derive(Clone, Debug)]
 pub struct Pulled {
     /// Its folder.
@@ -77,7 +77,7 @@ pub struct Pulled {
     pub commit: String,
 }
 
-/// A file of which it is known what it has to be.
+/// A file with its expected size and hash.
 #[derive(Clone, Debug)]
 struct Wanted {
     path: String,
@@ -96,11 +96,12 @@ impl Hub {
         Ok(Self { cache: Cache::of(environment)?, client: Client::new(environment)?, offline })
     }
 
-    /// Downloads what the cache lacks of a model as it stands on the hub now. Whatever goes wrong, no half model is left
-    /// that looks whole, and what has come so far is used the next time.
+    /// Downloads what the cache lacks of a model as it is on the hub now. If anything goes wrong, the cache never
+    /// contains a partial model that looks complete, and the next call continues with what has come so far.
     ///
     /// # Errors
-    /// If the hub cannot be reached or refuses, what it sends is not what it lists, or it does not fit on the disk.
+    /// If the hub cannot be reached or refuses, if it sends something other than it lists, or if the model does not fit
+    /// on the disk.
     pub fn pull(&self, name: &ModelName, notice: &(dyn Fn(Notice<'_>) + Sync)) -> Result<Pulled> {
         if let Some(why) = self.offline.clone() {
             return Err(Error::Offline { name: name.to_string(), why });
@@ -126,7 +127,7 @@ impl Hub {
         let bytes = files.iter().fold(0_u64, |sum, file| sum.saturating_add(file.size));
         notice(Notice::Begin { n_files: files.len(), bytes, present_bytes });
         self.check_space(name, bytes.saturating_sub(present_bytes))?;
-        // Small ones first: they fail first, and the large ones fill the connections at the end.
+        // Small files come first. They fail early, and the large ones keep the connections busy at the end.
         files.sort_by_key(|file| file.size);
         self.fetch_all(name, &files, notice)?;
         let dir = place::snapshot(&self.cache, name, &listing.commit, &files)?;
@@ -143,7 +144,7 @@ impl Hub {
         }
     }
 
-    /// All files, some at once. The first failure ends the others.
+    /// Downloads all files, several at once. The first failure stops the others.
     fn fetch_all(
         &self,
         name: &ModelName,
@@ -189,7 +190,7 @@ impl Wanted {
         blobs.join(format!("{}.incomplete", self.digest.hex()))
     }
 
-    /// True if the blob is there. It gets its name when its hash is right; the size is looked at all the same.
+    /// True if the blob exists. It got its name when its hash was right, but its size is checked anyway.
     fn is_present(&self, blobs: &Path) -> bool {
         self.blob(blobs).metadata().is_ok_and(|m| m.is_file() && m.len() == self.size)
     }
@@ -202,7 +203,7 @@ impl Wanted {
     }
 }
 
-/// Asks again while the hub is busy or the connection fails.
+/// Repeats a request while the hub is busy or the connection fails.
 fn patiently<T>(notice: &dyn Fn(Notice<'_>), ask: impl Fn() -> Result<T>) -> Result<T> {
     let mut attempt = 0;
     loop {
@@ -218,7 +219,7 @@ fn patiently<T>(notice: &dyn Fn(Notice<'_>), ask: impl Fn() -> Result<T>) -> Res
     }
 }
 
-/// True if the same may succeed soon.
+/// True for errors that may disappear soon.
 fn is_passing(error: &Error) -> bool {
     match error {
         Error::Network { .. } | Error::Truncated { .. } => true,
@@ -234,12 +235,12 @@ fn lacks(name: &ModelName, what: &str) -> Error {
     Error::NoModel { name: name.to_string(), why }
 }
 
-/// Free bytes where a folder is, or will be.
+/// Free bytes at the place of a folder, which need not exist yet.
 #[cfg(unix)]
 fn free_bytes(dir: &Path) -> Option<u64> {
     let there = dir.ancestors().find(|dir| dir.is_dir())?;
     let stat = nix::sys::statvfs::statvfs(there).ok()?;
-    // The types differ from system to system.
+    // The types differ between systems.
     #[allow(clippy::useless_conversion, clippy::unnecessary_cast, reason = "not useless on other systems")]
     Some((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
 }

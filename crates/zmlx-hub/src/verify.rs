@@ -1,4 +1,4 @@
-//! Whether what lies in the cache still is what was downloaded: blobs are named by their hashes.
+//! Checks whether the files in the cache are still what was downloaded. The names of blobs are their hashes.
 
 use std::fs::File;
 use std::path::PathBuf;
@@ -7,22 +7,23 @@ use crate::cache::files;
 use crate::digest::Digest;
 use crate::{Cache, Error, ModelName, Result};
 
-/// A file of a snapshot that was checked.
+/// The result for a file of a snapshot.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verified {
     /// The file.
     pub path: PathBuf,
     /// Its bytes.
     pub bytes: u64,
-    /// What is wrong with it: `None` if its hash is the one that it is named by.
+    /// The problem; `None` if its hash equals its name.
     pub fault: Option<String>,
 }
 
 impl Cache {
-    /// Hashes the files of a model, of all its revisions if the name has none, and calls `each` with what it finds.
+    /// Hashes the files of a model and calls `each` with the result for each file. If the name has no revision, it
+    /// covers all revisions.
     ///
     /// # Errors
-    /// [`Error::NotCached`] if there is no such model; if a file cannot be read.
+    /// [`Error::NotCached`] if there is no such model, or an error if a file cannot be read.
     pub fn verify(&self, name: &ModelName, mut each: impl FnMut(&Verified)) -> Result<Vec<Verified>> {
         let commit = name.revision().and_then(|_| self.commit(name));
         let mut verified = Vec::new();
@@ -59,12 +60,12 @@ fn checked(path: PathBuf) -> Result<Verified> {
     let mut file = File::open(&blob).map_err(Error::io(&blob))?;
     let bytes = file.metadata().map_err(Error::io(&blob))?.len();
     let Some(digest) = blob.file_name().and_then(|name| Digest::parse(name.to_str()?)) else {
-        return fault(path, bytes, "is no link to a blob, so there is no hash to hold it to");
+        return fault(path, bytes, "is not a link to a blob, so there is no hash to compare it with");
     };
     let mut hasher = digest.hasher(bytes);
     hasher.update_from(&mut file, &blob)?;
     if hasher.hex() == digest.hex() {
         return Ok(Verified { path, bytes, fault: None });
     }
-    fault(path, bytes, "has another hash than it is named by")
+    fault(path, bytes, "has a hash that differs from its name")
 }

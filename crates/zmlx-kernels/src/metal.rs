@@ -16,11 +16,13 @@
 //! self-check of the MLX backend does.
 
 mod combine;
+mod norm;
 mod router;
 pub mod stock;
 mod swiglu;
 
 pub use combine::{CombineShape, gather_qmm_combine};
+pub use norm::{add_rms_norm, norm_rope};
 pub use router::{route_noaux_tc, route_softmax_top_k};
 pub use swiglu::{SwigluShape, gather_qmm_swiglu, qmm_swiglu};
 
@@ -83,12 +85,26 @@ pub struct KernelSpec {
 #[error("{0}")]
 pub struct NotFused(pub &'static str);
 
-/// What every kernel may use.
-const HEADER: &str = concat!(
-    include_str!("shaders/metal/quantized.h"),
-    include_str!("shaders/metal/activation.h"),
-    include_str!("shaders/metal/routing.h"),
-);
+/// The text of some files of `shaders/metal`, one after the other, as [`stripped`] leaves it.
+macro_rules! text {
+    ($($file:literal),+) => {{
+        static TEXT: std::sync::LazyLock<String> = std::sync::LazyLock::new(|| {
+            $crate::metal::stripped(concat!($(include_str!(concat!("../shaders/metal/", $file))),+))
+        });
+        TEXT.as_str()
+    }};
+}
+use text;
+
+/// A source without comments, indentation and empty lines.
+///
+/// In every launch MLX writes a kernel's header and body into one string, hashes or compares it and keeps it in the graph. So
+/// the host pays for each byte of them with every token.
+fn stripped(source: &str) -> String {
+    let code = |line: &'_ str| line.split_once("//").map_or(line, |(code, _)| code).trim().to_owned();
+    let lines = source.lines().map(code).filter(|line| !line.is_empty());
+    lines.fold(String::new(), |text, line| text + &line + "\n")
+}
 
 /// Lanes of a simdgroup.
 const LANES: usize = 32;
@@ -129,4 +145,68 @@ fn format_template(format: QuantSpec, values: usize) -> [(&'static str, Template
         ("GROUP", Template::Int(format.group_size() as i32)),
         ("VALUES", Template::Int(values as i32)),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NoauxTc, SoftmaxTopK};
+
+    #[test]
+    fn a_stripped_source_keeps_its_code_line_by_line() {
+        let source = "// What it is.\n#define A \\\n  1\n\n  int b = 2; // Why.\n\treturn b;\n";
+        assert_eq!(stripped(source), "#define A \\\n1\nint b = 2;\nreturn b;\n");
+    }
+
+    /// One of each kernel.
+    fn specs() -> [KernelSpec; 6] {
+        let format = QuantSpec::new(QuantMode::Affine, 4, 64).unwrap();
+        let swiglu = SwigluShape {
+            n_pairs: 8,
+            x_batch: 1,
+            n_rows: 1,
+            n_experts: 128,
+            n_out: 768,
+            n_in: 2048,
+            sorted: false,
+        };
+        let combine = CombineShape { n_tokens: 1, top_k: 8, n_experts: 128, n_out: 2048, n_in: 768 };
+        let softmax = SoftmaxTopK { top_k: 8, renormalize: crate::Renormalize::Yes };
+        let noaux = NoauxTc {
+            top_k: 4,
+            n_group: 1,
+            topk_group: 1,
+            renormalize: crate::Renormalize::Yes,
+            routed_scaling_factor: 1.8,
+            eps: 1e-20,
+        };
+        let rope = crate::Rope::plain(128, 1e6, crate::RopePairing::HalfSplit);
+        let exact = Numerics::Exact;
+        [
+            gather_qmm_swiglu(DType::BF16, format, &swiglu, exact).unwrap(),
+            gather_qmm_combine(DType::BF16, DType::BF16, format, &combine, exact).unwrap(),
+            route_softmax_top_k(DType::BF16, [1, 128], &softmax, exact).unwrap(),
+            route_noaux_tc(DType::BF16, [1, 64], &noaux).unwrap(),
+            add_rms_norm(DType::BF16, [1, 2048], 1e-6).unwrap(),
+            norm_rope(DType::BF16, [1, 32, 4, 128], 1e-6, &rope).unwrap(),
+        ]
+    }
+
+    #[test]
+    fn a_launch_carries_only_code_that_it_needs() {
+        for spec in specs() {
+            let text = [spec.header, spec.body].concat();
+            assert!(!text.contains("//") && !text.contains("\n\n") && !text.contains("\n "), "{text}");
+            for (part, kernels) in [
+                ("add_products", &["zmlx_gather_qmm_swiglu", "zmlx_gather_qmm_combine"][..]),
+                ("rank_of", &["zmlx_route_softmax_top_k", "zmlx_route_noaux_tc"]),
+                ("inline T sigmoid", &["zmlx_gather_qmm_swiglu", "zmlx_route_noaux_tc"]),
+            ] {
+                assert_eq!(spec.header.contains(part), kernels.contains(&spec.name), "{}: {part}", spec.name);
+            }
+            // A text is made once, not with every launch.
+            let again = specs().into_iter().find(|s| s.name == spec.name).unwrap();
+            assert!(std::ptr::eq(spec.header, again.header) && std::ptr::eq(spec.body, again.body));
+        }
+    }
 }

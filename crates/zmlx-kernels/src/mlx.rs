@@ -4,14 +4,20 @@
 //! model: [`MlxBackend`].
 
 mod backend;
+mod dispatches;
+mod distributed;
 mod experts;
+mod limits;
 mod primitive;
 mod raw;
 mod runtime;
 
 pub use crate::metal::Numerics;
 pub use backend::{MlxBackend, MlxCache, MlxIndices, MlxStep, MlxWeight};
+pub use dispatches::{Dispatches, Recording};
+pub use distributed::Group;
 pub use experts::QuantizedExperts;
+pub use limits::{ChosenBy, Setting, command_buffers, free_bytes, hold_memory, limit_command_buffers};
 /// The mlx-rs whose arrays these functions take.
 pub use mlx_rs;
 pub use mlx_rs::Array;

@@ -55,6 +55,42 @@ fn indices(values: &[u32], shape: &[i32]) -> Array {
     Array::from_slice(values, shape)
 }
 
+#[test]
+fn slices_of_a_larger_bank_are_copied_once() {
+    let (gate_up, x) =
+        (bank(&[E, 2 * N, K], 4, Dtype::Bfloat16, [4, 64]), normal(&[1, K], 5, Dtype::Bfloat16));
+    let rows = |a: &Array, from: i32| {
+        let rows = Array::from_slice(&(from..from + N).collect::<Vec<_>>(), &[N]);
+        // A view of every second row would be one, too; these are rows behind each other, with a gap between matrices.
+        (a.take_axis(&rows, 1).unwrap(), a.split_at_indices(&[N], 1).unwrap().remove(usize::from(from > 0)))
+    };
+    let half = |from: i32, slice: bool| {
+        let part = |a: &Array| {
+            let (copied, sliced) = rows(a, from);
+            if slice { sliced } else { copied }
+        };
+        let biases = gate_up.biases().map(part);
+        QuantizedExperts::new(part(gate_up.weight()), part(gate_up.scales()), biases, gate_up.spec()).unwrap()
+    };
+    let rhs = indices(&[4, 0, 3], &[3]);
+    let options = GatherOptions::default();
+    let run = |slice: bool| {
+        let (gate, up) = (half(0, slice), half(N, slice));
+        let y = gather_qmm_swiglu(&x, &gate, &up, &rhs, &options).unwrap();
+        y.eval().unwrap();
+        for array in [gate.weight(), gate.scales(), up.biases().unwrap()] {
+            let [n, rows, width] = array.shape() else { panic!("a bank has three dimensions") };
+            assert_eq!(
+                (*n, array.strides()),
+                (E, &[(rows * width) as usize, *width as usize, 1][..]),
+                "a whole array"
+            );
+        }
+        y
+    };
+    assert_same(&run(true), &run(false), "slices");
+}
+
 #[rstest]
 fn gathers_have_the_bits_of_two_of_mlx(
     #[values(Dtype::Float32, Dtype::Float16, Dtype::Bfloat16)] dtype: Dtype,

@@ -11,7 +11,7 @@ use zmlx_models::{Checkpoint, Model, Request, SamplingParams, Tokenizer, stream}
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    // Without arguments: the tiny model of this repository.
+    // Without arguments it uses the tiny model of this repository.
     let dir = args.next().map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/austen-glm4-moe-lite-4bit"),
         PathBuf::from,

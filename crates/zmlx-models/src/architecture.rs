@@ -5,6 +5,7 @@
 
 mod blocks;
 mod recurrent;
+mod split;
 mod weights;
 
 pub use blocks::{
@@ -13,6 +14,7 @@ pub use blocks::{
     SharedGqaSpec, SoftmaxOfChosen, Storage, VectorSpec,
 };
 pub use recurrent::{ConvSpec, DeltaProjections, DeltaSpec, ShortConvSpec};
+pub use split::{ExpertSplit, Slice, Split};
 pub(crate) use weights::Module;
 pub use zmlx_kernels::Activation;
 
@@ -65,6 +67,8 @@ pub struct ModelExtras {
     pub logit_cap: Option<f32>,
     /// Embeddings that each layer takes in for itself.
     pub per_layer_inputs: Option<PerLayerInputsSpec>,
+    /// Of a model that several ranks share: paths of weights that another rank alone holds.
+    pub held_elsewhere: Vec<String>,
 }
 
 /// For each token and layer a vector of `width` values, `[n, n_layers, width]`: from a second table, and from the embedding.

@@ -1,4 +1,4 @@
-//! The kinds of attention, and what takes its place.
+//! The kinds of attention, and the blocks that can take its place.
 
 mod delta;
 mod gqa;
@@ -30,8 +30,8 @@ pub(crate) enum Attention<W> {
 }
 
 impl<W> Attention<W> {
-    /// **Shapes** x `[n, hidden]`, normed → `[n, hidden]`, or only the wanted `rows`. The cache is the layer's own, or that
-    /// of the layer whose keys and values it shares.
+    /// **Shapes** x `[n, hidden]`, normed → `[n, hidden]`, or only the wanted `rows`. The cache is the layer's own, or
+    /// that of the layer whose keys and values this layer shares.
     pub(crate) fn forward<B: Backend<Weight = W>>(
         &self,
         b: &B,
@@ -50,17 +50,17 @@ impl<W> Attention<W> {
     }
 }
 
-/// Which rows of a step are needed.
+/// The rows of a step that are needed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Rows {
-    /// All.
+    /// All rows.
     All,
-    /// Those whose logits are wanted.
+    /// The rows whose logits are wanted.
     Wanted,
 }
 
 impl Rows {
-    /// These rows of a tensor with a row for each token of the step.
+    /// These rows of a tensor that has a row for each token of the step.
     pub(crate) fn of<B: Backend>(self, b: &B, x: B::Tensor, step: &B::Step) -> Result<B::Tensor> {
         match self {
             Self::All => Ok(x),

@@ -1,4 +1,4 @@
-//! The caches of many sequences, for one model.
+//! The caches of many sequences of one model.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,26 +7,26 @@ use zmlx_kernels::{Backend, CacheSpec, KvFormat, MAX_SLOTS, Span};
 
 use crate::{Error, Result};
 
-/// How a pool is made.
+/// The settings of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PoolOptions {
-    /// The most bytes that all sequences together may take; no limit without.
+    /// The largest number of bytes that all sequences may take together; `None` sets no limit.
     pub max_bytes: Option<u64>,
     /// How keys and values are stored.
     pub format: KvFormat,
 }
 
-/// A sequence of a pool. A slot that was freed is not given out again under the same name.
+/// A sequence of a pool. After a slot is freed, its name is never used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Slot {
     index: u32,
-    /// No other slot of any pool has it.
+    /// A number that no other slot of any pool has.
     serial: u64,
 }
 
 /// The caches of all layers of a model, for any number of sequences.
 ///
-/// Sequences share what they have in common from a [`CachePool::fork`] on: it is stored and counted once.
+/// After a [`CachePool::fork`], sequences share what they have in common. It is stored and counted once.
 #[derive(Debug)]
 pub struct CachePool<B: Backend> {
     pub(crate) id: u64,
@@ -44,7 +44,7 @@ struct Sequence {
     n_tokens: usize,
 }
 
-/// A number that nothing else in this process has.
+/// A number that is unique in this process.
 pub(crate) fn unique_id() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
     NEXT.fetch_add(1, Ordering::Relaxed)
@@ -61,10 +61,10 @@ impl<B: Backend> CachePool<B> {
         Ok(Self { id: unique_id(), model_id, backend, specs, caches, sequences: Vec::new(), max_bytes })
     }
 
-    /// A slot for a new, empty sequence. It takes memory as tokens come.
+    /// A slot for a new, empty sequence. It takes memory as tokens are added.
     ///
     /// # Errors
-    /// If there are as many slots as a backend can tell apart.
+    /// If all slots that a backend can address are in use.
     pub fn allocate(&mut self) -> Result<Slot> {
         let free = self.sequences.iter().position(Option::is_none);
         let index = free.unwrap_or(self.sequences.len());
@@ -81,7 +81,7 @@ impl<B: Backend> CachePool<B> {
         Ok(Slot { index: index as u32, serial })
     }
 
-    /// Ends a sequence. What it shares with no other goes to those that come.
+    /// Ends a sequence. Memory that it shares with no other sequence becomes free.
     ///
     /// # Errors
     /// [`Error::Slot`].
@@ -94,10 +94,11 @@ impl<B: Backend> CachePool<B> {
         Ok(())
     }
 
-    /// A new sequence of the first `n_tokens` tokens of another, which it shares: nothing is copied or computed.
+    /// A new sequence with the first `n_tokens` tokens of another one. The two share these; nothing is copied or
+    /// computed.
     ///
-    /// # Errors
-    /// [`Error::Slot`]; [`Error::Shorten`] if the sequence is shorter, or a layer no longer holds what so short a
+    /// [`Error::Slot`]; [`Error::Shorten`] if the sequence is shorter, or if a layer no longer holds what a sequence of
+    /// that length needs.
     /// sequence needs.
     pub fn fork(&mut self, slot: Slot, n_tokens: usize) -> Result<Slot> {
         let from = self.index(slot)?;
@@ -110,8 +111,8 @@ impl<B: Backend> CachePool<B> {
         result.map(|()| to)
     }
 
-    /// What a sequence is now, as a sequence of its own: a [`CachePool::fork`] of all its tokens, which caches of every
-    /// kind allow.
+    /// The present state of a sequence as a sequence of its own: a [`CachePool::fork`] with all its tokens, which every
+    /// kind of cache allows.
     ///
     /// # Errors
     /// [`Error::Slot`].
@@ -119,10 +120,11 @@ impl<B: Backend> CachePool<B> {
         self.fork(slot, self.n_tokens(slot))
     }
 
-    /// Makes a sequence what another one is, such as a [`CachePool::snapshot`] of an earlier state. That one stays.
+    /// Makes a sequence equal to another one, for example to a [`CachePool::snapshot`] of an earlier state. The other
+    /// one stays.
     ///
     /// # Errors
-    /// [`Error::Slot`], also if both are the same.
+    /// [`Error::Slot`], also if both slots are the same.
     pub fn restore(&mut self, slot: Slot, snapshot: Slot) -> Result<()> {
         let (to, from) = (self.index(slot)?, self.index(snapshot)?);
         if from == to {
@@ -144,7 +146,7 @@ impl<B: Backend> CachePool<B> {
     /// Shortens a sequence to its first `n_tokens` tokens; 0 empties it.
     ///
     /// # Errors
-    /// As [`CachePool::fork`]. Nothing has changed then.
+    /// As [`CachePool::fork`]. Then nothing has changed.
     pub fn truncate(&mut self, slot: Slot, n_tokens: usize) -> Result<()> {
         let index = self.index(slot)?;
         self.check_length(slot, n_tokens)?;
@@ -155,13 +157,14 @@ impl<B: Backend> CachePool<B> {
         Ok(())
     }
 
-    /// The fewest tokens, apart from none, that a sequence can be forked or shortened to; 0 where any length can be had.
+    /// The smallest number of tokens above 0 to which a sequence can be forked or shortened; 0 if every length is
+    /// possible.
     pub fn shortest(&self, slot: Slot) -> usize {
         let Ok(index) = self.index(slot) else { return 0 };
         self.caches.iter().map(|cache| self.backend.shortest(cache, index)).max().unwrap_or(0)
     }
 
-    /// True if a layer keeps a state: sequences can then be emptied or kept whole, not shortened.
+    /// True if a layer keeps a state. Then sequences can be emptied or kept whole, but not shortened.
     pub fn has_states(&self) -> bool {
         self.specs.iter().any(|spec| spec.kind.is_state())
     }
@@ -185,7 +188,7 @@ impl<B: Backend> CachePool<B> {
         self.sequences.iter().flatten().count()
     }
 
-    /// Bytes that all sequences take; what several share counts once.
+    /// Bytes that all sequences take. What several share counts once.
     pub fn bytes(&self) -> u64 {
         self.caches.iter().map(|cache| self.backend.resident_bytes(cache)).sum()
     }
@@ -201,13 +204,14 @@ impl<B: Backend> CachePool<B> {
         self.specs.iter().map(|spec| self.backend.cache_bytes(spec, n_tokens)).sum()
     }
 
-    /// Bytes that a sequence does not take of its own if it shares its first `n_tokens` tokens: a state is always its own.
+    /// Bytes that a sequence saves if it shares its first `n_tokens` tokens. A state is never shared by running
+    /// sequences, so it saves nothing.
     pub(crate) fn bytes_shared(&self, n_tokens: usize) -> u64 {
         let specs = self.specs.iter().filter(|spec| !spec.kind.is_state());
         specs.map(|spec| self.backend.cache_bytes(spec, n_tokens)).sum()
     }
 
-    /// Bytes that `n_more` tokens may add to a sequence: never too few.
+    /// An upper bound of the bytes that `n_more` tokens add to a sequence.
     ///
     /// # Errors
     /// [`Error::Slot`].
@@ -250,7 +254,7 @@ impl<B: Backend> CachePool<B> {
         Err(Error::CacheFull { want_bytes, used_bytes, limit_bytes })
     }
 
-    /// Gets the memory for a step.
+    /// Reserves the memory for a step.
     pub(crate) fn reserve(&mut self, spans: &[Span]) -> Result<()> {
         for cache in &mut self.caches {
             for span in spans {

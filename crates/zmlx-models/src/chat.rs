@@ -1,7 +1,8 @@
-//! Chat templates: the Jinja program of a checkpoint that turns a conversation into a prompt.
+//! Chat templates: the Jinja program of a checkpoint, which turns a conversation into a prompt.
 //!
-//! A checkpoint has one template or several with names. Of several, `tool_use` is for requests with tools and `default` for
-//! all others. They lie in `chat_template.jinja` and `additional_chat_templates/`, or in `tokenizer_config.json`.
+//! A checkpoint has one template, or several with names. Of several, `tool_use` is for requests with tools, and
+//! `default` is for all others. They are in `chat_template.jinja` and `additional_chat_templates/`, or in
+//! `tokenizer_config.json`.
 
 mod channels;
 mod files;
@@ -24,13 +25,13 @@ pub use thinking::{AnswerPart, ThinkingMode, ThinkingSplitter, undecided};
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
 
-/// What stands at the end of the last message while the place is looked for where it ends.
+/// A mark that is added to the last message, to find out where that message ends in the prompt.
 const MARK: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 /// The compiled chat templates of a checkpoint, with the special tokens that they may name.
 #[derive(Debug)]
 pub struct ChatTemplate {
-    /// A template beside the default that does not parse is an error only where it is asked for.
+    /// A named template that does not parse causes an error only when it is used.
     templates: BTreeMap<String, std::result::Result<Template, TemplateError>>,
     sources: BTreeMap<String, String>,
     special_tokens: Map<String, Value>,
@@ -38,15 +39,15 @@ pub struct ChatTemplate {
 
 impl ChatTemplate {
     /// The templates of the checkpoint in `dir`: `chat_template.jinja` and `additional_chat_templates/*.jinja`, or else
-    /// what `tokenizer_config.json` or `chat_template.json` hold.
+    /// those in `tokenizer_config.json` or `chat_template.json`.
     ///
     /// # Errors
-    /// If there is none, a file is unsound, or the default template does not parse.
+    /// If there is no template, a file cannot be read as what it should be, or the default template does not parse.
     pub fn open(dir: &Path) -> Result<Self> {
         Self::build(&dir.display().to_string(), TemplateFiles::read(dir)?)
     }
 
-    /// The template in the texts of `tokenizer_config.json` and `chat_template.jinja`, which wins.
+    /// The template in the texts of `tokenizer_config.json` and `chat_template.jinja`. The latter takes precedence.
     ///
     /// # Errors
     /// As [`ChatTemplate::open`].
@@ -66,7 +67,7 @@ impl ChatTemplate {
         Ok(Self { templates, sources, special_tokens: files.special_tokens })
     }
 
-    /// The same with another default template, and no others. The special tokens stay.
+    /// The same special tokens with another default template and no other templates.
     ///
     /// # Errors
     /// If the template does not parse.
@@ -75,7 +76,7 @@ impl ChatTemplate {
         Self::build("", TemplateFiles { templates, special_tokens: self.special_tokens })
     }
 
-    /// The text of the template for requests with or without tools: what it contains tells how the model writes calls.
+    /// The text of the template for requests with or without tools. It shows how the model writes calls.
     pub fn source(&self, has_tools: bool) -> &str {
         self.sources.get(self.name(has_tools)).map_or("", String::as_str)
     }
@@ -84,12 +85,11 @@ impl ChatTemplate {
         if has_tools && self.templates.contains_key(TOOL_USE) { TOOL_USE } else { DEFAULT }
     }
 
-    /// The prompt for a conversation.
+    /// Renders the prompt for a conversation.
     ///
-    /// # Errors
-    /// [`Error::ChatRefused`] with the template's own words if it raises an exception, [`Error::ChatTemplate`] if it
-    /// fails or takes too much time or memory, [`Error::Parameter`] if `kwargs` names a variable that the request has a
-    /// field for, or if there is no last message to continue.
+    /// [`Error::ChatRefused`] with the template's own message if it raises an exception; [`Error::ChatTemplate`] if it
+    /// fails or takes too much time or memory; [`Error::Parameter`] if `kwargs` names a variable for which the request
+    /// has a field, or if there is no last message to continue.
     pub fn render(&self, request: &ChatRequest<'_>) -> Result<String> {
         let mut variables = self.variables(request)?;
         let continued = match request.ending {
@@ -112,7 +112,7 @@ impl ChatTemplate {
         }
     }
 
-    /// The variables of the template. What the request names wins over special tokens.
+    /// The variables of the template. Variables of the request take precedence over special tokens.
     fn variables(&self, request: &ChatRequest<'_>) -> Result<Map<String, Value>> {
         let mut variables = self.special_tokens.clone();
         variables.insert("tools".to_owned(), request.tools.map_or(Value::Null, |list| list.to_vec().into()));
@@ -141,7 +141,7 @@ impl ChatTemplate {
     }
 }
 
-/// Puts the mark behind the last message's text, which is returned.
+/// Appends the mark to the text of the last message, and returns the text.
 fn mark_last(variables: &mut Map<String, Value>) -> Result<String> {
     let nothing = || Error::Parameter {
         field: "continue_final_message",
@@ -164,7 +164,7 @@ fn mark_last(variables: &mut Map<String, Value>) -> Result<String> {
     }
 }
 
-/// The prompt up to the end of the last message.
+/// Cuts the prompt at the end of the last message.
 fn cut_at_mark(mut prompt: String, last: &str) -> Result<String> {
     let at = prompt.rfind(MARK.trim_end()).filter(|_| prompt.contains(last.trim()));
     let Some(at) = at else {
@@ -174,7 +174,8 @@ fn cut_at_mark(mut prompt: String, last: &str) -> Result<String> {
             got: "one that does not".to_owned(),
         });
     };
-    // A template that trims the message takes the blank at the end of the mark, and with it those of the message.
+    // A template that trims the message removes the blank at the end of the mark, and would also remove blanks at the
+    // end of the message.
     let is_trimmed = !prompt[at..].starts_with(MARK);
     prompt.truncate(at);
     if is_trimmed {

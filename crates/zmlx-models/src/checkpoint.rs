@@ -17,6 +17,7 @@ use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use safetensors::Dtype;
+use sha2::{Digest, Sha256};
 use zmlx_kernels::HostWeight;
 
 use crate::architecture::Architecture;
@@ -190,6 +191,20 @@ impl Checkpoint {
     /// Bytes of all tensors.
     pub fn total_bytes(&self) -> u64 {
         self.tensors.values().map(|e| e.bytes.len() as u64).sum()
+    }
+
+    /// A hash of the config and of each tensor's name, type, shape and first bytes: other checkpoints have another, and it is not
+    /// as slow as reading all. Random weights are described by their config and seed.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        /// Bytes of each tensor.
+        const FIRST: usize = 64;
+        let mut hash = Sha256::new();
+        hash.update(format!("{:?} {:?}\n", self.synthetic, self.config_json()));
+        for (name, entry) in &self.tensors {
+            hash.update(format!("{name:?} {:?} {:?}\n", entry.dtype, entry.shape));
+            hash.update(&entry.bytes[..entry.bytes.len().min(FIRST)]);
+        }
+        hash.finalize().into()
     }
 
     /// A reader that takes the model's tensors and at the end tells all that did not fit.

@@ -1,4 +1,4 @@
-//! `config.json` and `generation_config.json`: read and checked before anything is built.
+//! `config.json` and `generation_config.json`, which are read and checked before anything is built.
 
 mod quant;
 
@@ -11,7 +11,7 @@ use crate::{Result, end_tokens, families};
 
 pub(crate) use crate::fields::{parse_json, short};
 
-/// Everything that `config.json` and `generation_config.json` say.
+/// The contents of `config.json` and `generation_config.json`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ConfigFile {
     /// The model.
@@ -20,17 +20,19 @@ pub struct ConfigFile {
     pub quantization: QuantConfig,
     /// The tokens that end a text, ascending.
     pub eos_token_ids: Vec<u32>,
-    /// `dtype` or `torch_dtype` as written: what the model was trained in. The tensors' own types decide.
+    /// `dtype` or `torch_dtype` as written: the type in which the model was trained. The types of the tensors
+    /// themselves decide.
     pub dtype: Option<String>,
-    /// The text of `config.json`: what identifies the config, unused keys included.
+    /// The text of `config.json`, including unused keys. It identifies the config.
     pub text: String,
 }
 
 impl ConfigFile {
-    /// Reads the text of `config.json`, called `file` in errors, and of `generation_config.json` if there is one.
+    /// Reads the text of `config.json`, which errors call `file`, and that of `generation_config.json` if there is one.
     ///
     /// # Errors
-    /// If a text is not JSON, a key is missing or senseless, or names something that is not implemented.
+    /// If a text is not JSON, if a key is missing or has a value that makes no sense, or if it names something that is
+    /// not implemented.
     pub fn parse(file: &str, config_json: &str, generation_config: Option<&str>) -> Result<Self> {
         let value = parse_json(file, config_json)?;
         let whole = Fields::new(file, &value)?;
@@ -49,7 +51,7 @@ impl ConfigFile {
     }
 }
 
-/// Refuses a weight that no machine could address, so that no later product overflows.
+/// Refuses a weight that no machine could address, so that later products do not overflow.
 fn ensure_addressable(architecture: &Architecture, f: &Fields<'_>) -> Result<()> {
     const MAX_ELEMENTS: usize = 1 << 48;
     let Some((path, dims)) = architecture.largest_weight() else { return Ok(()) };

@@ -1,16 +1,19 @@
-//! Conversion: from a folder of Hugging Face's layout, or of MLX's, to one of MLX's, perhaps in other formats.
+//! Conversion of a folder in Hugging Face's layout, or in MLX's, to a folder in MLX's layout, with the same formats or
+//! others.
 //!
-//! Names, formats and bytes of the tensors are those of `mlx_lm.convert` (mlx-lm 0.32.2 on MLX 0.32.2, on a CPU). Which
-//! tensors a model has, and in which layouts a file may hold them, follows from its [`Architecture`](crate::Architecture):
-//! a family that can be loaded can be converted.
+//! Names, formats and bytes of the tensors are those of `mlx_lm.convert` (mlx-lm 0.32.2 on MLX 0.32.2, on a CPU). The
+//! [`Architecture`](crate::Architecture) determines which tensors a model has, and in which layouts a file may hold
+//! them. So every family that can be loaded can be converted.
 //!
-//! **Memory** Sources are mapped. A weight is read, converted and written in blocks of 2^20 values, one per thread: 16 MB for
-//! each thread. Beside them there are the plan, which holds names and sizes, and for models with the older layout of latent
-//! attention the split of one layer's `kv_b_proj` in f32: 12 bytes for each of its values. No weight is ever whole in memory.
+//! **Memory** Sources are mapped. A weight is read, converted and written in blocks of 2^20 values, one block per
+//! thread, which takes 16 MB for each thread. In addition there is the plan, which holds names and sizes. For models
+//! with the older layout of latent attention, there is also the split of one layer's `kv_b_proj` in f32, which takes 12
+//! bytes for each of its values. No weight is ever held in memory as a whole.
 //!
-//! **Interruptions** The folder gets a note of what was begun. A shard is written under a name that ends in `.part`,
-//! synchronised, hashed and renamed, and then noted. Who converts the same source into the same folder in the same way again
-//! goes on behind the shards whose hashes are still right. `config.json` comes last: before it there is no model.
+//! **Interruptions** The folder gets a note that describes the conversion. A shard is written under a name that ends in
+//! `.part`, synchronised, hashed and renamed, and then added to the note. A second run with the same source, folder and
+//! settings continues after the shards whose hashes are still right. `config.json` is written last, so before that the
+//! folder holds no model.
 
 mod config;
 mod encode;
@@ -32,14 +35,14 @@ use plan::Plan;
 pub use recipe::Recipe;
 pub use report::{MatrixError, compare};
 
-/// What [`convert`] makes of the weights.
+/// What [`convert`] does with the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// Leave them in their formats.
+    /// Keeps them in their formats.
     Keep,
-    /// Quantise what is not quantised.
+    /// Quantises those that are not quantised.
     Quantize(Quantize),
-    /// Make all of them floats.
+    /// Turns all of them into floats.
     Dequantize,
 }
 
@@ -48,25 +51,25 @@ pub enum Action {
 pub struct Quantize {
     /// The mode.
     pub mode: QuantMode,
-    /// Bits per weight; `None`: 4, of mxfp8 8.
+    /// Bits per weight. `None` means 8 for mxfp8 and 4 otherwise.
     pub bits: Option<usize>,
-    /// Weights per scale; `None`: 64 in affine mode, 32 of mxfp4 and mxfp8, 16 of nvfp4.
+    /// Weights per scale. `None` means 64 for affine, 32 for mxfp4 and mxfp8, and 16 for nvfp4.
     pub group_size: Option<usize>,
-    /// More bits for some weights than for others. Then `bits` is not used.
+    /// Gives some weights more bits than others. Then `bits` is not used.
     pub recipe: Option<Recipe>,
 }
 
 /// What [`convert`] does.
 #[derive(Clone, Copy, Debug)]
 pub struct ConvertOptions {
-    /// What becomes of the weights.
+    /// What is done with the weights.
     pub action: Action,
-    /// The type of all floats but correction biases of routers, before anything is quantised. `None`: what `torch_dtype` in
-    /// `config.json` (or `dtype` in its `text_config`) says, else what the files have.
+    /// The type of all floats except routers' correction biases, before anything is quantised. `None` means the type
+    /// that `torch_dtype` in `config.json` (or `dtype` in its `text_config`) says, or else the types in the files.
     pub dtype: Option<DType>,
-    /// A shard has at most so many bytes of tensors, or one tensor.
+    /// The largest number of bytes of tensors in a shard. A larger tensor gets a shard of its own.
     pub max_shard_bytes: u64,
-    /// Threads that convert; `None`: as many as the machine has.
+    /// The number of threads. `None` means as many as the machine has.
     pub n_threads: Option<usize>,
 }
 
@@ -74,13 +77,13 @@ impl ConvertOptions {
     /// The size of shards that mlx-lm writes: 5 GiB.
     pub const SHARD_BYTES: u64 = 5 << 30;
 
-    /// That action with shards of the usual size, all threads, and the files' own types.
+    /// This action with shards of the usual size, all threads, and the files' own types.
     pub fn new(action: Action) -> Self {
         Self { action, dtype: None, max_shard_bytes: Self::SHARD_BYTES, n_threads: None }
     }
 }
 
-/// What a conversion wrote.
+/// The result of a conversion.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Converted {
     /// The weight files, in order.
@@ -95,17 +98,18 @@ pub struct Converted {
     pub copied: Vec<String>,
 }
 
-/// Called with what is done and what there is to do, in units of its own. [`ControlFlow::Break`] ends the conversion, which
-/// can be resumed.
+/// Called with the work that is done and the total work, in a unit of its own. [`ControlFlow::Break`] stops the
+/// conversion, which can be resumed.
 pub type ConvertProgress<'a> = &'a mut dyn FnMut(u64, u64) -> ControlFlow<()>;
 
-/// Converts a checkpoint into the folder `dir`, which is made, is empty, or holds what an earlier call of the same kind left.
+/// Converts a checkpoint into the folder `dir`. The folder is created, is empty, or holds what an earlier call with the
+/// same settings left.
 ///
 /// # Errors
-/// [`Error::Weights`] with every tensor that is missing, left over or does not fit; [`Error::Parameter`] for settings that
-/// exclude each other; [`Error::Unconvertible`] for a weight that the settings do not fit; [`Error::OutputFolder`] for a folder
-/// that holds something else; [`Error::DiskSpace`]; [`Error::Stopped`] if `progress` says so; [`Error::Io`]. Settings, sizes
-/// and space are checked before anything is written.
+/// [`Error::Weights`] with every tensor that is missing, unexpected or does not fit; [`Error::Parameter`] for settings
+/// that exclude each other; [`Error::Unconvertible`] for a weight that the settings do not fit; [`Error::OutputFolder`]
+/// for a folder that holds something else; [`Error::DiskSpace`]; [`Error::Stopped`] if `progress` stops it;
+/// [`Error::Io`]. Settings, sizes and space are checked before anything is written.
 pub fn convert(
     source: &Checkpoint,
     dir: &Path,

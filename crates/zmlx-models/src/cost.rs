@@ -1,4 +1,4 @@
-//! What decoding reads and what a context needs, from the config and the tensors.
+//! How many bytes decoding reads and a context needs, computed from the config and the tensors.
 
 use serde::Serialize;
 
@@ -8,21 +8,27 @@ use crate::architecture::{Part, ReadPerToken, WeightUse, WeightUses};
 /// Bytes that a checkpoint costs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Cost {
-    /// Weights of the decoder; layers beyond the last (multi-token prediction) are not loaded.
+    /// Bytes of the decoder's weights. Layers after the last one (multi-token prediction) are not loaded.
     pub weight_bytes: u64,
-    /// Weights that one decoded token reads: the dense ones, the experts it chooses, one row of the embedding.
+    /// Bytes of the weights that one decoded token reads: the dense ones, the experts that it chooses, and one row of
+    /// the embedding.
     pub weight_bytes_per_token: u64,
-    /// What a token leaves in the caches: 16 bits a value on every backend (the scales of the CPU's rows aside).
+    /// Bytes that a token adds to the caches: 16 bits for each value on every backend, without the scales of the CPU's
+    /// rows.
     pub kv_bytes_per_token: u64,
-    /// What layers keep of a sequence whatever its length, in f32: a token reads it and writes it.
+    /// Bytes of the state that layers keep for a sequence of any length, in f32. Each token reads and writes it.
     #[serde(skip_serializing_if = "is_zero")]
     pub state_bytes: u64,
-    /// Parts of `weight_bytes_per_token`.
+    /// Of `weight_bytes` the gate and up projections of routed experts: what a backend that copies them for the concatenated path
+    /// holds twice there.
+    #[serde(skip)]
+    pub gate_up_bank_bytes: u64,
+    /// `weight_bytes_per_token`, divided into parts of the model.
     #[serde(skip)]
     pub parts: PartBytes,
 }
 
-/// Weights that one decoded token reads in parts of the model.
+/// Bytes of the weights that one decoded token reads, for each part of the model.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PartBytes {
     /// The routers.
@@ -38,7 +44,7 @@ pub struct PartBytes {
 }
 
 impl PartBytes {
-    /// Where the bytes of a part are counted; `None` for norms and the embedding.
+    /// The counter for a part; `None` for norms and the embedding.
     fn of(&mut self, part: Part) -> Option<&mut u64> {
         match part {
             Part::Head => Some(&mut self.head),
@@ -52,11 +58,12 @@ impl PartBytes {
 }
 
 impl Cost {
-    /// What the checkpoint costs. Random weights are made as they are loaded: ask after the model was loaded.
+    /// The cost of the checkpoint. Random weights are made when they are loaded, so call this after the model was
+    /// loaded.
     pub fn new(checkpoint: &Checkpoint) -> Self {
         let architecture = checkpoint.architecture();
         let uses = architecture.weight_uses();
-        let (mut weight_bytes, mut per_token) = (0u64, 0u64);
+        let (mut weight_bytes, mut per_token, mut gate_up_bank_bytes) = (0u64, 0u64, 0u64);
         let mut parts = PartBytes::default();
         let stored = checkpoint.tensors().map(|t| (t.name.to_owned(), t.n_bytes as u64));
         for (name, n_bytes) in stored.chain(checkpoint.random_weights()) {
@@ -71,6 +78,9 @@ impl Cost {
                 }
             };
             weight_bytes += n_bytes;
+            if weight.part == Part::GateUp && matches!(weight.read, ReadPerToken::Chosen { .. }) {
+                gate_up_bank_bytes += n_bytes;
+            }
             per_token += read;
             if let Some(part) = parts.of(weight.part) {
                 *part += read;
@@ -81,11 +91,12 @@ impl Cost {
             weight_bytes_per_token: per_token,
             kv_bytes_per_token: architecture.cached_values_per_token().saturating_mul(2),
             state_bytes: architecture.state_values().saturating_mul(4),
+            gate_up_bank_bytes,
             parts,
         }
     }
 
-    /// Bytes of the weights and of the caches of one sequence of `n_tokens`.
+    /// Bytes of the weights and of the caches of one sequence of `n_tokens` tokens.
     pub fn memory_bytes(&self, n_tokens: usize) -> u64 {
         // The new state is written beside the old one.
         let states = self.state_bytes.saturating_mul(2);
@@ -93,8 +104,8 @@ impl Cost {
         self.weight_bytes.saturating_add(states).saturating_add(cached)
     }
 
-    /// Bytes that decoding one token moves when `n_cached` tokens are in the caches: it reads weights and caches, and reads
-    /// and writes states.
+    /// Bytes that decoding one token moves if `n_cached` tokens are in the caches. It reads weights and caches, and it
+    /// reads and writes states.
     pub fn bytes_per_token(&self, n_cached: f64) -> f64 {
         let states = 2.0 * self.state_bytes as f64;
         self.weight_bytes_per_token as f64 + states + self.kv_bytes_per_token as f64 * n_cached
@@ -106,13 +117,13 @@ fn is_zero(n: &u64) -> bool {
     *n == 0
 }
 
-/// The weight that a tensor is a part of.
+/// The weight that a tensor belongs to.
 fn weight_of(uses: &WeightUses, name: &str) -> Option<WeightUse> {
     const PARTS: [&str; 6] = [".weight", ".scales", ".biases", "_scales", "_biases", ""];
     PARTS.iter().find_map(|part| uses.get(name.strip_suffix(part)?))
 }
 
-/// A number of bytes in decimal units: `12.3 MB`.
+/// Formats a number of bytes in decimal units: `12.3 MB`.
 pub fn human_bytes(n: u64) -> String {
     const UNITS: [&str; 4] = ["kB", "MB", "GB", "TB"];
     if n < 1000 {

@@ -13,8 +13,8 @@ use crate::layer::{FeedForward, Layer, PerLayerInputs};
 use crate::loader::Progress;
 use crate::{CachePool, Error, PoolOptions, Result, Slot};
 
-/// Tokens of a prompt that are computed at once: bounds the memory that a long prompt needs. A backend may prefer
-/// another size ([`Backend::prefill_style`]).
+/// Number of prompt tokens that are computed at once. It bounds the memory that a long prompt needs. A backend may
+/// prefer another size ([`Backend::prefill_style`]).
 pub const PREFILL_CHUNK: usize = 512;
 
 /// A loaded model on a backend.
@@ -26,15 +26,15 @@ pub struct Model<B: Backend> {
     pub(crate) eps: f32,
     pub(crate) embed: B::Weight,
     pub(crate) per_layer_inputs: Option<PerLayerInputs<B::Weight>>,
-    /// Which cache each layer uses.
+    /// The index of the cache that each layer uses.
     pub(crate) cache_of: Vec<usize>,
     pub(crate) layers: Vec<Layer<B::Weight>>,
     pub(crate) norm: B::Weight,
-    /// The embedding again, if the checkpoint ties them.
+    /// This is the embedding if the checkpoint ties the two.
     head: B::Weight,
 }
 
-/// New tokens of one sequence.
+/// The new tokens of one sequence.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {
     /// The sequence.
@@ -55,13 +55,13 @@ pub enum TapValue<'a, B: Backend> {
 }
 
 /// Called with the name of each intermediate result: `embed`, `layers.I.attn`, `layers.I.router_logits`,
-/// `layers.I.expert_indices`, `layers.I.expert_weights`, `layers.I.out`, `norm`, `logits`. What it returns for
-/// `layers.I.out` takes that result's place; for others it is not used. From the last layer's `attn` on these have only the
-/// positions whose logits are asked for.
+/// `layers.I.expert_indices`, `layers.I.expert_weights`, `layers.I.out`, `norm`, `logits`. The returned value replaces
+/// the result of `layers.I.out`; for other names it is ignored. From the `attn` of the last layer on, results have only
+/// the positions whose logits are wanted.
 pub type Tap<'a, B> = &'a mut dyn FnMut(&str, TapValue<'_, B>) -> Option<<B as Backend>::Tensor>;
 
 impl<B: Backend> Model<B> {
-    /// The backend that the model lives on.
+    /// The backend that holds the model.
     pub fn backend(&self) -> &B {
         &self.backend
     }
@@ -84,13 +84,13 @@ impl<B: Backend> Model<B> {
 
     /// Computes the new tokens of some sequences and appends them to their caches.
     ///
-    /// **Returns** logits, f32 `[n_logits, vocab]`: a row for each that is wanted, in the order of the inputs.
+    /// **Returns** logits, f32 `[n_logits, vocab]`: a row for each wanted position, in the order of the inputs.
     ///
     /// # Errors
     /// [`Error::Input`], which names the sequence, if an input is empty, its slot is unknown or given twice, a token is
     /// not below the vocabulary's size, or the sequence would grow past `max_position_embeddings`;
-    /// [`Error::ForeignPool`]; [`Error::CacheFull`] if the caches would grow past their limit; what the backend says. The
-    /// pool is then as before.
+    /// [`Error::ForeignPool`]; [`Error::CacheFull`] if the caches would grow past their limit; any error of the
+    /// backend. Then the pool is unchanged.
     pub fn forward(
         &self,
         pool: &mut CachePool<B>,
@@ -100,7 +100,7 @@ impl<B: Backend> Model<B> {
         self.forward_tapped(pool, inputs, fusion, None)
     }
 
-    /// As [`Model::forward`], showing every intermediate result to `tap`.
+    /// As [`Model::forward`]; also passes every intermediate result to `tap`.
     ///
     /// # Errors
     /// As [`Model::forward`].
@@ -137,7 +137,7 @@ impl<B: Backend> Model<B> {
         id: &B::Indices,
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
-        // The embedding checks the id; everything else is checked as for a token that exists.
+        // The embedding checks the id. Everything else is checked with the placeholder token 0.
         let spans = self.spans(pool, &[Input { slot, tokens: &[0], logits: Logits::Last }])?;
         pool.check_room(&spans)?;
         self.run(pool, (id, &spans), fusion, None)
@@ -145,9 +145,8 @@ impl<B: Backend> Model<B> {
 
     /// Appends a prompt to a sequence in chunks and returns the logits of its last token, `[1, vocab]`.
     ///
-    /// # Errors
-    /// As [`Model::forward`], with the whole prompt checked before its first chunk is computed. If the backend fails in a
-    /// later chunk, the chunks before it stay: [`CachePool::n_tokens`] tells how far it came.
+    /// As [`Model::forward`]. The whole prompt is checked before its first chunk is computed. If the backend fails in a
+    /// later chunk, the earlier chunks stay: [`CachePool::n_tokens`] tells how many tokens were computed.
     pub fn prefill(
         &self,
         pool: &mut CachePool<B>,
@@ -184,7 +183,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// Tokens at the end of a prompt that are computed on their own.
+    /// Number of tokens at the end of a prompt that are computed in a step of their own.
     pub(crate) fn n_last_alone(&self) -> usize {
         match self.backend.prefill_style() {
             PrefillStyle::Whole => 0,
@@ -221,7 +220,7 @@ impl<B: Backend> Model<B> {
         Ok(Span { slot, start, n_tokens, logits: input.logits })
     }
 
-    /// Runs a step whose spans are sound: all of it or nothing.
+    /// Runs a step whose spans have been checked. It succeeds completely or changes nothing.
     fn run(
         &self,
         pool: &mut CachePool<B>,
@@ -251,7 +250,7 @@ impl<B: Backend> Model<B> {
         result
     }
 
-    /// From token ids to logits.
+    /// Computes the logits from token ids.
     fn layers(
         &self,
         caches: &mut [B::Cache],
@@ -277,14 +276,14 @@ impl<B: Backend> Model<B> {
         let mut x = b.rms_norm(&h, &first.input_norm, self.eps)?;
         for (i, (layer, cache)) in self.layers.iter().zip(&self.cache_of).enumerate() {
             let cache = &mut caches[*cache];
-            // What no other layer sees is computed only where it is asked for.
+            // In the last layer, what no later layer sees is computed only for the positions whose logits are wanted.
             let is_last = i + 1 == self.layers.len();
             let rows = if is_last && n_logits < b.n_tokens(step) { Rows::Wanted } else { Rows::All };
             let y = layer.attention.forward(b, &x, (cache, step), rows, fusion)?;
             if is_last && n_logits == 0 {
                 return b.tensor(&[], &[0, self.architecture.vocab_size]);
             }
-            let y = self.normed(y, layer.extras.mixer_norm.as_ref())?;
+            let y = self.normed(b.all_sum(y)?, layer.extras.mixer_norm.as_ref())?;
             h = rows.of(b, h, step)?;
             (h, x) = self.add_norm(&h, &y, &layer.post_norm, fusion)?;
             show(format_args!("layers.{i}.attn"), TapValue::Tensor(&h));
@@ -303,7 +302,7 @@ impl<B: Backend> Model<B> {
                     b.add(&y, &self.normed(of_experts, Some(&beside.moe_norm))?)?
                 }
             };
-            let y = self.normed(y, layer.extras.feed_forward_norm.as_ref())?;
+            let y = self.normed(b.all_sum(y)?, layer.extras.feed_forward_norm.as_ref())?;
             let next_norm = self.layers.get(i + 1).map_or(&self.norm, |next| &next.input_norm);
             if layer.extras.ends_with_sum() {
                 (h, x) = self.add_norm(&h, &y, next_norm, fusion)?;
@@ -337,7 +336,7 @@ impl<B: Backend> Model<B> {
         }
     }
 
-    /// What follows a layer's last residual sum `h`: the layer's own embedding, of so many values, and a factor.
+    /// Computes what follows a layer's last residual sum `h`: the layer's own embedding of the tokens, and a factor.
     pub(crate) fn end_of_layer(
         &self,
         layer: &Layer<B::Weight>,
@@ -371,7 +370,7 @@ impl<B: Backend> Model<B> {
     }
 }
 
-/// Shows a layer's choice of experts.
+/// Passes a layer's choice of experts to the tap.
 fn show_routing<B: Backend>(
     layer_idx: usize,
     routing: &Routing<B>,
@@ -382,7 +381,7 @@ fn show_routing<B: Backend>(
     show(format_args!("layers.{layer_idx}.expert_weights"), TapValue::Tensor(&routing.weights));
 }
 
-/// The step that is computed.
+/// The step that is being computed.
 struct At<'a, S> {
     step: &'a S,
     /// Number of tokens whose logits are wanted.

@@ -1,13 +1,14 @@
-//! Tokens to text as they come, one token at a time.
+//! Turns tokens into text as they come, one token at a time.
 //!
-//! Two ways, chosen by the tokenizer's decoder. Both give pieces whose concatenation, with [`Detokenizer::flush`],
-//! is exactly what decoding all tokens at once gives, and both look at a bounded number of tokens per step.
+//! There are two methods, and the tokenizer's decoder determines which one is used. Both give pieces whose
+//! concatenation, including [`Detokenizer::flush`], equals the text of all tokens decoded at once. Both look at a
+//! bounded number of tokens per step.
 //!
-//! - **Byte level** (GPT-2's alphabet; GLM and Qwen): a token is a string of bytes. Bytes are given out as soon as
-//!   they are whole characters.
-//! - **Any other decoder**: a token's text depends on its neighbours (a leading space that only the first word
-//!   loses, bytes spelled `<0xE2>`). A short window of tokens is decoded with and without the new ones; the
-//!   difference is the new text.
+//! - **Byte level** (GPT-2's alphabet, used by GLM and Qwen): a token is a string of bytes. Bytes are returned once
+//!   they form whole characters.
+//! - **Any other decoder**: the text of a token depends on its neighbours. For example, only the first word loses its
+//!   leading space, and some tokens spell single bytes (`<0xE2>`). A short window of tokens is decoded with and without
+//!   the new ones, and the difference is the new text.
 
 mod bytes;
 mod window;
@@ -40,7 +41,7 @@ impl<'t> Detokenizer<'t> {
         Self { tokenizer, way }
     }
 
-    /// Adds a token and returns the text that is now certain; empty while a character is incomplete.
+    /// Adds a token and returns the text that is now certain. The text is empty while a character is incomplete.
     ///
     /// # Errors
     /// If the tokenizer refuses the token.
@@ -53,7 +54,7 @@ impl<'t> Detokenizer<'t> {
         }
     }
 
-    /// The text that was held back; the detokeniser is at the start of a text again.
+    /// Returns the text that was held back. Afterwards the detokeniser is at the start of a text again.
     ///
     /// # Errors
     /// If the tokenizer refuses the tokens.

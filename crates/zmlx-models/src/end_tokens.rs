@@ -1,7 +1,7 @@
 //! The tokens that end a text.
 //!
-//! `generation_config.json` says which; where it says nothing, `config.json` does. The tokenizer's own `eos_token` is one in
-//! any case. Ids that the vocabulary lacks are left out.
+//! `generation_config.json` names them, or `config.json` if the former does not. The tokenizer's own `eos_token` is
+//! always one of them. Ids that the vocabulary lacks are left out.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -16,11 +16,11 @@ use crate::{Error, Result};
 
 const KEY: &str = "eos_token_id";
 
-/// The end tokens that the configs name, ascending: `config` is `config.json` called `file`, beside which
-/// `generation_config` lies. What is wrong with the latter costs a warning.
+/// The end tokens that the configs name, in ascending order. `config` is `config.json`, which errors call `file`;
+/// `generation_config` is in the same folder. Errors in the latter only cause a warning.
 ///
 /// # Errors
-/// [`Error::Field`] if `config.json` holds something else than ids.
+/// [`Error::Field`] if the value in `config.json` is not an id or a list of ids.
 pub(crate) fn of_configs(
     file: &str,
     config: &Value,
@@ -33,19 +33,19 @@ pub(crate) fn of_configs(
         ids(&name, parse_json(&name, text)?.get(KEY), vocab_size)
     };
     let mut end_tokens = of_generation().unwrap_or_else(|error| {
-        tracing::warn!("{error}; going on without it");
+        tracing::warn!("{error}; the file is ignored");
         BTreeSet::new()
     });
     if end_tokens.is_empty() {
         end_tokens = ids(file, config.get(KEY), vocab_size)?;
-        // A model within a model of images has its own.
+        // A text model inside a model for images has its own value.
         let text_model = config.get("text_config").and_then(|text| text.get(KEY));
         end_tokens.append(&mut ids(file, text_model, vocab_size)?);
     }
     Ok(end_tokens.into_iter().collect())
 }
 
-/// The ids under a key: one or a list, or none.
+/// The ids under a key: one, a list, or none.
 fn ids(file: &str, value: Option<&Value>, vocab_size: usize) -> Result<BTreeSet<u32>> {
     let value = value.unwrap_or(&Value::Null);
     let list = match value {
@@ -69,8 +69,8 @@ fn ids(file: &str, value: Option<&Value>, vocab_size: usize) -> Result<BTreeSet<
     Ok(ids)
 }
 
-/// Adds the end token that the tokenizer's files in `dir` name. What cannot be read is passed over: opening the tokenizer
-/// tells of it.
+/// Adds the end token that the tokenizer's files in `dir` name. Files that cannot be read are skipped, because opening
+/// the tokenizer reports them.
 pub(crate) fn add_of_tokenizer(dir: &Path, vocab_size: usize, end_tokens: &mut Vec<u32>) {
     match of_tokenizer(dir) {
         Some(id) if id as usize >= vocab_size => {
@@ -88,10 +88,10 @@ pub(crate) fn add_of_tokenizer(dir: &Path, vocab_size: usize, end_tokens: &mut V
     }
 }
 
-/// The text of `generation_config.json` in `dir`. A file that cannot be read costs a warning.
+/// The text of `generation_config.json` in `dir`. A file that cannot be read only causes a warning.
 pub(crate) fn generation_config(dir: &Path) -> Option<String> {
     read_optional(&dir.join("generation_config.json")).unwrap_or_else(|error| {
-        tracing::warn!("{error}; going on without it");
+        tracing::warn!("{error}; the file is ignored");
         None
     })
 }
@@ -136,7 +136,7 @@ fn of_tokenizer(dir: &Path) -> Option<u32> {
         && let Ok(file) = serde_json::from_slice::<TokenizerFile>(&text)
     {
         let found = file.added_tokens.into_iter().find(|added| added.content == token).map(|added| added.id);
-        // Rarely is it a plain word of the vocabulary.
+        // In rare cases it is an ordinary token of the vocabulary.
         return found.or_else(|| {
             let whole: Value = serde_json::from_slice(&text).ok()?;
             id_in(whole.get("model")?.get("vocab")?.clone())

@@ -1,10 +1,11 @@
-//! Many requests at once on one model.
+//! Runs many requests at once on one model.
 //!
-//! An [`Engine`] belongs to one thread and has none of its own: its owner calls [`Engine::step`] as long as there is work.
-//! A step gives every sequence that decodes one token and computes a part of the prompts beside them; requests join and
-//! leave at every step. A request's tokens do not depend on what else runs, and what goes wrong in one ends only that one.
+//! An [`Engine`] has no thread of its own: its owner calls [`Engine::step`] as long as there is work. A step gives
+//! every decoding sequence one token and computes a part of the waiting prompts. Requests join and leave at every step.
+//! The tokens of a request do not depend on other requests, and an error in one request ends only that request.
 //!
-//! What ended stays in the caches while there is room, and a prompt that begins with the same tokens goes on from there.
+//! Finished sequences stay in the caches while there is room. A prompt that begins with the same tokens continues from
+//! there.
 
 mod admit;
 mod builder;
@@ -33,32 +34,32 @@ pub use request::{Constraint, Request, RequestId};
 use sequence::Sequence;
 pub use stats::EngineStats;
 
-/// How an engine works.
+/// The settings of an engine.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
     /// Which fused ops are used.
     pub fusion: Fusion,
-    /// Most sequences that run at once; the others wait.
+    /// The largest number of sequences that run at once. The others wait.
     pub max_sequences: usize,
-    /// Most prompts that are computed at once, however many sequences run.
+    /// The largest number of prompts that are computed at once, however many sequences run.
     pub max_prompts: usize,
-    /// Most tokens of a sequence, if that is fewer than the model's context.
+    /// The largest number of tokens of a sequence, if this is less than the model's context.
     pub context: Option<usize>,
-    /// Tokens of prompts in a step in which nobody decodes; `None` is what suits the backend.
+    /// Number of prompt tokens in a step in which no sequence decodes. `None` means the number that suits the backend.
     pub prefill_chunk: Option<usize>,
-    /// How long a step may take if prompts are computed beside sequences that decode; twice as long as without prompts at
-    /// most. Sixteen tokens of prompts are always computed.
+    /// How long a step may take if it computes prompts while sequences decode. It takes at most twice as long as
+    /// without prompts. At least sixteen prompt tokens are always computed.
     pub step_time: Duration,
     /// How keys and values are stored.
     pub kv_format: KvFormat,
-    /// Most bytes for keys and values, those of idle sequences included; `None` is no limit.
+    /// The largest number of bytes for keys and values, including those of idle sequences; `None` sets no limit.
     pub max_kv_bytes: Option<u64>,
     /// What is kept for later prompts.
     pub prefix_cache: PrefixCacheOptions,
 }
 
 impl EngineOptions {
-    /// Up to 32 sequences, without a limit of memory.
+    /// Up to 32 sequences, with no limit on memory.
     pub fn new(fusion: Fusion) -> Self {
         Self {
             fusion,
@@ -73,7 +74,7 @@ impl EngineOptions {
         }
     }
 
-    /// One sequence at a time. Nothing of it is kept.
+    /// One sequence at a time, and nothing is kept afterwards.
     pub fn one_sequence(fusion: Fusion) -> Self {
         Self { max_sequences: 1, prefix_cache: PrefixCacheOptions::OFF, ..Self::new(fusion) }
     }
@@ -85,15 +86,15 @@ pub struct Engine<'m, B: Backend> {
     tokenizer: Option<&'m Tokenizer>,
     options: EngineOptions,
     pool: CachePool<B>,
-    /// First come, first served; what gave its place up stands before the others.
+    /// In the order of arrival. A preempted sequence goes before the others.
     waiting: VecDeque<Sequence<'m, B>>,
-    /// Those with a slot, the oldest first.
+    /// The sequences that have a slot, the oldest first.
     running: Vec<Sequence<'m, B>>,
     idle: PrefixCache,
     pace: Pace,
     stats: EngineStats,
     n_requests: u64,
-    /// Working memory for logits.
+    /// A buffer for logits.
     logits: Vec<f32>,
 }
 
@@ -132,11 +133,11 @@ impl<'m, B: Backend> Engine<'m, B> {
         })
     }
 
-    /// Takes a request in: it waits for the next step.
+    /// Submits a request, which waits for the next step.
     ///
     /// # Errors
     /// If the prompt is empty, has a token that the model lacks, or does not fit the context or the memory for keys and
-    /// values; if a parameter is senseless, or stop strings are given without a tokenizer.
+    /// values; if a parameter has a value that makes no sense; if stop strings are given without a tokenizer.
     pub fn submit(&mut self, request: Request) -> Result<RequestId> {
         let id = RequestId(self.n_requests);
         let sequence = Sequence::new(id, request, self.model, self.tokenizer)?;
@@ -151,8 +152,8 @@ impl<'m, B: Backend> Engine<'m, B> {
         Ok(id)
     }
 
-    /// Ends a request now, wherever it stands, and tells how far it came: no event comes of it any more. Its memory is
-    /// free, or idle where the prefix cache keeps what it computed. `None` if there is no such request.
+    /// Ends a request at once, whatever its state, and returns its results so far. It causes no more events. Its memory
+    /// becomes free, or idle if the prefix cache keeps what was computed. `None` if there is no such request.
     pub fn cancel(&mut self, id: RequestId) -> Option<Finished> {
         let mut sequence = if let Some(at) = self.waiting.iter().position(|s| s.id == id) {
             self.waiting.remove(at)?
@@ -161,19 +162,19 @@ impl<'m, B: Backend> Engine<'m, B> {
             self.running.remove(at)
         };
         self.stats.n_cancelled += 1;
-        // If the tokenizer refuses what it held back, there is nobody left to tell.
+        // If the tokenizer refuses the text that was held back, there is no way left to report it.
         let text = sequence.rest_of_text(StopReason::Interrupted).unwrap_or_default();
         let finished = sequence.finished(StopReason::Interrupted, text);
         self.retire(sequence);
         Some(finished)
     }
 
-    /// True if there is nothing to do.
+    /// True if there is no work.
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
 
-    /// What it has done, and what it holds.
+    /// What the engine has done so far, and what it holds.
     pub fn stats(&self) -> EngineStats {
         let idle_bytes = self.idle.slots().map(|slot| self.pool.bytes_of(slot)).sum();
         EngineStats {
@@ -186,7 +187,7 @@ impl<'m, B: Backend> Engine<'m, B> {
         }
     }
 
-    /// Most tokens of a sequence.
+    /// The largest number of tokens of a sequence.
     pub fn context(&self) -> usize {
         let limit = self.model.architecture().max_position_embeddings;
         self.options.context.map_or(limit, |context| context.min(limit))
@@ -212,17 +213,17 @@ impl<'m, B: Backend> Engine<'m, B> {
         self.model
     }
 
-    /// Forgets all idle sequences.
+    /// Drops all idle sequences.
     pub fn clear_idle(&mut self) {
         while let Some(slot) = self.idle.evict(None) {
             self.free(slot);
         }
     }
 
-    /// Runs until a request is done. `on_event` sees what comes of it, and of others that run, and may end it.
+    /// Runs until a request is done. `on_event` gets the events of this request and of others that run, and may end it.
     ///
     /// # Errors
-    /// As [`Engine::submit`], and whatever makes the request fail.
+    /// As [`Engine::submit`], and any error that ends the request.
     pub fn complete(
         &mut self,
         request: Request,
@@ -264,14 +265,14 @@ impl<'m, B: Backend> Engine<'m, B> {
 pub struct Generation {
     /// The tokens, an end token included.
     pub tokens: Vec<u32>,
-    /// Their text, without an end token or stop string; empty without a tokenizer.
+    /// Their text, without end tokens and stop strings; empty without a tokenizer.
     pub text: String,
     /// How it ended.
     pub finished: Finished,
 }
 
 impl Generation {
-    /// Prompt tokens per second; those that were cached do not count.
+    /// Prompt tokens per second. Cached tokens do not count.
     pub fn prompt_tps(&self) -> f64 {
         let Finished { n_prompt_tokens, n_cached_tokens, prompt_time, .. } = self.finished;
         per_second(n_prompt_tokens - n_cached_tokens, prompt_time)

@@ -11,10 +11,10 @@ pub enum Error {
     Io {
         /// The file.
         file: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The folder lacks a file without which it is no checkpoint.
+    /// The folder lacks a file that a checkpoint needs.
     #[error("{dir}: there is no {file}")]
     MissingFile {
         /// The folder.
@@ -27,7 +27,7 @@ pub enum Error {
     Json {
         /// The file.
         file: String,
-        /// Where and why.
+        /// The position and the reason.
         source: serde_json::Error,
     },
     /// A key of a JSON file is missing, has another type, or a value that makes no sense.
@@ -42,7 +42,7 @@ pub enum Error {
         /// What the file holds.
         got: String,
     },
-    /// A setting that is sound, but that this engine does not implement.
+    /// A valid setting that this engine does not implement.
     #[error("{file}: {key} = {got} is not supported, only {want}")]
     UnsupportedSetting {
         /// The file.
@@ -54,7 +54,7 @@ pub enum Error {
         /// What the file holds.
         got: String,
     },
-    /// No decoder for this `model_type`.
+    /// There is no decoder for this `model_type`.
     #[error("{file}: unknown model_type {got:?}; known: {}", known.join(", "))]
     UnknownModelType {
         /// The file.
@@ -64,8 +64,8 @@ pub enum Error {
         /// The types that are implemented.
         known: Vec<&'static str>,
     },
-    /// A shard that is not a sound safetensors file.
-    #[error("{file}: not a sound safetensors file: {source}")]
+    /// A shard is not a valid safetensors file.
+    #[error("{file}: not a valid safetensors file: {source}")]
     Shard {
         /// The shard.
         file: String,
@@ -73,7 +73,7 @@ pub enum Error {
         source: safetensors::SafeTensorError,
     },
     /// Two shards hold a tensor of the same name.
-    #[error("tensor {name} is in {first} and again in {second}")]
+    #[error("tensor {name} is in both {first} and {second}")]
     DuplicateTensor {
         /// The tensor.
         name: String,
@@ -82,20 +82,20 @@ pub enum Error {
         /// The other shard.
         second: String,
     },
-    /// The tensors of the checkpoint are not those that the config promises; all differences at once.
+    /// The tensors of the checkpoint are not those that the config requires. The error lists all differences.
     #[error("{model}: {}", WeightProblem::list(problems))]
     Weights {
         /// The checkpoint.
         model: String,
-        /// Every tensor that is missing, mis-shaped or left over.
+        /// Every tensor that is missing, unexpected or has the wrong shape.
         problems: Vec<WeightProblem>,
     },
-    /// The tokenizer could not be loaded, or refused a text or tokens.
+    /// The tokenizer could not be loaded, or it refused a text or tokens.
     #[error("{file}: {source}")]
     Tokenizer {
         /// The tokenizer's file.
         file: String,
-        /// What it said.
+        /// The tokenizer's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
     /// The checkpoint has no chat template.
@@ -109,13 +109,13 @@ pub enum Error {
     /// The chat template does not parse or does not render.
     #[error("chat template: {source}")]
     ChatTemplate {
-        /// Where and why.
+        /// The place and the reason.
         source: crate::jinja::TemplateError,
     },
     /// The chat template itself refused the conversation (`raise_exception`).
     #[error("the chat template refuses this conversation: {message}")]
     ChatRefused {
-        /// The template's words.
+        /// The template's message.
         message: String,
     },
     /// A parameter of a request is out of its range.
@@ -138,23 +138,23 @@ pub enum Error {
         /// The first token with such a value.
         token: usize,
     },
-    /// What limits a request's tokens failed.
-    #[error("the constraint of the answer: {why}")]
+    /// The constraint on a request's tokens failed.
+    #[error("the answer's constraint failed: {why}")]
     Constraint {
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// A description of random weights that cannot be read.
+    /// A description of random weights that cannot be understood.
     #[error(
-        "unknown synthetic model {got:?}: expected one of {known}, then perhaps ,layers=N ,vocab=N ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N"
+        "unknown synthetic model {got:?}: expected one of {known}, optionally followed by ,layers=N ,vocab=N ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N"
     )]
     Synthetic {
         /// The description.
         got: String,
-        /// The architectures that there are.
+        /// The known architectures.
         known: String,
     },
-    /// There is nothing to continue.
+    /// The prompt has no tokens.
     #[error("the prompt is empty: expected at least one token")]
     EmptyPrompt,
     /// A token id that the model does not have.
@@ -172,23 +172,23 @@ pub enum Error {
     ContextLength {
         /// The sequence's length.
         n_tokens: usize,
-        /// The model's.
+        /// The model's context.
         limit: usize,
     },
-    /// A slot that the pool does not have, no longer has, or that two inputs of a batch name.
-    #[error("the slot was freed, is of another pool, or is given twice")]
+    /// The pool does not have this slot, or no longer has it, or two inputs of a batch name it.
+    #[error("the slot was freed, belongs to another pool, or is given twice")]
     Slot,
-    /// A pool that was made for another model.
+    /// The pool was made for another model.
     #[error("the cache pool belongs to another model")]
     ForeignPool,
-    /// A sequence cannot be made so short, or is not so long.
+    /// A sequence is shorter than this length, or cannot be shortened to it.
     #[error(
         "a sequence of {had} tokens cannot be cut to {n_tokens}: it can be emptied, or cut to {shortest} to {had}"
     )]
     Shorten {
         /// The length asked for.
         n_tokens: usize,
-        /// The fewest tokens that can be had.
+        /// The smallest length above 0 that is possible.
         shortest: usize,
         /// Its length.
         had: usize,
@@ -203,15 +203,15 @@ pub enum Error {
         /// The pool's limit.
         limit_bytes: u64,
     },
-    /// One of a batch's inputs is bad; the others need not be.
+    /// One input of a batch is bad. The others may be good.
     #[error("{source}")]
     Input {
         /// Its sequence.
         slot: crate::Slot,
-        /// What is wrong with it.
+        /// The error of that input.
         source: Box<Error>,
     },
-    /// A weight does not fit what a conversion should make of it.
+    /// A weight does not fit the format that a conversion should give it.
     #[error("{name}: expected {want}, got {got}")]
     Unconvertible {
         /// The weight, or the model.
@@ -226,17 +226,17 @@ pub enum Error {
     OutputFolder {
         /// The folder.
         dir: String,
-        /// What is there.
+        /// The contents of the folder.
         got: String,
     },
-    /// The disk has less room than a conversion needs.
+    /// The disk has less space than a conversion needs.
     #[error("{dir}: {want_bytes} bytes are needed, and {free_bytes} are free")]
     DiskSpace {
         /// The folder.
         dir: String,
-        /// What is needed.
+        /// The bytes that are needed.
         want_bytes: u64,
-        /// What is free.
+        /// The bytes that are free.
         free_bytes: u64,
     },
     /// A text is shorter than one window.
@@ -247,20 +247,43 @@ pub enum Error {
         /// Tokens of a window.
         context: usize,
     },
-    /// Work that can be taken up again was ended from outside.
+    /// Work that can be resumed was stopped by the caller.
     #[error("stopped before the end")]
     Stopped,
+    /// A model that cannot be split among so many ranks.
+    #[error("{model} cannot be split among {n_ranks} ranks, as {what}; {}", numbers_that_fit(fits))]
+    Split {
+        /// The checkpoint.
+        model: String,
+        /// The number of ranks that was asked for.
+        n_ranks: usize,
+        /// What does not divide, or is not split yet.
+        what: String,
+        /// Numbers of ranks that would do.
+        fits: Vec<usize>,
+    },
     /// The kernels refused a weight or an operation.
     #[error(transparent)]
     Kernels(#[from] zmlx_kernels::Error),
 }
 
 impl Error {
-    /// What is wrong, whichever input it is.
+    /// The underlying error, without the input that it belongs to.
     pub fn root(&self) -> &Self {
         match self {
             Self::Input { source, .. } => source.root(),
             _ => self,
+        }
+    }
+}
+
+fn numbers_that_fit(fits: &[usize]) -> String {
+    match fits {
+        [] => "it runs on one rank only".to_owned(),
+        [one] => format!("it can be split among {one}"),
+        [first @ .., last] => {
+            let first: Vec<_> = first.iter().map(ToString::to_string).collect();
+            format!("it can be split among {} or {last}", first.join(", "))
         }
     }
 }
@@ -272,7 +295,7 @@ pub type Result<T> = std::result::Result<T, Error>;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WeightProblem {
-    /// The model needs it and no shard has it.
+    /// The model needs the tensor, but no shard has it.
     Missing {
         /// The tensor.
         name: String,
@@ -286,13 +309,13 @@ pub enum WeightProblem {
         /// The shape that the model needs.
         want: Vec<usize>,
     },
-    /// Its element type cannot hold what it should.
+    /// Its element type is not one of those that the model can use.
     DType {
         /// The tensor.
         name: String,
         /// The type in the file.
         got: String,
-        /// The types that would do.
+        /// The types that can be used.
         want: &'static str,
     },
     /// Weight and scales fit no quantised format, or not the one that the config gives.
@@ -304,7 +327,7 @@ pub enum WeightProblem {
         /// What the model needs.
         want: String,
     },
-    /// The model has no use for it.
+    /// The model does not use the tensor.
     Extra {
         /// The tensor.
         name: String,
@@ -312,10 +335,10 @@ pub enum WeightProblem {
 }
 
 impl WeightProblem {
-    /// The lines of an error message; a wrong config would otherwise print thousands.
+    /// The text of an error message, cut to a few lines: a wrong config could otherwise print thousands.
     fn list(problems: &[Self]) -> String {
         const SHOWN: usize = 20;
-        let mut text = format!("{} of its tensors are not as config.json needs them", problems.len());
+        let mut text = format!("{} of its tensors do not match config.json", problems.len());
         for p in problems.iter().take(SHOWN) {
             text += &format!("\n  {p}");
         }

@@ -1,6 +1,7 @@
-//! The model families: a file each, which turns `config.json` into an [`Architecture`], and one line in the list below.
+//! The model families. Each has a file, which turns `config.json` into an [`Architecture`], and a line in the list
+//! below.
 //!
-//! Families do not know each other. What several of them read in the same way is in [`keys`].
+//! Families do not depend on each other. What several of them read in the same way is in [`keys`].
 
 mod deepseek_v3;
 mod gemma4;
@@ -30,13 +31,13 @@ use crate::{Error, Result};
 pub struct Family {
     /// The value of `model_type` in `config.json`.
     pub model_type: &'static str,
-    /// Models of the type, by the names that their makers gave them.
+    /// The models of this type, by the names that their makers gave them.
     pub models: &'static str,
-    /// Makes an architecture of a config.
+    /// Builds the architecture from a config.
     read: fn(&Fields<'_>) -> Result<Architecture>,
 }
 
-/// Every `model_type` that has a decoder, in the order of the alphabet.
+/// Every `model_type` that has a decoder, in alphabetical order.
 const FAMILIES: &[Family] = &[
     family(deepseek_v3::MODEL_TYPE, "DeepSeek V3, V3.1, R1; Moonlight-16B-A3B", deepseek_v3::architecture),
     family(gemma4::MODEL_TYPE, "Gemma 4: 26B-A4B, 31B, 12B, E4B, E2B (text)", gemma4::architecture),
@@ -72,7 +73,7 @@ const fn family(
     Family { model_type, models, read }
 }
 
-/// The families that have a decoder, in the order of the alphabet.
+/// The families that have a decoder, in alphabetical order.
 pub fn families() -> &'static [Family] {
     FAMILIES
 }
@@ -82,13 +83,14 @@ pub fn model_types() -> impl Iterator<Item = &'static str> {
     FAMILIES.iter().map(|family| family.model_type)
 }
 
-/// The architecture of the config in `file`: its `model_type` is the whole's, or that of the text model inside.
+/// The architecture of the config in `file`. Its `model_type` is that of the whole config, or that of the text model
+/// inside.
 pub(crate) fn architecture(file: &str, whole: &Fields<'_>, text_model: &Fields<'_>) -> Result<Architecture> {
     let got = whole.str("model_type")?;
     let inner = text_model.get("model_type").and_then(Value::as_str).unwrap_or(got);
     let known = |name: &str| FAMILIES.iter().find(|family| family.model_type == name);
     match known(got).or_else(|| known(inner)) {
-        // Several types may share a reader.
+        // Several types may share one function.
         Some(family) => Ok(Architecture { model_type: family.model_type, ..(family.read)(text_model)? }),
         None => Err(Error::UnknownModelType {
             file: file.into(),
@@ -98,11 +100,11 @@ pub(crate) fn architecture(file: &str, whole: &Fields<'_>, text_model: &Fields<'
     }
 }
 
-/// The fields of a family's config by their names, for display.
+/// The fields of a family's config by name, for display.
 fn display(config: &impl serde::Serialize) -> Map<String, Value> {
     match serde_json::to_value(config) {
         Ok(Value::Object(map)) => map,
-        // Structs of numbers, switches and lists always become objects.
+        // A struct of numbers, switches and lists always becomes an object.
         _ => Map::new(),
     }
 }

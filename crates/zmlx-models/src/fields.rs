@@ -1,22 +1,22 @@
-//! Reading single keys of a JSON object, with errors that name file and key.
+//! Reads single keys of a JSON object. Errors name the file and the key.
 
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
 
-/// Above this, a width or count is not a model but a broken file; products of two stay far below overflow.
+/// A larger width or count means a broken file. Products of two of these are far from overflow.
 const MAX_DIM: u64 = 1 << 24;
 
-/// Keys of a text model that may stand outside of its `text_config`.
+/// Keys of a text model that may be outside of its `text_config`.
 const OUTER_KEYS: &[&str] = &["tie_word_embeddings", "vocab_size", "torch_dtype", "dtype"];
 
 /// A JSON object of a named file.
 pub(crate) struct Fields<'a> {
     file: &'a str,
-    /// Put before the key in errors: the path of a nested object.
+    /// The path of a nested object. Errors print it before the key.
     prefix: String,
     map: &'a Map<String, Value>,
-    /// The object that wraps a text model's.
+    /// The object around the one of a text model.
     outer: Option<&'a Map<String, Value>>,
 }
 
@@ -31,7 +31,7 @@ impl<'a> Fields<'a> {
         Ok(Self { file, prefix: String::new(), map, outer: None })
     }
 
-    /// The text model's keys: those in `text_config`, where a model of several kinds of input wraps one, else all.
+    /// The keys of the text model: those in `text_config` if the model has several kinds of input, else all.
     pub(crate) fn text_model(&self) -> Result<Self> {
         Ok(match self.object("text_config")? {
             Some(text) => Self { outer: Some(self.map), ..text },
@@ -39,7 +39,7 @@ impl<'a> Fields<'a> {
         })
     }
 
-    /// The object under `key`; absent and null are `None`.
+    /// The object under `key`; `None` if it is missing or null.
     pub(crate) fn object(&self, key: &str) -> Result<Option<Self>> {
         let Some(value) = self.get(key) else { return Ok(None) };
         let map = value.as_object().ok_or_else(|| self.wrong(key, "an object", short(value)))?;
@@ -47,7 +47,7 @@ impl<'a> Fields<'a> {
         Ok(Some(Self { file: self.file, prefix, map, outer: None }))
     }
 
-    /// The value of `key`; absent and null are `None`.
+    /// The value of `key`; `None` if it is missing or null.
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.raw(key).filter(|v| !v.is_null())
     }
@@ -76,7 +76,7 @@ impl<'a> Fields<'a> {
         self.required(key, "a whole number from 1 to 16777216", in_range)
     }
 
-    /// A width or count that may be absent.
+    /// A width or count that may be missing.
     pub(crate) fn dim_or(&self, key: &str, default: usize) -> Result<usize> {
         if self.get(key).is_some() { self.dim(key) } else { Ok(default) }
     }
@@ -91,7 +91,7 @@ impl<'a> Fields<'a> {
         if self.get(key).is_some() { self.count(key) } else { Ok(default) }
     }
 
-    /// A positive number that a float holds.
+    /// A positive number that a float can hold.
     pub(crate) fn positive(&self, key: &str) -> Result<f64> {
         let in_range = |v: &Value| v.as_f64().filter(|&x| x > 0.0 && x <= f64::from(f32::MAX));
         self.required(key, "a positive number", in_range)
@@ -118,7 +118,7 @@ impl<'a> Fields<'a> {
         self.required(key, "a list of whole numbers", list)
     }
 
-    /// Refuses a setting of a string key other than `want`; absent is accepted.
+    /// Refuses a string other than `want`. A missing key is accepted.
     pub(crate) fn only(&self, key: &str, want: &str) -> Result<()> {
         match self.get(key) {
             Some(v) if v.as_str() != Some(want) => Err(self.unsupported(key, want, short(v))),
@@ -131,13 +131,14 @@ impl<'a> Fields<'a> {
         if self.bool_or(key, false)? { Err(self.unsupported(key, "false", "true")) } else { Ok(()) }
     }
 
-    /// The first of these keys that is there, else the first: the same setting by its names of different times.
+    /// The first of these keys that is present, or else the first one. They are names of the same setting from
+    /// different times.
     pub(crate) fn named<'k>(&self, keys: &[&'k str]) -> &'k str {
         let first = keys.iter().find(|key| self.get(key).is_some()).or(keys.first());
         first.copied().unwrap_or_default()
     }
 
-    /// A positive number that may be 0.
+    /// A number that is positive or 0.
     pub(crate) fn non_negative_or(&self, key: &str, default: f64) -> Result<f64> {
         match self.get(key) {
             Some(v) if v.as_f64() == Some(0.0) => Ok(0.0),
@@ -152,7 +153,7 @@ impl<'a> Fields<'a> {
         self.required(key, "a list of positive numbers", list)
     }
 
-    /// Refuses unless `ok`.
+    /// Returns an error unless `ok`.
     pub(crate) fn ensure(&self, ok: bool, key: &str, want: impl Into<String>, got: usize) -> Result<()> {
         if ok { Ok(()) } else { Err(self.wrong(key, want, got)) }
     }
@@ -175,7 +176,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// The start of a value's JSON: a whole nested object would drown the message.
+/// The start of a value's JSON, because a whole nested object would make the message too long.
 pub(crate) fn short(value: &Value) -> String {
     let mut text = value.to_string();
     if let Some((end, _)) = text.char_indices().nth(80) {
@@ -185,23 +186,23 @@ pub(crate) fn short(value: &Value) -> String {
     text
 }
 
-/// The JSON value in the text of `file`.
+/// Parses the text of `file` as JSON.
 pub(crate) fn parse_json(file: &str, text: &str) -> Result<Value> {
     serde_json::from_str(text).or_else(|source| {
-        // Python's writers put numbers there that JSON lacks.
+        // Python's writers use numbers that JSON lacks.
         let rewritten = with_odd_numbers(text, |_| "null".to_owned());
         let rewritten = rewritten.and_then(|text| serde_json::from_str(&text).ok());
         rewritten.ok_or_else(|| Error::Json { file: file.into(), source })
     })
 }
 
-/// The text with objects for `NaN` and infinities, as Hugging Face's and MLX's tools write them: `{"__float__": "NaN"}`. `None`
-/// if there are none.
+/// The text with objects in place of `NaN` and infinities, which Hugging Face's and MLX's tools write:
+/// `{"__float__": "NaN"}`. `None` if there are none.
 pub(crate) fn tagged_odd_numbers(text: &str) -> Option<String> {
     with_odd_numbers(text, |odd| format!("{{\"__float__\": \"{odd}\"}}"))
 }
 
-/// The text with something else for `NaN` and infinities outside of strings; `None` if there are none.
+/// The text with replacements for `NaN` and infinities outside of strings; `None` if there are none.
 fn with_odd_numbers(text: &str, instead: impl Fn(&str) -> String) -> Option<String> {
     const ODD: [&str; 3] = ["-Infinity", "Infinity", "NaN"];
     let (mut out, mut rest, mut n_found) = (String::with_capacity(text.len()), text, 0);
@@ -222,7 +223,7 @@ fn with_odd_numbers(text: &str, instead: impl Fn(&str) -> String) -> Option<Stri
     (n_found > 0).then_some(out)
 }
 
-/// Bytes of the JSON string at the beginning of the text, quotes included; `None` if it does not end.
+/// Length in bytes of the JSON string at the beginning of the text, including its quotes; `None` if it does not end.
 fn string_len(text: &str) -> Option<usize> {
     let mut is_escaped = false;
     for (at, byte) in text.bytes().enumerate().skip(1) {

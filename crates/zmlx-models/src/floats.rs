@@ -1,10 +1,10 @@
-//! Floats of files: rounded to a type, written as bytes, and made of codes again as the reference does it.
+//! Floats of files: rounding them to a type, writing them as bytes, and dequantising codes as the reference does.
 
 use half::{bf16, f16};
 use zmlx_kernels::quant::dequantize;
 use zmlx_kernels::{DType, QuantMode, QuantSpec};
 
-/// The value in that type (nearest, ties to even). Types that are no floats leave it as it is.
+/// Rounds a value to that type (nearest, ties to even). Types that are not floats leave it unchanged.
 pub(crate) fn round(dtype: DType, value: f32) -> f32 {
     match dtype {
         DType::F16 => f16::from_f32(value).to_f32(),
@@ -13,7 +13,7 @@ pub(crate) fn round(dtype: DType, value: f32) -> f32 {
     }
 }
 
-/// The values in that type, little-endian; in f32 if it is no type of floats.
+/// The values in that type, little-endian; in f32 if it is not a float type.
 pub(crate) fn to_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
     match dtype {
         DType::F16 => values.iter().flat_map(|&v| f16::from_f32(v).to_le_bytes()).collect(),
@@ -22,14 +22,14 @@ pub(crate) fn to_bytes(dtype: DType, values: &[f32]) -> Vec<u8> {
     }
 }
 
-/// The type of the values that the reference makes of codes: that of the scales, or bf16, which holds every product of a code
-/// and a scale of the float modes.
+/// The type of the values that the reference gets by dequantising: that of the scales, or bf16, which represents every
+/// product of a code and a scale of the float modes.
 pub(crate) fn dequantized_dtype(spec: QuantSpec, scale_dtype: DType) -> DType {
     if spec.mode() == QuantMode::Affine { scale_dtype } else { DType::BF16 }
 }
 
-/// The weights of whole groups as the reference dequantises them: in the type of the scales, so that affine ones are rounded
-/// after the product and again after the sum.
+/// The weights of whole groups as the reference dequantises them: in the type of the scales. So affine weights are
+/// rounded after the product and again after the sum.
 pub(crate) fn dequantized(
     spec: QuantSpec,
     scale_dtype: DType,

@@ -1,4 +1,4 @@
-//! Continuing one prompt.
+//! Continues one prompt.
 
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -8,8 +8,8 @@ use zmlx_kernels::{Backend, Fusion};
 use crate::engine::{Engine, EngineOptions, Event, Finished, Generation, Request, Token};
 use crate::{Model, Result, Tokenizer};
 
-/// Continues a prompt. `on_event` sees how far the prompt has come and every token, and may end it. Texts and stop strings
-/// need the tokenizer. For more than one request, or a conversation, keep an [`Engine`].
+/// Continues a prompt. `on_event` gets the progress of the prompt and every token, and may end the generation. Texts
+/// and stop strings need the tokenizer. For more than one request, or for a conversation, keep an [`Engine`].
 ///
 /// # Errors
 /// As [`Engine::complete`].
@@ -23,7 +23,8 @@ pub fn generate<B: Backend>(
     Engine::new(model, tokenizer, EngineOptions::one_sequence(fusion))?.complete(request, on_event)
 }
 
-/// Continues a prompt as an iterator of tokens, each computed when it is asked for. As [`generate`] otherwise.
+/// Continues a prompt as an iterator of tokens, which computes each token when it is asked for. Otherwise the same as
+/// [`generate`].
 ///
 /// # Errors
 /// As [`Engine::submit`].
@@ -38,9 +39,10 @@ pub fn stream<'m, B: Backend>(
     Ok(Stream { engine, ready: VecDeque::new(), finished: None })
 }
 
-/// The tokens of one continuation, made by [`stream`].
+/// The tokens of one continuation. [`stream`] makes it.
 ///
-/// Text may be held back behind the last token, as where a stop string could have begun: [`Stream::finished`] has it.
+/// Text may be held back after the last token, for example where a stop string could begin. [`Stream::finished`]
+/// returns it.
 pub struct Stream<'m, B: Backend> {
     engine: Engine<'m, B>,
     ready: VecDeque<Result<Token>>,
@@ -48,7 +50,7 @@ pub struct Stream<'m, B: Backend> {
 }
 
 impl<B: Backend> Stream<'_, B> {
-    /// How the continuation ended, and the text that was held back; `None` while there are tokens to come, or if it failed.
+    /// How the continuation ended, and the text that was held back. `None` if there are more tokens, or if it failed.
     pub fn finished(&self) -> Option<&Finished> {
         self.finished.as_ref()
     }

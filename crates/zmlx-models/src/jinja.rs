@@ -1,9 +1,10 @@
-//! Jinja templates as Python's Jinja2 runs them in Hugging Face's environment.
+//! An interpreter of Jinja templates that gives the results of Python's Jinja2 in Hugging Face's environment.
 //!
-//! Chat templates are programs out of downloaded files, written for one implementation: its values are Python's (how they
-//! print, compare, count and fail), its blocks are trimmed, its sandbox knows `raise_exception`, `strftime_now`,
-//! `{% generation %}` and a `tojson` with the arguments of `json.dumps`. This interpreter follows that implementation and
-//! bounds what a template may cost: nesting, steps and bytes that are alive. A template that exceeds a bound ends in an
+//! Chat templates are programs from downloaded files, and they are written for one implementation. Its values are
+//! Python's: how they print, compare, count and fail. It trims blocks. Its sandbox has `raise_exception`,
+//! `strftime_now`, `{% generation %}` and a `tojson` with the arguments of `json.dumps`. This interpreter follows that
+//! implementation, and it limits the cost of a template: nesting, steps and bytes in use. A template that exceeds a
+//! limit ends with an error. It can exhaust neither memory nor the stack, and it cannot loop forever.
 //! error, never in a full memory, a full stack or an endless loop.
 
 mod ast;
@@ -32,11 +33,11 @@ use serde_json::{Map, Value};
 pub use fault::TemplateError;
 pub(crate) use text::float_repr;
 
-/// Stack of the thread that parses and renders: enough for [`MAX_DEPTH`] levels of a build without optimisation.
+/// Stack size of the thread that parses and renders: enough for [`MAX_DEPTH`] levels in a build without optimisation.
 const STACK_BYTES: usize = 64 << 20;
-/// Most levels of expressions, blocks and macro calls within each other.
+/// The largest depth of nested expressions, blocks and macro calls.
 const MAX_DEPTH: u32 = 1000;
-/// Largest template, in bytes: published ones have up to 30 thousand.
+/// The size of the largest template, in bytes. Published ones have up to 30 thousand.
 const MAX_SOURCE_BYTES: usize = 1 << 20;
 
 /// A parsed template.
@@ -46,10 +47,10 @@ pub(crate) struct Template {
 }
 
 impl Template {
-    /// Parses a template. Line ends of all kinds become `\n`.
+    /// Parses a template. All kinds of line ends become `\n`.
     ///
     /// # Errors
-    /// If it is not a template, or nested or long beyond all measure.
+    /// If the text is not a template, or is too deeply nested or too long.
     pub(crate) fn parse(source: &str) -> Result<Self, TemplateError> {
         if source.len() > MAX_SOURCE_BYTES {
             return Err(TemplateError::TooLarge { what: "bytes of text", limit: MAX_SOURCE_BYTES as u64 });
@@ -58,10 +59,10 @@ impl Template {
         Ok(Self { body })
     }
 
-    /// The text that the template makes of the variables.
+    /// Renders the template with these variables.
     ///
     /// # Errors
-    /// [`TemplateError::Raised`] if the template calls `raise_exception`, the other kinds if it fails or costs too much.
+    /// [`TemplateError::Raised`] if the template calls `raise_exception`; other errors if it fails or costs too much.
     pub(crate) fn render(&self, variables: &Map<String, Value>) -> Result<String, TemplateError> {
         on_known_stack(|| run::render(&self.body, variables))
     }
@@ -78,7 +79,7 @@ impl Drop for Template {
     }
 }
 
-/// Runs `work` on a thread whose stack has a known size, whoever calls.
+/// Runs `work` on a thread whose stack has a known size, independent of the caller's.
 fn on_known_stack<T: Send>(
     work: impl FnOnce() -> Result<T, Box<fault::Fault>> + Send,
 ) -> Result<T, TemplateError> {
@@ -87,10 +88,10 @@ fn on_known_stack<T: Send>(
         let builder = thread::Builder::new().name("template".to_owned()).stack_size(STACK_BYTES);
         let handle = builder
             .spawn_scoped(scope, work)
-            .map_err(|e| internal(&format!("no thread to render on: {e}")))?;
+            .map_err(|e| internal(&format!("cannot start a thread for rendering: {e}")))?;
         match handle.join() {
             Ok(done) => done.map_err(|fault| TemplateError::from(*fault)),
-            Err(_) => Err(internal("the interpreter of templates failed")),
+            Err(_) => Err(internal("the template interpreter failed")),
         }
     })
 }

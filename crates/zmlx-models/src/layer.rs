@@ -1,22 +1,22 @@
-//! A layer's weights on a backend.
+//! The weights of a layer on a backend.
 
 use zmlx_kernels::{Activation, Backend, Result};
 use zmlx_moe::{Mlp, MoeBlock};
 
 use crate::attention::Attention;
 
-/// What follows attention in a layer.
+/// The part of a layer that follows attention.
 #[derive(Debug)]
 pub(crate) enum FeedForward<W> {
     /// One MLP for every token.
     Dense(Mlp<W>),
     /// A mixture of experts.
     Moe(MoeBlock<W>),
-    /// Both, side by side.
+    /// An MLP and a mixture of experts, side by side.
     Beside(Box<Beside<W>>),
 }
 
-/// `mlp_norm(mlp(x)) + moe_norm(experts(moe_input_norm(h)))`, h being the residual stream and x its norm.
+/// `mlp_norm(mlp(x)) + moe_norm(experts(moe_input_norm(h)))`, where h is the residual stream and x its norm.
 #[derive(Debug)]
 pub(crate) struct Beside<W> {
     pub(crate) mlp: Mlp<W>,
@@ -26,7 +26,7 @@ pub(crate) struct Beside<W> {
     pub(crate) moe_norm: W,
 }
 
-/// What only some families have in a layer.
+/// Parts of a layer that only some families have.
 #[derive(Debug)]
 pub(crate) struct Extras<W> {
     pub(crate) mixer_norm: Option<W>,
@@ -36,7 +36,7 @@ pub(crate) struct Extras<W> {
 }
 
 impl<W> Extras<W> {
-    /// True if the layer's last residual sum is followed by the next norm and nothing else.
+    /// True if nothing comes between the layer's last residual sum and the next norm.
     pub(crate) fn ends_with_sum(&self) -> bool {
         self.per_layer_input.is_none() && self.factor.is_none()
     }
@@ -64,7 +64,7 @@ impl<W> PerLayerInput<W> {
     }
 }
 
-/// What gives each layer its own embedding of the tokens.
+/// Computes each layer's own embedding of the tokens.
 #[derive(Debug)]
 pub(crate) struct PerLayerInputs<W> {
     pub(crate) width: usize,
@@ -96,7 +96,7 @@ impl<W> PerLayerInputs<W> {
     }
 }
 
-/// `h = x + attention(norm(x)); y = h + feed_forward(norm(h))`, and the extras.
+/// `h = x + attention(norm(x)); y = h + feed_forward(norm(h))`, with the extras.
 #[derive(Debug)]
 pub(crate) struct Layer<W> {
     pub(crate) input_norm: W,

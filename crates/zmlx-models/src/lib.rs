@@ -1,11 +1,11 @@
-//! Decoders for MLX checkpoints of the model families in `families`: GLM-4 and Qwen3, with experts and without.
+//! Decoders for MLX checkpoints of the model families in `families`, with experts and without.
 //!
-//! The host side needs no backend: [`Checkpoint`] opens a folder (config, mapped shards), [`Tokenizer`],
-//! [`Detokenizer`], [`StopStrings`] and [`ChatTemplate`] turn text into tokens and back, [`Sampler`] chooses the
-//! next token from the logits.
+//! The host side needs no backend. [`Checkpoint`] opens a folder (config, mapped shards). [`Tokenizer`],
+//! [`Detokenizer`], [`StopStrings`] and [`ChatTemplate`] turn text into tokens and back. [`Sampler`] chooses the next
+//! token from the logits.
 //!
-//! [`Model`] runs a checkpoint on any [`Backend`](zmlx_kernels::Backend), [`generate`] continues a prompt with it, and an
-//! [`Engine`] continues many at once.
+//! [`Model`] runs a checkpoint on any [`Backend`](zmlx_kernels::Backend). [`generate`] continues one prompt with it,
+//! and an [`Engine`] continues many at once.
 #![forbid(unsafe_code)]
 
 pub mod architecture;

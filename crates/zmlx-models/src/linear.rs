@@ -1,4 +1,4 @@
-//! A product and perhaps a bias.
+//! A product with a matrix, with an optional bias.
 
 use zmlx_kernels::{Backend, Result};
 

@@ -1,22 +1,22 @@
-//! From an architecture and a checkpoint's tensors to a backend's weights.
+//! Turns an architecture and the tensors of a checkpoint into a backend's weights.
 
 use zmlx_kernels::{AttentionSettings, Backend, DeltaDims, HostWeight};
 use zmlx_moe::{ExpertBank, Mlp, MoeBlock, Router};
 
 use crate::architecture::{
-    ConvSpec, DeltaProjections, DeltaSpec, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerExtras, LayerSpec,
-    LinearSpec, MatrixSpec, MixerSpec, MlaSpec, MlpSpec, MoeSpec, PerLayerInputSpec, PerLayerInputsSpec,
-    QuerySpec, RouterSpec, ScaledNorm, SharedGqaSpec, ShortConvSpec, VectorSpec,
+    ConvSpec, DeltaProjections, DeltaSpec, ExpertSplit, ExpertsSpec, FeedForwardSpec, GqaSpec, LayerExtras,
+    LayerSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec, MlpSpec, MoeSpec, PerLayerInputSpec,
+    PerLayerInputsSpec, QuerySpec, RouterSpec, ScaledNorm, SharedGqaSpec, ShortConvSpec, VectorSpec,
 };
 use crate::attention::{Attention, Delta, Gqa, HeadNorm, Mla, QueryProjection, SharedGqa, ShortConv};
 use crate::layer::{Beside, Extras, FeedForward, Layer, PerLayerInput, PerLayerInputs};
 use crate::linear::Linear;
 use crate::{Checkpoint, Result, TensorReader};
 
-/// Called after each layer with the number of layers loaded and of all.
+/// Called after each layer with the number of layers loaded so far and their total number.
 pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 
-/// A reader that uploads what it reads.
+/// Reads weights and uploads them.
 pub(crate) struct Loader<'a, B> {
     backend: &'a B,
     pub(crate) reader: TensorReader<'a>,
@@ -129,7 +129,10 @@ impl<'a, B: Backend> Loader<'a, B> {
 
     fn experts(&mut self, spec: &ExpertsSpec) -> Result<ExpertBank<B::Weight>> {
         let [gate, up, down] = self.reader.experts(spec).map(|weight| self.upload(weight));
-        let bank = ExpertBank::new(gate?, up?, down?).joined_by(spec.activation);
+        let mut bank = ExpertBank::new(gate?, up?, down?).joined_by(spec.activation);
+        if let ExpertSplit::Experts(part) = spec.split {
+            bank = bank.holding(part.range(spec.n_experts));
+        }
         if !spec.is_biased {
             return Ok(bank);
         }
@@ -147,10 +150,10 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn gqa(&mut self, spec: &GqaSpec) -> Result<Gqa<B::Weight>> {
-        let (q, k) = (self.linear(&spec.q)?, self.linear(&spec.k)?);
-        let v = spec.v.as_ref().map(|spec| self.linear(spec)).transpose()?;
-        let parts: Vec<_> =
-            [Some(&q), Some(&k), v.as_ref()].into_iter().flatten().map(|l| &l.weight).collect();
+        let (mut q, mut k) = (self.linear(&spec.q)?, self.linear(&spec.k)?);
+        let mut v = spec.v.as_ref().map(|spec| self.linear(spec)).transpose()?;
+        let qkv =
+            self.join([Some(&mut q), Some(&mut k), v.as_mut()].into_iter().flatten().map(|l| &mut l.weight))?;
         Ok(Gqa {
             n_heads: spec.n_heads,
             n_kv_heads: spec.n_kv_heads,
@@ -160,7 +163,7 @@ impl<'a, B: Backend> Loader<'a, B> {
             scale: spec.scale,
             window: spec.window,
             output_gate: spec.output_gate,
-            qkv: self.concat(&parts)?,
+            qkv,
             q,
             k,
             v,
@@ -205,24 +208,26 @@ impl<'a, B: Backend> Loader<'a, B> {
         })
     }
 
-    /// The weight of a norm that has none.
+    /// A vector of ones, for a norm without a weight.
     fn ones(&self, len: usize) -> Result<B::Weight> {
         self.upload(HostWeight::from_f32(&vec![1.0; len], 1, len)?)
     }
 
     fn mla(&mut self, spec: &MlaSpec) -> Result<Mla<B::Weight>> {
         let MlaSpec { n_heads, nope_dim, rope_dim, v_dim, rank, .. } = spec;
-        let q = match &spec.q {
+        let mut q = match &spec.q {
             QuerySpec::Direct(q) => QueryProjection::Direct(self.linear(q)?),
             QuerySpec::LowRank { a, norm, b } => {
                 QueryProjection::LowRank { a: self.linear(a)?, norm: self.vector(norm)?, b: self.linear(b)? }
             }
         };
-        let kv_a = self.linear(&spec.kv_a)?;
-        let q_a = match &q {
-            QueryProjection::Direct(q) | QueryProjection::LowRank { a: q, .. } => q,
+        let mut kv_a = self.linear(&spec.kv_a)?;
+        let qkv_a = match &mut q {
+            QueryProjection::Direct(_) => None,
+            QueryProjection::LowRank { a, .. } => {
+                Some(self.join([&mut a.weight, &mut kv_a.weight].into_iter())?)
+            }
         };
-        let q_kv_a = self.concat(&[&q_a.weight, &kv_a.weight])?;
         let (embed_q, unembed_out) = self.reader.heads_of(spec);
         Ok(Mla {
             n_heads: *n_heads,
@@ -235,7 +240,7 @@ impl<'a, B: Backend> Loader<'a, B> {
             scale: spec.scale,
             q,
             kv_a,
-            q_kv_a,
+            qkv_a,
             kv_norm: self.vector(&spec.kv_norm)?,
             embed_q: self.upload(embed_q)?,
             unembed_out: self.upload(unembed_out)?,
@@ -249,8 +254,8 @@ impl<'a, B: Backend> Loader<'a, B> {
             DeltaProjections::ByHead { qkvz, ba } => self.by_head(spec.dims, [qkvz, ba])?.map(Ok),
         };
         let [qkv, z, b, a] = projections;
-        let projections = [qkv?, z?, b?, a?];
-        let all = self.concat(&projections.each_ref())?;
+        let mut projections = [qkv?, z?, b?, a?];
+        let all = self.join(projections.iter_mut())?;
         Ok(Delta {
             dims: spec.dims,
             eps: spec.eps,
@@ -264,12 +269,12 @@ impl<'a, B: Backend> Loader<'a, B> {
         })
     }
 
-    /// Projections that are stored head by head, in the order of [`Delta::projections`]: their rows are copied.
+    /// Projections whose rows are stored head by head. Their rows are copied, in the order of [`Delta::projections`].
     fn by_head(&mut self, dims: DeltaDims, [qkvz, ba]: [&MatrixSpec; 2]) -> Result<[B::Weight; 4]> {
         let DeltaDims { n_k_heads, n_v_heads, k_dim, v_dim, .. } = dims;
         let per_head = n_v_heads / n_k_heads;
         let (qkvz, ba) = (self.reader.matrix_of(qkvz), self.reader.matrix_of(ba));
-        // The rows from `from` on of each head's.
+        // For each head, the `n` rows from `from` on.
         let of_heads = |n_rows: usize, from: usize, n: usize| {
             (0..n_k_heads).map(move |head| head * n_rows + from..head * n_rows + from + n)
         };
@@ -278,7 +283,7 @@ impl<'a, B: Backend> Loader<'a, B> {
         let values = |from: usize| of_heads(n_rows, from, n_values);
         let qkv = of_heads(n_rows, 0, k_dim).chain(of_heads(n_rows, k_dim, k_dim)).chain(values(2 * k_dim));
         let part = |weight: &HostWeight, ranges: Vec<std::ops::Range<usize>>| {
-            // Placeholders have no such rows.
+            // A placeholder does not have these rows.
             let rows = if has_problems { Ok(weight.clone()) } else { weight.gather_rows(&ranges) };
             self.upload(rows?)
         };
@@ -315,11 +320,19 @@ impl<'a, B: Backend> Loader<'a, B> {
         Ok(self.backend.upload(weight)?)
     }
 
-    /// The rows of all `parts` as one weight. Placeholders of weights that could not be read need not fit together.
-    fn concat(&self, parts: &[&B::Weight]) -> Result<B::Weight> {
+    /// The rows of all `parts` as one weight, which the parts then share where the backend would copy. Placeholders of weights
+    /// that could not be read need not fit together.
+    fn join<'w>(&self, parts: impl Iterator<Item = &'w mut B::Weight>) -> Result<B::Weight>
+    where
+        B::Weight: 'w,
+    {
+        let mut parts: Vec<&mut B::Weight> = parts.collect();
+        let own: Vec<B::Weight> = parts.iter().map(|w| (**w).clone()).collect();
         if self.reader.has_problems() {
-            return Ok(parts[0].clone());
+            return Ok(own[0].clone());
         }
-        Ok(self.backend.concat_rows(parts)?)
+        let (whole, shared) = self.backend.join_rows(own)?;
+        parts.iter_mut().zip(shared).for_each(|(part, shared)| **part = shared);
+        Ok(whole)
     }
 }

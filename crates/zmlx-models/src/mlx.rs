@@ -1,6 +1,6 @@
-//! The models' MoE blocks for programs that use mlx-rs: stock, and patched with fused kernels.
+//! The models' MoE blocks for programs that use mlx-rs: stock, and with fused kernels.
 //!
-//! A program keeps its own model and replaces one block of a layer by a call:
+//! A program keeps its own model and replaces one block of a layer with a call:
 //!
 //! ```no_run
 //! # use std::path::Path;
@@ -22,7 +22,7 @@ use zmlx_kernels::{Backend, ExpertFusion, Fusion, Switch};
 use crate::loader::Loader;
 use crate::{Architecture, Checkpoint, Error, Result};
 
-/// A set of fusions and why it was chosen.
+/// A set of fused ops, and why it was chosen.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FusionChoice {
     /// The fusions.
@@ -31,26 +31,29 @@ pub struct FusionChoice {
     pub reason: String,
 }
 
-/// The fusions that a model uses on this backend unless told otherwise.
+/// The fused ops that a model uses on this backend by default.
 ///
-/// | backend | model | experts, combine, route | dense_swiglu | add_rms_norm, qkv |
+/// | backend | model | experts, combine, route | dense_swiglu | qkv, add_rms_norm |
 /// |---|---|---|---|---|
 /// | MLX without Metal | any | stock | off | off |
-/// | MLX with Metal | with experts | fused | on if it has shared experts or dense layers | off |
-/// | MLX with Metal | without | stock | on | off |
+/// | MLX with Metal | with experts | fused | on if it has shared experts or dense layers | on |
+/// | MLX with Metal | without | stock | on | on |
 ///
-/// - *experts*: of a token, `top_k` experts of `moe_intermediate_size` rows each are read. Stock takes two gathers, SiLU and
-///   a product, each waiting for the one before; the kernel is one launch, and gate and up never go to memory.
-///   GLM-4.7-Flash's 4 × 1536 and Qwen3-30B-A3B's 8 × 768 are 6,144 rows either way: enough threadgroups to fill a GPU,
-///   with groups of 64 that a kernel's lanes share evenly. Concatenation would save a launch, too, but holds gate and
-///   up of every layer twice.
-/// - *combine*: `top_k` partial results of the hidden width are summed where they are computed instead of being written.
+/// - *experts*: each token reads `top_k` experts of `moe_intermediate_size` rows. Stock takes two gathers, SiLU and a
+///   product, each of which waits for the one before. The kernel is one launch, and gate and up never go to memory.
+///   GLM-4.7-Flash's 4 × 1536 and Qwen3-30B-A3B's 8 × 768 are both 6,144 rows: enough threadgroups to fill a GPU, with
+///   groups of 64 that a kernel's lanes share evenly. Concatenation would also save a launch, but it holds gate and up of
+///   every layer twice.
+/// - *combine*: `top_k` partial results of the hidden width are summed where they are computed, instead of being
+///   written.
 /// - *dense_swiglu*: the same for the MLPs that every token goes through.
 /// - *route*: one launch of a few hundred values instead of six.
-/// - *add_rms_norm* and *qkv* have no kernel on Metal: the first is the composition, the second copies the projections.
+/// - *qkv*: a token's projections in one product over rows that are stored side by side. Several tokens take one product for each
+///   of them, as stock does. Queries and keys are normed and rotated in one launch instead of four.
+/// - *add_rms_norm*: one launch instead of two, twice a layer.
 ///
-/// Without Metal every fused op is the composition of the same stock ops, so nothing is to be gained. In exact numerics
-/// the results have the same bits whichever is chosen. No speed on Metal has been measured; the choice rests on counts.
+/// Without Metal every fused op is the composition of the same stock ops, so nothing is gained. In exact numerics the
+/// results have the same bits with any choice. No speed on Metal has been measured; the choice is based on counts.
 pub fn default_fusion(architecture: &Architecture, backend: &MlxBackend) -> FusionChoice {
     if !backend.runtime().has_metal() {
         let reason = "MLX runs without Metal: fused ops would be compositions of the same stock ops";
@@ -60,13 +63,18 @@ pub fn default_fusion(architecture: &Architecture, backend: &MlxBackend) -> Fusi
     let dense_swiglu = if has_mlps { Switch::On } else { Switch::Off };
     let Some((_, moe)) = architecture.moe_layers().next() else {
         let reason = "one launch over gate and up of each MLP instead of three".to_owned();
-        return FusionChoice { fusion: Fusion { dense_swiglu, ..Fusion::STOCK }, reason };
+        return FusionChoice {
+            fusion: Fusion { dense_swiglu, qkv: Switch::On, add_rms_norm: Switch::On, ..Fusion::STOCK },
+            reason,
+        };
     };
     let fusion = Fusion {
         experts: ExpertFusion::Fused,
         combine: Switch::On,
         dense_swiglu,
         route: Switch::On,
+        qkv: Switch::On,
+        add_rms_norm: Switch::On,
         ..Fusion::STOCK
     };
     let (top_k, inter) = (moe.router.top_k(), moe.experts.inter);
@@ -85,7 +93,7 @@ pub struct MoeBlock {
     fusion: Fusion,
 }
 
-/// The block of layer `layer_idx` of a checkpoint, with [`default_fusion`], which is logged.
+/// The block of layer `layer_idx` of a checkpoint, with [`default_fusion`]. The choice is logged.
 ///
 /// # Errors
 /// [`Error::Parameter`] if the layer does not exist or has no experts; as [`crate::Model::load`] for its weights.
@@ -97,7 +105,7 @@ pub fn moe_block(checkpoint: &Checkpoint, layer_idx: usize, backend: &MlxBackend
     };
     let mut loader = Loader::new(backend, checkpoint);
     let block = loader.moe(spec)?;
-    // The rest of the model is the caller's.
+    // The caller has the rest of the model.
     loader.reader.ignore_rest();
     loader.reader.finish()?;
     let FusionChoice { fusion, reason } = default_fusion(architecture, backend);
@@ -106,7 +114,7 @@ pub fn moe_block(checkpoint: &Checkpoint, layer_idx: usize, backend: &MlxBackend
 }
 
 impl MoeBlock {
-    /// A block of weights that the program has already.
+    /// A block of weights that the program already has.
     pub fn new(block: zmlx_moe::MoeBlock<MlxWeight>, backend: MlxBackend, fusion: Fusion) -> Self {
         Self { block, backend, fusion }
     }
@@ -122,7 +130,7 @@ impl MoeBlock {
         Self { fusion, ..self }
     }
 
-    /// The patched block. **Shapes** x `[.., hidden]` → as x.
+    /// Computes the block. **Shapes** x `[.., hidden]` → as x.
     ///
     /// # Errors
     /// If the width is not the model's.
@@ -130,7 +138,7 @@ impl MoeBlock {
         self.run(x, &self.fusion)
     }
 
-    /// The block as mlx-lm computes it. **Shapes** as [`MoeBlock::forward`].
+    /// Computes the block as mlx-lm does. **Shapes** as [`MoeBlock::forward`].
     ///
     /// # Errors
     /// As [`MoeBlock::forward`].

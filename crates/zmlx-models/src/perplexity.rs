@@ -1,4 +1,4 @@
-//! How surprised a model is by a text, and how far the predictions of two models are apart.
+//! Perplexity of a text, and the divergence between the predictions of two models.
 
 use std::num::NonZero;
 use std::ops::{ControlFlow, Range};
@@ -8,75 +8,76 @@ use zmlx_kernels::{Backend, Fusion, Logits};
 
 use crate::{CachePool, Error, Input, Model, PREFILL_CHUNK, PoolOptions, Result, Slot};
 
-/// Logits that are read at once: more would take much memory where the vocabulary is large.
+/// The largest number of logits that are read at once. With a large vocabulary more would take much memory.
 const MAX_LOGITS: usize = 1 << 24;
 
-/// How a text is cut into windows.
+/// How a text is divided into windows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PerplexityOptions {
-    /// Tokens of a window.
+    /// Number of tokens in a window.
     pub context: usize,
-    /// Tokens from the beginning of a window to that of the next one. Less than the context: windows overlap, and of each but
-    /// the first only the tokens are scored that no window before has scored.
+    /// Number of tokens from the start of one window to the start of the next. If it is less than the context, windows
+    /// overlap. Then each window after the first scores only the tokens that no earlier window has scored.
     pub stride: usize,
-    /// At most so many windows; `None`: all whole windows of the text.
+    /// The largest number of windows. `None` means all whole windows of the text.
     pub max_windows: Option<usize>,
-    /// A token that takes the place of the first one of each window, for models that expect one that begins a text.
+    /// A token that replaces the first token of each window, for models that expect a token at the beginning of a text.
     pub first_token: Option<u32>,
 }
 
 impl PerplexityOptions {
-    /// Windows of so many tokens, one behind the other.
+    /// Windows of `context` tokens, one after the other.
     pub fn new(context: usize) -> Self {
         Self { context, stride: context, max_windows: None, first_token: None }
     }
 }
 
-/// The perplexity over some tokens: `exp` of the mean negative logarithm of the probability that each was predicted with.
+/// The perplexity over some tokens: `exp` of the mean negative logarithm of the predicted probability of each token.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
-    /// Tokens that were scored.
+    /// Number of tokens that were scored.
     pub n_scored: usize,
     /// The mean of `-ln p`.
     pub mean_nll: f64,
-    /// `exp` of it.
+    /// `exp(mean_nll)`.
     pub perplexity: f64,
-    /// One standard error: the perplexity times the standard deviation of `-ln p` (of a sample) over the root of the number of
-    /// tokens.
+    /// One standard error: the perplexity times the sample standard deviation of `-ln p`, divided by the square root of
+    /// the number of tokens.
     pub standard_error: f64,
 }
 
-/// What [`perplexity`] found.
+/// The result of [`perplexity`].
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Perplexity {
-    /// Windows that were computed.
+    /// Number of windows that were computed.
     pub n_windows: usize,
-    /// Tokens of a window.
+    /// Number of tokens in a window.
     pub context: usize,
-    /// Tokens between the beginnings of windows.
+    /// Number of tokens between the starts of windows.
     pub stride: usize,
-    /// Tokens that went through the model.
+    /// Number of tokens that went through the model.
     pub n_computed: usize,
-    /// Over every token but the first of a window (where windows overlap: every token that was not scored before). This is the
-    /// number of mlx_lm.perplexity.
+    /// Over every token except the first of each window; if windows overlap, over every token that was not scored
+    /// before. This is the number of mlx_lm.perplexity.
     pub every_token: Estimate,
-    /// Over the second half of each window: the tokens whose position is above half the context, so that each is predicted
-    /// from a long context. This is the number of llama-perplexity. `None` where windows overlap.
+    /// Over the second half of each window: the tokens whose position is above half the context, so that each is
+    /// predicted from a long context. This is the number of llama-perplexity. `None` if windows overlap.
     pub second_half: Option<Estimate>,
 }
 
 /// Scores a text, window by window.
 ///
-/// **Formula** A window of `n` tokens `t` gives `-ln softmax(logits[i])[t[i + 1]]` for `i` in `0..n - 1`. The second half are the
-/// terms with `i >= n / 2`. The sums are in f64.
+/// **Formula** A window of `n` tokens `t` gives `-ln softmax(logits[i])[t[i + 1]]` for `i` in `0..n - 1`. The second
+/// half is the terms with `i >= n / 2`. The sums are in f64.
 ///
-/// **Source** `eval_ppl` of mlx-lm 0.32.2; `perplexity` of llama.cpp's llama-perplexity, without `--ppl-stride`. Windows that
-/// overlap: the sliding window of Hugging Face's guide to perplexity.
+/// **Source** `eval_ppl` of mlx-lm 0.32.2; `perplexity` of llama.cpp's llama-perplexity, without `--ppl-stride`. For
+/// windows that overlap: the sliding window of Hugging Face's guide to perplexity.
 ///
 /// # Errors
-/// [`Error::Parameter`] for a window of less than two tokens or a stride that is 0 or longer than the context;
-/// [`Error::TextTooShort`] if the text has not one whole window; [`Error::TokenOutOfRange`]; [`Error::Stopped`] if `progress`, which is called with windows
-/// done and all, says so; [`Error::Logits`] if the model gives numbers that are no logits; what [`Model::forward`] says.
+/// [`Error::Parameter`] for a window of less than two tokens, or a stride that is 0 or longer than the context;
+/// [`Error::TextTooShort`] if the text is shorter than one window; [`Error::TokenOutOfRange`]; [`Error::Stopped`] if
+/// `progress`, which gets the number of windows done and their total number, stops it; [`Error::Logits`] if the model's
+/// results are not valid logits; errors of [`Model::forward`].
 pub fn perplexity<B: Backend>(
     model: &Model<B>,
     tokens: &[u32],
@@ -112,7 +113,7 @@ pub fn perplexity<B: Backend>(
         if let Some(first) = first_token {
             window[0] = first;
         }
-        // The window before has scored all but the last `stride` tokens.
+        // The earlier windows have scored all but the last `stride` tokens.
         let scored = if i == 0 { 0..context - 1 } else { context - 1 - stride.min(context - 1)..context - 1 };
         let targets = &window[scored.start + 1..];
         let mut nlls = Vec::with_capacity(targets.len());
@@ -146,7 +147,7 @@ pub fn perplexity<B: Backend>(
     })
 }
 
-/// The logarithms of the probabilities that a model gives every token behind each one of a text.
+/// The log-probabilities that a model gives to every next token, for each position of a text.
 #[derive(Clone, Debug)]
 pub struct Predictions {
     vocab: usize,
@@ -154,26 +155,26 @@ pub struct Predictions {
     log_probs: Vec<f32>,
 }
 
-/// How far the predictions of a model are from those of another.
+/// How far the predictions of one model are from those of another.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Divergence {
-    /// Positions that were compared.
+    /// Number of positions that were compared.
     pub n_tokens: usize,
-    /// The mean over positions of `Σ p ln(p / q)`, in nats: `p` of the first model, `q` of the second.
+    /// The mean over positions of `Σ p ln(p / q)`, in nats, where `p` is the first model's and `q` the second's.
     pub mean_kl: f64,
-    /// The largest of a position.
+    /// The largest value at a position, in nats.
     pub largest_kl: f64,
-    /// The share of positions at which both think the same token the most probable one.
+    /// The fraction of positions at which both models find the same token the most probable.
     pub same_top: f64,
 }
 
 impl Predictions {
-    /// What a model predicts behind each of these tokens.
+    /// Computes a model's predictions after each of these tokens.
     ///
     /// **Memory** four bytes for each token and entry of the vocabulary.
     ///
     /// # Errors
-    /// [`Error::Logits`]; what [`Model::forward`] says.
+    /// [`Error::Logits`]; errors of [`Model::forward`].
     pub fn of<B: Backend>(model: &Model<B>, tokens: &[u32], fusion: &Fusion) -> Result<Self> {
         let vocab = model.architecture().vocab_size;
         let mut log_probs = Vec::new();
@@ -189,10 +190,10 @@ impl Predictions {
         Ok(Self { vocab, log_probs })
     }
 
-    /// How far `other` is from this. Positions that only one has are left out.
+    /// The divergence of `other` from these predictions. Positions that only one of them has are left out.
     ///
     /// # Errors
-    /// [`Error::Parameter`] if the vocabularies differ, or there is no position.
+    /// [`Error::Parameter`] if the vocabularies differ, or if there is no position to compare.
     pub fn divergence(&self, other: &Self) -> Result<Divergence> {
         if self.vocab != other.vocab {
             return Err(wrong("vocabulary", "that of the other model", other.vocab));
@@ -207,7 +208,7 @@ impl Predictions {
         for (p, q) in pairs {
             let term = |(&p, &q): (&f32, &f32)| {
                 let (p, q) = (f64::from(p), f64::from(q));
-                // What has no probability adds nothing.
+                // A token without probability adds nothing.
                 if p == f64::NEG_INFINITY { 0.0 } else { p.exp() * (p - q) }
             };
             // Rounding may make the sum of equal predictions a little less than 0.
@@ -221,16 +222,16 @@ impl Predictions {
     }
 }
 
-/// The first of the largest values.
+/// The index of the largest value; of equal ones the first.
 fn top(row: &[f32]) -> usize {
     let better = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
     (1..row.len()).fold(0, better)
 }
 
-/// Called with the positions of some rows, the rows, and the width of each.
+/// Called with the positions of some rows, the rows, and their width.
 type Visit<'a> = &'a mut dyn FnMut(Range<usize>, &[f32], usize) -> Result<()>;
 
-/// Computes a text from its beginning, piece by piece, and shows the logits at the positions `wanted`.
+/// Computes a text from its beginning, chunk by chunk, and passes the logits at the positions `wanted` to a callback.
 fn logits_of<B: Backend>(
     model: &Model<B>,
     pool: &mut CachePool<B>,
@@ -275,7 +276,7 @@ fn in_pieces<B: Backend>(
     Ok(())
 }
 
-/// The results of `f` for each row, by several threads.
+/// The results of `f` for each row, computed by several threads.
 fn each_row<T: Send>(
     logits: &[f32],
     vocab: usize,
@@ -332,7 +333,7 @@ fn wrong(field: &'static str, want: &'static str, got: usize) -> Error {
     Error::Parameter { field, want, got: got.to_string() }
 }
 
-/// Numbers, of which mean and spread are wanted (Welford's recurrence: no difference of large sums).
+/// Collects numbers for their mean and spread (Welford's recurrence, which needs no difference of large sums).
 #[derive(Clone, Copy, Debug, Default)]
 struct Sum {
     n: usize,
@@ -369,7 +370,7 @@ mod tests {
         let estimate = sum.estimate();
         let n = numbers.len() as f64;
         let mean = numbers.iter().sum::<f64>() / n;
-        // llama.cpp's way to the standard error: from the mean of the squares.
+        // llama.cpp computes the standard error in this way, from the mean of the squares.
         let squares = numbers.iter().map(|x| x * x).sum::<f64>() / n;
         let want = ((squares - mean * mean) / (n - 1.0)).sqrt() * mean.exp();
         assert!((estimate.mean_nll - mean).abs() <= 1e-12);

@@ -1,4 +1,4 @@
-//! Choosing the next token from the logits.
+//! Chooses the next token from the logits.
 
 mod adjust;
 mod filters;
@@ -18,30 +18,30 @@ use filters::{Candidate, last_kept, ranking, weight};
 pub struct Sampled {
     /// Its id.
     pub token: u32,
-    /// Its natural-log probability at temperature 1, after bias and penalties and before any other filter.
+    /// The natural logarithm of its probability at temperature 1, after bias and penalties and before any other filter.
     pub logprob: f64,
-    /// The largest logit minus the second largest, as the model gave them: how near another choice was. Infinite if
-    /// there is only one.
+    /// The model's largest logit minus its second largest: how near another choice was. It is infinite if there is only
+    /// one logit.
     pub margin: f32,
 }
 
-/// A token and how probable it was.
+/// A token and its probability.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct TokenLogprob {
     /// Its id.
     pub token: u32,
-    /// Its natural-log probability at temperature 1, after bias and penalties and before any other filter.
+    /// The natural logarithm of its probability at temperature 1, after bias and penalties and before any other filter.
     pub logprob: f64,
 }
 
-/// A set of token ids: 32 of them in a word, the lowest in its lowest bit.
+/// A set of token ids. Each word holds 32 of them, the lowest one in its lowest bit.
 #[derive(Clone, Copy, Debug)]
 pub struct TokenMask<'a> {
     words: &'a [u32],
 }
 
 impl<'a> TokenMask<'a> {
-    /// The tokens whose bits are set. A token past the last word is not in the set.
+    /// The tokens whose bits are set. Tokens after the last word are not in the set.
     pub const fn new(words: &'a [u32]) -> Self {
         Self { words }
     }
@@ -55,22 +55,22 @@ impl<'a> TokenMask<'a> {
 /// What a choice depends on besides the logits and the parameters.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct SampleContext<'a> {
-    /// Every token so far, the prompt's first.
+    /// All tokens so far, beginning with the prompt.
     pub history: &'a [u32],
-    /// How many of them are the prompt's: the presence and frequency penalties heed only the others.
+    /// How many of them belong to the prompt. The presence and frequency penalties consider only the others.
     pub n_prompt: usize,
     /// The only tokens that may be chosen; `None` allows all.
     pub allowed: Option<TokenMask<'a>>,
-    /// Tokens that may not be chosen, as end tokens before a least length.
+    /// Tokens that may not be chosen, for example end tokens before a minimum length.
     pub banned: &'a [u32],
 }
 
-/// Chooses tokens; holds the random state and the working memory.
+/// Chooses tokens. It holds the random state and its buffers.
 #[derive(Clone, Debug)]
 pub struct Sampler {
     params: SamplingParams,
     rng: ChaCha8Rng,
-    /// Tokens that a penalty looks at, sorted.
+    /// The tokens that a penalty considers, sorted.
     seen: Vec<u32>,
     candidates: Vec<Candidate>,
 }
@@ -86,21 +86,22 @@ impl Sampler {
         Ok(Self { params, rng, seen: Vec::new(), candidates: Vec::new() })
     }
 
-    /// How it chooses.
+    /// The parameters of its choices.
     pub fn params(&self) -> &SamplingParams {
         &self.params
     }
 
-    /// Chooses a token. `logits` has one value per token id; bias, penalties and what is not allowed change it.
+    /// Chooses a token. `logits` has one value for each token id. Bias, penalties and tokens that are not allowed
+    /// change it.
     ///
-    /// The steps are those of mlx-lm: bias, repetition, presence and frequency penalty, then what is allowed, then
-    /// top-p, min-p and top-k at temperature 1, then a draw at the given temperature. Equal logits rank by token id,
-    /// lowest first. All sums are in f64; one random number is used per token, none at temperature 0. Allocates only
-    /// until its buffers have grown to the vocabulary.
+    /// The steps are those of mlx-lm: bias; repetition, presence and frequency penalty; the allowed tokens; top-p,
+    /// min-p and top-k at temperature 1; then a draw at the given temperature. Equal logits rank by token id, the
+    /// lowest first. All sums are in f64. Each token uses one random number, or none at temperature 0. It allocates
+    /// only until its buffers have grown to the size of the vocabulary.
     ///
     /// # Errors
-    /// [`Error::Logits`] if a logit is NaN or +∞, or none is finite (also: none of an allowed token);
-    /// [`Error::Parameter`] if the history or the bias has an id without a logit.
+    /// [`Error::Logits`] if a logit is NaN or +∞, or if no logit of an allowed token is finite; [`Error::Parameter`] if
+    /// the history or the bias has an id without a logit.
     pub fn sample(&mut self, logits: &mut [f32], context: &SampleContext<'_>) -> Result<Sampled> {
         let (margin, max, total) = self.prepare(logits, context)?;
         let chosen =
@@ -108,7 +109,7 @@ impl Sampler {
         Ok(Sampled { token: chosen as u32, logprob: logprob(logits[chosen], max, total), margin })
     }
 
-    /// What [`Sampler::sample`] would say of `token` had it chosen that one: for a choice that a device made.
+    /// The result that [`Sampler::sample`] would give if it had chosen `token`: for a choice that a device made.
     ///
     /// # Errors
     /// As [`Sampler::sample`]; [`Error::Parameter`] if `token` has no logit.
@@ -121,8 +122,8 @@ impl Sampler {
         Ok(Sampled { token, logprob: logprob(logit, max, total), margin })
     }
 
-    /// Changes the logits as the parameters say. Gives the margin before, the largest logit and the sum of all
-    /// weights after.
+    /// Changes the logits as the parameters require. Returns the margin before the changes, and the largest logit and
+    /// the sum of all weights after them.
     fn prepare(&mut self, logits: &mut [f32], context: &SampleContext<'_>) -> Result<(f32, f32, f64)> {
         let margin = checked_margin(logits)?;
         adjust(&self.params, logits, context, &mut self.seen)?;
@@ -142,7 +143,7 @@ impl Sampler {
         let temperature = f64::from(self.params.temperature);
         let weights =
             || logits.iter().enumerate().filter(kept).map(|(i, &l)| (i, weight(l, max, temperature)));
-        // Summed and walked in the order of the ids, so the outcome does not depend on how the filters sort.
+        // Summed and searched in the order of the ids, so that the result does not depend on how the filters sort.
         let sum: f64 = weights().map(|(_, w)| w).sum();
         let mut left = self.rng.random::<f64>() * sum;
         let mut chosen = 0;
@@ -157,8 +158,8 @@ impl Sampler {
     }
 }
 
-/// The `n` most probable tokens, the most probable first, equal ones by id; fewer where fewer have a finite logit. For
-/// the probabilities that a token was chosen by, `logits` is what [`Sampler::sample`] left.
+/// The `n` most probable tokens, the most probable first, equal ones by id. There are fewer if fewer have a finite
+/// logit. Pass the `logits` as [`Sampler::sample`] left them to get the probabilities from which the token was chosen.
 pub fn top_logprobs(logits: &[f32], n: usize) -> Vec<TokenLogprob> {
     if n == 0 || logits.is_empty() {
         return Vec::new();
@@ -178,7 +179,7 @@ pub fn top_logprobs(logits: &[f32], n: usize) -> Vec<TokenLogprob> {
     top.into_iter().map(value).collect()
 }
 
-/// The sum of all probabilities, up to the factor that makes the best one's 1.
+/// The sum of all probabilities, with the best one scaled to 1.
 fn total(logits: &[f32], max: f32) -> f64 {
     logits.iter().map(|&l| weight(l, max, 1.0)).sum()
 }
@@ -194,7 +195,7 @@ fn best(logits: &[f32]) -> usize {
     logits.iter().enumerate().fold(first, larger).0
 }
 
-/// Checks the logits, and gives the largest minus the second largest.
+/// Checks the logits, and returns the largest minus the second largest.
 fn checked_margin(logits: &[f32]) -> Result<f32> {
     let bad = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY);
     if let Some(token) = bad {

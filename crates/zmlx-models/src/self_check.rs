@@ -1,4 +1,4 @@
-//! Each fused op against its composition, on a loaded model's own weights.
+//! Compares each fused op with its composition, on the weights of a loaded model.
 
 use std::fmt;
 
@@ -10,19 +10,19 @@ use crate::attention::Rows;
 use crate::layer::FeedForward;
 use crate::{Model, PoolOptions, Result};
 
-/// The most that a fused op may differ from its composition: see [`Outcome::Agrees`]'s difference.
+/// The largest difference between a fused op and its composition that is accepted: see [`Outcome::Agrees`].
 ///
 /// With activations in bf16 the composition rounds each intermediate result to 8 bits, where the fused op may round
-/// once: gate, up, SiLU, product, and each of a token's summed experts, 2^-9 apiece. 2^-5 leaves room for all of them
-/// to point the same way. A value that a wrong kernel computes differs by about 1.
+/// once: gate, up, SiLU, product, and each of a token's summed experts, by 2^-9 each. 2^-5 leaves room for all of them
+/// to point in the same direction. A value from a wrong kernel differs by about 1.
 pub const MAX_DIFFERENCE: f64 = 1.0 / 32.0;
 
-/// What a self-check found.
+/// The result of a self-check.
 #[derive(Clone, Debug)]
 pub struct SelfCheck {
-    /// One entry per fused op that was asked for and that the model has.
+    /// One entry for each fused op that was requested and that the model has.
     pub ops: Vec<OpCheck>,
-    /// What was asked for, without the ops that failed.
+    /// The requested fusion, without the ops that failed.
     pub fusion: Fusion,
 }
 
@@ -33,16 +33,16 @@ impl SelfCheck {
     }
 }
 
-/// A fused op's check in one shape, over all layers that have it.
+/// The check of a fused op in one shape, over all layers with that shape.
 #[derive(Clone, Debug)]
 pub struct OpCheck {
-    /// Which part of a [`Fusion`] it is.
+    /// The part of a [`Fusion`] that it belongs to.
     pub part: FusionPart,
     /// The op that was compared.
     pub op: Op,
-    /// Widths that the op goes through.
+    /// The widths of the op's input and output.
     pub shape: String,
-    /// Where it differs most, or the first layer that failed.
+    /// The layer with the largest difference, or the first layer that failed.
     pub layer_idx: usize,
     /// Number of layers that were compared.
     pub n_layers: usize,
@@ -54,17 +54,18 @@ pub struct OpCheck {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Outcome {
-    /// They do.
+    /// They agree.
     Agrees {
-        /// The largest `|fused - composed| / (|composed| + r)` of all values, r the root mean square of `composed`.
+        /// The largest `|fused - composed| / (|composed| + r)` of all values, where r is the root mean square of
+        /// `composed`.
         difference: f64,
     },
     /// They differ by more than [`MAX_DIFFERENCE`], or the result is not a number.
     Differs {
-        /// As above.
+        /// As in [`Outcome::Agrees`].
         difference: f64,
     },
-    /// The fused op ended with an error, its composition did not.
+    /// The fused op ended with an error, but its composition did not.
     Failed {
         /// The error.
         why: String,
@@ -77,23 +78,24 @@ impl fmt::Display for Outcome {
             Self::Agrees { difference: 0.0 } => f.write_str("ok (equal)"),
             Self::Agrees { difference } => write!(f, "ok (differs by {difference:.1e})"),
             Self::Differs { difference } => {
-                write!(f, "differs by {difference:.1e}, at most {MAX_DIFFERENCE:.1e} is sound")
+                write!(f, "differs by {difference:.1e}, at most {MAX_DIFFERENCE:.1e} is allowed")
             }
             Self::Failed { why } => write!(f, "failed: {why}"),
         }
     }
 }
 
-/// Computes one token on every layer, each op that `wanted` fuses both ways, and warns of each op that fails.
+/// Computes one token on every layer. Each op that `wanted` fuses is computed both ways. Logs a warning for each op
+/// that fails.
 ///
 /// It takes as long as a few decoded tokens.
 ///
 /// # Errors
-/// If the unfused model cannot be computed.
+/// If the model cannot be computed without fused ops.
 pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfCheck> {
     let b = &*model.backend;
     let mut check = Checker { b, wanted, eps: model.eps, layer_idx: 0, ops: Vec::new() };
-    // One sequence for the stock attention, one for the fused.
+    // One sequence for the stock attention, and one for the fused attention.
     let mut pool = model.pool(PoolOptions::default())?;
     let token = (model.architecture.vocab_size / 2) as u32;
     let ids = b.indices(&[token], &[1])?;
@@ -119,15 +121,17 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             let shape = format!("{} → {}", model.architecture.hidden_size, a.n_projected());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
+        if let MixerSpec::Latent(a) = &spec.mixer
+            && let Some(width) = a.qkv_a_width()
+        {
+            let shape = format!("{} → {width}", model.architecture.hidden_size);
+            check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
+        }
         if let MixerSpec::Attention(a) = &spec.mixer {
             let shape = format!("{} → {}", model.architecture.hidden_size, a.qkv_width());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
-        if let MixerSpec::Latent(a) = &spec.mixer {
-            let shape = format!("{} → {}", model.architecture.hidden_size, a.q_kv_a_width());
-            check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
-        }
-        let y = model.normed(y, layer.extras.mixer_norm.as_ref())?;
+        let y = model.normed(b.all_sum(y)?, layer.extras.mixer_norm.as_ref())?;
         (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;
         let y = match (&layer.feed_forward, &spec.feed_forward) {
             (FeedForward::Dense(mlp), FeedForwardSpec::Dense(spec)) => check.mlp(mlp, spec, &x)?,
@@ -141,7 +145,7 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             _ => unreachable!("a layer is made from its spec"),
         };
         let next_norm = model.layers.get(layer_idx + 1).map_or(&model.norm, |next| &next.input_norm);
-        let y = model.normed(y, layer.extras.feed_forward_norm.as_ref())?;
+        let y = model.normed(b.all_sum(y)?, layer.extras.feed_forward_norm.as_ref())?;
         if layer.extras.ends_with_sum() {
             (h, x) = check.add_norm(&h, &y, next_norm)?;
         } else {
@@ -155,7 +159,7 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
     Ok(check.finish())
 }
 
-/// What a report calls the shapes of an MLP.
+/// The name of an MLP's shapes in reports.
 fn mlp_shape(spec: &MlpSpec) -> String {
     format!("{} → {}", spec.gate.n_in, spec.gate.n_out)
 }
@@ -165,14 +169,14 @@ struct Checker<'a, B> {
     wanted: &'a Fusion,
     eps: f32,
     layer_idx: usize,
-    /// Each with the layer that it was last compared in.
+    /// Each check, with the layer in which it was last compared.
     ops: Vec<(OpCheck, usize)>,
 }
 
 impl<B: Backend> Checker<'_, B> {
-    /// The fusion of that part alone, as it is wanted; `None` if it is not.
+    /// The fusion of only that part, as it is wanted; `None` if it is not wanted.
     fn only(&self, part: FusionPart) -> Option<Fusion> {
-        // The experimental routes are compositions: nothing is fused.
+        // The experimental routes are compositions, so nothing is fused.
         if part == FusionPart::Route && self.wanted.softmax_route != SoftmaxRoute::Probabilities {
             return None;
         }
@@ -180,7 +184,7 @@ impl<B: Backend> Checker<'_, B> {
         (fusion != Fusion::STOCK).then_some(fusion)
     }
 
-    /// Compares what `compute` makes with the part fused, in `op`, with `want`, its value without.
+    /// Compares the result of `compute`, which uses the fused op `op`, with `want`, the result without it.
     fn tensor(
         &mut self,
         (part, op): (FusionPart, Op),
@@ -266,10 +270,10 @@ impl<B: Backend> Checker<'_, B> {
         Ok(y)
     }
 
-    /// Keeps the worst result of an op in a shape.
+    /// Keeps the worst result for an op in a shape.
     fn record(&mut self, (part, op): (FusionPart, Op), shape: &str, result: zmlx_kernels::Result<f64>) {
         let outcome = match result {
-            // Not so if it is NaN.
+            // This is false if it is NaN.
             Ok(difference) if difference <= MAX_DIFFERENCE => Outcome::Agrees { difference },
             Ok(difference) => Outcome::Differs { difference },
             Err(e) => Outcome::Failed { why: e.to_string() },
@@ -336,8 +340,8 @@ fn read<B: Backend>(b: &B, x: &B::Tensor) -> zmlx_kernels::Result<Vec<f32>> {
     Ok(values)
 }
 
-/// Logits and weights of the chosen experts, in the order of the logits: experts whose logits are equal may be
-/// exchanged, others may not, and the order of the choice does not count.
+/// The logits and the weights of the chosen experts, in the order of the logits. Experts with equal logits may be
+/// exchanged, others may not. The order in which experts were chosen does not matter.
 fn choices<B: Backend>(b: &B, routing: &Routing<B>) -> zmlx_kernels::Result<[Vec<f32>; 2]> {
     let (logits, weights) = (read(b, &routing.logits)?, read(b, &routing.weights)?);
     let mut experts = Vec::new();
@@ -348,7 +352,7 @@ fn choices<B: Backend>(b: &B, routing: &Routing<B>) -> zmlx_kernels::Result<[Vec
     Ok([chosen.iter().map(|c| c.0).collect(), chosen.iter().map(|c| c.1).collect()])
 }
 
-/// See [`Outcome::Agrees`]; infinite if the numbers of values differ, NaN if one is not a number.
+/// The difference of [`Outcome::Agrees`]; infinite if the numbers of values differ, NaN if a value is not a number.
 fn difference(got: &[f32], want: &[f32]) -> f64 {
     if got.len() != want.len() {
         return f64::INFINITY;
@@ -362,7 +366,7 @@ fn difference(got: &[f32], want: &[f32]) -> f64 {
     got.iter().zip(want).map(of).fold(0.0, worse)
 }
 
-/// The larger one; NaN is larger than any number.
+/// The larger one. NaN is larger than any number.
 fn worse(a: f64, b: f64) -> f64 {
     if a.is_nan() || a > b { a } else { b }
 }
@@ -375,7 +379,7 @@ mod tests {
     fn differences() {
         assert_eq!(difference(&[1.0, -2.0], &[1.0, -2.0]), 0.0);
         assert_eq!(difference(&[0.0; 3], &[0.0; 3]), 0.0);
-        // One of four values is wrong by 2: 2 / (|1| + 1).
+        // One of the four values is wrong by 2: 2 / (|1| + 1).
         assert_eq!(difference(&[1.0, 1.0, -1.0, 1.0], &[1.0; 4]), 1.0);
         assert_eq!(difference(&[1.0], &[1.0, 1.0]), f64::INFINITY);
         for (got, want) in [(f32::NAN, 1.0), (1.0, f32::NAN), (f32::INFINITY, f32::INFINITY)] {

@@ -2,21 +2,21 @@
 
 use crate::{Error, Result};
 
-/// Watches a text for the first stop string to be completed.
+/// Watches a text for the first completed stop string.
 ///
-/// Whatever the pieces, the outcome is the same: of all stop strings the one that *ends* first counts, and of those
-/// that end there the longest. The text before it is given out, it and everything after it are not.
+/// The outcome does not depend on the pieces: of all stop strings the one that *ends* first counts, and of those that
+/// end there the longest. The text before it is returned. It and everything after it are not.
 #[derive(Clone, Debug)]
 pub struct StopStrings {
     stops: Vec<String>,
     longest: usize,
-    /// The end of the text that could be the beginning of a stop string.
+    /// The end of the text, which may be the beginning of a stop string.
     held: String,
-    /// The one that was completed.
+    /// The index of the completed stop string.
     found: Option<usize>,
 }
 
-/// What may be given out after a piece of text.
+/// What may be returned after a piece of text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StopStep {
     /// Text that is certainly before any stop string.
@@ -26,7 +26,7 @@ pub struct StopStep {
 }
 
 impl StopStrings {
-    /// A watcher at the start of a text. Without stop strings every piece passes at once.
+    /// A watcher at the start of a text. Without stop strings every piece is returned at once.
     ///
     /// # Errors
     /// If a stop string is empty.
@@ -47,7 +47,7 @@ impl StopStrings {
         self.stops.get(self.found?).map(String::as_str)
     }
 
-    /// Adds a piece of text. After a stop nothing more is given out.
+    /// Adds a piece of text. After a stop string nothing more is returned.
     pub fn push(&mut self, piece: &str) -> StopStep {
         if self.found.is_some() {
             return StopStep { text: String::new(), stopped: true };
@@ -63,12 +63,12 @@ impl StopStrings {
         StopStep { text: std::mem::replace(&mut self.held, rest), stopped: false }
     }
 
-    /// The text that was held back: at the end of a text it is no stop string after all.
+    /// The text that was held back. Call it at the end of the text: then this is not a stop string.
     pub fn flush(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// Where the stop string begins that is completed first, and which it is.
+    /// The place and the index of the stop string that is completed first.
     fn first_stop(&self) -> Option<(usize, usize)> {
         let found = self.stops.iter().enumerate().filter_map(|(which, s)| {
             let start = self.held.find(s.as_str())?;
@@ -77,10 +77,10 @@ impl StopStrings {
         found.min().map(|(_, start, which)| (start, which))
     }
 
-    /// Where the longest end of the held text begins that a stop string begins with.
+    /// Where the longest end of the held text begins that is also the beginning of a stop string.
     fn undecided_from(&self) -> usize {
         let n = self.held.len();
-        // A whole stop string would have been found, so fewer bytes than the longest can be undecided.
+        // A whole stop string would have been found, so fewer bytes than the longest one has can be undecided.
         let from = n.saturating_sub(self.longest.saturating_sub(1));
         let starts = (from..n).filter(|&i| self.held.is_char_boundary(i));
         let begins = |i: &usize| self.stops.iter().any(|s| s.starts_with(&self.held[*i..]));
@@ -109,7 +109,7 @@ mod tests {
         (text + &stop.flush(), false)
     }
 
-    /// All ways of cutting `text` into pieces at character boundaries.
+    /// All ways to cut `text` into pieces at character boundaries.
     fn splits(text: &str) -> Vec<Vec<&str>> {
         let cuts: Vec<usize> = text.char_indices().map(|(i, _)| i).skip(1).collect();
         let pieces = |mask: u32| {

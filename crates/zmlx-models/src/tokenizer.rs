@@ -1,7 +1,7 @@
-//! Text to tokens and back.
+//! Turns text into tokens and back.
 //!
-//! The tokenizer of a checkpoint is that of all its files: `tokenizer.json`, or `vocab.json` with `merges.txt`, and the
-//! tokens that only `tokenizer_config.json` (`added_tokens_decoder`) or `added_tokens.json` name.
+//! The tokenizer of a checkpoint consists of all its files: `tokenizer.json`, or `vocab.json` with `merges.txt`, and
+//! the tokens that only `tokenizer_config.json` (`added_tokens_decoder`) or `added_tokens.json` name.
 
 mod added;
 mod byte_level_bpe;
@@ -16,7 +16,7 @@ use crate::{Error, Result};
 use added::AddedTokens;
 use guard::guarded;
 
-/// A larger file is no tokenizer: those of 150 thousand tokens have 11 MB.
+/// The size of the largest file, in bytes. The file of a tokenizer with 150 thousand tokens has 11 MB.
 const MAX_FILE_BYTES: u64 = 256 << 20;
 
 /// The tokenizer of a checkpoint.
@@ -28,18 +28,18 @@ pub struct Tokenizer {
 }
 
 impl Tokenizer {
-    /// The tokenizer of the files in the folder `dir`.
+    /// The tokenizer in the files of the folder `dir`.
     ///
     /// # Errors
-    /// If there is none, or the files are not a tokenizer. Other files than `tokenizer.json` that cannot be read cost a
-    /// warning.
+    /// If there is none, or if the files are not a tokenizer. If a file other than `tokenizer.json` cannot be read,
+    /// there is only a warning.
     pub fn open(dir: &Path) -> Result<Self> {
         const FILE: &str = "tokenizer.json";
         let path = dir.join(FILE);
         let file = path.display().to_string();
         let json = match std::fs::metadata(&path) {
             Ok(meta) if meta.len() > MAX_FILE_BYTES => {
-                return Err(error(&file, format!("{} bytes are more than a tokenizer has", meta.len())));
+                return Err(error(&file, format!("{} bytes are too many for a tokenizer", meta.len())));
             }
             Ok(_) => {
                 zmlx_kernels::read_bytes(&path).map_err(|source| Error::Io { file: file.clone(), source })?
@@ -53,7 +53,7 @@ impl Tokenizer {
         Self::build(&file, &json, &AddedTokens::read(dir))
     }
 
-    /// The tokenizer in the bytes of a `tokenizer.json`, called `file` in errors.
+    /// The tokenizer in the bytes of a `tokenizer.json`, which errors call `file`.
     ///
     /// # Errors
     /// If the bytes are not a tokenizer.
@@ -73,18 +73,19 @@ impl Tokenizer {
                 }
                 added.add_to(file, &mut inner)?;
             }
-            // Settings left over from training: a prompt is never cut or filled up.
+            // These settings are left over from training. A prompt is never cut or padded.
             inner.with_truncation(None).map_err(failed)?;
             inner.with_padding(None);
             let vocab_size = inner.get_vocab_size(true);
-            // What cannot work at all fails here, not at the first request.
+            // A tokenizer that cannot work at all fails here, and not at the first request.
             let probe = inner.encode_fast("It is 1 é 🦀,\n", false).map_err(failed)?;
             inner.decode(probe.get_ids(), false).map_err(failed)?;
             Ok(Self { file: file.into(), inner, vocab_size })
         })
     }
 
-    /// The tokens of `text`. Special tokens written in the text, as `<|im_start|>`, are recognised; none are added.
+    /// The tokens of `text`. Special tokens that are written in the text, such as `<|im_start|>`, are recognised; none
+    /// are added.
     ///
     /// # Errors
     /// If the tokenizer refuses the text.
@@ -95,8 +96,8 @@ impl Tokenizer {
         })
     }
 
-    /// The text of `tokens`, special tokens included. Bytes that are not UTF-8 become U+FFFD; ids that the
-    /// vocabulary lacks (a model's logits may be wider) become nothing.
+    /// The text of `tokens`, including special tokens. Bytes that are not UTF-8 become U+FFFD. Ids that the vocabulary
+    /// lacks are skipped (a model's logits may have more entries).
     ///
     /// # Errors
     /// If the tokenizer refuses the tokens.
@@ -109,13 +110,13 @@ impl Tokenizer {
         self.vocab_size
     }
 
-    /// The id of the token that is written so.
+    /// The id of the token with this spelling.
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 
-    /// The bytes that a token stands for within a text, and whether it is a special token, which no plain text contains.
-    /// `None` if the vocabulary lacks the id.
+    /// The bytes of a token within a text, and whether it is a special token, which no plain text contains. `None` if
+    /// the vocabulary lacks the id.
     pub fn token_bytes(&self, id: u32) -> Option<(Vec<u8>, bool)> {
         let written = self.inner.id_to_token(id)?;
         if let Some(added) = self.inner.get_added_tokens_decoder().get(&id) {
@@ -125,12 +126,12 @@ impl Tokenizer {
         Some((bytes, false))
     }
 
-    /// How the token is written in the vocabulary: not its text.
+    /// The spelling of the token in the vocabulary, which is not its text.
     pub(crate) fn id_to_token(&self, id: u32) -> Option<String> {
         self.inner.id_to_token(id)
     }
 
-    /// True if a text is the tokens' bytes, one after the other.
+    /// True if a text is the concatenation of its tokens' bytes.
     pub(crate) fn is_byte_level(&self) -> bool {
         matches!(self.inner.get_decoder(), Some(tokenizers::DecoderWrapper::ByteLevel(_)))
     }

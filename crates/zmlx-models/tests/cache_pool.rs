@@ -1,4 +1,4 @@
-//! The pool of caches: forks, snapshots, the limit in bytes, and steps that fail.
+//! The pool of caches: forks, snapshots, the byte limit, and steps that fail.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use std::cell::Cell;
@@ -11,10 +11,10 @@ use zmlx_models::{CachePool, Checkpoint, Error, Input, KvFormat, Logits, Model, 
 
 const MODELS: [&str; 2] = ["austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit"];
 
-/// Fails at an op.
+/// Fails at a certain op.
 #[derive(Default)]
 struct FailsAt {
-    /// Ops until then; none are left where it does not fail.
+    /// Number of ops that still succeed; `None` if none fails.
     n_left: Cell<Option<usize>>,
 }
 
@@ -54,7 +54,8 @@ fn feed(model: &Model<Fragile>, pool: &mut CachePool<Fragile>, slot: Slot, token
     out
 }
 
-/// What two sequences share is stored once, and each goes on as if it were alone: to the bit, as the same steps follow.
+/// What two sequences share is stored once. Each then continues as if it were alone, bit for bit, because the same
+/// steps follow.
 #[rstest]
 fn forks_go_on_as_if_alone(#[values(0, 1)] model: usize) {
     let model = load(MODELS[model]);
@@ -78,7 +79,7 @@ fn forks_go_on_as_if_alone(#[values(0, 1)] model: usize) {
         of_second.extend(feed(&model, &mut pool, second, &b[i..=i]));
     }
     assert!(of_first == alone(&a) && of_second == alone(&b));
-    // A snapshot brings a sequence back.
+    // A snapshot restores a sequence.
     let snapshot = pool.snapshot(second).unwrap();
     let once = feed(&model, &mut pool, second, &a);
     feed(&model, &mut pool, second, &b);
@@ -91,7 +92,7 @@ fn forks_go_on_as_if_alone(#[values(0, 1)] model: usize) {
     assert_eq!((pool.bytes(), pool.n_slots()), (0, 0));
 }
 
-/// Steps that fail at every op in turn: nothing of them stays.
+/// Steps that fail at every op in turn leave nothing behind.
 #[rstest]
 fn a_failed_step_leaves_nothing(#[values(0, 1)] model: usize) {
     let model = load(MODELS[model]);
@@ -121,7 +122,7 @@ fn a_failed_step_leaves_nothing(#[values(0, 1)] model: usize) {
             }
         }
     }
-    // The same step on sequences that met no failure.
+    // The same step on sequences without a failure.
     let mut fresh = self::pool(&model, None);
     let slots = [(); 2].map(|()| fresh.allocate().unwrap());
     for slot in slots {
@@ -134,7 +135,7 @@ fn a_failed_step_leaves_nothing(#[values(0, 1)] model: usize) {
     assert!(got == want);
 }
 
-/// The limit is met before anything is computed, and what is freed can be used.
+/// The limit is checked before anything is computed, and freed memory can be used again.
 #[rstest]
 fn a_full_pool_says_so(#[values(0, 1)] model: usize) {
     let model = load(MODELS[model]);
@@ -152,7 +153,7 @@ fn a_full_pool_says_so(#[values(0, 1)] model: usize) {
     assert!(is_full(&error), "{error}");
     assert_eq!((pool.n_tokens(other), pool.bytes_of(other)), (0, 0));
     assert!(pool.bytes() <= limit);
-    // Room for what is shared, not for what is written.
+    // There is room for what is shared, but not for what is written.
     let fork = pool.fork(slot, 150).unwrap();
     assert!(pool.growth(slot, 1).unwrap() > 0);
     pool.free(fork).unwrap();
@@ -166,7 +167,7 @@ fn a_full_pool_says_so(#[values(0, 1)] model: usize) {
     assert_eq!(pool.bytes(), limit);
 }
 
-/// A prompt whose later chunk fails keeps the chunks before it.
+/// A prompt whose later chunk fails keeps the earlier chunks.
 #[test]
 fn a_prefill_says_how_far_it_came() {
     let model = load(MODELS[1]);

@@ -1,5 +1,5 @@
-//! Whole conversations, as Hugging Face's Jinja2 renders them with templates in the manner of GLM-4.6, GLM-4.7, Qwen3 and
-//! Qwen3-Coder: with and without tools, thinking and results of calls.
+//! Whole conversations, compared with Hugging Face's Jinja2. The templates are similar to those of GLM-4.6, GLM-4.7,
+//! Qwen3 and Qwen3-Coder, with and without tools, thinking and tool results.
 #![allow(clippy::unwrap_used, reason = "a test may panic")]
 
 use std::path::Path;
@@ -21,7 +21,7 @@ struct Case {
     tools: Option<Vec<Value>>,
     kwargs: Map<String, Value>,
     opens: bool,
-    /// Absent where rendering fails.
+    /// Missing if rendering fails.
     text: Option<String>,
 }
 

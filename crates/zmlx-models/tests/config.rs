@@ -1,4 +1,4 @@
-//! config.json: what is read, and that every senseless or unsupported value is refused by name.
+//! config.json: what is read, and that every invalid or unsupported value is refused with its name.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use rstest::rstest;
@@ -88,7 +88,7 @@ fn rope_parameters() {
     assert!((f64::from(attention.scale) - 0.125 * m * m).abs() < 1e-7);
 }
 
-/// Frequencies and scale of a Qwen model of head_dim 8, base 100, with this scaling.
+/// The frequencies and the scale of a Qwen model with head_dim 8, base 100 and this scaling.
 fn rope(scaling: &Value) -> (Vec<f64>, f32) {
     let config = json!({"head_dim": 8, "rope_theta": 100.0, "max_position_embeddings": 1024});
     let model = architecture(&with(with(qwen(), &config), &json!({"rope_scaling": scaling})));
@@ -111,14 +111,15 @@ fn scaled_rope() {
     check(&json!(null), e, 1.0);
     check(&json!({"type": "dynamic", "factor": 4.0}), e, 1.0);
     check(&json!({"rope_type": "linear", "factor": 4.0}), e.map(|e| e / 4.0), 1.0);
-    // Pairs that make 32 and 1 turns over 64 positions: below 0 and at 8 ln(64 / 2π) / (2 ln 100) = 2.016, so 0 and 3.
+    // Pairs that make 32 turns and 1 turn over 64 positions: below 0 and at 8 ln(64 / 2π) / (2 ln 100) = 2.016, so 0
+    // and 3.
     let yarn = json!({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64});
     let slowed = [0.0, 1.0 / 3.0, 2.0 / 3.0, 1.0];
     let want = std::array::from_fn(|i| e[i] * (1.0 - slowed[i]) + e[i] / 4.0 * slowed[i]);
     check(&yarn, want, 0.1 * 4f64.ln() + 1.0);
     let both = with(yarn, &json!({"mscale": 0.707, "mscale_all_dim": 0.707}));
     check(&both, want, 1.0);
-    // Waves of 2π, 19.9, 62.8 and 198.7 positions; 64 / 4 = 16 and 64 / 1 are the bounds.
+    // The wave lengths are 2π, 19.9, 62.8 and 198.7 positions; 64 / 4 = 16 and 64 / 1 are the bounds.
     let llama = json!({"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 64,
         "low_freq_factor": 1.0, "high_freq_factor": 4.0});
     let mixed = |e: f64| {
@@ -126,7 +127,7 @@ fn scaled_rope() {
         e * ((1.0 - s) / 8.0 + s)
     };
     check(&llama, [e[0], mixed(e[1]), mixed(e[2]), e[3] / 8.0], 1.0);
-    // 1024 positions of originally 64: √(1 + ln 16 / ln 64).
+    // 1024 positions, originally 64: √(1 + ln 16 / ln 64).
     let long = json!({"type": "longrope", "original_max_position_embeddings": 64,
         "long_factor": [1.0, 2.0, 4.0, 8.0], "short_factor": [1, 1, 1, 1]});
     check(&long, [e[0], e[1] / 2.0, e[2] / 4.0, e[3] / 8.0], (1.0f64 + 4.0 / 6.0).sqrt());
@@ -143,7 +144,7 @@ fn keys_of_other_times_and_places() {
     renamed["num_local_experts"] = json!(8);
     assert_eq!(architecture(&renamed), architecture(&qwen()));
 
-    // Wrapped: the inner type counts where the outer one is unknown; some keys may stand outside.
+    // Wrapped: the inner type counts if the outer one is unknown, and some keys may be outside.
     let mut inner = qwen();
     for key in ["tie_word_embeddings", "eos_token_id"] {
         inner.as_object_mut().unwrap().remove(key);
@@ -195,7 +196,7 @@ fn quantisation() {
         parse(&with(qwen(), &json!({"quantization": {"group_size": 64, "bits": 4}}))).unwrap().quantization;
     assert_eq!(q.global(), Some(spec(QuantMode::Affine, 4, 64)));
     assert_eq!(parse(&qwen()).unwrap().quantization.global(), None);
-    // What is left out is MLX's for the mode.
+    // A value that is left out is MLX's default for the mode.
     let table = json!({"group_size": 32, "bits": 4, "a": {"bits": 8}, "b": {"mode": "mxfp8"}, "c": {"mode": "nvfp4", "bits": 4}});
     let q = parse(&with(qwen(), &json!({"quantization": table}))).unwrap().quantization;
     assert_eq!(q.get("a"), Some(QuantOverride::Spec(spec(QuantMode::Affine, 8, 64))));
@@ -286,7 +287,7 @@ fn senseless(#[case] config: Value, #[case] change: Value, #[case] key: &str) {
     wrong(&with(config, &change), key);
 }
 
-/// Every width and count, in turn: zero, absurd, negative, fractional, text, beyond 64 bits, missing.
+/// Every width and count in turn: zero, far too large, negative, fractional, text, beyond 64 bits, missing.
 #[rstest]
 fn senseless_dimensions(
     #[values(

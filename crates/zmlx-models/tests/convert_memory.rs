@@ -1,4 +1,5 @@
-//! Conversion holds blocks, never a weight: a program of its own, as it counts what the whole process allocates.
+//! Conversion holds blocks and never a whole weight. This test is a program of its own, because it counts the
+//! allocations of the whole process.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use std::alloc::{GlobalAlloc, Layout, System};
@@ -22,7 +23,7 @@ fn add(n_bytes: usize) {
     PEAK.fetch_max(held, Ordering::Relaxed);
 }
 
-// SAFETY: every call goes to the system's allocator as it came.
+// SAFETY: every call is passed on to the system's allocator unchanged.
 unsafe impl GlobalAlloc for Accounting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         add(layout.size());
@@ -37,7 +38,7 @@ unsafe impl GlobalAlloc for Accounting {
     }
 
     unsafe fn realloc(&self, ptr: *mut u8, layout: Layout, new_size: usize) -> *mut u8 {
-        // For a moment there may be both.
+        // For a moment both may exist.
         add(new_size);
         HELD.fetch_sub(layout.size(), Ordering::Relaxed);
         // SAFETY: the caller's promise.
@@ -108,7 +109,7 @@ fn write(dir: &Path) -> usize {
     let mut state = 1u64;
     for _ in 0..at / 2 {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        // Between 2^-7 and 2^-6, of both signs.
+        // Between 2^-7 and 2^-6, with both signs.
         let value = 0x3c00 | (state >> 48) as u16 & 0x807f;
         file.write_all(&value.to_le_bytes()).unwrap();
     }
@@ -118,7 +119,7 @@ fn write(dir: &Path) -> usize {
 
 #[test]
 fn memory_does_not_grow_with_the_model() {
-    /// What the module's documents promise for each thread.
+    /// The memory for each thread, as the module's documentation promises.
     const PER_THREAD: usize = 16 << 20;
     /// The plan, the state, and the buffer of the hash.
     const BESIDE: usize = 3 << 20;

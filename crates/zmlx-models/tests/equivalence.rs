@@ -11,8 +11,8 @@ use zmlx_models::{
 };
 use zmlx_oracle::compare::rel_rms;
 
-/// Few rows are multiplied as 16-bit integers, many as floats. Routers may not flip on that in these texts; 1.2e-4 at the
-/// most was measured.
+/// Few rows are multiplied as 16-bit integers, many as floats. This may not change the choice of a router in these
+/// texts. The largest measured difference is 1.2e-4.
 const BOUND: f64 = 5e-4;
 
 fn load(name: &str) -> Model<CpuBackend> {
@@ -21,7 +21,7 @@ fn load(name: &str) -> Model<CpuBackend> {
     Model::load(backend, &Checkpoint::open(&dir).unwrap(), &mut |_, _| ()).unwrap()
 }
 
-/// Tokens that look like text: an arithmetic walk would send every token to the same experts.
+/// Tokens that look like text. An arithmetic sequence would send every token to the same experts.
 fn tokens(n: usize, seed: u32) -> Vec<u32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 7) % 3072).collect()
 }
@@ -53,7 +53,7 @@ fn in_chunks(model: &Model<CpuBackend>, tokens: &[u32], chunk: usize) -> Vec<f32
     tokens.chunks(chunk).flat_map(|tokens| logits(model, &mut pool, &[all(slot, tokens)])).collect()
 }
 
-/// Where a rounding differs, routers sooner or later choose another expert.
+/// If the rounding differed, a router would sooner or later choose another expert.
 #[rstest]
 fn fused_ops_have_the_bits_of_their_compositions(
     #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
@@ -107,7 +107,7 @@ fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3
     let alone: Vec<Vec<f32>> =
         (0..3).map(|i| in_chunks(&model, &[&texts[i][..], &next[i]].concat(), 1)).collect();
 
-    // Prompts together, in another order than their slots; then six steps in lockstep.
+    // Prompts together, in another order than their slots. Then six steps in lockstep.
     let mut pool = model.pool(PoolOptions::default()).unwrap();
     let slots = [(); 3].map(|()| pool.allocate().unwrap());
     let order = [2, 0, 1];
@@ -131,7 +131,7 @@ fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3
     }
 }
 
-/// For them the last layer computes no other rows.
+/// With only these the last layer computes no other rows.
 #[rstest]
 fn last_logits_are_those_of_the_last_tokens(
     #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
@@ -164,7 +164,7 @@ fn last_logits_are_those_of_the_last_tokens(
         let error = rel_rms(last, &whole[end - vocab..end]);
         assert!(error <= BOUND, "{name}, {} tokens: {error}", text.len());
     }
-    // All tokens were cached all the same.
+    // All tokens were cached nevertheless.
     let error = rel_rms(&logits(&model, &mut of_last, &next(1)), &logits(&model, &mut of_all, &next(0)));
     assert!(error <= BOUND, "{name}, the next tokens: {error}");
 }
@@ -213,7 +213,7 @@ fn refused_inputs_leave_the_pool(#[values("austen-glm4-moe-lite-4bit", "austen-q
     };
     check(&[], |e| matches!(e, Error::EmptyPrompt), None);
     for (input, is_expected) in refused {
-        // The other input is sound: the error says which one is not.
+        // The other input is valid. The error says which one is not.
         check(&[all(other, &text), input], is_expected, Some(input.slot));
     }
     let strange = load(name);

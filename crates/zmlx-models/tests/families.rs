@@ -1,4 +1,5 @@
-//! A tiny model of each family against the recorded engine's `f32` run: taps of a prompt, forced decode steps, a long pass.
+//! A tiny model of each family, compared with the recorded engine's `f32` run: taps of a prompt, forced decode steps, a
+//! long pass.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use std::collections::BTreeMap;
@@ -11,8 +12,9 @@ use zmlx_models::{Checkpoint, Input, Model, PoolOptions, TapValue};
 use zmlx_oracle::compare::{differing_expert_sets, rel_rms};
 use zmlx_oracle::golden::TensorFile;
 
-/// Activations of 16 bits in quantised products and of 15 bits in attention: 7.0e-5 was measured, of decoded tokens. A part
-/// of a model that is left out, or done the usual other way, moves the logits by more than 2e-2.
+/// Activations have 16 bits in quantised products and 15 bits in attention. The largest measured difference is 7.0e-5,
+/// for decoded tokens. If a part of a model is left out, or done in the other usual way, the logits change by more than
+/// 2e-2.
 const BOUND: f64 = 2e-4;
 
 struct Family {
@@ -105,7 +107,7 @@ fn taps(
         let want = family.taps.ints(&format!("f32.{name}")).unwrap();
         assert_eq!(differing_expert_sets(got, &want.data, want.shape[1]), [0usize; 0], "{name}");
     }
-    // Caches keep states to themselves: what follows from them shows below.
+    // States in caches are not visible. Their results show below.
     let is_tap = |n: &&str| n.starts_with("f32.") && !n.ends_with("_state");
     let n_recorded = family.taps.names().filter(is_tap).count();
     assert_eq!(floats.len() + experts.len() + 2, n_recorded, "all but decode_logits and long_logits");

@@ -1,4 +1,4 @@
-//! A golden regression as anyone's test may have it: recorded tokens, a decoder, a verdict.
+//! A golden regression as it may look in any test: recorded tokens, a decoder, a verdict.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use std::ops::ControlFlow;

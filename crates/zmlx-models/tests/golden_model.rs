@@ -1,4 +1,4 @@
-//! Both tiny models against the recordings of the reference engine: greedy tokens, forced arg-maxes, every tap.
+//! Both tiny models, compared with recordings of the reference engine: greedy tokens, forced arg-maxes, every tap.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use std::collections::BTreeMap;
@@ -12,8 +12,9 @@ use zmlx_models::{Checkpoint, Input, Logits, Model, PoolOptions, Request, TapVal
 use zmlx_oracle::compare::{argmax, differing_expert_sets, log_softmax, rel_rms};
 use zmlx_oracle::golden::{Golden, Outcome, TensorFile, check_greedy};
 
-/// A step whose recorded f32 margin is below this may go either way: single logits, of up to some tens, were off by 1.2e-2 at
-/// most. Every greedy token is equal; of the forced steps one is that close (4e-3), and goes the other way.
+/// A step whose recorded f32 margin is below this may give either token. Single logits, of up to some tens, differ by
+/// at most 1.2e-2. Every greedy token is equal. One of the forced steps has such a margin (4e-3) and gives the other
+/// token.
 const MARGIN_BOUND: f64 = 1e-2;
 
 fn fixtures() -> PathBuf {
@@ -37,7 +38,7 @@ fn greedy(model: &Model<CpuBackend>, prompt: &[u32], n: usize, fusion: Fusion) -
     generate(model, None, fusion, request, |_| ControlFlow::Continue(())).unwrap().tokens
 }
 
-/// The presets, and each fused op alone.
+/// The presets, and each fused op on its own.
 fn fusions() -> Vec<Fusion> {
     let texts = [
         "stock",
@@ -63,7 +64,8 @@ fn greedy_tokens_are_those_of_the_f32_truth(
         let model = load(name, level, n_threads);
         for (i, fusion) in fusions().into_iter().enumerate() {
             for p in &golden.prompts {
-                // One op alone, the slow portable level, a second thread (which changes no arithmetic): one text each.
+                // A single op, the slow portable level, and a second thread (which changes no arithmetic) are tested
+                // with one text each.
                 if (i > 2 || level == Level::Scalar || n_threads == 2) && p.name != "novel" {
                     continue;
                 }
@@ -102,14 +104,14 @@ fn forced_arg_maxes_and_log_probabilities(
             let ok = best == truth.argmax[i] || truth.top1_top2_margin[i] < MARGIN_BOUND;
             assert!(ok, "{name} {} step {i}: {best}, want {}", p.name, truth.argmax[i]);
             let logprob = log_softmax(row)[forced[i] as usize];
-            // Of logits up to some tens, activations of 16 bits change the fourth digit: measured 5e-3 at most, half of
-            // them by less than 1e-5.
+            // With logits up to some tens, activations of 16 bits change the fourth digit. The largest measured
+            // difference is 5e-3, and half of them are below 1e-5.
             assert!((logprob - truth.logprobs[i]).abs() <= 1e-2, "{name} {} step {i}: {logprob}", p.name);
         }
     }
 }
 
-/// Logits with activations of 8 bits against those with 16: measured 1.7e-2 to 2.5e-2.
+/// Logits with activations of 8 bits, compared with those with 16: measured 1.7e-2 to 2.5e-2.
 #[rstest]
 fn activations_of_8_bits_change_logits_little(
     #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
@@ -132,7 +134,7 @@ fn activations_of_8_bits_change_logits_little(
     }
 }
 
-/// Activations of 16 bits in quantised products and of 15 bits in attention: 4.0e-4 was measured at one step.
+/// Activations have 16 bits in quantised products and 15 bits in attention. At one step 4.0e-4 was measured.
 const TAP_BOUND: f64 = 6e-4;
 
 #[rstest]
@@ -178,14 +180,14 @@ fn taps(
             let mut got = floats[tap].clone();
             let (mut truth, mut loose) = (want.data, file.floats(&format!("bf16.{tap}")).unwrap().data);
             if tap.ends_with("expert_weights") {
-                // In the engine's order of experts: compared as sets.
+                // Experts are in the engine's order, so they are compared as sets.
                 let top_k = want.shape[1];
                 for v in [&mut got, &mut truth, &mut loose] {
                     v.chunks_exact_mut(top_k).for_each(|row| row.sort_by(f32::total_cmp));
                 }
             }
             assert!(rel_rms(&got, &truth) <= TAP_BOUND, "{what}: {}", rel_rms(&got, &truth));
-            // The reference's own bf16 arithmetic is 2 to 10 % from its f32 one.
+            // The reference's own bf16 run differs from its f32 run by 2 to 10 %.
             assert!(rel_rms(&got, &loose) <= 0.2, "{what}: bf16 {}", rel_rms(&got, &loose));
         }
         assert_eq!(

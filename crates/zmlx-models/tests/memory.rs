@@ -1,4 +1,4 @@
-//! Weights are used where they are mapped: the memory of a loaded model is its files, not twice that.
+//! Weights are used where they are mapped: a loaded model takes the memory of its files, and not twice that.
 #![cfg(target_os = "linux")]
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
@@ -59,7 +59,7 @@ fn tensors() -> Vec<(String, &'static str, Vec<usize>)> {
     all
 }
 
-/// Writes the checkpoint tensor by tensor, so that the test itself never holds it; returns its size.
+/// Writes the checkpoint tensor by tensor, so that the test itself never holds it. Returns its size.
 fn write(dir: &Path) -> usize {
     let config = json!({
         "model_type": "qwen3_moe", "hidden_size": HIDDEN, "num_hidden_layers": N_LAYERS, "num_attention_heads": 8,

@@ -1,4 +1,4 @@
-//! A layer's block for mlx-rs programs: put between the recorded taps around it, it has their bits.
+//! A layer's block for mlx-rs programs gives the same bits as the recorded taps around it.
 #![cfg(feature = "mlx")]
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 

@@ -1,4 +1,4 @@
-//! The engine on MLX: a sequence that is alone is a step ahead of the host, whatever chooses its tokens.
+//! The engine on MLX: a sequence that runs alone is one step ahead of the host, however its tokens are chosen.
 #![cfg(feature = "mlx")]
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
@@ -30,7 +30,7 @@ fn tokens(n: usize, seed: u32) -> Vec<u32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 7) % 3072).collect()
 }
 
-/// Allows everything, but only the host can say so: no step is started ahead.
+/// Allows everything. But only the host can evaluate it, so no step is started ahead.
 #[derive(Debug)]
 struct Anything;
 
@@ -44,7 +44,7 @@ fn eager(request: Request) -> Request {
     Request { constraint: Some(Box::new(Anything)), ..request }
 }
 
-/// Keeps what ends, however short it is.
+/// Keeps every finished sequence, however short.
 fn keeping() -> EngineOptions {
     let prefix_cache = PrefixCacheOptions { min_tokens: 1, ..PrefixCacheOptions::default() };
     EngineOptions { prefix_cache, ..EngineOptions::new(Fusion::STOCK) }
@@ -55,7 +55,7 @@ fn anew(model: &Model<MlxBackend>, request: Request) -> Generation {
     engine.complete(request, |_| ControlFlow::Continue(())).unwrap()
 }
 
-/// However it ends, the caches hold what they should: going on from there gives the same text.
+/// However a sequence ends, the caches hold what they should: continuing from there gives the same text.
 #[rstest]
 fn a_step_ahead_harms_nobody(#[values(GLM, QWEN)] name: &str) {
     let (model, prompt) = (load(name, Numerics::Exact), tokens(9, 12));
@@ -64,7 +64,7 @@ fn a_step_ahead_harms_nobody(#[values(GLM, QWEN)] name: &str) {
     let one_by_one = anew(&model, eager(Request::new(prompt.clone(), 24)));
     assert_eq!(one_by_one.tokens, whole.tokens, "{name}");
 
-    // Ended by the caller, by an end token, by its length; each time continued.
+    // Ended by the caller, by an end token, and by its length. Each time it is continued.
     let mut engine = Engine::new(&model, None, keeping()).unwrap();
     let mut n_seen = 0;
     let first = engine.complete(Request::new(prompt.clone(), 24), |event| {
@@ -89,7 +89,7 @@ fn a_step_ahead_harms_nobody(#[values(GLM, QWEN)] name: &str) {
     assert_eq!(engine.stats().kv_bytes, 0);
 }
 
-/// A context that is full ends a text where it ends step by step.
+/// A full context ends a text at the same place as step by step.
 #[rstest]
 fn the_context_ends(#[values(GLM, QWEN)] name: &str) {
     const LIMIT: usize = 12;
@@ -111,8 +111,8 @@ fn the_context_ends(#[values(GLM, QWEN)] name: &str) {
     }
 }
 
-/// Alone a request is a step ahead; another beside it ends that, and comes and goes. In f32, where the number of rows
-/// changes sums' last bits only.
+/// A request that runs alone is a step ahead. Another request ends this while it runs. In f32 the number of rows
+/// changes only the last bits of sums.
 #[rstest]
 fn a_seed_gives_the_same_text_whatever_else_runs(#[values(0.0, 0.8)] temperature: f32) {
     let model = load(QWEN, Numerics::Accurate);

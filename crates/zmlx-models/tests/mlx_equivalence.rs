@@ -10,8 +10,8 @@ use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Slot};
 use zmlx_oracle::compare::rel_rms;
 
-/// Sums in f32 in another order: several rows take other routines of MLX than one, and GLM's prompts expand what its
-/// single tokens absorb. 3e-6 at the most was measured.
+/// f32 sums in another order: MLX uses different routines for one row and for several, and GLM's prompts expand what
+/// its single tokens absorb. The largest measured difference is 3e-6.
 const BOUND: f64 = 5e-5;
 
 fn folder(name: &str) -> PathBuf {
@@ -23,7 +23,7 @@ fn load(name: &str, numerics: Numerics) -> Model<MlxBackend> {
     Model::load(backend, &Checkpoint::open(&folder(name)).unwrap(), &mut |_, _| ()).unwrap()
 }
 
-/// Tokens that look like text: an arithmetic walk would send every token to the same experts.
+/// Tokens that look like text. An arithmetic sequence would send every token to the same experts.
 fn tokens(n: usize, seed: u32) -> Vec<u32> {
     (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 7) % 3072).collect()
 }
@@ -46,7 +46,8 @@ fn in_chunks(model: &Model<MlxBackend>, tokens: &[u32], chunk: usize) -> Vec<f32
     tokens.chunks(chunk).flat_map(|tokens| logits(model, &mut pool, &[all(slot, tokens)])).collect()
 }
 
-/// The longer text passes the step by which caches grow, both the number of choices from which experts are sorted.
+/// The longer text exceeds two limits: the step by which caches grow, and the number of choices from which experts are
+/// sorted.
 #[rstest]
 fn chunks_of_any_size(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str) {
     let model = load(name, Numerics::Accurate);
@@ -69,7 +70,7 @@ fn a_batch_equals_each_alone(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3
     let alone: Vec<Vec<f32>> =
         (0..3).map(|i| in_chunks(&model, &[&texts[i][..], &next[i]].concat(), 1)).collect();
 
-    // Prompts together, in another order than their slots; then six steps in lockstep.
+    // Prompts together, in another order than their slots. Then six steps in lockstep.
     let mut pool = model.pool(PoolOptions::default()).unwrap();
     let slots = [(); 3].map(|()| pool.allocate().unwrap());
     let order = [2, 0, 1];

@@ -1,4 +1,5 @@
-//! A tiny model of each family on MLX against the recorded engine's `f32` run: a prompt, forced decode steps, a long pass.
+//! A tiny model of each family on MLX, compared with the recorded engine's `f32` run: a prompt, forced decode steps, a
+//! long pass.
 #![cfg(feature = "mlx")]
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
@@ -11,7 +12,7 @@ use zmlx_models::{CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Slot
 use zmlx_oracle::compare::rel_rms;
 use zmlx_oracle::golden::TensorFile;
 
-/// f32 sums in another order than the recording's.
+/// f32 sums are in another order than in the recording.
 const BOUND: f64 = 5e-5;
 
 type Pool = CachePool<MlxBackend>;

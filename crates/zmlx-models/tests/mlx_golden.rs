@@ -1,4 +1,4 @@
-//! Both tiny models on MLX against the recordings of mlx-lm: the same bf16 tokens, and the same bits at every tap.
+//! Both tiny models on MLX, compared with recordings of mlx-lm: the same bf16 tokens, and the same bits at every tap.
 #![cfg(feature = "mlx")]
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
@@ -42,14 +42,14 @@ fn greedy(
     generation.unwrap().tokens
 }
 
-/// The presets, and each fused op alone: without Metal all of them are compositions of stock ops.
+/// The presets, and each fused op on its own. Without Metal all of them are compositions of stock ops.
 fn fusions() -> Vec<Fusion> {
     let texts =
         ["stock", "concat", "fused", "stock,+combine", "stock,+dense_swiglu", "stock,+route", "stock,+qkv"];
     texts.iter().map(|t| t.parse().unwrap()).collect()
 }
 
-/// Every prompt's tokens, with their margins and log-probabilities as recorded.
+/// The tokens of every prompt, with their margins and log-probabilities as recorded.
 #[rstest]
 fn greedy_tokens_are_those_of_mlx_lm(
     #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
@@ -58,15 +58,15 @@ fn greedy_tokens_are_those_of_mlx_lm(
     let model = load(name, Numerics::Exact);
     for (i, fusion) in fusions().into_iter().enumerate() {
         for p in &golden.prompts {
-            // MLX's CPU kernels take seconds per text: all of them stock, a short and a chat prompt concatenated and
-            // fused, a short one for each op alone.
+            // MLX's CPU kernels take seconds per text. So all texts run stock, a short prompt and a chat prompt run
+            // concatenated and fused, and a short one runs with each op alone.
             let is_short = p.name == "truth";
             if i > 0 && !is_short && (i > 2 || p.name != "chat") {
                 continue;
             }
             let mut at = 0;
             let check = |step: &Token| {
-                // Recorded with seven digits.
+                // The recording has seven digits.
                 let (margin, logprob) = (f64::from(step.margin), step.logprob);
                 let is_near = |got: f64, want: f64| (got - want).abs() <= 1e-6 * want.abs().max(1e-3);
                 assert!(is_near(margin, p.bf16.top1_top2_margin[at]), "{name} {fusion} {} {at}", p.name);
@@ -79,7 +79,7 @@ fn greedy_tokens_are_those_of_mlx_lm(
     }
 }
 
-/// A tap's values, widened; experts as numbers, which f32 holds exactly.
+/// The values of a tap, widened. Experts are numbers, which f32 holds exactly.
 fn taps(
     model: &Model<MlxBackend>,
     (pool, slot): (&mut CachePool<MlxBackend>, Slot),
@@ -106,7 +106,7 @@ fn taps(
     seen
 }
 
-/// Bit for bit, experts in the engine's order; then the logits of sixteen steps with the cache.
+/// Bit for bit, with experts in the engine's order. Then the logits of sixteen steps with the cache.
 #[rstest]
 fn taps_have_the_bits_of_mlx_lm(
     #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
@@ -140,10 +140,10 @@ fn taps_have_the_bits_of_mlx_lm(
     }
 }
 
-/// f32 sums in another order than the recording's.
+/// f32 sums are in another order than in the recording.
 const TAP_BOUND: f64 = 2e-5;
 
-/// The accurate mode, against the recorded f32 truth.
+/// The accurate mode, compared with the recorded f32 run.
 #[rstest]
 fn the_accurate_mode_is_the_f32_truth(
     #[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] name: &str,
@@ -160,7 +160,7 @@ fn the_accurate_mode_is_the_f32_truth(
             let got: Vec<u32> = got[tap].iter().map(|i| *i as u32).collect();
             assert_eq!(differing_expert_sets(&got, &want.data, want.shape[1]), [0usize; 0], "{name} {tap}");
         } else if !tap.ends_with("expert_weights") {
-            // Weights stand in another order of experts; the layer's result holds them to account.
+            // The weights are in another order of experts. The layer's result verifies them.
             let want = file.floats(&format!("f32.{tap}")).unwrap();
             let error = rel_rms(&got[tap], &want.data);
             assert!(error <= TAP_BOUND, "{name} {tap}: {error}");

@@ -1,5 +1,5 @@
-//! `docs/MODELS.md` is made of the list of families and of the fixtures; a page that is out of date fails.
-//! `ZMLX_WRITE_DOCS=1 cargo test -p zmlx-models --test models_page` writes it.
+//! `docs/MODELS.md` is generated from the list of families and from the fixtures. The test fails if the page is out of
+//! date. `ZMLX_WRITE_DOCS=1 cargo test -p zmlx-models --test models_page` writes it.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,12 +12,13 @@ use zmlx_models::{Checkpoint, families};
 const HEAD: &str = "\
 # Which models run
 
-This page is made from the list of families and from the fixtures (`crates/zmlx-models/tests/models_page.rs`).
+This page is generated from the list of families and from the fixtures (`crates/zmlx-models/tests/models_page.rs`).
 
-A family is a value of `model_type` in `config.json`. *Caches* says what its layers keep of a text: keys and values of all tokens, those
-of the last tokens (a window), latents, or states of a fixed size. *Checked against* names the tiny checkpoint in `fixtures` whose logits
-mlx-lm recorded: tests hold the CPU backend and MLX on Linux to them. Families without one are compared with the reference in candle on
-random weights, or are read as the family that they follow. Nobody has run the published checkpoints themselves.
+A family is a value of `model_type` in `config.json`. The column *caches* says what its layers store for earlier tokens: keys and values
+of all tokens, keys and values of the last tokens (a window), latents, or states of a fixed size. The column *checked against* names the
+tiny checkpoint in `fixtures` whose logits mlx-lm recorded. Tests compare the CPU backend and MLX on Linux with them. Families without a
+checkpoint are compared with the reference in candle on random weights, or they are read as another family, which is tested. Nobody has
+run the published checkpoints themselves.
 
 | `model_type` | models | caches | checked against |
 |---|---|---|---|

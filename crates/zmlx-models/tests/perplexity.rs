@@ -1,4 +1,4 @@
-//! Perplexity against the reference implementation's logits, and against what mlx-lm recorded.
+//! Perplexity, compared with the reference implementation's logits and with recordings of mlx-lm.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use std::ops::ControlFlow;
@@ -35,7 +35,7 @@ fn measure(model: &Model<CpuBackend>, tokens: &[u32], options: &PerplexityOption
     perplexity(model, tokens, options, &Fusion::FUSED, &mut go_on).unwrap()
 }
 
-/// `-ln p` of each token but the first, by the reference implementation.
+/// `-ln p` of each token except the first, by the reference implementation.
 fn oracle_nlls(oracle: &Oracle, tokens: &[u32]) -> Vec<f64> {
     let logits = oracle.logits(&tokens[..tokens.len() - 1]).unwrap().data;
     let vocab = logits.len() / (tokens.len() - 1);
@@ -54,7 +54,7 @@ fn estimate(nlls: &[f64]) -> (f64, f64) {
     (mean.exp(), mean.exp() * (variance / n).sqrt())
 }
 
-/// The error that activations of 16 bits leave in a logarithm, on average over a text: 2e-4 was measured.
+/// The error of a logarithm due to activations of 16 bits, on average over a text: 2e-4 was measured.
 const BOUND: f64 = 2e-3;
 
 #[track_caller]
@@ -101,7 +101,7 @@ fn windows_that_overlap_score_every_token_once() {
     assert_eq!((found.n_windows, found.second_half), (5, None));
     assert_eq!(found.every_token.n_scored, nlls.len());
     close(found.every_token.perplexity, estimate(&nlls).0, BOUND, "perplexity");
-    // Tokens that are new in one window only: the first few, then `stride` for each.
+    // Tokens that are new in only one window: first `context - 1`, then `stride` for each window.
     assert_eq!(nlls.len(), context - 1 + 4 * stride);
 }
 
@@ -123,7 +123,7 @@ fn the_first_token_can_be_another() {
     assert_ne!(measure(&model, &tokens, &plain).every_token, found.every_token);
 }
 
-/// mlx-lm computes in bf16 and rounds logits to it, eight bits: 2 % was measured.
+/// mlx-lm computes in bf16 and rounds logits to its eight bits: 2 % was measured.
 #[rstest]
 fn numbers_are_those_of_mlx_lm(#[values(GLM, QWEN)] name: &str) {
     let recorded = std::fs::read(fixtures().join("perplexity/recorded.json")).unwrap();

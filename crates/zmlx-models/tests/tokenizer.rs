@@ -56,7 +56,7 @@ fn special_tokens_in_the_text_are_recognised() {
     assert_eq!(tokenizer.decode(&[1, 2, 1_000_000]).unwrap(), "<|im_start|><|im_end|>");
 }
 
-/// A tokenizer of bytes (ids 0 to 255) with one added token, and a change to it.
+/// A tokenizer of bytes (ids 0 to 255) with one added token, changed by `change`.
 fn bytes_with(change: impl Fn(&mut serde_json::Value)) -> serde_json::Value {
     let vocab: serde_json::Map<String, serde_json::Value> =
         byte_letters().into_iter().enumerate().map(|(id, letter)| (letter.to_string(), id.into())).collect();
@@ -128,7 +128,7 @@ fn hostile_files_are_errors() {
         let json = bytes_with(|json| json[key] = part.clone()).to_string();
         match Tokenizer::from_json("folder/tokenizer.json", json.as_bytes()) {
             Err(error) => assert!(error.to_string().starts_with("folder/tokenizer.json: "), "{error}"),
-            // Some are sound after all: then they must work.
+            // Some files are valid after all. Then the tokenizer must work.
             Ok(tokenizer) => {
                 let tokens = tokenizer.encode("aaa b\n");
                 assert!(tokens.and_then(|t| tokenizer.decode(&t)).is_ok(), "{key}: {part}");
@@ -179,7 +179,7 @@ fn tokens_of_all_files_are_recognised() {
     assert_eq!(tokenizer.token_to_id("<|end|>"), Some(256));
     assert_eq!(tokenizer.decode(&[97, 257, 98, 300]).unwrap(), "a<think>b</think>");
 
-    // Files beside it that cannot be read cost their tokens, not the tokenizer.
+    // If a file beside it cannot be read, its tokens are missing, but the tokenizer works.
     std::fs::write(dir.path().join("tokenizer_config.json"), "{").unwrap();
     std::fs::write(dir.path().join("added_tokens.json"), "[]").unwrap();
     let tokenizer = Tokenizer::open(dir.path()).unwrap();

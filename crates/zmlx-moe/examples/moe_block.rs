@@ -11,7 +11,7 @@ fn normal(shape: &[i32]) -> Result<Array, Exception> {
     random::normal::<f32>(shape, None, 0.05, None)?.as_dtype(Dtype::Bfloat16)
 }
 
-/// In a real model: the weight, scales and biases of `mlp.switch_mlp.gate_proj` and its like.
+/// In a real model these are the weight, scales and biases of tensors such as `mlp.switch_mlp.gate_proj`.
 fn bank(shape: &[i32]) -> Result<MlxWeight, Box<dyn std::error::Error>> {
     let (weight, scales, biases) = ops::quantize(normal(shape)?, 64, 4)?;
     let spec = QuantSpec::new(QuantMode::Affine, 4, 64)?;

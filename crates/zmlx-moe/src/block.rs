@@ -1,24 +1,24 @@
-//! The whole block.
+//! The whole mixture-of-experts block.
 
 use zmlx_kernels::{Backend, Fusion, Result};
 
 use crate::{ExpertBank, Mlp, Router, Routing};
 
-/// Router, routed experts, and the shared experts if the model has any.
+/// A router, its routed experts, and the shared experts if the model has any.
 #[derive(Debug)]
 pub struct MoeBlock<W> {
     /// Chooses the experts.
     pub router: Router<W>,
     /// The routed experts.
     pub experts: ExpertBank<W>,
-    /// Added for every token, unweighted but for a gate.
+    /// The shared experts, which every token uses. Their output is added without a routing weight.
     pub shared: Option<Mlp<W>>,
-    /// `[1, hidden]`: its sigmoid multiplies what is shared.
+    /// `1 × [1, hidden]`: the sigmoid of its product with the token multiplies the output of the shared experts.
     pub shared_gate: Option<W>,
 }
 
 impl<W: Clone> MoeBlock<W> {
-    /// **Shapes** x `[n, hidden]` → `[n, hidden]`.
+    /// Routes each token and adds up the outputs of its experts. **Shapes** x `[n, hidden]` → `[n, hidden]`.
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -31,7 +31,7 @@ impl<W: Clone> MoeBlock<W> {
         self.forward_routed(b, x, fusion).map(|(y, _)| y)
     }
 
-    /// As [`MoeBlock::forward`], with the routing that led to the result.
+    /// As [`MoeBlock::forward`]; also returns the routing.
     ///
     /// # Errors
     /// If the shapes do not fit.
@@ -44,7 +44,7 @@ impl<W: Clone> MoeBlock<W> {
         self.forward_beside(b, x, x, fusion)
     }
 
-    /// As [`MoeBlock::forward_routed`] with a router that sees `to_route` instead of `x`.
+    /// As [`MoeBlock::forward_routed`], but the router sees `to_route` instead of `x`.
     ///
     /// # Errors
     /// If the shapes do not fit.

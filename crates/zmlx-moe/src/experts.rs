@@ -1,10 +1,11 @@
 //! The bank of routed experts.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use zmlx_kernels::{Activation, Backend, Down, ExpertFusion, Fusion, GateUp, Result, stock};
 
-/// The projections of all experts, one bank of matrices each.
+/// The projections of all experts: three banks with one matrix for each expert.
 ///
 /// **Shapes** gate, up `n_experts × [inter, hidden]`, down `n_experts × [hidden, inter]`.
 #[derive(Debug)]
@@ -12,18 +13,20 @@ pub struct ExpertBank<W> {
     gate: W,
     up: W,
     down: W,
-    /// Of gate, up and down.
+    /// The biases of gate, up and down.
     biases: Option<[W; 3]>,
     activation: Activation,
-    /// Gate and up concatenated, made when first asked for: some backends copy.
+    /// Which of the experts that a router chooses these are, if not all.
+    held: Option<Range<usize>>,
+    /// Gate and up concatenated. It is made on first use, because some backends copy the rows.
     gate_up: OnceLock<W>,
 }
 
 impl<W: Clone> ExpertBank<W> {
-    /// A bank of these projections, without biases, which SwiGLU joins.
+    /// A bank of these projections without biases, with SwiGLU as the activation.
     pub fn new(gate: W, up: W, down: W) -> Self {
         let (biases, activation) = (None, Activation::SwiGlu);
-        Self { gate, up, down, biases, activation, gate_up: OnceLock::new() }
+        Self { gate, up, down, biases, activation, held: None, gate_up: OnceLock::new() }
     }
 
     /// The same bank with another activation.
@@ -36,6 +39,12 @@ impl<W: Clone> ExpertBank<W> {
     #[must_use]
     pub fn with_biases(self, biases: [W; 3]) -> Self {
         Self { biases: Some(biases), ..self }
+    }
+
+    /// The same bank as a part of a larger one: its matrices are those of the experts `held`. The outputs of others count as 0.
+    #[must_use]
+    pub fn holding(self, held: Range<usize>) -> Self {
+        Self { held: Some(held), ..self }
     }
 
     /// The weighted sum of the chosen experts' outputs.
@@ -51,6 +60,9 @@ impl<W: Clone> ExpertBank<W> {
         (experts, weights): (&B::Indices, &B::Tensor),
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
+        let held = self.held.clone().map(|held| b.held_experts(experts, weights, held)).transpose()?;
+        let (experts, weights) =
+            held.as_ref().map_or((experts, weights), |(experts, weights)| (experts, weights));
         let of_gate_up = self.biases.as_ref().map(|[gate, up, _]| [gate, up]);
         let gate_up =
             GateUp { gate: &self.gate, up: &self.up, biases: of_gate_up, activation: self.activation };

@@ -3,8 +3,9 @@
 //!
 //! `y[t] = Σ_{e ∈ chosen(t)} w[t, e] · down_e( silu(gate_e(x[t])) · up_e(x[t]) ) + shared(x[t])`
 //!
-//! Which ops compute it is a [`Fusion`](zmlx_kernels::Fusion): stock, concatenated or fused, on the same weights. With
-//! many tokens the backend's gathers group them by expert, so that each expert that occurs is read once.
+//! A [`Fusion`](zmlx_kernels::Fusion) selects the ops that compute it: stock, concatenated or fused, on the same
+//! weights. With many tokens the backend's gathers group the tokens by expert, so that each expert that occurs is read
+//! once.
 #![forbid(unsafe_code)]
 
 mod block;

@@ -4,7 +4,8 @@ use zmlx_kernels::{Activation, Backend, Fusion, GateUp, Result, stock};
 
 /// `down( activation(gate(x), up(x)) )`.
 ///
-/// **Shapes** gate, up `[inter, hidden]`, down `[hidden, inter]`. Several shared experts are one MLP as wide as all.
+/// **Shapes** gate, up `[inter, hidden]`, down `[hidden, inter]`. Several shared experts are one MLP with the sum of
+/// their widths.
 #[derive(Clone, Debug)]
 pub struct Mlp<W> {
     /// The projection that goes through the nonlinear function.
@@ -13,12 +14,12 @@ pub struct Mlp<W> {
     pub up: W,
     /// The projection back to the hidden width.
     pub down: W,
-    /// What joins gate and up.
+    /// How gate and up are joined.
     pub activation: Activation,
 }
 
 impl<W> Mlp<W> {
-    /// **Shapes** x `[n, hidden]` → `[n, hidden]`.
+    /// Computes the MLP. **Shapes** x `[n, hidden]` → `[n, hidden]`.
     ///
     /// # Errors
     /// If the shapes do not fit.

@@ -1,20 +1,20 @@
-//! Which experts a token goes to, and with which weights.
+//! Routers: which experts a token goes to, and with which weights.
 
 use zmlx_kernels::{
     Backend, Error, Fusion, NoauxTc, Op, Renormalize, Result, SoftmaxRoute, SoftmaxTopK, stock,
 };
 
-/// A linear layer over the hidden state, and the rule that turns its outputs into a choice.
+/// A linear layer over the hidden state, and the rule that chooses experts from its outputs.
 #[derive(Clone, Debug)]
 pub enum Router<W> {
-    /// Softmax over all experts, the most probable ones chosen: Qwen3.
+    /// Softmax over all experts; the most probable ones are chosen. Qwen3 has it.
     SoftmaxTopK {
         /// `[n_experts, hidden]`.
         gate: W,
         /// The rule's settings.
         settings: SoftmaxTopK,
     },
-    /// The largest logits chosen, softmax over these alone: gpt-oss, Gemma 4.
+    /// The largest logits are chosen, and the softmax is over these alone. gpt-oss and Gemma 4 have it.
     SoftmaxOfChosen {
         /// `[n_experts, hidden]`.
         gate: W,
@@ -22,12 +22,12 @@ pub enum Router<W> {
         bias: Option<W>,
         /// The weight and the epsilon of a norm before the gate, `[1, hidden]`.
         norm: Option<(W, f32)>,
-        /// What multiplies each expert's weight after the softmax, `[1, n_experts]`.
+        /// Factors of the experts' weights after the softmax, `[1, n_experts]`.
         factors: Option<W>,
         /// Experts per token.
         top_k: usize,
     },
-    /// Sigmoid scores, a correction bias that takes part in the choice only, groups: GLM-4.
+    /// Sigmoid scores, a correction bias that affects only the choice, and groups of experts. GLM-4 has it.
     NoauxTc {
         /// `[n_experts, hidden]`.
         gate: W,
@@ -38,22 +38,23 @@ pub enum Router<W> {
     },
 }
 
-/// A router's result.
+/// The result of a router.
 #[derive(Debug)]
 pub struct Routing<B: Backend> {
-    /// Before softmax or sigmoid, `[n, n_experts]`.
+    /// The outputs of the linear layer, before softmax or sigmoid, `[n, n_experts]`.
     pub logits: B::Tensor,
     /// The chosen experts, `[n, top_k]`.
     pub experts: B::Indices,
-    /// What multiplies their outputs, `[n, top_k]`.
+    /// The weights of their outputs, `[n, top_k]`.
     pub weights: B::Tensor,
 }
 
 impl<W> Router<W> {
-    /// **Shapes** x `[n, hidden]`.
+    /// Chooses experts and weights for each token. **Shapes** x `[n, hidden]`.
     ///
     /// # Errors
-    /// If the shapes or settings do not fit; if [`SoftmaxRoute::ChosenLogits`] meets weights that are not renormalised.
+    /// If the shapes or settings do not fit, or if [`SoftmaxRoute::ChosenLogits`] is used with weights that are not
+    /// renormalised.
     pub fn route<B: Backend<Weight = W>>(&self, b: &B, x: &B::Tensor, fusion: &Fusion) -> Result<Routing<B>> {
         let fused = fusion.route.is_on();
         let (logits, (experts, weights)) = match self {
@@ -70,7 +71,8 @@ impl<W> Router<W> {
                 if let Some(bias) = bias {
                     logits = b.add_vector(&logits, bias)?;
                 }
-                // The softmax of the chosen logits is that of all, divided by the sum of the chosen.
+                // The softmax of the chosen logits equals the softmax of all logits, divided by the sum of the chosen
+                // ones.
                 let settings = SoftmaxTopK { top_k: *top_k, renormalize: Renormalize::Yes };
                 let (experts, mut weights) = softmax_top_k(b, &logits, &settings, fusion)?;
                 if let Some(factors) = factors {
@@ -92,7 +94,7 @@ impl<W> Router<W> {
     }
 }
 
-/// Experts and weights by softmax, in the way that the fusion says.
+/// Experts and weights by softmax, computed as the fusion says.
 fn softmax_top_k<B: Backend>(
     b: &B,
     logits: &B::Tensor,
@@ -107,7 +109,8 @@ fn softmax_top_k<B: Backend>(
     }
 }
 
-/// [`SoftmaxRoute::Logits`]: `experts = top_k(logits)`, weights their probabilities, renormalised if asked.
+/// [`SoftmaxRoute::Logits`]: `experts = top_k(logits)`; the weights are their probabilities, renormalised if the
+/// settings say so.
 fn route_by_logits<B: Backend>(
     b: &B,
     logits: &B::Tensor,
@@ -121,7 +124,7 @@ fn route_by_logits<B: Backend>(
     }
 }
 
-/// [`SoftmaxRoute::ChosenLogits`]: `experts = top_k(logits)`, weights `softmax(logits[experts])`.
+/// [`SoftmaxRoute::ChosenLogits`]: `experts = top_k(logits)`; the weights are `softmax(logits[experts])`.
 ///
 /// With `p_i = exp(l_i) / Z`, `p_i / Σ_chosen p = exp(l_i) / Σ_chosen exp(l)`: Z cancels.
 fn route_by_chosen_logits<B: Backend>(

@@ -18,7 +18,7 @@ const INTER: usize = 64;
 const N_EXPERTS: usize = 8;
 const TOP_K: usize = 3;
 
-/// A random 4-bit weight, for the backend and as numbers.
+/// A random 4-bit weight, as a weight of the backend and as numbers.
 fn weight(b: &CpuBackend, shape: [usize; 3], seed: u64) -> (<CpuBackend as Backend>::Weight, Vec<f64>) {
     let w = random_quantized(Format::affine(4, 64), StorageDtype::BF16, &shape, seed);
     let spec = QuantSpec::new(QuantMode::Affine, 4, 64).unwrap();
@@ -39,7 +39,7 @@ fn mlp(x: &[f64], n: usize, gate: &[f64], up: &[f64], down: &[f64]) -> Vec<f64> 
     ops::matmul(&h, down, n, HIDDEN, inter)
 }
 
-/// `Σ_s weight · expert(x)` token by token, from the formula.
+/// `Σ_s weight · expert(x)`, token by token from the formula.
 fn experts(x: &[f64], routing: &ops::Routing, [gate, up, down]: [&[f64]; 3]) -> Vec<f64> {
     let of = |w: &[f64], e: u32| w[e as usize * INTER * HIDDEN..][..INTER * HIDDEN].to_vec();
     let mut y = vec![0.0; x.len()];
@@ -117,16 +117,45 @@ fn a_block_is_its_formula(
     assert!(want_routing.margins.iter().all(|m| *m > 1e-5));
     assert_eq!(differing_expert_sets(&chosen, &want_routing.indices, TOP_K), [0usize; 0]);
     b.read(&routing.weights, &mut got).unwrap();
-    // In the order of the backend.
+    // In the backend's order.
     let weight_of = |(i, expert): (usize, &u32)| {
         let row = i / TOP_K * TOP_K..(i / TOP_K + 1) * TOP_K;
         let at = want_routing.indices[row.clone()].iter().position(|e| e == expert).unwrap();
         want_routing.weights[row.start + at]
     };
     let want_weights: Vec<f64> = chosen.iter().enumerate().map(weight_of).collect();
-    // f32 against f64: softmax or sigmoid, one division, one product.
+    // f32 against f64: a softmax or sigmoid, one division, one product.
     assert!(rel_rms(&got, &want_weights) <= 1e-6, "{}", rel_rms(&got, &want_weights));
     b.read(&y, &mut got).unwrap();
-    // Two products one after the other, activations of 16 bits in each.
+    // Two products one after the other, each with activations of 16 bits.
     assert!(rel_rms(&got, &want) <= 1e-4, "{}", rel_rms(&got, &want));
+}
+
+/// The parts of a bank that hold some experts each add up to the whole bank.
+#[test]
+fn parts_of_a_bank_add_up() {
+    let b = CpuBackend::new(Some(1)).unwrap();
+    let spec = QuantSpec::new(QuantMode::Affine, 4, 64).unwrap();
+    let weights = [(INTER, HIDDEN, 1), (INTER, HIDDEN, 2), (HIDDEN, INTER, 3)].map(|(n_out, n_in, seed)| {
+        HostWeight::quantize(spec, &random_f32(N_EXPERTS * n_out * n_in, 0.1, seed), [N_EXPERTS, n_out, n_in])
+            .unwrap()
+    });
+    let bank = |held: std::ops::Range<usize>| {
+        let [gate, up, down] = weights.each_ref().map(|w| b.upload(w.mats(held.clone()).unwrap()).unwrap());
+        ExpertBank::new(gate, up, down)
+    };
+    let x = b.tensor(&random_f32(3 * HIDDEN, 1.0, 4), &[3, HIDDEN]).unwrap();
+    let chosen = (&b.indices(&[0, 7, 2, 3, 6, 1], &[3, 2]).unwrap(), &b.tensor(&[0.5; 6], &[3, 2]).unwrap());
+    for fusion in [Fusion::STOCK, Fusion::FUSED] {
+        let run = |bank: ExpertBank<_>| {
+            let mut y = Vec::new();
+            b.read(&bank.forward(&b, &x, chosen, &fusion).unwrap(), &mut y).unwrap();
+            y
+        };
+        let want: Vec<f64> = run(bank(0..N_EXPERTS)).into_iter().map(f64::from).collect();
+        let parts = [0..3, 3..N_EXPERTS].map(|held| run(bank(held.clone()).holding(held)));
+        let sum: Vec<f32> = parts[0].iter().zip(&parts[1]).map(|(a, b)| a + b).collect();
+        // The same products, added in another order.
+        assert!(rel_rms(&sum, &want) <= 1e-6, "{fusion}: {}", rel_rms(&sum, &want));
+    }
 }

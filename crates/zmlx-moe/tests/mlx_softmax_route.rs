@@ -72,7 +72,7 @@ fn the_choice_and_the_weights_are_the_same(
 ) {
     let (want, stock_ops) = route(&Fusion::STOCK, renormalize);
     let (got, ops) = route(&Fusion { softmax_route, ..Fusion::STOCK }, renormalize);
-    // Not silently inert: other ops ran.
+    // The setting has an effect: other ops ran.
     assert!(
         stock_ops.contains(&"stock_route_softmax_top_k") && !stock_ops.contains(&"top_k"),
         "{stock_ops:?}"
@@ -81,7 +81,7 @@ fn the_choice_and_the_weights_are_the_same(
     for (got, want) in got.iter().zip(&want) {
         for ((expert, weight), (want_expert, want_weight)) in got.iter().zip(want) {
             assert_eq!(expert, want_expert);
-            // Probabilities, their sum and the quotient are rounded to bf16: 2^-8 at most each time.
+            // Probabilities, their sum and the quotient are each rounded to bf16, by at most 2^-8.
             assert!((weight / want_weight - 1.0).abs() <= 3.0 / 256.0, "{weight} {want_weight}");
         }
     }

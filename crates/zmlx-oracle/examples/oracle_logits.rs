@@ -9,7 +9,7 @@ use zmlx_oracle::model::Model;
 
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
-    // Without arguments: the tiny model of this repository.
+    // Without arguments it uses the tiny model of this repository.
     let dir = args.next().map_or_else(
         || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models/austen-qwen3-moe-4bit"),
         PathBuf::from,

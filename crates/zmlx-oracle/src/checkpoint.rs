@@ -1,11 +1,12 @@
-//! Checkpoints: `config.json` and safetensors shards, everything dequantised to `f32`.
+//! Checkpoints: `config.json` and safetensors shards, with everything dequantised to `f32`.
 //!
-//! Tensors are asked for by module path and wanted shape. A path `P` is quantised if and only if the file holds
-//! `P.scales`; then its format is the override for `P` in config.json, else what the shapes say. An override that does
+//! Tensors are requested by module path and shape. A path `P` is quantised if and only if the file holds `P.scales`.
+//! Its format is then the override for `P` in config.json, or else the one that the shapes imply. An override that does
 //! not fit the shapes is an error.
 //!
-//! The text model inside a wrapper is read as if it stood alone: names lose their `language_model.`, and what does not
-//! have it is left out. It stands first, or (in Hugging Face's own files) behind `model.`; there the head has none.
+//! The text model inside a wrapper is read as if it were alone: its names lose their `language_model.`, and tensors
+//! without this prefix are left out. The prefix is at the start of a name or, in Hugging Face's own files, after
+//! `model.`; in the latter files the head has no prefix.
 
 mod files;
 mod mla;
@@ -26,7 +27,7 @@ use crate::{Error, Result};
 pub use mla::KvBSplit;
 pub use quantization::QuantizationConfig;
 
-/// Before the names of a text model inside a wrapper.
+/// The prefix of the names of a text model inside a wrapper.
 const TEXT_PREFIX: &str = "language_model.";
 
 #[derive(Debug, Clone)]
@@ -42,16 +43,17 @@ pub struct Checkpoint {
     plan: Plan,
     quantization: QuantizationConfig,
     tensors: BTreeMap<String, RawTensor>,
-    /// Parts of names that the family has, and what they are called here.
+    /// Parts of names in this family's files, and the names that are used here.
     renamed: &'static [(&'static str, &'static str)],
 }
 
 impl Checkpoint {
-    /// Reads `config.json` and the shards of a folder: the files that `model.safetensors.index.json` names if they are all
-    /// there and hold the tensors that it says they do, else every `model*.safetensors`.
+    /// Reads `config.json` and the shards of a folder. The shards are the files that `model.safetensors.index.json`
+    /// names, if all of them exist and hold the tensors that it lists; otherwise they are every `model*.safetensors`.
     ///
     /// # Errors
-    /// Unreadable or broken files, a folder without shards, an unknown `model_type`, senseless configurations.
+    /// Unreadable or broken files, a folder without shards, an unknown `model_type`, or a configuration that makes no
+    /// sense.
     pub fn open(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         let io = |path: &Path| {
@@ -118,7 +120,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// What the configuration asks for.
+    /// The plan that follows from the configuration.
     #[must_use]
     pub fn plan(&self) -> &Plan {
         &self.plan
@@ -141,7 +143,7 @@ impl Checkpoint {
         self.contains(&self.part(path, "scales"))
     }
 
-    /// The module `path` with a weight of `shape` (`[.., out, in]`), as `f32`, dequantised if need be.
+    /// The weight of the module `path` with `shape` (`[.., out, in]`) as `f32`, dequantised if it is quantised.
     ///
     /// # Errors
     /// A missing tensor, another shape, or parts that do not belong together.
@@ -162,8 +164,8 @@ impl Checkpoint {
         self.contains(&self.part(path, "global_scale"))
     }
 
-    /// Multiplies the values of each matrix with its second scale, if there are such: a weight of nvfp4 is
-    /// `element · scale · global_scale / (6 · 448)`, the divisor being the largest element times the largest scale.
+    /// Multiplies the values of each matrix by its second scale, if there is one. A weight of nvfp4 is
+    /// `element · scale · global_scale / (6 · 448)`, where the divisor is the largest element times the largest scale.
     fn scale_globally(&self, path: &str, values: &mut [f32]) -> Result<()> {
         if !self.has_global_scale(path) {
             return Ok(());
@@ -183,7 +185,7 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// A tensor of floats of exactly this name and shape.
+    /// A tensor of floats with exactly this name and shape.
     ///
     /// # Errors
     /// A missing tensor, another shape or dtype.
@@ -193,8 +195,8 @@ impl Checkpoint {
         raw.floats(name)
     }
 
-    /// The weight of a convolution for each channel, `[n_channels, kernel]`: converters keep it as `[.., kernel, 1]`, Hugging
-    /// Face's files as `[.., 1, kernel]`.
+    /// The weight of a convolution with one filter for each channel, `[n_channels, kernel]`. Converted files store it
+    /// as `[.., kernel, 1]`, Hugging Face's files as `[.., 1, kernel]`.
     ///
     /// # Errors
     /// As [`Self::floats`].
@@ -205,8 +207,9 @@ impl Checkpoint {
         self.floats(name, &shape)
     }
 
-    /// The weight of a norm. Where a file has a convolution in Hugging Face's layout, nothing in it is converted: then those
-    /// norms whose weights are kept as distances from 1, all but those of delta rules, get the 1.
+    /// The weight of a norm. If a file stores a convolution in Hugging Face's layout, none of its tensors are
+    /// converted. Then norms whose weights are stored as differences from 1, which are all except those of delta rules,
+    /// get the 1 added.
     ///
     /// # Errors
     /// As [`Self::floats`].
@@ -275,7 +278,7 @@ impl Checkpoint {
         let (words, n_groups, cols) = (last(&weight.shape), last(&scales.shape), last(shape));
         let codes = scales.dtype == Dtype::U8;
         let format = match self.quantization.format(path) {
-            // A file without a mode may still hold a floating-point one: u8 scales decide.
+            // A file without a mode may still hold a floating-point format. Scales of u8 decide.
             Some(format) if codes == (format.mode != Mode::Affine) => format,
             _ => {
                 let bits = (words * 32).checked_div(cols).unwrap_or(0);
@@ -293,11 +296,11 @@ impl Checkpoint {
         Ok(format)
     }
 
-    /// The experts' gate, up and down projections below `prefix`, stacked: `[n_experts, inner, hidden]` twice and
+    /// The gate, up and down projections of the experts at `prefix`, stacked: `[n_experts, inner, hidden]` twice and
     /// `[n_experts, hidden, inner]`.
     ///
-    /// Files hold them stacked (`switch_mlp.gate_proj`), one by one (`experts.E.gate_proj` or `.w1`), or with gate and up in one
-    /// stack (`experts.gate_up_proj`), of whose rows the first half are gate's.
+    /// Files store them stacked (`switch_mlp.gate_proj`), one by one (`experts.E.gate_proj` or `.w1`), or with gate and
+    /// up in one stack (`experts.gate_up_proj`), in which the first half of the rows are gate's.
     ///
     /// # Errors
     /// As [`Self::weight`], for any expert.
@@ -343,7 +346,8 @@ impl Checkpoint {
         Ok(Some([bias("gate_proj", inner)?, bias("up_proj", inner)?, bias("down_proj", hidden)?]))
     }
 
-    /// The weights at `path_blocks` and `path_scales`: rows of blocks of 32 values, each 16 bytes of mxfp4 and a scale.
+    /// The weights at `path_blocks` and `path_scales`: rows of blocks of 32 values. Each block is 16 bytes of mxfp4 and
+    /// one scale.
     fn blocks(&self, path: &str, shape: [usize; 3]) -> Result<Vec<f32>> {
         let [n, rows, cols] = shape;
         let names = ["blocks", "scales"].map(|part| format!("{path}_{part}"));
@@ -367,7 +371,7 @@ impl Checkpoint {
         Ok(matrix.dequantize())
     }
 
-    /// The experts as gpt-oss was released: blocks of mxfp4, of gate and up one row in turn.
+    /// The experts in the form in which gpt-oss was released: blocks of mxfp4, with the rows of gate and up in turns.
     fn experts_in_blocks(&self, prefix: &str, [n, inner, hidden]: [usize; 3]) -> Result<[Tensor; 3]> {
         let both = self.blocks(&format!("{prefix}.experts.gate_up_proj"), [n, 2 * inner, hidden])?;
         let down = self.blocks(&format!("{prefix}.experts.down_proj"), [n, hidden, inner])?;
@@ -404,8 +408,8 @@ impl Checkpoint {
         self.contains(path) || self.contains(&format!("{path}.weight"))
     }
 
-    /// The name of a part of the module `path`: a tensor that is no module's has the bare path as its weight, and its
-    /// scales and biases after an underscore.
+    /// The name of a part of the module `path`. A tensor that belongs to no module has the bare path as its weight, and
+    /// its scales and biases after an underscore.
     fn part(&self, path: &str, part: &str) -> String {
         match part {
             "weight" if self.contains(path) => path.to_owned(),

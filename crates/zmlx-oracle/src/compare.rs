@@ -1,7 +1,7 @@
 //! Comparisons in which NaN fails.
 //!
-//! Every measure turns NaN if an input holds one or the lengths differ, and every verdict is "pass if the measure
-//! is at most the bound", which NaN is not. `got` and `want` may be any float type, also different ones.
+//! Every measure becomes NaN if an input contains NaN or the lengths differ. Every verdict is "pass if the measure is
+//! at most the bound", which NaN never is. `got` and `want` may be any float types, also different ones.
 
 use std::collections::BTreeSet;
 
@@ -21,12 +21,12 @@ pub enum Mismatch {
     /// Different lengths.
     #[error("{got} elements, want {want}")]
     Length {
-        /// The elements that there are.
+        /// Number of elements of `got`.
         got: usize,
-        /// The elements that there should be.
+        /// Number of elements of `want`.
         want: usize,
     },
-    /// An element out of bounds: of all such the one furthest out, NaN before any number.
+    /// An element is out of its bound. This is the one furthest out; NaN counts as further than any number.
     #[error(
         "element {index}: got {got:e}, want {want:e}, difference {difference:e}, allowed {allowed:e} ({n_bad} bad)"
     )]
@@ -35,18 +35,18 @@ pub enum Mismatch {
         index: usize,
         /// The value there.
         got: f64,
-        /// The value wanted.
+        /// The wanted value.
         want: f64,
         /// `|got - want|`.
         difference: f64,
         /// The bound there.
         allowed: f64,
-        /// Elements out of bounds in all.
+        /// Total number of elements out of their bounds.
         n_bad: usize,
     },
 }
 
-/// The largest `|got - want|`; 0 for empty slices; NaN for any NaN or for different lengths.
+/// The largest `|got - want|`; 0 for empty slices. NaN if there is any NaN, or if the lengths differ.
 #[must_use]
 pub fn max_abs<G: Into<f64> + Copy, W: Into<f64> + Copy>(got: &[G], want: &[W]) -> f64 {
     if got.len() != want.len() {
@@ -55,15 +55,15 @@ pub fn max_abs<G: Into<f64> + Copy, W: Into<f64> + Copy>(got: &[G], want: &[W]) 
     got.iter().zip(want).map(|(&g, &w)| difference(g.into(), w.into())).fold(0.0, max_or_nan)
 }
 
-/// The larger number; NaN if one is, which `f64::max` would drop.
+/// The larger number; NaN if one of them is, which `f64::max` would drop.
 #[must_use]
 pub fn max_or_nan(a: f64, b: f64) -> f64 {
     if a >= b || a.is_nan() { a } else { b }
 }
 
-/// `√(Σ(got - want)² / Σ want²)`: the root mean square of the difference as a part of that of `want`.
+/// `√(Σ(got - want)² / Σ want²)`: the root mean square of the difference relative to that of `want`.
 ///
-/// 0 if the slices are equal (also empty or zero); NaN for any NaN or for different lengths.
+/// 0 if the slices are equal, even if they are empty or zero. NaN if there is any NaN, or if the lengths differ.
 #[must_use]
 pub fn rel_rms<G: Into<f64> + Copy, W: Into<f64> + Copy>(got: &[G], want: &[W]) -> f64 {
     if got.len() != want.len() {
@@ -78,7 +78,7 @@ pub fn rel_rms<G: Into<f64> + Copy, W: Into<f64> + Copy>(got: &[G], want: &[W]) 
     if error == 0.0 { 0.0 } else { (error / power).sqrt() }
 }
 
-/// Passes if every element is within `tolerance` of the wanted one (equal infinities are).
+/// Passes if every element is within `tolerance` of the wanted one. Equal infinities pass.
 ///
 /// # Errors
 /// The element that is furthest out of its bound, or different lengths.
@@ -119,10 +119,10 @@ fn difference(got: f64, want: f64) -> f64 {
     if got == want { 0.0 } else { (got - want).abs() }
 }
 
-/// Rows of chosen experts compared as sets.
+/// Compares rows of chosen experts as sets.
 ///
-/// **Shapes** both `[n_tokens, top_k]`. Returns the rows that differ: none means equal. Different lengths, or a
-/// length that `top_k` does not divide, count as every row differing (also if there is none: `vec![0]`).
+/// **Shapes** both `[n_tokens, top_k]`. Returns the rows that differ; an empty result means that all are equal. If the
+/// lengths differ, or `top_k` does not divide them, every row counts as different (`vec![0]` if there is none).
 #[must_use]
 pub fn differing_expert_sets(got: &[u32], want: &[u32], top_k: usize) -> Vec<usize> {
     let n_tokens = want.len().checked_div(top_k).unwrap_or(0);
@@ -139,7 +139,7 @@ pub fn differing_expert_sets(got: &[u32], want: &[u32], top_k: usize) -> Vec<usi
         .collect()
 }
 
-/// How one row of logits differs from the wanted one. Every number is NaN if the inputs hold NaN.
+/// How one row of logits differs from the wanted one. Every number is NaN if the inputs contain NaN.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LogitsDifference {
     /// Largest absolute difference.
@@ -148,13 +148,13 @@ pub struct LogitsDifference {
     pub mean: f64,
     /// Kullback-Leibler divergence `Σ p_want · ln(p_want / p_got)` in nats.
     pub kl: f64,
-    /// Whether both have their largest logit at the same place (the lowest of equals); false if NaN is about.
+    /// Whether both have their largest logit at the same place (the lowest of equals); false if there is any NaN.
     pub argmax_equal: bool,
     /// Best minus second-best wanted logit.
     pub margin: f64,
 }
 
-/// Compares two rows of logits; see [`LogitsDifference`]. Different lengths give NaN throughout.
+/// Compares two rows of logits; see [`LogitsDifference`]. With different lengths every number is NaN.
 #[must_use]
 pub fn logits_difference<G: Into<f64> + Copy, W: Into<f64> + Copy>(
     got: &[G],
@@ -173,7 +173,7 @@ pub fn logits_difference<G: Into<f64> + Copy, W: Into<f64> + Copy>(
     LogitsDifference { max, mean, kl, argmax_equal: argmax(&got) == argmax(&want), margin: margin(&want) }
 }
 
-/// Natural-log probabilities of a row of logits.
+/// The natural logarithms of the probabilities for a row of logits.
 #[must_use]
 pub fn log_softmax<T: Into<f64> + Copy>(logits: &[T]) -> Vec<f64> {
     let logits: Vec<f64> = logits.iter().map(|&x| x.into()).collect();
@@ -182,7 +182,7 @@ pub fn log_softmax<T: Into<f64> + Copy>(logits: &[T]) -> Vec<f64> {
     logits.iter().map(|x| x - log_sum).collect()
 }
 
-/// The position of the largest value, the lowest of equals; `None` if empty or if there is a NaN.
+/// The position of the largest value, the lowest of equals; `None` if the row is empty or contains NaN.
 #[must_use]
 pub fn argmax<T: Into<f64> + Copy>(row: &[T]) -> Option<usize> {
     let row: Vec<f64> = row.iter().map(|&x| x.into()).collect();
@@ -192,7 +192,7 @@ pub fn argmax<T: Into<f64> + Copy>(row: &[T]) -> Option<usize> {
     (0..row.len()).reduce(|best, i| if row[i] > row[best] { i } else { best })
 }
 
-/// Best minus second-best value; infinite for a single value; NaN if empty or if there is a NaN.
+/// The best value minus the second best; infinite for a single value, NaN if the row is empty or contains NaN.
 #[must_use]
 pub fn margin<T: Into<f64> + Copy>(row: &[T]) -> f64 {
     let Some(best) = argmax(row) else { return f64::NAN };

@@ -7,8 +7,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// What can be wrong with a file, a configuration or an argument.
 ///
-/// The slice functions of [`crate::ops`] are the exception: they are called with sizes that the caller has just
-/// computed, and panic on lengths that do not fit.
+/// The slice functions of [`crate::ops`] do not use it: their callers have just computed the sizes, and the functions
+/// panic on lengths that do not fit.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -20,13 +20,13 @@ pub enum Error {
         /// The cause.
         source: std::io::Error,
     },
-    /// A folder without any `*.safetensors` file.
+    /// A folder has no `*.safetensors` file.
     #[error("no safetensors file in {path}")]
     NoShards {
         /// The folder.
         path: PathBuf,
     },
-    /// A safetensors file whose header or length is broken.
+    /// The header or the length of a safetensors file is broken.
     #[error("{what}: {source}")]
     SafeTensors {
         /// The file.
@@ -34,7 +34,7 @@ pub enum Error {
         /// The cause.
         source: safetensors::SafeTensorError,
     },
-    /// JSON that does not parse or lacks a needed field.
+    /// A JSON file does not parse, or lacks a required field.
     #[error("{what}: {source}")]
     Json {
         /// The file.
@@ -42,15 +42,15 @@ pub enum Error {
         /// The cause.
         source: serde_json::Error,
     },
-    /// A `model_type` that no file of the crate knows.
+    /// No family of this crate has this `model_type`.
     #[error("model_type {got:?}: want {}", known.join(" or "))]
     UnknownModelType {
-        /// What config.json says.
+        /// The value in config.json.
         got: String,
-        /// The types that are known.
+        /// The known types.
         known: Vec<&'static str>,
     },
-    /// A configuration field with a value that makes no sense.
+    /// The value of a configuration field makes no sense.
     #[error("config field {field}: {why}")]
     Config {
         /// The field, as config.json names it.
@@ -58,7 +58,7 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// A golden file whose parts do not belong together.
+    /// The parts of a golden file do not belong together.
     #[error("{what}: field {field}: {why}")]
     Recording {
         /// The file and the prompt.
@@ -68,10 +68,10 @@ pub enum Error {
         /// What is wrong with it.
         why: String,
     },
-    /// Something that files may ask for and this crate does not do.
+    /// A valid request that this crate does not support.
     #[error("not supported: {what}")]
     Unsupported {
-        /// The feature, with the value asked for.
+        /// The feature, with the requested value.
         what: String,
     },
     /// A tensor that the model needs is not in the checkpoint.
@@ -80,27 +80,27 @@ pub enum Error {
         /// The tensor.
         name: String,
     },
-    /// A tensor of the wrong shape.
+    /// A tensor has the wrong shape.
     #[error("tensor {name}: shape {got:?}, want {want:?}")]
     Shape {
         /// The tensor.
         name: String,
         /// Its shape.
         got: Vec<usize>,
-        /// The shape that the configuration asks for.
+        /// The shape that the configuration requires.
         want: Vec<usize>,
     },
-    /// A tensor of the wrong element type.
+    /// A tensor has the wrong element type.
     #[error("tensor {name}: dtype {got}, want {want}")]
     Dtype {
         /// The tensor.
         name: String,
         /// Its dtype.
         got: String,
-        /// The dtypes that would do.
+        /// The dtypes that are accepted.
         want: &'static str,
     },
-    /// Quantised parts that do not belong together.
+    /// The parts of a quantised tensor do not belong together.
     #[error("quantised tensor {name}: {why}")]
     Quantized {
         /// The tensor, or the operation.
@@ -108,12 +108,12 @@ pub enum Error {
         /// What does not fit.
         why: String,
     },
-    /// A token id outside the vocabulary.
+    /// A token id is outside the vocabulary.
     #[error("token {token} at position {position}: the vocabulary has {vocab_size}")]
     Token {
         /// The token id.
         token: u32,
-        /// Its position in the slice passed.
+        /// Its position in the slice.
         position: usize,
         /// The size of the vocabulary.
         vocab_size: usize,

@@ -1,4 +1,4 @@
-//! The model families: a file each, which turns `config.json` into a [`Plan`], and one line in the list below.
+//! The model families. Each has a file, which turns `config.json` into a [`Plan`], and a line in the list below.
 
 mod deepseek_v3;
 mod gemma4;
@@ -24,7 +24,7 @@ use serde_json::Value;
 use crate::plan::Plan;
 use crate::{Error, Result};
 
-/// The plan of a config of one `model_type`.
+/// Reads a config of one `model_type` as a plan.
 type Reader = fn(&Value) -> Result<Plan>;
 
 const FAMILIES: &[(&str, Reader)] = &[
@@ -50,7 +50,7 @@ const FAMILIES: &[(&str, Reader)] = &[
     ("qwen3_vl_moe", qwen3_moe::plan),
 ];
 
-/// Parts of tensors' names that a family has in place of the usual ones, and these.
+/// Parts of tensors' names that a family uses in place of the usual ones, with the usual ones.
 pub(crate) fn renamed(config: &Value) -> &'static [(&'static str, &'static str)] {
     match config.get("model_type").and_then(Value::as_str) {
         Some("lfm2_moe") => lfm2_moe::RENAMED,
@@ -58,7 +58,7 @@ pub(crate) fn renamed(config: &Value) -> &'static [(&'static str, &'static str)]
     }
 }
 
-/// Keys that a config with a `text_config` may keep outside of it.
+/// Keys that may be outside of `text_config`, if a config has one.
 const OUTER_KEYS: [&str; 4] = ["tie_word_embeddings", "vocab_size", "quantization", "quantization_config"];
 
 /// The plan of a model.
@@ -93,7 +93,7 @@ pub(crate) fn text_model(config: &Value) -> Value {
     without_nulls(text)
 }
 
-/// Refuses sizes that no model has: the products of those that are left do not overflow.
+/// Refuses sizes that no model has. Products of the remaining sizes do not overflow.
 fn check_sizes(config: &Value) -> Result<()> {
     const ENDINGS: [&str; 9] =
         ["_size", "_dim", "_rank", "_experts", "_heads", "_layers", "_tok", "_replace", "n_group"];
@@ -101,17 +101,17 @@ fn check_sizes(config: &Value) -> Result<()> {
         let most = if field == "num_hidden_layers" { 1 << 12 } else { 1 << 24 };
         let is_size = ENDINGS.iter().any(|ending| field.ends_with(ending));
         if is_size && value.as_u64().is_some_and(|n| n > most) {
-            return Err(Error::Config { field: field.clone(), why: format!("at most {most} makes sense") });
+            return Err(Error::Config { field: field.clone(), why: format!("expected at most {most}") });
         }
     }
     Ok(())
 }
 
-/// Keys whose null is another thing than their absence.
+/// Keys for which null differs from a missing key.
 const NULL_MEANS_NONE: [&str; 4] =
     ["n_shared_experts", "final_logit_softcapping", "hidden_size_per_layer_input", "num_kv_shared_layers"];
 
-/// A null is a key that is not there, except where its absence has another meaning.
+/// Removes keys with null, except those for which a missing key means something else.
 fn without_nulls(mut config: Value) -> Value {
     if let Some(keys) = config.as_object_mut() {
         keys.retain(|key, value| !value.is_null() || NULL_MEANS_NONE.contains(&key.as_str()));

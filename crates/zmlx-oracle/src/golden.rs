@@ -1,8 +1,9 @@
-//! Recorded tokens, and the verdict on a greedy decoding: [`GoldenFile`] for anyone's models and tests; and readers for what
-//! the reference engine recorded of the fixtures.
+//! Recorded tokens, and the verdict on a greedy decoding: [`GoldenFile`] for any model and test, and readers for the
+//! recordings of the reference engine.
 //!
-//! The schema of the latter stands in `fixtures/golden/README.md`: `<model>.json` holds prompts with their greedy tokens,
-//! `<model>-taps.safetensors` intermediate results of one prompt, `ops/*.safetensors` single operations.
+//! `fixtures/golden/README.md` describes the schema of these recordings. `<model>.json` holds prompts with their greedy
+//! tokens, `<model>-taps.safetensors` holds intermediate results of one prompt, and `ops/*.safetensors` hold single
+//! operations.
 
 mod file;
 mod tensors;
@@ -20,7 +21,7 @@ pub use file::{
 pub use tensors::{Array, TensorFile};
 pub use verdict::{Outcome, Verdict, check_greedy};
 
-/// `<model>.json`.
+/// The contents of `<model>.json`.
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 pub struct Golden {
     /// The schema's version; 1.
@@ -29,13 +30,13 @@ pub struct Golden {
     pub engine: Engine,
     /// The model that was recorded.
     pub model: GoldenModel,
-    /// How it decoded.
+    /// How it decoded its tokens.
     pub decode: Decode,
     /// The prompts.
     pub prompts: Vec<GoldenPrompt>,
 }
 
-/// Versions of the engine and where it ran.
+/// Versions of the engine, and the machine on which it ran.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Engine {
     /// Version of MLX.
@@ -50,30 +51,31 @@ pub struct Engine {
     pub device: String,
 }
 
-/// Which weights were recorded.
+/// The weights that were recorded.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct GoldenModel {
     /// The model folder's name.
     pub name: String,
-    /// SHA-256 of model.safetensors in hexadecimal digits. This crate does not hash; compare it yourself.
+    /// SHA-256 of model.safetensors in hexadecimal digits. This crate does not compute hashes, so the caller has to
+    /// compare it.
     pub weights_sha256: String,
 }
 
 /// How tokens were decoded.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Decode {
-    /// In words.
+    /// A description.
     pub method: String,
-    /// Tokens decoded for each prompt.
+    /// Number of tokens decoded for each prompt.
     pub tokens: usize,
 }
 
 /// A message of a chat prompt.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Message {
-    /// Who speaks, such as `user`.
+    /// The role of the speaker, such as `user`.
     pub role: String,
-    /// What is said.
+    /// The text of the message.
     pub content: String,
 }
 
@@ -82,19 +84,19 @@ pub struct Message {
 pub struct GoldenPrompt {
     /// Its name, such as `novel`.
     pub name: String,
-    /// For a chat prompt the messages that the chat template was given.
+    /// For a chat prompt, the messages that were given to the chat template.
     #[serde(default)]
     pub messages: Option<Vec<Message>>,
     /// The text.
     pub text: String,
     /// The text's token ids.
     pub prompt_tokens: Vec<u32>,
-    /// The bfloat16 model's greedy decoding.
+    /// The greedy decoding of the bfloat16 model.
     #[serde(flatten)]
     pub bf16: Greedy,
     /// The greedy decoding in `f32` with dequantised weights.
     pub truth_f32: Greedy,
-    /// The `f32` model fed with the prompt and [`Self::bf16`]'s tokens in one pass.
+    /// A single pass of the `f32` model over the prompt and the tokens of [`Self::bf16`].
     pub truth_f32_forced: Forced,
 }
 
@@ -103,9 +105,9 @@ pub struct GoldenPrompt {
 pub struct Greedy {
     /// The chosen tokens.
     pub tokens: Vec<u32>,
-    /// Best minus second-best logit of each step.
+    /// The best logit minus the second best at each step.
     pub top1_top2_margin: Vec<f64>,
-    /// Natural-log probability of each chosen token.
+    /// The natural logarithm of the probability of each chosen token.
     pub logprobs: Vec<f64>,
     /// The tokens as text.
     pub output_text: String,
@@ -116,9 +118,9 @@ pub struct Greedy {
 pub struct Forced {
     /// The best token at each step.
     pub argmax: Vec<u32>,
-    /// Best minus second-best logit of each step.
+    /// The best logit minus the second best at each step.
     pub top1_top2_margin: Vec<f64>,
-    /// Natural-log probability of each given token.
+    /// The natural logarithm of the probability of each given token.
     pub logprobs: Vec<f64>,
 }
 

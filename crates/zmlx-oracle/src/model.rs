@@ -1,8 +1,8 @@
 //! Whole models in `f32`.
 //!
-//! A block is `h = x + attention(rms_norm(x)); out = h + mlp(rms_norm(h))`; before the first stands the embedding,
-//! after the last a norm and the output projection. Matrix products run on [`candle_core`] in `f32`; all else is
-//! [`crate::ops`] in `f64`, rounded to `f32` where it meets a matrix product or the residual stream.
+//! A block is `h = x + attention(rms_norm(x)); out = h + mlp(rms_norm(h))`. The embedding comes before the first block,
+//! and a norm and the output projection come after the last. Matrix products run on [`candle_core`] in `f32`.
+//! Everything else is [`crate::ops`] in `f64`, rounded to `f32` before a matrix product or the residual stream.
 
 mod attention;
 mod delta;
@@ -48,20 +48,20 @@ pub struct Model {
 struct Layer {
     input_layernorm: Norm,
     self_attn: AttentionLayer,
-    /// Before the MLP.
+    /// The norm before the MLP.
     post_attention_layernorm: Norm,
     mlp: Mlp,
-    /// Of a sandwich: the norms after attention and MLP, and what follows.
+    /// Of layers with norms after each part too: the norms after attention and after the MLP, and what follows them.
     sandwich: Option<(Norm, Norm, GemmaEnd)>,
-    /// The layer whose cache attention uses.
+    /// The index of the layer whose cache attention uses.
     cache_idx: usize,
 }
 
 impl Model {
-    /// Loads a checkpoint folder; a `kv_b_proj` is split without requantisation.
+    /// Loads a checkpoint folder. A `kv_b_proj` is split without requantisation.
     ///
     /// # Errors
-    /// Whatever is wrong with the files.
+    /// Any error in the files.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         Self::from_checkpoint(&Checkpoint::open(dir)?, KvBSplit::Plain)
     }
@@ -69,12 +69,12 @@ impl Model {
     /// Loads from the text of `config.json` and the bytes of the shards.
     ///
     /// # Errors
-    /// Whatever is wrong with them.
+    /// Any error in them.
     pub fn from_bytes(config_json: &str, shards: &[&[u8]]) -> Result<Self> {
         Self::from_checkpoint(&Checkpoint::from_bytes(config_json, shards)?, KvBSplit::Plain)
     }
 
-    /// Takes the weights of a checkpoint; `split` says what becomes of a quantised `kv_b_proj`.
+    /// Loads the weights of a checkpoint. `split` determines how a quantised `kv_b_proj` is split.
     ///
     /// # Errors
     /// Missing tensors, tensors of the wrong shape, unknown kinds of rope scaling.
@@ -127,7 +127,7 @@ impl Model {
         Ok(Self { vocab_size, embed_tokens, layers, norm, lm_head, around, per_layer_inputs })
     }
 
-    /// One pass over a sequence from position 0, with all intermediate results.
+    /// Computes one pass over a sequence from position 0, with all intermediate results.
     ///
     /// # Errors
     /// No tokens, or a token outside the vocabulary.
@@ -135,7 +135,7 @@ impl Model {
         self.session().step_traced(tokens)
     }
 
-    /// One pass over a sequence from position 0: the logits `[n_tokens, vocab_size]`.
+    /// Computes one pass over a sequence from position 0. Returns the logits `[n_tokens, vocab_size]`.
     ///
     /// # Errors
     /// As [`Self::forward`].
@@ -143,7 +143,7 @@ impl Model {
         self.session().step(tokens)
     }
 
-    /// An empty sequence, to be fed step by step.
+    /// An empty sequence, to which tokens are added step by step.
     #[must_use]
     pub fn session(&self) -> Session<'_> {
         Session::new(self)

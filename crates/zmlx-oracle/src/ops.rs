@@ -1,10 +1,11 @@
-//! Operations on slices, computed in `f64`: the truth that kernels are compared with.
+//! Operations on slices, computed in `f64`, which kernels are compared with.
 //!
-//! Inputs are slices of any type that widens to `f64` (`f32`, `f64`, `half::f16`, `half::bf16`), row-major;
-//! results are `f64`, so that one result can be the next one's input without rounding in between. Nothing is
-//! rounded to the inputs' dtype and no intermediate value is.
+//! Inputs are row-major slices of any type that widens to `f64` (`f32`, `f64`, `half::f16`, `half::bf16`). Results are
+//! `f64`, so that one result can be the next input without rounding in between. Neither results nor intermediate values
+//! are rounded to the dtype of the inputs.
 //!
-//! Sizes stand in small structs. All functions panic, naming the argument, if a slice's length does not fit them.
+//! Sizes are in small structs. All functions panic if a slice's length does not fit them, and the message names the
+//! argument.
 
 mod activation;
 mod attention;

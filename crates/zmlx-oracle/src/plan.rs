@@ -1,45 +1,45 @@
-//! What a `config.json` asks for, as plain data: the sizes and settings of every layer.
+//! The model that a `config.json` describes, as plain data: the sizes and settings of every layer.
 
 use crate::ops::{Activation, GatedDelta, NoauxTc, RopeLayout, SoftmaxTopK};
 
 /// A model: embedding, layers, a norm, the output projection.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Plan {
-    /// Tokens in the vocabulary.
+    /// Number of tokens in the vocabulary.
     pub vocab_size: usize,
     /// Elements of the residual stream.
     pub hidden_size: usize,
-    /// Added to the mean square in the norms.
+    /// The epsilon of the norms, which is added to the mean square.
     pub rms_norm_eps: f64,
     /// Whether the embedding is also the output projection.
     pub tie_word_embeddings: bool,
-    /// What some models have around their layers.
+    /// Parts around the layers that only some models have.
     pub around: Around,
     /// The layers.
     pub layers: Vec<LayerPlan>,
 }
 
-/// What some models have around their layers.
+/// Parts around the layers that only some models have.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Around {
-    /// Factor on the embedding, if not 1.
+    /// Factor of the embedding; `None` means 1.
     pub embed_factor: Option<f64>,
     /// The cap of the logits.
     pub logit_cap: Option<f64>,
-    /// Elements of the input that each layer has of its own.
+    /// Width of the input that each layer has of its own.
     pub per_layer_input: Option<usize>,
 }
 
-/// `h = x + attention(rms_norm(x)); out = h + mlp(rms_norm(h))`, or a sandwich.
+/// `h = x + attention(rms_norm(x)); out = h + mlp(rms_norm(h))`, or with norms after each part as well.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LayerPlan {
     /// The attention module, at `self_attn`, or `linear_attn` for the delta rule.
     pub attention: AttentionPlan,
     /// The MLP module.
     pub mlp: MlpPlan,
-    /// Where the MLP module is, usually `mlp`.
+    /// The path of the MLP module, usually `mlp`.
     pub mlp_path: &'static str,
-    /// Whether there are norms after each part, and what goes with them.
+    /// Where its norms are.
     pub norms: LayerNorms,
 }
 
@@ -48,7 +48,7 @@ pub struct LayerPlan {
 pub enum LayerNorms {
     /// Before each part.
     Before,
-    /// Before and after each part, then perhaps the layer's own input, then a scalar: Gemma 4.
+    /// Before and after each part, then the layer's own input if there is one, then a scalar: Gemma 4.
     Sandwich,
 }
 
@@ -61,22 +61,22 @@ pub enum AttentionPlan {
     Mla(MlaPlan),
     /// Linear attention by the gated delta rule.
     Delta(DeltaPlan),
-    /// A convolution of so many inputs between two gates, at `conv`.
+    /// A convolution over this many inputs between two gates, at `conv`.
     ShortConv(usize),
 }
 
 /// Linear attention: a convolution, and [`crate::ops::gated_delta`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct DeltaPlan {
-    /// Heads of queries and keys.
+    /// Number of heads of queries and keys.
     pub n_k_heads: usize,
-    /// Heads of values.
+    /// Number of heads of values.
     pub n_v_heads: usize,
     /// Elements of a query or key.
     pub k_dim: usize,
     /// Elements of a value.
     pub v_dim: usize,
-    /// Inputs that a result of the convolution depends on.
+    /// Number of inputs that a result of the convolution depends on.
     pub kernel: usize,
     /// How the projections are stored.
     pub projections: DeltaProjections,
@@ -87,12 +87,12 @@ pub struct DeltaPlan {
 pub enum DeltaProjections {
     /// `in_proj_qkv`, `in_proj_z`, `in_proj_b`, `in_proj_a`.
     Apart,
-    /// `in_proj_qkvz` with q, k, v and z of one key head after those of another, `in_proj_ba` with b and a likewise.
+    /// `in_proj_qkvz` with q, k, v and z of each key head together, and `in_proj_ba` with b and a likewise.
     ByHead,
 }
 
 impl DeltaPlan {
-    /// The sizes for so many tokens.
+    /// The sizes for this number of tokens.
     #[must_use]
     pub fn sizes(&self, n_tokens: usize) -> GatedDelta {
         let Self { n_k_heads, n_v_heads, k_dim, v_dim, .. } = *self;
@@ -103,21 +103,21 @@ impl DeltaPlan {
 /// Grouped-query attention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct GqaPlan {
-    /// Query heads.
+    /// Number of query heads.
     pub n_heads: usize,
-    /// Key and value heads.
+    /// Number of key and value heads.
     pub n_kv_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
     /// How queries and keys are normed before rope.
     pub qk_norm: HeadNorms,
-    /// Whether `q_proj` also gives, head by head after the queries, what goes through a sigmoid and multiplies the result.
+    /// Whether `q_proj` also gives the output gate, head by head after the queries. Its sigmoid multiplies the result.
     pub output_gate: bool,
-    /// Rope on queries and keys.
+    /// The rope of queries and keys.
     pub rope: RopePlan,
-    /// Factor on the scores.
+    /// Factor of the scores.
     pub scale: f64,
-    /// Positions that a query sees, its own included; `None` for all.
+    /// Number of positions that a query sees, its own included; `None` for all.
     pub window: Option<usize>,
     /// Whether each head has a sink.
     pub sinks: bool,
@@ -125,42 +125,42 @@ pub struct GqaPlan {
     pub k_is_v: bool,
     /// Whether values are normed without a weight.
     pub v_norm: bool,
-    /// The earlier layer whose keys and values are used instead of own ones.
+    /// The earlier layer whose keys and values are used; `None` if the layer has its own.
     pub shares: Option<usize>,
 }
 
 /// How queries and keys are normed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HeadNorms {
-    /// They are not.
+    /// They are not normed.
     None,
-    /// Head by head.
+    /// Each head is normed on its own.
     Each,
-    /// All heads of a token as one vector.
+    /// All heads of a token are normed as one vector.
     All,
 }
 
 /// Multi-head latent attention.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MlaPlan {
-    /// `None`: one plain `q_proj`.
+    /// `None` if there is one plain `q_proj`.
     pub q_lora_rank: Option<usize>,
     /// Heads and their parts.
     pub sizes: MlaProjections,
-    /// Added to the mean square in the norms of the bottlenecks.
+    /// The epsilon of the norms of the bottlenecks.
     pub eps: f64,
     /// Elements of a query head with position, and of the shared key.
     pub qk_rope_head_dim: usize,
-    /// Factor on the scores.
+    /// Factor of the scores.
     pub scale: f64,
-    /// Rope on these parts.
+    /// The rope of these parts.
     pub rope: RopePlan,
 }
 
 /// Sizes of `embed_q`, `unembed_out` and `kv_b_proj`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MlaProjections {
-    /// Heads.
+    /// Number of heads.
     pub n_heads: usize,
     /// Elements of a query head without position.
     pub qk_nope_head_dim: usize,
@@ -175,7 +175,7 @@ pub struct MlaProjections {
 pub struct RopePlan {
     /// Radians per position and pair.
     pub frequencies: Vec<f64>,
-    /// Factor on what is rotated.
+    /// Factor of the rotated elements.
     pub scale: f64,
     /// Which elements make a pair.
     pub layout: RopeLayout,
@@ -188,22 +188,22 @@ pub enum MlpPlan {
     Dense(usize),
     /// A mixture of experts.
     Moe(MoePlan),
-    /// A GeGLU of this inner width, and beside it a mixture if there is one: Gemma 4.
+    /// A GeGLU of this inner width, with a mixture of experts beside it if there is one: Gemma 4.
     Gemma(usize, Option<MoePlan>),
 }
 
 /// A mixture of gated MLPs.
 #[derive(Debug, Clone, PartialEq)]
 pub struct MoePlan {
-    /// Where the router's matrix is, below the module.
+    /// The path of the router's matrix, relative to the module.
     pub gate: &'static str,
-    /// What joins an expert's gate and up.
+    /// How an expert joins gate and up.
     pub activation: Activation,
     /// Inner width of an expert.
     pub inner: usize,
-    /// Inner width of the shared experts together; 0 for none.
+    /// Inner width of all shared experts together; 0 if there are none.
     pub shared_inner: usize,
-    /// Whether their result is multiplied with the sigmoid of `shared_expert_gate`; they are at `shared_expert` then.
+    /// Whether their result is multiplied by the sigmoid of `shared_expert_gate`. Then they are at `shared_expert`.
     pub shared_gate: bool,
     /// How experts are chosen.
     pub router: RouterPlan,
@@ -214,19 +214,19 @@ pub struct MoePlan {
 pub enum RouterPlan {
     /// [`crate::ops::softmax_top_k`].
     Softmax(SoftmaxTopK),
-    /// Softmax over the logits of the `top_k` largest alone.
+    /// Softmax over only the `top_k` largest logits.
     SoftmaxOfChosen {
-        /// Routed experts.
+        /// Number of routed experts.
         n_experts: usize,
-        /// Experts chosen for each token.
+        /// Number of experts chosen for each token.
         top_k: usize,
     },
-    /// [`crate::ops::noaux_tc`], with a bias at the path given, below the module; none where that is empty.
+    /// [`crate::ops::noaux_tc`]. The path of its bias is relative to the module; an empty path means no bias.
     NoauxTc(NoauxTc, &'static str),
 }
 
 impl RouterPlan {
-    /// Routed experts.
+    /// Number of routed experts.
     #[must_use]
     pub fn n_experts(&self) -> usize {
         match self {

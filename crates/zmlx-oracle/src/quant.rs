@@ -1,4 +1,4 @@
-//! The quantised formats of MLX checkpoints, decoded one element at a time.
+//! The quantised formats of MLX checkpoints, which are decoded one element at a time.
 //!
 //! A matrix `[rows, cols]` (any leading dimensions are folded into `rows`) is stored in three parts:
 //!
@@ -93,12 +93,12 @@ impl StorageDtype {
     }
 }
 
-/// A quantised format. The fields are what config.json's `quantization` says of a tensor.
+/// A quantised format. Its fields are those of `quantization` in config.json for a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Format {
     /// How codes become values.
     pub mode: Mode,
-    /// Bits of a code.
+    /// Bits per code.
     pub bits: usize,
     /// Elements that share a scale.
     pub group_size: usize,
@@ -111,7 +111,7 @@ impl Format {
         Self { mode: Mode::Affine, bits, group_size }
     }
 
-    /// The only format of a floating-point mode; for affine, MLX's default of 4 bits in groups of 64.
+    /// The only format of a floating-point mode. For affine, MLX's default of 4 bits in groups of 64.
     #[must_use]
     pub fn of_mode(mode: Mode) -> Self {
         let (bits, group_size) = match mode {
@@ -148,13 +148,13 @@ impl Format {
         })
     }
 
-    /// 32-bit words in a row of `cols` elements.
+    /// Number of 32-bit words in a row of `cols` elements.
     #[must_use]
     pub fn row_words(self, cols: usize) -> usize {
         cols * self.bits / 32
     }
 
-    /// Groups, and so scales, in a row of `cols` elements.
+    /// Number of groups, and so of scales, in a row of `cols` elements.
     #[must_use]
     pub fn row_groups(self, cols: usize) -> usize {
         cols / self.group_size

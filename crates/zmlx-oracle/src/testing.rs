@@ -2,7 +2,7 @@
 
 use crate::quant::{Format, Mode, QuantizedMatrix, Scales, StorageDtype, write_bits};
 
-/// SplitMix64: a small generator whose streams are the same everywhere.
+/// SplitMix64: a small random generator whose streams are the same on every machine.
 #[derive(Debug, Clone)]
 pub struct SplitMix64 {
     state: u64,
@@ -36,26 +36,27 @@ impl SplitMix64 {
         (self.next_u64() >> 11) as f64 / (1u64 << 53) as f64
     }
 
-    /// A number of mean 0 and variance 1, bell-shaped (twelve uniform numbers added), within ±6.
+    /// A number from a bell-shaped distribution with mean 0 and variance 1 (the sum of twelve uniform numbers), within
+    /// ±6.
     pub fn normal(&mut self) -> f64 {
         (0..12).map(|_| self.uniform()).sum::<f64>() - 6.0
     }
 }
 
-/// `n` bell-shaped numbers of standard deviation `std_dev`.
+/// `n` numbers from a bell-shaped distribution with standard deviation `std_dev`.
 #[must_use]
 pub fn random_f32(n: usize, std_dev: f64, seed: u64) -> Vec<f32> {
     let mut rng = SplitMix64::new(seed);
     (0..n).map(|_| (std_dev * rng.normal()) as f32).collect()
 }
 
-/// As [`random_f32`], each number rounded to `dtype`: inputs that a 16-bit engine holds exactly.
+/// As [`random_f32`], with each number rounded to `dtype`: inputs that a 16-bit engine represents exactly.
 #[must_use]
 pub fn random_in(dtype: StorageDtype, n: usize, std_dev: f64, seed: u64) -> Vec<f32> {
     random_f32(n, std_dev, seed).into_iter().map(|x| dtype.round(x)).collect()
 }
 
-/// `n_tokens` rows of `top_k` different experts of `n_experts`, in random order.
+/// `n_tokens` rows of `top_k` different experts out of `n_experts`, in random order.
 ///
 /// # Panics
 /// If `top_k > n_experts`.
@@ -71,12 +72,12 @@ pub fn random_experts(n_tokens: usize, top_k: usize, n_experts: usize, seed: u64
     chosen
 }
 
-/// A random quantised weight: the bytes a checkpoint would hold, and what they mean.
+/// A random quantised weight: the bytes that a checkpoint would hold, and their values.
 #[derive(Debug, Clone, PartialEq)]
 pub struct RandomQuantized {
     /// The format.
     pub format: Format,
-    /// Dtype of affine scales and biases.
+    /// The dtype of affine scales and biases.
     pub scale_dtype: StorageDtype,
     /// The logical shape, `[out, in]` or `[n_experts, out, in]`.
     pub shape: Vec<usize>,
@@ -84,21 +85,21 @@ pub struct RandomQuantized {
     pub weight: Vec<u8>,
     /// Scales `[.., out, in/group_size]`: `scale_dtype` little-endian for affine, else u8 codes.
     pub scales: Vec<u8>,
-    /// Affine: biases as the scales.
+    /// The biases of the affine mode, in the form of the scales.
     pub biases: Option<Vec<u8>>,
     /// The dequantised values, row-major, product and sum rounded to `f32`.
     pub values: Vec<f32>,
-    /// The same without rounding.
+    /// The same values without rounding.
     pub values_f64: Vec<f64>,
-    /// The parts for this crate's own functions.
+    /// The same weight, for this crate's own functions.
     pub matrix: QuantizedMatrix,
 }
 
-/// A weight of random codes in any format. Every code occurs (but NaN codes), scales and biases differ from group
-/// to group, affine scales have either sign, and the values are about ±0.1, as in trained models.
+/// A weight of random codes in any format. Every code occurs (except NaN codes), scales and biases differ from group to
+/// group, affine scales have both signs, and the values are about ±0.1, as in trained models.
 ///
 /// # Panics
-/// If the format is unknown, `shape` is empty, or its last dimension is no multiple of the group.
+/// If the format is unknown, `shape` is empty, or its last dimension is not a multiple of the group.
 #[must_use]
 pub fn random_quantized(
     format: Format,
@@ -155,7 +156,7 @@ pub fn random_quantized(
     }
 }
 
-/// A scale and a bias that spread the codes over about `-a..a` or, with a negative scale, `a..-a`.
+/// A scale and a bias that spread the codes over about `-a..a` or, if the scale is negative, over `a..-a`.
 fn affine_group(rng: &mut SplitMix64, bits: usize) -> (f32, f32) {
     let amplitude = 0.05 + 0.1 * rng.uniform();
     let sign = if rng.next_u64() & 1 == 0 { 1.0 } else { -1.0 };

@@ -1,4 +1,4 @@
-//! Checkpoint layouts: each variant of a tiny model's file must give what the original gives, or a typed error.
+//! Checkpoint layouts: each variant of a tiny model's file must give the results of the original, or a typed error.
 
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
@@ -65,7 +65,7 @@ fn formats_are_inferred_where_the_configuration_is_silent(#[values(QWEN, GLM)] n
     assert_eq!(logits(&file), original(name));
     file.config["quantization_config"] = json!({"quant_method": "other"});
     assert_eq!(logits(&file), original(name));
-    // `false` in the configuration does not undo what the file holds.
+    // `false` in the configuration does not change what the file holds.
     file.config["quantization"] = json!({"bits": 4, "group_size": 64, "lm_head": false, "model.layers.0.mlp.gate": false,
                "model.layers.1.mlp.gate": {"bits": 8}, "model.layers.2.mlp.gate": {"group_size": 64, "bits": 8}});
     assert_eq!(logits(&file), original(name));
@@ -80,7 +80,7 @@ fn a_format_that_does_not_fit_is_an_error() {
         file.config["quantization"] = json!({"bits": 4, "group_size": 64, path: {"bits": 7}});
         assert!(matches!(file.model(), Err(Error::Unsupported { .. })));
     }
-    // What no entry names is what the tensors are.
+    // The format of a tensor that no entry names follows from the tensor.
     file.config["quantization"] = json!({"bits": 8, "group_size": 32});
     assert_eq!(logits(&file), original(QWEN));
 }
@@ -107,7 +107,7 @@ fn other_formats_load(
     assert!(logits(&file).iter().all(|x| x.is_finite()));
 }
 
-/// nvfp4's second scale, one for each expert and one for a single matrix.
+/// nvfp4's second scale: one for each expert, or one for a single matrix.
 #[test]
 fn second_scales_multiply_each_matrix() {
     let mut file = Rewrite::of(GLM);
@@ -136,7 +136,7 @@ fn a_complete_index_says_which_files_are_read() {
     write("config.json", file.config.to_string().as_bytes());
     write("a.safetensors", &file.shard(0, 2));
     write("b.safetensors", &file.shard(1, 2));
-    // A leftover that would take precedence by its name.
+    // A leftover file whose name would take precedence.
     let mut old = Rewrite::of(QWEN);
     old.set_floats("model.norm.weight", &[512], &[0.0; 512]);
     write("model.safetensors", &old.shard(0, 1));
@@ -154,7 +154,7 @@ fn layers_past_the_last_are_ignored() {
     file.set_floats("model.layers.4.eh_proj.weight", &[1], &[f32::NAN]);
     assert!(!file.checkpoint().unwrap().contains("model.layers.4.eh_proj.weight"));
     assert_eq!(logits(&file), original(GLM));
-    // A model cut down by its configuration alone.
+    // Only the configuration cuts the model down.
     file.config["num_hidden_layers"] = json!(2);
     let cut = file.model().unwrap().forward(&TOKENS).unwrap();
     let whole = Model::load(model_dir(GLM)).unwrap().forward(&TOKENS).unwrap();
@@ -171,7 +171,7 @@ fn tied_embeddings_project_back(#[values(QWEN, GLM)] name: &str) {
     let hidden = trace.get("norm").unwrap();
     let embed = values(&file.checkpoint().unwrap(), "model.embed_tokens", &[3072, hidden.cols]);
     let want = matmul(&hidden.data, &embed, TOKENS.len(), 3072, hidden.cols);
-    // One f32 product against f64.
+    // One f32 product, compared with f64.
     assert!(rel_rms(&trace.logits.data, &want) <= 1e-6);
 }
 
@@ -179,7 +179,7 @@ fn tied_embeddings_project_back(#[values(QWEN, GLM)] name: &str) {
 fn rope_theta_may_sit_in_rope_parameters(#[values(QWEN, GLM)] name: &str) {
     let mut file = Rewrite::of(name);
     let theta = file.config.as_object_mut().unwrap().remove("rope_theta").unwrap();
-    // GLM-4.7-Flash's config class has a default.
+    // GLM-4.7-Flash's config class has a default for it.
     let missing = matches!(file.model(), Err(Error::Config { field, .. }) if field == "rope_theta");
     assert_eq!(missing, name == QWEN);
     file.config["rope_parameters"] = json!({"rope_theta": theta, "rope_type": "default"});
@@ -193,7 +193,7 @@ fn rope_theta_may_sit_in_rope_parameters(#[values(QWEN, GLM)] name: &str) {
 const SIZES: MlaProjections =
     MlaProjections { n_heads: 4, qk_nope_head_dim: 64, v_head_dim: 64, kv_lora_rank: 128 };
 
-/// Replaces every layer's embed_q and unembed_out by the kv_b_proj they came from, as dense f32.
+/// Replaces every layer's embed_q and unembed_out with the kv_b_proj that they came from, as dense f32.
 fn with_dense_kv_b(file: &mut Rewrite) {
     let checkpoint = file.checkpoint().unwrap();
     for layer in 0..4 {
@@ -248,8 +248,8 @@ fn a_quantised_kv_b_proj_is_split_plainly_or_requantised() {
         assert_eq!(q[(head * 128 + r) * 64 + i], stored[(head * 128 + i) * 128 + r]);
         assert_eq!(out[(head * 64 + i) * 128 + r], stored[(head * 128 + 64 + i) * 128 + r]);
     }
-    // The key part gets other groups: up to half a 4-bit step, some 10 %. The value part keeps its groups, so that
-    // quantising it once more changes it by no more than bfloat16 does, 2^-8.
+    // The key part gets other groups, so it changes by up to half a 4-bit step, some 10 %. The value part keeps its
+    // groups, so quantising it again changes it by no more than bfloat16 does, 2^-8.
     let (key, value) = (rel_rms(&q4, &q), rel_rms(&out4, &out));
     assert!(key > 0.01 && key < 0.15, "{key}");
     assert!(value <= 0.004, "{value}");
@@ -268,7 +268,7 @@ fn q_proj_without_low_rank() {
     let q_proj = random_in(StorageDtype::BF16, 384 * 256, 0.05, 1);
     file.set_floats(&format!("{path}.q_proj.weight"), &[384, 256], &q_proj);
 
-    // The block again, from the slice operations alone and in f64 throughout.
+    // The block computed again with only the slice operations, in f64 throughout.
     let trace = file.model().unwrap().forward(&TOKENS).unwrap();
     let checkpoint = file.checkpoint().unwrap();
     let want = common::glm_attention(&checkpoint, path, &trace.get("embed").unwrap().data, &q_proj);

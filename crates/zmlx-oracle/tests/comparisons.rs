@@ -1,4 +1,4 @@
-//! NaN fails every comparison, and so do wrong lengths.
+//! NaN fails every comparison, and so do different lengths.
 
 use zmlx_oracle::compare::{
     Mismatch, Tolerance, argmax, assert_close, differing_expert_sets, log_softmax, logits_difference, margin,

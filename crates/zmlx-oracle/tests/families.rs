@@ -1,4 +1,4 @@
-//! A tiny model of each family against the recorded engine's `f32` run.
+//! A tiny model of each family, compared with the recorded engine's `f32` run.
 
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
@@ -9,7 +9,7 @@ use zmlx_oracle::compare::{differing_expert_sets, rel_rms};
 use zmlx_oracle::golden::TensorFile;
 use zmlx_oracle::model::Model;
 
-/// Relative RMS between two `f32` computations of the same formulas that add in different orders; a wrong formula
+/// The relative RMS between two `f32` computations of the same formulas that add in different orders. A wrong formula
 /// anywhere gives more than 2e-2.
 const SAME_F32: f64 = 1e-5;
 
@@ -63,7 +63,7 @@ fn taps_agree(
             _ => trace.get(name).unwrap().data.clone(),
         };
         if name.ends_with("expert_weights") {
-            // In the engine's order of experts.
+            // Sorted, because the engine's order of experts differs.
             let sorted = |values: &[f32]| {
                 let mut values = values.to_vec();
                 values.chunks_exact_mut(want.shape[1]).for_each(|row| row.sort_by(f32::total_cmp));

@@ -1,4 +1,4 @@
-//! Both tiny models against the recorded engine, whose `f32` version is the truth that this crate reproduces.
+//! Both tiny models, compared with the recorded engine. Its `f32` run is the truth that this crate reproduces.
 
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
@@ -13,12 +13,13 @@ use zmlx_oracle::compare::{
 use zmlx_oracle::golden::{Outcome, check_greedy};
 use zmlx_oracle::model::Model;
 
-/// Relative RMS between two `f32` computations of the same formulas that add in different orders. The worst seen is
-/// 1.8e-6, after the final norm; a wrong formula anywhere gives more than 1e-3.
+/// The relative RMS between two `f32` computations of the same formulas that add in different orders. The largest
+/// measured value is 1.8e-6, after the final norm. A wrong formula anywhere gives more than 1e-3.
 const SAME_F32: f64 = 1e-5;
 
-/// Two `f32` computations may differ about which token is best where the margin is below this, and their margins and
-/// log-probabilities by as much: SAME_F32 of logits of up to ±30 (worst seen 2.7e-4, past position 300).
+/// Two `f32` computations may choose different best tokens if the margin is below this, and their margins and
+/// log-probabilities may differ by as much: SAME_F32 of logits up to ±30 (the largest measured value is 2.7e-4, after
+/// position 300).
 const F32_MARGIN: f64 = 1e-3;
 
 #[rstest]
@@ -44,7 +45,7 @@ fn taps_and_decode_logits_agree(#[values(MODELS[0], MODELS[1])] name: &str) {
             let differing = differing_expert_sets(trace.indices(tap).unwrap(), &want.data, want.shape[1]);
             assert!(differing.is_empty(), "{tap}: tokens {differing:?}");
         } else if let Some(layer) = tap.strip_suffix(".expert_weights") {
-            // The engine's order of experts differs from ours: sort both by expert.
+            // The engine's order of experts differs from ours, so both are sorted by expert.
             let sorted = |indices: &[u32], weights: &[f32], top_k: usize| {
                 let mut slots: Vec<_> =
                     indices.iter().zip(weights).enumerate().map(|(i, (&e, &w))| (i / top_k, e, w)).collect();
@@ -125,7 +126,8 @@ fn sessions_equal_full_passes(#[values(MODELS[0], MODELS[1])] name: &str) {
     }
 }
 
-/// The recorded bfloat16 engine is near enough to the truth to tell right from wrong, and no nearer.
+/// The recorded bfloat16 engine is near enough to the truth to tell right from wrong, but not nearer than bfloat16
+/// allows.
 #[rstest]
 fn the_bf16_recording_is_within_its_declared_distance(#[values(MODELS[0], MODELS[1])] name: &str) {
     let model = Model::load(model_dir(name)).unwrap();
@@ -134,8 +136,8 @@ fn the_bf16_recording_is_within_its_declared_distance(#[values(MODELS[0], MODELS
     for (tap, bound) in [("embed", 0.01), ("layers.0.attn", 0.05), ("logits", 0.15)] {
         let want = taps.floats(&format!("bf16.{tap}")).unwrap().data;
         let error = rel_rms(&trace.get(tap).unwrap().data, &want);
-        // The recordings' README: 0.005 after the embedding, 0.01 to 0.03 after the first layers, 0.02 to 0.1 in
-        // the logits.
+        // The README of the recordings gives 0.005 after the embedding, 0.01 to 0.03 after the first layers, and 0.02
+        // to 0.1 in the logits.
         assert!(error > 1e-4 && error <= bound, "{tap}: relative RMS {error:e}");
     }
 }

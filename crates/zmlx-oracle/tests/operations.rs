@@ -1,4 +1,4 @@
-//! The slice operations against hand calculation, other forms of the same formula, and candle.
+//! The slice operations, compared with hand calculation, with other forms of the same formula, and with candle.
 
 use candle_core::{D, DType, Device, Tensor};
 use half::bf16;
@@ -11,7 +11,7 @@ use zmlx_oracle::ops::{
 };
 use zmlx_oracle::testing::{random_experts, random_f32};
 
-/// Two `f64` computations in another order: some thousand roundings of 1e-16.
+/// Two `f64` computations in different orders: some thousand roundings of 1e-16.
 const SAME_F64: f64 = 1e-12;
 
 fn tensor(x: &[f32], shape: &[usize]) -> Tensor {
@@ -82,7 +82,7 @@ fn elementwise_functions() {
     assert_eq!(add(&[1.0f32], &[2.0f64]), [3.0]);
     assert_eq!(softmax(&[f32::NEG_INFINITY, 3.0, 3.0]), [0.0, 0.5, 0.5]);
     assert!(softmax(&[f32::NAN, 1.0]).iter().any(|p| p.is_nan()));
-    // mean square (9 + 16) / 2 = 12.5
+    // The mean square is (9 + 16) / 2 = 12.5.
     let got = rms_norm(&[3.0f32, 4.0, 0.0, 0.0], &[1.0f32, 2.0], 0.0);
     assert!(max_abs(&got[..2], &[3.0 / 12.5f64.sqrt(), 8.0 / 12.5f64.sqrt()]) <= SAME_F64);
     let got = rms_norm(&[0.0f32, 0.0], &[1.0f32, 2.0], 1e-6);
@@ -150,7 +150,8 @@ fn noaux_router() {
         eps: 1e-20,
         routed_scaling_factor: 1.8,
     };
-    // sigmoid: 0.5 for all but expert 5; the bias alone decides between the others, but is no part of the weights.
+    // The sigmoid is 0.5 for all but expert 5. The bias alone decides between the others, but it is not part of the
+    // weights.
     let logits = [0.0f32, 0.0, 0.0, 0.0, 0.0, 3f32.ln()];
     let bias = [0.0f32, 0.3, 0.0, 0.1, 0.0, 0.0];
     let routing = noaux_tc(&logits, &bias, router);
@@ -162,14 +163,14 @@ fn noaux_router() {
     let one = noaux_tc(&logits, &bias, NoauxTc { top_k: 1, ..router });
     assert_eq!((one.indices, one.weights), (vec![1], vec![0.9]), "a single weight is not normalised");
 
-    // Groups {0,1,2} and {3,4,5}: sums of two 1.3 and 1.35, so only the second is kept.
+    // The groups are {0,1,2} and {3,4,5}. Their sums of two are 1.3 and 1.35, so only the second is kept.
     let grouped = noaux_tc(&logits, &bias, NoauxTc { n_group: 2, ..router });
     assert_eq!(grouped.indices, [5, 3]);
-    // Scores of experts in dropped groups become 0, not -∞: they can win over negative ones.
+    // The scores of experts in dropped groups become 0 and not -∞, so they can win over negative ones.
     let bias = [-2.0f32, -2.0, -2.0, -1.9, -1.9, -1.9];
     let negative = noaux_tc(&logits, &bias, NoauxTc { n_group: 2, ..router });
     assert_eq!(negative.indices, [0, 1]);
-    // Equal groups: the lower one is kept.
+    // Of equal groups the lower one is kept.
     let equal = noaux_tc(&[0.0f32; 6], &[0.0f32; 6], NoauxTc { n_group: 3, ..router });
     assert_eq!(equal.indices, [0, 1]);
 }
@@ -204,7 +205,7 @@ fn attention_equals_candle(
     assert!(rel_rms(&got, &values(&want().expect("fitting shapes"))) <= SAME_F64);
 }
 
-/// Absorbed: queries go into the latent space, the latents are keys and values, and the sum comes back out.
+/// The absorbed form: queries go into the latent space, the latents are keys and values, and the sum comes back out.
 #[rstest]
 fn expanded_latent_attention_equals_the_absorbed_form(
     #[values((4, 4), (1, 7), (2, 5))] (n_tokens, n_kv): (usize, usize),

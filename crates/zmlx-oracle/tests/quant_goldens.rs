@@ -1,4 +1,4 @@
-//! Packing, quantising, dequantising and the products with quantised weights against the recorded operations.
+//! Packing, quantising, dequantising and products with quantised weights, compared with recorded operations.
 
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
@@ -14,7 +14,7 @@ use zmlx_oracle::quant::{Format, Mode, QuantizedMatrix, Scales, StorageDtype, de
 
 const VERSIONS: [(&str, StorageDtype); 2] = [("f32", StorageDtype::F32), ("bf16", StorageDtype::BF16)];
 
-/// The recorded quantised weight whose tensors' names begin with `prefix`.
+/// The recorded quantised weight of the tensors whose names begin with `prefix`.
 fn recorded(file: &TensorFile, prefix: &str, format: Format) -> QuantizedMatrix {
     let (scales, biases) = (format!("{prefix}scales"), format!("{prefix}biases"));
     let matrix = QuantizedMatrix {
@@ -88,11 +88,12 @@ fn tensors_dequantise_as_slices_do() {
     }
 }
 
-/// Relative RMS bounds for products and for SwiGLU.
+/// Bounds of the relative RMS for products and for SwiGLU.
 ///
-/// f32: sums of 256 products in single precision, a random walk of about √256 · 2^-24 = 1e-6 of the result; SwiGLU
-/// multiplies two such (worst seen 3.1e-7 and 5.1e-7). bf16: the recorded engine adds all products in bfloat16, see
-/// [`bf16_kernels_round_after_every_operation`], about √256 · 2^-9 = 3e-2 (worst seen 2.1e-2 and 3.0e-2).
+/// f32: sums of 256 products in single precision differ by a random walk of about √256 · 2^-24 = 1e-6 of the result;
+/// SwiGLU multiplies two of these (the largest measured values are 3.1e-7 and 5.1e-7). bf16: the recorded engine adds
+/// all products in bfloat16, see [`bf16_kernels_round_after_every_operation`], about √256 · 2^-9 = 3e-2 (the largest
+/// measured values are 2.1e-2 and 3.0e-2).
 fn bounds(dtype: StorageDtype) -> [f64; 2] {
     if dtype == StorageDtype::F32 { [1e-6, 2e-6] } else { [3e-2, 4e-2] }
 }
@@ -128,7 +129,7 @@ fn products_agree_with_the_recorded_ones() {
 }
 
 /// The reason for the wide bfloat16 bounds above: rounding to bfloat16 after every product and every addition, in
-/// order, gives the recorded results bit for bit. The floating-point modes add within a group first, then scale.
+/// order, gives the recorded results bit for bit. The floating-point modes first add within a group, then scale.
 #[test]
 fn bf16_kernels_round_after_every_operation() {
     let round = |x: f32| StorageDtype::BF16.round(x);

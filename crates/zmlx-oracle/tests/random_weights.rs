@@ -1,4 +1,4 @@
-//! The random weights for other crates' suites: their bytes mean their values.
+//! Random weights for the tests of other crates: their bytes have the values that they claim.
 
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
@@ -29,7 +29,7 @@ fn bytes_decode_to_the_values() {
             let got = dequantize(&packed, &scales, biases.as_ref(), format).unwrap();
             assert_eq!(got.dims(), [2, 3, 256]);
             assert_eq!(got.flatten_all().unwrap().to_vec1::<f32>().unwrap(), w.values);
-            // One rounding to f32 of the product and one of the sum; values stay below 1.
+            // The product and the sum are each rounded to f32 once. Values stay below 1.
             assert!(max_abs(&w.values, &w.values_f64) <= 1.2e-7, "{}", format.name());
             let most = w.values.iter().fold(0f32, |m, x| m.max(x.abs()));
             assert!(most > 0.02 && most < 1.0, "{}: {most}", format.name());

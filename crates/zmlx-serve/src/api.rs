@@ -1,4 +1,4 @@
-//! The interfaces: what they send and expect, and the server's own terms between.
+//! The interfaces: the fields that they read and write, and their translation to the server's own types.
 
 pub(crate) mod anthropic;
 pub(crate) mod fields;

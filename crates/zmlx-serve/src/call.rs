@@ -1,4 +1,4 @@
-//! What the interfaces have in common: a request in the server's own terms.
+//! A request in the server's own types, which all interfaces share.
 
 use serde_json::{Map, Value};
 use zmlx_models::{ChatMessage, SamplingParams};
@@ -9,30 +9,31 @@ use crate::tools::Tool;
 /// How an answer is generated.
 #[derive(Clone, Debug)]
 pub(crate) struct Settings {
-    /// Most tokens; to the server's default without.
+    /// The largest number of tokens; `None` means the server's default.
     pub(crate) max_tokens: Option<usize>,
     pub(crate) min_tokens: usize,
     pub(crate) sampling: SamplingParams,
     /// Texts that end the answer.
     pub(crate) stop: Vec<String>,
-    /// Tokens that end it, besides the model's.
+    /// Tokens that end it, in addition to the model's.
     pub(crate) stop_token_ids: Vec<u32>,
-    /// Whether the model's own end tokens do.
+    /// Whether the model's own end tokens end it.
     pub(crate) end_tokens: EndTokens,
-    /// Probabilities that are told: of the token, and of so many others. `None` is none at all.
+    /// The number of other tokens whose probabilities are reported with that of the chosen token. `None` reports no
+    /// probabilities.
     pub(crate) logprobs: Option<usize>,
 }
 
-/// What the model's end tokens do.
+/// The effect of the model's end tokens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum EndTokens {
     /// They end the answer.
     End,
-    /// They pass unseen.
+    /// They have no effect.
     Ignored,
 }
 
-/// Whether tools must or may be called.
+/// Whether tools must be called, or may be called.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum ToolChoice {
     None,
@@ -45,16 +46,16 @@ pub(crate) enum ToolChoice {
 #[derive(Clone, Debug)]
 pub(crate) struct ChatCall {
     pub(crate) messages: Vec<ChatMessage>,
-    /// The tools, and as the template sees them.
+    /// The tools, and below the tools in the form for the template.
     pub(crate) tools: Vec<Tool>,
     pub(crate) tools_json: Vec<Value>,
     pub(crate) choice: ToolChoice,
-    /// Most calls of tools; `None` is any number.
+    /// The largest number of tool calls; `None` means any number.
     pub(crate) most_calls: Option<usize>,
     /// Variables of the template.
     pub(crate) kwargs: Map<String, Value>,
     pub(crate) structure: Option<Structure>,
-    /// The last message is gone on with, rather than answered.
+    /// Whether the last message is continued instead of answered.
     pub(crate) continues: Continues,
     pub(crate) settings: Settings,
     /// The field that holds the conversation.
@@ -85,7 +86,7 @@ pub(crate) enum TextPrompt {
     Tokens(Vec<u32>),
 }
 
-/// Most calls of an answer. Who forces a call gets one, unless more are asked for.
+/// The largest number of calls in an answer. If a call is forced, there is one, unless the request allows several.
 pub(crate) fn most_calls(choice: &ToolChoice, is_parallel: Option<bool>) -> Option<usize> {
     let is_one = match (choice, is_parallel) {
         (ToolChoice::Named(_), _) | (_, Some(false)) | (ToolChoice::Required, None) => true,
@@ -95,7 +96,7 @@ pub(crate) fn most_calls(choice: &ToolChoice, is_parallel: Option<bool>) -> Opti
 }
 
 impl ChatCall {
-    /// The tools that the model is shown.
+    /// The tools that the model sees.
     pub(crate) fn shown_tools(&self) -> Option<&[Value]> {
         let is_shown = self.choice != ToolChoice::None && !self.tools_json.is_empty();
         is_shown.then_some(self.tools_json.as_slice())

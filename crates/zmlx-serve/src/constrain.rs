@@ -1,6 +1,6 @@
-//! Structured output: which tokens may come next, by a grammar.
+//! Structured output: a grammar determines which tokens may come next.
 //!
-//! Grammars are compiled on the server's threads and kept; the engine asks each one for its mask.
+//! Grammars are compiled on the server's threads and kept. The engine asks each one for its mask.
 
 mod forced;
 mod vocabulary;
@@ -20,19 +20,19 @@ use crate::error::Error;
 use crate::model::ServedModel;
 pub(crate) use forced::{Calls, CallsWanted};
 
-/// Compiled grammars that are kept.
+/// Number of compiled grammars that are kept.
 const N_KEPT: usize = 32;
-/// No schema that a person writes is longer.
+/// No schema written by a person is longer, in bytes.
 const MAX_GRAMMAR_BYTES: usize = 1 << 20;
 
-/// What an answer must look like.
+/// The required structure of an answer.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Structure {
-    /// A JSON value that a schema admits.
+    /// A JSON value that matches a schema.
     Schema(Value),
-    /// A text that matches as a whole.
+    /// A text that matches a regular expression as a whole.
     Regex(String),
-    /// One of these.
+    /// One of these texts.
     Choice(Vec<String>),
     /// A Lark grammar.
     Grammar(String),
@@ -44,7 +44,7 @@ impl Structure {
         Self::Schema(json!({"type": "object"}))
     }
 
-    /// The rule `name` and what it needs.
+    /// The rule `name` and the rules that it needs.
     fn rules(&self, name: &str) -> String {
         match self {
             Self::Schema(schema) => format!("{name}: {}\n", inline_json(schema)),
@@ -58,7 +58,8 @@ impl Structure {
     }
 }
 
-/// A schema within a Lark grammar. Without white space between tokens, or small models never end.
+/// A schema inside a Lark grammar. White space between tokens is not allowed, because small models would never stop
+/// writing it.
 fn inline_json(schema: &Value) -> String {
     let mut schema = schema.clone();
     if schema == Value::Bool(true) {
@@ -70,12 +71,12 @@ fn inline_json(schema: &Value) -> String {
     format!("%json {schema}")
 }
 
-/// A text as a literal of Lark.
+/// A text as a literal in Lark.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()
 }
 
-/// A regular expression between slashes, without the anchors of one that matches as a whole anyway.
+/// A regular expression between slashes. Its anchors are removed, because the grammar matches as a whole anyway.
 fn in_slashes(regex: &str) -> String {
     let regex = regex.strip_prefix('^').unwrap_or(regex);
     let regex = regex.strip_suffix('$').filter(|rest| !rest.ends_with('\\')).unwrap_or(regex);
@@ -92,8 +93,8 @@ fn in_slashes(regex: &str) -> String {
     escaped
 }
 
-/// The grammar with its `start` under another name, as it becomes a part of another. Texts, regular expressions and comments
-/// stay as they are.
+/// The grammar with its rule `start` renamed, so that it can be a part of another grammar. Strings, regular expressions
+/// and comments stay as they are.
 fn renamed_start(lark: &str, name: &str) -> String {
     let is_word = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let mut renamed = String::with_capacity(lark.len() + 16);
@@ -116,7 +117,7 @@ fn renamed_start(lark: &str, name: &str) -> String {
     renamed
 }
 
-/// The length of a literal between two of these.
+/// The length of a literal between two of these quotes.
 fn literal_len(text: &str, quote: char) -> usize {
     let mut is_escaped = false;
     for (at, c) in text.char_indices().skip(1) {
@@ -128,14 +129,14 @@ fn literal_len(text: &str, quote: char) -> usize {
     text.len()
 }
 
-/// Where in the answer the structure begins.
+/// What comes before the structure in the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Before {
-    /// At its beginning.
+    /// Nothing.
     Nothing,
-    /// Behind thinking that the prompt has opened.
+    /// Thinking that the prompt has opened.
     OpenThinking,
-    /// Behind thinking, if the answer begins with it.
+    /// Thinking, if the answer begins with it.
     PerhapsThinking,
 }
 
@@ -158,7 +159,7 @@ pub(crate) struct Constraints {
     eos_token_ids: Vec<u32>,
     vocab_size: usize,
     factory: OnceLock<Result<ParserFactory, String>>,
-    /// Compiled grammars by their texts, the newest last.
+    /// Compiled grammars by their texts. The newest one is last.
     kept: Mutex<VecDeque<(String, Matcher)>>,
 }
 
@@ -182,10 +183,11 @@ impl Constraints {
         })
     }
 
-    /// A constraint for answers of a structure. Takes milliseconds for new ones: not for threads that must not wait.
+    /// A constraint for answers with a structure. A new one takes milliseconds, so this must not run on threads that
+    /// must not block.
     ///
     /// # Errors
-    /// Why the structure cannot be had, for the client.
+    /// A reason for the client why the structure is not possible.
     pub(crate) fn structure(&self, structure: &Structure, before: Before) -> Result<Grammatical, String> {
         match (structure, before) {
             (Structure::Grammar(lark), Before::Nothing) => self.compile(lark.clone()),
@@ -193,7 +195,7 @@ impl Constraints {
         }
     }
 
-    /// A constraint for calls of tools.
+    /// A constraint for tool calls.
     ///
     /// # Errors
     /// As [`Constraints::structure`].
@@ -201,7 +203,7 @@ impl Constraints {
         self.compile(format!("{}{}", before.rules(), calls.rules("answer")))
     }
 
-    /// A constraint for answers of a structure, or calls of tools instead.
+    /// A constraint for answers with a structure, or with tool calls in their place.
     ///
     /// # Errors
     /// As [`Constraints::structure`].
@@ -218,7 +220,7 @@ impl Constraints {
     fn compile(&self, grammar: String) -> Result<Grammatical, String> {
         if grammar.len() > MAX_GRAMMAR_BYTES {
             return Err(format!(
-                "the grammar has {} bytes, at most {MAX_GRAMMAR_BYTES} are admitted",
+                "the grammar has {} bytes, at most {MAX_GRAMMAR_BYTES} are allowed",
                 grammar.len()
             ));
         }
@@ -235,7 +237,7 @@ impl Constraints {
         if let Some(why) = matcher.get_error() {
             return Err(why);
         }
-        // A grammar that nothing fits, or whose first step is too much, fails here.
+        // A grammar that nothing matches, or whose first step takes too long, fails here.
         matcher.compute_mask().map_err(|why| why.to_string())?;
         let mut kept = kept();
         if kept.len() >= N_KEPT {
@@ -246,10 +248,10 @@ impl Constraints {
     }
 }
 
-/// A grammar at some point of a text.
+/// A grammar at some position of a text.
 pub(crate) struct Grammatical {
     matcher: Matcher,
-    /// Generated tokens that it has seen.
+    /// Number of generated tokens that it has seen.
     n_seen: usize,
     mask: SimpleVob,
 }
@@ -267,7 +269,7 @@ impl Grammatical {
 
     fn see(&mut self, generated: &[u32]) -> zmlx_models::Result<()> {
         for &token in generated.get(self.n_seen..).unwrap_or_default() {
-            // Behind the end of the text nothing is checked.
+            // After the end of the text nothing is checked.
             if !self.matcher.is_stopped() {
                 self.matcher.consume_token(token).map_err(failed)?;
             }

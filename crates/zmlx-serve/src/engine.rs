@@ -1,6 +1,6 @@
-//! The engine as the server's tasks see it: requests go in, what comes of them goes out.
+//! The engine as the server's tasks see it: they send requests and receive updates.
 //!
-//! The engine itself stays on the thread that calls [`crate::Server::run`]; [`driver`] is its loop.
+//! The engine itself stays on the thread that calls [`crate::Server::run`]. The module [`driver`] is its loop.
 
 pub(crate) mod driver;
 
@@ -12,58 +12,58 @@ use tokio::sync::mpsc;
 use zmlx_models::Request;
 use zmlx_models::engine::{Finished, Token};
 
-/// Updates that a request may be ahead of its reader before they are kept apart.
+/// Number of updates in the channel of a request. Further ones are kept until its reader has taken these.
 const N_UPDATES: usize = 64;
 
-/// Something that happened to a request.
+/// An update about a request.
 #[derive(Debug)]
 pub(crate) enum Update {
-    /// It got its place.
+    /// It got a slot.
     Started { n_cached_tokens: usize, queue_time: Duration },
     /// A token was chosen.
     Token(Token),
     /// It is done.
     Finished(Finished),
-    /// It is done, but badly.
+    /// It failed.
     Failed(Failure),
 }
 
-/// Why a request came to nothing.
+/// Why a request failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Failure {
-    /// The engine refused it, or failed.
+    /// The engine refused it, or the engine failed.
     #[error(transparent)]
     Engine(zmlx_models::Error),
-    /// It would have been one too many.
-    #[error("the server is busy: {n_waiting} requests wait already")]
+    /// The queue was full.
+    #[error("the server is busy: {n_waiting} requests are already waiting")]
     QueueFull { n_waiting: usize },
-    /// It has waited for its place too long.
-    #[error("the server is busy: the request waited {seconds} s for its place")]
+    /// It waited for a slot for too long.
+    #[error("the server is busy: the request waited {seconds} s for a slot")]
     QueueTimeout { seconds: u64 },
-    /// The server is about to end.
+    /// The server is shutting down.
     #[error("the server is stopping")]
     Stopping,
 }
 
-/// What the engine's thread is told.
+/// A command for the engine's thread.
 #[derive(Debug)]
 pub(crate) enum Command {
     /// A request.
     Submit { request: Box<Request>, updates: mpsc::Sender<Update> },
-    /// No more requests: those that run may end.
+    /// Accept no more requests. Those that run may finish.
     Stop,
 }
 
-/// What the engine is doing.
+/// The present state of the engine.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Status {
-    /// Tokens in the caches, for each sequence that runs.
+    /// For each running sequence, its number of tokens in the caches.
     pub(crate) n_tokens: Vec<usize>,
-    /// Seconds until the next place is free, as far as one can tell.
+    /// An estimate of the seconds until the next slot is free.
     pub(crate) retry_after: u64,
 }
 
-/// The way to the engine.
+/// The connection to the engine.
 #[derive(Debug)]
 pub(crate) struct EngineHandle {
     commands: Mutex<blocking::Sender<Command>>,
@@ -86,7 +86,7 @@ impl EngineHandle {
         (handle, receiver)
     }
 
-    /// Sends a request in. Dropping the ticket cancels it.
+    /// Submits a request. Dropping the ticket cancels it.
     pub(crate) fn submit(&self, request: Request) -> Result<Ticket, Failure> {
         let most = self.n_slots.saturating_add(self.max_queue);
         let active = Active { n: Arc::clone(&self.n_active) };
@@ -99,9 +99,9 @@ impl EngineHandle {
         Ok(Ticket { updates: receiver, _active: active })
     }
 
-    /// Lets those that run end, and no others begin.
+    /// Lets running requests finish, and starts no others.
     pub(crate) fn stop(&self) {
-        // If the engine's thread has gone there is nothing to end.
+        // If the engine's thread has ended, there is nothing to stop.
         let _ = self.send(Command::Stop);
     }
 
@@ -118,14 +118,14 @@ impl EngineHandle {
     }
 }
 
-/// A request on its way.
+/// A submitted request.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     pub(crate) updates: mpsc::Receiver<Update>,
     _active: Active,
 }
 
-/// Counts as a request until it is dropped.
+/// Counts as an active request until it is dropped.
 #[derive(Debug)]
 struct Active {
     n: Arc<AtomicUsize>,

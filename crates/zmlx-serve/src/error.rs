@@ -1,4 +1,4 @@
-//! What the server answers where it cannot do what it is asked, and why it does not start.
+//! The server's answers when it cannot do what a client asks, and the errors that stop it.
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
@@ -7,51 +7,51 @@ use serde_json::{Value, json};
 
 use crate::engine::Failure;
 
-/// Why a server did not start, or ended.
+/// Why a server did not start, or why it ended.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// It cannot listen there.
+    /// It cannot listen on the address.
     #[error("cannot listen on {address}: {source}")]
     Listen {
-        /// Where.
+        /// The address.
         address: String,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// An option makes no sense.
+    /// The value of an option makes no sense.
     #[error("{option}: expected {want}, got {got}")]
     Option {
         /// The option.
         option: &'static str,
-        /// What it must be.
+        /// The values that are allowed.
         want: &'static str,
-        /// What it is.
+        /// The value.
         got: String,
     },
-    /// The system refused threads or signals.
+    /// The system refused to start threads or to handle signals.
     #[error("the server's threads cannot be started: {source}")]
     Start {
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
     /// The tokenizer's vocabulary cannot be used for structured output.
     #[error("the vocabulary cannot be used for structured output: {why}")]
     Vocabulary {
-        /// Why.
+        /// The reason.
         why: String,
     },
 }
 
-/// An error that a client is told.
+/// An error for a client.
 #[derive(Clone, Debug)]
 pub(crate) struct ApiError {
     pub(crate) status: StatusCode,
     pub(crate) message: String,
-    /// The field that it is about.
+    /// The field that caused it.
     pub(crate) param: Option<String>,
     pub(crate) code: Option<&'static str>,
-    /// After so many seconds it is worth another try.
+    /// The number of seconds after which the client should try again.
     pub(crate) retry_after: Option<u64>,
 }
 
@@ -63,7 +63,7 @@ impl ApiError {
         Self { status, message: message.into(), param: None, code: None, retry_after: None }
     }
 
-    /// A field that is wrong.
+    /// An error in a field.
     pub(crate) fn field(param: impl Into<String>, message: impl AsRef<str>) -> Self {
         let param = param.into();
         let message = format!("{param}: {}", message.as_ref());
@@ -80,7 +80,7 @@ impl ApiError {
 
     pub(crate) fn too_long(param: &str, n_tokens: usize, limit: usize) -> Self {
         let message = format!(
-            "the prompt has {n_tokens} tokens, but the context is {limit} tokens, of which at least one is for the answer"
+            "the prompt has {n_tokens} tokens, but the context is {limit} tokens, and at least one is needed for the answer"
         );
         Self {
             code: Some(TOO_LONG),
@@ -97,7 +97,7 @@ impl ApiError {
         }
     }
 
-    /// What a request's failure is for its client. `retry_after` is told where another try may help.
+    /// The error for the client of a failed request. `retry_after` is included if another attempt may help.
     pub(crate) fn of_failure(failure: Failure, param: &str, retry_after: u64) -> Self {
         match failure {
             Failure::QueueFull { .. } | Failure::QueueTimeout { .. } | Failure::Stopping => {
@@ -107,7 +107,7 @@ impl ApiError {
         }
     }
 
-    /// What an error of the models' crate is for the client.
+    /// The client's version of an error of the models' crate.
     pub(crate) fn of_engine(error: &zmlx_models::Error, param: &str) -> Self {
         use zmlx_models::Error as E;
         let bad = |code| Self {
@@ -130,7 +130,7 @@ impl ApiError {
         }
     }
 
-    /// The error as OpenAI's clients expect it.
+    /// The error in the form for OpenAI's clients.
     pub(crate) fn openai(&self) -> Value {
         let kind = match self.status.as_u16() {
             401 => "authentication_error",
@@ -142,7 +142,7 @@ impl ApiError {
         json!({"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}})
     }
 
-    /// The error as Anthropic's clients expect it.
+    /// The error in the form for Anthropic's clients.
     pub(crate) fn anthropic(&self, request_id: &str) -> Value {
         let kind = match self.status.as_u16() {
             401 => "authentication_error",
@@ -163,7 +163,7 @@ impl ApiError {
 }
 
 impl IntoResponse for ApiError {
-    /// The status alone: the body is written where the path is known, in the words of its clients.
+    /// Only the status. The body is written where the path is known, in the form for the path's clients.
     fn into_response(self) -> Response<Body> {
         let mut response = Response::new(Body::empty());
         *response.status_mut() = self.status;
@@ -172,7 +172,7 @@ impl IntoResponse for ApiError {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
         }
         if self.status == StatusCode::PAYLOAD_TOO_LARGE || self.status == StatusCode::REQUEST_TIMEOUT {
-            // What is left of the body is not read.
+            // The rest of the request's body is not read.
             headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
         if self.status == StatusCode::UNAUTHORIZED {

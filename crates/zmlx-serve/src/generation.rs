@@ -1,4 +1,4 @@
-//! An answer as it comes: the engine's tokens, read into thinking, text and calls.
+//! An answer as it is generated: the engine's tokens are parsed into thinking, text and calls.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -15,16 +15,16 @@ use crate::prepare::Prepared;
 use crate::state::State;
 use crate::tools::{OutputParser, Piece, TextEnd};
 
-/// What an answer consists of, in its order.
+/// The parts of an answer, in order.
 #[derive(Debug)]
 pub(crate) enum Output {
-    /// What came of a token: perhaps nothing yet.
+    /// The results of a token, which may be empty.
     Step { pieces: Vec<Piece>, logprob: Option<TokenInfo> },
     /// Its end.
     End { pieces: Vec<Piece>, summary: Summary },
 }
 
-/// A token and how probable it was.
+/// A token and its probability.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenInfo {
     pub(crate) chosen: TokenLogprob,
@@ -40,13 +40,13 @@ pub(crate) enum Finish {
     StopString(String),
     /// The model called tools.
     ToolCalls,
-    /// It is as long as it may be.
+    /// It reached its maximal length.
     Length,
     /// The context is full.
     Context,
 }
 
-/// What there is to say of an answer at its end.
+/// The facts about an answer at its end.
 #[derive(Clone, Debug)]
 pub(crate) struct Summary {
     pub(crate) finish: Finish,
@@ -63,7 +63,7 @@ pub(crate) struct Usage {
     pub(crate) n_reasoning: usize,
 }
 
-/// An answer on its way. Dropping it ends it.
+/// An answer in progress. Dropping it stops it.
 #[derive(Debug)]
 pub(crate) struct Generation {
     ticket: Ticket,
@@ -75,18 +75,18 @@ pub(crate) struct Generation {
     wants_logprobs: bool,
     param: &'static str,
     n_calls: usize,
-    /// True within a call whose name has been told.
+    /// True inside a call whose name has been sent.
     is_in_call: bool,
     started: Instant,
     first_token: Option<Instant>,
     last_token: Option<Instant>,
-    /// The end, if the last token has told it before the engine.
+    /// The end, if the parser found it before the engine did.
     ending: Option<Summary>,
     is_done: bool,
     log: Log,
 }
 
-/// The line that the log gets of a request.
+/// The line in the log for a request.
 #[derive(Debug)]
 struct Log {
     id: String,
@@ -96,7 +96,7 @@ struct Log {
 }
 
 impl Generation {
-    /// Sends a prepared request in and waits until it has its place.
+    /// Submits a prepared request and waits until it has a slot.
     pub(crate) async fn begin(
         state: Arc<State>,
         prepared: Prepared,
@@ -111,7 +111,7 @@ impl Generation {
         let (n_cached, queue_time) = match ticket.updates.recv().await {
             Some(Update::Started { n_cached_tokens, queue_time }) => (n_cached_tokens, queue_time),
             Some(Update::Failed(failure)) => return Err(failed(&state, failure)),
-            // The engine has gone, or told of tokens before the beginning.
+            // The engine has ended, or reported tokens before the start.
             _ => return Err(ApiError::internal()),
         };
         Ok(Self {
@@ -191,7 +191,7 @@ impl Generation {
         Output::Step { pieces, logprob }
     }
 
-    /// Counts calls; true if the last one that is wanted is whole. What follows it is left out.
+    /// Counts calls. Returns true when the last wanted call is complete; what follows it is left out.
     fn watch(&mut self, pieces: &mut Vec<Piece>) -> bool {
         for at in 0..pieces.len() {
             match pieces[at] {
@@ -240,12 +240,12 @@ impl Generation {
             Finish::Length => "length",
             Finish::Context => "context",
         };
-        // What the engine still has to say of it nobody needs.
+        // Later updates of the engine are not needed.
         self.ticket.updates.close();
         Summary { finish, usage: self.usage, timings: self.timings() }
     }
 
-    /// The times as llama-server tells them, in milliseconds.
+    /// The times in the form of llama-server, in milliseconds.
     pub(crate) fn timings(&self) -> Value {
         let first = self.first_token.unwrap_or_else(Instant::now);
         let last = self.last_token.unwrap_or(first);
@@ -283,7 +283,7 @@ impl Drop for Generation {
     }
 }
 
-/// A whole answer.
+/// A complete answer.
 #[derive(Debug, Default)]
 pub(crate) struct Answer {
     pub(crate) reasoning: String,
@@ -292,16 +292,16 @@ pub(crate) struct Answer {
     pub(crate) logprobs: Vec<TokenInfo>,
 }
 
-/// A call of a tool.
+/// A tool call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct AnswerCall {
     pub(crate) name: String,
-    /// JSON text.
+    /// The arguments as JSON text.
     pub(crate) arguments: String,
 }
 
 impl Answer {
-    /// Waits for all of an answer.
+    /// Waits for the complete answer.
     pub(crate) async fn collect(generation: &mut Generation) -> Result<(Self, Summary), ApiError> {
         let mut answer = Self::default();
         let mut open = None;

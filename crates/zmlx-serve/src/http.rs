@@ -1,4 +1,4 @@
-//! HTTP: paths, who may come in, bodies, errors in the words of each interface.
+//! HTTP: paths, access, bodies, and errors in the form of each interface.
 
 pub(crate) mod body;
 mod decode;
@@ -24,7 +24,7 @@ use crate::error::ApiError;
 use crate::options::Feature;
 use crate::state::{State, new_id};
 
-/// The paths, as metrics name them.
+/// The names of the paths in metrics.
 const PATHS: [&str; 17] = [
     "/chat/completions",
     "/completions",
@@ -45,7 +45,7 @@ const PATHS: [&str; 17] = [
     "other",
 ];
 
-/// Everything that the server answers.
+/// The router with all paths.
 pub(crate) fn router(state: Arc<State>) -> Router {
     let mut router = Router::new();
     for prefix in ["", "/v1"] {
@@ -82,7 +82,7 @@ pub(crate) fn router(state: Arc<State>) -> Router {
         .with_state(state)
 }
 
-/// Lets a request in, and gives its answer the headers and the form that its clients expect.
+/// Checks a request, and gives its answer the headers and the form that its clients expect.
 async fn around(
     axum::extract::State(state): axum::extract::State<Arc<State>>,
     request: Request,
@@ -121,7 +121,7 @@ async fn around(
 
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
-/// The path's name in metrics.
+/// The name of the path in metrics.
 fn label(path: Option<&str>) -> &'static str {
     let path = path.unwrap_or("other");
     let path = path.strip_prefix("/v1").filter(|rest| !rest.is_empty()).unwrap_or(path);

@@ -1,8 +1,8 @@
 //! The server of `zmlx serve`: OpenAI's and Anthropic's interfaces on zmlx's engine.
 //!
-//! [`Server::bind`] listens; [`Server::run`] serves a model on the thread that calls it, which the engine never leaves. HTTP
-//! runs on threads of its own: they read requests, render and tokenise prompts ([`tools`] reads the answers), and talk to the
-//! engine through channels. A client that has gone closes its channel, which ends its request.
+//! [`Server::bind`] listens. [`Server::run`] serves a model on the calling thread, and the engine stays on this thread.
+//! HTTP runs on separate threads: they read requests, render and tokenise prompts, parse answers ([`tools`]), and talk
+//! to the engine through channels. When a client disconnects, its channel closes, which ends its request.
 #![forbid(unsafe_code)]
 
 mod api;

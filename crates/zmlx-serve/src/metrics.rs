@@ -1,4 +1,4 @@
-//! What the server counts, for Prometheus.
+//! The server's metrics for Prometheus.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, PoisonError};
@@ -47,14 +47,14 @@ pub(crate) struct Metrics {
     kv_bytes: Family<StateLabels, Gauge<u64, AtomicU64>>,
     kv_budget: Gauge<u64, AtomicU64>,
     prefix_entries: Gauge,
-    /// Requests that were ended from outside.
+    /// Requests that were ended by the client or the server before they finished.
     pub(crate) cancelled: Counter,
     pub(crate) first_token_seconds: Histogram,
     pub(crate) inter_token_seconds: Histogram,
     pub(crate) request_seconds: Histogram,
     pub(crate) queue_seconds: Histogram,
     pub(crate) batch_size: Histogram,
-    /// The engine's counters when they were last looked at.
+    /// The engine's counters at the last update.
     seen: Mutex<EngineStats>,
 }
 
@@ -95,32 +95,36 @@ impl Metrics {
         r.register("prompt_tokens", "Tokens of prompts that were computed", self.prompt_tokens.clone());
         r.register("prompt_cached_tokens", "Tokens of prompts that were cached", self.cached_tokens.clone());
         r.register("generated_tokens", "Tokens that were generated", self.generated_tokens.clone());
-        r.register("preemptions", "Sequences that gave their place up", self.preemptions.clone());
+        r.register("preemptions", "Sequences that gave up their slot", self.preemptions.clone());
         r.register("requests", "Requests by path and status", self.requests.clone());
         r.register("requests_running", "Sequences that run", self.running.clone());
         r.register("requests_waiting", "Sequences that wait", self.waiting.clone());
-        r.register("requests_cancelled", "Requests that were ended from outside", self.cancelled.clone());
+        r.register("requests_cancelled", "Requests that were ended early", self.cancelled.clone());
         r.register("kv_cache_bytes", "Bytes of keys and values", self.kv_bytes.clone());
-        r.register("kv_cache_budget_bytes", "Most bytes of keys and values", self.kv_budget.clone());
+        r.register("kv_cache_budget_bytes", "Limit of these bytes", self.kv_budget.clone());
         r.register("prefix_cache_entries", "Idle sequences", self.prefix_entries.clone());
-        r.register("time_to_first_token_seconds", "From arrival to token", self.first_token_seconds.clone());
-        r.register("inter_token_seconds", "From token to token", self.inter_token_seconds.clone());
-        r.register("request_seconds", "From arrival to end", self.request_seconds.clone());
-        r.register("queue_seconds", "From arrival to a place", self.queue_seconds.clone());
+        r.register(
+            "time_to_first_token_seconds",
+            "From arrival to the first token",
+            self.first_token_seconds.clone(),
+        );
+        r.register("inter_token_seconds", "From one token to the next", self.inter_token_seconds.clone());
+        r.register("request_seconds", "From arrival to the end", self.request_seconds.clone());
+        r.register("queue_seconds", "From arrival to a slot", self.queue_seconds.clone());
         r.register("batch_size", "Sequences that got a token in a step", self.batch_size.clone());
     }
 
-    /// Counts a request of one of the server's paths.
+    /// Counts a request for one of the server's paths.
     pub(crate) fn count(&self, path: &'static str, status: u16) {
         self.requests.get_or_create(&RequestLabels { path, status }).inc();
     }
 
-    /// The budget of keys and values.
+    /// Sets the limit of the bytes of keys and values.
     pub(crate) fn set_budget(&self, bytes: Option<u64>) {
         self.kv_budget.set(bytes.unwrap_or(0));
     }
 
-    /// Takes over what the engine has counted.
+    /// Updates the metrics from the engine's counters.
     pub(crate) fn update(&self, stats: &EngineStats) {
         let mut seen = self.seen.lock().unwrap_or_else(PoisonError::into_inner);
         self.prompt_tokens.inc_by(stats.n_prompt_tokens.saturating_sub(seen.n_prompt_tokens));
@@ -139,7 +143,7 @@ impl Metrics {
         set(CacheState::running, stats.kv_bytes - idle);
     }
 
-    /// The text for Prometheus.
+    /// The metrics in the text format for Prometheus.
     pub(crate) fn text(&self) -> String {
         let mut text = String::new();
         // Writing to a string does not fail.

@@ -1,4 +1,4 @@
-//! The model that a server serves.
+//! The model of a server.
 
 use std::sync::Arc;
 
@@ -9,22 +9,22 @@ use crate::error::Error;
 use crate::options::{SamplingDefaults, ServerOptions, ToolParser};
 use crate::tools::ToolSyntax;
 
-/// What the server knows of its model besides the engine that runs it.
+/// The facts about a model that the server needs besides the engine that runs it.
 #[derive(Debug)]
 pub struct ServedModel {
     /// Its name.
     pub id: String,
-    /// Where it came from, as it was given.
+    /// Where it came from, as the user gave it.
     pub path: Option<String>,
-    /// Text to tokens and back.
+    /// Turns text into tokens and back.
     pub tokenizer: Arc<Tokenizer>,
-    /// Conversations to prompts; without, there is only text to continue.
+    /// Turns conversations into prompts. `None` if the model can only continue texts.
     pub template: Option<ChatTemplate>,
     /// The tokens that end a text.
     pub eos_token_ids: Vec<u32>,
-    /// Number of token ids that the model has logits for.
+    /// Number of token ids for which the model has logits.
     pub vocab_size: usize,
-    /// How tokens are chosen where a request does not say.
+    /// How tokens are chosen if a request does not say it.
     pub sampling: SamplingDefaults,
 }
 
@@ -32,9 +32,9 @@ pub struct ServedModel {
 #[derive(Debug)]
 pub(crate) struct Loaded {
     pub(crate) model: ServedModel,
-    /// Most tokens of a sequence.
+    /// The largest number of tokens in a sequence.
     pub(crate) context: usize,
-    /// How its calls of tools are read, if they are.
+    /// The syntax of its tool calls; `None` if calls are not parsed.
     pub(crate) syntax: Option<ToolSyntax>,
     pub(crate) constraints: Constraints,
     /// When it was loaded, in seconds since 1970.
@@ -54,7 +54,7 @@ impl Loaded {
         Ok(Self { model, context, syntax, constraints, created: now() })
     }
 
-    /// True if a request means this model.
+    /// True if a request with this name asks for this model.
     pub(crate) fn is_named(&self, name: &str, options: &ServerOptions) -> bool {
         options.any_model
             || matches!(name, "" | "default" | "default_model")

@@ -1,4 +1,4 @@
-//! What a server is told when it starts.
+//! The options with which a server starts.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -9,75 +9,77 @@ use zmlx_models::SamplingParams;
 
 use crate::tools::ToolSyntax;
 
-/// How a server listens and what it admits.
+/// How a server listens, and what it allows.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
     /// The name or address to listen on.
     pub host: String,
-    /// The port; 0 is any free one.
+    /// The port; 0 means any free one.
     pub port: u16,
-    /// One of these is needed for everything but `/health` and the page; empty for no key.
+    /// The valid API keys. One of them is needed for everything except `/health` and the page. If the list is empty, no
+    /// key is needed.
     pub api_keys: Vec<String>,
-    /// Origins of web pages that may use the server, besides those on this machine. `*` is all of them.
+    /// Origins of web pages that may use the server, in addition to those on this machine. `*` allows all of them.
     pub allowed_origins: Vec<String>,
     /// Further names of the model.
     pub aliases: Vec<String>,
-    /// Serves every name as the model.
+    /// Whether every name is accepted as the name of the model.
     pub any_model: bool,
-    /// Tokens of an answer where a request does not say; to the end of the context without.
+    /// The largest number of tokens in an answer if a request does not say it; `None` means up to the end of the
+    /// context.
     pub max_tokens: Option<usize>,
-    /// Variables of the chat template; those of a request win.
+    /// Variables of the chat template. Those of a request take precedence.
     pub chat_template_args: Map<String, Value>,
     /// Whether thinking is split from the answers.
     pub reasoning: Reasoning,
-    /// How calls of tools are read.
+    /// How tool calls are parsed.
     pub tool_parser: ToolParser,
     /// Whether there is a page at `/`.
     pub page: Feature,
     /// Whether there is `/metrics`.
     pub metrics: Feature,
-    /// Sequences that run at once, as the engine was told.
+    /// The number of sequences that run at once, as configured in the engine.
     pub n_slots: usize,
-    /// Requests that may wait.
+    /// The largest number of requests that may wait.
     pub max_queue: usize,
-    /// How long a request waits at most.
+    /// How long a request may wait.
     pub queue_timeout: Duration,
-    /// How long a request may take in all; `None` is no limit.
+    /// How long a request may take in total; `None` sets no limit.
     pub request_timeout: Option<Duration>,
-    /// How long answers may go on once the server is told to end.
+    /// How long answers may continue after the server was told to stop.
     pub shutdown_timeout: Duration,
-    /// The longest body of a request, decoded.
+    /// The size of the longest body of a request in bytes, after decoding.
     pub max_body_bytes: usize,
 }
 
-/// Something that is there or not.
+/// Whether an optional part of the server exists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Feature {
-    /// It is there.
+    /// It exists.
     On,
-    /// It is not.
+    /// It does not exist.
     Off,
 }
 
-/// What becomes of thinking.
+/// How thinking is returned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reasoning {
-    /// It is told apart from the answer.
+    /// It is separate from the answer.
     Split,
     /// It stays in the answer, with its tags.
     InContent,
 }
 
-/// How calls of tools are read.
+/// How tool calls are parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ToolParser {
-    /// As the chat template writes them.
+    /// In the syntax that the chat template shows.
     OfTemplate,
     /// In this syntax.
     Fixed(ToolSyntax),
-    /// Not at all.
+    /// They are not parsed.
     Off,
 }
 
@@ -106,12 +108,12 @@ impl Default for ServerOptions {
     }
 }
 
-/// How tokens are chosen where a request does not say.
+/// How tokens are chosen if a request does not say it.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplingDefaults {
     /// As [`SamplingParams::temperature`].
     pub temperature: Option<f32>,
-    /// As [`SamplingParams::top_k`]; 0 is off.
+    /// As [`SamplingParams::top_k`]; 0 turns it off.
     pub top_k: Option<usize>,
     /// As [`SamplingParams::top_p`].
     pub top_p: Option<f32>,
@@ -122,7 +124,7 @@ pub struct SamplingDefaults {
 }
 
 impl SamplingDefaults {
-    /// What the text of a `generation_config.json` says. Values that make no sense are passed over.
+    /// Reads the text of a `generation_config.json`. Values that make no sense are ignored.
     pub fn of_generation_config(text: &str) -> Self {
         let config: Value = serde_json::from_str(text).unwrap_or_default();
         let number = |key: &str| config.get(key).and_then(Value::as_f64).map(|n| n as f32);
@@ -137,7 +139,7 @@ impl SamplingDefaults {
         if defaults.params().validate().is_ok() { defaults } else { Self::default() }
     }
 
-    /// These, and where they say nothing, `others`.
+    /// These values, with missing ones taken from `others`.
     #[must_use]
     pub fn or(self, others: Self) -> Self {
         Self {
@@ -149,7 +151,7 @@ impl SamplingDefaults {
         }
     }
 
-    /// The parameters of a request that says nothing: greedy where nothing is given.
+    /// The parameters for a request without settings: greedy unless defaults say otherwise.
     pub fn params(&self) -> SamplingParams {
         SamplingParams {
             temperature: self.temperature.unwrap_or(0.0),
@@ -163,13 +165,13 @@ impl SamplingDefaults {
 }
 
 impl ServerOptions {
-    /// True if only this machine reaches the server.
+    /// True if the server can be reached only from this machine.
     pub(crate) fn is_loopback(&self) -> bool {
         let host = self.host.trim_start_matches('[').trim_end_matches(']');
         host == "localhost" || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
     }
 
-    /// The names of the model besides its own, each once.
+    /// The additional names of the model, each once.
     pub(crate) fn names(&self) -> BTreeSet<&str> {
         self.aliases.iter().map(String::as_str).filter(|name| !name.is_empty()).collect()
     }

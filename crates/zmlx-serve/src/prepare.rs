@@ -1,4 +1,4 @@
-//! From a request to the engine's: prompt, tokens, grammar.
+//! Turns a request into a request for the engine: prompt, tokens, grammar.
 
 use zmlx_models::{ChatMessage, ChatRequest, Ending, Request, ThinkingMode};
 
@@ -9,20 +9,20 @@ use crate::model::Loaded;
 use crate::options::{Reasoning, ServerOptions, ToolParser};
 use crate::tools::{OutputParser, ParserOptions, Tool, ToolSyntax};
 
-/// Bytes of the longest token of any vocabulary, and more.
+/// More than the length in bytes of the longest token of any vocabulary.
 const LONGEST_TOKEN: usize = 1024;
 
-/// A request that the engine can take, and how its answer is read.
+/// A request for the engine, and how to parse its answer.
 #[derive(Debug)]
 pub(crate) struct Prepared {
     pub(crate) request: Request,
     pub(crate) parser: OutputParser,
     pub(crate) n_prompt: usize,
-    /// True if the context leaves fewer tokens than were asked for.
+    /// True if the context leaves fewer tokens than the request asks for.
     pub(crate) is_cut: bool,
     pub(crate) most_calls: Option<usize>,
     pub(crate) wants_logprobs: bool,
-    /// The field that holds the prompt.
+    /// The field that contains the prompt.
     pub(crate) param: &'static str,
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn chat(loaded: &Loaded, options: &ServerOptions, call: ChatCall) -> 
         Reasoning::InContent => ThinkingMode::Off,
         Reasoning::Split => opened,
     };
-    // Thinking that nobody asked for is left out where the answer's form is given.
+    // If the structure of the answer is given, thinking that was not requested is turned off.
     let is_asked = call.kwargs.get("enable_thinking") == Some(&true.into())
         || call.kwargs.contains_key("reasoning_effort");
     let template = loaded.model.template.as_ref();
@@ -57,7 +57,7 @@ pub(crate) fn chat(loaded: &Loaded, options: &ServerOptions, call: ChatCall) -> 
     Ok(Prepared { most_calls, ..prepared(loaded, options, (tokens, param), settings, parser, constraint)? })
 }
 
-/// How calls are written. Where the template shows no syntax, calls that are forced all the same are written as most models do.
+/// The syntax of calls. If the template shows none, forced calls use the most common syntax.
 fn syntax(loaded: &Loaded, options: &ServerOptions, choice: &ToolChoice) -> Option<ToolSyntax> {
     let is_forced = matches!(choice, ToolChoice::Required | ToolChoice::Named(_));
     let fallback = is_forced && options.tool_parser == ToolParser::OfTemplate;
@@ -81,7 +81,7 @@ pub(crate) fn text(loaded: &Loaded, options: &ServerOptions, call: TextCall) -> 
     prepared(loaded, options, (tokens, "prompt"), call.settings, parser, constraint)
 }
 
-/// The number of a conversation's tokens.
+/// The number of tokens of a conversation.
 pub(crate) fn count(loaded: &Loaded, options: &ServerOptions, call: &ChatCall) -> Result<usize, ApiError> {
     let prompt = render(loaded, options, call)?;
     Ok(encode(loaded, &prompt.text, call.param)?.len())
@@ -90,11 +90,11 @@ pub(crate) fn count(loaded: &Loaded, options: &ServerOptions, call: &ChatCall) -
 /// A rendered conversation.
 pub(crate) struct Rendered {
     pub(crate) text: String,
-    /// What opens the answer.
+    /// The beginning of the answer, which the template writes.
     pub(crate) opening: String,
 }
 
-/// Renders a conversation. A message of the system that stands where the template wants none becomes the user's.
+/// Renders a conversation. A system message that the template does not allow at its position becomes a user message.
 pub(crate) fn render(
     loaded: &Loaded,
     options: &ServerOptions,
@@ -119,7 +119,7 @@ pub(crate) fn render(
             }
             Continues::NewMessage => {
                 let text = template.render(&request.with_ending(Ending::GenerationPrompt))?;
-                // A template may refuse what nobody is asked to answer.
+                // A template may refuse a conversation without a request to answer it.
                 let Ok(closed) = template.render(&request.with_ending(Ending::Closed)) else {
                     let is_open = text.trim_end().ends_with("<think>");
                     return Ok(Rendered {
@@ -150,7 +150,7 @@ pub(crate) fn render(
 }
 
 fn encode(loaded: &Loaded, text: &str, param: &str) -> Result<Vec<u32>, ApiError> {
-    // No token is so long: what cannot fit is not worth the time.
+    // No token is longer than this, so a prompt that cannot fit is refused before it is tokenised.
     let fewest = text.len() / LONGEST_TOKEN;
     if fewest >= loaded.context {
         return Err(ApiError::too_long(param, fewest, loaded.context));
@@ -183,7 +183,7 @@ fn constraint(
     }
     if let Some(structure) = &call.structure {
         let made = match (structure, syntax) {
-            // Tools may be called before the answer is given.
+            // Tools may be called before the answer.
             (Structure::Schema(_), Some(syntax)) => {
                 let wanted = CallsWanted::Required;
                 let calls = Calls { syntax, tools: &call.tools, wanted, most: call.most_calls };
@@ -219,7 +219,7 @@ fn prepared(
     let model = &loaded.model;
     let mut eos_token_ids = settings.stop_token_ids;
     let mut silent_token_ids = Vec::new();
-    // A grammar's end needs an end token.
+    // The end of a grammar needs an end token.
     if settings.end_tokens == EndTokens::End || constraint.is_some() {
         eos_token_ids.extend(&model.eos_token_ids);
     } else {

@@ -1,4 +1,4 @@
-//! The server from its beginning to its end.
+//! The server from its start to its end.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,12 +20,12 @@ use crate::model::{Loaded, ServedModel};
 use crate::options::ServerOptions;
 use crate::state::State;
 
-/// How long answers that are complete may take to be sent at the end.
+/// How long sending complete answers may take at the end.
 const GOODBYE: Duration = Duration::from_secs(2);
-/// Threads that render, tokenise and compile grammars.
+/// Number of threads that render, tokenise and compile grammars.
 const N_BLOCKING: usize = 8;
 
-/// A server that listens. Until [`Server::run`] it says that the model is being loaded.
+/// A server that listens. Before [`Server::run`] it answers that the model is being loaded.
 #[derive(Debug)]
 pub struct Server {
     state: Arc<State>,
@@ -36,7 +36,7 @@ pub struct Server {
     address: SocketAddr,
 }
 
-/// Ends a server from another thread.
+/// Stops a server from another thread.
 #[derive(Clone, Debug)]
 pub struct StopHandle {
     state: Arc<State>,
@@ -44,7 +44,7 @@ pub struct StopHandle {
 }
 
 impl StopHandle {
-    /// Takes no more requests, and lets those that run end.
+    /// Accepts no more requests, and lets running ones finish.
     pub fn stop(&self) {
         self.state.stop();
         self.phase.send_replace(Phase::Draining);
@@ -52,10 +52,10 @@ impl StopHandle {
 }
 
 impl Server {
-    /// Listens.
+    /// Starts to listen.
     ///
     /// # Errors
-    /// If the address cannot be had, or the system refuses threads.
+    /// If the address cannot be used, or if the system refuses to start threads.
     pub fn bind(options: ServerOptions) -> Result<Self, Error> {
         let started = |source| Error::Start { source };
         let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -78,20 +78,20 @@ impl Server {
         Ok(Self { state, runtime, commands, phase, connections, address })
     }
 
-    /// Where it listens.
+    /// The address on which it listens.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What ends it from elsewhere.
+    /// A handle that stops it from elsewhere.
     pub fn stop_handle(&self) -> StopHandle {
         StopHandle { state: Arc::clone(&self.state), phase: self.phase.clone() }
     }
 
-    /// Ends it at SIGTERM and SIGINT: the first lets answers end, the second ends the process.
+    /// Stops the server at SIGTERM and SIGINT. The first signal lets answers finish, the second ends the process.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the system refuses to handle the signals.
     pub fn stop_at_signals(&self) -> Result<(), Error> {
         let stop = self.stop_handle();
         let _in_runtime = self.runtime.enter();
@@ -99,10 +99,10 @@ impl Server {
         self.runtime.spawn(async move {
             signals.next().await;
             if stop.state.try_loaded().is_none() {
-                // Nobody waits for an answer yet.
+                // No client waits for an answer yet.
                 std::process::exit(0);
             }
-            tracing::info!("stopping: answers that have begun may end");
+            tracing::info!("stopping: answers that have begun may finish");
             stop.stop();
             signals.next().await;
             std::process::exit(130);
@@ -113,7 +113,7 @@ impl Server {
     /// Serves a model on this thread until the server is stopped.
     ///
     /// # Errors
-    /// If the vocabulary cannot be used.
+    /// If the vocabulary cannot be used for structured output.
     pub fn run<B: Backend>(self, model: ServedModel, engine: &mut Engine<'_, B>) -> Result<(), Error> {
         let Self { state, runtime, commands, phase, connections, .. } = self;
         let options = &state.options;
@@ -125,7 +125,7 @@ impl Server {
         state.set_loaded(Loaded::new(model, engine.context(), options)?);
         drive(engine, &commands, &state.engine, &state.metrics, limits);
         phase.send_replace(Phase::Closing);
-        // A client that does not take its answer does not keep the server.
+        // A client that does not read its answer does not keep the server running.
         let _ = runtime.block_on(async { tokio::time::timeout(GOODBYE, connections).await });
         runtime.shutdown_timeout(Duration::from_millis(100));
         Ok(())

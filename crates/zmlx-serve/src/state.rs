@@ -1,4 +1,4 @@
-//! What all of the server's tasks share.
+//! The state that all of the server's tasks share.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -13,9 +13,9 @@ use crate::model::Loaded;
 use crate::options::ServerOptions;
 use crate::prepare::Prepared;
 
-/// Memory for bodies is counted in these.
+/// The unit in which memory for bodies is counted, in bytes.
 pub(crate) const BODY_UNIT: usize = 64 << 10;
-/// Bytes that all bodies together may take while they are read, unless single ones may be larger.
+/// The memory for all bodies while they are read, in bytes. It is larger if the limit of a single body is larger.
 const BODIES_BYTES: usize = 128 << 20;
 const N_PARSERS: usize = 2;
 
@@ -24,9 +24,9 @@ pub(crate) struct State {
     pub(crate) options: ServerOptions,
     pub(crate) engine: EngineHandle,
     pub(crate) metrics: Metrics,
-    /// What bodies may take while they are read, in units of [`BODY_UNIT`].
+    /// The memory for bodies while they are read, in units of [`BODY_UNIT`].
     pub(crate) bodies: Semaphore,
-    /// Large bodies that may be parsed at once: as values they are many times larger.
+    /// Permits for parsing large bodies, because parsed values take many times as much memory.
     pub(crate) parsers: Semaphore,
     loaded: OnceLock<Arc<Loaded>>,
     is_stopping: AtomicBool,
@@ -41,9 +41,9 @@ impl State {
         Self { options, engine, metrics: Metrics::new(), bodies, parsers, loaded, is_stopping }
     }
 
-    /// The model is there: requests may come.
+    /// Sets the model. From now on requests are accepted.
     pub(crate) fn set_loaded(&self, loaded: Loaded) {
-        // There is one model in a server's life.
+        // The model of a server is set only once.
         let _ = self.loaded.set(Arc::new(loaded));
     }
 
@@ -54,7 +54,7 @@ impl State {
     /// The model.
     ///
     /// # Errors
-    /// While it is being loaded, and once the server is stopping.
+    /// While it is being loaded, and after the server was stopped.
     pub(crate) fn loaded(&self) -> Result<Arc<Loaded>, ApiError> {
         if self.is_stopping() {
             return Err(ApiError::unavailable("the server is stopping", 1));
@@ -66,13 +66,13 @@ impl State {
         self.is_stopping.load(Ordering::SeqCst)
     }
 
-    /// From here on no request begins.
+    /// From now on no request begins.
     pub(crate) fn stop(&self) {
         self.is_stopping.store(true, Ordering::SeqCst);
         self.engine.stop();
     }
 
-    /// Prepares a request on a thread that may take its time, and begins it.
+    /// Prepares a request on a thread that may block, and submits it.
     pub(crate) async fn begin(
         self: &Arc<Self>,
         (id, path): (String, &'static str),
@@ -82,7 +82,7 @@ impl State {
         Generation::begin(Arc::clone(self), prepared, (id, path)).await
     }
 
-    /// Runs what takes its time: templates, tokenizers and grammars.
+    /// Runs work that may take long, on a separate thread: templates, tokenizers and grammars.
     pub(crate) async fn blocking<T: Send + 'static>(
         self: &Arc<Self>,
         work: impl FnOnce(&Loaded, &ServerOptions) -> Result<T, ApiError> + Send + 'static,
@@ -96,14 +96,14 @@ impl State {
     }
 }
 
-/// The letters and digits of ids, 24 of them, behind a prefix.
+/// A new id: the prefix and 24 letters and digits.
 pub(crate) fn new_id(prefix: &str) -> String {
     use rand::Rng;
     let letters = rand::rng().sample_iter(rand::distr::Alphanumeric).take(24).map(char::from);
     prefix.chars().chain(letters).collect()
 }
 
-/// As [`new_id`], of letters alone.
+/// As [`new_id`], with letters only.
 pub(crate) fn new_call_id(prefix: &str) -> String {
     use rand::Rng;
     let mut rng = rand::rng();

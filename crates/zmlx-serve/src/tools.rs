@@ -1,7 +1,7 @@
-//! What a model's text says: thinking, content, and calls of tools, told apart while the text comes in pieces.
+//! Parses a model's text into thinking, content and tool calls, while the text comes in pieces.
 //!
-//! Everything here works on text, because a tag may come in several tokens. The outcome does not depend on how the text was
-//! cut: only what could still be a tag is held back.
+//! The parsers work on text, because a tag may consist of several tokens. The result does not depend on how the text
+//! was split: only text that may still be a tag is held back.
 
 mod calls;
 mod coder;
@@ -15,20 +15,20 @@ use serde_json::Value;
 use calls::CallReader;
 use zmlx_models::chat::{AnswerPart, ThinkingMode, ThinkingSplitter};
 
-/// How a model writes calls of tools.
+/// The syntax of a model's tool calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ToolSyntax {
     /// GLM-4: `<tool_call>name<arg_key>k</arg_key><arg_value>v</arg_value></tool_call>`.
     Glm,
-    /// Qwen3: JSON with `name` and `arguments` within `<tool_call>`.
+    /// Qwen3: JSON with `name` and `arguments` inside `<tool_call>`.
     Qwen,
-    /// Qwen3-Coder: `<function=name><parameter=k>v</parameter></function>` within `<tool_call>`.
+    /// Qwen3-Coder: `<function=name><parameter=k>v</parameter></function>` inside `<tool_call>`.
     Coder,
 }
 
 impl ToolSyntax {
-    /// The syntax that a chat template shows its model; `None` if it shows none of these.
+    /// The syntax that a chat template shows to its model; `None` if it shows none of these.
     pub fn of_template(template: &str) -> Option<Self> {
         if template.contains("<arg_key>") {
             Some(Self::Glm)
@@ -47,11 +47,11 @@ impl ToolSyntax {
 pub struct Tool {
     /// Its name.
     pub name: String,
-    /// What it does.
+    /// Its description.
     pub description: Option<String>,
     /// The JSON schema of its arguments.
     pub parameters: Value,
-    /// Whether calls must keep to the schema.
+    /// Whether calls must match the schema.
     pub strict: bool,
 }
 
@@ -69,11 +69,11 @@ pub enum Piece {
     },
     /// More of the JSON text of the arguments.
     CallArguments(String),
-    /// The call is whole.
+    /// The call is complete.
     CallEnd,
-    /// The call that began is none after all: this is its whole text.
+    /// The call that began is not a call: this is its whole text.
     CallBroken(String),
-    /// The text ended within the call that began.
+    /// The text ended inside the call that began.
     CallCut,
 }
 
@@ -86,18 +86,18 @@ pub enum TextEnd {
     Cut,
 }
 
-/// How an answer is read.
+/// How an answer is parsed.
 #[derive(Debug)]
 pub struct ParserOptions<'a> {
-    /// Whether thinking is split off, and if so whether the answer begins in it.
+    /// Whether thinking is separated, and if so, whether the answer begins inside it.
     pub thinking: ThinkingMode,
-    /// The syntax of calls; `None` if there are to be no calls.
+    /// The syntax of calls; `None` if there are no calls.
     pub syntax: Option<ToolSyntax>,
     /// The tools that may be called.
     pub tools: &'a [Tool],
 }
 
-/// Reads one answer.
+/// Parses one answer.
 #[derive(Debug)]
 pub struct OutputParser {
     thinking: ThinkingSplitter,
@@ -116,13 +116,13 @@ impl OutputParser {
         self.thinking.is_thinking()
     }
 
-    /// Adds a piece of text, and appends what is certain now.
+    /// Adds a piece of text, and appends the parts that are now certain.
     pub fn push(&mut self, text: &str, pieces: &mut Vec<Piece>) {
         let Self { thinking, calls } = self;
         thinking.push(text, &mut |part, text| pass(part, text, calls.as_mut(), pieces, TextEnd::Whole));
     }
 
-    /// Ends the text, and appends what was held back.
+    /// Ends the text, and appends the parts that were held back.
     pub fn finish(&mut self, end: TextEnd, pieces: &mut Vec<Piece>) {
         let Self { thinking, calls } = self;
         thinking.finish(&mut |part, text| pass(part, text, calls.as_mut(), pieces, end));
@@ -146,12 +146,12 @@ fn pass(part: AnswerPart, text: &str, calls: Option<&mut CallReader>, pieces: &m
             TextEnd::Whole => Piece::CallEnd,
             TextEnd::Cut => Piece::CallCut,
         }),
-        // A part that this server does not know is read by people.
+        // A part of an unknown kind is treated as content.
         (_, _) => push_content(text, pieces),
     }
 }
 
-/// Appends content, if there is any.
+/// Appends content if the text is not empty.
 fn push_content(text: &str, pieces: &mut Vec<Piece>) {
     if text.is_empty() {
         return;

@@ -1,4 +1,4 @@
-//! Thinking and calls of tools: whatever the pieces, the outcome is the same.
+//! Thinking and tool calls: the result does not depend on how the text is split.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 use rand::{Rng, SeedableRng};
@@ -80,7 +80,8 @@ fn collect(pieces: Vec<Piece>) -> Answer {
     answer
 }
 
-/// The answer, the same for one character at a time, every single cut, and random cuts.
+/// Parses the text one character at a time, with every single split, and with random splits. The result must be the
+/// same.
 fn read(syntax: Option<ToolSyntax>, thinking: ThinkingMode, text: &str, end: TextEnd) -> Answer {
     let tools = tools();
     let options = ParserOptions { thinking, syntax, tools: &tools };
@@ -197,7 +198,7 @@ fn qwen() {
     assert_calls(read(call), "", &both[..1]);
     assert_calls(read(&format!("{call}\n{time}")), "", &both);
     assert_calls(read(&format!("Well: {call}{time} ")), "Well:", &both);
-    // A text may contain the tag; quotes and constants may be Python's; line ends may stand in texts.
+    // A string may contain the tag, quotes and constants may be Python's, and strings may contain line ends.
     for (arguments, want) in [
         ("{\"city\": \"a </tool_call> b\"}", json!({"city": "a </tool_call> b"})),
         ("{'city': 'it\\'s', 'flag': True, 'n': None}", json!({"city": "it's", "flag": true, "n": null})),

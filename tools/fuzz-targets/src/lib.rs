@@ -1,5 +1,5 @@
-//! The readers of untrusted bytes, each as a function that takes any bytes: it may refuse them, but must neither panic nor take
-//! long. A test runs all of them on mutated examples; `fuzz/` gives them to cargo-fuzz.
+//! The readers of untrusted bytes, each as a function that takes any bytes. A reader may refuse its input, but it must
+//! neither panic nor take long. A test runs all of them on mutated examples, and `fuzz/` runs them under cargo-fuzz.
 #![forbid(unsafe_code)]
 
 mod ops;
@@ -15,7 +15,7 @@ use zmlx_models::{ChatMessage, ChatRequest, ChatTemplate, Checkpoint, Tokenizer}
 use zmlx_oracle::checkpoint as oracle;
 use zmlx_oracle::golden::{GoldenFile, Rounding};
 
-/// A target, and the name of its corpus.
+/// The name of a target, which is also that of its corpus, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All targets.
@@ -30,7 +30,8 @@ pub const TARGETS: [Target; 8] = [
     ("ops", ops),
 ];
 
-/// The config of the models whose shards are fuzzed: one layer, so that few tensors make a whole one.
+/// The config of the model whose shards are fuzzed. It has a single layer, so that few tensors are enough for a
+/// complete model.
 pub const CONFIG: &str = r#"{
     "model_type": "qwen3_moe", "vocab_size": 8, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2,
     "num_key_value_heads": 1, "head_dim": 16, "intermediate_size": 32, "moe_intermediate_size": 32, "num_experts": 2,
@@ -38,14 +39,14 @@ pub const CONFIG: &str = r#"{
     "rope_theta": 1e4, "max_position_embeddings": 64, "tie_word_embeddings": true, "eos_token_id": 7
 }"#;
 
-/// `config.json`, by the engine and by the reference.
+/// Reads `config.json`, with the engine and with the reference implementation.
 pub fn config(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     let _ = ConfigFile::parse("config.json", &text, Some(&text));
     let _ = oracle::Checkpoint::from_bytes(&text, &[]);
 }
 
-/// A safetensors file: its header, and the weights that a model would be made of.
+/// Reads a safetensors file: its header, and the weights of a model.
 pub fn shard(data: &[u8]) {
     let shards = vec![("model.safetensors".to_owned(), Bytes::copy_from_slice(data))];
     if let Ok(checkpoint) = Checkpoint::from_parts("fuzz", CONFIG, None, shards) {
@@ -65,7 +66,8 @@ pub fn shard(data: &[u8]) {
     }
 }
 
-/// Any bytes as a quantised weight: which format, how large, then its buffers; dequantised, and multiplied.
+/// Makes a quantised weight of any bytes: they select its format and its size, then fill its buffers. The weight is
+/// dequantised and multiplied.
 pub fn quantized(data: &[u8]) {
     let [format, n_mats, n_out, n_groups, cut, rest @ ..] = data else { return };
     let all = QuantSpec::all();
@@ -75,7 +77,7 @@ pub fn quantized(data: &[u8]) {
     let [n_mats, n_out, n_groups] = [n_mats, n_out, n_groups].map(|n| usize::from(*n % 9));
     let n_in = n_groups * spec.group_size();
     let n_scales = n_mats * n_out * n_groups * scale_dtype.size_bytes();
-    // One buffer in so many cases has another length than it should.
+    // In some cases one buffer is longer than it should be.
     let len = |n: usize, which: u8| if *cut == which { n + 1 } else { n };
     let take = |n: usize| Bytes::from_iter(rest.iter().copied().chain(std::iter::repeat(0xa5)).take(n));
     let bytes = WeightBytes {
@@ -99,7 +101,7 @@ pub fn quantized(data: &[u8]) {
     }
 }
 
-/// `tokenizer.json`, and what it makes of a text.
+/// Reads `tokenizer.json`, and encodes and decodes a text with it.
 pub fn tokenizer(data: &[u8]) {
     if let Ok(tokenizer) = Tokenizer::from_json("tokenizer.json", data)
         && let Ok(tokens) = tokenizer.encode("It is a truth, 1813!\n <|user|> é🦀")
@@ -109,7 +111,7 @@ pub fn tokenizer(data: &[u8]) {
     }
 }
 
-/// `chat_template.jinja`, and a conversation by it.
+/// Reads `chat_template.jinja`, and renders a conversation with it.
 pub fn template(data: &[u8]) {
     let text = String::from_utf8_lossy(data).into_owned();
     let Ok(template) = ChatTemplate::from_parts("fuzz", None, Some(text)) else { return };
@@ -119,7 +121,7 @@ pub fn template(data: &[u8]) {
     }
 }
 
-/// A golden file of either version.
+/// Reads a golden file of either version.
 pub fn golden(data: &[u8]) {
     let text = String::from_utf8_lossy(data);
     if let Ok(file) = GoldenFile::parse("golden.json", &text, Rounding::F32) {
@@ -130,7 +132,7 @@ pub fn golden(data: &[u8]) {
     }
 }
 
-/// A capsule, what is said of it, and a report of it.
+/// Reads a capsule, describes it, and writes a report about it.
 pub fn capsule(data: &[u8]) {
     let Ok(capsule) = Capsule::parse(&String::from_utf8_lossy(data)) else { return };
     let _ = facts::about(&capsule);

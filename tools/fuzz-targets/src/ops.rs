@@ -1,5 +1,5 @@
-//! Every op of the CPU backend with random shapes, weights, sequences and steps. What comes is an error or a result of the stated
-//! shape, never a panic, and never a write beside a buffer.
+//! Calls every op of the CPU backend with random shapes, weights, sequences and steps. Each call must return an error
+//! or a result of the documented shape. It must never panic, and never write outside a buffer.
 #![allow(clippy::unwrap_used, reason = "what cannot fail here is a bug, which a panic shows")]
 
 use std::sync::LazyLock;
@@ -12,17 +12,17 @@ use zmlx_kernels::{
     RopePairing, SoftmaxTopK, Span, WeightBytes, WeightFormat,
 };
 
-/// One backend for all calls, so that they use each other's buffers again.
+/// One backend of each kind for all calls, so that buffers are reused between calls.
 static BACKENDS: LazyLock<[CpuBackend; 2]> = LazyLock::new(|| {
     [Level::Scalar, Level::fastest()].map(|level| CpuBackend::with_level(level, Some(2)).unwrap())
 });
 
-/// One call: the level comes from the first byte, the rest from the others.
+/// Makes one call. The first byte selects the instruction level, the others everything else.
 pub fn ops(data: &[u8]) {
     op_outcome(data);
 }
 
-/// As [`ops`]: whether the call succeeded, if its inputs could be made.
+/// Like [`ops`]. Returns whether the call succeeded; `None` if its inputs could not be made.
 pub fn op_outcome(data: &[u8]) -> Option<bool> {
     let (level, bytes) = data.split_first()?;
     let [scalar, fastest] = &*BACKENDS;
@@ -38,7 +38,7 @@ fn split_mix(state: &mut u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// What decides on a call: the bytes of the input, and behind their end numbers that follow from them.
+/// The source of all choices: the bytes of the input, and after their end numbers that are derived from them.
 struct Random<'a> {
     bytes: &'a [u8],
     state: u64,
@@ -76,7 +76,7 @@ impl Random<'_> {
         }
     }
 
-    /// `usual`, but now and then something else.
+    /// `usual`, but sometimes another number.
     fn odd(&mut self, usual: usize) -> usize {
         if self.one_in(15) { self.dim() } else { usual }
     }
@@ -110,7 +110,7 @@ impl Random<'_> {
     fn weight(&mut self, b: &CpuBackend, [n_mats, n_out, n_in]: [usize; 3]) -> Option<CpuWeight> {
         let n = Self::len(&[n_mats, n_out, n_in]).filter(|n| *n > 0)?;
         let mut bytes = |n: usize| {
-            let lead = self.below(9); // at any address
+            let lead = self.below(9); // to start at any address
             let bytes: Vec<u8> = (0..n + lead).map(|_| self.next() as u8).collect();
             Bytes::from(bytes).slice(lead..)
         };
@@ -138,7 +138,7 @@ impl Random<'_> {
         b.upload(HostWeight::from_f32(&values, 1, n).ok()?).ok()
     }
 
-    /// Spans of `n` tokens behind sequences of these lengths, or nonsense.
+    /// Spans of `n` tokens after sequences of these lengths, or sometimes invalid ones.
     fn spans(&mut self, n: usize, lens: &[usize]) -> Vec<Span> {
         if self.one_in(12) {
             let span =
@@ -161,7 +161,7 @@ impl Random<'_> {
     }
 }
 
-/// Checks what came of a tensor's op.
+/// Checks the result of an op that returns a tensor.
 fn seen(b: &CpuBackend, y: Result<CpuTensor>) -> Option<bool> {
     let Ok(y) = y else { return Some(false) };
     let mut values = Vec::new();
@@ -170,7 +170,7 @@ fn seen(b: &CpuBackend, y: Result<CpuTensor>) -> Option<bool> {
     Some(true)
 }
 
-/// One random call; whether it succeeded, if its inputs could be made.
+/// Makes one random call. Returns whether it succeeded; `None` if its inputs could not be made.
 fn call(r: &mut Random<'_>, b: &CpuBackend) -> Option<bool> {
     let (n, d, e) = (r.dim(), r.dim(), r.dim());
     let k = r.pick(&[0, 1, 2, 3, 4, 8]);
@@ -358,7 +358,7 @@ fn latent_attention(r: &mut Random<'_>, b: &CpuBackend, rank: usize, rope_dim: u
     Some(ok)
 }
 
-/// Commits or rolls back, then perhaps shortens a sequence.
+/// Commits or rolls back a step, then sometimes truncates a sequence.
 fn settle(
     r: &mut Random<'_>,
     b: &CpuBackend,
@@ -383,7 +383,7 @@ fn settle(
         let _ = b.fork(cache, from, to, len);
     }
     for (slot, len) in lens.iter_mut().enumerate() {
-        // As long as the cache says, or not.
+        // The largest length for which the cache needs no more memory. If there is none, the length stays.
         *len = (0..400).rev().find(|len| b.growth_bytes(cache, slot, *len) == 0).unwrap_or(*len);
     }
     ok

@@ -1,4 +1,5 @@
-//! Every target on mutated examples: the same ones every time, some seconds in all. Longer runs: `fuzz/README.md`.
+//! Runs every target on mutated examples. The mutations are the same every time and take some seconds in all. For
+//! longer runs see `fuzz/README.md`.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,7 +26,8 @@ impl Random {
         (self.next() % n.max(1) as u64) as usize
     }
 
-    /// A few changes: bytes, numbers, pieces that go, come twice or come from elsewhere, and the end that is cut off.
+    /// Makes a few changes: bytes, numbers, pieces that are removed, doubled or copied from another example, and a
+    /// truncated end.
     fn mutate(&mut self, data: &mut Vec<u8>, others: &[Vec<u8>]) {
         const TOKENS: [&[u8]; 22] = [
             b"0",
@@ -71,7 +73,7 @@ impl Random {
                     let piece = other[from..].iter().take(40).copied().collect::<Vec<_>>();
                     data.splice(at..at, piece);
                 }
-                // A number, whatever it is.
+                // Replaces a number by another one.
                 6 => {
                     let digit = (at..n).find(|i| data[*i].is_ascii_digit());
                     if let Some(from) = digit {
@@ -93,7 +95,7 @@ fn read(path: &str) -> Vec<u8> {
     std::fs::read(Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)).unwrap()
 }
 
-/// A shard of the model of [`fuzz_targets::CONFIG`], with an embedding and experts in several formats.
+/// A shard for the model of [`fuzz_targets::CONFIG`], with an embedding, and with experts in several formats.
 fn small_shard() -> Vec<u8> {
     let data: Vec<u8> = (0..4096).map(|i| (i * 37 % 251) as u8).collect();
     let mut tensors = vec![("model.embed_tokens.weight".to_owned(), Dtype::BF16, vec![8, 32])];
@@ -123,13 +125,13 @@ fn read_all(paths: &[&str]) -> Vec<Vec<u8>> {
     paths.iter().map(|path| read(path)).collect()
 }
 
-/// Bytes that make a call of an op.
+/// Bytes that lead to a call of an op.
 fn op_call(seed: u64) -> Vec<u8> {
     let mut random = Random(seed);
     (0..3).flat_map(|_| random.next().to_le_bytes()).collect()
 }
 
-/// What mutations begin from: files of the fixtures, and small ones that mutations reach every part of.
+/// The inputs that mutations start from: files of the fixtures, and small files, in which mutations reach every part.
 fn corpus(target: &str) -> Vec<Vec<u8>> {
     const MODELS: [&str; 2] = ["austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit"];
     let of_models =
@@ -153,7 +155,7 @@ fn corpus(target: &str) -> Vec<Vec<u8>> {
     }
 }
 
-/// Few enough for some seconds each in a build with debug assertions.
+/// The number of runs, chosen so that each target takes some seconds in a build with debug assertions.
 fn n_runs(target: &str) -> usize {
     match target {
         "template" => 4000,

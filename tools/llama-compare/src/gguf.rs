@@ -1,4 +1,4 @@
-//! A file in llama.cpp's format, of a random model: blocks of `Q4_0` where MLX has 4-bit groups, f32 elsewhere.
+//! Writes a random model in llama.cpp's format: blocks of `Q4_0` where MLX has 4-bit groups, f32 elsewhere.
 //!
 //! Source: the GGUF specification, version 3 (<https://github.com/ggml-org/ggml/blob/master/docs/gguf.md>).
 
@@ -11,7 +11,7 @@ use half::f16;
 use zmlx_models::Qwen3MoeConfig;
 
 const ALIGNMENT: u64 = 32;
-/// Weights of a block, and its bytes: a scale and sixteen pairs of codes.
+/// The number of weights of a block, and of its bytes: a scale and sixteen pairs of codes.
 const BLOCK: usize = 32;
 const BLOCK_BYTES: usize = 18;
 
@@ -21,19 +21,19 @@ enum Value {
     Text(&'static str),
 }
 
-/// How a tensor's values are stored, and which they are.
+/// How the values of a tensor are stored, and how they are generated.
 #[derive(Clone, Copy)]
 enum Content {
-    /// Random codes, of about the spread that trained weights have.
+    /// Random codes, with about the spread of trained weights.
     Q4_0,
-    /// Random floats of that spread.
+    /// Random floats with the same spread.
     F32,
     Ones,
 }
 
 struct Tensor {
     name: String,
-    /// Innermost first.
+    /// The dimensions, innermost first.
     dims: Vec<usize>,
     content: Content,
 }
@@ -52,7 +52,8 @@ impl Tensor {
     }
 }
 
-/// Bytes of the weights that one decoded token reads: everything but the table of embeddings and the other experts.
+/// The bytes of weights that one decoded token reads: everything except the embedding table and the experts that are
+/// not chosen.
 pub(crate) fn bytes_per_token(c: &Qwen3MoeConfig) -> u64 {
     let bytes = |t: &Tensor| match t.name.as_str() {
         "token_embd.weight" => 0,
@@ -116,7 +117,7 @@ fn tensors(c: &Qwen3MoeConfig) -> Vec<Tensor> {
 /// Writes the model.
 ///
 /// # Errors
-/// If a row is no multiple of a block, or the file cannot be written.
+/// If the length of a row is not a multiple of the block size, or the file cannot be written.
 pub(crate) fn write(path: &Path, config: &Qwen3MoeConfig) -> Result<()> {
     let file = File::create(path).with_context(|| format!("cannot create {}", path.display()))?;
     let mut out = BufWriter::with_capacity(1 << 20, file);
@@ -149,7 +150,12 @@ pub(crate) fn write(path: &Path, config: &Qwen3MoeConfig) -> Result<()> {
     }
     let mut offset = 0u64;
     for t in &tensors {
-        ensure!(t.dims[0].is_multiple_of(BLOCK), "{}: rows of {} are no whole blocks", t.name, t.dims[0]);
+        ensure!(
+            t.dims[0].is_multiple_of(BLOCK),
+            "{}: rows of {} weights are not whole blocks",
+            t.name,
+            t.dims[0]
+        );
         text(&mut header, &t.name);
         header.extend((t.dims.len() as u32).to_le_bytes());
         for d in &t.dims {
@@ -166,7 +172,7 @@ pub(crate) fn write(path: &Path, config: &Qwen3MoeConfig) -> Result<()> {
     for t in &tensors {
         let mut left = t.n_bytes() as usize;
         while left > 0 {
-            // As many values as fill a megabyte; the last part is cut off.
+            // The values that fill about a megabyte. The last part is truncated.
             let part = match t.content {
                 Content::Q4_0 => random.blocks((1 << 20) / BLOCK_BYTES),
                 Content::F32 => random.floats(1 << 18),
@@ -196,7 +202,7 @@ impl Random {
     fn blocks(&mut self, n: usize) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(n * BLOCK_BYTES);
         for _ in 0..n {
-            // Codes are -8 to 7, whose standard deviation is 4.6.
+            // Codes are -8 to 7; their standard deviation is 4.6.
             let scale = f16::from_f32(0.004 + (self.next() >> 54) as f32 * 1e-6);
             bytes.extend(scale.to_le_bytes());
             bytes.extend(self.next().to_le_bytes());

@@ -1,6 +1,8 @@
-//! `zmlx bench` and llama.cpp in turns, on random models of the same shapes on the same machine, as one capsule.
+//! Runs `zmlx bench` and llama.cpp alternately, on random models of the same shapes on the same machine, and writes one
+//! capsule.
 //!
-//! zmlx reads MLX's affine 4-bit weights in groups of 64, llama.cpp its own `Q4_0`: both take 4.5 bits a weight.
+//! zmlx reads MLX's affine 4-bit weights in groups of 64, llama.cpp reads its own `Q4_0`. Both take 4.5 bits per
+//! weight.
 
 mod gguf;
 mod llama;
@@ -15,33 +17,33 @@ use zmlx_models::{Checkpoint, ModelConfig, Qwen3MoeConfig};
 
 use llama::Llama;
 
-/// Runs `zmlx bench` and llama.cpp in turns.
+/// Runs `zmlx bench` and llama.cpp alternately.
 #[derive(Parser)]
 struct Args {
-    /// A Qwen3-MoE model as `zmlx bench --synthetic` names it.
+    /// A Qwen3-MoE model, named as for `zmlx bench --synthetic`.
     #[arg(long, default_value = "qwen3-30b-a3b,layers=12")]
     synthetic: String,
-    /// Tokens of the prompts.
+    /// Lengths of the prompts, in tokens.
     #[arg(short = 'p', long, default_value = "128,512", value_delimiter = ',')]
     prompt: Vec<usize>,
-    /// Tokens to decode.
+    /// The number of tokens to decode.
     #[arg(short = 'n', long, default_value_t = 32)]
     generate: usize,
-    /// Tokens in the caches before decoding.
+    /// Numbers of tokens in the KV cache before decoding.
     #[arg(short = 'd', long, default_value = "128,4096", value_delimiter = ',')]
     depth: Vec<usize>,
-    /// Turns of each.
+    /// How often each program runs.
     #[arg(short = 'r', long, default_value_t = 3)]
     repetitions: usize,
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// What zmlx rounds activations to: each is a path of its own.
+    /// The types to which zmlx rounds activations. Each is a path of its own.
     #[arg(long, default_value = "int16", value_delimiter = ',')]
     cpu_activations: Vec<String>,
-    /// The zmlx program.
+    /// The zmlx program to run.
     #[arg(long, default_value = "target/release/zmlx")]
     zmlx: PathBuf,
-    /// The capsule.
+    /// The capsule to write.
     #[arg(short = 'o', long)]
     output: PathBuf,
 }
@@ -51,7 +53,7 @@ fn main() -> Result<()> {
     ensure!(!args.output.exists(), "{} exists", args.output.display());
     let config = match Checkpoint::synthetic(&args.synthetic, 1)?.config().clone() {
         ModelConfig::Qwen3Moe(config) => config,
-        other => bail!("{} is no Qwen3-MoE model but {}", args.synthetic, other.model_type()),
+        other => bail!("{} is not a Qwen3-MoE model, but {}", args.synthetic, other.model_type()),
     };
     let dir = tempfile::tempdir()?;
     let file = dir.path().join("model.gguf");
@@ -60,7 +62,7 @@ fn main() -> Result<()> {
         args.depth.iter().max().unwrap_or(&0) + args.prompt.iter().max().unwrap_or(&0) + args.generate;
     let mut llama = Llama::load(&file, args.threads, n_ctx.next_multiple_of(256), config.vocab_size)?;
     eprintln!("{}", Llama::version());
-    // Once for nothing, as zmlx bench warms up.
+    // One run that is not measured, because zmlx bench also warms up.
     llama.generate(8, 8)?;
 
     let mut capsules = vec![Value::Null; args.cpu_activations.len()];
@@ -76,7 +78,7 @@ fn main() -> Result<()> {
         if turn % 2 == 0 {
             llama_tests.push(run(&args, &mut llama)?);
         }
-        // After each turn, so that a run that is cut off has written those before.
+        // Written after each round, so that an interrupted run leaves the results of all rounds before.
         let text = serde_json::to_string_pretty(&both(&args, &config, &capsules, &llama_tests)?)? + "\n";
         let part = args.output.with_extension("part");
         std::fs::write(&part, text)
@@ -86,7 +88,7 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// One capsule of all turns so far.
+/// One capsule of all rounds so far.
 fn both(
     args: &Args,
     config: &Qwen3MoeConfig,
@@ -140,12 +142,13 @@ fn both(
     Ok(capsule)
 }
 
-/// Of a path the last part, of anything else all.
+/// The last component of a path; any other argument unchanged.
 fn file_name(arg: String) -> String {
     arg.rsplit(std::path::MAIN_SEPARATOR).next().unwrap_or_default().to_owned()
 }
 
-/// The weights, and 16-bit keys and values of the tokens before and of half of those decoded.
+/// The bytes that a decoded token reads: the weights, and the 16-bit keys and values of the tokens before. Their number
+/// grows while decoding, so half of the decoded tokens are counted.
 fn bytes_per_token(c: &Qwen3MoeConfig, test: &Value) -> f64 {
     let n = |key: &str| test[key].as_f64().unwrap_or(0.0);
     let positions = n("depth") + n("n_generate") / 2.0;
@@ -153,11 +156,11 @@ fn bytes_per_token(c: &Qwen3MoeConfig, test: &Value) -> f64 {
     gguf::bytes_per_token(c) as f64 + positions * per_position
 }
 
-/// A test of a turn.
+/// A test of one round.
 struct LlamaTest {
-    /// Of the prompt, or of each decoded token.
+    /// The seconds of the prompt, or of each decoded token.
     seconds: Vec<f64>,
-    /// Read bandwidth just after decoding.
+    /// The read bandwidth just after decoding.
     probe_bytes_per_second: Option<f64>,
 }
 
@@ -184,7 +187,8 @@ fn probe(args: &Args) -> Result<f64> {
     bandwidth["bytes_per_second"].as_f64().context("a bandwidth without a number")
 }
 
-/// One turn of `zmlx bench`: its capsule, of prompts into empty caches and decoding behind others.
+/// Runs `zmlx bench` once and returns its capsule, with the tests of prompts in empty caches and of decoding at each
+/// depth.
 fn zmlx(args: &Args, activations: &str, dir: &std::path::Path) -> Result<Value> {
     let list = |values: &[usize]| values.iter().map(ToString::to_string).collect::<Vec<_>>().join(",");
     let file = dir.join("capsule.json");
@@ -208,7 +212,7 @@ fn zmlx(args: &Args, activations: &str, dir: &std::path::Path) -> Result<Value> 
     Ok(prompts)
 }
 
-/// Adds a turn's samples to those of the turns before.
+/// Adds the samples of a round to those of the rounds before.
 fn merge(all: &mut Value, turn: Value) -> Result<()> {
     if all.is_null() {
         *all = turn;
@@ -222,7 +226,7 @@ fn merge(all: &mut Value, turn: Value) -> Result<()> {
     for (all, turn) in
         tests.iter_mut().zip(turn["bench"]["tests"].as_array().context("a capsule without tests")?)
     {
-        ensure!(all["name"] == turn["name"], "turns with other tests");
+        ensure!(all["name"] == turn["name"], "the rounds have different tests");
         for key in ["samples_s", "token_latencies_s", "ttft_s", "probes_bytes_per_second"] {
             let more = turn[key].as_array().cloned().unwrap_or_default();
             all[key].as_array_mut().context("a test without samples")?.extend(more);

@@ -9,7 +9,7 @@ struct U3 {
   uint32_t x, y, z;
 };
 
-// Where in the kernel's source an operation stands.
+// The place of an operation in the kernel's source.
 struct Site {
   const char* file;
   int line;
@@ -49,9 +49,9 @@ void* msl_rt_threadgroup_slot(const void* key, size_t size, size_t align);
 uint32_t msl_rt_lane();
 void msl_rt_register_kernel(const char* name, msl::KernelFn fn);
 void msl_rt_register_constant(int id, void* storage, size_t size, bool* defined);
-// Called by collectives when a lane asks for the value of a lane that takes no part.
+// Called by collectives when a lane asks for the value of a lane that does not take part.
 void msl_rt_bad_lane(int lane);
 void msl_rt_partial_simdgroup(const char* what);
-// Tells the detector about an atomic access, whose plain load and store it would take for a race.
+// Tells the detector about an atomic access. Otherwise it would report the plain load and store as a race.
 void msl_rt_atomic_access(const volatile void* p, size_t size, bool writes);
 }

@@ -1,6 +1,6 @@
-// The detector. Kernels are compiled with -fsanitize=thread, but the callbacks are these: every access is checked
-// against the bounds of the bound buffers and threadgroup variables, and against a shadow of each byte that says who
-// read and wrote it last and which barriers that thread had passed.
+// The detector. Kernels are compiled with -fsanitize=thread, but this file defines the callbacks. Every access is
+// checked against the bounds of the bound buffers and threadgroup variables, and against a shadow of each byte, which
+// records who read and wrote it last and which barriers that thread had passed.
 #pragma once
 
 #include "simd.h"
@@ -22,7 +22,8 @@ struct Place {  // of an access: its shadow, the accessing thread's epochs, and 
 
 static const char* verb(const Access& a) { return a.write ? "write" : "read"; }
 
-// False: nothing to check there (the program's own data, or already reported).
+// Returns false if there is nothing to check: the address is the program's own data, or the access was already
+// reported.
 static bool find_place(char* p, const Access& a, Place& at) {
   Fibre* me = g_current;
   if (p >= g_arena && p < g_arena + sizeof g_arena) {
@@ -146,7 +147,7 @@ static void check(void* pointer, const Access& a) {
   }
 }
 
-// After the dispatch: outputs must be written throughout.
+// After the dispatch: every byte of an output must have been written.
 static void check_outputs() {
   for (int i = 0; i < g_dispatch.n_regions; i++) {
     const Region& r = g_dispatch.regions[i];
@@ -156,7 +157,7 @@ static void check_outputs() {
       if (!r.shadow[b].written && missing++ == 0) first = b;
     }
     if (missing == 0) continue;
-    // The counter only tells one buffer's fault from another's; it names no place.
+    // This is not an address. It only distinguishes the faults of different buffers.
     void* pc = (void*)(uintptr_t)(r.index + 1);
     fault("unwritten", {nullptr, 0}, pc, "%zu of %zu bytes of buffer %d were never written, the first at byte %zu",
           missing, size, r.index, first);
@@ -214,7 +215,7 @@ void* __tsan_memset(void* to, int c, size_t n) {
   return memset(to, c, n);
 }
 void msl_rt_atomic_access(const volatile void* p, size_t size, bool writes) {
-  // The caller is the atomic function itself; its own caller stands in the kernel, but only the function is known.
+  // The return address lies in the atomic function. The place in the kernel that called it is not known.
   check((void*)p, {size, writes, true, RETURN_ADDRESS});
 }
 }

@@ -1,6 +1,6 @@
 // Faults go to standard output, one a line, tab-separated:
 //   fault KIND FILE LINE PC GROUP-X,Y,Z THREAD COUNT MESSAGE
-// FILE and LINE are empty where only the program counter is known. A fault that recurs at the same place is counted.
+// FILE and LINE are empty if only the program counter is known. A fault that recurs at the same place is only counted.
 #pragma once
 
 #include <stdarg.h>

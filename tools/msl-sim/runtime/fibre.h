@@ -1,4 +1,4 @@
-// Context switch between the fibres that play a dispatch's threads.
+// Switches between the fibres that execute the threads of a dispatch.
 #pragma once
 
 #include <stdint.h>

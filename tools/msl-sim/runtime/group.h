@@ -1,4 +1,4 @@
-// Runs one threadgroup from its first thread's start to its last thread's return.
+// Runs one threadgroup, from the start of its first thread to the return of its last one.
 #pragma once
 
 #include "simd.h"
@@ -37,14 +37,14 @@ static void thread_entry() {
   s.live--;
   fire_if_complete(s);
   g_current = me;
-  // This fibre never resumes: whoever switches away from it for the last time does so here.
+  // This fibre never resumes. The last switch away from it happens here.
   if (!switch_to_next_lane(me)) to_scheduler(me);
   for (;;) to_scheduler(me);
 }
 
 static uint32_t smaller(uint32_t a, uint32_t b) { return a < b ? a : b; }
 
-// At the edge of a grid that is no multiple of the threadgroup, groups have fewer threads.
+// At the edge of a grid whose size is not a multiple of the threadgroup, groups have fewer threads.
 static U3 extent(U3 at) {
   const Dispatch& d = g_dispatch;
   return {smaller(d.group.x, d.grid.x - at.x * d.group.x), smaller(d.group.y, d.grid.y - at.y * d.group.y),
@@ -115,12 +115,12 @@ static void set_up_group(U3 at) {
     f.tg_epoch = f.tg_simd_epoch = f.dev_epoch = f.dev_simd_epoch = 1;
     fill_context(f.ctx, uint32_t(i), at, ext);
     char* stack = g_stacks + size_t(i) * kStack;
-    // The hot ends of the stacks must not all fall into the same cache sets.
+    // The parts of the stacks that are in use must not all fall into the same cache sets.
     f.sp = fresh_stack(stack + kStack - size_t(i) * 9 * 64 % kPage, thread_entry);
   }
 }
 
-// Runs the simdgroup until none of its lanes can go on.
+// Runs the simdgroup until none of its lanes can continue.
 static bool run_simdgroup(Simdgroup& s) {
   bool progress = false;
   for (;;) {
@@ -140,7 +140,7 @@ static bool run_simdgroup(Simdgroup& s) {
   }
 }
 
-// Every live thread waits at a threadgroup_barrier: checks that it is one and the same, and releases them.
+// Every live thread waits at a threadgroup_barrier. Checks that all wait at the same one, and releases them.
 static void release_barrier() {
   Fibre* first = nullptr;
   for (int i = 0; i < g_n_threads; i++) {

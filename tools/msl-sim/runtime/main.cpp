@@ -1,5 +1,5 @@
-// The program that a kernel library is linked into. It reads a plan from standard input, maps the buffers from the file
-// named by its argument, runs one dispatch, and prints faults. The buffers' file then holds the results.
+// The program with which a kernel library is linked. It reads a plan from standard input, maps the buffers from the
+// file that its argument names, runs one dispatch, and prints faults. The file then contains the results.
 #include <fcntl.h>
 #include <signal.h>
 #include <stdlib.h>
@@ -40,7 +40,7 @@ extern "C" void msl_rt_register_constant(int id, void* storage, size_t size, boo
   _exit(2);
 }
 
-// One beyond the instruction: the reader takes every counter for a return address, and one off.
+// One after the instruction, because the reader subtracts one from every counter, as for a return address.
 static void* program_counter(void* context) {
   auto* c = (ucontext_t*)context;
 #if defined(__x86_64__)
@@ -79,7 +79,7 @@ static void install_signals() {
   action.sa_flags = SA_SIGINFO | SA_ONSTACK;
   const int numbers[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGPROF};
   for (int number : numbers) sigaction(number, &action, nullptr);
-  // Processor time and not the clock: a loaded or stopped machine is no endless loop.
+  // Processor time instead of the clock: a kernel on a loaded or stopped machine is not endless.
   itimerval limit = {};
   limit.it_value.tv_sec = g_dispatch.cpu_seconds;
   setitimer(ITIMER_PROF, &limit, nullptr);

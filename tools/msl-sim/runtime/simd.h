@@ -1,5 +1,5 @@
-// Scheduling: a thread runs until it must wait. A simd operation fires when all live lanes of the simdgroup wait at it,
-// a barrier when all live threads of the threadgroup do.
+// Scheduling: a thread runs until it must wait. A simd operation is executed when all live lanes of the simdgroup wait
+// at it, a barrier when all live threads of the threadgroup wait at it.
 #pragma once
 
 #include "fault.h"
@@ -61,7 +61,7 @@ static bool same_operation(const Fibre& a, const Fibre& b) {
   return a.fn == b.fn && a.site.line == b.site.line && strcmp(a.site.file, b.site.file) == 0;
 }
 
-// Fires the operation at which every live lane waits.
+// Executes the operation at which every live lane waits.
 static bool fire_if_complete(Simdgroup& s) {
   if (s.waiting == 0 || s.waiting != s.live) return false;
   Fibre* first = nullptr;
@@ -77,7 +77,7 @@ static bool fire_if_complete(Simdgroup& s) {
   return true;
 }
 
-// The lanes have diverged: those at the earliest line go on, as hardware lets a loop finish before what follows it.
+// The lanes have diverged. Those at the earliest line continue, as hardware finishes a loop before the code after it.
 static bool fire_divergent(Simdgroup& s) {
   Fibre* first = nullptr;
   for (int l = 0; l < s.n; l++) {

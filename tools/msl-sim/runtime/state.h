@@ -1,4 +1,5 @@
-// Everything that the runtime keeps, in static storage: the detector leaves accesses to the program's own data alone.
+// The complete state of the runtime, in static storage, because the detector ignores accesses to the program's own
+// data.
 #pragma once
 
 #include "abi.h"

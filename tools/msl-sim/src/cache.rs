@@ -1,5 +1,5 @@
-//! The folder of compiled kernels. Files are named by the hash of all they depend on, written under another name and
-//! then renamed, so that tests of several processes can share it.
+//! The folder of compiled kernels. The name of a file is a hash of everything that it depends on. Files are written
+//! under a temporary name and then renamed, so that tests of several processes can share the folder.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use crate::Error;
 
-/// The hash of `parts`, in hexadecimal: 128 bits, so that no two kernels ever share a file.
+/// The hash of `parts` as 128 bits in hexadecimal. Two kernels practically never share a file.
 pub(crate) fn key<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     let (mut high, mut low) = (DefaultHasher::new(), DefaultHasher::new());
     "high".hash(&mut high);
@@ -18,7 +18,7 @@ pub(crate) fn key<'a>(parts: impl IntoIterator<Item = &'a str>) -> String {
     format!("{:016x}{:016x}", high.finish(), low.finish())
 }
 
-/// `msl-sim-cache` in the build's target folder, which holds the running test; in the temporary folder otherwise.
+/// The folder `msl-sim-cache` in the target folder that contains the running test, otherwise in the temporary folder.
 pub(crate) fn folder() -> PathBuf {
     let target = std::env::current_exe()
         .ok()
@@ -26,7 +26,7 @@ pub(crate) fn folder() -> PathBuf {
     target.unwrap_or_else(std::env::temp_dir).join("msl-sim-cache")
 }
 
-/// A path that nobody else writes to, to be renamed to `path`.
+/// A path that no other process or thread writes to. The caller renames it to `path`.
 fn temporary(path: &Path) -> PathBuf {
     static COUNT: AtomicU32 = AtomicU32::new(0);
     let n = COUNT.fetch_add(1, Ordering::Relaxed);
@@ -35,7 +35,7 @@ fn temporary(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
-/// The file at `path`, made by `make` under a temporary name if it does not exist yet.
+/// The file at `path`. If it does not exist, `make` writes it under a temporary name.
 pub(crate) fn file(path: PathBuf, make: impl FnOnce(&Path) -> Result<(), Error>) -> Result<PathBuf, Error> {
     if path.exists() {
         return Ok(path);
@@ -47,7 +47,7 @@ pub(crate) fn file(path: PathBuf, make: impl FnOnce(&Path) -> Result<(), Error>)
     make(&temporary)?;
     match std::fs::rename(&temporary, &path) {
         Ok(()) => Ok(path),
-        // Another process was first with a folder; its content is the same.
+        // Another process has renamed its folder first. Its content is the same.
         Err(_) if path.exists() => {
             let _ = std::fs::remove_dir_all(&temporary);
             Ok(path)

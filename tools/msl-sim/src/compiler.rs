@@ -1,4 +1,4 @@
-//! Finds a C++ compiler and knows its flags.
+//! Finds a C++ compiler and selects its flags.
 
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -9,9 +9,9 @@ use crate::Error;
 /// How a kernel is compiled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Mode {
-    /// For results: optimised, no checks but those of barriers.
+    /// For results: the code is optimised, and only barriers are checked.
     Plain,
-    /// For faults: every access is checked, some thirty times slower.
+    /// For faults: every access is checked. This is about thirty times slower.
     Detect,
 }
 
@@ -25,14 +25,14 @@ enum Family {
 #[derive(Debug)]
 pub(crate) struct Compiler {
     pub(crate) program: String,
-    /// The first line of `--version`: a part of every cache key.
+    /// The first line of `--version`, which is a part of every cache key.
     pub(crate) version: String,
     family: Family,
 }
 
 /// The environment variable that names a compiler.
 const CHOICE: &str = "MSL_SIM_CXX";
-/// Newest first; clang before g++, because only clang can check address spaces.
+/// Newest first. clang comes before g++, because only clang can check address spaces.
 const CANDIDATES: [&str; 10] = [
     "clang++-21",
     "clang++-20",
@@ -46,16 +46,16 @@ const CANDIDATES: [&str; 10] = [
     "g++-12",
 ];
 
-/// The compiler of this machine, looked for once.
+/// The compiler of this machine. The search runs only once.
 pub(crate) fn compiler() -> Result<&'static Compiler, Error> {
     static FOUND: OnceLock<Option<Compiler>> = OnceLock::new();
     FOUND.get_or_init(find).as_ref().ok_or(Error::NoCompiler)
 }
 
-/// The runtime switches stacks and maps files as Linux does on these processors.
+/// Whether the runtime supports this system: it switches stacks and maps files as Linux does on these processors.
 const SUPPORTED: bool = cfg!(all(target_os = "linux", any(target_arch = "x86_64", target_arch = "aarch64")));
 
-/// Whether a missing compiler is a failure: in CI, and where `ZMLX_REQUIRE_MSL_SIM` is set, on systems that can have one.
+/// Whether a missing compiler is a failure: in CI, and where `ZMLX_REQUIRE_MSL_SIM` is set, if the system is supported.
 pub(crate) fn required() -> bool {
     let set = |name| std::env::var(name).is_ok_and(|v| !v.is_empty() && v != "0" && v != "false");
     SUPPORTED && (set("CI") || set("ZMLX_REQUIRE_MSL_SIM"))
@@ -71,7 +71,7 @@ fn find() -> Option<Compiler> {
     }
 }
 
-/// Accepts a compiler that knows `_Float16` and the needed flags.
+/// Accepts a compiler that supports `_Float16` and the needed flags.
 fn probe(program: &str) -> Option<Compiler> {
     let version = Command::new(program).arg("--version").stderr(Stdio::null()).output().ok()?;
     let version = String::from_utf8_lossy(&version.stdout).lines().next()?.to_owned();
@@ -91,20 +91,20 @@ impl Compiler {
         self.family == Family::Clang
     }
 
-    /// Flags for a kernel's translation unit and for the precompiled header, which must agree.
+    /// The flags for the translation unit of a kernel. The precompiled header must be compiled with the same flags.
     pub(crate) fn flags(&self, mode: Mode, contract: bool) -> Vec<&'static str> {
         let mut flags = vec![
             "-std=c++17",
             "-fno-exceptions",
             "-fno-rtti",
             "-fno-math-errno",
-            // As in Metal; on aarch64 it would be unsigned.
+            // As in Metal. On aarch64 `char` would be unsigned.
             "-fsigned-char",
-            // A thread's stack ends in a page that must not be leapt over.
+            // The guard page at the end of a thread's stack must not be skipped.
             "-fstack-clash-protection",
-            // Kernels reinterpret buffers freely.
+            // Kernels reinterpret buffers as other types.
             "-fno-strict-aliasing",
-            // Fixed addresses, so that a program counter is a place in the file.
+            // Addresses are fixed, so that a program counter maps to a place in the file.
             "-fno-pie",
             "-w",
         ];
@@ -116,21 +116,22 @@ impl Compiler {
         {
             flags.push("-march=x86-64-v3");
         }
-        // Every operation on half rounds, as on the GPU.
+        // Every operation on `half` must round, as on the GPU.
         match self.family {
             Family::Clang => flags.extend(["-Xclang", "-ffloat16-excess-precision=none"]),
             Family::Gcc => flags.extend(["-fexcess-precision=16", "-fpermissive"]),
         }
         match (mode, self.family) {
             (Mode::Plain, _) => flags.push("-O2"),
-            // Vectorised accesses are wider than the detector's callbacks know; addr2line misreads DWARF 5.
+            // Vectorised accesses are wider than those that the detector's callbacks handle. addr2line misreads DWARF
+            // 5.
             (Mode::Detect, family) => {
                 flags.extend(["-O1", "-g1", "-gdwarf-4", "-fsanitize=thread"]);
                 flags.push("-fsanitize=bounds,alignment,integer-divide-by-zero");
                 match family {
                     Family::Clang => {
                         flags.extend(["-fno-vectorize", "-fno-slp-vectorize", "-fsanitize-trap=undefined"]);
-                        // Or `y += x` would count as a write alone.
+                        // Without this flag `y += x` would only count as a write.
                         flags.extend(["-mllvm", "-tsan-instrument-read-before-write"]);
                     }
                     Family::Gcc => {
@@ -142,12 +143,12 @@ impl Compiler {
         flags
     }
 
-    /// What the preprocessor is told, as Metal's own compiler defines it.
+    /// The macros that Metal's own compiler defines.
     pub(crate) fn preprocessor_flags(&self) -> [&'static str; 4] {
         ["-E", "-std=c++17", "-D__METAL__=1", "-D__METAL_VERSION__=320"]
     }
 
-    /// Flags that use the header precompiled at `pch`; the header's own path is without its last extension.
+    /// The flags to use the header precompiled at `pch`. The path of the header itself lacks the last extension.
     pub(crate) fn use_precompiled(&self, pch: &Path) -> Vec<String> {
         match self.family {
             Family::Clang => vec!["-include-pch".into(), pch.display().to_string()],

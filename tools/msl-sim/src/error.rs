@@ -1,35 +1,35 @@
-//! What can go wrong, in translating, compiling and running a kernel.
+//! Errors of translating, compiling and running a kernel.
 
 use std::path::PathBuf;
 
-/// What a fault is about.
+/// The kind of a fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FaultKind {
-    /// Two threads access the same byte, one of them writing, with no barrier between.
+    /// Two threads access the same byte, at least one of them writes, and there is no barrier between the accesses.
     Race,
-    /// An access outside the bound buffers and the threadgroup variables.
+    /// An access outside of the bound buffers and the threadgroup variables.
     OutOfBounds,
-    /// A write to a buffer that was bound for reading.
+    /// A write to a buffer that was bound only for reading.
     ReadOnly,
-    /// A read of threadgroup memory, or of an output, that nothing has written.
+    /// A read of threadgroup memory or of an output before it was written.
     Uninitialised,
-    /// An output that the kernel did not write throughout.
+    /// The kernel did not write all of an output.
     Unwritten,
-    /// Not every thread of a threadgroup reaches the same `threadgroup_barrier`.
+    /// Some threads of a threadgroup do not reach the same `threadgroup_barrier` as the others.
     DivergentBarrier,
-    /// Only some live lanes of a simdgroup reach a simd operation.
+    /// Only some of the live lanes of a simdgroup reach a simd operation.
     DivergentSimd,
-    /// A shuffle or broadcast reads a lane that takes no part.
+    /// A shuffle or broadcast reads a lane that does not take part.
     BadLane,
     /// More threadgroup memory than Apple's GPUs have.
     ThreadgroupMemory,
     /// An array index out of range, a misaligned pointer or an integer division by zero.
     Undefined,
-    /// A thread's own variables outgrew its stack.
+    /// The variables of a thread need more memory than its stack has.
     StackOverflow,
-    /// The kernel was still running when its processor time was used up.
+    /// The kernel was still running when its limit of processor time was reached.
     Timeout,
-    /// The processor refused an access.
+    /// The processor refused an access, such as one to unmapped memory.
     Crash,
 }
 
@@ -54,22 +54,22 @@ impl FaultKind {
     }
 }
 
-/// A fault that a kernel committed while it ran.
+/// A fault of a kernel while it ran.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// What the fault is about.
+    /// The kind of the fault.
     pub kind: FaultKind,
-    /// What happened, in words.
+    /// A description of what happened.
     pub message: String,
-    /// The file of the kernel's source, where it is known.
+    /// The source file, if it is known.
     pub file: Option<String>,
     /// The line in that file.
     pub line: Option<u32>,
     /// The threadgroup's position in the grid.
     pub group: [u32; 3],
-    /// The thread's index in its threadgroup; `None` where no single thread is to blame.
+    /// The thread's index in its threadgroup; `None` if the fault is not that of a single thread.
     pub thread: Option<u32>,
-    /// How often it happened at this place.
+    /// How often the fault occurred at this place.
     pub count: u64,
 }
 
@@ -92,89 +92,89 @@ impl std::fmt::Display for Fault {
     }
 }
 
-/// Why a kernel could not be built or did not run cleanly.
+/// Why a kernel could not be built or did not run without faults.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// No C++ compiler that can build kernels.
+    /// There is no C++ compiler that can build kernels.
     #[error("no C++ compiler for msl-sim: install clang-19 or g++ (12 or newer), or name one in MSL_SIM_CXX")]
     NoCompiler,
-    /// The address-space check needs clang, and it was required.
+    /// The address-space check was required, but it needs clang.
     #[error("the address-space check needs clang++, and only {found} is here")]
     NoClang {
         /// The compiler that was found.
         found: String,
     },
-    /// The source is no Metal that the translator knows.
+    /// The translator does not support the source.
     #[error("{name}:{line}: {message}")]
     Translate {
-        /// The source's name.
+        /// The name of the source.
         name: String,
-        /// The line.
+        /// The line in the source.
         line: u32,
         /// What is wrong there.
         message: String,
     },
-    /// The compiler refused the source.
+    /// The compiler rejected the source.
     #[error("{name} does not compile:\n{diagnostics}")]
     Compile {
-        /// The source's name.
+        /// The name of the source.
         name: String,
         /// The compiler's messages.
         diagnostics: String,
     },
-    /// Pointers to different address spaces are mixed.
+    /// The source mixes pointers to different address spaces.
     #[error("{name} mixes address spaces:\n{diagnostics}")]
     AddressSpace {
-        /// The source's name.
+        /// The name of the source.
         name: String,
         /// The compiler's messages.
         diagnostics: String,
     },
-    /// The library has no kernel of this name.
+    /// The library has no kernel with this name.
     #[error("no kernel {name}; there are {known:?}")]
     UnknownKernel {
-        /// The name asked for.
+        /// The requested name.
         name: String,
-        /// The names that exist.
+        /// The names of the kernels in the library.
         known: Vec<String>,
     },
-    /// The call does not fit the kernel.
+    /// The arguments of a call do not match the kernel.
     #[error("kernel {kernel}: {message}")]
     Call {
-        /// The kernel.
+        /// The name of the kernel.
         kernel: String,
-        /// What does not fit.
+        /// What does not match.
         message: String,
     },
-    /// The kernel ran, or began to, and committed faults.
+    /// The kernel ran at least partly, and had faults.
     #[error("kernel {kernel}: {}", .faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))]
     Faults {
-        /// The kernel.
+        /// The name of the kernel.
         kernel: String,
-        /// The faults, at most 64 different ones.
+        /// The faults. At most 64 different ones are listed.
         faults: Vec<Fault>,
     },
-    /// The process that runs the kernel did not report back.
+    /// The process that runs the kernel ended without a report.
     #[error("kernel {kernel}: the runner ended without a report: {message}")]
     Runner {
-        /// The kernel.
+        /// The name of the kernel.
         kernel: String,
-        /// What is known about its end.
+        /// What is known about the end of the process.
         message: String,
     },
     /// A file could not be read or written.
     #[error("{path}: {source}")]
     Io {
-        /// The file.
+        /// The path of the file.
         path: PathBuf,
-        /// The system's answer.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 }
 
 impl Error {
-    /// The faults, if the kernel ran; an empty list otherwise.
+    /// The faults if the kernel ran, otherwise an empty list.
     pub fn faults(&self) -> &[Fault] {
         match self {
             Self::Faults { faults, .. } => faults,

@@ -1,16 +1,17 @@
 //! Bodies of kernels that MLX compiles at run time (`mx.fast.metal_kernel`, `mlx_rs::fast::MetalKernel`).
 //!
-//! The signature is written by the rules of MLX 0.32 (`mlx/backend/common/metal_kernel.cpp` and
+//! The signature follows the rules of MLX 0.32 (`mlx/backend/common/metal_kernel.cpp` and
 //! `mlx/backend/metal/custom_kernel.cpp`):
 //!
-//! - template parameters in order: `typename`, `int` or `bool`;
-//! - inputs in order: `const constant T*` below eight elements, else `const device T*`; an input without dimensions is
-//!   a reference. Behind an input with dimensions come `NAME_shape` (int), `NAME_strides` (int64_t) and `NAME_ndim`,
-//!   each if the body contains that word anywhere;
-//! - outputs in order: `device T*`, or `device atomic<T>*`;
-//! - then the attributes that the body names, by MLX's own alphabetical list;
-//! - the grid is in threads; the threadgroup is cut to the grid; groups at the edges are smaller;
-//! - outputs begin undefined, or filled with an initial value; inputs are made contiguous first unless told otherwise.
+//! - Template parameters come in order: `typename`, `int` or `bool`.
+//! - Inputs come in order: `const constant T*` for fewer than eight elements, otherwise `const device T*`. An input
+//!   without dimensions is a reference. An input with dimensions is followed by `NAME_shape` (int), `NAME_strides`
+//!   (int64_t) and `NAME_ndim`, each only if the body contains that word anywhere.
+//! - Outputs come in order: `device T*`, or `device atomic<T>*`.
+//! - The attributes that the body names follow, in the alphabetical order of MLX's own list.
+//! - The grid is counted in threads. The threadgroup is cut to the grid, and groups at the edges are smaller.
+//! - Outputs are undefined at first, or filled with an initial value. Inputs are made contiguous first, unless a flag
+//!   forbids it.
 
 mod call;
 mod signature;
@@ -21,37 +22,37 @@ use crate::Error;
 use crate::compiler::Mode;
 use crate::msl::{Library, Msl};
 
-/// The element types of MLX arrays that kernels here can take.
+/// The element types of MLX arrays that kernels can take here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
     /// `bool`, one byte.
     Bool,
-    /// `uint8_t`
+    /// `uint8_t`.
     Uint8,
-    /// `uint16_t`
+    /// `uint16_t`.
     Uint16,
-    /// `uint32_t`
+    /// `uint32_t`.
     Uint32,
-    /// `uint64_t`
+    /// `uint64_t`.
     Uint64,
-    /// `int8_t`
+    /// `int8_t`.
     Int8,
-    /// `int16_t`
+    /// `int16_t`.
     Int16,
-    /// `int32_t`
+    /// `int32_t`.
     Int32,
-    /// `int64_t`
+    /// `int64_t`.
     Int64,
     /// `float16_t`, Metal's `half`.
     Float16,
     /// `bfloat16_t`, Metal's `bfloat`.
     Bfloat16,
-    /// `float`
+    /// `float`.
     Float32,
 }
 
 impl Dtype {
-    /// The type's name in MLX's kernels.
+    /// The name of the type in MLX's kernels.
     pub fn metal(self) -> &'static str {
         match self {
             Self::Bool => "bool",
@@ -69,7 +70,7 @@ impl Dtype {
         }
     }
 
-    /// Bytes of one element.
+    /// The size of one element in bytes.
     pub fn n_bytes(self) -> usize {
         match self {
             Self::Bool | Self::Uint8 | Self::Int8 => 1,
@@ -112,9 +113,9 @@ impl From<bool> for TemplateArg {
 /// The address space of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Space {
-    /// What MLX gives inputs below eight elements.
+    /// The address space of inputs with fewer than eight elements, by MLX's rule.
     Constant,
-    /// What MLX gives the others.
+    /// The address space of larger inputs, by MLX's rule.
     Device,
 }
 
@@ -123,7 +124,7 @@ struct Input {
     name: String,
     dtype: Dtype,
     shape: Vec<usize>,
-    /// In elements; those of a contiguous array unless set.
+    /// The strides in elements. `None` means those of a contiguous array.
     strides: Option<Vec<i64>>,
     space: Option<Space>,
 }
@@ -141,7 +142,7 @@ struct Output {
     shape: Vec<usize>,
 }
 
-/// A kernel body with the declarations that MLX derives its signature from.
+/// A kernel body with the declarations from which MLX derives its signature.
 #[derive(Clone, Debug)]
 pub struct MlxBody {
     name: String,
@@ -156,7 +157,7 @@ pub struct MlxBody {
 }
 
 impl MlxBody {
-    /// A body, as text, under the name given to MLX.
+    /// Creates a body from its text and the name that is given to MLX.
     pub fn new(name: impl Into<String>, body: impl Into<String>) -> Self {
         Self {
             name: name.into(),
@@ -202,13 +203,14 @@ impl MlxBody {
         self
     }
 
-    /// Hands inputs over in their own layout (`ensure_row_contiguous` false).
+    /// Passes inputs in their own layout (`ensure_row_contiguous` is false).
     pub fn keep_layout(mut self) -> Self {
         self.keep_layout = true;
         self
     }
 
-    /// The strides, in elements, of an input declared before. Its data is then the storage behind them.
+    /// Sets the strides, in elements, of an input that is already declared. Its data is then the storage that the
+    /// strides refer to.
     pub fn strides(mut self, input: &str, strides: &[i64]) -> Self {
         for declared in self.inputs.iter_mut().filter(|i| i.name == input) {
             declared.strides = Some(strides.to_vec());
@@ -216,8 +218,8 @@ impl MlxBody {
         self
     }
 
-    /// Forces the address space of an input declared before, against MLX's rule of eight elements, so that a test can
-    /// prove a body for both.
+    /// Sets the address space of an input that is already declared, against MLX's rule of eight elements, so that a
+    /// test can check a body with both.
     pub fn space(mut self, input: &str, space: Space) -> Self {
         for declared in self.inputs.iter_mut().filter(|i| i.name == input) {
             declared.space = Some(space);
@@ -225,7 +227,7 @@ impl MlxBody {
         self
     }
 
-    /// As [`Msl::contract_fma`].
+    /// Like [`Msl::contract_fma`].
     pub fn contract_fma(mut self) -> Self {
         self.contract = true;
         self
@@ -236,12 +238,12 @@ impl MlxBody {
         signature::source(self, false)
     }
 
-    /// The kernel's source behind a preamble that stands for MLX's: a whole file for Metal's own compiler.
+    /// The kernel's source after a preamble that replaces MLX's own: a complete file for Metal's own compiler.
     pub fn source_with_preamble(&self) -> String {
         signature::source(self, true)
     }
 
-    /// Translates and compiles the kernel, or finds it compiled.
+    /// Translates and compiles the kernel, or takes the compiled kernel from the cache.
     pub fn build(&self, mode: Mode) -> Result<MlxKernel, Error> {
         self.validate()?;
         let library = self.msl().build(mode)?;
@@ -256,7 +258,7 @@ impl MlxBody {
     pub(crate) fn validate(&self) -> Result<(), Error> {
         let refuse = |message: String| Err(Error::Call { kernel: self.name.clone(), message });
         if self.outputs.is_empty() {
-            return refuse("MLX wants at least one output".to_owned());
+            return refuse("MLX requires at least one output".to_owned());
         }
         for input in &self.inputs {
             let Some(strides) = &input.strides else { continue };
@@ -275,7 +277,7 @@ impl MlxBody {
     }
 }
 
-/// A built body.
+/// A compiled body.
 #[derive(Debug)]
 pub struct MlxKernel {
     body: MlxBody,
@@ -289,7 +291,7 @@ impl MlxKernel {
         self.body.source()
     }
 
-    /// A call, to which the inputs' data is then added in the order of their declaration.
+    /// Starts a call. The data of the inputs is then added in the order of their declaration.
     pub fn call(&self) -> MlxCall<'_> {
         MlxCall::new(self)
     }

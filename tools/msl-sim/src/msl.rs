@@ -15,16 +15,16 @@ use crate::translate::{self, Binding, Kernel, Translation};
 /// The order in which threads, simdgroups and threadgroups run. A correct kernel gives the same bits in every order.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Order {
-    /// By index.
+    /// In the order of their indices.
     #[default]
     Forward,
-    /// By index, from the last to the first.
+    /// In the reverse order of their indices.
     Reverse,
-    /// Shuffled, from a seed.
+    /// In a random order from a seed.
     Random(u64),
 }
 
-/// What this process has built: even to find a kernel in the cache, the preprocessor must run.
+/// The libraries that this process has built. Even a search in the cache would have to run the preprocessor.
 static BUILT: LazyLock<Mutex<HashMap<(Msl, Mode), Library>>> = LazyLock::new(Mutex::default);
 
 /// Metal source with the options of its compilation.
@@ -38,13 +38,13 @@ pub struct Msl {
 }
 
 impl Msl {
-    /// Source text; `name` stands for its file in messages.
+    /// Creates a source from text. `name` appears as its file in messages.
     pub fn source(name: impl Into<String>, source: impl Into<String>) -> Self {
         let (name, source) = (name.into(), source.into());
         Self { name, source, include_dirs: Vec::new(), defines: Vec::new(), contract: false }
     }
 
-    /// A source file. Its folder is searched for includes.
+    /// Reads a source file. Includes are searched in its folder.
     pub fn file(path: impl AsRef<Path>) -> Result<Self, Error> {
         let path = path.as_ref();
         let source = std::fs::read_to_string(path).map_err(Error::io(path))?;
@@ -55,7 +55,7 @@ impl Msl {
         })
     }
 
-    /// A folder that `#include` searches.
+    /// Adds a folder in which `#include` searches.
     pub fn include_dir(mut self, folder: impl Into<PathBuf>) -> Self {
         self.include_dirs.push(folder.into());
         self
@@ -67,13 +67,13 @@ impl Msl {
         self
     }
 
-    /// Lets the compiler fuse a product and a sum into one rounding wherever it can, as Metal's compiler may.
+    /// Lets the compiler contract a product and a sum into one rounding wherever it can, as Metal's compiler may do.
     pub fn contract_fma(mut self) -> Self {
         self.contract = true;
         self
     }
 
-    /// Translates and compiles the source, or finds it compiled.
+    /// Translates and compiles the source, or takes the compiled library from the cache.
     pub fn build(&self, mode: Mode) -> Result<Library, Error> {
         let request = (self.clone(), mode);
         let known = |built: &HashMap<(Self, Mode), Library>| built.get(&request).cloned();
@@ -100,7 +100,7 @@ impl Msl {
     }
 }
 
-/// A built source.
+/// A compiled source.
 #[derive(Clone, Debug)]
 pub struct Library {
     program: PathBuf,
@@ -109,12 +109,12 @@ pub struct Library {
 }
 
 impl Library {
-    /// The kernels by their host names.
+    /// The host names of the kernels.
     pub fn kernel_names(&self) -> Vec<&str> {
         self.kernels.iter().map(|k| k.name.as_str()).collect()
     }
 
-    /// A call of the kernel `name`, to which arguments are then bound.
+    /// Starts a call of the kernel `name`. Arguments are then bound to it.
     pub fn kernel(&self, name: &str) -> Result<Call<'_>, Error> {
         let Some(kernel) = self.kernels.iter().find(|k| k.name == name) else {
             let known = self.kernels.iter().map(|k| k.name.clone()).collect();
@@ -132,12 +132,12 @@ impl Library {
     }
 }
 
-/// Processor time after which a kernel counts as endless.
+/// The processor time in seconds after which a kernel counts as endless.
 const DEFAULT_CPU_SECONDS: u64 = 60;
-/// Threads per threadgroup that Apple's GPUs allow.
+/// The largest number of threads in a threadgroup of Apple's GPUs.
 const MAX_THREADS: u64 = 1024;
 
-/// One dispatch of a kernel in the making.
+/// A dispatch of a kernel that is being prepared.
 #[derive(Debug)]
 pub struct Call<'a> {
     library: &'a Library,
@@ -160,7 +160,7 @@ impl<'a> Call<'a> {
         self.bind(index, Memory::Mutable(bytemuck::cast_slice_mut(data)), Access::ReadWrite)
     }
 
-    /// Binds a value, as Metal's `setBytes`.
+    /// Binds a value, like Metal's `setBytes`.
     pub fn value<T: NoUninit>(self, index: u32, value: &T) -> Self {
         self.bind(index, Memory::Owned(bytemuck::bytes_of(value).to_vec()), Access::Read)
     }
@@ -170,7 +170,7 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// Lets the buffer bound last begin `n_bytes` beyond an aligned address.
+    /// Lets the buffer that was bound last begin `n_bytes` after an aligned address.
     pub(crate) fn skew(mut self, n_bytes: usize) -> Self {
         if let Some(buffer) = self.buffers.last_mut() {
             buffer.skew = n_bytes;
@@ -178,7 +178,7 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// Gives a threadgroup pointer parameter its memory.
+    /// Allocates the memory of a threadgroup pointer parameter.
     pub fn threadgroup(mut self, index: u32, n_bytes: usize) -> Self {
         self.threadgroup.push((index, n_bytes));
         self
@@ -190,19 +190,20 @@ impl<'a> Call<'a> {
         self
     }
 
-    /// The order in which threads run.
+    /// Sets the order in which threads run.
     pub fn order(mut self, order: Order) -> Self {
         self.order = order;
         self
     }
 
-    /// Processor time after which the kernel counts as endless; a minute unless set.
+    /// Sets the processor time after which the kernel counts as endless. The default is a minute.
     pub fn time_limit(mut self, seconds: u64) -> Self {
         self.cpu_seconds = seconds.max(1);
         self
     }
 
-    /// Runs `threads` threads in groups of `group`; groups at the edge have fewer threads where they do not fit.
+    /// Runs `threads` threads in groups of `group`. Groups at the edge have fewer threads if the size does not divide
+    /// the grid.
     pub fn dispatch_threads(self, threads: [u32; 3], group: [u32; 3]) -> Result<(), Error> {
         self.run(threads, group).map(drop)
     }
@@ -213,7 +214,7 @@ impl<'a> Call<'a> {
         self.run(threads, group).map(drop)
     }
 
-    /// Runs and returns the owned buffers' contents in the order of their binding.
+    /// Runs the kernel and returns the contents of the owned buffers in the order of their binding.
     pub(crate) fn run(mut self, grid: [u32; 3], group: [u32; 3]) -> Result<Vec<Vec<u8>>, Error> {
         self.check(grid, group)?;
         let plan = Plan {
@@ -236,7 +237,7 @@ impl<'a> Call<'a> {
             .collect())
     }
 
-    /// What Metal's validation would refuse, before anything runs.
+    /// Refuses what Metal's validation would refuse, before anything runs.
     fn check(&self, grid: [u32; 3], group: [u32; 3]) -> Result<(), Error> {
         let refuse = |message: String| Err(Error::Call { kernel: self.kernel.name.clone(), message });
         let product = |sizes: [u32; 3]| sizes.iter().map(|&s| u64::from(s)).product::<u64>();

@@ -1,6 +1,6 @@
-//! Runs a built kernel in a process of its own, so that a crash or an endless loop ends that process and not the test.
+//! Runs a compiled kernel in a separate process, so that a crash or an endless loop ends that process and not the test.
 //!
-//! The buffers travel in a file that the process maps; the plan goes to its standard input; faults come back on its
+//! The buffers are passed in a file that the process maps, the plan on its standard input. Faults come back on its
 //! standard output.
 
 use std::io::{Read as _, Seek as _, Write as _};
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use crate::error::{Fault, FaultKind};
 use crate::{Error, Order};
 
-/// Buffers begin at multiples of this, with as much unused space behind them.
+/// The offset of each buffer is a multiple of this, and at least as much unused space follows each buffer.
 const ALIGNMENT: usize = 4096;
 
 /// What the kernel may do with a buffer.
@@ -19,11 +19,11 @@ const ALIGNMENT: usize = 4096;
 pub(crate) enum Access {
     Read,
     ReadWrite,
-    /// Nothing in it may be read before it is written, and all of it must be written.
+    /// Nothing in it may be read before it is written, and the kernel must write all of it.
     Output,
 }
 
-/// The memory behind a buffer argument.
+/// The memory of a buffer argument.
 #[derive(Debug)]
 pub(crate) enum Memory<'a> {
     Borrowed(&'a [u8]),
@@ -47,11 +47,11 @@ pub(crate) struct Buffer<'a> {
     pub(crate) index: u32,
     pub(crate) memory: Memory<'a>,
     pub(crate) access: Access,
-    /// Bytes by which the buffer begins beyond an aligned address; less than a page.
+    /// The number of bytes by which the buffer begins after an aligned address; less than a page.
     pub(crate) skew: usize,
 }
 
-/// Everything about one dispatch but the buffers.
+/// Everything about a dispatch except the buffers.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
     pub(crate) kernel: String,
@@ -64,7 +64,7 @@ pub(crate) struct Plan {
     pub(crate) constants: Vec<(u32, Vec<u8>)>,
 }
 
-/// Runs `program`. Results are written back to the mutable and owned buffers, also where there were faults.
+/// Runs `program`. Results are written back to the mutable and owned buffers, even if there were faults.
 pub(crate) fn run(program: &Path, plan: &Plan, buffers: &mut [Buffer<'_>]) -> Result<(), Error> {
     let offsets = offsets(buffers);
     let mut file = tempfile::NamedTempFile::new().map_err(Error::io(std::env::temp_dir()))?;
@@ -75,7 +75,7 @@ pub(crate) fn run(program: &Path, plan: &Plan, buffers: &mut [Buffer<'_>]) -> Re
     command.arg(&path).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let mut child = command.spawn().map_err(Error::io(program))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // A runner that ended early has said why on its standard output.
+        // A runner that ended early reports the reason on its standard output.
         let _ = stdin.write_all(describe(plan, buffers, &offsets).as_bytes());
     }
     let report = collect(&mut child, plan)?;
@@ -117,7 +117,7 @@ fn read_back(file: &mut std::fs::File, buffers: &mut [Buffer<'_>], offsets: &[us
     Ok(())
 }
 
-/// The plan in the runner's words.
+/// The plan in the format that the runner reads.
 fn describe(plan: &Plan, buffers: &[Buffer<'_>], offsets: &[usize]) -> String {
     let (order, seed) = match plan.order {
         Order::Forward => (0, 0),
@@ -125,7 +125,7 @@ fn describe(plan: &Plan, buffers: &[Buffer<'_>], offsets: &[usize]) -> String {
         Order::Random(seed) => (2, seed),
     };
     let Plan { detect, cpu_seconds, grid: [gx, gy, gz], group: [tx, ty, tz], .. } = plan;
-    // The options come first: buffers are set up according to them.
+    // The options come first, because the buffers are set up according to them.
     let mut text = format!(
         "run detect {} order {order} seed {seed} seconds {cpu_seconds}\n\
          grid {gx} {gy} {gz}\n\
@@ -151,7 +151,7 @@ fn describe(plan: &Plan, buffers: &[Buffer<'_>], offsets: &[usize]) -> String {
     text
 }
 
-/// Reads the runner's report. The runner watches its processor time; the clock is a second line of defence.
+/// Reads the report of the runner. The runner limits its processor time itself; the clock here is a second limit.
 fn collect(child: &mut Child, plan: &Plan) -> Result<String, Error> {
     let deadline =
         Instant::now() + Duration::from_secs(plan.cpu_seconds.saturating_mul(20).saturating_add(60));
@@ -198,7 +198,7 @@ fn interpret(program: &Path, plan: &Plan, report: &str, status: &str) -> Result<
     Err(Error::Faults { kernel, faults: faults.into_iter().map(|(fault, _)| fault).collect() })
 }
 
-/// A fault and the program counter that it still has to be located by.
+/// A fault, and the program counter from which its place will be found.
 fn parse_fault(line: &str) -> Option<(Fault, Option<String>)> {
     let mut fields = line.strip_prefix("fault\t")?.splitn(8, '\t');
     let kind = FaultKind::parse(fields.next()?)?;
@@ -221,11 +221,12 @@ fn parse_fault(line: &str) -> Option<(Fault, Option<String>)> {
     Some((fault, unlocated.then_some(pc)))
 }
 
-/// Finds the lines of program counters with `addr2line`, which comes with the compilers; without it they stay unknown.
+/// Finds the lines of program counters with `addr2line`, which is installed with the compilers. Without it the lines
+/// stay unknown.
 fn locate(program: &Path, faults: &mut [(Fault, Option<String>)]) {
     for (fault, pc) in faults {
         let Some(pc) = pc else { continue };
-        // The counter is a return address: one less lies within the call.
+        // The counter is a return address. The address before it lies within the call.
         let Some(address) = u64::from_str_radix(&pc[2..], 16).ok().and_then(|a| a.checked_sub(1)) else {
             continue;
         };
@@ -233,7 +234,7 @@ fn locate(program: &Path, faults: &mut [(Fault, Option<String>)]) {
             Command::new("addr2line").arg("-i").arg("-e").arg(program).arg(format!("{address:#x}")).output();
         let Ok(found) = found else { return };
         let text = String::from_utf8_lossy(&found.stdout).into_owned();
-        // From the innermost inlined function outwards: the first place that is not the shim's own.
+        // From the innermost inlined function outwards: the first place outside of the shim.
         let place =
             text.lines().filter_map(|l| l.rsplit_once(':')).find(|(file, _)| !file.contains("/shim/"));
         if let Some((file, line)) = place {

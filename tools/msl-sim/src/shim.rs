@@ -1,4 +1,5 @@
-//! The C++ side, unpacked into the cache: shim headers, runtime, precompiled header and runtime object.
+//! The C++ side: shim headers, the runtime, the precompiled header and the object file of the runtime. All are unpacked
+//! into the cache.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -33,7 +34,7 @@ const FILES: [(&str, &str); 18] = embedded![
     "check/metal_stdlib",
 ];
 
-/// Headers that kernels include; all of them are `metal_stdlib`, which the translator includes itself.
+/// Headers that kernels include. All of them stand for `metal_stdlib`, which the translator includes itself.
 const METAL_HEADERS: [&str; 16] = [
     "metal_stdlib",
     "metal_array",
@@ -53,8 +54,8 @@ const METAL_HEADERS: [&str; 16] = [
     "metal_type_traits",
 ];
 
-/// MLX's headers of this name are replaced: they overload on the address space of `this`, which C++ cannot. The preamble
-/// of [`crate::MlxBody`] stands in for them.
+/// Headers of MLX with this name are replaced, because they overload on the address space of `this`, which C++ cannot
+/// express. The preamble of [`crate::MlxBody`] takes their place.
 const MLX_UTILS: &str = "empty/mlx/backend/metal/kernels/utils.h";
 const MLX_EMPTY: [&str; 4] = [
     "mlx/backend/metal/kernels/bf16.h",
@@ -63,7 +64,7 @@ const MLX_EMPTY: [&str; 4] = [
     "mlx/backend/metal/kernels/steel/utils/type_traits.h",
 ];
 
-/// One step at a time within this process: two tests must not precompile the same header twice.
+/// A lock for this process: two tests must not precompile the same header at the same time.
 static BUILDING: Mutex<()> = Mutex::new(());
 
 /// The unpacked folder.
@@ -73,7 +74,7 @@ pub(crate) struct Shim {
     key: String,
 }
 
-/// Unpacks the shim, once per content.
+/// Unpacks the shim. Each version of its content is unpacked once.
 pub(crate) fn unpack() -> Result<Shim, Error> {
     let key = cache::key(FILES.iter().flat_map(|(path, text)| [*path, *text]).chain([
         include_str!("swizzle.rs"),
@@ -101,12 +102,12 @@ pub(crate) fn unpack() -> Result<Shim, Error> {
 }
 
 impl Shim {
-    /// Empty stand-ins for Metal's headers, for the preprocessor.
+    /// The folder with empty replacements of Metal's headers, for the preprocessor.
     pub(crate) fn empty_headers(&self) -> PathBuf {
         self.root.join("empty")
     }
 
-    /// Declarations over real address spaces.
+    /// The folder with declarations that use real address spaces.
     pub(crate) fn checking_headers(&self) -> PathBuf {
         self.root.join("check")
     }
@@ -139,7 +140,7 @@ impl Shim {
             for folder in self.includes() {
                 command.arg("-I").arg(folder);
             }
-            // Relative names of Metal files are recorded below this folder, from which `locate` strips them again.
+            // The paths of Metal files are recorded relative to this folder, and `locate` removes it again.
             command.current_dir(cache::folder());
             run(command.args(["-c", "-x", "c++", "-", "-o"]).arg(&object), name, source)?;
             let mut link = Command::new(&compiler.program);
@@ -189,7 +190,7 @@ impl Shim {
     }
 }
 
-/// The kernel's source after the preprocessor.
+/// The source of the kernel after the preprocessor.
 pub(crate) fn preprocess(
     compiler: &Compiler,
     shim: &Shim,
@@ -214,14 +215,15 @@ fn run(command: &mut Command, name: &str, input: &str) -> Result<(), Error> {
     output(command, name, input).map(drop)
 }
 
-/// Standard output of a compiler's run; its messages as an error if it fails.
+/// The standard output of a compiler. If it fails, its messages are the error.
 pub(crate) fn output(command: &mut Command, name: &str, input: &str) -> Result<String, Error> {
     let program = PathBuf::from(command.get_program());
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().map_err(Error::io(&program))?;
     let stdin = child.stdin.take();
     let result = std::thread::scope(|scope| {
-        // Written from a thread of its own: a compiler that prints before it has read all must not block both sides.
+        // Written by another thread, because both sides would block if the compiler prints before it has read
+        // everything.
         scope.spawn(|| stdin.map(|mut pipe| std::io::Write::write_all(&mut pipe, input.as_bytes())));
         child.wait_with_output()
     });

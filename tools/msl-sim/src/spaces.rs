@@ -1,5 +1,5 @@
-//! The address-space check. To the compiler that runs kernels, `device`, `constant` and `threadgroup` are empty words;
-//! clang can also be told that they are real address spaces, and then refuses pointers that go astray.
+//! The address-space check. For the compiler that runs kernels, `device`, `constant` and `threadgroup` are empty
+//! macros. clang can treat them as real address spaces, and then refuses pointers of the wrong one.
 
 use std::process::Command;
 
@@ -8,7 +8,7 @@ use crate::mlx::MlxBody;
 use crate::msl::Msl;
 use crate::{Error, shim};
 
-/// The outcome of a check that found nothing wrong.
+/// The result of a check that found no error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Checked {
     /// The source was checked.
@@ -18,13 +18,13 @@ pub enum Checked {
 }
 
 impl Msl {
-    /// Checks that no pointer or reference changes its address space, and that `constant` memory is not written; and,
-    /// on the way, that the source is C++14, of which Metal 3 is made.
+    /// Checks that no pointer or reference changes its address space, and that `constant` memory is not written. It
+    /// also checks that the source is valid C++14, on which Metal 3 is based.
     ///
-    /// Needs clang. With another compiler the check is skipped, with a notice, unless msl-sim is required (see
+    /// Needs clang. With another compiler the check is skipped and prints a notice, unless msl-sim is required (see
     /// [`available`](crate::available)).
     ///
-    /// **Errors**: [`Error::AddressSpace`] with the compiler's messages; [`Error::NoClang`] where it is required.
+    /// **Errors**: [`Error::AddressSpace`] with the compiler's messages; [`Error::NoClang`] if the check is required.
     pub fn check_address_spaces(&self) -> Result<Checked, Error> {
         let compiler = compiler::compiler()?;
         if !compiler.is_clang() {
@@ -39,7 +39,7 @@ impl Msl {
         let translation = self.translate(compiler, &shim)?;
         let mut command = Command::new(&compiler.program);
         command.args(compiler.flags(Mode::Plain, false));
-        // Metal 3 is C++14. Its compiler takes newer syntax as clang does, with a warning, and refuses the rest.
+        // Metal 3 is C++14. Like clang, its compiler accepts some newer syntax with a warning and refuses the rest.
         command.args(["-std=c++14", "-fsyntax-only", "-ferror-limit=0", "-nostdinc++", "-I"]);
         command.arg(shim.checking_headers()).args(["-x", "c++", "-"]);
         match shim::output(&mut command, &self.name, &translation.cpp) {
@@ -51,7 +51,7 @@ impl Msl {
 }
 
 impl MlxBody {
-    /// As [`Msl::check_address_spaces`], for the kernel that MLX generates around the body.
+    /// Like [`Msl::check_address_spaces`], for the kernel that MLX generates around the body.
     pub fn check_address_spaces(&self) -> Result<Checked, Error> {
         self.validate()?;
         self.msl().check_address_spaces()

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 const NAMES: [[char; 4]; 2] = [['x', 'y', 'z', 'w'], ['r', 'g', 'b', 'a']];
 
-/// The header's text: macros `MSL_SWIZZLES_2` to `_4` with the members of a vector's union.
+/// The text of the header: the macros `MSL_SWIZZLES_2` to `_4` with the members of a vector's union.
 pub(crate) fn header() -> String {
     let mut out = String::from("#pragma once\n");
     for n in 2..=4usize {

@@ -1,9 +1,9 @@
 //! Rewrites preprocessed Metal source into C++ that the shim headers in `shim/` can compile.
 //!
-//! C++ templates do most of the work; the rewriter changes only what C++ cannot express: kernels get a trampoline that
-//! binds their parameters, `threadgroup` variables move into the group's memory, floating-point literals become
-//! `float`, function constants become variables, `constant` implies `const`, and Metal's attributes disappear. Lines
-//! keep their numbers, so that diagnostics and faults point into the Metal source.
+//! C++ templates do most of the work. The rewriter changes only what C++ cannot express: kernels get a trampoline that
+//! binds their parameters, `threadgroup` variables move into the memory of the group, floating-point literals become
+//! `float`, function constants become variables, `constant` implies `const`, and Metal's attributes are removed. Line
+//! numbers do not change, so that diagnostics and faults point into the Metal source.
 
 mod kernel;
 mod lex;
@@ -45,7 +45,7 @@ pub(crate) fn translate(source: &str) -> Result<Translation, Failure> {
     Ok(Translation { cpp: translator.out, kernels: translator.kernels })
 }
 
-/// A kernel that is declared; a template only becomes a kernel by its instantiations.
+/// A declared kernel. A template becomes a kernel only when it is instantiated.
 #[derive(Clone)]
 struct Declared {
     name: String,
@@ -58,10 +58,10 @@ struct Translator {
     out: String,
     declared: Vec<Declared>,
     kernels: Vec<Kernel>,
-    /// A plain kernel whose body is being copied, and the depth at which the body ends.
+    /// The kernel whose body is being copied, with the depth at which the body ends. Templates are not recorded here.
     open_kernel: Option<(Declared, usize)>,
     depth: usize,
-    /// The depths of the braces that belong to namespaces.
+    /// The depths of the braces of namespaces.
     namespaces: Vec<usize>,
     n_threadgroup_variables: usize,
     /// Whether a statement or declaration can begin here.
@@ -110,14 +110,14 @@ impl Translator {
         self.statement_start = false;
     }
 
-    /// Moves on to `end`, keeping the line count of what is skipped.
+    /// Moves to `end`, and counts the lines in between.
     fn skip_to(&mut self, end: usize) {
         let newlines = self.tokens[self.at..end].iter().map(|t| t.text.matches('\n').count()).sum();
         self.out.extend(std::iter::repeat_n('\n', newlines));
         self.at = end;
     }
 
-    /// Whether this is the scope of a file or namespace, and not the inside of a function or type.
+    /// Whether this is the scope of a file or a namespace, rather than the inside of a function or a type.
     fn at_namespace_scope(&self) -> bool {
         self.depth == self.namespaces.len()
     }
@@ -126,7 +126,7 @@ impl Translator {
         self.tokens[from..].iter().find(|t| !t.is_blank())
     }
 
-    /// The position of the first of `stops` from `from` on.
+    /// The position of the first of `stops` at or after `from`.
     fn find(&self, from: usize, stops: &[&str]) -> Result<usize, Failure> {
         let stop = self.tokens[from..].iter().position(|t| stops.iter().any(|s| t.is_punctuation(s)));
         match stop {
@@ -215,13 +215,13 @@ impl Translator {
                     self.trampoline(&name, &name, kernel.bindings);
                 }
             }
-            // After `template <…>` a kernel can follow.
+            // A kernel can follow `template <…>`.
             ";" | ":" | ">" => self.statement_start = true,
             _ => {}
         }
     }
 
-    /// `kernel void NAME(PARAMETERS) {`: notes the bindings and drops the attributes.
+    /// `kernel void NAME(PARAMETERS) {`: records the bindings and removes the attributes.
     fn kernel(&mut self) -> Result<(), Failure> {
         let start = self.at;
         let line = self.tokens[start].line;
@@ -257,7 +257,8 @@ impl Translator {
         Ok(())
     }
 
-    /// `template [[host_name("x")]] [[kernel]] decltype(f<T>) f<T>;`. False if it instantiates no kernel.
+    /// `template [[host_name("x")]] [[kernel]] decltype(f<T>) f<T>;`. Returns false if it does not instantiate a
+    /// kernel.
     fn instantiation(&mut self) -> Result<bool, Failure> {
         let start = self.at;
         let line = self.tokens[start].line;
@@ -310,7 +311,7 @@ impl Translator {
         self.kernels.push(Kernel { name: host_name.to_owned(), bindings });
     }
 
-    /// A `threadgroup` variable; false if it is a pointer or reference to threadgroup memory.
+    /// A `threadgroup` variable. Returns false if it is a pointer or reference to threadgroup memory.
     fn threadgroup_variable(&mut self) -> Result<bool, Failure> {
         let Some(declaration) = declarators(&self.tokens[self.at + 1..])? else { return Ok(false) };
         let end = self.at + 1 + declaration.length;
@@ -327,7 +328,7 @@ impl Translator {
         Ok(true)
     }
 
-    /// `constant T name [[function_constant(id)]];`; false if it is another declaration.
+    /// `constant T name [[function_constant(id)]];`. Returns false if it is another declaration.
     fn function_constant(&mut self) -> Result<bool, Failure> {
         let stop = self.find(self.at, &[";", "{", "=", "("])?;
         let declaration = &self.tokens[self.at + 1..stop];
@@ -363,11 +364,11 @@ fn template_name(tokens: &[Token], close: usize) -> Option<usize> {
 
 struct Declarators {
     names: Vec<String>,
-    /// Tokens up to the semicolon.
+    /// The number of tokens up to the semicolon.
     length: usize,
 }
 
-/// The names that a variable declaration declares; `None` for pointers and references.
+/// The names in a variable declaration; `None` if it declares pointers or references.
 fn declarators(tokens: &[Token]) -> Result<Option<Declarators>, Failure> {
     let (mut depth, mut angle) = (0i32, 0i32);
     let (mut names, mut last, mut named) = (Vec::new(), String::new(), false);
@@ -427,7 +428,7 @@ fn constant_qualifiers(tokens: &[Token], at: usize) -> &'static str {
     }
 }
 
-/// A floating literal is float in Metal; `h` makes it half and `bf` bfloat.
+/// In Metal a floating-point literal is a float. The suffix `h` makes it a half and `bf` a bfloat.
 fn float_literal(token: &Token) -> Result<String, Failure> {
     let lower = token.text.to_lowercase();
     let hex = lower.starts_with("0x");

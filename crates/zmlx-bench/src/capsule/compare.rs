@@ -1,4 +1,4 @@
-//! Two capsules beside each other: what differs, and whether the second is worse.
+//! Compares two capsules: which facts differ, and whether the second is worse.
 
 use std::collections::BTreeMap;
 
@@ -36,7 +36,7 @@ pub fn facts(a: &Capsule, b: &Capsule) -> Result<Grid> {
     Ok(grid)
 }
 
-/// Every value of a JSON tree by its path; lists of texts in one piece.
+/// Collects every value of a JSON tree by its path. A list of texts counts as one value.
 fn flatten(path: &str, value: &Value, fields: &mut BTreeMap<String, String>) {
     match value {
         Value::Object(object) => {
@@ -59,7 +59,7 @@ fn flatten(path: &str, value: &Value, fields: &mut BTreeMap<String, String>) {
     }
 }
 
-/// A test or check that both capsules have.
+/// A test or check that is in both capsules.
 #[derive(Clone, Debug)]
 pub struct Pair {
     name: String,
@@ -67,31 +67,31 @@ pub struct Pair {
     b: Measure,
 }
 
-/// What is compared.
+/// The values that are compared.
 #[derive(Clone, Debug, PartialEq)]
 enum Measure {
-    /// Seconds per token of each repetition.
+    /// The time per token of each repetition, in seconds.
     Seconds(Vec<f64>),
     Verdict(Verdict),
 }
 
-/// What the second capsule of a pair is beside the first.
+/// The result for the second capsule of a pair.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Judgement {
     /// Not worse.
     Fine,
-    /// Slower than the threshold allows, but the spread of the repetitions leaves room for doubt.
+    /// Slower than the threshold allows, but the spread of the repetitions leaves doubt.
     Unclear(String),
-    /// Worse beyond doubt.
+    /// Certainly worse.
     Worse(String),
 }
 
 impl Pair {
-    /// Whether `b` is worse: a verdict that is worse, or a test that takes longer by more than `threshold_percent`.
+    /// Whether `b` is worse: a worse verdict, or a test that takes more than `threshold_percent` longer.
     ///
-    /// The 95 % interval of the ratio decides: a test is worse if all of the interval is beyond the threshold, and unclear if
-    /// only the estimate is. A test with one repetition has no interval, so its estimate decides. A speed that is no number is
-    /// worse.
+    /// The 95 % interval of the ratio decides. A test is worse if the whole interval is beyond the threshold, and
+    /// unclear if only the estimate is. A test with one repetition has no interval, so its estimate decides. NaN counts
+    /// as worse.
     pub fn judge(&self, threshold_percent: f64) -> Judgement {
         match (&self.a, &self.b) {
             (Measure::Seconds(a), Measure::Seconds(b)) => {
@@ -132,7 +132,7 @@ pub fn table(pairs: &[Pair]) -> Grid {
             (Measure::Seconds(a), Measure::Seconds(b)) => {
                 let speed = |seconds: &[f64]| median(seconds).map(|s| 1.0 / s);
                 let ratio = speed(b).zip(speed(a)).map(|(b, a)| b / a);
-                // Of speeds, whose ratio is the other way round than that of the seconds.
+                // The range of speeds, so its ratio is the inverse of that of the seconds.
                 let range = quotient_interval(b, a)
                     .map_or_else(dash, |Interval { low, high, .. }| format!("{low:.3}–{high:.3}"));
                 [number(speed(a), 2), number(speed(b), 2), number(ratio, 3), range]
@@ -148,7 +148,7 @@ fn verdict_cell(measure: &Measure) -> String {
     if let Measure::Verdict(v) = measure { v.name().to_owned() } else { dash() }
 }
 
-/// What both capsules measured or checked.
+/// The tests and checks that are in both capsules.
 pub fn pairs(a: &Capsule, b: &Capsule) -> Vec<Pair> {
     let b = measures(b);
     let both = measures(a).into_iter().filter_map(|(name, a)| {
@@ -158,7 +158,7 @@ pub fn pairs(a: &Capsule, b: &Capsule) -> Vec<Pair> {
     both.collect()
 }
 
-/// The names of what only one of them measured or checked: of `a`, and of `b`.
+/// The names of tests and checks that are in only one of the capsules: those of `a`, then those of `b`.
 pub fn only_in_one(a: &Capsule, b: &Capsule) -> [Vec<String>; 2] {
     let names = |c: &Capsule| measures(c).into_iter().map(|(name, _)| name).collect::<Vec<_>>();
     let (a, b) = (names(a), names(b));
@@ -187,10 +187,10 @@ fn verdicts(record: &ValidateRecord) -> Vec<(String, Measure)> {
     whole.into_iter().chain(tokens).chain(logits).map(|(name, v)| (name, Measure::Verdict(v))).collect()
 }
 
-/// Checks that a comparison of the two says something.
+/// Checks that the two can be compared.
 ///
 /// # Errors
-/// If they are of other kinds, models or machines, or have no test in common.
+/// If their kinds, models or machines differ, or if they have no test in common.
 pub fn must_be_comparable(a: &Capsule, b: &Capsule, any_machine: bool) -> Result<()> {
     let must_equal = |what: &str, a: &str, b: &str| {
         if a != b {
@@ -206,13 +206,13 @@ pub fn must_be_comparable(a: &Capsule, b: &Capsule, any_machine: bool) -> Result
         (None, hash) => hash.clone().unwrap_or_else(|| "no hash".to_owned()),
     };
     must_equal("model.weights_sha256", &weights(a), &weights(b))?;
-    // Verdicts hold anywhere; speeds only on the same machine.
+    // Verdicts are valid on any machine, but speeds only on the same one.
     if a.kind == Kind::Bench && !any_machine {
         for ((field, a), (_, b)) in a.machine.identity().into_iter().zip(b.machine.identity()) {
-            must_equal(&format!("machine.{field} (--any-machine compares all the same)"), &a, &b)?;
+            must_equal(&format!("machine.{field} (--any-machine compares them anyway)"), &a, &b)?;
         }
         must_equal(
-            "backend.threads (--any-machine compares all the same)",
+            "backend.threads (--any-machine compares them anyway)",
             &a.backend.threads.to_string(),
             &b.backend.threads.to_string(),
         )?;

@@ -1,4 +1,4 @@
-//! What a capsule says, as tables.
+//! The contents of a capsule as tables.
 
 use super::Capsule;
 use super::bench::{BenchRecord, BenchTest};
@@ -6,7 +6,7 @@ use crate::grid::Grid;
 use crate::stats::{mean_sd, median, quantile, range};
 use zmlx_models::human_bytes;
 
-/// What was run, when, on what.
+/// What was run, when, and on which machine.
 pub fn about(capsule: &Capsule) -> Grid {
     let mut grid = Grid::new(2, &["", ""]);
     let mut row = |what: &str, value: String| grid.row(vec![what.to_owned(), value]);
@@ -55,7 +55,7 @@ pub fn about(capsule: &Capsule) -> Grid {
     grid
 }
 
-/// The backend of a test, with its particulars where the capsule tells them.
+/// The backend of a test, with its details if the capsule has them.
 pub fn backend(capsule: &Capsule, test: &BenchTest) -> String {
     let main = &capsule.backend;
     if test.backend == main.name { main.description.clone() } else { test.backend.clone() }
@@ -110,15 +110,15 @@ pub fn speed_up_cells(bench: &BenchRecord, test: &BenchTest) -> [String; 2] {
     }
 }
 
-/// How many times faster than the baseline: the median over repetitions, and the smallest and largest. `None` for the
-/// baseline itself.
+/// How many times as fast as the baseline: the median over repetitions, with the smallest and the largest. `None` for
+/// the baseline itself.
 pub fn speed_up(bench: &BenchRecord, test: &BenchTest) -> Option<(f64, (f64, f64))> {
     let ratios = speed_ups(bench, test)?;
     Some((median(&ratios)?, range(&ratios)?))
 }
 
-/// How many times faster than the baseline each repetition was: repetitions that ran next to each other are compared. `None`
-/// for the baseline itself.
+/// How many times as fast as the baseline each repetition was. Repetitions that ran next to each other are compared.
+/// `None` for the baseline itself.
 pub fn speed_ups(bench: &BenchRecord, test: &BenchTest) -> Option<Vec<f64>> {
     let base = baseline(bench, test)?;
     let seconds =
@@ -126,8 +126,8 @@ pub fn speed_ups(bench: &BenchRecord, test: &BenchTest) -> Option<Vec<f64>> {
     Some(seconds(base).iter().zip(seconds(test)).map(|(b, t)| b / t).collect())
 }
 
-/// The test that a test is compared with: the same one on the first path or, if there is only one path, on the first backend.
-/// `None` for the baseline itself.
+/// The test with which a test is compared: the same test on the first path or, if there is only one path, on the first
+/// backend. `None` for the baseline itself.
 pub fn baseline<'a>(bench: &'a BenchRecord, test: &BenchTest) -> Option<&'a BenchTest> {
     let is_base = |t: &&BenchTest| {
         t.name == test.name
@@ -139,24 +139,24 @@ pub fn baseline<'a>(bench: &'a BenchRecord, test: &BenchTest) -> Option<&'a Benc
     bench.tests.iter().find(is_base).filter(|base| *base != test)
 }
 
-/// Bytes of weights and caches read per second, at the median.
+/// Bytes of weights and caches that were read per second, at the median.
 fn bytes_per_second(test: &BenchTest) -> Option<f64> {
     let seconds = median(&test.samples_s)? / test.tokens_per_sample as f64;
     test.bytes_per_token.map(|bytes| bytes / seconds)
 }
 
-/// What the probes beside a test reached, at the median; without such, the best of the bench's.
+/// The median of the probes that belong to a test, or the best of the bench's probes if there are none.
 pub fn probe(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
     median(&test.probes_bytes_per_second).or_else(|| bench.bandwidth.as_ref().map(|b| b.bytes_per_second))
 }
 
-/// Of the bandwidth that the probes reached, from 0 on.
+/// The fraction of the bandwidth that the probes reached.
 pub fn bandwidth_share(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
     share_of_bandwidth(test, bench.bandwidth.as_ref().map(|b| b.bytes_per_second))
 }
 
-/// Of the read bandwidth, from 0 on: the median over repetitions, each beside the probe before it or, without one, beside
-/// `bytes_per_second`. (A machine's bandwidth may double from one minute to the next.)
+/// The fraction of the read bandwidth: the median over repetitions. Each is compared with the probe before it or,
+/// without probes, with `bytes_per_second`. (A machine's bandwidth may double from one minute to the next.)
 pub fn share_of_bandwidth(test: &BenchTest, bytes_per_second: Option<f64>) -> Option<f64> {
     let bytes = test.bytes_per_token? * test.tokens_per_sample as f64;
     let probes =
@@ -181,7 +181,7 @@ pub fn profile(bench: &BenchRecord) -> Grid {
     grid.without_repetition()
 }
 
-/// The tables of a validation, each with its title; empty ones are left out.
+/// The tables of a validation with their titles. Empty tables are left out.
 pub fn validation(record: &super::validate::ValidateRecord) -> Vec<(&'static str, Grid)> {
     let scientific = |value: Option<f64>| value.map_or_else(dash, |v| format!("{v:.1e}"));
     let mut tokens =
@@ -244,7 +244,7 @@ pub(crate) fn dash() -> String {
     "–".to_owned()
 }
 
-/// A number with so many decimals.
+/// A number with this many decimals.
 pub(crate) fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(dash, |v| format!("{v:.decimals$}"))
 }

@@ -1,35 +1,35 @@
-//! The machine, as far as its system tells.
+//! The facts about a machine that its operating system reports.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 use zmlx_kernels::cpu::Level;
 
-/// Processor, memory, system.
+/// The processor, the memory and the system.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Machine {
     /// The processor's name.
     pub cpu: String,
-    /// Cores.
+    /// Number of physical cores.
     pub physical_cores: usize,
-    /// Cores as the system counts them.
+    /// Number of cores as the system counts them.
     pub logical_cores: usize,
-    /// Memory; null if the system does not tell.
+    /// Size of the memory in bytes; null if the system does not report it.
     pub memory_bytes: Option<u64>,
     /// The operating system and its version.
     pub os: String,
     /// The processor's architecture.
     pub arch: String,
-    /// The graphics processor that computed; null if none did.
+    /// The GPU that computed; null if none did.
     pub gpu: Option<String>,
-    /// The processor's clock at the end of the run; null if the system does not tell.
+    /// The processor's clock in MHz at the end of the run; null if the system does not report it.
     pub cpu_mhz: Option<u64>,
-    /// The best instruction-set level of the CPU backend that runs here.
+    /// The best instruction-set level of the CPU backend on this machine.
     pub level: String,
 }
 
 impl Machine {
-    /// Looks at this machine.
+    /// Reads the facts about this machine.
     pub fn probe() -> Self {
         let what = RefreshKind::nothing()
             .with_cpu(CpuRefreshKind::nothing().with_frequency())
@@ -39,7 +39,7 @@ impl Machine {
         let unknown = || "unknown".to_owned();
         let name = cpu.map(|c| c.brand().trim().to_owned()).filter(|n| !n.is_empty()).unwrap_or_else(unknown);
         Self {
-            // Apple's graphics processor is part of the chip and goes by its name.
+            // Apple's GPU is part of the chip and has the chip's name.
             gpu: cfg!(all(target_os = "macos", target_arch = "aarch64")).then(|| name.clone()),
             cpu: name,
             physical_cores: num_cpus::get_physical(),
@@ -52,7 +52,8 @@ impl Machine {
         }
     }
 
-    /// The facts by which two machines are the same to a bench; the clock may change from run to run.
+    /// The facts that must be equal for two machines to count as the same for a bench. The clock is not one of them,
+    /// because it may change between runs.
     pub(crate) fn identity(&self) -> [(&'static str, String); 5] {
         [
             ("cpu", self.cpu.clone()),

@@ -1,4 +1,4 @@
-//! Which model it was: its name, its config, and hashes by which it is known again.
+//! The identity of a model: its name, its config, and hashes.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,38 +8,38 @@ use zmlx_models::{Checkpoint, Cost};
 
 use crate::{OnProgress, Result, Work};
 
-/// What identifies a model.
+/// The identity of a model.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ModelFacts {
-    /// The folder's name; of random weights, the architecture's.
+    /// The folder's name, or for random weights the architecture's.
     pub name: String,
     /// The architecture.
     pub model_type: String,
-    /// Decoder layers.
+    /// Number of decoder layers.
     pub n_layers: usize,
-    /// SHA-256 of `config.json`; of random weights, of the config that they were made by.
+    /// SHA-256 of `config.json`, or for random weights of the config from which they were made.
     pub config_sha256: String,
-    /// SHA-256 of the weight files, one after the other by name; null for random weights.
+    /// SHA-256 of the weight files, concatenated in the order of their names; null for random weights.
     pub weights_sha256: Option<String>,
-    /// What random weights were made from; null for a real model.
+    /// The description of random weights; null for a real model.
     pub synthetic: Option<Synthetic>,
-    /// Weights that the decoder uses.
+    /// Bytes of the weights that the decoder uses.
     pub weight_bytes: u64,
-    /// The config's quantisation block; null if there is none.
+    /// The config's quantisation table; null if there is none.
     pub quantization: Value,
 }
 
-/// Random weights: the same two give the same weights.
+/// The description of random weights. Equal descriptions give equal weights.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Synthetic {
-    /// The architecture and changes to it.
+    /// The architecture, with changes to it.
     pub spec: String,
     /// The seed.
     pub seed: u64,
 }
 
 impl ModelFacts {
-    /// The facts of a checkpoint. Reads all weights once, to hash them.
+    /// The facts about a checkpoint. Reads all weights once, to compute their hash.
     ///
     /// # Errors
     /// If the config is not JSON.
@@ -66,7 +66,7 @@ pub fn config_sha256(checkpoint: &Checkpoint) -> String {
     format!("{:x}", Sha256::digest(checkpoint.config_json()))
 }
 
-/// SHA-256 of the weight files, one after the other in the order of their names; `None` for random weights.
+/// SHA-256 of the weight files, concatenated in the order of their names; `None` for random weights.
 pub fn weights_sha256(checkpoint: &Checkpoint, on_progress: OnProgress<'_>) -> Option<String> {
     const PIECE_BYTES: usize = 1 << 20;
     if checkpoint.seed().is_some() {

@@ -1,4 +1,4 @@
-//! What `zmlx validate` found: every comparison with its verdict.
+//! The results of `zmlx validate`: every comparison with its verdict.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -8,42 +8,43 @@ use serde::{Deserialize, Serialize};
 pub struct ValidateRecord {
     /// `standard` or `stress`.
     pub suite: String,
-    /// Tokens decoded per prompt.
+    /// Number of tokens decoded per prompt.
     pub max_tokens: usize,
     /// How often each path decoded each prompt.
     pub runs: usize,
-    /// What fused paths were compared with: `stock`, `concat`, `oracle` (the reference implementation), `golden` (recorded
-    /// tokens).
+    /// What fused paths were compared with: `stock`, `concat`, `oracle` (the reference implementation), `golden`
+    /// (recorded tokens).
     pub against: Vec<String>,
-    /// Of the whole.
+    /// The verdict on the whole validation.
     pub verdict: Verdict,
-    /// A first divergence is explained by rounding where the margin is below this part of the logits' spread.
+    /// A first divergence counts as explained by rounding if the margin is below this fraction of the logits' spread.
     pub margin_bound: f64,
-    /// Greedy tokens.
+    /// Comparisons of greedy tokens.
     pub checks: Vec<TokenCheck>,
-    /// Logits at given tokens.
+    /// Comparisons of logits at given tokens.
     pub logits: Vec<LogitCheck>,
     /// How often each fused op ran.
     pub engagement: Vec<Engagement>,
-    /// The runs' times, which decide nothing.
+    /// The times of the runs, which do not affect the verdict.
     pub timings: Vec<Timing>,
 }
 
-/// The end of a check, from best to worst.
+/// The result of a check, from best to worst.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
     /// Equal, or within the bound.
     Pass,
-    /// Another token where the margin is below the bound: either is right, and what follows cannot be compared.
+    /// A different token where the margin is below the bound: either token is right, and what follows cannot be
+    /// compared.
     Explained,
-    /// Another token where the margin allows no doubt, runs of one path that differ, values beyond the bound or that are no
-    /// numbers, a fused path without fused ops.
+    /// A different token where the margin allows no doubt, runs of one path that differ, values beyond the bound or
+    /// NaN, or a fused path without fused ops.
     Fail,
 }
 
 impl Verdict {
-    /// As reports print it.
+    /// The name in reports.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Pass => "PASS",
@@ -53,18 +54,18 @@ impl Verdict {
     }
 }
 
-/// Two token sequences compared.
+/// A comparison of two token sequences.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TokenCheck {
     /// The prompt's name.
     pub prompt: String,
     /// What was compared with what.
     pub comparison: String,
-    /// Tokens compared.
+    /// Number of tokens compared.
     pub n_tokens: usize,
-    /// The first token that differs; null if none does.
+    /// The index of the first token that differs; null if none does.
     pub first_divergence: Option<usize>,
-    /// How far the best logit was ahead of the second there; null if none differs or it is no number.
+    /// The best logit minus the second best at the first divergence; null if there is none, or if this is NaN.
     pub margin: Option<f64>,
     /// The margin below which a divergence is explained; null if there is none.
     pub bound: Option<f64>,
@@ -72,26 +73,27 @@ pub struct TokenCheck {
     pub verdict: Verdict,
 }
 
-/// Logits of a path compared at the same tokens. A measure that is no number is null.
+/// A comparison of a path's logits at the same tokens. A measure that is NaN is null.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct LogitCheck {
     /// The prompt's name.
     pub prompt: String,
     /// The path.
     pub path: String,
-    /// What it was compared with: `oracle`, the reference implementation; of a model that is too large for it, a path.
+    /// What it was compared with: `oracle`, the reference implementation, or a path if the model is too large for the
+    /// former.
     pub reference: String,
-    /// Positions compared.
+    /// Number of positions compared.
     pub n_positions: usize,
-    /// The largest difference.
+    /// The largest absolute difference.
     pub max_abs: Option<f64>,
-    /// The mean difference.
+    /// The mean absolute difference.
     pub mean_abs: Option<f64>,
-    /// The root mean square of the differences over that of the reference's logits.
+    /// The root mean square of the differences divided by that of the reference's logits.
     pub rel_rms: Option<f64>,
-    /// Kullback-Leibler divergence from the reference's distribution, the mean over positions, in nats.
+    /// The Kullback-Leibler divergence from the reference's distribution in nats, as the mean over positions.
     pub kl: Option<f64>,
-    /// What `rel_rms` may be at most; null if nothing is asked of it.
+    /// The largest `rel_rms` that passes; null if there is no limit.
     pub bound: Option<f64>,
     /// The verdict.
     pub verdict: Verdict,
@@ -106,21 +108,21 @@ pub struct Engagement {
     pub op: String,
     /// How often the model called it.
     pub calls: u64,
-    /// How many of the calls ran as one kernel; the others were composed of plain ops.
+    /// How many of these calls ran as one kernel. The others were composed of plain ops.
     pub runs: u64,
-    /// Failed is a stock path that uses a fused op, and a fused path none of whose ops is used.
+    /// Fails if a stock path uses a fused op, or if a fused path uses none of its ops.
     pub verdict: Verdict,
 }
 
-/// Times of a configuration on one path.
+/// The times of a configuration on one path.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Timing {
-    /// Prompt and length.
+    /// The prompt and its length.
     pub configuration: String,
     /// The path.
     pub fusion: String,
-    /// Tokens that each run decoded after the first.
+    /// Number of tokens that each run decoded after the first.
     pub n_tokens: usize,
-    /// Seconds that they took in each run.
+    /// The time for these tokens in each run, in seconds.
     pub samples_s: Vec<f64>,
 }

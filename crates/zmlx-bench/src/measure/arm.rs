@@ -1,27 +1,27 @@
-//! A model on a backend, ready to be measured, whatever the backend's types are.
+//! A model on a backend that is ready to be measured, without the backend's types.
 
 use std::time::Instant;
 
-use zmlx_kernels::{Backend, Barriers, CacheKind, Fusion, Hooked, Instrumented};
+use zmlx_kernels::{Backend, Barriers, CacheKind, Fusion, Hooked, Instrumented, SampleSettings};
 use zmlx_models::{CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Slot, Tap, TapValue};
 
 use super::check::{Difference, Workload};
 use super::probe::{Mode, Part, Phase, Probe, phases};
 use crate::{OnProgress, Result, Work, seeded_tokens};
 
-/// Tokens of the check before anything is timed: a prompt and what follows it one by one.
+/// Number of tokens in the check before anything is timed: a prompt, and tokens that follow one by one.
 const CHECK_PROMPT: usize = 24;
 const CHECK_TOKENS: usize = 8;
 
-/// What can be measured.
+/// The measurements of a model on a backend.
 pub(super) trait Arm {
     /// How each fusion differs from the first one; `None` if the logits of the first one are not all numbers.
     fn check(&self, fusions: &[Fusion]) -> Result<Option<Vec<Difference>>>;
 
-    /// Seconds from a prompt to the logits of its last token.
+    /// The time from a prompt to the logits of its last token, in seconds.
     fn prompt(&self, fusion: &Fusion, tokens: &[u32]) -> Result<f64>;
 
-    /// Fills the caches of `batch` sequences to `depth` tokens each, once for all that is measured there.
+    /// Fills the caches of `batch` sequences to `depth` tokens each, once for all measurements at this depth.
     fn fill(
         &mut self,
         fusion: &Fusion,
@@ -30,42 +30,44 @@ pub(super) trait Arm {
         on_progress: OnProgress<'_>,
     ) -> Result<()>;
 
-    /// `n` steps that decode one token of every sequence; the caches are as before afterwards.
+    /// Runs `n` steps that decode one token of every sequence, as the engine decodes them: if the device chooses the tokens of
+    /// one sequence, it computes a step while the host reads the one before. Afterwards the caches are as before.
     fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Decoded>;
 
-    /// Ops of one such step, compositions taken apart.
+    /// The number of ops in one such step, with compositions counted as their parts.
     fn count(&mut self, fusion: &Fusion) -> Result<usize>;
 
-    /// Seconds per step in each phase, from `n` steps whose ops are timed one by one.
+    /// The time per step in each phase, in seconds, from `n` steps whose ops are timed one by one.
     fn profile(&mut self, fusion: &Fusion, n: usize) -> Result<Vec<(Phase, f64)>>;
+
+    /// The most bytes that the backend's arrays have taken at once, if it counts them.
+    fn peak_memory_bytes(&self) -> Option<u64>;
 }
 
-/// What decoding took.
+/// The times of decoding.
 #[derive(Debug)]
 pub(super) struct Decoded {
-    /// Seconds of each step.
+    /// The time of each step, in seconds, from the results of the step before to its own.
     pub(super) seconds: Vec<f64>,
-    /// Barriers of all steps, where the backend counts them.
+    /// The barriers of all steps, if the backend counts them.
     pub(super) barriers: Option<Barriers>,
 }
 
 type Hook<B> = Hooked<B, Probe>;
 
-/// A model whose backend can be told to count and time.
+/// A model whose backend can count and time its ops.
 pub(super) struct Loaded<B: Backend> {
     model: Model<Hook<B>>,
     filled: Filled<Hook<B>>,
 }
 
-/// Caches of some sequences at a depth.
+/// The caches of some sequences at a depth.
 struct Filled<B: Backend> {
     pool: CachePool<B>,
     slots: Vec<Slot>,
-    /// The sequences at the depth, where a cache cannot be shortened to it.
+    /// Snapshots of the sequences at the depth, for caches that cannot be shortened to it.
     kept: Vec<Slot>,
     depth: usize,
-    /// Working memory for logits, as an engine has it.
-    logits: Vec<f32>,
 }
 
 impl<B: Backend> Filled<B> {
@@ -73,7 +75,7 @@ impl<B: Backend> Filled<B> {
     fn new(model: &Model<B>, n_slots: usize) -> Result<Self> {
         let mut pool = model.pool(PoolOptions::default())?;
         let slots = (0..n_slots).map(|_| pool.allocate()).collect::<zmlx_models::Result<_>>()?;
-        Ok(Self { pool, slots, kept: Vec::new(), depth: 0, logits: Vec::new() })
+        Ok(Self { pool, slots, kept: Vec::new(), depth: 0 })
     }
 }
 
@@ -89,9 +91,9 @@ impl<B: Backend> Loaded<B> {
         self.model.backend().hooks()
     }
 
-    /// Takes the decoded tokens back.
+    /// Removes the decoded tokens.
     fn rewind(&mut self) -> Result<()> {
-        let Filled { pool, slots, kept, depth, .. } = &mut self.filled;
+        let Filled { pool, slots, kept, depth } = &mut self.filled;
         for (i, slot) in slots.iter_mut().enumerate() {
             match kept.get(i) {
                 Some(kept) => {
@@ -105,7 +107,23 @@ impl<B: Backend> Loaded<B> {
     }
 }
 
-/// One decoded token of every sequence; `i` chooses which.
+/// The logits of one more token of every sequence; `i` selects the tokens.
+fn forward<B: Backend>(
+    model: &Model<B>,
+    filled: &mut Filled<B>,
+    fusion: &Fusion,
+    i: usize,
+    tap: Option<Tap<'_, B>>,
+) -> Result<B::Tensor> {
+    // The tokens differ between steps and sequences, so that different experts are chosen. They are the same for every
+    // path.
+    let tokens = seeded_tokens(0x5eed + i as u64, filled.slots.len(), model.architecture().vocab_size);
+    let of = |(slot, tokens): (&Slot, _)| Input { slot: *slot, tokens, logits: Logits::Last };
+    let inputs: Vec<_> = filled.slots.iter().zip(tokens.chunks(1)).map(of).collect();
+    Ok(model.forward_tapped(&mut filled.pool, &inputs, fusion, tap)?)
+}
+
+/// As [`forward`], and waits for the logits.
 fn step<B: Backend>(
     model: &Model<B>,
     filled: &mut Filled<B>,
@@ -113,14 +131,48 @@ fn step<B: Backend>(
     i: usize,
     tap: Option<Tap<'_, B>>,
 ) -> Result<()> {
-    // Other tokens in each step and sequence, so that other experts are chosen; the same for every path.
-    let tokens = seeded_tokens(0x5eed + i as u64, filled.slots.len(), model.architecture().vocab_size);
-    let of = |(slot, tokens): (&Slot, _)| Input { slot: *slot, tokens, logits: Logits::Last };
-    let inputs: Vec<_> = filled.slots.iter().zip(tokens.chunks(1)).map(of).collect();
-    let y = model.forward_tapped(&mut filled.pool, &inputs, fusion, tap)?;
-    // Reading waits for the device.
-    model.backend().read(&y, &mut filled.logits)?;
+    let y = forward(model, filled, fusion, i, tap)?;
+    model.backend().read(&y, &mut Vec::new())?;
     Ok(())
+}
+
+/// A step that the device has begun: its logits and the token that it chooses.
+struct Ahead<B: Backend> {
+    logits: B::Tensor,
+    id: B::Indices,
+}
+
+/// Begins a step as the engine does: the device chooses the next tokens. For one sequence the step is left to the device and
+/// returned; for several, and where the device cannot choose, it is waited for.
+fn begin<B: Backend>(
+    model: &Model<B>,
+    filled: &mut Filled<B>,
+    fusion: &Fusion,
+    i: usize,
+) -> Result<Option<Ahead<B>>> {
+    let b = model.backend();
+    let y = forward(model, filled, fusion, i, None)?;
+    let settings =
+        SampleSettings { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition: None, seed: 0 };
+    let mut ids = Vec::with_capacity(filled.slots.len());
+    for row in 0..filled.slots.len() {
+        ids.push(b.sample(&y, row, &settings)?);
+    }
+    if let [Some(id)] = &ids[..] {
+        return Ok(Some(Ahead { logits: b.eval_async(y, id)?, id: id.clone() }));
+    }
+    // The engine reads the logits only if the device does not tell everything about its choices.
+    let mut needs_logits = ids.iter().any(Option::is_none);
+    for id in ids.iter().flatten() {
+        needs_logits |= b.read_choice(id)?.is_none();
+    }
+    if needs_logits {
+        b.read(&y, &mut Vec::new())?;
+        for id in ids.iter().flatten() {
+            b.read_indices(id, &mut Vec::new())?;
+        }
+    }
+    Ok(None)
 }
 
 impl<B: Instrumented> Arm for Loaded<B> {
@@ -167,17 +219,30 @@ impl<B: Instrumented> Arm for Loaded<B> {
                 kept.push(pool.fork(*slot, depth)?);
             }
         }
-        self.filled = Filled { pool, slots, kept, depth, logits: Vec::new() };
+        self.filled = Filled { pool, slots, kept, depth };
         Ok(())
     }
 
     fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Decoded> {
         let mut seconds = Vec::with_capacity(n);
-        let before = self.model.backend().barriers();
-        for i in 0..n {
-            let started = Instant::now();
-            step(&self.model, &mut self.filled, fusion, i, None)?;
-            seconds.push(started.elapsed().as_secs_f64());
+        let b = self.model.backend();
+        let before = b.barriers();
+        let (mut since, mut ahead) = (Instant::now(), None::<Ahead<Hook<B>>>);
+        for i in 0..=n {
+            let next = if i < n { begin(&self.model, &mut self.filled, fusion, i)? } else { None };
+            let is_waited_for = i < n && next.is_none();
+            // The device computes step `i` while the one before is read.
+            let done = std::mem::replace(&mut ahead, next);
+            if let Some(Ahead { logits, id }) = &done
+                && b.read_choice(id)?.is_none()
+            {
+                b.read(logits, &mut Vec::new())?;
+                b.read_indices(id, &mut Vec::new())?;
+            }
+            if done.is_some() || is_waited_for {
+                seconds.push(since.elapsed().as_secs_f64());
+                since = Instant::now();
+            }
         }
         let after = self.model.backend().barriers();
         self.rewind()?;
@@ -227,5 +292,65 @@ impl<B: Instrumented> Arm for Loaded<B> {
         let inside: f64 = seconds.iter().sum();
         seconds[Phase::Sync as usize] = (total - inside).max(0.0);
         Ok(Phase::ALL.into_iter().map(|p| (p, seconds[p as usize] / n.max(1) as f64)).collect())
+    }
+
+    fn peak_memory_bytes(&self) -> Option<u64> {
+        self.model.backend().peak_memory_bytes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use zmlx_kernels::Hooks;
+    use zmlx_kernels::cpu::CpuBackend;
+
+    use super::*;
+
+    type Result<T> = zmlx_kernels::Result<T>;
+
+    /// The CPU as a device that chooses tokens, and what of a step began or was read when.
+    #[derive(Default)]
+    struct Choosing {
+        log: RefCell<Vec<&'static str>>,
+    }
+
+    impl Hooks<CpuBackend> for Choosing {
+        fn around<R>(&self, op: &'static str, run: impl FnOnce() -> Result<R>) -> Result<R> {
+            if ["embed", "read", "read_indices"].contains(&op) {
+                self.log.borrow_mut().push(op);
+            }
+            run()
+        }
+
+        fn sample(
+            &self,
+            backend: &CpuBackend,
+            _: &<CpuBackend as Backend>::Tensor,
+            _: usize,
+            _: &SampleSettings<'_, <CpuBackend as Backend>::Indices>,
+        ) -> Result<Option<<CpuBackend as Backend>::Indices>> {
+            backend.indices(&[1], &[1]).map(Some)
+        }
+    }
+
+    #[test]
+    fn the_next_step_begins_before_the_host_reads() {
+        let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/austen-qwen3-moe-4bit");
+        let checkpoint = Checkpoint::open(dir.as_ref()).unwrap();
+        let backend = Hooked::new(CpuBackend::new(Some(1)).unwrap(), Choosing::default());
+        let mut arm = Loaded::new(backend, &checkpoint, &mut |_, _, _| ()).unwrap();
+        let log = |arm: &Loaded<Hooked<CpuBackend, Choosing>>| {
+            arm.model.backend().inner().hooks().log.take().join(" ")
+        };
+        assert_eq!(arm.decode(&Fusion::STOCK, 3).unwrap().seconds.len(), 3);
+        let read = "read read_indices";
+        assert_eq!(log(&arm), format!("embed embed {read} embed {read} {read}"));
+        // Several sequences are read step by step.
+        arm.fill(&Fusion::STOCK, 0, 2, &mut |_, _, _| ()).unwrap();
+        assert_eq!(arm.decode(&Fusion::STOCK, 2).unwrap().seconds.len(), 2);
+        let step = "embed read read_indices read_indices";
+        assert_eq!(log(&arm), format!("{step} {step}"));
     }
 }

@@ -1,8 +1,9 @@
-//! Whether the paths agree, on a fixed token sequence: nothing is timed otherwise.
+//! Checks that the paths agree on a fixed token sequence. Otherwise nothing is timed.
 //!
-//! A path may round otherwise than the first one, and where two experts are nearly equal that turns a router's choice: in a
-//! model of many layers some token will meet that. Its results then differ widely, and rightly so. So tokens are compared
-//! layer by layer, as long as they go to the same experts; a layer in which one did not passes the first path's result on.
+//! A path may round differently from the first one. If two experts are nearly equal, this changes the choice of a
+//! router, and in a model with many layers that happens to some token. Its results then differ widely, which is not an
+//! error. So tokens are compared layer by layer, as long as they go to the same experts. A layer in which one token did
+//! not passes on the first path's result.
 
 use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{CachePool, Input, Logits, Model, PoolOptions, Slot, TapValue};
@@ -10,38 +11,38 @@ use zmlx_oracle::compare::{differing_expert_sets, max_or_nan, rel_rms};
 
 use crate::{Result, greedy};
 
-/// What a path made of a prompt and, one by one, of the tokens that it chose after it.
+/// The results of a path for a prompt and for the tokens that it chose after it, one by one.
 pub(super) struct Workload<B: Backend> {
     steps: Vec<(Vec<u32>, Pass<B>)>,
 }
 
-/// What a path makes of some tokens.
+/// The results of a path for some tokens.
 struct Pass<B: Backend> {
     layers: Vec<Layer<B>>,
-    /// Of the last token.
+    /// The logits of the last token.
     logits: Vec<f32>,
 }
 
-/// A layer's results.
+/// The results of a layer.
 struct Layer<B: Backend> {
-    /// The chosen ones, if the layer has any.
+    /// The chosen experts; empty if the layer has none.
     experts: Vec<u32>,
     out: B::Tensor,
     values: Vec<f32>,
 }
 
-/// How a path differs from the first one.
+/// The difference between a path and the first one.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Difference {
-    /// The largest relative root mean square of what a layer makes of a token that goes to the same experts, and of the
-    /// logits; NaN if there is one.
+    /// The largest relative root mean square of a layer's result for a token that goes to the same experts, or of the
+    /// logits; NaN if there is a NaN.
     pub(super) rel_rms: f64,
-    /// Of all choices, by token and layer, the share that fell on other experts.
+    /// The fraction of all choices, over tokens and layers, that are other experts.
     pub(super) other_experts: f64,
 }
 
 impl<B: Backend> Workload<B> {
-    /// The prompt continued greedily by `fusion`; `None` if its logits are not all numbers.
+    /// Continues the prompt greedily with `fusion`; `None` if its logits are not all finite.
     pub(super) fn greedy(
         model: &Model<B>,
         prompt: Vec<u32>,
@@ -62,7 +63,7 @@ impl<B: Backend> Workload<B> {
         }
     }
 
-    /// Compares `fusion` on the same tokens.
+    /// Compares `fusion` with it on the same tokens.
     pub(super) fn compare(&self, model: &Model<B>, fusion: &Fusion) -> Result<Difference> {
         let mut pool = model.pool(PoolOptions::default())?;
         let slot = pool.allocate()?;
@@ -92,7 +93,8 @@ impl<B: Backend> Workload<B> {
 }
 
 impl<B: Backend> Pass<B> {
-    /// Appends the tokens to a sequence. What `passed_on` returns for a layer's number and results, that is passed on.
+    /// Appends the tokens to a sequence. `passed_on` gets the number and the results of each layer. What it returns
+    /// goes to the next layer.
     fn run(
         model: &Model<B>,
         (pool, slot): (&mut CachePool<B>, Slot),
@@ -138,13 +140,13 @@ mod tests {
 
     use super::*;
 
-    /// What is computed wrongly.
+    /// An error that is made on purpose.
     #[derive(Debug)]
     enum Wrong {
         Nothing,
         /// SiLU is applied to up instead of gate.
         GateAndUpSwapped,
-        /// In the given call of the router the first token goes to another expert.
+        /// In this call of the router the first token goes to another expert.
         OtherExpert(AtomicUsize),
     }
 
@@ -213,8 +215,8 @@ mod tests {
         assert!(found.rel_rms > 0.1, "{found:?}");
     }
 
-    /// Such a token is told apart, and what it does to later ones undone. There are so few tokens that an expert takes the same
-    /// kernels for the others, whether this one is with them or not: equal bits.
+    /// Such a token is recognised, and its effect on later tokens is undone. There are so few tokens that an expert
+    /// uses the same kernels for the others with or without this one, so their bits are equal.
     #[test]
     fn another_choice_is_not_a_difference() {
         for call in 0..4 {

@@ -1,22 +1,22 @@
-//! Which tests the lists of sizes make.
+//! The tests that follow from the lists of sizes.
 
 use zmlx_kernels::Fusion;
 use zmlx_models::Cost;
 
 use crate::capsule::bench::BenchTest;
 
-/// A prompt, or decoding at a depth.
+/// A test: a prompt, or decoding at a depth.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Test {
     /// 0 if decoding is measured.
     pub(crate) n_prompt: usize,
-    /// Per sequence; 0 if a prompt is measured.
+    /// Number per sequence; 0 if a prompt is measured.
     pub(crate) n_generate: usize,
     pub(crate) depth: usize,
     pub(crate) batch: usize,
 }
 
-/// A test per prompt, then one per depth, batch and number of tokens: those that share caches in a row.
+/// One test per prompt, then one per depth, batch and number of tokens. Tests that share caches follow each other.
 pub(crate) fn tests(
     n_prompt: &[usize],
     n_generate: &[usize],
@@ -39,7 +39,7 @@ impl Test {
         self.n_generate > 0
     }
 
-    /// The longest that a sequence becomes.
+    /// The largest length of a sequence in the test.
     pub(crate) fn n_tokens(&self) -> usize {
         self.n_prompt.max(self.depth.saturating_add(self.n_generate))
     }
@@ -62,7 +62,7 @@ impl Test {
 
     /// A record without samples.
     pub(crate) fn record(&self, fusion: &Fusion, backend: &str, cost: &Cost) -> BenchTest {
-        // The caches grow by one token per step; sequences of a batch share experts, how many is not known.
+        // The caches grow by one token per step. The sequences of a batch share experts, and it is not known how many.
         let n_cached = self.depth as f64 + (self.n_generate as f64 - 1.0) / 2.0;
         BenchTest {
             name: self.name(),

@@ -1,4 +1,4 @@
-//! Hooks into a backend's ops: off while speed is measured, and in passes of their own counting or timing.
+//! Hooks into a backend's ops. They are off while speed is measured. In separate passes they count or time the ops.
 
 use std::cell::{Cell, RefCell};
 use std::time::{Duration, Instant};
@@ -8,12 +8,12 @@ use zmlx_kernels::{Backend, Hooks, Op, Result, Stage};
 /// What the hooks do.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Mode {
-    /// Nothing.
+    /// Do nothing.
     #[default]
     Off,
-    /// Count ops; compositions as the ops that they are made of, as `docs/LAUNCHES.md` counts.
+    /// Count ops. Compositions count as the ops that they consist of, as in `docs/LAUNCHES.md`.
     Count,
-    /// Time each op, waiting for its result.
+    /// Time each op, including the wait for its result.
     Time,
 }
 
@@ -24,7 +24,7 @@ pub(super) struct Ran {
     pub(super) time: Duration,
 }
 
-/// Notes the ops that run.
+/// Records the ops that run.
 #[derive(Debug, Default)]
 pub(super) struct Probe {
     mode: Cell<Mode>,
@@ -32,13 +32,13 @@ pub(super) struct Probe {
 }
 
 impl Probe {
-    /// Starts anew in that mode.
+    /// Starts again in this mode.
     pub(super) fn set(&self, mode: Mode) {
         self.mode.set(mode);
         self.ran.borrow_mut().clear();
     }
 
-    /// What ran since it was last asked.
+    /// Returns what ran since the last call.
     pub(super) fn take(&self) -> Vec<Ran> {
         self.ran.take()
     }
@@ -72,9 +72,9 @@ pub(super) enum Phase {
     Down,
     Attention,
     Head,
-    /// Embedding, norms, residual sums.
+    /// Embedding, norms, and residual sums.
     Other,
-    /// Time outside ops: between them, and where the device is waited for.
+    /// Time outside of ops: between them, and while waiting for the device.
     Sync,
 }
 
@@ -106,7 +106,7 @@ pub(super) enum Part {
 }
 
 impl Part {
-    /// The part that ends with the tap called `name`; `None` if a part goes on there.
+    /// The part that ends at the tap `name`; `None` if no part ends there.
     pub(super) fn ending_at(name: &str) -> Option<Self> {
         match name {
             "embed" => Some(Self::Embedding),
@@ -118,13 +118,14 @@ impl Part {
     }
 }
 
-/// Which phase each op of a part belongs to.
+/// The phase of each op of a part.
 pub(super) fn phases(part: Part, ran: &[Ran]) -> Vec<Phase> {
     match part {
         Part::Embedding => vec![Phase::Other; ran.len()],
         Part::Head => ran.iter().map(|_| Phase::Head).collect(),
         Part::Attention => {
-            // The norm before is the last part's; the one after, with the residual sum, is the block's.
+            // The norm before it belongs to the previous part. The norm after it, with the residual sum, belongs to the
+            // block.
             let last_product = ran.iter().rposition(|r| r.op == Op::LINEAR.name).unwrap_or(0);
             let first = usize::from(ran.first().is_some_and(|r| r.op == Op::RMS_NORM.name));
             (0..ran.len())
@@ -136,7 +137,7 @@ pub(super) fn phases(part: Part, ran: &[Ran]) -> Vec<Phase> {
 }
 
 fn feed_forward(ran: &[Ran]) -> Vec<Phase> {
-    // A stock engine's router has the name of its op behind "stock_".
+    // The router of a stock engine has the name of its op with the prefix "stock_".
     let stage =
         |r: &Ran| Op::named(r.op.strip_prefix("stock_").unwrap_or(r.op)).map_or(Stage::Other, |op| op.stage);
     let stages: Vec<Stage> = ran.iter().map(stage).collect();

@@ -10,11 +10,11 @@ use crate::grid::escaped;
 use crate::measure::relative_spread;
 use crate::stats::{Interval, ratio_interval};
 
-/// A spread of repetitions above this is worth a warning.
+/// A larger spread of repetitions causes a warning.
 const MAX_SPREAD: f64 = 0.05;
-/// More answers than this are shown small.
+/// With more answers than this, all are shown small.
 const MAX_LARGE: usize = 6;
-/// Fewer repetitions than this make wide intervals.
+/// Fewer repetitions than this give wide intervals.
 const FEW: usize = 5;
 
 /// Both parts as HTML.
@@ -22,7 +22,7 @@ pub(super) fn html(capsules: &[Recorded]) -> String {
     let answers = answers(capsules);
     let mut html = String::new();
     if !answers.is_empty() {
-        // Many answers fit the first screen only as small ones.
+        // Many answers fit on the first screen only if they are small.
         let class = if answers.len() > MAX_LARGE { "answers small" } else { "answers" };
         let _ = writeln!(html, "<div class=\"{class}\">");
         answers.iter().for_each(|answer| html += &answer.html());
@@ -37,7 +37,7 @@ pub(super) fn html(capsules: &[Recorded]) -> String {
     html + "</ul>\n"
 }
 
-/// What the tests of one kind say of a path beside its baseline, on one machine.
+/// What the tests of one kind say about a path and its baseline on one machine.
 struct Answer {
     machine: String,
     path: String,
@@ -75,7 +75,7 @@ fn answers(capsules: &[Recorded]) -> Vec<Answer> {
     answers
 }
 
-/// A path, with its backend if that is not the only one, or not zmlx's.
+/// The name of a path, with its backend if there are several or if it is not zmlx's.
 fn name(capsule: &Capsule, bench: &BenchRecord, test: &BenchTest) -> String {
     let is_alone = bench.tests.iter().all(|t| t.backend == test.backend);
     if is_alone || test.backend == capsule.backend.name {
@@ -86,7 +86,7 @@ fn name(capsule: &Capsule, bench: &BenchRecord, test: &BenchTest) -> String {
 }
 
 impl Answer {
-    /// How many tests are faster, slower, and neither beyond doubt.
+    /// How many tests are certainly faster, certainly slower, and neither.
     fn counts(&self) -> [usize; 3] {
         let count = |is: fn(&Interval) -> bool| {
             self.ratios.iter().filter(|(_, interval)| interval.as_ref().is_some_and(is)).count()
@@ -135,7 +135,7 @@ impl Answer {
     }
 }
 
-/// Reasons to trust the figures, and what to keep in mind; each with whether it is good.
+/// Reasons to trust the results, and what to keep in mind. Each says whether it is good.
 fn trust(capsules: &[Recorded]) -> Vec<(bool, String)> {
     let mut reasons = Vec::new();
     let all = || capsules.iter().map(|r| &r.capsule);
@@ -160,7 +160,7 @@ fn trust(capsules: &[Recorded]) -> Vec<(bool, String)> {
     if benches.is_empty() {
         return reasons;
     }
-    // Another project's engine has weights of its own.
+    // An engine of another project has its own weights.
     let is_ours =
         |b: &BenchRecord| b.tests.iter().all(|t| ["cpu", "cuda", "mlx"].contains(&t.backend.as_str()));
     if benches.iter().all(|b| is_ours(b)) && benches.iter().any(|b| b.fusions.len() > 1) {

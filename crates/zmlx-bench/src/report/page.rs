@@ -1,4 +1,4 @@
-//! The report as one page without network or scripts.
+//! The report as one page that needs no network and no scripts.
 
 use super::{Recorded, answers, origins, short, speeds, verdicts};
 use crate::capsule::bench::{BenchRecord, BenchTest};
@@ -6,7 +6,7 @@ use crate::capsule::{Capsule, facts};
 use crate::grid::{Grid, escaped};
 use crate::plot::{Distribution, Marks, Palette, Row, RowChart};
 
-/// The look of the page; it follows the reader's choice of light or dark.
+/// The style of the page, which follows the reader's choice of light or dark.
 const STYLE: &str = include_str!("style.css");
 
 /// Answers, plots and tables as one page.
@@ -14,7 +14,7 @@ pub fn html(capsules: &[Recorded]) -> String {
     let mut body = String::from("<h1>zmlx report</h1>\n");
     body += &answers::html(capsules);
     body += &speed_plots(capsules);
-    // A table of each machine.
+    // One table for each machine.
     let origins = origins(capsules);
     let by_machine = |grid: &dyn Fn(&[&Capsule]) -> Grid| {
         let tables = origins.iter().map(|o| (&o.machine, grid(&o.capsules))).filter(|(_, g)| !g.is_empty());
@@ -52,13 +52,13 @@ fn section(title: &str, remark: &str, content: &str) -> String {
     format!("<section><h2>{title}</h2>\n<p class=\"remark\">{remark}</p>\n{content}</section>\n")
 }
 
-/// The name of a test's path in plots; with several backends, the backend too.
+/// The name of a test's path in plots, with the backend if there are several.
 fn series(bench: &BenchRecord, test: &BenchTest) -> String {
     let is_alone = bench.tests.iter().all(|t| t.backend == test.backend);
     if is_alone { test.fusion.clone() } else { format!("{} on {}", test.fusion, test.backend) }
 }
 
-/// What tells a capsule from others of the same model.
+/// A heading that distinguishes a capsule from others of the same model.
 fn heading(recorded: &Recorded) -> String {
     let Recorded { file, capsule } = recorded;
     let day = capsule.date.get(..10).unwrap_or(&capsule.date);
@@ -114,7 +114,7 @@ fn label(bench: &BenchRecord, test: &BenchTest) -> String {
     format!("{} · {}", test.name, series(bench, test))
 }
 
-/// The speed-ups of a bench; nothing if it has one path only.
+/// The chart of a bench's speed-ups; empty if it has only one path.
 fn ratio_chart(recorded: &Recorded, bench: &BenchRecord, palette: &Palette) -> String {
     let mut rows = Vec::new();
     let mut baseline = None;
@@ -135,7 +135,7 @@ fn ratio_chart(recorded: &Recorded, bench: &BenchRecord, palette: &Palette) -> S
     format!("{}<figure>{}</figure>\n", heading(recorded), chart.svg(palette))
 }
 
-/// The shares of the read bandwidth; nothing if none is known.
+/// The chart of the fractions of the read bandwidth; empty if none is known.
 fn share_chart(recorded: &Recorded, bench: &BenchRecord, palette: &Palette) -> String {
     let mut rows = Vec::new();
     for test in &bench.tests {
@@ -177,7 +177,7 @@ fn distributions(bench: &BenchRecord, palette: &Palette) -> String {
     html
 }
 
-/// All that a capsule says, folded.
+/// The full contents of a capsule, folded.
 fn details(recorded: &Recorded) -> String {
     let Recorded { file, capsule } = recorded;
     let kind = if capsule.bench.is_some() { "bench" } else { "validate" };

@@ -1,4 +1,4 @@
-//! `zmlx bench`: tokens per second of several paths on the same weights, in one process, in turns.
+//! `zmlx bench`: measures tokens per second of several paths on the same weights, alternating in one process.
 
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
@@ -21,10 +21,10 @@ use crate::output::{self, Outcome, note, print, print_json};
 use crate::progress::WorkProgress;
 use crate::source::Source;
 
-/// The seed of random weights: the same on every machine, so that capsules compare.
+/// The seed of random weights. It is the same on every machine, so that capsules are comparable.
 const SYNTHETIC_SEED: u64 = 1;
 
-/// A spread above this asks for a quieter machine.
+/// The command warns if the repetitions of a test spread by more than this fraction.
 const MAX_SPREAD: f64 = 0.05;
 
 /// Arguments of `zmlx bench`.
@@ -32,30 +32,30 @@ const MAX_SPREAD: f64 = 0.05;
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Measure random weights of an architecture instead of a model, such as qwen3-30b-a3b or qwen3.6-35b-a3b. Can be
-    /// followed by ,layers=N ,vocab=N ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N
+    /// Measure random weights of an architecture instead of a model, such as qwen3-30b-a3b or qwen3.6-35b-a3b. The name
+    /// can be followed by ,layers=N ,vocab=N ,mode=affine|mxfp4|mxfp8|nvfp4 ,bits=N ,group=N
     #[arg(long, value_name = "NAME[,layers=N…]", conflicts_with_all = ["model", "positional"])]
     synthetic: Option<String>,
-    /// Lengths of the prompts to measure, in tokens; 0 for none.
+    /// Lengths of the prompts to measure, in tokens. 0 measures no prompt.
     #[arg(short = 'p', long, value_name = "N,…", value_delimiter = ',', default_value = "512")]
     n_prompt: Vec<usize>,
-    /// Numbers of tokens to decode; 0 for none.
+    /// Numbers of tokens to decode. 0 measures no decoding.
     #[arg(short = 'n', long, value_name = "N,…", value_delimiter = ',', default_value = "128")]
     n_gen: Vec<usize>,
-    /// Numbers of tokens in the caches before decoding.
+    /// Numbers of tokens in the KV cache before decoding starts.
     #[arg(short = 'd', long, value_name = "N,…", value_delimiter = ',', default_value = "0")]
     n_depth: Vec<usize>,
-    /// Numbers of sequences that are decoded at once.
+    /// Numbers of sequences to decode at once.
     #[arg(short = 'b', long, value_name = "N,…", value_delimiter = ',', default_value = "1", value_parser = positive())]
     batch: Vec<usize>,
-    /// How often each test is measured.
+    /// How often each test is repeated.
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = positive())]
     repetitions: usize,
-    /// What is compared: fused ops on one backend, or every backend of this build.
+    /// What to compare: sets of fused ops on one backend, or all backends of this build.
     #[arg(long, value_enum, default_value = "fusion")]
     compare: Compare,
-    /// A path to measure. Can be given several times; the first is the baseline. The default is stock, concat and fused, and
-    /// stock and fused with several backends.
+    /// A path to measure. Can be given several times; the first is the baseline. The default is stock, concat and
+    /// fused; with several backends it is stock and fused.
     #[arg(long, help_heading = "What computes", value_name = "PRESET[,±OP]")]
     fusion: Vec<Fusion>,
     #[command(flatten)]
@@ -65,37 +65,37 @@ pub(crate) struct Args {
     /// Also show where the time of a decoded token goes, measured in a separate pass.
     #[arg(long)]
     profile: bool,
-    /// Measure only how fast memory is read.
+    /// Measure only the read bandwidth of memory.
     #[arg(long)]
     bandwidth: bool,
-    /// How the results are printed.
+    /// The format of the results.
     #[arg(short, long, value_enum, default_value = "md", help_heading = "Output")]
     output: Format,
     /// Print all columns of the table.
     #[arg(long, help_heading = "Output")]
     wide: bool,
-    /// Write everything to a JSON file, with machine, build and model.
+    /// Write all results to a JSON file, together with the machine, the build and the model.
     #[arg(long, value_name = "FILE", help_heading = "Output")]
     capsule: Option<PathBuf>,
-    /// Overwrite the capsule.
+    /// Overwrite an existing capsule.
     #[arg(long, requires = "capsule", help_heading = "Output")]
     force: bool,
 }
 
-/// What `-o` names.
+/// The values of `-o`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Format {
     /// A table in Markdown.
     Md,
     /// One line per test.
     Csv,
-    /// One object with every single measurement.
+    /// One object with every measurement.
     Json,
-    /// One object per test and line.
+    /// One object per line, for each test.
     Jsonl,
 }
 
-/// What `--compare` names.
+/// The values of `--compare`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Compare {
     /// Paths on one backend.
@@ -104,7 +104,7 @@ enum Compare {
     Backend,
 }
 
-/// Verifies that the paths agree, measures them in turns, and prints a table.
+/// Verifies that the paths agree, measures them alternately, and prints a table.
 pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     if args.bandwidth {
         return bandwidth_only(&args);
@@ -144,7 +144,8 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     };
     let mut bench = Bench::new(&checkpoint, &plan)?;
     for backend in backends {
-        engine::with_backend(BackendArgs { backend, ..args.backend }, Add(&mut bench))?;
+        let job = Add { bench: &mut bench, checkpoint: &checkpoint, fusions: &plan.fusions };
+        engine::with_backend(BackendArgs { backend, ..args.backend }, job)?;
     }
     if let Some(disagreement) = bench.disagreement()? {
         note(format_args!("error: {disagreement}"));
@@ -152,7 +153,8 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     }
     let mut progress = WorkProgress::default();
     let mut measured = bench.run(&mut probe, &mut |work, done, of| progress.update(work, done, of))?;
-    measured.record.peak_memory_bytes = memory::peak_bytes();
+    measured.record.peak_memory_bytes =
+        measured.record.peak_memory_bytes.or_else(memory::peak_resident_bytes);
     if !output::is_quiet() {
         warn_of_spread(&measured.record.tests);
     }
@@ -187,19 +189,25 @@ fn write_capsule(
     Ok(Outcome::Done)
 }
 
-/// Loads the model on a backend.
-struct Add<'a, 'b>(&'a mut Bench<'b>);
+/// Loads the model on a backend and adds its paths to the bench.
+struct Add<'a, 'b> {
+    bench: &'a mut Bench<'b>,
+    checkpoint: &'a Checkpoint,
+    fusions: &'a [Fusion],
+}
 
 impl Job for Add<'_, '_> {
     fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
         let mut progress = WorkProgress::default();
-        self.0.add(backend, about.info(), &mut |work, done, of| progress.update(work, done, of))?;
+        let Self { bench, checkpoint, fusions } = self;
+        bench.add(backend, about.info(), &mut |work, done, of| progress.update(work, done, of))?;
+        about.ensure_room(checkpoint, fusions.iter())?;
         Ok(Outcome::Done)
     }
 }
 
-/// Measures the read bandwidth in a process of its own, whose buffer does not count as memory of the bench; `None` if that
-/// fails.
+/// Measures the read bandwidth in a separate process, so that its buffer does not count as memory of the bench. Returns
+/// `None` if that fails.
 fn probe(n_threads: usize) -> Option<Bandwidth> {
     let mut command = Command::new(std::env::current_exe().ok()?);
     command.args(["bench", "--bandwidth", "-o", "json", "--threads", &n_threads.to_string()]);
@@ -225,7 +233,7 @@ fn warn_of_spread(tests: &[BenchTest]) {
         let spread = relative_spread(test).unwrap_or(0.0);
         if spread > MAX_SPREAD {
             note(format_args!(
-                "warning: {} of {} on {} spreads by {:.0} %: other work runs on this machine, or it is hot; more -r may help",
+                "warning: {} of {} on {} spreads by {:.0} %: other work is running or the machine is hot; try a larger -r",
                 test.name,
                 test.fusion,
                 test.backend,

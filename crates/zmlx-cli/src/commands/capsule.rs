@@ -1,4 +1,4 @@
-//! `zmlx capsule`: look at capsules, compare them, and make a report of them.
+//! `zmlx capsule`: shows capsules, compares them, and writes reports from them.
 
 use std::path::{Path, PathBuf};
 
@@ -26,36 +26,36 @@ enum Command {
         #[arg(value_name = "FILE")]
         file: PathBuf,
     },
-    /// Show how two capsules differ, and what both measured.
+    /// Show how two capsules differ, and compare what both measured.
     Diff {
         #[arg(value_name = "A")]
         a: PathBuf,
         #[arg(value_name = "B")]
         b: PathBuf,
     },
-    /// Find out whether B is worse than A. The exit code is 1 if a verdict is worse, or if a test is slower beyond doubt: all of
-    /// its 95 % interval is beyond the threshold.
+    /// Find out whether B is worse than A. The exit code is 1 if a verdict is worse or a test is slower. A test counts
+    /// as slower if its whole 95 % confidence interval is above the threshold.
     Check {
         #[arg(value_name = "A")]
         a: PathBuf,
         #[arg(value_name = "B")]
         b: PathBuf,
-        /// By how much longer a test may take.
+        /// By how many percent a test may be slower.
         #[arg(long, value_name = "PERCENT", default_value_t = 5.0, allow_negative_numbers = true, value_parser = percent)]
         threshold: f64,
-        /// Compare the speeds of different machines.
+        /// Compare speeds even if the machines differ.
         #[arg(long)]
         any_machine: bool,
     },
-    /// Make one document from many capsules: a page with plots (.html) or tables (.md).
+    /// Write one document about many capsules: a page with plots (.html) or tables (.md).
     Report {
-        /// Capsules, and folders whose .json files are capsules.
+        /// Capsules, or folders of capsules (their .json files).
         #[arg(value_name = "FILE|DIR", required = true)]
         paths: Vec<PathBuf>,
-        /// The file to write. Its extension, html or md, selects the kind of document.
+        /// The file to write. Its extension, .html or .md, selects the kind of document.
         #[arg(short, long, value_name = "FILE")]
         output: PathBuf,
-        /// Overwrite the file.
+        /// Overwrite an existing file.
         #[arg(long)]
         force: bool,
     },
@@ -80,7 +80,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
 
 fn percent(text: &str) -> Result<f64, String> {
     let value = text.parse().ok().filter(|v: &f64| v.is_finite() && *v >= 0.0);
-    value.ok_or_else(|| "expected a number of percent, 0 or more".to_owned())
+    value.ok_or_else(|| "expected a percentage, 0 or more".to_owned())
 }
 
 fn show(capsule: &Capsule) -> Result<Outcome> {
@@ -128,7 +128,7 @@ fn check(a: &Capsule, b: &Capsule, threshold: f64, any_machine: bool) -> Result<
     let pairs = compare::pairs(a, b);
     let [lost, _] = compare::only_in_one(a, b);
     for name in &lost {
-        note(format_args!("not compared, as B lacks it: {}", plain(name)));
+        note(format_args!("not compared, because B lacks it: {}", plain(name)));
     }
     let (mut worse, mut unclear) = (Vec::new(), Vec::new());
     for pair in &pairs {
@@ -175,7 +175,7 @@ fn write_report(paths: &[PathBuf], output: &Path, force: bool) -> Result<Outcome
     Ok(Outcome::Done)
 }
 
-/// The files as named, and of folders the .json files by name.
+/// The files in `paths`. A folder stands for its .json files, sorted by name.
 fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let mut files = Vec::new();
     for path in paths {
@@ -191,7 +191,7 @@ fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
             }
         }
         if inside.is_empty() {
-            bail!("{}: holds no .json file", path.display());
+            bail!("{}: contains no .json file", path.display());
         }
         inside.sort();
         files.append(&mut inside);

@@ -1,4 +1,4 @@
-//! `zmlx chat`: a conversation on one growing cache, with a person at a terminal or line by line from a pipe.
+//! `zmlx chat`: a conversation on one growing KV cache, with a person at a terminal or with lines from a pipe.
 
 mod answer;
 mod conversation;
@@ -29,10 +29,10 @@ use settings::Settings;
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Most tokens of an answer.
+    /// The largest number of tokens of an answer.
     #[arg(short, long, value_name = "N", default_value_t = 512)]
     max_tokens: usize,
-    /// Show only answers, not what the model thinks before them.
+    /// Show only the answers, not the model's thinking.
     #[arg(long)]
     hide_thinking: bool,
     #[command(flatten)]
@@ -45,7 +45,7 @@ pub(crate) struct Args {
     backend: BackendArgs,
 }
 
-/// Answers messages until the input ends or says `/exit`.
+/// Answers messages until the input ends or the user enters `/exit`.
 pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
     let settings = Settings {
         sampling: args.sampling.params()?,
@@ -88,7 +88,7 @@ impl Job for Talk {
     fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
         let options = EngineOptions {
-            // The conversation, however short.
+            // The cache keeps the conversation, even if it is short.
             prefix_cache: PrefixCacheOptions {
                 max_entries: 1,
                 min_tokens: 1,
@@ -128,7 +128,7 @@ impl Job for Talk {
             match Input::parse(&text).and_then(|input| chat.obey(input, &mut answers)) {
                 Ok(true) => {}
                 Ok(false) => return Ok(Outcome::Done),
-                // A person can go on; a script should know.
+                // A person can continue after an error; a script should fail.
                 Err(error) if !source.is_person() || is_broken_pipe(&error) => return Err(error),
                 Err(error) => note(format_args!("error: {}", message(&error))),
             }
@@ -136,7 +136,7 @@ impl Job for Talk {
     }
 }
 
-/// What commands change.
+/// The state that commands change.
 struct Chat<'a> {
     name: &'a str,
     settings: Settings,
@@ -144,7 +144,7 @@ struct Chat<'a> {
 }
 
 impl Chat<'_> {
-    /// False to leave. Where it fails, nothing has changed.
+    /// Handles one input. Returns false if the user wants to leave. On an error nothing has changed.
     fn obey<B: Backend>(&mut self, input: Input, answers: &mut Answers<'_, B>) -> Result<bool> {
         match input {
             Input::Nothing => {}
@@ -180,7 +180,8 @@ impl Chat<'_> {
         Ok(true)
     }
 
-    /// Adds the user's message and the model's answer. What was ended before there was an answer was not said.
+    /// Adds the user's message and the model's answer. If the answer was interrupted before its first token, the
+    /// message is dropped as well.
     fn answer<B: Backend>(&mut self, text: &str, answers: &mut Answers<'_, B>) -> Result<()> {
         let before = self.conversation.clone();
         self.conversation.say(text);

@@ -1,4 +1,4 @@
-//! `zmlx convert`: a model in MLX's format from one in Hugging Face's layout, or in other formats.
+//! `zmlx convert`: writes a model in MLX's format. The source is in Hugging Face's layout, or already in MLX's format.
 
 mod report;
 
@@ -20,35 +20,36 @@ use crate::source::Source;
 /// Arguments of `zmlx convert`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Tensors and config are those of mlx_lm.convert, byte for byte. A conversion that was ended goes on where it \
-                  was when the same command is given again."
+    after_help = "Tensors and config are those of mlx_lm.convert, byte for byte. To continue an interrupted \
+                  conversion, run the same command again."
 )]
 pub(crate) struct Args {
     /// The model: a folder with config.json and *.safetensors, or the name of a model on the Hugging Face hub (org/name or
     /// org/name@revision), which is downloaded unless the cache has it.
     #[arg(value_name = "SOURCE")]
     source: PathBuf,
-    /// The folder to write: new, empty, or one that this command has begun to write.
+    /// The folder to write: new, empty, or one with an unfinished conversion of the same kind.
     #[arg(short, long, value_name = "DIR", visible_alias = "mlx-path")]
     out: PathBuf,
     /// A branch, a tag or a commit of the model on the hub.
     #[arg(long, value_name = "REV")]
     revision: Option<String>,
-    /// Download nothing: the model is in the cache. HF_HUB_OFFLINE=1 has the same effect.
+    /// Do not download anything: use the model in the cache. HF_HUB_OFFLINE=1 has the same effect.
     #[arg(long)]
     offline: bool,
-    /// Quantise the matrices. Routers get 8 bits or stay as they are, as the family of the model wants it; matrices whose rows
-    /// are no multiple of the group size stay as they are, and so do norms and biases.
+    /// Quantise the matrices. Routers get 8 bits or stay floats, depending on the family of the model. A matrix stays
+    /// as it is if its row length is not a multiple of the group size. Norms and biases are never quantised.
     #[arg(short, long, help_heading = FORMATS, conflicts_with = "dequantize")]
     quantize: bool,
-    /// Bits per weight: 2, 3, 4, 5, 6 or 8. The default is 4, with mode mxfp8 8.
+    /// Bits per weight: 2, 3, 4, 5, 6 or 8. The default is 4, or 8 with mode mxfp8.
     #[arg(long, value_name = "BITS", visible_alias = "q-bits", help_heading = FORMATS, requires = "quantize")]
     bits: Option<usize>,
-    /// Weights that share a scale: 32, 64 or 128. The default is 64, with mode mxfp4 and mxfp8 32, with nvfp4 16.
+    /// Weights that share a scale: 32, 64 or 128. The default is 64; with modes mxfp4 and mxfp8 it is 32, with nvfp4
+    /// 16.
     #[arg(long, value_name = "N", visible_alias = "q-group-size", help_heading = FORMATS, requires = "quantize")]
     group_size: Option<usize>,
-    /// How codes stand for weights: affine has a scale and a bias for each group, the others are floats of few bits. The default
-    /// is affine.
+    /// How codes represent weights. affine has a scale and a bias for each group; the other modes store floats of few
+    /// bits. The default is affine.
     #[arg(
         long,
         value_name = "MODE",
@@ -58,8 +59,8 @@ pub(crate) struct Args {
         value_parser = PossibleValuesParser::new(QuantMode::ALL.map(QuantMode::name))
     )]
     mode: Option<String>,
-    /// More bits for the weights that feel rounding most (values and down projections of some layers, and the head), fewer for
-    /// the others. --bits then has no effect on them.
+    /// Use more bits for the weights that are most sensitive to rounding (values and down projections of some layers,
+    /// and the head), and fewer for the others. --bits then applies to none of them.
     #[arg(
         long,
         value_name = "RECIPE",
@@ -69,26 +70,26 @@ pub(crate) struct Args {
         value_parser = PossibleValuesParser::new(Recipe::ALL.map(Recipe::name))
     )]
     recipe: Option<String>,
-    /// Make quantised matrices floats again.
+    /// Convert quantised matrices to floats.
     #[arg(short, long, help_heading = FORMATS)]
     dequantize: bool,
-    /// The type of everything that is not quantised, and of scales. The default is what config.json says (torch_dtype), else
-    /// what the files have. Correction biases of routers keep their type.
+    /// The type of all tensors that are not quantised, and of scales. The default is the type in config.json
+    /// (torch_dtype), otherwise that of the files. The correction biases of routers keep their type.
     #[arg(long, value_enum, value_name = "TYPE", help_heading = FORMATS)]
     dtype: Option<FloatType>,
-    /// Compare the result with the source: the relative error (L2 norm) of every quantised matrix; with --prompt also how far
-    /// the predictions are apart.
+    /// Compare the result with the source: print the relative error (L2 norm) of every quantised matrix. With --prompt,
+    /// also print how far the predictions of the two models differ.
     #[arg(long, help_heading = heading::OUTPUT)]
     report: bool,
-    /// A text for --report, of which at most 512 tokens are used: both models predict each of its tokens, and the
-    /// Kullback-Leibler divergence is computed. Both are loaded, one after the other.
+    /// A text for --report. Both models predict each of its tokens, at most 512, and the Kullback-Leibler divergence is
+    /// computed. The models are loaded one after the other.
     #[arg(long, value_name = "TEXT", help_heading = heading::OUTPUT, requires = "report")]
     prompt: Option<String>,
     /// Print one JSON object.
     #[arg(long, help_heading = heading::OUTPUT)]
     json: bool,
     /// Print only results and errors: no progress bars or warnings.
-    // In the place of the general one, whose short form is here another option's.
+    // Takes the place of the general option, because its short form -q means --quantize here.
     #[arg(long, id = "quiet", conflicts_with = "verbose", help_heading = "Messages", display_order = 1001)]
     pub(crate) quiet: bool,
     #[command(flatten)]
@@ -97,7 +98,7 @@ pub(crate) struct Args {
     backend: BackendArgs,
 }
 
-/// The heading of options that say what becomes of the weights.
+/// The heading of the options that select the format of the weights.
 const FORMATS: &str = "Formats";
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -135,7 +136,7 @@ impl Args {
     }
 }
 
-/// Converts, and reports.
+/// Converts the model and prints a report.
 pub(crate) fn run(args: Args) -> Result<Outcome> {
     let source = Source::resolve(&ModelArgs::new(args.source.clone(), args.revision.clone(), args.offline))?;
     let checkpoint = source.checkpoint()?;
@@ -154,12 +155,12 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     drop(busy);
     let converted = match converted {
         Err(Error::Stopped) => {
-            note(format_args!("{}: unfinished; the same command goes on with it", args.out.display()));
+            note(format_args!("{}: unfinished; run the same command again to continue", args.out.display()));
             return Ok(Outcome::Interrupted);
         }
         converted => converted?,
     };
-    // What was written is read as any other model is.
+    // The result is read like any other model.
     let result = Checkpoint::open(&args.out)?;
     let mut report = report::Report::new(&args.out, &result, &converted);
     if args.report {

@@ -1,4 +1,5 @@
-//! `zmlx doctor`: what this machine and this build can do, and whether each fused op computes what it should.
+//! `zmlx doctor`: shows what this machine and this build can do, and checks whether each fused op computes the right
+//! values.
 
 mod machine;
 
@@ -9,7 +10,7 @@ use zmlx_kernels::{Backend, Fusion};
 use zmlx_models::{Checkpoint, self_check};
 
 use crate::args::{BackendArgs, BackendKind, ModelArgs, heading};
-use crate::engine::{self, About, Job};
+use crate::engine::{self, About, Job, Setting};
 use crate::output::{Outcome, message, note, print, print_json};
 use crate::source::Source;
 use crate::table::Table;
@@ -38,16 +39,17 @@ struct Report<'a> {
 #[derive(Serialize)]
 struct BackendReport {
     backend: String,
-    /// Name and versions; `None` where it is not available.
+    /// Name and versions; `None` if the backend is not available.
     about: Option<String>,
-    /// Why it is not available, or what to know of it.
+    /// Why the backend is not available, or what a user should know about it.
     remark: Option<String>,
+    settings: Vec<Setting>,
     ops: Vec<OpReport>,
 }
 
 #[derive(Serialize)]
 struct OpReport {
-    /// As in a fusion: `experts`, `combine`, …
+    /// Its name in a fusion: `experts`, `combine`, …
     op: &'static str,
     kernel: &'static str,
     shape: String,
@@ -56,7 +58,7 @@ struct OpReport {
     result: String,
 }
 
-/// Looks at the machine, checks every backend or the one that was named, and prints it all.
+/// Probes the machine, checks every backend or the one that was named, and prints a report.
 pub(crate) fn run(args: Args) -> Result<Outcome> {
     let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
     let mut backends = Vec::new();
@@ -66,11 +68,12 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
         let backend = BackendArgs { backend: Some(kind), ..args.backend };
         match engine::with_backend(backend, Check { checkpoint: &checkpoint, reports: &mut backends }) {
             Ok(_) => {}
-            // One that was asked for by name must be there.
+            // A backend that the user named must be available.
             Err(e) if is_unavailable(&e) && args.backend.backend.is_none() => backends.push(BackendReport {
                 backend: format!("{kind:?}").to_lowercase(),
                 about: None,
                 remark: Some(why_not(&e)),
+                settings: Vec::new(),
                 ops: Vec::new(),
             }),
             Err(e) => return Err(e),
@@ -95,7 +98,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// Why a backend is not available, without saying that it is not.
+/// Why a backend is not available, without the words "not available" themselves.
 fn why_not(error: &anyhow::Error) -> String {
     match error.downcast_ref() {
         Some(zmlx_kernels::Error::Unavailable { why, .. }) => why.clone(),
@@ -108,7 +111,7 @@ fn is_unavailable(error: &anyhow::Error) -> bool {
     matches!(kernels, Some(zmlx_kernels::Error::Unavailable { .. }))
 }
 
-/// Loads the model and checks each fused op that it has.
+/// Loads the model and checks each fused op that it uses.
 struct Check<'a> {
     checkpoint: &'a Checkpoint,
     reports: &'a mut Vec<BackendReport>,
@@ -135,6 +138,7 @@ impl Job for Check<'_> {
             backend: name,
             about: Some(about.text.clone()),
             remark: about.remark.map(str::to_owned),
+            settings: about.settings.clone(),
             ops: ops.collect(),
         });
         Ok(Outcome::Done)
@@ -156,6 +160,9 @@ impl Report<'_> {
             text += &format!("\n{about}\n");
             if let Some(remark) = &b.remark {
                 text += &format!("{remark}\n");
+            }
+            for setting in &b.settings {
+                text += &format!("{}\n", setting.text());
             }
             let mut table = Table::new(&["kernel", "shape", "layers", "self-check"]);
             for op in &b.ops {

@@ -1,4 +1,4 @@
-//! `zmlx generate`: answer or continue a prompt.
+//! `zmlx generate`: answers or continues a prompt.
 
 mod report;
 
@@ -7,15 +7,17 @@ use std::io::{IsTerminal, Read};
 use std::ops::ControlFlow;
 
 use anyhow::{Context, Result, bail};
-use zmlx_kernels::Backend;
+use zmlx_kernels::Instrumented;
 use zmlx_models::{ChatMessage, ChatRequest, Checkpoint, Error, Event, Request, StopReason, Tokenizer};
 
 use crate::args::{BackendArgs, FusionArgs, ModelArgs, SamplingArgs, TemplateArgs, heading, max_tokens};
 use crate::embedded;
 use crate::engine::{self, About, Job};
 use crate::interrupt::{self, Busy};
-use crate::output::{Outcome, note};
+use crate::memory;
+use crate::output::{self, Outcome, note};
 use crate::progress::Progress;
+use crate::ranks;
 use crate::source::Source;
 use report::{Format, Stream, print_report};
 
@@ -25,7 +27,8 @@ use report::{Format, Stream, print_report};
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// The prompt; - reads it from stdin, up to the last byte. Without a prompt the model continues the opening of a novel.
+    /// The prompt. - reads it from stdin, up to the last byte. Without a prompt the model continues the opening of a
+    /// novel.
     #[arg(short, long, value_name = "TEXT|-", help_heading = heading::PROMPT)]
     prompt: Option<String>,
     /// The prompt as tokens instead of text. Needs no tokenizer.
@@ -37,8 +40,8 @@ pub(crate) struct Args {
         conflicts_with_all = ["prompt", "raw", "chat", "system", "chat_template_config"]
     )]
     prompt_tokens: Option<Vec<u32>>,
-    /// Continue the prompt as it is. Otherwise a model with a chat template takes the prompt as the message of a user, unless
-    /// --json is given: what scripts pass is not changed.
+    /// Continue the prompt as it is. Without this option a model with a chat template takes the prompt as a user's
+    /// message. With --json the prompt is continued as it is by default.
     #[arg(
         long,
         visible_alias = "ignore-chat-template",
@@ -46,12 +49,12 @@ pub(crate) struct Args {
         conflicts_with_all = ["system", "chat_template_config"]
     )]
     raw: bool,
-    /// Take the prompt as the message of a user, also with --json, which otherwise continues it as it is.
+    /// Take the prompt as a user's message, also with --json.
     #[arg(long, help_heading = heading::PROMPT, conflicts_with = "raw")]
     chat: bool,
     #[command(flatten)]
     template: TemplateArgs,
-    /// Generate at most N tokens; -1 for as many as the context has room for.
+    /// Generate at most N tokens. -1 means as many as the context has room for.
     #[arg(
         short,
         long,
@@ -68,7 +71,7 @@ pub(crate) struct Args {
     fusion: FusionArgs,
     #[command(flatten)]
     backend: BackendArgs,
-    /// Print the statistics on stdout behind the text, in the format of mlx_lm.generate.
+    /// Print the statistics on stdout after the text, in the format of mlx_lm.generate.
     #[arg(long, conflicts_with = "json", help_heading = heading::OUTPUT)]
     stats: bool,
     /// Print one JSON object instead of text.
@@ -76,7 +79,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Continues the prompt and prints text and statistics.
+/// Continues the prompt, and prints the text and the statistics.
 pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
     let sampling = args.sampling.params()?;
     let source = Source::resolve(&args.model)?;
@@ -89,6 +92,7 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
             (tokens, Some(tokenizer))
         }
     };
+    let prompt = ranks::of_rank_0(prompt)?;
     if prompt.is_empty() {
         return Err(Error::EmptyPrompt.into());
     }
@@ -101,12 +105,15 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
         stop: args.sampling.stop.clone(),
         ..Request::new(prompt.clone(), max_tokens)
     };
+    let work = (&request.sampling, request.max_tokens, &request.eos_token_ids, &request.stop, args.fusion);
+    ranks::agree(&checkpoint, &format!("{work:?}"))?;
     let format = match (args.json, args.stats) {
         (true, _) => Format::Json,
         (_, true) => Format::TextWithStatistics,
         _ => Format::Text,
     };
-    // Somebody who sees the demonstration must see where its text begins. A pipe gets only what was generated.
+    // A person who sees the demonstration should also see the text that the model continues. A pipe gets only the
+    // generated text.
     let is_demo = args.prompt.is_none() && args.prompt_tokens.is_none();
     let is_seen = format == Format::Text && std::io::stdout().is_terminal();
     let opening = (is_demo && is_seen).then_some(embedded::NOVEL);
@@ -116,13 +123,15 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
     engine::with_backend(args.backend, job)
 }
 
-/// The text to continue: what the chat template makes of the prompt, if there is a template and it is wanted.
+/// The text to continue: the prompt after the chat template, if there is a template and the arguments ask for it.
 fn prompt_text(args: &Args, source: &Source) -> Result<String> {
     let kwargs = args.template.kwargs();
     let needs_template = args.template.system.is_some() || !kwargs.is_empty();
     let text = match args.prompt.as_deref() {
         None if needs_template => bail!("--system-prompt and --chat-template-config need --prompt"),
         None => return Ok(embedded::NOVEL.to_owned()),
+        // Other ranks are told what rank 0 has read.
+        Some("-") if output::is_silent() => return Ok(String::new()),
         Some("-") => {
             let mut text = String::new();
             std::io::stdin().lock().read_to_string(&mut text).context("stdin")?;
@@ -153,7 +162,7 @@ struct Continue {
     tokenizer: Option<Tokenizer>,
     prompt: Vec<u32>,
     request: Request,
-    /// The text before the generated one, if it is to be seen.
+    /// A text to show before the generated one.
     opening: Option<&'static str>,
     fusion: FusionArgs,
     format: Format,
@@ -161,11 +170,11 @@ struct Continue {
 }
 
 impl Job for Continue {
-    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
+    fn run<B: Instrumented>(self, backend: B, about: &About) -> Result<Outcome> {
         let (model, load_time) = engine::load(backend, &self.checkpoint)?;
         let fusion = about.fusion(&model, self.fusion)?;
         let Self { checkpoint, tokenizer, prompt, request, opening, format, verbose, .. } = self;
-        // While the prompt is read there is nothing to save: Ctrl-C ends the process at once.
+        // While the prompt is computed there is no result to keep, so Ctrl-C ends the process at once.
         let busy = OnceCell::new();
         let mut stream = Stream::new(format, opening);
         let mut progress = Progress::new("Prompt");
@@ -181,7 +190,7 @@ impl Job for Continue {
                 }
                 Event::Token { token, .. } => {
                     let id = if has_text { String::new() } else { format!("{} ", token.token) };
-                    // A reader that has gone ends the work as Ctrl-C does; the error is kept.
+                    // If the reader of stdout is gone, generation ends as with Ctrl-C; `stream` keeps the error.
                     let is_told = stream.push(if has_text { &token.text } else { &id });
                     let more = is_told && !busy.get().is_some_and(Busy::is_asked);
                     if more { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
@@ -204,7 +213,7 @@ impl Job for Continue {
             let reason = generation.finished.reason;
             note(format_args!("Stop reason: {} ({})", reason.name(), explained(reason)));
         }
-        print_report(&prompt, &generation, format)?;
+        print_report(&prompt, &generation, memory::peak_bytes(model.backend()), format)?;
         Ok(Outcome::Done)
     }
 }

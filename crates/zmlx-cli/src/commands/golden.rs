@@ -1,4 +1,5 @@
-//! `zmlx golden`: record what a model says, and hold later builds, backends and machines to it.
+//! `zmlx golden`: records the tokens of a model, and checks later builds, other backends and other machines against
+//! them.
 
 mod check;
 mod record;
@@ -17,10 +18,10 @@ pub(crate) struct Args {
 
 #[derive(Debug, clap::Subcommand)]
 enum Command {
-    /// Decode prompts greedily, and keep the tokens with their margins and probabilities in a golden file.
+    /// Decode prompts greedily, and write the tokens with their margins and probabilities to a golden file.
     Record(record::Args),
-    /// Decode the prompts of a golden file again and compare. The exit code is 1 if a token is wrong, and 2 if the check cannot
-    /// run.
+    /// Decode the prompts of a golden file again and compare. The exit code is 1 if a token is wrong, and 2 if the
+    /// check cannot run.
     Check(check::Args),
 }
 

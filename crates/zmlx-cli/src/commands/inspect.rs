@@ -1,4 +1,4 @@
-//! `zmlx inspect`: what a checkpoint is, what it costs, and whether it can be used.
+//! `zmlx inspect`: shows what a checkpoint contains, how much memory it needs, and whether it can be used.
 
 mod formats;
 
@@ -20,10 +20,10 @@ use formats::{Group, WeightEntry};
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Length of the context for which the memory is computed. The default is the longest context of the model.
+    /// The length of the context for which memory is computed. The default is the longest context of the model.
     #[arg(long, value_name = "TOKENS")]
     context: Option<usize>,
-    /// List every weight. Otherwise similar weights are listed as a group.
+    /// List every weight. By default similar weights are listed as a group.
     #[arg(long, help_heading = heading::OUTPUT)]
     tensors: bool,
     #[command(flatten)]
@@ -33,13 +33,13 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// Shows the checkpoint; then loads it as any other command would.
+/// Shows the checkpoint, then loads it as any other command would.
 pub(crate) fn run(args: Args) -> Result<Outcome> {
     let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
     engine::with_backend(args.backend, Inspect { checkpoint, args })
 }
 
-/// Number of weights, once dequantised.
+/// The number of weights, after dequantisation.
 pub(crate) fn n_parameters(checkpoint: &Checkpoint) -> u64 {
     formats::entries(checkpoint).iter().map(|e| e.n_elements).sum()
 }

@@ -1,4 +1,4 @@
-//! `zmlx logits`: the logits of every position of a token sequence, as a safetensors file.
+//! `zmlx logits`: writes the logits of every position of a token sequence to a safetensors file.
 
 use std::path::PathBuf;
 
@@ -11,6 +11,7 @@ use crate::engine::{self, About, Job};
 use crate::interrupt::{self, Interrupted};
 use crate::output::{Outcome, check_output, write_file};
 use crate::progress::Progress;
+use crate::ranks;
 use crate::source::Source;
 
 /// Arguments of `zmlx logits`.
@@ -21,13 +22,13 @@ pub(crate) struct Args {
     /// The token ids.
     #[arg(long, value_name = "ID,…", value_delimiter = ',', required = true)]
     tokens: Vec<u32>,
-    /// The file to write. It holds one tensor: `logits`, f32 [n_tokens, vocab].
+    /// The file to write. It contains one tensor: `logits`, f32 [n_tokens, vocab].
     #[arg(long, value_name = "FILE")]
     out: PathBuf,
-    /// Overwrite the file.
+    /// Overwrite an existing file.
     #[arg(long)]
     force: bool,
-    /// Feed the tokens N at a time: 1 computes as decoding does.
+    /// Compute N tokens at a time. 1 computes as decoding does.
     #[arg(long, value_name = "N", default_value_t = PREFILL_CHUNK, value_parser = positive())]
     chunk: usize,
     #[command(flatten)]
@@ -41,7 +42,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     let source = Source::resolve(&args.model)?;
     check_output(&args.out, args.force, &source.files())?;
     let checkpoint = source.checkpoint()?;
-    // All tokens are checked before the first is computed: a long sequence takes minutes.
+    // All tokens are checked before the first is computed, because a long sequence takes minutes.
     let (vocab, limit) =
         (checkpoint.architecture().vocab_size, checkpoint.architecture().max_position_embeddings);
     if let Some(&token) = args.tokens.iter().find(|&&t| t as usize >= vocab) {
@@ -50,6 +51,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     if args.tokens.len() > limit {
         return Err(Error::ContextLength { n_tokens: args.tokens.len(), limit }.into());
     }
+    ranks::agree(&checkpoint, &format!("{:?} {} {:?}", args.tokens, args.chunk, args.fusion))?;
     interrupt::install()?;
     let Args { tokens, out, chunk, fusion, .. } = args;
     let job = Logits { checkpoint, tokens, out, chunk, fusion };
@@ -75,7 +77,7 @@ impl Job for Logits {
         let (mut logits, mut bytes, mut n_done) = (Vec::new(), Vec::new(), 0);
         write_file(&self.out, |out| {
             out.write_all(&header(self.tokens.len(), model.architecture().vocab_size)?)?;
-            // Chunk by chunk into the file: a long sequence's logits may not fit memory.
+            // Written chunk by chunk: the logits of a long sequence may not fit into memory.
             for tokens in self.tokens.chunks(self.chunk) {
                 if busy.is_asked() {
                     return Err(Interrupted.into());
@@ -95,14 +97,14 @@ impl Job for Logits {
     }
 }
 
-/// What precedes the data of a safetensors file with the one tensor `logits`.
+/// The header of a safetensors file with `logits` as its only tensor.
 fn header(n_tokens: usize, vocab: usize) -> Result<Vec<u8>> {
     let n_bytes = n_tokens as u64 * vocab as u64 * 4;
     let tensors = serde_json::json!({
         "logits": { "dtype": "F32", "shape": [n_tokens, vocab], "data_offsets": [0, n_bytes] }
     });
     let mut json = serde_json::to_vec(&tensors)?;
-    // The data begins at a multiple of 8 bytes.
+    // The data must begin at a multiple of 8 bytes.
     json.resize(json.len().next_multiple_of(8), b' ');
     let mut header = (json.len() as u64).to_le_bytes().to_vec();
     header.append(&mut json);

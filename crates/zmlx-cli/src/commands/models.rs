@@ -1,4 +1,4 @@
-//! `zmlx models`: what the cache holds.
+//! `zmlx models`: lists, deletes and verifies the models in the cache.
 
 use anyhow::Result;
 use clap::Subcommand;
@@ -21,23 +21,24 @@ pub(crate) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Action {
-    /// List the models, as without a subcommand.
+    /// List the models; the same as `zmlx models` without a subcommand.
     List {
         /// Print one JSON array.
         #[arg(long)]
         json: bool,
     },
-    /// Delete models, or single revisions of them.
+    /// Delete models, or single revisions.
     #[command(visible_alias = "remove")]
     Rm {
         /// org/name, or org/name@revision.
         #[arg(value_name = "ID[@REV]", required = true)]
         models: Vec<ModelName>,
     },
-    /// Hash the files again and compare with what was downloaded. Exit code 1 if something differs or is missing.
+    /// Hash the files again and compare with the hashes of the download. The exit code is 1 if a file differs or is
+    /// missing.
     #[cfg(feature = "hub")]
     Verify {
-        /// org/name, or org/name@revision; without any, all models.
+        /// org/name, or org/name@revision. The default is all models.
         #[arg(value_name = "ID[@REV]")]
         models: Vec<ModelName>,
     },
@@ -52,7 +53,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
         Some(Action::Rm { models }) => {
             for name in models {
                 let bytes = cache.remove(&name)?;
-                note(format_args!("{name}: deleted, {} are free again", human_bytes(bytes)));
+                note(format_args!("{name}: deleted, {} freed", human_bytes(bytes)));
             }
             Ok(Outcome::Done)
         }
@@ -116,7 +117,7 @@ fn verify(cache: &Cache, mut models: Vec<ModelName>) -> Result<Outcome> {
             print(&format!("{name}: ok ({} files, {size})\n", verified.len()))?;
         } else {
             print(&format!(
-                "{name}: {n_faults} faults; `zmlx models rm {name}` and `zmlx pull {name}` mend it\n"
+                "{name}: {n_faults} faults; `zmlx models rm {name}` and `zmlx pull {name}` download it again\n"
             ))?;
             outcome = Outcome::CheckFailed;
         }

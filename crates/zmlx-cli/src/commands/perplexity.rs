@@ -1,4 +1,4 @@
-//! `zmlx perplexity`: how well a model predicts a text.
+//! `zmlx perplexity`: measures how well a model predicts a text.
 
 use std::ops::ControlFlow;
 use std::path::PathBuf;
@@ -19,29 +19,31 @@ use crate::source::{Source, read_text};
 /// Arguments of `zmlx perplexity`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Two numbers are printed. The first is that of mlx_lm.perplexity: over every token but the first of each \
-                  window. The second is that of llama-perplexity: over the second half of each window, where every token is \
-                  predicted from a long context. Lower is better; only numbers over the same text, with the same tokenizer and \
-                  context, can be compared."
+    after_help = "Two numbers are printed. The first is computed as by mlx_lm.perplexity: over every token except the first \
+                  of each window. The second is computed as by llama-perplexity: over the second half of each window, where \
+                  every token is predicted from a long context. Lower is better. Compare only numbers for the same text, \
+                  tokenizer and context."
 )]
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// The text, in UTF-8. What a model puts before a text is not added; see --first-token.
+    /// The text, in UTF-8. No token is put before it; see --first-token.
     #[arg(short, long, value_name = "TEXT")]
     file: PathBuf,
-    /// Tokens of a window. The text is cut into windows, which do not know each other; what remains behind the last whole one is
-    /// left out.
+    /// The number of tokens of a window. The text is cut into windows, which are predicted independently of each other.
+    /// Tokens after the last whole window are not used.
     #[arg(short, long, value_name = "TOKENS", default_value_t = 512, visible_alias = "sequence-length", value_parser = positive())]
     context: usize,
-    /// Tokens from the beginning of a window to that of the next one. The default is the context. Less makes windows overlap: of
-    /// each only the last TOKENS are scored, which costs more and gives every token a long context.
+    /// The number of tokens from the beginning of a window to that of the next one. The default is the context, so that
+    /// windows do not overlap. With a smaller number they overlap, and only the last TOKENS of each window are scored:
+    /// this takes longer and gives every token a long context.
     #[arg(long, value_name = "TOKENS", value_parser = positive())]
     stride: Option<usize>,
-    /// Compute at most N windows. The default is all.
+    /// Compute at most N windows. The default is all windows.
     #[arg(long, value_name = "N", visible_alias = "chunks", value_parser = positive())]
     windows: Option<usize>,
-    /// A token that takes the place of the first one of each window, for models that expect one (BOS) before every text.
+    /// A token that replaces the first one of each window, for models that expect a special token (BOS) before every
+    /// text.
     #[arg(long, value_name = "ID")]
     first_token: Option<u32>,
     #[command(flatten)]
@@ -63,7 +65,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     if args.context > limit {
         return Err(Error::ContextLength { n_tokens: args.context, limit }.into());
     }
-    // Before the model is loaded, which may take minutes.
+    // Checked before the model is loaded, which may take minutes.
     if tokens.len() < args.context {
         let (n_tokens, context) = (tokens.len(), args.context);
         return Err(Error::TextTooShort { n_tokens, context }).context(args.file.display().to_string());
@@ -82,11 +84,11 @@ struct Measure {
 struct Report<'a> {
     model: &'a str,
     backend: &'a str,
-    /// Tokens of the text.
+    /// The number of tokens of the text.
     n_tokens: usize,
     #[serde(flatten)]
     found: Perplexity,
-    /// Without loading the model.
+    /// The time in seconds, without loading the model.
     seconds: f64,
     tokens_per_second: f64,
 }

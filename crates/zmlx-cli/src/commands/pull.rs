@@ -1,4 +1,4 @@
-//! `zmlx pull`: download a model.
+//! `zmlx pull`: downloads a model.
 
 use anyhow::{Result, bail};
 use zmlx_hub::{Cache, Environment, Error, ModelName};
@@ -13,21 +13,21 @@ pub(crate) struct Args {
     /// The model on the hub: org/name or org/name@revision.
     #[arg(value_name = "ID[@REV]")]
     model: ModelName,
-    /// A branch, a tag or a commit: the same as @REV.
+    /// A branch, a tag or a commit; the same as @REV.
     #[arg(long, value_name = "REV")]
     revision: Option<String>,
 }
 
-/// Brings the model as it is on the hub now into the cache, and prints its folder.
+/// Downloads the current version of the model on the hub into the cache, and prints its folder.
 pub(crate) fn run(args: Args) -> Result<Outcome> {
     let name = match (args.model.revision(), args.revision) {
-        (Some(_), Some(_)) => bail!("{}: the revision is said twice, here and with --revision", args.model),
+        (Some(_), Some(_)) => bail!("{}: the revision is given twice, here and with --revision", args.model),
         (None, Some(revision)) => args.model.at(&revision)?,
         (_, None) => args.model,
     };
     let environment = Environment::of_process();
     let dir = hub::download(&name, &environment)?;
-    // It is what the hub has; whether that can be used is another question.
+    // The download is complete. Whether the model can be loaded is only a warning.
     match Cache::of(&environment)?.find(&name) {
         Ok(_) => {
             if let Err(error) = Checkpoint::open(&dir) {

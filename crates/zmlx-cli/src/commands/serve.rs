@@ -1,4 +1,4 @@
-//! `zmlx serve`: answer requests over HTTP.
+//! `zmlx serve`: answers requests over HTTP.
 
 mod flags;
 mod memory;
@@ -17,15 +17,15 @@ use crate::output::{Outcome, note};
 use crate::source::Source;
 pub(crate) use flags::Args;
 
-/// Fewer tokens are no context to work with.
+/// A context with fewer tokens is refused as too small to work with.
 const FEWEST_TOKENS: usize = 2048;
 
-/// Serves until it is told to end.
+/// Runs the server until it is asked to stop.
 pub(crate) fn run(args: Args) -> Result<Outcome> {
     args.refuse_foreign()?;
     let options = args.server_options()?;
     let source = Source::resolve(&args.model)?;
-    // An error in a small file should not cost the time to load the weights.
+    // Small files are checked first, so that an error in them is reported before the weights are loaded.
     let checkpoint = source.checkpoint()?;
     let tokenizer = source.need_tokenizer()?;
     let template = template(&args, &source, &checkpoint)?;
@@ -40,12 +40,12 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     engine::with_backend(kind, Serve { args, source, checkpoint, tokenizer, template, server, id })
 }
 
-/// The template of the arguments, else the checkpoint's; `None` if it has none.
+/// The chat template from the arguments, otherwise that of the checkpoint; `None` if there is none.
 fn template(args: &Args, source: &Source, checkpoint: &Checkpoint) -> Result<Option<ChatTemplate>> {
     let own = match source.chat_template() {
         Ok(template) => Some(template),
         Err(error) if is_absent(&error) => None,
-        // Another one takes its place.
+        // The template from the arguments replaces it.
         Err(_) if args.has_template() => None,
         Err(error) => return Err(error),
     };
@@ -61,7 +61,7 @@ fn is_absent(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(zmlx_models::Error::NoChatTemplate { .. }))
 }
 
-/// The name of the model: its id at the hub, or its folder's name.
+/// The name of the model: its id on the hub, or the name of its folder.
 fn model_id(args: &Args, source: &Source, checkpoint: &Checkpoint) -> String {
     let given = args.model.named().map(std::path::PathBuf::as_path);
     let is_folder = given.is_some_and(std::path::Path::is_dir);
@@ -140,9 +140,9 @@ impl Job for Serve {
     }
 }
 
-/// Tokens of a sequence that fit so many bytes.
+/// The number of tokens of a sequence whose keys and values fit into `bytes`.
 fn n_tokens<B: Backend>(engine: &Engine<'_, B>, bytes: u64) -> usize {
-    // Found by halving: what a sequence takes grows with its length.
+    // A binary search: the size of a sequence grows with its length.
     let (mut fits, mut fits_not) = (0usize, 1usize << 32);
     while fits + 1 < fits_not {
         let middle = fits + (fits_not - fits) / 2;
@@ -157,7 +157,7 @@ fn generation_config(source: &Source) -> SamplingDefaults {
     SamplingDefaults::of_generation_config(&text)
 }
 
-/// A time in whole or parts of seconds; 0 is no limit.
+/// A time limit in seconds; 0 means no limit.
 fn limit(seconds: f64) -> Option<Duration> {
     (seconds > 0.0).then(|| Duration::from_secs_f64(seconds))
 }

@@ -1,4 +1,5 @@
-//! `zmlx completions` and `zmlx man`: what shells and manuals take from the definition of the arguments.
+//! `zmlx completions` and `zmlx man`: scripts for shells and manual pages, generated from the definitions of the
+//! arguments.
 
 use std::path::PathBuf;
 
@@ -22,9 +23,9 @@ pub(crate) struct CompletionsArgs {
 /// Arguments of `zmlx man`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct ManArgs {
-    /// The command that the page is about; without it, zmlx itself.
+    /// The command to describe. The default is zmlx itself.
     command: Option<String>,
-    /// Write the pages of zmlx and all its commands into this folder instead.
+    /// Write the pages of zmlx and all its commands into this folder instead of stdout.
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     out: Option<PathBuf>,
 }
@@ -45,7 +46,7 @@ pub(crate) fn man(args: ManArgs, mut cli: Command) -> Result<Outcome> {
         clap_mangen::generate_to(cli, &dir).with_context(what)?;
         return Ok(Outcome::Done);
     }
-    // Gives subcommands their full names and the arguments that all share.
+    // Fills in the full names of subcommands and the global arguments.
     cli.build();
     let command = match &args.command {
         None => &cli,

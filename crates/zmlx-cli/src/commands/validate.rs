@@ -1,4 +1,4 @@
-//! `zmlx validate`: do the stock, concatenated and fused paths give the same tokens, and the right ones?
+//! `zmlx validate`: checks whether the stock, concatenated and fused paths give the same tokens, and the right ones.
 
 mod engagement;
 mod logits;
@@ -34,20 +34,20 @@ use zmlx_bench::capsule::{self, Capsule, Context, Record};
 pub(crate) struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Which prompts and lengths, and which paths.
+    /// Selects the prompts, their lengths, and the paths.
     #[arg(long, value_enum, default_value = "standard")]
     suite: Suite,
-    /// Prompts of your own: a JSON array or lines of {"name", "text" | "tokens" | "messages"}.
+    /// Your own prompts: a JSON array or lines of {"name", "text" | "tokens" | "messages"}.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
-    /// Number of tokens to decode after each prompt. The default is 128, in the stress suite 256.
+    /// The number of tokens to decode after each prompt. The default is 128; in the stress suite it is 256.
     #[arg(short, long, value_name = "N", value_parser = positive())]
     max_tokens: Option<usize>,
-    /// How often each path decodes each prompt, in turns. All runs must give the same bits.
+    /// How often each path decodes each prompt. The paths alternate, and all runs of a path must give the same bits.
     #[arg(short, long, value_name = "N", default_value_t = 5, value_parser = positive())]
     runs: usize,
-    /// What the fused path is compared with. The default is everything that exists: the reference implementation (oracle) for
-    /// models that are small enough, recorded tokens (golden) for the built-in model.
+    /// What to compare the fused path with. The default is every reference that the model allows: the reference
+    /// implementation (oracle) for models that are small enough, recorded tokens (golden) for the built-in model.
     #[arg(long, value_enum, value_name = "WHAT,…", value_delimiter = ',')]
     against: Vec<Against>,
     #[command(flatten)]
@@ -57,20 +57,20 @@ pub(crate) struct Args {
     /// Print one JSON object.
     #[arg(long, help_heading = heading::OUTPUT)]
     json: bool,
-    /// Write everything to a JSON file, with machine, build and model.
+    /// Write all results to a JSON file, together with the machine, the build and the model.
     #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
     capsule: Option<PathBuf>,
-    /// Overwrite the capsule.
+    /// Overwrite an existing capsule.
     #[arg(long, requires = "capsule", help_heading = heading::OUTPUT)]
     force: bool,
 }
 
-/// What the fused path is compared with.
+/// The values of `--against`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Against {
-    /// The path of a stock engine.
+    /// The stock path: the ops that a stock engine would use.
     Stock,
-    /// The stock path with gate and up as one product.
+    /// The stock path with the gate and up projections as one product.
     Concat,
     /// The logits of the independent reference implementation.
     Oracle,
@@ -89,12 +89,12 @@ impl Against {
     }
 }
 
-/// A set of fused ops by its name in reports.
+/// A set of fused ops with its name in reports.
 #[derive(Clone, Copy, Debug)]
 struct Path {
     name: &'static str,
     fusion: Fusion,
-    /// Whether others are compared with it.
+    /// Whether the other paths are compared with it.
     is_baseline: bool,
 }
 
@@ -109,7 +109,7 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     engine::with_backend(args.backend, Run { validate, args })
 }
 
-/// What is compared.
+/// The comparison to make.
 struct Validate {
     source: Source,
     checkpoint: Checkpoint,
@@ -146,7 +146,7 @@ impl Validate {
         }
         if against.contains(&Against::Golden) && !has_golden {
             bail!(
-                "--against golden: recorded tokens are here for the built-in model and its own prompts only; \
+                "--against golden: recorded tokens exist only for the built-in model and its own prompts; \
                  `zmlx golden` records and checks those of others"
             );
         }
@@ -168,9 +168,10 @@ impl Validate {
         Ok(Self { source, checkpoint, suite, configurations, paths, against, max_tokens, runs })
     }
 
-    /// Decodes and compares on a backend.
+    /// Decodes and compares on one backend.
     fn examine<B: Instrumented>(&self, backend: B, about: &About) -> Result<ValidateRecord> {
         let (model, _) = engine::load(Hooked::new(backend, Counter::default()), &self.checkpoint)?;
+        about.ensure_room(&self.checkpoint, self.paths.iter().map(|path| &path.fusion))?;
         let mut engaged: Vec<Engaged> = self.paths.iter().map(|_| Engaged::default()).collect();
         let mut reference = if self.against.contains(&Against::Oracle) {
             Some(Reference::oracle(&self.source)?)
@@ -186,7 +187,8 @@ impl Validate {
             let mut decoded: Vec<Runs> = self.paths.iter().map(|_| Runs::default()).collect();
             for run in 0..self.runs {
                 for turn in 0..self.paths.len() {
-                    // Every other run backwards: a machine that slows down meanwhile slows all paths alike.
+                    // Every other run takes the paths in reverse order, so that a machine which slows down affects all
+                    // paths alike.
                     let at = if run % 2 == 0 { turn } else { self.paths.len() - 1 - turn };
                     decoded[at].add(engaged[at].watch(&model, || {
                         let Configuration { tokens, n_tokens, .. } = configuration;
@@ -224,7 +226,7 @@ impl Validate {
             max_tokens: self.max_tokens,
             runs: self.runs,
             against: self.against.iter().map(|a| a.name().to_owned()).collect(),
-            // Nothing compared is nothing shown.
+            // If nothing was compared, nothing was proved.
             verdict: verdict.filter(|_| !checks.is_empty() || !logits.is_empty()).unwrap_or(Verdict::Fail),
             margin_bound,
             checks,
@@ -234,7 +236,8 @@ impl Validate {
         })
     }
 
-    /// Each fused path against each baseline and the recording; without either, whether its runs are alike.
+    /// Compares each fused path with each baseline and the recording. Without either, checks that the runs of a path
+    /// agree.
     fn token_checks(
         &self,
         configuration: &Configuration,
@@ -266,7 +269,7 @@ impl Validate {
         self.against.contains(&what)
     }
 
-    /// The logits of every path along the first path's tokens.
+    /// Computes the logits of every path for the tokens of the first path, and compares them.
     fn logit_checks<B: Instrumented>(
         &self,
         model: &Model<Hooked<B, Counter>>,
@@ -295,7 +298,7 @@ impl Validate {
         for (at, path) in self.paths.iter().enumerate().filter(|(at, _)| Some(*at) != of) {
             let got = engaged[at].watch(model, || forced.of_model(model, &path.fusion))?;
             let names = [&configuration.name, path.name, against];
-            // On the CPU fused ops have the bits of their compositions, as long as experts are chosen in one way.
+            // On the CPU fused ops give the same bits as their compositions, if the experts are chosen in the same way.
             let has_same_bits = of.is_some_and(|of| {
                 about.name == "cpu" && path.fusion.softmax_route == self.paths[of].fusion.softmax_route
             });

@@ -1,4 +1,5 @@
-//! The files of the built-in model. `model` links to those of the fixture, so that a package of this crate holds them.
+//! The files of the built-in model. The folder `model` contains links to the fixture, so that a package of this crate
+//! contains the files.
 
 use bytes::Bytes;
 
@@ -41,7 +42,7 @@ pub(crate) fn oracle_checkpoint() -> Result<oracle::Checkpoint> {
     Ok(oracle::Checkpoint::from_bytes(CONFIG, &[WEIGHTS])?)
 }
 
-/// What the reference engine made of the model's prompts.
+/// The tokens that the reference engine generated for the model's prompts.
 #[cfg(feature = "proof")]
 pub(crate) fn golden() -> Result<Golden> {
     Ok(serde_json::from_str(GOLDEN)?)

@@ -1,4 +1,5 @@
-//! Files that are never seen half written, never replace what a command reads, and leave nothing behind.
+//! Writes files that are never visible half written, never replace a file that the command reads, and leave no
+//! temporary file behind.
 
 use std::collections::BTreeSet;
 use std::io::Write;
@@ -7,16 +8,21 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::{Context, Result, bail};
 
-/// Temporary files of writes in progress.
+use super::is_silent;
+
+/// The temporary files of all writes in progress.
 static TEMPORARY: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
-/// Checks an output before the work whose result it takes: it may be written, does not exist (unless `force` allows to
-/// overwrite it), and is none of the files that the command reads, by whatever name.
+/// Checks an output before the work whose result it will contain. It must be writable, it must not exist unless `force`
+/// is set, and it must not be one of the files that the command reads, whatever its name.
 pub(crate) fn check_output(path: &Path, force: bool, inputs: &[PathBuf]) -> Result<()> {
-    if inputs.iter().any(|input| is_same_file(input, path)) {
-        bail!("{}: this command reads it, and so does not write it", path.display());
+    if is_silent() {
+        return Ok(());
     }
-    // Through a symbolic link the file is replaced, not the link.
+    if inputs.iter().any(|input| is_same_file(input, path)) {
+        bail!("{}: this command reads it, so it does not overwrite it", path.display());
+    }
+    // If the path is a symbolic link, the file that it points to is replaced, not the link.
     let target = Target::of(path)?;
     if !force && path.symlink_metadata().is_ok() {
         bail!("{}: exists already; --force overwrites it", path.display());
@@ -24,8 +30,11 @@ pub(crate) fn check_output(path: &Path, force: bool, inputs: &[PathBuf]) -> Resu
     target.temporary().map(drop)
 }
 
-/// Writes the file `path` by `write`: into a temporary file beside it, which takes its name once it is complete.
+/// Writes the file `path`. `write` fills a temporary file in the same folder, which is renamed once it is complete.
 pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Result<()>) -> Result<()> {
+    if is_silent() {
+        return write(&mut std::io::sink());
+    }
     let target = Target::of(path)?;
     let what = || target.what();
     let file = target.temporary()?;
@@ -38,7 +47,7 @@ pub(crate) fn write_file(path: &Path, write: impl FnOnce(&mut dyn Write) -> Resu
     Ok(())
 }
 
-/// Removes the temporary files of all writes in progress: the process is about to end.
+/// Removes the temporary files of all writes in progress, because the process is about to end.
 pub(crate) fn remove_temporary() {
     for path in temporary().iter() {
         let _ = std::fs::remove_file(path);
@@ -49,7 +58,7 @@ fn temporary() -> MutexGuard<'static, BTreeSet<PathBuf>> {
     TEMPORARY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A temporary file that [`remove_temporary`] knows, until dropped.
+/// Registers a temporary file for [`remove_temporary`], until it is dropped.
 struct Noted(PathBuf);
 
 impl Noted {
@@ -65,7 +74,7 @@ impl Drop for Noted {
     }
 }
 
-/// Where a file is to be.
+/// The path of an output.
 struct Target {
     path: PathBuf,
 }
@@ -83,7 +92,7 @@ impl Target {
         format!("{}: cannot be written", self.path.display())
     }
 
-    /// A new file beside it.
+    /// A new temporary file in the same folder.
     fn temporary(&self) -> Result<tempfile::NamedTempFile> {
         let dir = self.path.parent().filter(|d| !d.as_os_str().is_empty()).unwrap_or(Path::new("."));
         if self.path.file_name().is_none() {
@@ -94,7 +103,7 @@ impl Target {
         #[cfg(unix)]
         {
             use std::os::unix::fs::PermissionsExt;
-            // What a plain new file has: the umask decides.
+            // The permissions of an ordinary new file: the umask applies.
             builder.permissions(std::fs::Permissions::from_mode(0o666));
         }
         builder.tempfile_in(dir).with_context(|| self.what())

@@ -22,7 +22,7 @@ fn without_the_feature_the_message_says_how_to_get_mlx() {
     assert!(report["backends"][2]["remark"].as_str().unwrap().contains("setup-mlx"), "{report:#}");
 }
 
-/// Without a GPU the message says what is missing: a driver, or a GPU.
+/// Without a GPU the message says which of the two is missing: the driver or the GPU.
 #[test]
 #[cfg(target_os = "linux")]
 fn without_a_gpu_the_message_says_what_is_missing() {
@@ -30,7 +30,7 @@ fn without_a_gpu_the_message_says_what_is_missing() {
     let cuda = &report["backends"][1];
     if cuda["about"].is_null() {
         let remark = cuda["remark"].as_str().unwrap();
-        assert!(!remark.contains("not available"), "the report says so already: {remark}");
+        assert!(!remark.contains("not available"), "the report already says this: {remark}");
         assert!(["driver", "GPU", "NVRTC"].iter().any(|part| remark.contains(part)), "{remark}");
         let run = zmlx(&["generate", "--json", "--backend", "cuda", "--model", &model(GLM), "-p", "x"]);
         run.refused(&["the cuda backend is not available"]);
@@ -50,8 +50,29 @@ fn mlx_gives_the_recorded_bf16_tokens() {
 
 #[test]
 #[cfg(feature = "mlx")]
+fn the_doctor_shows_the_limits_of_mlx_and_who_chose_them() {
+    let settings = |of_user: &[(&str, &str)]| {
+        let mut command = command(&["doctor", "--json", "--backend", "mlx", "--model", &model(QWEN)]);
+        command.env_remove("MLX_MAX_OPS_PER_BUFFER").env_remove("MLX_MAX_MB_PER_BUFFER");
+        let run = finish(command.envs(of_user.iter().copied())).ok();
+        run.json()["backends"][0]["settings"].as_array().unwrap().clone()
+    };
+    let names = ["MLX_MAX_OPS_PER_BUFFER", "MLX_MAX_MB_PER_BUFFER", "wired limit", "cache limit"];
+    let found = settings(&[]);
+    assert_eq!(found.iter().map(|s| s["name"].as_str().unwrap()).collect::<Vec<_>>(), names);
+    assert!(found.iter().all(|s| s["chosen_by"] != "the user"), "{found:?}");
+    if cfg!(target_os = "linux") {
+        assert!(found.iter().all(|s| s["chosen_by"] == "MLX" && s["value"].is_null()), "{found:?}");
+    }
+    let found = settings(&[("MLX_MAX_MB_PER_BUFFER", "77")]);
+    assert_eq!(found[1], json!({"name": names[1], "value": "77", "chosen_by": "the user", "why": null}));
+    assert!(found[0]["chosen_by"] != "the user", "{found:?}");
+}
+
+#[test]
+#[cfg(feature = "mlx")]
 fn mlx_is_valid() {
-    // Twice instead of five times: MLX's CPU kernels take seconds per text.
+    // Two runs instead of five, because MLX's CPU kernels take seconds per text.
     let args = ["validate", "--json", "--backend", "mlx", "--model", &model(QWEN), "-m", "8", "-r", "2"];
     let report = zmlx(&args).ok().json();
     assert_eq!(report["verdict"], "pass", "{report:#}");
@@ -134,7 +155,7 @@ fn router_experiments_that_cannot_be() {
     let args = ["generate", "--json", "--model", &model(QWEN), "-p", "It", "-m", "1"];
     zmlx(&[&args[..], &["--qwen-router-argpartition-logits-topk"]].concat()).refused(&["requires", LOGITS]);
     finish(command(&args).env(TOP_K, "1").env(LOGITS, "0")).refused(&["requires", LOGITS]);
-    // Weights that are not renormalised are no softmax over the chosen.
+    // If the weights are not renormalised, they are not a softmax over the chosen experts.
     let dir = copy_without(QWEN, &[]);
     edit_json(dir.path(), "config.json", |c| c["norm_topk_prob"] = json!(false));
     let args = ["generate", "--json", "--model", dir.path().to_str().unwrap(), "-p", "It", "-m", "1"];

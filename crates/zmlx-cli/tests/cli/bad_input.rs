@@ -1,4 +1,4 @@
-//! Input that cannot be used: exit code 2, nothing on stdout, and a message that says where and what.
+//! Input that cannot be used: the exit code is 2, nothing is on stdout, and a message says where and what the error is.
 
 use serde_json::json;
 
@@ -141,7 +141,7 @@ fn broken_tokenizers_and_templates() {
     let dir = copy_without(GLM, &["chat_template.jinja"]);
     let path = dir.path().to_str().unwrap();
     let chat = ["generate", "--model", path, "-p", "x", "-m", "1"];
-    // Without a template the prompt is continued as it is, but a system message needs one.
+    // Without a template the prompt is continued as it is. A system message needs a template.
     zmlx(&chat).ok();
     for more in [&["--system-prompt", "y"][..], &["--chat"]] {
         zmlx(&[&chat[..], more].concat()).refused(&["chat template", "chat_template.jinja"]);

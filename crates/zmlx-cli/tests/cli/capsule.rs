@@ -1,4 +1,4 @@
-//! `zmlx capsule`: showing, comparing, reporting, and what it refuses.
+//! `zmlx capsule`: showing, comparing and reporting, and what the command refuses.
 
 mod browser;
 mod record;
@@ -10,14 +10,14 @@ use serde_json::{Value, json};
 use crate::*;
 use record::{bench, validation};
 
-/// A capsule in a folder of its own.
+/// Writes a capsule to a folder.
 fn write(dir: &Path, name: &str, capsule: &Value) -> PathBuf {
     let path = dir.join(name);
     std::fs::write(&path, serde_json::to_vec_pretty(capsule).unwrap()).unwrap();
     path
 }
 
-/// `zmlx capsule` with these arguments; it takes no `--threads`.
+/// Runs `zmlx capsule` with these arguments. It does not take `--threads`.
 fn capsule<A: AsRef<std::ffi::OsStr>>(args: &[A]) -> Run {
     finish(Command::new(env!("CARGO_BIN_EXE_zmlx")).arg("capsule").args(args))
 }
@@ -96,7 +96,7 @@ fn check_ends_with_1_where_something_is_worse() {
     let dir = tempfile::tempdir().unwrap();
     let a = write(dir.path(), "a.json", &bench());
     let mut slower = bench();
-    slower["bench"]["tests"][1]["samples_s"] = json!([1.5, 1.51, 1.52]); // Half as long again as 1.0
+    slower["bench"]["tests"][1]["samples_s"] = json!([1.5, 1.51, 1.52]); // About 1.5 times as long as 1.0
     let b = write(dir.path(), "b.json", &slower);
     let check = |args: &[&str]| {
         let files = [a.to_str().unwrap(), b.to_str().unwrap()];
@@ -110,7 +110,7 @@ fn check_ends_with_1_where_something_is_worse() {
         run.stdout
     );
     check(&["--threshold", "60"]).ok();
-    // What the spread of the repetitions leaves open does not fail.
+    // A difference that is within the spread of the repetitions does not fail.
     slower["bench"]["tests"][1]["samples_s"] = json!([1.1, 1.2, 1.0]);
     write(dir.path(), "b.json", &slower);
     let run = check(&[]).ok();
@@ -120,13 +120,13 @@ fn check_ends_with_1_where_something_is_worse() {
         run.stdout
     );
     check(&["--threshold", "-1"]).refused(&["threshold"]);
-    // Faster is no regression.
+    // A faster test is not a regression.
     capsule(&["check".as_ref(), b.as_os_str(), a.as_os_str()]).ok();
-    // One repetition has no spread: the estimate decides.
+    // A single repetition has no spread, so the estimate alone decides.
     slower["bench"]["tests"][1]["samples_s"] = json!([1.2]);
     write(dir.path(), "b.json", &slower);
     assert_eq!(check(&[]).code, Some(1));
-    // Samples that are no time at all must not pass.
+    // Samples without any time must not pass.
     slower["bench"]["tests"][1]["samples_s"] = json!([]);
     write(dir.path(), "b.json", &slower);
     assert_eq!(check(&[]).code, Some(1));
@@ -171,7 +171,8 @@ fn what_cannot_be_compared_is_refused() {
 fn a_share_is_that_of_the_probe_before_its_repetition() {
     let dir = tempfile::tempdir().unwrap();
     let mut probed = bench();
-    // Repetitions at 128, 116 and 142 MB/s: all, nine times and a ninth of what was read just before them.
+    // Repetitions at 128, 116 and 142 MB/s: the whole bandwidth, nine times the bandwidth and a ninth of the bandwidth
+    // that was measured just before each.
     probed["bench"]["tests"][1]["probes_bytes_per_second"] = json!([128e6, 12.8e6, 1.28e9]);
     write(dir.path(), "a.json", &probed);
     let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
@@ -201,7 +202,7 @@ fn a_report_has_every_capsule_and_overwrites_nothing() {
     capsule(&["report", &at("nothing"), "-o", &md, "--force"]).refused(&["nothing"]);
     let empty = tempfile::tempdir().unwrap();
     capsule(&["report", empty.path().to_str().unwrap(), "-o", &md, "--force"]).refused(&["no .json file"]);
-    // A bad capsule among good ones: told by name, and the old report stays.
+    // If one of several capsules is damaged, the message names it, and the old report stays.
     std::fs::write(at("c.json"), &serde_json::to_string(&bench()).unwrap()[..400]).unwrap();
     capsule(&["report", &from, "-o", &html, "--force"]).refused(&["c.json", "EOF"]);
     assert_eq!(std::fs::read_to_string(&html).unwrap(), page);

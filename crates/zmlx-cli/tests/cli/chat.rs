@@ -35,13 +35,14 @@ fn history_grows_on_the_cache_and_can_be_forgotten() {
     assert_eq!(cached[0], 0);
     // The first prompt and its answer are not computed again.
     assert!(cached[1] > 12, "{cached:?}");
-    // After /reset the beginning is the same, but for the last token, whose logits are needed.
+    // After /reset the beginning of the prompt is the same. All of it is cached, except for the last token, whose
+    // logits are needed.
     assert!(cached[2] > 0, "{cached:?}");
 }
 
 #[test]
 fn what_is_cached_gives_what_is_computed_anew() {
-    // The second answer, with the cache and from the whole conversation as one prompt.
+    // The second answer must be the same, with the cache and from the whole conversation as one prompt.
     let dir = model(GLM);
     let both = chat(&dir, &[], "Where is Jane?\nAnd Lydia?\n").ok().stdout;
     let first = chat(&dir, &[], "Where is Jane?\n").ok().stdout;
@@ -68,7 +69,7 @@ fn exit_ends_it_and_errors_are_told() {
 fn commands_change_what_comes_next() {
     let dir = model(GLM);
     let first = chat(&dir, &[], "Where is Jane?\n").ok().stdout;
-    // Taken back and said again, answered again: without a temperature it is the same answer.
+    // Taken back and entered again, or answered again: without a temperature the answer is the same.
     assert_eq!(chat(&dir, &[], "Where is Jane?\n/retry\n").ok().stdout, format!("{first}{first}"));
     let run = chat(&dir, &[], "Where is Jane?\n/undo\nWhere is Jane?\n").ok();
     assert_eq!(run.stdout, format!("{first}{first}"));
@@ -104,7 +105,7 @@ fn a_conversation_goes_on_from_a_file() {
     let begun = chat(&dir, &["--system", "Be brief."], &save).ok().stdout;
     let run = chat(&dir, &["--temp", "1"], &format!("/load {file}\nAnd Lydia?\n")).ok();
     assert_eq!(begun + &run.stdout, whole);
-    // Another model is told; nonsense is refused, and nothing is lost.
+    // A file of another model is reported. An invalid file is refused, and the conversation stays as it was.
     let other = chat(&model(QWEN), &[], &format!("/load {file}\n")).ok();
     assert!(other.stderr.contains("this was a conversation with"), "{}", other.stderr);
     std::fs::write(file, "{").unwrap();
@@ -116,7 +117,7 @@ fn a_conversation_goes_on_from_a_file() {
 
 #[test]
 fn the_repetition_penalty_sees_the_whole_conversation() {
-    // The second answer on the cache, and from the whole conversation as one prompt.
+    // The second answer must be the same, on the cache and from the whole conversation as one prompt.
     let dir = model(GLM);
     let penalty = ["--repetition-penalty", "1.5", "--repetition-context-size", "1000"];
     let both = chat(&dir, &penalty, "Where is Jane?\nAnd Lydia?\n").ok().stdout;
@@ -129,7 +130,7 @@ fn the_repetition_penalty_sees_the_whole_conversation() {
     let text =
         |more: &[&str]| zmlx(&[&args[..], more].concat()).ok().json()["text"].as_str().unwrap().to_owned();
     assert_eq!(second, format!("{}\n", text(&penalty)));
-    // It matters that it sees more than the last tokens.
+    // The penalty must see more than the last tokens to have this effect.
     assert_ne!(text(&penalty), text(&["--repetition-penalty", "1.5", "--repetition-context-size", "2"]));
 }
 
@@ -140,7 +141,7 @@ fn thinking_is_left_out_on_demand() {
     let template = std::fs::read_to_string(&path).unwrap();
     std::fs::write(&path, template + "{% if add_generation_prompt %}<think>\n{% endif %}").unwrap();
     let dir = dir.path().to_str().unwrap();
-    // All of it is thinking: the model never ends it.
+    // All of it is thinking, which the model never ends.
     assert!(chat(dir, &[], "Where is Jane?\n").ok().stdout.len() > 10);
     assert_eq!(chat(dir, &["--hide-thinking"], "Where is Jane?\n").ok().stdout, "\n");
 }
@@ -150,7 +151,7 @@ fn a_message_may_have_several_lines() {
     let dir = model(GLM);
     let want = chat(&dir, &[], "\"\"\"one\ntwo\"\"\"\n").ok().stdout;
     assert_eq!(chat(&dir, &[], "one\\\ntwo\n").ok().stdout, want);
-    // The input may end within it.
+    // The input may end before the closing quotes.
     assert_eq!(chat(&dir, &[], "\"\"\"one\ntwo").ok().stdout, want);
     assert_ne!(chat(&dir, &[], "one\n").ok().stdout, want);
 }

@@ -1,4 +1,4 @@
-//! `zmlx convert`. The bytes of its results are tested where the library is.
+//! `zmlx convert`. The bytes of its results are tested in the library.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// A model of floats, and a folder for what is made of it.
+/// A model of floats, and a folder for conversions of it.
 fn floats(name: &str) -> (tempfile::TempDir, String) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("floats");
@@ -33,7 +33,7 @@ fn a_model_is_converted_reported_and_used() {
             let args = ["generate", "--json", "--model", path, "-p", "It is a truth", "-m", "8"];
             zmlx(&args).ok().json()["tokens"].clone()
         };
-        // Dequantised as mlx-lm does it, rounded to bf16: hardly another model.
+        // Dequantised as mlx-lm does it, then rounded to bf16: the tokens must stay the same.
         assert_eq!(tokens(&floats), tokens(&model(name)), "{name}");
         let mut kl = Vec::new();
         for bits in ["4", "8"] {
@@ -110,7 +110,7 @@ fn bad_input() {
     assert!(!out.exists());
 }
 
-/// A disk that is full after some of the weights.
+/// The disk becomes full after some of the weights are written.
 #[test]
 #[cfg(unix)]
 fn a_write_that_fails_can_be_taken_up_again() {
@@ -119,7 +119,7 @@ fn a_write_that_fails_can_be_taken_up_again() {
     convert(&floats, &whole, &["-q", "--bits", "8"]).ok();
     let arguments =
         ["convert", &floats, "--out", out.to_str().unwrap(), "-q", "--bits", "8", "--threads", "1"];
-    // A file of more than 1 MiB (in blocks of 512 or 1024 bytes) is refused.
+    // The system refuses a file of more than 1 MiB (in blocks of 512 or 1024 bytes).
     let limited = "trap '' XFSZ; ulimit -f 1024; exec \"$0\" \"$@\"";
     let mut command = Command::new("sh");
     command.arg("-c").arg(limited).arg(env!("CARGO_BIN_EXE_zmlx")).args(arguments).stdin(Stdio::null());
@@ -151,7 +151,7 @@ fn what_was_ended_goes_on() {
         assert_eq!(output.status.code(), code, "{signal}: {stderr}");
         assert_eq!(stderr.contains("unfinished"), signal == "INT", "{stderr}");
         assert!(!out.join("config.json").exists(), "{signal}");
-        // Another command does not take its place.
+        // A command with other options does not replace the unfinished conversion.
         convert(&floats, &out, &["-q", "--bits", "8"]).refused(&["unfinished conversion"]);
     }
     convert(&floats, &out, &["-q"]).ok();

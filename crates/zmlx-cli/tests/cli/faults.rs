@@ -1,4 +1,4 @@
-//! Files under way: weights that vanish, outputs that would replace inputs, pipes, and signals.
+//! Faults while files are in use: weights that vanish, outputs that would replace inputs, pipes, and signals.
 
 use std::io::Read;
 use std::process::Child;
@@ -44,7 +44,7 @@ fn outputs_replace_nothing_by_accident() {
     logits(out, &[]).refused(&["exists already", "--force"]);
     assert_eq!(std::fs::read(old.path()).unwrap(), b"precious");
     logits(out, &["--force"]).ok();
-    // What cannot be written is known before the model is loaded.
+    // An output that cannot be written is reported before the model is loaded.
     let capsule = dir.path().join("no/such/folder.json");
     let bench = ["bench", path, "-p", "0", "-n", "1", "--capsule", capsule.to_str().unwrap()];
     zmlx(&bench).refused(&["cannot be written"]);
@@ -71,7 +71,7 @@ fn pipes_and_devices_are_no_files() {
     zmlx(&["golden", "check", "/dev/zero", "--model", path]).refused(&["/dev/zero", "not a regular file"]);
 }
 
-/// The file that is computed from is cut short meanwhile: no signal kills the process.
+/// The weights are truncated while the process computes with them. It must end with a message, not by a signal.
 #[test]
 #[cfg(unix)]
 fn weights_that_vanish_end_in_a_message() {
@@ -122,7 +122,7 @@ fn a_signal_leaves_no_temporary_file() {
     }
 }
 
-/// More memory than there is: an error before the first byte.
+/// Weights that need more memory than there is are refused before the first byte is generated.
 #[test]
 #[cfg(target_os = "linux")]
 fn random_weights_that_do_not_fit_are_refused() {
@@ -135,6 +135,6 @@ fn random_weights_that_do_not_fit_are_refused() {
         .unwrap();
     // The embedding alone takes 72 GB.
     if free < 64 << 20 {
-        zmlx(&bench).refused(&["random weights", "no memory"]);
+        zmlx(&bench).refused(&["random weights", "not enough free memory"]);
     }
 }

@@ -9,7 +9,7 @@ use crate::*;
 fn without_arguments_the_novel_goes_on() {
     let run = zmlx(&["generate"]).ok();
     let want = &golden(GLM).prompt("novel").unwrap().truth_f32.output_text.clone();
-    // A pipe gets what was generated, and nothing else.
+    // A pipe gets only the generated text.
     assert!(run.stdout.starts_with(want.as_str()) && run.stdout.ends_with('\n'), "{}", run.stdout);
     let is_statistics = |text: &str| {
         let lines: Vec<&str> = text.lines().collect();
@@ -24,7 +24,7 @@ fn without_arguments_the_novel_goes_on() {
         assert_eq!(lines.len(), if cfg!(unix) { 3 } else { 2 });
     };
     is_statistics(&run.stderr);
-    // As mlx_lm.generate prints it.
+    // The format of mlx_lm.generate.
     let stats = zmlx(&["generate", "--stats"]).ok();
     let mut blocks = stats.stdout.split("==========\n");
     assert_eq!((blocks.next(), blocks.next()), (Some(""), Some(run.stdout.as_str())));
@@ -34,7 +34,8 @@ fn without_arguments_the_novel_goes_on() {
     assert_eq!((quiet.stdout, quiet.stderr.as_str()), (run.stdout, ""));
 }
 
-/// What the process used before it became the command is not counted: here a shell with a variable of 100 MB.
+/// The peak memory does not include the memory that the process used before it executed the command: here a shell with
+/// a variable of 100 MB.
 #[test]
 #[cfg(target_os = "linux")]
 fn the_peak_memory_is_the_commands_own() {
@@ -131,7 +132,7 @@ fn tokens_need_no_tokenizer() {
     let got = zmlx(&[&args[..], &["--json"]].concat()).ok().json();
     assert_eq!(got["tokens"], json!(want.truth_f32.tokens[..8]));
     assert_eq!(got["text"], "");
-    // Without JSON the tokens themselves are shown.
+    // Without JSON the tokens themselves are printed.
     let shown = want.truth_f32.tokens[..8].iter().map(|t| format!("{t} ")).collect::<String>();
     assert!(zmlx(&args).ok().stdout.contains(&shown));
 
@@ -220,7 +221,7 @@ fn the_chat_template_wraps_the_prompt() {
     let got = zmlx(&json).ok().json();
     assert_eq!(got["prompt_tokens"], json!(want.prompt_tokens));
     assert_eq!(got["tokens"], json!(want.truth_f32.tokens[..8]));
-    // The template is the default for text. What scripts pass with --json is continued as it is.
+    // The template is the default for text. With --json the prompt is continued as it is.
     let text = got["text"].as_str().unwrap();
     assert!(zmlx(&args).ok().stdout.contains(text));
     let raw = zmlx(&[&args[..], &["--json"]].concat()).ok().json();
@@ -277,7 +278,7 @@ fn ctrl_c_ends_it_with_statistics() {
     let mut child =
         command(&["generate", "--model", &dir, "-m", "1900", "--ignore-eos", "-v"]).spawn().unwrap();
     let mut stdout = child.stdout.take().unwrap();
-    // Some text: the first token has come.
+    // Once there is some text, generation is in progress.
     stdout.read_exact(&mut [0; 40]).unwrap();
     let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(killed.success());

@@ -40,7 +40,7 @@ fn what_was_recorded_is_found_again() {
         assert_eq!(report["verdict"], "pass", "{report:#}");
         let prompts = report["backends"][0]["prompts"].as_array().unwrap();
         assert_eq!(prompts.len(), 5);
-        // The stock path recorded, the fused path was checked.
+        // The file was recorded on the stock path and is checked on the fused path.
         assert!(prompts.iter().all(|p| p["logprob_rel_rms"].as_f64().unwrap() <= 1e-3), "{report:#}");
         zmlx(&["golden", "record", &model(name), "-o", &file]).refused(&["--force", "golden.json"]);
         assert_eq!(read(&file), golden);
@@ -76,17 +76,17 @@ fn other_tokens_fail_and_reports_say_where() {
     assert!(run.stdout.contains("token 5: got") && run.stdout.contains("4 of 5"), "{}", run.stdout);
     let xml = std::fs::read_to_string(&junit).unwrap();
     assert!(xml.contains(r#"failures="1""#) && xml.contains("token 5: got"), "{xml}");
-    // A second run replaces its own report, and nothing else.
+    // A second run replaces its own report, but no other file.
     assert_eq!(check(&file, &["--junit", junit.to_str().unwrap()]).code, Some(1));
     std::fs::write(&junit, "mine").unwrap();
     check(&file, &["--junit", junit.to_str().unwrap()]).refused(&["--force", "junit.xml"]);
     assert_eq!(check(&file, &["--junit", junit.to_str().unwrap(), "--force"]).code, Some(1));
-    // The same where the margin was next to nothing.
+    // The same wrong token where the margin is tiny.
     golden["prompts"][2]["margins"][5] = json!(1e-6);
     let file = write(&dir.path().join("near.json"), &golden);
     let text = check(&file, &[]).ok().stdout;
     assert!(text.contains("EXPLAINED") && text.ends_with("\nEXPLAINED\n"), "{text}");
-    // A decoding that ends early is no flip.
+    // A decoding that ends early does not count as a flip.
     let dir = copy_without(GLM, &[]);
     spoil(dir.path(), "model.norm.weight");
     golden["model"]["weights_sha256"] = json!(sha256(&dir.path().join("model.safetensors")));
@@ -118,7 +118,7 @@ fn a_model_that_changed_is_told() {
     zmlx(&["golden", "check", &file, "--model", path]).refused(&["model.config_sha256"]);
 }
 
-/// It ends with 2, but whoever reads only the reports must not take it for a success.
+/// The exit code is 2, and a reader of the reports alone must not take the check for a success either.
 #[test]
 fn a_check_that_cannot_run_fails_in_its_reports() {
     let dir = tempfile::tempdir().unwrap();
@@ -139,7 +139,7 @@ fn a_check_that_cannot_run_fails_in_its_reports() {
     }
 }
 
-/// Other weights are compared on request: here those of a model without its last norm's scale.
+/// With an option, other weights are checked as well: here those of a model without the scale of its last norm.
 #[test]
 fn other_weights_are_checked_on_request() {
     let dir = copy_without(GLM, &[]);
@@ -205,7 +205,7 @@ fn what_is_no_golden_file_is_told() {
     check(&with("/prompts", Value::Null)).refused(&["bad.json", "invalid type: null"]);
     let half = golden.to_string();
     let file = dir.path().join("half.json");
-    // Not within a number: what follows there depends on its digits.
+    // The file is cut at a comma. Within a number the message would depend on its digits.
     let comma = half[..half.len() / 2].rfind(',').unwrap();
     std::fs::write(&file, &half[..=comma]).unwrap();
     zmlx(&["golden", "check", file.to_str().unwrap(), "--model", &model(QWEN)])

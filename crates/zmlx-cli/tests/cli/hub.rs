@@ -1,4 +1,4 @@
-//! Models by name: `zmlx pull`, `zmlx models`, and `--model org/name` from a hub on the loopback interface.
+//! Models by name: `zmlx pull`, `zmlx models`, and `--model org/name`, with a hub on the loopback interface.
 
 #[path = "../../../zmlx-hub/tests/loopback/hub.rs"]
 mod loopback;
@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::*;
 use loopback::{COMMIT, ID, LoopbackHub, Model, Reply};
 
-/// Commands with a cache of their own, and the hub.
+/// A folder with a cache of its own for the commands, and the hub.
 struct Place {
     home: tempfile::TempDir,
     hub: LoopbackHub,
@@ -25,7 +25,7 @@ impl Place {
             .env("HF_HOME", self.home.path())
             .env("HF_ENDPOINT", &self.hub.url)
             .env_remove("HF_HUB_OFFLINE");
-        // A proxy would not find this machine's own addresses.
+        // A proxy could not reach this machine's loopback addresses.
         for name in ["http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"] {
             command.env_remove(name);
         }
@@ -133,7 +133,7 @@ fn a_process_that_is_killed_leaves_no_model_but_a_beginning() {
     let partial = blobs.join(format!("{}.incomplete", model.hash("model.safetensors")));
     let half = model.files["model.safetensors"].len() as u64 / 2;
     while partial.metadata().map_or(0, |m| m.len()) < half {
-        assert!(child.try_wait().unwrap().is_none(), "it ended before the half had come");
+        assert!(child.try_wait().unwrap().is_none(), "it ended before the first half had arrived");
         std::thread::sleep(Duration::from_millis(10));
     }
     child.kill().unwrap();
@@ -181,7 +181,7 @@ fn models_are_listed_verified_and_deleted() {
     std::fs::write(&blob, "{}").unwrap();
     let run = place.run(&["models", "verify"]);
     assert_eq!(run.code, Some(1), "{run:#?}");
-    assert!(run.stdout.contains("config.json: has another hash"), "{}", run.stdout);
+    assert!(run.stdout.contains("config.json: has a hash that differs from its name"), "{}", run.stdout);
 
     place.run(&["models", "rm", "org/other"]).refused(&["org/other", "not in the Hugging Face cache"]);
     let run = place.run(&["models", "rm", ID]).ok();

@@ -6,7 +6,7 @@ use crate::*;
 
 #[test]
 fn both_fixtures() {
-    // Per token: all but the embedding, of which one row, and top_k of 16 experts.
+    // A token reads all weights, but only one row of the embedding and top_k of 16 experts.
     for (name, model_type, per_token, kv, gate) in [
         (GLM, "glm4_moe_lite", 2_013_008, 1280, "BF16"),
         (QWEN, "qwen3_moe", 3_352_096, 1536, "affine 8-bit g64"),
@@ -54,7 +54,7 @@ fn missing_tensors_are_listed_and_the_rest_is_shown() {
     let has = |text: &str| problems.iter().any(|p| p.as_str().unwrap() == text);
     assert!(has("model.layers.5.mlp.switch_mlp.up_proj.weight: missing"), "{problems:#?}");
     assert!(has("model.layers.0.self_attn.kv_a_layernorm.weight: expected shape [64], got [128]"));
-    // All of them, not only the first twenty.
+    // All of them are listed, not only the first twenty.
     assert!(problems.len() > 40);
     assert!(run.stderr.contains("model.layers.5.mlp.switch_mlp.up_proj.weight: missing"));
     let run = zmlx(&["inspect", "--model", path]);

@@ -7,7 +7,7 @@ use crate::*;
 #[test]
 fn the_file_holds_the_logits_of_every_position() {
     for name in [GLM, QWEN] {
-        // Tokens alone are enough.
+        // The command needs no tokenizer.
         let dir = copy_without(name, &["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"]);
         let out = dir.path().join("logits.safetensors");
         let golden = golden(name);
@@ -47,8 +47,8 @@ fn chunks_make_no_difference() {
     let (long, short) = (logits(700, "512"), logits(512, "512"));
     let difference = zmlx_oracle::compare::rel_rms(&long[..short.len()], &short);
     assert!(difference <= 1e-6, "{difference}: the same tokens, whatever follows");
-    // Token by token, as decoding goes: other kernels, whose activations are rounded alike. A router may choose another expert at
-    // single positions, where that leaves a tenth of the logits.
+    // Token by token, as in decoding: other kernels compute, which round the activations in the same way. A router may
+    // choose another expert at single positions, which changes the logits there by a tenth.
     let (together, single) = (logits(60, "512"), logits(60, "1"));
     let difference = zmlx_oracle::compare::rel_rms(&single, &together);
     assert!(difference <= 2e-2, "{difference}");

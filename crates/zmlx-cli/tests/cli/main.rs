@@ -1,4 +1,4 @@
-//! The built binary, as a user runs it.
+//! Tests of the built binary, run as a user would run it.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 mod backends;
@@ -30,10 +30,10 @@ use zmlx_oracle::golden::Golden;
 const GLM: &str = "austen-glm4-moe-lite-4bit";
 const QWEN: &str = "austen-qwen3-moe-4bit";
 
-/// Commands that compute nothing.
+/// The commands that do not compute and take no backend.
 const WITHOUT_BACKEND: [&str; 4] = ["completions", "man", "models", "pull"];
 
-/// What a run left.
+/// The result of a run.
 #[derive(Debug)]
 struct Run {
     code: Option<i32>,
@@ -48,7 +48,7 @@ impl Run {
         self
     }
 
-    /// Exit code 2, nothing on stdout, and every text in the message.
+    /// Asserts exit code 2, nothing on stdout, and that the message contains every text.
     #[track_caller]
     fn refused(self, texts: &[&str]) {
         assert_eq!(self.code, Some(2), "{self:#?}");
@@ -69,13 +69,13 @@ fn command(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zmlx"));
     command.args(args);
     if !WITHOUT_BACKEND.contains(&args[0]) {
-        // One thread: other tests run beside this one.
+        // One thread, because other tests run at the same time.
         command.args(["--threads", "1"]);
     }
     for name in ["RUST_LOG", "ZMLX_CPU_LEVEL"] {
         command.env_remove(name);
     }
-    // Nothing is asked of the real hub.
+    // The tests never contact the real hub.
     for name in [
         "HF_HOME",
         "HF_HUB_CACHE",
@@ -106,7 +106,7 @@ fn zmlx(args: &[&str]) -> Run {
 
 fn zmlx_with_stdin(args: &[&str], stdin: &[u8]) -> Run {
     let mut child = command(args).stdin(Stdio::piped()).spawn().unwrap();
-    // A command that refuses its arguments reads nothing.
+    // A command that refuses its arguments does not read stdin, so the write may fail.
     let _ = child.stdin.take().unwrap().write_all(stdin);
     let output = child.wait_with_output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
@@ -146,7 +146,7 @@ fn edit_json(dir: &Path, file: &str, edit: impl FnOnce(&mut Value)) {
     std::fs::write(path, serde_json::to_vec(&value).unwrap()).unwrap();
 }
 
-/// Makes every value of a bf16 tensor of a copied model not a number.
+/// Replaces every value of a bf16 tensor of a copied model by NaN.
 fn spoil(dir: &Path, tensor: &str) {
     let path = dir.join("model.safetensors");
     let mut bytes = std::fs::read(&path).unwrap();

@@ -17,7 +17,7 @@ fn wrong_weights_are_not_timed() {
 fn bench_goes_back_to_a_depth_that_caches_cannot_be_cut_to() {
     for family in ["gpt_oss", "lfm2_moe", "qwen3_5_moe"] {
         let dir = fixtures().join("families").join(family);
-        // More tokens than a window keeps beyond those that it shows.
+        // More tokens than a sliding window keeps in addition to those that it attends to.
         let args =
             ["-p", "0", "-n", "600", "-d", "40", "-b", "1,2", "-r", "1", "--fusion", "fused", "-o", "json"];
         let report = zmlx(&[&["bench", dir.to_str().unwrap()], &args[..]].concat()).ok().json();
@@ -60,7 +60,7 @@ fn bench_measures_every_fusion() {
             "{test}"
         );
     }
-    // As docs/LAUNCHES.md counts; a step of two sequences takes as many ops.
+    // The numbers in docs/LAUNCHES.md. A step of two sequences launches as many ops.
     let document = std::fs::read_to_string(fixtures().join("../docs/LAUNCHES.md")).unwrap();
     let row = document.lines().find(|l| l.starts_with("| GLM fixture")).unwrap();
     for (test, cell) in tests[3..6].iter().zip(row.split('|').skip(2)) {
@@ -70,7 +70,7 @@ fn bench_measures_every_fusion() {
         tests[9]["launches_per_token"].as_f64(),
         tests[3]["launches_per_token"].as_f64().map(|n| n / 2.0)
     );
-    // Seven phases of every path in every decoding test, whose shares are the whole.
+    // Each path has seven phases in every decoding test. Their shares add up to the whole.
     let profile = report["profile"].as_array().unwrap();
     assert_eq!(profile.len(), 7 * 3 * 8);
     for phases in profile.chunks(7) {
@@ -148,7 +148,7 @@ fn random_weights_are_benched() {
     let bench =
         |spec: &str| zmlx(&["bench", "-o", "json", "-p", "0", "-n", "1", "-r", "1", "--synthetic", spec]);
     let report = bench("glm-4.7-flash,layers=2,vocab=64,mode=mxfp4").ok().json();
-    // Layer 0 is dense, layer 1 has 64 experts: 17 bytes for 32 weights, dense routers and norms aside.
+    // Layer 0 is dense, layer 1 has 64 experts. 32 quantised weights take 17 bytes; the router and the norms are dense.
     let attention = 768 * 2048 + 768 * 5120 + 576 * 2048 + 20 * 512 * (192 + 256) + 2048 * 5120;
     let weights = 2 * attention + 3 * 2048 * (10240 + 5 * 1536) + 65 * 2048;
     let test = &report["tests"][0];
@@ -157,7 +157,7 @@ fn random_weights_are_benched() {
         f64::from(weights) * 17.0 / 32.0,
     );
     assert!((got / want - 1.0).abs() <= 0.01, "{got} {want}");
-    // Two dense layers and the embedding, which is the head, too: 4.5 bits a weight.
+    // Two dense layers and the embedding, which is also the head: 4.5 bits per weight.
     let report = bench("qwen3-0.6b,layers=2,vocab=64").ok().json();
     let test = &report["tests"][0];
     let got = test["bytes_per_second"].as_f64().unwrap() / test["median_ts"].as_f64().unwrap();

@@ -22,7 +22,7 @@ fn numbers_are_those_of_mlx_lm() {
         let report = perplexity(name, &["--context", "64", "--json"]).ok().json();
         let want = recorded["models"][name]["64"]["perplexity"].as_f64().unwrap();
         let got = report["every_token"]["perplexity"].as_f64().unwrap();
-        // That engine computes in bf16.
+        // The reference engine computes in bf16.
         assert!((got - want).abs() <= 0.03 * want, "{name}: {got}, {want}");
         assert_eq!(report["n_windows"], 4);
         assert_eq!(report["n_tokens"], 300);

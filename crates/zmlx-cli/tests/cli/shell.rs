@@ -23,7 +23,7 @@ fn the_script_is_one_that_bash_takes() {
     std::fs::write(&file, script).unwrap();
     let words =
         r#"source "$1"; COMP_WORDS=(zmlx ch); COMP_CWORD=1; _zmlx zmlx ch zmlx; echo "${COMPREPLY[@]}""#;
-    // Not every machine has bash.
+    // Some machines have no bash.
     let Ok(output) = Command::new("bash").args(["-c", words, "bash"]).arg(&file).output() else { return };
     assert_eq!(String::from_utf8(output.stdout).unwrap(), "chat\n", "{:?}", String::from_utf8(output.stderr));
 }

@@ -1,4 +1,4 @@
-//! `zmlx chat` under a pseudo-terminal, as a person meets it.
+//! `zmlx chat` under a pseudo-terminal, as a person uses it.
 
 use std::os::unix::fs::PermissionsExt;
 
@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::*;
 
-/// A session at its first prompt, with a folder for what the program keeps.
+/// A session at its first prompt, and a folder for the files of the program.
 struct Terminal {
     session: PtySession,
     state: tempfile::TempDir,
@@ -24,7 +24,7 @@ impl Terminal {
             chat.env_remove(name);
         }
         chat.envs(variables.iter().copied());
-        // What the program takes longer for does not come at all.
+        // After this time a text is considered missing.
         let session = spawn_command(chat, Some(60_000)).unwrap();
         let mut terminal = Self { session, state };
         terminal.sees("/help lists commands");
@@ -38,12 +38,12 @@ impl Terminal {
         self.session.exp_string(text).unwrap_or_else(|error| panic!("{text:?} does not come: {error}"))
     }
 
-    /// Types a line that another one goes on.
+    /// Types a line that the next one continues.
     fn begins(&mut self, line: &str) {
         self.session.send_line(line).unwrap();
     }
 
-    /// Types a line, and waits until the program has read it: a prompt that is seen then is the next one.
+    /// Types a line, and waits until the program has read it, so that the next prompt that appears is a new one.
     #[track_caller]
     fn types(&mut self, line: &str) {
         self.session.send_line(line).unwrap();
@@ -102,20 +102,20 @@ fn control_c_ends_the_answer_and_not_the_program() {
     let mut terminal = Terminal::start(&model(GLM), &["-m", "1900", "--ignore-eos"], &[]);
     terminal.types("Tell me everything.");
     terminal.sees("\n");
-    // The first letters of the answer.
+    // The first letters of the answer have appeared.
     terminal.session.exp_regex("[a-z]{2}").unwrap();
     terminal.control('c');
     let seen = terminal.sees("ended by Ctrl-C");
     assert!(!seen.contains("error"), "{seen}");
     terminal.sees("> ");
-    // What was answered was said.
+    // The part of the answer that was shown before Ctrl-C stays in the conversation.
     terminal.types("/save talk.json");
     terminal.sees("> ");
     let file = std::fs::read(terminal.state.path().join("talk.json")).unwrap();
     let talk: Value = serde_json::from_slice(&file).unwrap();
     assert_eq!(talk["messages"][0]["content"], "Tell me everything.");
     assert!(!talk["messages"][1]["content"].as_str().unwrap().is_empty());
-    // It clears a line that has something in it.
+    // Ctrl-C clears a line that is not empty.
     terminal.keys("/exit");
     terminal.sees("/exit");
     terminal.control('c');
@@ -159,7 +159,7 @@ fn lines_go_on_and_commands_are_completed() {
     terminal.ends_with_code(0);
 }
 
-/// A model whose template opens the thinking, which it never closes.
+/// A model whose template opens a thinking block, which the model never closes.
 fn thinker() -> tempfile::TempDir {
     let dir = copy_without(GLM, &[]);
     let path = dir.path().join("chat_template.jinja");
@@ -216,7 +216,7 @@ fn text_of_a_model_cannot_move_the_cursor() {
     let mut session = spawn_command(generate, Some(60_000)).unwrap();
     let seen = session.exp_eof().unwrap();
     assert!(seen.contains("\\u{1b}[2J") && !seen.contains("\u{1b}[2J"), "{seen:?}");
-    // A file gets the text as it is.
+    // A file gets the text unchanged.
     let run = zmlx(&[&["generate"], &arguments[..]].concat());
     assert!(run.stdout.contains("\u{1b}[2J"), "{run:?}");
 }

@@ -1,4 +1,4 @@
-//! What files and messages make of text: templates, tokenizers, end tokens, and what reaches a terminal.
+//! How text from files is handled: templates, tokenizers, end tokens, and escapes for the terminal.
 
 use serde_json::json;
 

@@ -14,8 +14,8 @@ fn both_fixtures_are_valid() {
         assert_eq!(report["checks"].as_array().unwrap().len(), 2 * 5);
         let logits = report["logits"].as_array().unwrap();
         assert_eq!(logits.len(), 3 * 5);
-        // In one prompt the router's next best expert is so near at a position that it is chosen: there, and for all three
-        // paths alike, logits are off by a tenth, 1e-2 over the prompt.
+        // At one position of one prompt the router's scores of two experts are so close that the other one is chosen.
+        // There the logits of all three paths differ by a tenth, which is 1e-2 over the whole prompt.
         let far: Vec<_> = logits
             .iter()
             .filter(|c| c["rel_rms"].as_f64().unwrap() > 1e-3 || c["kl"].as_f64().unwrap() > 1e-5)
@@ -56,7 +56,7 @@ fn validation_needs_no_tokenizer() {
 
 #[test]
 fn wrong_weights_fail_validation() {
-    // NaN in a norm: nothing can be compared, and that must not pass.
+    // A norm of NaN: nothing can be compared, and the validation must fail.
     let dir = copy_without(GLM, &[]);
     spoil(dir.path(), "model.norm.weight");
     let run = zmlx(&["validate", "--json", dir.path().to_str().unwrap(), "--max-tokens", "4", "--runs", "1"]);

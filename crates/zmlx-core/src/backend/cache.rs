@@ -27,7 +27,7 @@ pub enum CacheKind {
         n_kv_heads: usize,
         /// Values per head.
         head_dim: usize,
-        /// Tokens that a token sees, itself included.
+        /// Number of tokens that a token sees, itself included.
         window: usize,
     },
     /// The compressed latent and one rotated key shared by all heads, of all tokens.
@@ -39,9 +39,9 @@ pub enum CacheKind {
     },
     /// The last inputs of a causal convolution: a state, of one size whatever the number of tokens.
     Conv {
-        /// Values of an input.
+        /// Values of one input.
         n_channels: usize,
-        /// Taps, of which the last is the token's own; at least 2.
+        /// Number of taps, at least 2. The last tap multiplies the token's own input.
         kernel: usize,
     },
     /// The state of a gated delta rule and that of the convolution before it.
@@ -49,13 +49,13 @@ pub enum CacheKind {
 }
 
 impl CacheKind {
-    /// Whether it holds a state, which says nothing of how it came about: a sequence can be emptied or kept whole then, not
-    /// shortened.
+    /// Whether the cache holds a state instead of entries for tokens. A state does not say how it came about. So such a
+    /// sequence can be emptied or kept whole, but not shortened.
     pub const fn is_state(&self) -> bool {
         matches!(self, Self::Conv { .. } | Self::Delta(_))
     }
 
-    /// Numbers that a token leaves there.
+    /// Number of values that the cache stores for one token.
     pub const fn values_per_token(&self) -> u64 {
         match *self {
             Self::Full { n_kv_heads, head_dim } | Self::Window { n_kv_heads, head_dim, .. } => {
@@ -66,7 +66,7 @@ impl CacheKind {
         }
     }
 
-    /// Numbers of a sequence's state.
+    /// Number of values in the state of one sequence.
     pub const fn state_values(&self) -> u64 {
         const fn conv(n_channels: usize, kernel: usize) -> u64 {
             (n_channels as u64).saturating_mul((kernel as u64).saturating_sub(1))
@@ -90,12 +90,12 @@ pub enum KvFormat {
     Native,
     /// As integers of 8 bits with a scale for each group.
     Int8 {
-        /// Values of a group.
+        /// Values that share a scale.
         group_size: usize,
     },
     /// As integers of 4 bits with a scale for each group.
     Int4 {
-        /// Values of a group.
+        /// Values that share a scale.
         group_size: usize,
     },
 }
@@ -105,7 +105,7 @@ pub enum KvFormat {
 pub struct AttentionSettings {
     /// Factor of the scores.
     pub scale: f32,
-    /// Tokens that a token sees, itself included; all before it without a window.
+    /// Number of tokens that a token sees, itself included. Without a window it sees all tokens before it.
     pub window: Option<usize>,
 }
 
@@ -118,7 +118,7 @@ pub struct AttentionInputs<'a, T, W> {
     pub k: &'a T,
     /// Their values, `[n_tokens, n_kv_heads, head_dim]`.
     pub v: &'a T,
-    /// A score per head that takes part in the softmax and has no value, `1 × [1, n_heads]`.
+    /// One score for each head, `1 × [1, n_heads]`. It takes part in the softmax but has no value.
     pub sinks: Option<&'a W>,
 }
 
@@ -128,5 +128,5 @@ impl<T, W> Clone for AttentionInputs<'_, T, W> {
     }
 }
 
-// Derived, it would ask the tensors themselves to be `Copy`.
+// A derived impl would require that the tensors themselves are `Copy`.
 impl<T, W> Copy for AttentionInputs<'_, T, W> {}

@@ -5,7 +5,7 @@ use crate::{Error, Fusion, Result};
 
 /// Slots of a cache are below this number.
 pub const MAX_SLOTS: usize = 1 << 20;
-/// Positions of a sequence are below this number: a device may count them in 32 bits with a sign.
+/// Positions of a sequence are below this number, so a device may store them as signed 32-bit integers.
 pub const MAX_POSITIONS: usize = 1 << 31;
 
 /// Consecutive tokens of one sequence within a batch.
@@ -26,7 +26,7 @@ pub struct Span {
 /// Which tokens of a span have their logits computed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Logits {
-    /// No token: a part of a prompt that is not its end.
+    /// No token: this part of a prompt does not reach its end.
     None,
     /// The last token, if there is one.
     Last,
@@ -54,17 +54,18 @@ pub fn logit_rows(spans: &[Span]) -> impl Iterator<Item = usize> + '_ {
     })
 }
 
-/// What a backend's own program for a step, if it keeps one, was made from: see [`Backend::run_step`](crate::Backend::run_step).
+/// What a recorded program of a step depends on, if a backend keeps one: see
+/// [`Backend::run_step`](crate::Backend::run_step).
 /// Steps with equal keys and equal shapes run the same ops on the same weights and caches.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StepKey {
-    /// The caches, and with them the model: a number that no other has in this process.
+    /// The caches, and with them the model: a number that is unique in this process.
     pub caches: u64,
     /// The fused ops in use.
     pub fusion: Fusion,
 }
 
-/// Checks what every backend asks of the spans of a step, and returns the number of their tokens.
+/// Checks what every backend requires of the spans of a step, and returns their total number of tokens.
 ///
 /// # Errors
 /// If two spans have the same slot, or a slot or position is past [`MAX_SLOTS`] or [`MAX_POSITIONS`].

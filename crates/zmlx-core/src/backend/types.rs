@@ -12,7 +12,7 @@ pub struct Rope {
     pub dims: usize,
     /// How fast each pair turns.
     pub frequencies: RopeFrequencies,
-    /// Factor of the rotated dimensions: 1 but for ropes that were stretched (yarn, longrope).
+    /// Factor of the rotated dimensions: 1, except for ropes that were stretched (yarn, longrope).
     pub scale: f32,
     /// Which dimensions form a pair.
     pub pairing: RopePairing,
@@ -21,14 +21,14 @@ pub struct Rope {
 /// Radians that each pair turns from one position to the next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum RopeFrequencies {
-    /// Pair `i` by `position_scale · theta^(-2i / dims)`.
+    /// Pair `i` turns by `position_scale · theta^(-2i / dims)`.
     Powers {
         /// Base of the frequencies.
         theta: f32,
-        /// Factor of positions: 1, or less where a context was stretched linearly.
+        /// Factor of positions: 1, or less if the context was stretched linearly.
         position_scale: f32,
     },
-    /// These, one per pair.
+    /// The given frequencies, one per pair.
     Given(Arc<[f64]>),
 }
 
@@ -66,6 +66,21 @@ impl Rope {
     }
 }
 
+/// Queries and keys before the rope, and the norms of each of their heads.
+#[derive(Debug)]
+pub struct NormRope<'a, T, W> {
+    /// Queries, `[n, n_heads, d]`.
+    pub q: &'a T,
+    /// Keys, `[n, n_kv_heads, d]`.
+    pub k: &'a T,
+    /// The norm of each query, `1 × [1, d]`.
+    pub q_norm: &'a W,
+    /// The norm of each key, `1 × [1, d]`.
+    pub k_norm: &'a W,
+    /// Added to the mean of squares.
+    pub eps: f32,
+}
+
 /// Which two dimensions a rotation turns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RopePairing {
@@ -100,7 +115,7 @@ pub struct NoauxTc {
     pub top_k: usize,
     /// Groups that the experts are divided into.
     pub n_group: usize,
-    /// Groups that may be chosen from.
+    /// Groups from which experts may be chosen.
     pub topk_group: usize,
     /// Whether the chosen scores are divided by their sum plus `eps`.
     pub renormalize: Renormalize,
@@ -115,10 +130,10 @@ pub struct NoauxTc {
 pub enum PrefillStyle {
     /// In chunks of the caller's choice, the last token among them.
     Whole,
-    /// All but the last token in chunks of this size, whose logits are not computed. The last token follows as a decode step.
-    /// This is mlx-lm's way, and gives mlx-lm's rounding.
+    /// All but the last token in chunks of this size, without logits. The last token follows as a decode step. mlx-lm
+    /// does the same, so this gives mlx-lm's rounding.
     LastTokenAlone {
-        /// Most tokens of a chunk.
+        /// The largest number of tokens in a chunk.
         chunk: usize,
     },
 }
@@ -155,34 +170,35 @@ pub struct GateUp<'a, W> {
     pub up: &'a W,
     /// What is added to gate and to up, `n_mats × [1, n_out]` each.
     pub biases: Option<[&'a W; 2]>,
-    /// What joins both.
+    /// How gate and up are joined.
     pub activation: Activation,
 }
 
 impl<'a, W> GateUp<'a, W> {
-    /// Projections without biases that SwiGLU joins.
+    /// Gate and up without biases, joined by SwiGLU.
     pub const fn swiglu(gate: &'a W, up: &'a W) -> Self {
         Self { gate, up, biases: None, activation: Activation::SwiGlu }
     }
 
-    /// True if there are no biases and SwiGLU joins both: what every backend has a kernel for.
+    /// True if there are no biases and SwiGLU joins both. Every backend has a kernel for this case.
     pub fn is_plain(&self) -> bool {
         self.biases.is_none() && self.activation == Activation::SwiGlu
     }
 }
 
-/// What joins the gate and up projections of a gated MLP, `g` and `u`.
+/// How a gated MLP joins the results `g` and `u` of its gate and up projections.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Activation {
     /// `silu(g) · u`, `silu(v) = v / (1 + exp(-v))`.
     SwiGlu,
     /// `gelu(g) · u`, `gelu(v) = v/2 · (1 + tanh(√(2/π) · (v + 0.044715·v³)))`.
     GeGlu,
-    /// `g' / (1 + exp(-alpha·g')) · (u' + 1)`, g' being g up to `limit` and u' being u from `-limit` to `limit`.
+    /// `g' / (1 + exp(-alpha·g')) · (u' + 1)`, where g' is g limited to at most `limit`, and u' is u limited to
+    /// `-limit..=limit`.
     ClampedSwiGlu {
-        /// How steep the function of the gate is.
+        /// Steepness of the gate's function.
         alpha: f32,
-        /// The largest value that counts; positive.
+        /// The largest magnitude that passes; positive.
         limit: f32,
     },
 }
@@ -197,7 +213,7 @@ pub struct Down<'a, W> {
 }
 
 impl<'a, W> Down<'a, W> {
-    /// Without a bias.
+    /// Projections without a bias.
     pub const fn plain(weight: &'a W) -> Self {
         Self { weight, bias: None }
     }
@@ -206,7 +222,7 @@ impl<'a, W> Down<'a, W> {
 /// Makes structs of references `Copy`.
 macro_rules! copy_references {
     ($($name:ident),*) => {$(
-        // Derived, they would ask the tensors themselves to be `Copy`.
+        // Derived impls would require that the tensors themselves are `Copy`.
         impl<T> Clone for $name<'_, T> {
             fn clone(&self) -> Self {
                 *self
@@ -219,12 +235,12 @@ pub(super) use copy_references;
 
 copy_references!(MlaInputs, MlaWeights, GateUp, Down, SampleSettings, Repetition);
 
-/// How often threads that compute together waited for each other.
+/// How often and how long the threads of a backend waited for each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Barriers {
     /// Barriers that were passed.
     pub n: u64,
-    /// The time that the thread which asked for the work waited there.
+    /// The time that the calling thread waited at them.
     pub waited: std::time::Duration,
 }
 
@@ -233,15 +249,15 @@ pub struct Barriers {
 pub struct SampleSettings<'a, I> {
     /// 0 takes the most probable token; more flattens the distribution.
     pub temperature: f32,
-    /// Only the `k` most probable tokens.
+    /// Keep only this many of the most probable tokens.
     pub top_k: Option<usize>,
-    /// Only the most probable tokens that together reach this probability.
+    /// Keep only the most probable tokens that together reach this probability.
     pub top_p: Option<f32>,
-    /// Only tokens at least this fraction as probable as the most probable one.
+    /// Keep only tokens at least this fraction as probable as the most probable one.
     pub min_p: Option<f32>,
-    /// What was just used, to be made less likely.
+    /// Makes recent tokens less likely.
     pub repetition: Option<Repetition<'a, I>>,
-    /// What chance depends on: another one for every token.
+    /// The seed of the random choice; different for every token.
     pub seed: u64,
 }
 
@@ -256,13 +272,14 @@ pub struct Choice {
     pub margin: f32,
 }
 
-/// Divides the positive logits of tokens by a penalty and multiplies the negative ones with it, each token's once.
+/// Divides the positive logits of recent tokens by a penalty and multiplies the negative ones by it. A token that
+/// occurs several times is penalised once.
 #[derive(Debug)]
 pub struct Repetition<'a, I> {
     /// The penalty.
     pub penalty: f32,
     /// Tokens that the host knows.
     pub recent: &'a [u32],
-    /// One more that may still be on the device, `[1]`.
+    /// One more recent token, which may still be on the device, `[1]`.
     pub last: Option<&'a I>,
 }

@@ -1,7 +1,7 @@
 //! What happens when a mapped file loses the bytes that are being read: it was cut short or written over.
 //!
-//! The system then sends the reading thread a signal. There is no way back into the computation, so a program that wants to
-//! end in order takes the signal over: the thread stands still, and a hook ends the process from a thread of its own.
+//! The system then sends a signal to the reading thread, which cannot continue its computation. So a program that wants
+//! to end cleanly handles the signal: the reading thread waits, and a hook in another thread ends the process.
 
 use std::io::{PipeReader, Read};
 use std::os::fd::AsRawFd;
@@ -11,19 +11,19 @@ use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use nix::libc;
 
-/// The files that are mapped: the first address, the one behind the last, and the path.
+/// The mapped files: the first address, the address after the last byte, and the path.
 static MAPPED: Mutex<Vec<(usize, usize, PathBuf)>> = Mutex::new(Vec::new());
-/// Where the first fault was, and whether it was none of ours.
+/// The address of the first fault, and whether that fault is outside of the mapped files.
 static FAULT: AtomicUsize = AtomicUsize::new(0);
 static IS_FOREIGN: AtomicBool = AtomicBool::new(false);
-/// Where the handler tells of a fault.
+/// The pipe through which the handler reports a fault to the watching thread.
 static PIPE: AtomicI32 = AtomicI32::new(-1);
 
 fn mapped() -> MutexGuard<'static, Vec<(usize, usize, PathBuf)>> {
     MAPPED.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A mapping that is known here until it is dropped.
+/// A mapping that is listed in `MAPPED` until it is dropped.
 pub(super) struct Known<T: AsRef<[u8]>> {
     bytes: T,
     start: usize,
@@ -50,12 +50,12 @@ impl<T: AsRef<[u8]>> Drop for Known<T> {
     }
 }
 
-/// From now on, where a mapped file loses bytes that are being read, `hook` is called with its path, from a thread of its own
-/// while the reading thread stands still; the hook ends the process. Without it the process is killed by a signal. Only the
-/// first call has an effect.
+/// Sets what happens when a mapped file loses bytes that are being read. Another thread calls `hook` with the file's
+/// path while the reading thread waits, and `hook` ends the process. Without this call a signal kills the process. Only
+/// the first call has an effect.
 ///
 /// # Errors
-/// If the system gives no thread or pipe, or does not let the signal be taken over.
+/// If the system cannot create a thread or a pipe, or does not accept the signal handler.
 pub fn on_lost_file(hook: fn(&Path)) -> std::io::Result<()> {
     static BEGUN: OnceLock<()> = OnceLock::new();
     if BEGUN.set(()).is_err() {
@@ -63,10 +63,11 @@ pub fn on_lost_file(hook: fn(&Path)) -> std::io::Result<()> {
     }
     let (reader, writer) = std::io::pipe()?;
     PIPE.store(writer.as_raw_fd(), Ordering::SeqCst);
-    std::mem::forget(writer); // the handler's, for as long as the process lives
+    std::mem::forget(writer); // the handler uses it as long as the process lives
     std::thread::Builder::new().name("zmlx-files".to_owned()).spawn(move || watch(reader, hook))?;
-    // SAFETY: zeros are a valid `sigaction`, and the handler only does what a handler may do. Not on the alternate stack: the
-    // threads' own have room, and the runtime's is too small for the registers of some processors.
+    // SAFETY: zeros are a valid `sigaction`, and the handler only does what a handler may do. On Linux it does not run
+    // on the alternate stack: the threads' own stacks have room, and the runtime's alternate stack is too small for the
+    // registers of some processors.
     unsafe {
         let mut action: libc::sigaction = std::mem::zeroed();
         action.sa_sigaction = handle as *const () as usize;
@@ -78,9 +79,9 @@ pub fn on_lost_file(hook: fn(&Path)) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Tells the watching thread and stands still; returns if the fault is none of ours.
+/// Reports the fault to the watching thread and waits. Returns if the fault is not in a mapped file.
 extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c_void) {
-    // SAFETY: the system gives a handler with SA_SIGINFO the facts.
+    // SAFETY: for a handler with SA_SIGINFO the system passes a valid `siginfo_t`.
     let at = unsafe { (*info).si_addr() } as usize;
     if FAULT.compare_exchange(0, at.max(1), Ordering::SeqCst, Ordering::SeqCst).is_ok() {
         let byte = 1u8;
@@ -93,7 +94,8 @@ extern "C" fn handle(_: libc::c_int, info: *mut libc::siginfo_t, _: *mut libc::c
     }
 }
 
-/// Waits for a fault. Of a mapped file it calls the hook; any other happens again, to kill the process as it would have.
+/// Waits for a fault. If it is in a mapped file, calls the hook. Any other fault then happens again and kills the
+/// process, as it would have without the handler.
 fn watch(mut reader: PipeReader, hook: fn(&Path)) {
     if reader.read_exact(&mut [0]).is_err() {
         return;
@@ -104,7 +106,7 @@ fn watch(mut reader: PipeReader, hook: fn(&Path)) {
     if let Some(path) = path {
         hook(&path);
     }
-    // SAFETY: the default action is a valid one.
+    // SAFETY: SIG_DFL is a valid action.
     unsafe { libc::signal(libc::SIGBUS, libc::SIG_DFL) };
     IS_FOREIGN.store(true, Ordering::SeqCst);
 }

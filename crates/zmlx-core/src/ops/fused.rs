@@ -5,15 +5,15 @@ macro_rules! fused_ops {
     ($callback:ident, $B:ident) => {
         $callback! { $B;
 
-        /// `activation(x · gateᵀ + gate's bias, x · upᵀ + up's bias)` for the chosen experts, in one pass over gate and up:
-        /// usually `silu(x · gateᵀ) · (x · upᵀ)`.
+        /// `activation(x · gateᵀ + gate's bias, x · upᵀ + up's bias)` for the chosen experts, in one pass over gate and
+        /// up. Usually this is `silu(x · gateᵀ) · (x · upᵀ)`.
         ///
         /// **Shapes** x `[n, n_in]`, gate, up `n_experts × [n_out, n_in]`, their biases if there are any
-        /// `n_experts × [1, n_out]`, experts `[n, top_k]` → `[n, top_k, n_out]`.
-        /// **Dtypes** any format; gate and up may differ. **Numerics** accurate: gate and up stay in f32 until the
-        /// product, which is rounded once. **Work** gate and up of each expert that occurs once per call,
-        /// 4·n·top_k·n_out·n_in FLOPs; no intermediate leaves the kernel. **Source** the four ops `gather_qmm`,
-        /// `gather_qmm`, `silu`, `multiply` of mlx-lm's `SwitchGLU`.
+        /// `n_experts × [1, n_out]`, experts `[n, top_k]` → `[n, top_k, n_out]`. **Dtypes** any format; gate and up may
+        /// differ. **Numerics** accurate: gate and up stay in f32 until they are joined, and the result is rounded
+        /// once. **Work** each call reads gate and up of each expert that occurs once, 4·n·top_k·n_out·n_in FLOPs; no
+        /// intermediate leaves the kernel. **Source** the four ops `gather_qmm`, `gather_qmm`, `silu`, `multiply` of
+        /// mlx-lm's `SwitchGLU`.
         ///
         /// # Errors
         /// As [`Backend::gather_linear`]; also if gate and up differ in shape.
@@ -24,12 +24,12 @@ macro_rules! fused_ops {
             experts: &$B::Indices,
         ) -> Tensor;
 
-        /// `y[t] = Σ_s weights[t, s] · (x[t, s] · down[experts[t, s]]ᵀ + bias[experts[t, s]])`, the bias if there is one.
+        /// `y[t] = Σ_s weights[t, s] · (x[t, s] · down[experts[t, s]]ᵀ + bias[experts[t, s]])`; the bias is optional.
         ///
-        /// **Shapes** x `[n, top_k, n_in]`, down `n_experts × [n_out, n_in]`, bias `n_experts × [1, n_out]`, weights, experts `[n, top_k]` →
-        /// `[n, n_out]`. **Numerics** the sum is in f32; its order over s is the backend's. **Work** down of each expert
-        /// that occurs once per call, 2·n·top_k·n_out·(n_in + 1) FLOPs. **Source** `gather_qmm`, `multiply`, `sum` of
-        /// mlx-lm's MoE blocks.
+        /// **Shapes** x `[n, top_k, n_in]`, down `n_experts × [n_out, n_in]`, bias `n_experts × [1, n_out]`, weights,
+        /// experts `[n, top_k]` → `[n, n_out]`. **Numerics** the sum is in f32, and the backend chooses its order over
+        /// s. **Work** each call reads down of each expert that occurs once, 2·n·top_k·n_out·(n_in + 1) FLOPs.
+        /// **Source** `gather_qmm`, `multiply`, `sum` of mlx-lm's MoE blocks.
         ///
         /// # Errors
         /// As [`Backend::gather_linear`] and [`Backend::weighted_sum`].
@@ -43,8 +43,8 @@ macro_rules! fused_ops {
 
         /// `activation(x · gateᵀ + gate's bias, x · upᵀ + up's bias)` of a dense MLP or shared expert.
         ///
-        /// **Shapes** x `[n, n_in]`, gate, up `1 × [n_out, n_in]`, their biases `1 × [1, n_out]` → `[n, n_out]`. **Numerics**, **Work** and **Errors**
-        /// as [`Backend::gather_qmm_swiglu`] with one expert.
+        /// **Shapes** x `[n, n_in]`, gate, up `1 × [n_out, n_in]`, their biases `1 × [1, n_out]` → `[n, n_out]`.
+        /// **Numerics** and **Work** as [`Backend::gather_qmm_swiglu`] with one expert.
         ///
         /// # Errors
         /// As [`Backend::linear`]; also if gate and up differ in shape.
@@ -80,7 +80,8 @@ macro_rules! fused_ops {
             eps: f32,
         ) -> Tensor;
 
-        /// Chooses experts by softmax probability: `p = softmax(logits)`, the `top_k` largest, renormalised if asked.
+        /// Chooses experts by softmax probability: `p = softmax(logits)`, the `top_k` largest, renormalised if the
+        /// settings say so.
         ///
         /// **Shapes** logits `[n, n_experts]` → indices and weights `[n, top_k]`, in the backend's order; of equal
         /// probabilities the lower index is chosen. **Numerics** f32. **Source** mlx-lm `qwen3_moe`.
@@ -90,13 +91,14 @@ macro_rules! fused_ops {
         #[op(ROUTE_SOFTMAX_TOP_K, Route, Some(Route))]
         fn route_softmax_top_k(logits: &$B::Tensor, settings: &SoftmaxTopK) -> (Indices, Tensor);
 
-        /// Chooses experts without an auxiliary loss: `s = sigmoid(logits)`; the bias takes part in the choice only.
+        /// Chooses experts by `s = sigmoid(logits)` plus a bias, without an auxiliary loss. The bias affects only the
+        /// choice, not the weights.
         ///
-        /// **Formula** `sel = s + bias`; with several groups, [`Backend::keep_top_groups`]; the `top_k` largest of sel;
-        /// weights `s` of those, divided by `Σ + eps` if renormalised and more than one, times
+        /// **Formula** `sel = s + bias`; with several groups, [`Backend::keep_top_groups`]; take the `top_k` largest of
+        /// sel. Their weights are `s`, divided by `Σ + eps` if renormalised and more than one, times
         /// `routed_scaling_factor`. **Shapes** logits `[n, n_experts]`, bias `1 × [1, n_experts]` → indices and weights
-        /// `[n, top_k]`, in the backend's order; of equal sel the lower index is chosen. **Numerics** f32.
-        /// **Source** mlx-lm `group_expert_select`.
+        /// `[n, top_k]`, in the backend's order. Of equal sel the lower index is chosen. **Numerics** f32. **Source**
+        /// mlx-lm `group_expert_select`.
         ///
         /// # Errors
         /// If the settings do not fit `n_experts`.
@@ -107,10 +109,25 @@ macro_rules! fused_ops {
             settings: &NoauxTc,
         ) -> (Indices, Tensor);
 
-        /// Multi-head latent attention in its absorbed form: queries into latent space, attention there, results out.
+        /// The norm of each query and key, then their rotation: `rope(rms_norm(q))` and `rope(rms_norm(k))`.
         ///
-        /// **Shapes** as [`MlaInputs`] and [`MlaWeights`] → `[n, n_heads, v_dim]`. **Numerics** and **Errors** as its
-        /// parts. **Source** mlx-lm `glm4_moe_lite`.
+        /// **Shapes** as [`NormRope`] → as q and as k. **Numerics** and **Errors** as the composition; **Source** mlx-lm
+        /// `qwen3_moe`.
+        ///
+        /// # Errors
+        /// As [`Backend::rms_norm`] and [`Backend::rope`].
+        #[op(NORM_ROPE, Attention, None)]
+        fn norm_rope(
+            inputs: NormRope<'_, $B::Tensor, $B::Weight>,
+            step: &$B::Step,
+            rope: &Rope,
+        ) -> (Tensor, Tensor);
+
+        /// Multi-head latent attention in its absorbed form: queries go into latent space, attention runs there, and
+        /// results come out.
+        ///
+        /// **Shapes** as [`MlaInputs`] and [`MlaWeights`] → `[n, n_heads, v_dim]`. **Numerics** as its parts.
+        /// **Source** mlx-lm `glm4_moe_lite`.
         ///
         /// # Errors
         /// As [`Backend::head_linear`] and [`Backend::latent_attention`].

@@ -1,4 +1,5 @@
-//! The table of plain ops: what models and the compositions of fused ops are made of. Every backend implements each.
+//! The table of plain ops, which models and the compositions of fused ops are made of. Every backend implements each of
+//! them.
 
 macro_rules! plain_ops {
     ($callback:ident, $B:ident) => {
@@ -28,18 +29,20 @@ macro_rules! plain_ops {
         ///
         /// **Shapes** x `[.., n_in]`, W `1 × [n_out, n_in]` → `[.., n_out]`. **Dtypes** any weight format.
         /// **Numerics** f32 products and sums; scale and bias applied per group in f32.
-        /// **Work** the weight's bytes once per call, 2·n·n_out·n_in FLOPs. **Source** `mx.quantized_matmul(transpose=True)`.
+        /// **Work** each call reads the weight's bytes once, 2·n·n_out·n_in FLOPs. **Source**
+        /// `mx.quantized_matmul(transpose=True)`.
         ///
         /// # Errors
         /// If the widths differ or W is a bank.
         #[op(LINEAR, Product)]
         fn linear(x: &$B::Tensor, weight: &$B::Weight) -> Tensor;
 
-        /// Each token's chosen experts: `y[t, s] = x[t] · W[experts[t, s]]ᵀ`, or from `x[t, s]` if x has a row per slot.
+        /// Products with each token's chosen experts: `y[t, s] = x[t] · W[experts[t, s]]ᵀ`, or from `x[t, s]` if x has
+        /// a row for each choice.
         ///
         /// **Shapes** x `[n, n_in]` or `[n, top_k, n_in]`, W `n_experts × [n_out, n_in]`, experts `[n, top_k]` →
-        /// `[n, top_k, n_out]`. **Numerics** as [`Backend::linear`]. **Work** each expert that occurs is read once per
-        /// call, however many tokens chose it; 2·n·top_k·n_out·n_in FLOPs. **Source** `mx.gather_qmm(transpose=True)`.
+        /// `[n, top_k, n_out]`. **Numerics** as [`Backend::linear`]. **Work** each call reads each expert that occurs
+        /// once, however many tokens chose it; 2·n·top_k·n_out·n_in FLOPs. **Source** `mx.gather_qmm(transpose=True)`.
         ///
         /// # Errors
         /// If shapes do not fit or an index is not below `n_experts`.
@@ -69,26 +72,27 @@ macro_rules! plain_ops {
         /// Rotates the first `rope.dims` dimensions of every head by its token's position, and multiplies them by
         /// `rope.scale`.
         ///
-        /// **Shapes** x `[n, n_heads, d]`, n the step's tokens. **Numerics** angles in f32, sine and
-        /// cosine as the platform's; absolute error grows with the position as f32 angles do. **Source** `mx.fast.rope`.
+        /// **Shapes** x `[n, n_heads, d]`, n the step's tokens. **Numerics** angles in f32; sine and cosine are the
+        /// platform's. The absolute error grows with the position, as that of f32 angles does. **Source**
+        /// `mx.fast.rope`.
         ///
         /// # Errors
         /// If `rope.dims` is odd or above d, there are not `dims / 2` frequencies, or x has another number of tokens.
         #[op(ROPE, Attention)]
         fn rope(x: &$B::Tensor, step: &$B::Step, rope: &Rope) -> Tensor;
 
-        /// Writes the new keys and values behind those in the cache and attends causally:
-        /// `y[t, h] = Σ_j w[j]·v[j, h']`, `w = softmax_j(scale · q[t, h]·k[j, h'])` over the cached positions j ≤ the token's
-        /// own, with a window w those of the last w, `h' = h / (n_heads / n_kv_heads)`. With sinks, `exp(sinks[h])` is added
-        /// to the softmax's sum.
+        /// Writes the new keys and values after those in the cache and attends causally: `y[t, h] = Σ_j w[j]·v[j, h']`,
+        /// `w = softmax_j(scale · q[t, h]·k[j, h'])`, `h' = h / (n_heads / n_kv_heads)`. The positions j are the cached
+        /// ones up to the token's own, or with a window the last ones of these, as many as the window says. With sinks,
+        /// `exp(sinks[h])` is added to the softmax's sum.
         ///
-        /// **Shapes** as [`AttentionInputs`] → `[n, n_heads, d]`. **Numerics** f32 scores,
-        /// softmax with the maximum subtracted. **Work** the cache read once per span and kv head; 4·n_heads·d FLOPs per
-        /// pair of positions. **Source** `mx.fast.scaled_dot_product_attention`.
+        /// **Shapes** as [`AttentionInputs`] → `[n, n_heads, d]`. **Numerics** f32 scores; softmax subtracts the
+        /// maximum. **Work** the cache is read once per span and kv head; 4·n_heads·d FLOPs per pair of positions.
+        /// **Source** `mx.fast.scaled_dot_product_attention`.
         ///
         /// # Errors
-        /// If shapes, the cache's kind or the window do not fit, or a span does not start at its slot's length. The cache is
-        /// then unchanged.
+        /// If shapes, the cache's kind or the window do not fit, or a span does not start at its slot's length. Then
+        /// the cache is unchanged.
         #[op(ATTENTION, Attention)]
         fn attention(
             inputs: AttentionInputs<'_, $B::Tensor, $B::Weight>,
@@ -97,8 +101,8 @@ macro_rules! plain_ops {
             settings: &AttentionSettings,
         ) -> Tensor;
 
-        /// [`Backend::attention`] on what another layer has written behind the sequences of `cache` in this step: appends
-        /// nothing.
+        /// Attends as [`Backend::attention`] to keys and values that another layer has written to `cache` in this step.
+        /// It appends nothing.
         ///
         /// **Shapes** q `[n, n_heads, d]` → the same. **Numerics** and **Work** as there. **Source** mlx-lm `gemma4`, layers
         /// that share keys and values.
@@ -113,12 +117,12 @@ macro_rules! plain_ops {
             settings: &AttentionSettings,
         ) -> Tensor;
 
-        /// Attention on latents: writes `kv` and `k_pe` behind those in the cache, then
+        /// Attention over latents: writes `kv` and `k_pe` after those in the cache, then
         /// `y[t, h] = softmax_j(scale · (q_nope[t, h]·kv[j] + q_pe[t, h]·k_pe[j]))·kv[j]`, causal.
         ///
         /// **Shapes** as [`MlaInputs`], q_nope in latent space → `[n, n_heads, rank]`. **Numerics** as
-        /// [`Backend::attention`]. **Work** `rank + rope_dim` values read once per position for all heads. **Source**
-        /// mlx-lm `glm4_moe_lite`, absorbed form.
+        /// [`Backend::attention`]. **Work** `rank + rope_dim` values are read once per position for all heads.
+        /// **Source** mlx-lm `glm4_moe_lite`, absorbed form.
         ///
         /// # Errors
         /// As [`Backend::attention`].
@@ -131,17 +135,17 @@ macro_rules! plain_ops {
         ) -> Tensor;
 
         /// A convolution along each sequence, channel by channel:
-        /// `y[t, c] = act( Σ_j taps[j, c]·x[t - kernel + 1 + j, c] + bias[c] )`, zeros before a sequence's first token. The
-        /// cache keeps the last inputs.
+        /// `y[t, c] = act( Σ_j taps[j, c]·x[t - kernel + 1 + j, c] + bias[c] )`. Inputs before a sequence's first token
+        /// are zeros. The cache keeps the last inputs.
         ///
-        /// **Shapes** x `[n, n_channels]`, n the step's tokens, weights as [`ConvWeights`] → as x. **Numerics** products and
-        /// sums in f32. **Work** 8 bytes and
-        /// `2·kernel` FLOPs per value; a sequence's state, `(kernel - 1)·n_channels` values, in and out once. **Source**
-        /// `mlx.nn.Conv1d` with a group for each channel, mlx-lm `qwen3_next`, `lfm2`.
+        /// **Shapes** x `[n, n_channels]`, n the step's tokens, weights as [`ConvWeights`] → as x. **Numerics**
+        /// products and sums in f32. **Work** 8 bytes and `2·kernel` FLOPs per value; the state of a sequence,
+        /// `(kernel - 1)·n_channels` values, is read and written once. **Source** `mlx.nn.Conv1d` with a group for each
+        /// channel, mlx-lm `qwen3_next`, `lfm2`.
         ///
         /// # Errors
-        /// If shapes or the cache's kind do not fit, or a span does not start at its slot's length. The sequences are then
-        /// unchanged.
+        /// If shapes or the cache's kind do not fit, or a span does not start at its slot's length. Then the sequences
+        /// are unchanged.
         #[op(CAUSAL_CONV, Attention)]
         fn causal_conv(
             x: &$B::Tensor,
@@ -151,9 +155,9 @@ macro_rules! plain_ops {
             activation: ConvActivation,
         ) -> Tensor;
 
-        /// The gated delta rule: a matrix `S [v_dim, k_dim]` per value head, zero before the first token, forgets a little,
-        /// then learns to answer the token's key with its value, then answers its query. With `n_v_heads / n_k_heads`
-        /// neighbouring value heads for each key head:
+        /// The gated delta rule. Each value head has a matrix `S [v_dim, k_dim]`, which is zero before the first token.
+        /// At each token S decays, then learns to answer the token's key with its value, then answers the token's
+        /// query. Each key head serves `n_v_heads / n_k_heads` neighbouring value heads:
         ///
         /// ```text
         /// q' = q / √(Σq² + 1e-6) / √k_dim     k' = k / √(Σk² + 1e-6)
@@ -161,10 +165,9 @@ macro_rules! plain_ops {
         /// S ← g·S;  S ← S + β·(v - S·k')⊗k';  y = S·q'
         /// ```
         ///
-        /// **Shapes** as [`DeltaInputs`] and [`DeltaWeights`], sizes those of the cache → `[n, n_v_heads, v_dim]`.
-        /// **Numerics** f32, the state too. **Work** the states of the step's
-        /// sequences in and out once, 8 bytes a value; `7·n_v_heads·v_dim·k_dim` FLOPs per token. **Source** mlx-lm
-        /// `gated_delta`.
+        /// **Shapes** as [`DeltaInputs`] and [`DeltaWeights`], with the sizes of the cache → `[n, n_v_heads, v_dim]`.
+        /// **Numerics** f32, including the state. **Work** the states of the step's sequences are read and written
+        /// once, 8 bytes a value; `7·n_v_heads·v_dim·k_dim` FLOPs per token. **Source** mlx-lm `gated_delta`.
         ///
         /// # Errors
         /// As [`Backend::causal_conv`].
@@ -233,8 +236,9 @@ macro_rules! plain_ops {
         #[op(ADD_VECTOR, Other)]
         fn add_vector(x: &$B::Tensor, vector: &$B::Weight) -> Tensor;
 
-        /// Sets every score outside the best groups to 0: the experts are split into `n_group` equal groups, a group's
-        /// score is the sum of its two best, the `topk_group` best groups stay (of equal ones the first).
+        /// Sets every score outside the best groups to 0. The experts are split into `n_group` equal groups. A group's
+        /// score is the sum of its two best scores. The `topk_group` best groups stay; of equal groups the first is
+        /// better.
         ///
         /// **Shapes** x `[n, n_experts]` → as x.
         ///
@@ -288,7 +292,7 @@ macro_rules! plain_ops {
         #[op(WEIGHTED_SUM, Down)]
         fn weighted_sum(x: &$B::Tensor, weights: &$B::Tensor) -> Tensor;
 
-        /// The rows of a step's tokens whose logits are wanted, in the order of its spans ([`logit_rows`]).
+        /// The rows of a step's tokens whose logits are wanted, in the order of the step's spans ([`logit_rows`]).
         ///
         /// **Shapes** x `[n, ..]`, n the step's tokens → `[n_logits, ..]`.
         ///

@@ -1,8 +1,9 @@
 //! The small float formats: e2m1 weights, e4m3 weights and scales, e8m0 scales.
 
-/// The value of an e2m1 code, times two, so that it is a whole number: sign, two exponent bits, one mantissa bit.
+/// Two times the value of each e2m1 code, which is a whole number. A code has a sign, two exponent bits and one
+/// mantissa bit.
 pub const E2M1_TIMES_2: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
-/// The same and 12, without signs.
+/// The same values plus 12, so that none is negative.
 pub const E2M1_TIMES_2_PLUS_12: [u8; 16] = [12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0];
 
 /// Largest magnitude of e2m1.

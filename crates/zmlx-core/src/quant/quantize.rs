@@ -19,16 +19,16 @@ pub struct Quantized {
 
 /// Quantises rows of `n_in` weights.
 ///
-/// **Formula** (affine, per group) `scale = max((max - min) / (2^bits - 1), 1e-7)`; the edge is the one of `min`
-/// and `max` with the larger magnitude, and `scale` is negative if it is `max`; `q0 = round(edge / scale)`, and
-/// unless it is 0, `scale = edge / q0` and `bias = edge`; `q = clip(round((w - bias) / scale))`. Codes come from the
-/// unrounded scale and bias, which are rounded to `scale_dtype` only when stored.
-/// The float modes: `scale` = the group's largest magnitude over the largest code's, rounded up to a power of
-/// two (mxfp4, mxfp8; 1 for a group of zeros) or to the nearest e4m3 (nvfp4); the code nearest to `w / scale`, ties
-/// towards zero in e2m1 and to the even code in e4m3.
+/// **Formula** (affine, per group) `scale = max((max - min) / (2^bits - 1), 1e-7)`. The edge is `min` or `max`,
+/// whichever has the larger magnitude; if it is `max`, `scale` is negated. `q0 = round(edge / scale)`; unless q0 is 0,
+/// `scale = edge / q0` and `bias = edge`; `q = clip(round((w - bias) / scale))`. Codes come from the unrounded scale
+/// and bias, which are rounded to `scale_dtype` only when stored.
+/// The float modes: `scale` is the group's largest magnitude divided by that of the largest code, rounded up to a power
+/// of two (mxfp4, mxfp8; 1 for a group of zeros) or to the nearest e4m3 (nvfp4). `q` is the code nearest to
+/// `w / scale`; ties go towards zero in e2m1 and to the even code in e4m3.
 ///
-/// **Source** `mx.quantize` of MLX 0.32.2, of weights in f32 or bf16. Of weights in f16 it divides for an E8M0 scale in f16, which
-/// rounds small quotients.
+/// **Source** `mx.quantize` of MLX 0.32.2 for weights in f32 or bf16. For weights in f16, MLX computes an e8m0 scale by
+/// a division in f16, which rounds small quotients.
 ///
 /// # Errors
 /// If `scale_dtype` does not fit the mode or `w` is not whole rows of whole groups.

@@ -26,8 +26,8 @@ impl HostWeight {
         Self::new(WeightFormat::Dense(DType::BF16), [1, n_out, n_in], bytes.into())
     }
 
-    /// Quantises floats. The affine modes store their scales and biases in bf16, as MLX does for models in bf16;
-    /// [`quantize`] takes other types.
+    /// Quantises floats. The affine modes store their scales and biases in bf16, as MLX does for models in bf16.
+    /// [`quantize`] supports other types.
     ///
     /// **Shapes** `values` holds `n_mats · n_out · n_in` floats, row-major.
     ///
@@ -83,7 +83,7 @@ mod views {
         /// **Shapes** `[n_in]`, `[n_out, n_in]` or `[n_mats, n_out, n_in]`.
         ///
         /// # Errors
-        /// If the elements are not f32, f16 or bf16, or there are no or more than three dimensions.
+        /// If the elements are not f32, f16 or bf16, or there are not one to three dimensions.
         pub fn from_view(view: &TensorView<'_>) -> Result<Self> {
             let shape = matrices(view.shape())?;
             Self::new(WeightFormat::Dense(dtype(view)?), shape, view.data().to_vec().into())
@@ -91,8 +91,8 @@ mod views {
 
         /// A quantised weight from its tensors in a safetensors file, copied.
         ///
-        /// **Shapes** words `[.., n_out, n_in · bits / 32]`, scales and biases `[.., n_out, n_in / group_size]`, with at most
-        /// one dimension in front of `n_out`.
+        /// **Shapes** words `[.., n_out, n_in · bits / 32]`, scales and biases `[.., n_out, n_in / group_size]`, with
+        /// at most one dimension before `n_out`.
         ///
         /// # Errors
         /// If a type or shape does not fit the format.
@@ -113,7 +113,7 @@ mod views {
         }
     }
 
-    /// The shape with all three dimensions.
+    /// The shape as `[n_mats, n_out, n_in]`.
     fn matrices(shape: &[usize]) -> Result<[usize; 3]> {
         match *shape {
             [n_in] => Ok([1, 1, n_in]),

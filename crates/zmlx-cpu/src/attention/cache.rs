@@ -1,7 +1,8 @@
-//! What one layer keeps of all sequences: integers with a scale for each token and head, on pages that sequences share.
+//! What one layer keeps of the tokens of all sequences: integers with a scale for each token and head, on pages that
+//! sequences share.
 //!
-//! In the native format they have 15 bits: a value is off by at most 2⁻¹⁵ of the largest of its row, a sixtieth of what
-//! bf16 would lose, at the same size. The others are [`codes`](super::codes).
+//! In the native format the integers have 15 bits. A value is off by at most 2⁻¹⁵ of the largest value in its row. This
+//! is a sixtieth of the error of bf16, at the same size. The module [`codes`](super::codes) has the other formats.
 
 use super::cells::stride;
 use super::codes::{Coding, Order};
@@ -22,27 +23,27 @@ pub(crate) struct TokenCache {
 /// One sequence.
 #[derive(Debug, Default)]
 struct Sequence {
-    /// Tokens of all steps that have been committed.
+    /// Number of tokens of all committed steps.
     n_tokens: usize,
-    /// The page of each [`PAGE`] positions from the first page on, as far as memory is reserved.
+    /// The page of each [`PAGE`] positions, from the first page that is kept up to the end of the reserved memory.
     table: Vec<u32>,
-    /// Pages before the window, which are gone.
+    /// Number of pages before the window, which have been given back.
     first_page: usize,
 }
 
 impl Sequence {
-    /// Where the page of a position is in the table.
+    /// The index in the table of the page of a position.
     fn at(&self, position: usize) -> usize {
         position / PAGE - self.first_page
     }
 
-    /// Pages of the table that the first `n_tokens` tokens need.
+    /// Number of pages in the table that the first `n_tokens` tokens need.
     fn n_pages(&self, n_tokens: usize) -> usize {
         n_tokens.div_ceil(PAGE).saturating_sub(self.first_page)
     }
 }
 
-/// Heads of that kind, and the values of a row of their two parts.
+/// Number of heads of that kind of cache, and the row widths of its two parts.
 fn dims(kind: &CacheKind) -> (usize, [usize; 2]) {
     match *kind {
         CacheKind::Full { n_kv_heads, head_dim } | CacheKind::Window { n_kv_heads, head_dim, .. } => {
@@ -63,13 +64,13 @@ fn page_shape(spec: &CacheSpec) -> Result<PageShape> {
     Ok(PageShape { n_heads, strides: widths.map(stride), orders, coding: Coding::of(spec.format)? })
 }
 
-/// Positions before a window that are kept, so that a sequence can be shortened by a few tokens.
+/// Number of positions before a window that are kept, so that a sequence can be shortened by a few tokens.
 const SLACK: usize = 256;
 
-/// Pages before the window of a sequence of that length.
+/// Number of pages before the window of a sequence of that length.
 fn n_before_window(kind: &CacheKind, n_tokens: usize) -> usize {
     match kind {
-        // The next token sees `window - 1` of those that are there.
+        // The next token sees `window - 1` of the tokens that are there.
         CacheKind::Window { window, .. } => (n_tokens + 1).saturating_sub(window + SLACK) / PAGE,
         _ => 0,
     }
@@ -89,7 +90,7 @@ impl TokenCache {
     /// Bytes of a sequence of that length that shares no page.
     pub(crate) fn cache_bytes(spec: &CacheSpec, n_tokens: usize) -> u64 {
         let n_pages = n_tokens.div_ceil(PAGE) - n_before_window(&spec.kind, n_tokens);
-        // There is no cache of a format that is not supported.
+        // There is no cache in an unsupported format, so it has no bytes.
         n_pages as u64 * page_shape(spec).map_or(0, |shape| shape.page_bytes())
     }
 
@@ -114,7 +115,7 @@ impl TokenCache {
         n_pages as u64 * self.pages.shape.page_bytes()
     }
 
-    /// Where in its table a sequence has a page that it will write to, but shares.
+    /// The index in its table of the page that the sequence will write to next, if other sequences share that page.
     fn shared_tail(&self, s: &Sequence) -> Option<usize> {
         let at = s.at(s.n_tokens);
         s.table.get(at).filter(|id| self.pages.is_shared(**id)).map(|_| at)
@@ -146,7 +147,7 @@ impl TokenCache {
         check_slot(OP, to)?;
         self.reserve(to, 0)?;
         self.release(to);
-        // No token needs no page, not even one that is gone.
+        // A fork of no tokens needs no page, and it has no pages before a window.
         let first_page = self.slots.get(from).filter(|_| n_tokens > 0).map_or(0, |s| s.first_page);
         let mut table = std::mem::take(&mut self.slots[to].table);
         if let Some(s) = self.slots.get(from) {
@@ -173,7 +174,7 @@ impl TokenCache {
         }
     }
 
-    /// Frees the pages behind a sequence's tokens.
+    /// Frees the pages after a sequence's tokens.
     fn free_behind(&mut self, slot: usize) {
         let Some(s) = self.slots.get_mut(slot) else { return };
         for id in s.table.drain(s.n_pages(s.n_tokens).min(s.table.len())..) {
@@ -184,7 +185,7 @@ impl TokenCache {
         }
     }
 
-    /// The fewest tokens, apart from none, that the sequence can be shortened to.
+    /// The smallest number of tokens above 0 to which the sequence can be shortened.
     pub(crate) fn shortest(&self, slot: usize) -> usize {
         match (self.kind, self.slots.get(slot)) {
             // The next token must see all of its window.
@@ -224,7 +225,7 @@ impl TokenCache {
         spans.iter().for_each(|span| self.free_behind(span.slot));
     }
 
-    /// Values of a row of the first and of the second part.
+    /// Row widths of the first and the second part.
     pub(super) fn widths(&self) -> [usize; 2] {
         dims(&self.kind).1
     }
@@ -241,18 +242,18 @@ impl TokenCache {
         }
     }
 
-    /// The rows of a part of a head of one sequence.
+    /// The rows of one part of one head of a sequence.
     pub(super) fn rows(&self, slot: usize, head: usize, part: usize) -> Rows<'_> {
         let Sequence { first_page, table, .. } = &self.slots[slot];
         self.pages.rows((*first_page, table), head, part)
     }
 
-    /// Checks that each span begins where its sequence ends.
+    /// Checks that each span begins at the end of its sequence.
     pub(super) fn check(&self, op: &'static str, spans: &[Span]) -> Result<()> {
         spans.iter().try_for_each(|span| check_start(op, span, self.n_tokens(span.slot)))
     }
 
-    /// Checks that each sequence has been given memory up to the end of its span.
+    /// Checks that memory is reserved for each sequence up to the end of its span.
     pub(super) fn check_room(&self, op: &'static str, spans: &[Span]) -> Result<()> {
         for span in spans.iter().filter(|span| span.n_tokens > 0) {
             let n_tokens = span.start + span.n_tokens;
@@ -263,7 +264,7 @@ impl TokenCache {
         Ok(())
     }
 
-    /// Writes behind each sequence its new tokens' rows: `first` and `second` are `[n_tokens, n_heads, width]`.
+    /// Writes the rows of the new tokens after each sequence. `first` and `second` are `[n_tokens, n_heads, width]`.
     pub(super) fn append(&mut self, spans: &[Span], first: &CpuTensor, second: &CpuTensor) -> Result<()> {
         let (n_heads, widths) = (self.n_heads(), self.widths());
         let mut t = 0;

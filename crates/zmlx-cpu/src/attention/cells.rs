@@ -1,44 +1,46 @@
-//! Keys and values as integers of 15 bits in the order in which products read them.
+//! Keys and values as integers of 15 bits, in the order in which the products read them.
 //!
-//! Products are of *cells*, 32-bit lanes with two integers each, which one instruction multiplies and adds up. Lanes are
-//! the *columns* of what is multiplied, so that no sum ever crosses them: of keys the positions, of values the numbers of
-//! a row. Cells lie in units of [`GROUP`] cells of [`WIDE`] columns: the first cells of these columns, then the second, …
+//! Products work on *cells*: 32-bit lanes with two integers each, which one instruction multiplies and adds up. Lanes
+//! are the *columns* of the matrix that is multiplied, so no sum crosses lanes. The columns of keys are positions. The
+//! columns of values are the elements of a row. Cells are stored in units of [`GROUP`] cells of [`WIDE`] columns: the
+//! first cells of these columns, then the second cells, and so on.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
 use crate::integers::to_integers;
 use crate::simd::Simd;
 
-/// The largest integer. Products of [`GROUP`] cells fit into a 32-bit sum.
+/// The largest integer. The products of [`GROUP`] cells fit into a 32-bit sum.
 pub(super) const LARGEST: i16 = 16383;
 /// Cells whose products are summed as integers.
 pub(super) const GROUP: usize = 4;
-/// Columns of a unit: the lanes of the widest vectors.
+/// Columns of a unit: the number of lanes in the widest vectors.
 pub(super) const WIDE: usize = 16;
-/// Rows are padded with zeros to a multiple of this many values: whole units of keys and of values.
+/// Rows are padded with zeros to a multiple of this many elements, which makes whole units of both keys and values.
 pub(super) const PAD: usize = 2 * WIDE;
 
 const _: () = assert!(2 * GROUP as i64 * (LARGEST as i64 * LARGEST as i64) <= i32::MAX as i64);
 
-/// Values of a padded row.
+/// Number of elements in a padded row.
 pub(super) const fn stride(width: usize) -> usize {
     width.next_multiple_of(PAD)
 }
 
-/// The row as integers, padded with zeros, and their scale: not finite if one of the values is not.
+/// Writes the row as integers, padded with zeros, and returns their scale. The scale is not finite if one of the values
+/// is not.
 #[inline(always)]
 pub(super) fn round(row: &[f32], out: &mut [i16]) -> f32 {
     let (out, padding) = out.split_at_mut(row.len());
     padding.fill(0);
     let (scale, _) = to_integers(row, f32::from(LARGEST), out);
     if !scale.is_finite() {
-        // Whatever NaN became need not fit; the scale says it all.
+        // NaN became some integer that may be too large. It is dropped, because the scale already marks the row.
         out.fill(0);
     }
     scale
 }
 
-/// A padded key or query as cells. They pair numbers that are [`WIDE`] apart, so that [`to_values`] finds neighbours side by
-/// side.
+/// Writes a padded key or query as cells. A cell pairs numbers that are [`WIDE`] apart, so that [`to_values`] finds
+/// neighbours next to each other.
 #[inline(always)]
 pub(super) fn to_cells(integers: &[i16], out: &mut [u32]) {
     let (blocks, _) = integers.as_chunks::<PAD>();
@@ -51,7 +53,7 @@ pub(super) fn to_cells(integers: &[i16], out: &mut [u32]) {
     }
 }
 
-/// Writes the padded key of position `at` into the rows at `cells`.
+/// Writes the padded key of position `at` to its place in `cells`.
 pub(super) fn set_key(cells: &mut [u32], at: usize, integers: &[i16]) {
     let n = integers.len() / 2 * WIDE;
     let tile = &mut cells[at / WIDE * n..][..n];
@@ -65,7 +67,7 @@ pub(super) fn set_key(cells: &mut [u32], at: usize, integers: &[i16]) {
     }
 }
 
-/// Writes the padded value of position `at` into the rows at `cells`.
+/// Writes the padded value of position `at` to its place in `cells`.
 pub(super) fn set_value(cells: &mut [u32], at: usize, integers: &[i16]) {
     let n = integers.len() * GROUP;
     let tile = &mut cells[at / (2 * GROUP) * n..][..n];
@@ -78,7 +80,7 @@ pub(super) fn set_value(cells: &mut [u32], at: usize, integers: &[i16]) {
     }
 }
 
-/// Cells of some columns, and the words from one unit to the next.
+/// Cells of some columns, and the number of words from one unit to the next.
 #[derive(Clone, Copy)]
 pub(super) struct Cells {
     words: *const u32,
@@ -87,23 +89,23 @@ pub(super) struct Cells {
 }
 
 impl Cells {
-    /// Keys that lie at `words`.
+    /// The keys at `words`.
     #[inline(always)]
     pub(super) fn of_keys(words: *const u32, stride: usize) -> Self {
         Self { words, to_next_group: GROUP * WIDE, to_next_columns: WIDE / 2 * stride }
     }
 
-    /// Values that lie at `words`.
+    /// The values at `words`.
     #[inline(always)]
     pub(super) fn of_values(words: *const u32, stride: usize) -> Self {
         Self { words, to_next_group: GROUP * stride, to_next_columns: GROUP * WIDE }
     }
 
-    /// Products of `R` rows of `x`, `x_stride` cells apart, with `N` vectors of columns from vector `first` on, summed up
-    /// over `n_groups` groups of cells; calls `meanwhile` for each.
+    /// Products of `R` rows of `x`, which are `x_stride` cells apart, with `N` vectors of columns from vector `first`
+    /// on, summed over `n_groups` groups of cells. Calls `meanwhile` for each group.
     ///
     /// # Safety
-    /// The cells and `x` can be read.
+    /// The cells and `x` are readable.
     #[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
     #[inline(always)]
     pub(super) unsafe fn products<S: Simd, const R: usize, const N: usize>(
@@ -152,10 +154,10 @@ impl Cells {
     }
 }
 
-/// Writes as values what lies as keys at `keys`, [`WIDE`] positions, to `out`.
+/// Reads [`WIDE`] positions at `keys`, which are stored as keys, and writes them to `out` as values.
 ///
 /// # Safety
-/// So many rows of `stride` integers can be read and written.
+/// [`WIDE`] rows of `stride` integers are readable and writable.
 #[inline(always)]
 pub(super) unsafe fn to_values<S: Simd>(s: S, keys: *const u32, stride: usize, out: *mut u32) {
     let mut square = Square([0; WIDE * WIDE]);
@@ -163,7 +165,8 @@ pub(super) unsafe fn to_values<S: Simd>(s: S, keys: *const u32, stride: usize, o
     for block in 0..stride / PAD {
         for position in (0..WIDE).step_by(S::LANES) {
             for cell in (0..WIDE).step_by(S::LANES) {
-                // SAFETY: a square of the block's cells and positions; the two vectors of a pair of positions.
+                // SAFETY: the loads read a square of the block's cells and positions; the stores write the two vectors
+                // of a pair of positions.
                 unsafe {
                     s.transpose(
                         #[inline(always)]

@@ -1,11 +1,13 @@
-//! Keys and values of 8 or 4 bits: codes, which a multiplier for each group turns into the integers that products read.
+//! Keys and values of 8 or 4 bits: codes. A multiplier for each group turns them into the integers that products read.
 //!
-//! Of a row, `value ≈ code · multiplier · scale`: a code of 8 or 4 bits for each value, a multiplier of 16 bits for each
-//! group, one scale. `code · multiplier` is an integer of 15 bits, as [`cells`](super::cells) has them: no rounding is added
-//! when a block is expanded, and products need not know. A row of n groups takes `2·n + 4` bytes beside its codes.
+//! A value of a row is about `code · multiplier · scale`. Each value has a code of 8 or 4 bits, each group a multiplier
+//! of 16 bits, and the row one scale. `code · multiplier` is an integer of 15 bits, the same as in
+//! [`cells`](super::cells). So expanding a block adds no rounding, and products see no difference. A row of n groups
+//! takes `2·n + 4` bytes besides its codes.
 //!
-//! Codes lie in the order of the cells that they become: 32 integers, a chunk of 16 cells, are 32 bytes of 8 bits; or 16 of
-//! 4, whose lower halves are the first 16 and whose upper halves are the others.
+//! Codes are stored in the order of the cells that they become. A chunk is 16 cells, which are 32 integers. It takes 32
+//! bytes with 8 bits, and 16 bytes with 4 bits: the lower halves of the bytes are the first 16 integers, and the upper
+//! halves are the others.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
 use super::cells::{GROUP, LARGEST, PAD, WIDE};
@@ -15,12 +17,12 @@ use zmlx_core::{KvFormat, Result};
 /// Integers of a chunk.
 const CHUNK: usize = 2 * WIDE;
 
-/// In which order the integers of some positions lie.
+/// The order in which the integers of some positions are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Order {
-    /// As keys: positions are columns.
+    /// As keys: the columns are positions.
     Keys,
-    /// As values: a row's numbers are columns.
+    /// As values: the columns are the elements of a row.
     Values,
 }
 
@@ -28,13 +30,13 @@ pub(super) enum Order {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Coding {
     bits: usize,
-    /// Values of a group: a multiple of [`PAD`].
+    /// Values in a group: a multiple of [`PAD`].
     group_size: usize,
 }
 
 impl Coding {
     /// # Errors
-    /// If the group has no size that is supported.
+    /// If the group size is not supported.
     pub(super) fn of(format: KvFormat) -> Result<Option<Self>> {
         let (bits, group_size) = match format {
             KvFormat::Native => return Ok(None),
@@ -45,12 +47,12 @@ impl Coding {
         Ok(Some(Self { bits, group_size }))
     }
 
-    /// Groups of a padded row.
+    /// Number of groups in a padded row.
     pub(super) fn n_groups(self, stride: usize) -> usize {
         stride.div_ceil(self.group_size)
     }
 
-    /// Bytes of that many codes.
+    /// Number of bytes that `n_codes` codes take.
     #[inline(always)]
     pub(super) fn n_bytes(self, n_codes: usize) -> usize {
         n_codes * self.bits / 8
@@ -60,13 +62,13 @@ impl Coding {
         if self.bits == 8 { 127.0 } else { 7.0 }
     }
 
-    /// The largest multiplier: its product with the largest code still fits.
+    /// The largest multiplier. Its product with the largest code still fits into an integer.
     pub(super) fn largest_multiplier(self) -> u16 {
         LARGEST.cast_unsigned() / self.largest_code() as u16
     }
 
-    /// The row as codes, padded with zeros, with its groups' multipliers, and their scale: not finite if one of the values
-    /// is not.
+    /// Writes the row as codes, padded with zeros, with the multipliers of its groups, and returns their scale. The
+    /// scale is not finite if one of the values is not.
     pub(super) fn round(self, row: &[f32], codes: &mut [i16], multipliers: &mut [u16]) -> f32 {
         codes.fill(0);
         multipliers.fill(1);
@@ -78,7 +80,7 @@ impl Coding {
         let (most, code) = (f32::from(self.largest_multiplier()), self.largest_code());
         let scale = largest(row) / (most * code);
         if !scale.is_normal() {
-            // Zero, or so small that a group's share of it is no number.
+            // All values are zero, or so small that a group's share is not a finite number.
             return 0.0;
         }
         for ((row, codes), multiplier) in
@@ -97,7 +99,7 @@ impl Coding {
     /// Writes the padded row of position `at`.
     pub(super) fn set(self, order: Order, at: usize, codes: &[i16], out: &mut [u8]) {
         for (j, code) in codes.iter().enumerate() {
-            // The chunk and the place in it.
+            // The chunk, and the place in it.
             let (chunk, i) = match order {
                 Order::Keys => {
                     let (block, lane) = (j / PAD, j % PAD);
@@ -121,12 +123,13 @@ impl Coding {
         }
     }
 
-    /// Where the multiplier of a group of position `at` is among those of rows of that stride: tile by tile, group by group.
+    /// The index of the multiplier of a group of position `at`, among rows of that stride. Multipliers are stored tile
+    /// by tile, then group by group.
     pub(super) fn multiplier_at(self, at: usize, group: usize, stride: usize) -> usize {
         (at / WIDE * self.n_groups(stride) + group) * WIDE + at % WIDE
     }
 
-    /// The integers of whole tiles.
+    /// Writes the integers of whole tiles.
     #[inline(always)]
     pub(super) fn expand(
         self,
@@ -157,7 +160,7 @@ impl Coding {
         for ((codes, out), multipliers) in tiles.zip(multipliers.chunks_exact(WIDE * n_groups)) {
             match order {
                 Order::Keys => {
-                    // Chunks of a group follow each other.
+                    // The chunks of a group follow each other.
                     let n = self.group_size / 2;
                     let groups = codes.chunks(n * code_bytes).zip(out.chunks_mut(n * CHUNK));
                     for ((codes, out), of) in groups.zip(multipliers.chunks_exact(WIDE)) {
@@ -192,7 +195,7 @@ impl Coding {
     }
 }
 
-/// The integers of some chunks whose codes have these multipliers.
+/// Writes the integers of some chunks whose codes have these multipliers.
 #[inline(always)]
 fn expand_chunks<const BITS: usize>(codes: &[u8], factors: &[i16; CHUNK], out: &mut [i16]) {
     let (out, _) = out.as_chunks_mut::<CHUNK>();
@@ -220,7 +223,7 @@ mod tests {
     use super::*;
     use crate::attention::cells::{set_key, set_value};
 
-    /// Codes that are written and expanded are the cells that the same integers make.
+    /// Codes that are written and then expanded give the same cells as the integers themselves.
     #[test]
     fn expanded_codes_are_cells() {
         for (bits, group_size, stride) in [(8, 64, 128), (8, 128, 128), (4, 32, 96), (4, 64, 32), (4, 64, 96)]

@@ -1,4 +1,4 @@
-//! Some query rows against a range of positions, block by block, with a running softmax.
+//! The attention kernel: some query rows against a range of positions, block by block, with a running softmax.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
 use std::f32::consts::LOG2_E;
@@ -12,30 +12,30 @@ use crate::pool::Aligned;
 use crate::simd::scalar::Scalar;
 use crate::simd::{Simd, prefetch};
 
-/// Most query rows of a job: they share what they read of the cache.
+/// The largest number of query rows in a job. They share what they read from the cache.
 pub(super) const JOB_ROWS: usize = 32;
-/// Positions that are scored before their values are added: the keys of all stay in the second-level cache.
+/// Positions that are scored before their values are added. Their keys stay in the second-level cache.
 pub(super) const BLOCK: usize = 96;
 /// Jobs are padded to a multiple of this many query rows.
 pub(super) const ROWS: usize = 4;
 
-/// One head's keys and values.
+/// The keys and values of one head.
 pub(super) struct Keys<'a> {
     /// A key is one row, or two side by side, each with its own scale.
     pub(super) parts: [Option<Rows<'a>>; 2],
-    /// Values of a row of the first and of the second part; the values are as wide as the first.
+    /// Row widths of the first and the second part. Values are as wide as the first part.
     pub(super) widths: [usize; 2],
-    /// None if the keys' first part is the value too.
+    /// `None` if the first part of the keys is also the value.
     pub(super) values: Option<Rows<'a>>,
 }
 
 impl<'a> Keys<'a> {
-    /// Values of a padded row of the values.
+    /// Number of elements in a padded row of values.
     pub(super) fn v_stride(&self) -> usize {
         stride(self.widths[0])
     }
 
-    /// The rows whose scales are the values'.
+    /// The rows whose scales apply to the values.
     #[inline(always)]
     fn value_rows(&self) -> Rows<'a> {
         match (self.values, self.parts[0]) {
@@ -45,15 +45,15 @@ impl<'a> Keys<'a> {
     }
 }
 
-/// A member's working memory.
+/// The working memory of one member of the team.
 #[derive(Default)]
 pub(crate) struct Partial {
     pub(super) scratch: Scratch,
-    /// Of each row the sums of the values; then of all rows the largest scores, then the sums of the weights.
+    /// For each row the sums of the values; then for all rows the largest scores, then the sums of the weights.
     pub(super) state: Aligned<f32>,
 }
 
-/// The positions that a query row sees: those from `from` on and before `to`.
+/// The positions that a query row sees: from `from` on, before `to`.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
     pub(super) from: usize,
@@ -61,7 +61,7 @@ pub(super) struct Seen {
 }
 
 impl Seen {
-    /// What it sees of the `n` positions from `from` on, counted from there.
+    /// The part of it that lies in the `n` positions from `from` on, counted from `from`.
     #[inline(always)]
     fn within(self, from: usize, n: usize) -> Self {
         let clip = |position: usize| position.saturating_sub(from).min(n);
@@ -71,12 +71,12 @@ impl Seen {
 
 /// Some rows of queries.
 pub(super) struct QueryRows<'a> {
-    /// The parts of all rows, and the values of a row's part; as the keys have, or none.
+    /// Both parts of all rows. A part is empty if the keys do not have it.
     pub(super) parts: [&'a [f32]; 2],
     pub(super) widths: [usize; 2],
-    /// Which rows.
+    /// The indices of the rows.
     pub(super) rows: &'a [usize],
-    /// A factor.
+    /// The factor of all queries.
     pub(super) scale: f32,
 }
 
@@ -84,16 +84,16 @@ pub(super) struct QueryRows<'a> {
 #[derive(Default)]
 pub(super) struct Queries {
     cells: Aligned<u32>,
-    /// Cells of a row.
+    /// Number of cells in a row.
     stride: usize,
-    /// Of each part of a row.
+    /// The scales of each part of the rows.
     scales: [[f32; JOB_ROWS]; 2],
-    /// A part of a row that is being rounded.
+    /// A buffer for the part of a row that is being rounded.
     integers: Aligned<i16>,
 }
 
 impl Queries {
-    /// Rounds the rows; as many more as to make `n_rows` are zero.
+    /// Rounds the rows and fills up with zero rows to `n_rows`.
     #[inline(always)]
     fn set(&mut self, from: &QueryRows<'_>, n_rows: usize) {
         let strides = [stride(from.widths[0]), stride(from.widths[1])];
@@ -115,26 +115,27 @@ impl Queries {
     }
 }
 
-/// The rows of a job, and what they make of a block.
+/// The queries of a job, and the intermediate results of a block.
 #[derive(Default)]
 pub(super) struct Scratch {
     queries: Queries,
-    /// Of each row the scores of the positions.
+    /// The scores of the positions, row by row.
     scores: Aligned<f32>,
-    /// The weights times the values' scales as integers: pairs of positions are cells.
+    /// The weights times the values' scales, as integers. Pairs of positions are cells.
     weights: Aligned<i16>,
-    /// Keys as values, where they are both.
+    /// Keys in the order of values, if the keys are also the values.
     values: Aligned<u32>,
-    /// Both parts of the keys, and the values, where they are stored as codes.
+    /// Both parts of the keys, and the values, expanded if they are stored as codes.
     expanded: [Aligned<i16>; 3],
 }
 
-/// Floats of a state of that many rows, of values of that width.
+/// Number of floats in a state of `n_rows` rows with values of stride `v_stride`.
 pub(super) fn state_len(n_rows: usize, v_stride: usize) -> usize {
     n_rows * (v_stride + 2)
 }
 
-/// The result of row `r` of `n_rows`, from the states of all parts of the positions and the score of its head's sink.
+/// Computes the result of row `r` of `n_rows` from the states of all parts of the positions and the score of its head's
+/// sink.
 #[inline(always)]
 pub(super) fn finish<'p>(
     parts: impl Iterator<Item = &'p [f32]> + Clone,
@@ -147,13 +148,13 @@ pub(super) fn finish<'p>(
     let sink = sink.map(|sink| sink * LOG2_E);
     let mut max = sink.unwrap_or(f32::NEG_INFINITY);
     for part in parts.clone() {
-        // NaN is passed on.
+        // NaN wins, so that it reaches the result.
         max = if part[n + r] > max || part[n + r].is_nan() { part[n + r] } else { max };
     }
     let mut sum = sink.map_or(0.0, |sink| exp2(Scalar, Scalar.splat(sink - max))[0]);
     out.fill(0.0);
     for part in parts {
-        // A part that saw nothing of a row has no largest score.
+        // A part in which a row saw nothing has no largest score.
         let of = part[n + r];
         let factor = if of == f32::NEG_INFINITY { 0.0 } else { exp2(Scalar, Scalar.splat(of - max))[0] };
         sum += part[n + n_rows + r] * factor;
@@ -168,13 +169,13 @@ pub(super) fn finish<'p>(
     }
 }
 
-/// Adds up `Σ 2^(score - max) · value` over `positions` for all query rows, with the largest score so far; a score is
-/// `q · k`, times the queries' factor and log₂e. Rows see the positions that `seen` says, rows that do not exist none; their
-/// number is a multiple of [`ROWS`], up to [`JOB_ROWS`]. Queries are as wide as keys; without any the last ones are used again.
-/// `state` has [`state_len`] floats, whatever they are.
+/// Computes the softmax over `positions` for all query rows: `Σ 2^(score - max) · value`, with the largest score so far
+/// as the maximum. A score is `q · k`, times the queries' factor and log₂e. A row sees the positions that `seen` says;
+/// rows that do not exist see none. The number of rows is a multiple of [`ROWS`], up to [`JOB_ROWS`]. Queries are as
+/// wide as keys. Without queries those of the last call are used again. `state` has [`state_len`] floats of any value.
 ///
 /// # Safety
-/// The processor has the level's instructions; all positions are cached, and the first is a multiple of [`WIDE`].
+/// The processor has the level's instructions. All positions are cached, and the first is a multiple of [`WIDE`].
 pub(super) type AttendFn = unsafe fn(
     keys: &Keys<'_>,
     queries: Option<&QueryRows<'_>>,
@@ -184,7 +185,7 @@ pub(super) type AttendFn = unsafe fn(
     state: &mut [f32],
 );
 
-/// The instance for a level.
+/// The instance of the kernel for a level.
 pub(super) fn attend(level: Level) -> AttendFn {
     match level {
         Level::Scalar => attend_on::<Scalar>,
@@ -221,7 +222,7 @@ unsafe fn attend_on<S: Simd>(
     if keys.values.is_none() {
         scratch.values.resize(BLOCK * keys.v_stride() / 2, 0);
     }
-    // SAFETY: the caller vouches for the instructions.
+    // SAFETY: the caller guarantees that the processor has the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
         #[inline(always)]
@@ -247,8 +248,8 @@ unsafe fn attend_on<S: Simd>(
                 let cells =
                     [cells(keys.parts[0], first), cells(keys.parts[1], second), cells(keys.values, value)];
                 let mut block = Block { keys, cells, from, n, end, visible, scratch: &mut *scratch };
-                // SAFETY: the positions are cached; queries and state have these rows. The sums of these rows and
-                // columns, and what they need, fill the registers.
+                // SAFETY: the positions are cached; queries and state have these rows. The numbers of rows and vectors
+                // are the largest whose sums and operands fit into the registers.
                 unsafe {
                     if S::MANY_REGISTERS {
                         block.score::<S, 4, 3>(s);
@@ -267,17 +268,17 @@ unsafe fn attend_on<S: Simd>(
     );
 }
 
-/// Some positions and what the rows make of them.
+/// Some positions, and the results of the rows for them.
 struct Block<'a> {
     keys: &'a Keys<'a>,
-    /// Where the cells of the keys' parts and of the values lie.
+    /// The addresses of the cells of both parts of the keys and of the values.
     cells: [*const u32; 3],
-    /// The first of its positions, and how many.
+    /// The first of its positions, and their number.
     from: usize,
     n: usize,
-    /// Where the last block ends.
+    /// The end of the last block.
     end: usize,
-    /// What each row sees of them.
+    /// The part of the block that each row sees.
     visible: &'a [Seen],
     scratch: &'a mut Scratch,
 }
@@ -293,8 +294,8 @@ impl Block<'_> {
         any
     }
 
-    /// What will be needed of rows after the block and `n_blocks` more: a block in advance, since what is
-    /// asked for while it is needed comes too late.
+    /// What to prefetch during `n_steps` steps: the block of `rows` that comes after this block and `n_blocks` more.
+    /// The prefetch runs a block ahead, because a request at the time of use comes too late.
     #[inline(always)]
     fn ahead(&self, rows: &Rows<'_>, n_blocks: usize, n_steps: usize) -> Ahead {
         let from = self.from + self.n + n_blocks * BLOCK;
@@ -318,14 +319,14 @@ impl Block<'_> {
             let Some(rows) = self.keys.parts[part] else { continue };
             let stride = stride(self.keys.widths[part]);
             let n_steps = n_vectors.div_ceil(N) * (self.visible.len() / R) * (stride / (2 * GROUP));
-            // Of keys that are values too there is no other time to fetch them.
+            // If keys are also values, this is the only time to prefetch them.
             let mut ahead = match self.keys.values {
                 Some(values) => self.ahead(&values, 0, n_steps),
                 None => self.ahead(&rows, 1, n_steps),
             };
             let mut i = 0;
             while i < n_vectors {
-                // SAFETY: the caller's promise; vectors of positions are whole, as tiles are.
+                // SAFETY: the caller's promise. Vectors of positions are whole, because tiles are.
                 unsafe {
                     i += match n_vectors - i {
                         1 => self.score_columns::<S, R, 1>(s, (part, q_at), &rows, i, &mut ahead),
@@ -338,8 +339,8 @@ impl Block<'_> {
         }
     }
 
-    /// The scores of `N` vectors of positions from vector `first` on, of one part of the keys, which is at `q_at` in the
-    /// queries, added to those of an earlier one. Returns `N`.
+    /// The scores of `N` vectors of positions from vector `first` on, for one part of the keys. The queries of that
+    /// part are at `q_at`. The scores are added to those of an earlier part. Returns `N`.
     ///
     /// # Safety
     /// As [`AttendFn`].
@@ -380,7 +381,7 @@ impl Block<'_> {
         N
     }
 
-    /// Turns the scores into weights, and brings the rows' largest scores and sums up to date.
+    /// Turns the scores into weights and updates the rows' largest scores and sums.
     #[inline(always)]
     fn weigh<S: Simd>(&mut self, s: S, state: (&mut [f32], &mut [f32])) -> Factors {
         let Scratch { scores, weights, .. } = self.scratch;
@@ -388,10 +389,10 @@ impl Block<'_> {
         weigh(s, scores, self.visible, value_scales, state, weights)
     }
 
-    /// Adds the values of all rows to what is kept of them, `R` rows and `N` vectors of a value at a time.
+    /// Adds the block's values to the sums of all rows, `R` rows and `N` vectors of a value at a time.
     ///
     /// # Safety
-    /// As [`AttendFn`]; `values` has the rows.
+    /// As [`AttendFn`]. `values` has the rows.
     #[inline(always)]
     unsafe fn add_values<S: Simd, const R: usize, const N: usize>(
         &mut self,
@@ -405,7 +406,7 @@ impl Block<'_> {
         } else {
             let out = self.scratch.values.as_mut_ptr();
             for p in (0..self.n).step_by(WIDE) {
-                // SAFETY: the caller's promise; there is room for a block.
+                // SAFETY: the caller's promise. The buffer has room for a block.
                 unsafe {
                     let keys = self.cells[0].add(p * stride / 2);
                     cells::to_values(s, keys, stride, out.add(p * stride / 2));
@@ -436,7 +437,7 @@ impl Block<'_> {
     /// [`Self::add_values`] for `N` vectors of the values from vector `first` on. Returns `N`.
     ///
     /// # Safety
-    /// As there.
+    /// As [`Self::add_values`].
     #[inline(always)]
     unsafe fn add_columns<S: Simd, const R: usize, const N: usize>(
         &self,
@@ -471,16 +472,16 @@ impl Block<'_> {
     }
 }
 
-/// Memory that will be needed, fetched bit by bit.
+/// Memory that will be needed, prefetched in small steps.
 struct Ahead {
     at: *const u8,
     n_lines: usize,
-    /// Lines of a step.
+    /// Number of cache lines per step.
     per_step: usize,
 }
 
 impl Ahead {
-    /// Nothing.
+    /// Nothing to prefetch.
     const NONE: Self = Self { at: std::ptr::null(), n_lines: 0, per_step: 0 };
 
     #[inline(always)]

@@ -1,28 +1,29 @@
-//! Pages: the memory of [`PAGE`] positions of a layer, which sequences share until one of them writes to it.
+//! Pages: each holds [`PAGE`] positions of a layer. Sequences share a page until one of them writes to it.
 
 use super::cells::{PAD, WIDE, round, set_key, set_value};
 use super::codes::{Coding, Order};
 use super::kernel::BLOCK;
 use crate::pool::Aligned;
 
-/// Positions of a page. No block straddles two pages, so that a block's rows lie one behind the other.
+/// Positions of a page. No block spans two pages, so the rows of a block are contiguous.
 pub(super) const PAGE: usize = BLOCK;
 
-/// How a page's rows are laid out: of each head the rows of two parts, position by position.
+/// The layout of a page: for each head the rows of two parts, position by position.
 ///
-/// The parts are keys and values; or latents, which are keys and values, and rotated keys.
+/// The two parts are keys and values. With latent attention they are the latents, which are both keys and values, and
+/// the rotated keys.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PageShape {
     pub(super) n_heads: usize,
-    /// Values of a padded row of each part.
+    /// Number of elements in a padded row of each part.
     pub(super) strides: [usize; 2],
-    /// How the integers of each part lie.
+    /// The order in which the integers of each part are stored.
     pub(super) orders: [Order; 2],
-    /// How values become codes; without, integers are stored as cells.
+    /// How values become codes. `None` if integers are stored as cells.
     pub(super) coding: Option<Coding>,
 }
 
-/// Where the rows of a part of a head begin, or how many there are: integers (or their codes), multipliers of groups, scales.
+/// An offset or a size in a page, for each kind of data: integers (or their codes), multipliers of groups, and scales.
 #[derive(Clone, Copy, Debug)]
 struct Place {
     integers: usize,
@@ -31,14 +32,14 @@ struct Place {
 }
 
 impl PageShape {
-    /// Of the rows of a part of one head.
+    /// The size of one head's rows of a part.
     fn of_part(&self, part: usize) -> Place {
         let stride = self.strides[part];
         let n_groups = self.coding.map_or(0, |coding| coding.n_groups(stride));
         Place { integers: PAGE * stride, multipliers: PAGE * n_groups, scales: PAGE }
     }
 
-    /// Where the rows of a part of a head begin.
+    /// The offset of one head's rows of a part.
     fn at(&self, head: usize, part: usize) -> Place {
         let [first, second] = [self.of_part(0), self.of_part(1)];
         let at = |first: usize, second: usize| head * (first + second) + part * first;
@@ -49,7 +50,7 @@ impl PageShape {
         }
     }
 
-    /// Of all rows.
+    /// The size of all rows.
     fn total(&self) -> Place {
         self.at(self.n_heads, 0)
     }
@@ -64,9 +65,9 @@ impl PageShape {
 /// The rows of some positions.
 #[derive(Debug, Default)]
 struct Page {
-    /// Integers in pairs; or none.
+    /// Integers in pairs; empty if they are stored as codes.
     cells: Aligned<u32>,
-    /// Codes and multipliers; or none.
+    /// Codes and multipliers; empty if integers are stored as cells.
     codes: Aligned<u8>,
     multipliers: Aligned<u16>,
     scales: Aligned<f32>,
@@ -90,15 +91,16 @@ impl Page {
     }
 }
 
-/// All pages of a layer. A page is used by one or more sequences. A page that no sequence uses has no memory, only a number.
+/// All pages of a layer. A page is used by one or more sequences. A page that no sequence uses has only a number and no
+/// memory.
 #[derive(Debug)]
 pub(super) struct Pages {
     pub(super) shape: PageShape,
     pages: Vec<Page>,
-    /// Sequences that use each page.
+    /// Number of sequences that use each page.
     n_uses: Vec<u32>,
     free: Vec<u32>,
-    /// A row that is being rounded, and its multipliers.
+    /// Buffers for the row that is being rounded and its multipliers.
     integers: Vec<i16>,
     multipliers: Vec<u16>,
 }
@@ -116,8 +118,8 @@ impl Pages {
         self.pages.len() - self.free.len()
     }
 
-    /// An unused page. What it holds is not read before it is written, except for its integers, which are small
-    /// enough to be multiplied.
+    /// Returns an unused page. Its contents are not read before they are written. The exception is its integers, which
+    /// are small enough to be multiplied.
     pub(super) fn take(&mut self) -> u32 {
         let id = self.free.pop().unwrap_or_else(|| {
             self.pages.push(Page::default());
@@ -126,7 +128,7 @@ impl Pages {
         });
         self.pages[id as usize] = Page::new(&self.shape);
         if cfg!(debug_assertions) {
-            // The largest integers: whoever looks at them without need shows.
+            // Debug builds write the largest integers, so a read of unwritten data changes a result and fails a test.
             let page = &mut self.pages[id as usize];
             page.cells.fill(0x3fff_3fff);
             page.codes.fill(0x77);
@@ -137,7 +139,7 @@ impl Pages {
         id
     }
 
-    /// Another sequence uses the page.
+    /// Records that another sequence uses the page.
     pub(super) fn share(&mut self, id: u32) {
         self.n_uses[id as usize] += 1;
     }
@@ -146,7 +148,7 @@ impl Pages {
         self.n_uses[id as usize] > 1
     }
 
-    /// A sequence no longer uses the page. Its memory goes back to the system once no sequence uses it.
+    /// Records that a sequence no longer uses the page. Its memory goes back to the system when no sequence uses it.
     pub(super) fn give_back(&mut self, id: u32) {
         let n = &mut self.n_uses[id as usize];
         *n -= 1;
@@ -156,7 +158,7 @@ impl Pages {
         }
     }
 
-    /// A copy for one of the sequences that share the page.
+    /// Returns a copy for one of the sequences that share the page.
     pub(super) fn copy(&mut self, id: u32) -> u32 {
         let copy = self.take();
         let [from, to] =
@@ -169,7 +171,8 @@ impl Pages {
         copy
     }
 
-    /// The rows of a part of a head on the pages of `table`, which begins with page number `first_page` of the sequence.
+    /// The rows of one part of a head on the pages of `table`. The table begins with page number `first_page` of the
+    /// sequence.
     pub(super) fn rows<'a>(
         &'a self,
         (first_page, table): (usize, &'a [u32]),
@@ -231,7 +234,8 @@ impl<'a> Rows<'a> {
         &self.pages[self.table[position / PAGE - self.first_page] as usize]
     }
 
-    /// The cells of `n` positions from one on that begins a tile, all on one page: where they lie, or expanded into `out`.
+    /// The cells of `n` positions from `from` on, which begins a tile; all are on one page. Returns their address in
+    /// the page, or expands them into `out`.
     #[inline(always)]
     pub(super) fn cells(&self, from: usize, n: usize, out: &mut Aligned<i16>) -> *const u32 {
         debug_assert!(self.stride.is_multiple_of(PAD) && from.is_multiple_of(WIDE));
@@ -255,7 +259,7 @@ impl<'a> Rows<'a> {
         out.as_ptr().cast()
     }
 
-    /// The bytes of the integers or codes of up to `n` positions on the page of `from`.
+    /// The bytes of the integers or codes of up to `n` positions from `from` on, as far as they are on its page.
     #[inline(always)]
     pub(super) fn bytes(&self, from: usize, n: usize) -> &'a [u8] {
         let page = self.page(from);
@@ -263,14 +267,14 @@ impl<'a> Rows<'a> {
         match self.coding {
             None => {
                 let cells = &page.cells[integers / 2..][..n * self.stride / 2];
-                // SAFETY: as many bytes as the words have, which are initialised.
+                // SAFETY: these are the bytes of the words, which are initialised.
                 unsafe { std::slice::from_raw_parts(cells.as_ptr().cast(), 4 * cells.len()) }
             }
             Some(coding) => &page.codes[coding.n_bytes(integers)..][..coding.n_bytes(n * self.stride)],
         }
     }
 
-    /// The scales of a position and of all that follow it on its page.
+    /// The scales of a position and of all later ones on its page.
     #[inline(always)]
     pub(super) fn scales(&self, position: usize) -> &'a [f32] {
         &self.page(position).scales[self.at.scales..][..PAGE][position % PAGE..]

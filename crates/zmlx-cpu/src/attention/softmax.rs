@@ -5,17 +5,18 @@ use super::cells::LARGEST;
 use super::kernel::{BLOCK, JOB_ROWS, Seen};
 use crate::simd::Simd;
 
-/// Of each row, what the sums so far must be multiplied by, and what products with its weights.
+/// For each row, the factor of the sums so far, and the scale of products with its integer weights.
 pub(super) struct Factors {
     pub(super) kept: [f32; JOB_ROWS],
     pub(super) scales: [f32; JOB_ROWS],
 }
 
-/// Turns the rows' scores, [`BLOCK`] from one row to the next, into weights, times the values' scales, as integers, and
-/// brings the rows' largest scores and sums up to date. A row sees the positions that `visible` says; there are as many
-/// scores and weights as `value_scales`, whole vectors. The scale of a row's weights is not finite if one of them is not.
+/// Turns the rows' scores into weights times the values' scales, as integers, and updates the rows' largest scores and
+/// sums. Rows of scores are [`BLOCK`] floats apart. A row sees the positions that `visible` says. There are as many
+/// scores and weights as `value_scales`, in whole vectors. The scale of a row's weights is not finite if one of them is
+/// not.
 ///
-/// What is done for each row comes in steps of their own, so that no row waits for the sums across lanes of another.
+/// Each step runs over all rows before the next one begins, so that no row waits for another row's sum across lanes.
 #[inline(always)]
 pub(super) fn weigh<S: Simd>(
     s: S,
@@ -40,7 +41,7 @@ pub(super) fn weigh<S: Simd>(
     for r in 0..n_rows {
         let scores = &mut scores[r * BLOCK..][..n];
         sums[r] = sums[r] * kept[r] + exponentials(s, scores, bases[r], value_scales);
-        // What is not seen has no part in it, not even if its scale is NaN.
+        // A position that is not seen has no weight, not even if its scale is NaN.
         scores[..visible[r].from].fill(0.0);
         scores[visible[r].to..].fill(0.0);
         most[r] = largest_or_nan(s, scores);
@@ -49,17 +50,17 @@ pub(super) fn weigh<S: Simd>(
     for r in 0..n_rows {
         factors.scales[r] = most[r] / f32::from(LARGEST);
         let inverse = f32::from(LARGEST) / most[r];
-        // Of the smallest numbers the inverse is infinite, and of NaN there is none: they vanish.
+        // The inverse of the smallest numbers is infinite, and that of NaN is NaN. Both become 0.
         let inverse = if inverse < f32::INFINITY { inverse } else { 0.0 };
         to_integers(s, &scores[r * BLOCK..][..n], inverse, &mut weights[r * BLOCK..][..n]);
     }
     factors
 }
 
-/// `2^x` of numbers up to 0, to 5 units in the last place; below -126 that of -126, and NaN stays NaN.
+/// `2^x` for numbers up to 0, to 5 units in the last place. Below -126 it is `2^-126`; NaN stays NaN.
 #[inline(always)]
 pub(super) fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
-    // Adding this rounds to a whole number.
+    // Adding and subtracting this rounds to a whole number.
     const ROUND: f32 = 12_582_912.0;
     let x = s.max(s.splat(-126.0), x);
     let whole = s.add(s.add(x, s.splat(ROUND)), s.splat(-ROUND));
@@ -71,8 +72,9 @@ pub(super) fn exp2<S: Simd>(s: S, x: S::F) -> S::F {
     s.times_power(power, whole)
 }
 
-/// The largest scores, `most` in a block and `kept` before, become the largest of both, what the sums so far must be
-/// multiplied by, and what the block's scores must be lessened by, negative.
+/// Updates the largest scores. Inputs are the maxima `most` of a block and `kept` from before. Results are the larger
+/// of both in `most`, the factors of the sums so far in `kept`, and what must be added to the block's scores, which is
+/// negative, in `bases`.
 #[inline(always)]
 fn running<S: Simd>(
     s: S,
@@ -85,7 +87,7 @@ fn running<S: Simd>(
         unsafe {
             let before = s.load(kept.as_ptr().add(i));
             let now = s.max(s.load(most.as_ptr().add(i)), before);
-            // Of a row that has seen nothing not -∞, whose difference with itself is NaN.
+            // For a row that has seen nothing this is not -∞, because the difference of -∞ with itself is NaN.
             let base = s.mul(s.max(now, s.splat(f32::MIN)), s.splat(-1.0));
             s.store(most.as_mut_ptr().add(i), now);
             s.store(kept.as_mut_ptr().add(i), exp2(s, s.add(before, base)));
@@ -94,7 +96,7 @@ fn running<S: Simd>(
     }
 }
 
-/// The largest value, NaN being none.
+/// The largest value; NaN is ignored.
 #[inline(always)]
 fn largest<S: Simd>(s: S, values: &[f32]) -> f32 {
     let mut most = s.splat(f32::NEG_INFINITY);
@@ -105,7 +107,7 @@ fn largest<S: Simd>(s: S, values: &[f32]) -> f32 {
     s.largest(most)
 }
 
-/// The largest value, or NaN if one is not finite.
+/// The largest value, or NaN if one value is not finite.
 #[inline(always)]
 fn largest_or_nan<S: Simd>(s: S, values: &[f32]) -> f32 {
     let (mut most, mut zero) = (s.splat(0.0), s.splat(0.0));
@@ -118,7 +120,7 @@ fn largest_or_nan<S: Simd>(s: S, values: &[f32]) -> f32 {
     s.largest(most) + s.sum(zero)
 }
 
-/// Turns scores into weights times the values' scales; returns the sum of the weights.
+/// Turns scores into weights times the values' scales. Returns the sum of the weights.
 #[inline(always)]
 fn exponentials<S: Simd>(s: S, scores: &mut [f32], base: f32, value_scales: &[f32]) -> f32 {
     let mut sum = s.splat(0.0);
@@ -134,7 +136,7 @@ fn exponentials<S: Simd>(s: S, scores: &mut [f32], base: f32, value_scales: &[f3
     s.sum(sum)
 }
 
-/// The integers nearest to the values times `factor`.
+/// Writes the integers nearest to the values times `factor`.
 #[inline(always)]
 fn to_integers<S: Simd>(s: S, values: &[f32], factor: f32, out: &mut [i16]) {
     for i in (0..values.len()).step_by(S::LANES) {

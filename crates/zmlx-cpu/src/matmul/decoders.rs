@@ -1,9 +1,9 @@
-//! Weight formats as the kernels see them: how vectors of words of a row become vectors of cells.
+//! Weight formats as the kernels see them: how vectors of a row's words become vectors of cells.
 //!
-//! A *cell* is what a 32-bit lane holds: two 16-bit integers, four 8-bit ones, or a float ([`Element`]). A row is loaded
-//! by vectors of `LANES` words, each of which gives [`Decoder::CELLS`] vectors of cells by masks and shifts, never by moves
-//! between lanes: of a word's integers, cell `i` holds number `i` and every `CELLS`th after it. Activations are put into
-//! the same order once per op.
+//! A *cell* is the content of a 32-bit lane: two 16-bit integers, four 8-bit ones, or a float ([`Element`]). A row is
+//! loaded as vectors of `LANES` words. Masks and shifts turn each into [`Decoder::CELLS`] vectors of cells, and nothing
+//! moves between lanes: cell `i` of a word holds its integer number `i` and every `CELLS`th after it. Activations are
+//! put into the same order once per op.
 
 use std::marker::PhantomData;
 
@@ -12,27 +12,27 @@ use super::elements::{Element, Floats};
 use crate::simd::Vnni;
 use crate::simd::{Simd, codes_of_16};
 
-/// A format's way from words to cells, on vectors of `S`.
+/// How words of a format become cells, on vectors of `S`.
 pub(super) trait Decoder<S: Simd> {
     /// What the cells hold.
     type Element: Element<S>;
-    /// Vectors of cells that a vector of words gives.
+    /// Number of vectors of cells that a vector of words gives.
     const CELLS: usize;
-    /// Bytes of a row that a vector of words takes.
+    /// Number of bytes of a row in a vector of words.
     const LOAD_BYTES: usize;
-    /// Vectors of words that the dot kernels take at once, a chunk.
+    /// Number of vectors of words in a chunk, which the dot kernels take at once.
     const LOADS: usize;
     /// Whether loading reads past those bytes, up to [`MAX_OVERREAD`].
     const OVERREAD: bool = false;
     /// Whether weights have scales (and perhaps biases).
     const SCALED: bool = true;
-    /// What a weight is before scale and bias, as a multiple of its number.
+    /// The value of a weight before scale and bias, as a multiple of its integer.
     const UNIT: f32 = 1.0;
-    /// The bias as a multiple of the scale, of a format that has none of its own.
+    /// The bias as a multiple of the scale, if the format has no biases of its own.
     const OFFSET: i8 = 0;
     /// The largest integer of a weight.
     const MAX_WEIGHT: usize = 1;
-    /// Most cells whose products with the largest activations fit a sum: a power of two.
+    /// The largest number of cells whose products with the largest activations fit into a sum: a power of two.
     const MAX_CELLS: usize = {
         let n = <Self::Element as Element<S>>::CAPACITY / Self::MAX_WEIGHT;
         if n < 64 { 1 << n.ilog2() } else { 64 }
@@ -55,12 +55,13 @@ pub(super) trait Decoder<S: Simd> {
 /// Bytes that a decoder may read past its words.
 pub(super) const MAX_OVERREAD: usize = 16;
 
-/// Code `i` of each 16-bit lane, of lanes with as many as they hold: the last on top, others below it.
+/// Code `i` of each 16-bit lane. A lane holds as many codes as fit; the last one is at the top, and the others are
+/// below it.
 #[inline(always)]
 fn code_of_16<S: Simd, const BITS: usize>(s: S, words: S::I, i: usize) -> S::I {
     let from = 16 - BITS * (codes_of_16(BITS) - i);
     let shifted = if from == 0 { words } else { s.shr16(words, from as u32) };
-    // The last shift has left nothing else in a lane.
+    // For the top code the shift alone removes everything else from a lane.
     if from + BITS == 16 { shifted } else { s.and(shifted, s.splat_i(0x1_0001 * ((1 << BITS) - 1))) }
 }
 
@@ -89,8 +90,8 @@ impl<S: Simd, E: Element<S>, const BITS: usize> Decoder<S> for PowerOfTwoBits<BI
     }
 }
 
-/// Affine codes of 3, 5 or 6 bits in groups of at least `CHUNK`: a chunk is as many weights, or a vector. A 16-bit lane is
-/// loaded with as many neighbours as it holds, an 8-bit one with one.
+/// Affine codes of 3, 5 or 6 bits. A chunk is `CHUNK` weights, or one vector if that is more; groups have at least
+/// `CHUNK` weights. A 16-bit lane is loaded with as many neighbouring codes as fit, and an 8-bit lane with one.
 pub(super) struct OddBits<const BITS: usize, E, const CHUNK: usize>(PhantomData<E>);
 
 impl<S: Simd, E: Element<S>, const BITS: usize, const CHUNK: usize> Decoder<S> for OddBits<BITS, E, CHUNK> {
@@ -119,7 +120,7 @@ impl<S: Simd, E: Element<S>, const BITS: usize, const CHUNK: usize> Decoder<S> f
     }
 }
 
-/// Affine codes of 3 bits in words of eight, one to a lane.
+/// Affine codes of 3 bits. Each lane gets a word of eight codes.
 #[cfg(target_arch = "x86_64")]
 pub(super) struct Words3<E>(PhantomData<E>);
 
@@ -144,7 +145,8 @@ impl<S: Vnni, E: Element<S>> Decoder<S> for Words3<E> {
     }
 }
 
-/// e2m1 codes: 512 times their values or, as bytes, twice these and 12, which has no sign.
+/// e2m1 codes. Integers of 16 bits are 512 times their values. Bytes are twice their values plus 12, which is never
+/// negative.
 pub(super) struct E2m1<E>(PhantomData<E>);
 
 impl<S: Simd, E: Element<S>> Decoder<S> for E2m1<E> {
@@ -167,13 +169,13 @@ impl<S: Simd, E: Element<S>> Decoder<S> for E2m1<E> {
         if E::WEIGHTS == 4 {
             return s.e2m1_times_2_plus_12(s.bits_of_8::<4>(words, 4 * i));
         }
-        // Two at once, of which each goes on top of a 16-bit lane.
+        // Two codes at once; each goes to the top of a 16-bit lane.
         let twice = s.e2m1_times_2(s.bits_of_8::<4>(words, 4 * (i % 2)));
         if i < 2 { s.shl16(twice, 8) } else { s.and(twice, s.splat_i(0xff00_ff00)) }
     }
 }
 
-/// e4m3 codes, whose values span more than 16 bits. A chunk is 32 weights.
+/// e4m3 codes. Their values need more than 16 bits, so they become floats. A chunk is 32 weights.
 pub(super) struct E4m3;
 
 impl<S: Simd> Decoder<S> for E4m3 {

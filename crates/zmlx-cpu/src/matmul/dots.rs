@@ -1,4 +1,4 @@
-//! Few rows of activations: four rows of a weight times one, two or four of them, as dot products.
+//! The kernel for few rows of activations: dot products of four rows of a weight with one, two or four of them.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
 use super::decoders::Decoder;
@@ -8,25 +8,27 @@ use super::scales::{Scales, group_scales};
 use super::zipped;
 use crate::simd::{Simd, prefetch};
 
-/// Most rows of activations with one matrix that go by dots, some at a time.
+/// The largest number of rows of activations for one matrix that dots compute. They take some rows at a time.
 pub(super) const MAX_DOTS: usize = 12;
 /// Rows of a weight that a dot kernel takes at once.
 pub(super) const ROWS: usize = 4;
-/// Most rows of activations that a dot kernel takes at once.
+/// The largest number of rows of activations that a dot kernel takes at once.
 pub(super) const MAX_X: usize = 4;
-/// Most sums of a row of a weight with a row of activations at once.
+/// The largest number of sums that a row of a weight and a row of activations have at once.
 const MAX_SUMS: usize = 8;
-/// Most vectors of cells of a load, of any format.
+/// The largest number of vectors of cells of a load, in any format.
 const MAX_CELLS: usize = 8;
-/// Bytes of scales, and of biases, fetched so.
+/// Bytes of scales, and of biases, that are prefetched.
 const PREFETCH_SCALES: usize = 512;
 
-/// `out[r][x · x_stride + i] = Σ_k weight[k] · x[k]` for the `i`th row, `i` below `n`, from each of four rows on, and for as many
-/// prepared rows of activations as the instance takes. `scales` has room for [`scales_len`] floats.
+/// `out[r][x · x_stride + i] = Σ_k weight[k] · x[k]` for the `i`th row after each of four first rows, for all `i` below
+/// `n`, and for as many prepared rows of activations as the instance takes. `scales` has room for [`scales_len`]
+/// floats.
 ///
 /// # Safety
-/// Rows and activations are as the layout says; whole chunks of the rows and whole vectors of their scales can be read, and of
-/// floats there are zeros behind the row; the results have room; the processor has the instance's instructions.
+/// Rows and activations are as the layout says. Whole chunks of the rows and whole vectors of their scales are
+/// readable, and with floats the row is followed by zeros. The results have room. The processor has the instance's
+/// instructions.
 pub(super) type DotFn = unsafe fn(
     layout: &RowLayout,
     rows: &[Row; ROWS],
@@ -37,12 +39,12 @@ pub(super) type DotFn = unsafe fn(
     x_stride: usize,
 );
 
-/// Floats of scales that a [`DotFn`] keeps.
+/// Number of floats of scales that a [`DotFn`] keeps.
 pub(super) fn scales_len(layout: &RowLayout) -> usize {
     MAX_SUMS * layout.scales_stride()
 }
 
-/// The [`DotFn`] for `X` rows of activations, `R` rows of the weight at a time: `X · R` sums stay in registers.
+/// The [`DotFn`] for `X` rows of activations, with `R` rows of the weight at a time. `X · R` sums stay in registers.
 pub(super) unsafe fn dot<S: Simd, D: Decoder<S>, K: Scales, const X: usize, const R: usize>(
     layout: &RowLayout,
     rows: &[Row; ROWS],
@@ -54,15 +56,16 @@ pub(super) unsafe fn dot<S: Simd, D: Decoder<S>, K: Scales, const X: usize, cons
 ) {
     const { assert!(X * R >= 4 && X * R <= MAX_SUMS) };
     assert!(scales.len() >= scales_len(layout));
-    // SAFETY: the caller vouches for the instructions.
+    // SAFETY: the caller guarantees that the processor has the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
         #[inline(always)]
         || {
-            // A copy of one's own does not change with what is written to the scales: so nothing of it is read again and again.
+            // Writes to the scales cannot change a local copy, so the compiler does not read the layout again and
+            // again.
             let layout = &{ *layout };
-            // In vector code loops, not functions of arrays: those are code of their own, without the level's
-            // instructions, unless the compiler inlines them.
+            // Vector code uses loops and no functions of arrays. Unless the compiler inlines such a function, it is
+            // compiled without the level's instructions.
             let mut few_x = [x[0]; X];
             few_x.copy_from_slice(&x[..X]);
             for first in (0..ROWS).step_by(R) {
@@ -91,7 +94,7 @@ pub(super) unsafe fn dot<S: Simd, D: Decoder<S>, K: Scales, const X: usize, cons
     );
 }
 
-/// Fetches what is read first from each of the rows on: what a kernel call would otherwise wait for.
+/// Prefetches the first bytes of each of the rows, which a kernel call would otherwise wait for.
 pub(super) fn fetch(rows: &[Row; ROWS]) {
     for row in rows {
         for line in (0..PREFETCH_BYTES).step_by(64) {
@@ -104,7 +107,7 @@ pub(super) fn fetch(rows: &[Row; ROWS]) {
     }
 }
 
-/// The lanes' sums of the `i`th row from each of `R` rows on with `X` rows of activations.
+/// The sums, still in lanes, of the `i`th row after each of `R` rows with `X` rows of activations.
 ///
 /// # Safety
 /// As [`DotFn`].
@@ -143,7 +146,7 @@ unsafe fn dot_rows<S: Simd, D: Decoder<S>, K: Scales, const X: usize, const R: u
     }
     let mut x = *x;
     let mut scales = scales.cast_const();
-    // A vector of groups at a time, or all.
+    // One vector of groups at a time, or the whole row if there are no scales.
     let mut n_left = layout.n_chunks;
     while n_left > 0 {
         let n = if D::SCALED { layout.lanes_per_group.min(n_left) } else { n_left };
@@ -161,11 +164,11 @@ unsafe fn dot_rows<S: Simd, D: Decoder<S>, K: Scales, const X: usize, const R: u
     total
 }
 
-/// Adds the products of `n` chunks, times the scales of their lanes' groups: `scales` are a vector of groups' for each sum. If
-/// `ONE_GROUP` each chunk is a group.
+/// Adds the products of `n` chunks times the scales of their lanes' groups. `scales` holds the scales of a vector of
+/// groups for each sum. With `ONE_GROUP` each chunk is one group.
 ///
 /// # Safety
-/// As [`DotFn`]; `at` and `x` are as [`sum_chunk`] wants them.
+/// As [`DotFn`]. `at` and `x` are as [`sum_chunk`] needs them.
 #[inline(always)]
 unsafe fn add_chunks<S: Simd, D: Decoder<S>, const X: usize, const R: usize, const ONE_GROUP: bool>(
     s: S,
@@ -203,7 +206,7 @@ unsafe fn add_chunks<S: Simd, D: Decoder<S>, const X: usize, const R: usize, con
     }
 }
 
-/// Fetches as many scales and biases as the `i`th rows have, of rows to come.
+/// Prefetches scales and biases of later rows, as many as the `i`th rows have.
 #[inline(always)]
 fn fetch_scales<K: Scales, const R: usize>(layout: &RowLayout, rows: &[Row; R], i: usize) {
     let at = i * layout.scales_bytes() + PREFETCH_SCALES;
@@ -219,11 +222,11 @@ fn fetch_scales<K: Scales, const R: usize>(layout: &RowLayout, rows: &[Row; R], 
     }
 }
 
-/// Writes what sums of the vector of groups from `g` on are multiplied by, the scales of the `i`th rows times those of the
-/// activations, for each sum apart. And adds the biases times the sums of the activations.
+/// Writes the scales of each sum for the vector of groups from `g` on: the scales of the `i`th rows times those of the
+/// activations. Also adds the biases times the sums of the activations.
 ///
 /// # Safety
-/// As [`DotFn`]; the rows have the group, if `WHOLE` all of the vector.
+/// As [`DotFn`]. The rows have the first group, and with `WHOLE` all groups of the vector.
 #[allow(clippy::too_many_arguments, reason = "an inner loop with all that it reads")]
 #[inline(always)]
 unsafe fn scale<S: Simd, D: Decoder<S>, K: Scales, const X: usize, const R: usize, const WHOLE: bool>(
@@ -259,10 +262,11 @@ unsafe fn scale<S: Simd, D: Decoder<S>, K: Scales, const X: usize, const R: usiz
     }
 }
 
-/// `sums[m][r] = Σ w[r][k] · x[m][k]` over a chunk of each row, lane by lane, before scale and bias; moves on to the next.
+/// `sums[m][r] = Σ w[r][k] · x[m][k]` over a chunk of each row, lane by lane, before scale and bias. Moves on to the
+/// next chunk.
 ///
-/// `n_loads` is [`Decoder::LOADS`] as a bound that the compiler does not know: several loads' products with several rows of
-/// activations, unrolled as a whole, would be reordered until nothing fits the registers.
+/// `n_loads` equals [`Decoder::LOADS`], but the compiler does not know its value. If the products of several loads with
+/// several rows of activations were unrolled, the compiler would reorder them until nothing fits the registers.
 ///
 /// # Safety
 /// A chunk, and the overread, are readable at each of `at`, and a chunk of prepared activations at each of `x`.
@@ -273,7 +277,7 @@ unsafe fn sum_chunk<S: Simd, D: Decoder<S>, const X: usize, const R: usize>(
     at: &mut [*const u8; R],
     x: &mut [*const f32; X],
 ) -> [[<D::Element as Element<S>>::Sum; R]; X] {
-    // Zipped words go another way.
+    // Zipped words use other code.
     const { assert!(D::CELLS <= MAX_CELLS && (D::Element::PLANES == 1 || D::LOADS == 1 || D::Element::ZIPPED)) };
     let mut sums = [[D::Element::zero(s); R]; X];
     for load in 0..if X == 1 || D::LOADS == 1 { D::LOADS } else { n_loads } {
@@ -282,7 +286,8 @@ unsafe fn sum_chunk<S: Simd, D: Decoder<S>, const X: usize, const R: usize>(
             // SAFETY: the caller's promise.
             unsafe {
                 if load * D::LOAD_BYTES % 64 < D::LOAD_BYTES {
-                    // A line once, and between the loads: all at once is 6 % slower (Zen 4, 2026-11).
+                    // Each cache line is prefetched once, and the prefetches are spread over the loads: all at once is
+                    // 6 % slower (Zen 4, 2026-11).
                     prefetch(at[r].wrapping_add(PREFETCH_BYTES + load * D::LOAD_BYTES));
                 }
                 words[r] = D::load(s, at[r].add(load * D::LOAD_BYTES));
@@ -290,7 +295,7 @@ unsafe fn sum_chunk<S: Simd, D: Decoder<S>, const X: usize, const R: usize>(
         }
         let mut cells = [[s.splat_i(0); R]; MAX_CELLS];
         for step in 0..D::Element::PLANES * D::CELLS {
-            // Plane after plane.
+            // One plane after the other.
             let (p, i) = (step / D::CELLS, step % D::CELLS);
             for r in 0..R {
                 if p == 0 {

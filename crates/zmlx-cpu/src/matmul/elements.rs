@@ -1,13 +1,14 @@
-//! What cells hold: integers, two of 16 bits or four of 8 bits, or floats; and how cells are multiplied.
+//! What cells hold (two integers of 16 bits, four integers of 8 bits, or a float), and how cells are multiplied.
 //!
-//! Quantised weights are integers. Then activations are integers too, with a scale for each group of weights: of 16 bits
-//! an activation is off by about 2⁻¹⁶ at most of the largest of its group, of 8 bits 2⁻⁸. Everything else is exact up to the
-//! sum over the groups, which is in f32: codes are integers, and their products with activations are summed as integers.
-//! Against floats 16 bits take half the instructions, 8 bits a quarter, and the result does not depend on the order
-//! within a group.
+//! Quantised weights are integers. Their activations then are integers too, with a scale for each group of weights. An
+//! activation of 16 bits is off by at most about 2⁻¹⁶ of the largest in its group, one of 8 bits by 2⁻⁸. Everything
+//! else is exact up to the sum over the groups, which is in f32: codes are integers, and their products with
+//! activations are summed as integers. 16 bits take half the instructions of floats, 8 bits a quarter. The result does
+//! not depend on the order within a group.
 //!
-//! Where codes become bytes easily and levels have the products ([`TwoBytes`]), 16 bits are two bytes, `256 · upper + lower`, each in
-//! a plane of its own: as many products as of 16 bits, but weights stay bytes, which take half the instructions to unpack.
+//! If codes become bytes easily and the level has the products ([`TwoBytes`]), a 16-bit activation is two bytes,
+//! `256 · upper + lower`. Each byte is in a plane of its own. There are as many products as with 16 bits, but weights
+//! stay bytes, and bytes take half the instructions to unpack.
 
 use crate::simd::Simd;
 #[cfg(target_arch = "x86_64")]
@@ -15,24 +16,24 @@ use crate::simd::TwoBytes;
 
 /// What a cell holds, and how cells are multiplied.
 pub(super) trait Element<S: Simd>: Sized {
-    /// Weights of a cell.
+    /// Number of weights in a cell.
     const WEIGHTS: usize;
-    /// Whether activations have a scale for each group of weights, behind the sums of the groups.
+    /// Whether activations have a scale for each group of weights. The scales are stored after the sums of the groups.
     const X_SCALED: bool;
-    /// Planes of a row of activations: after the products with one and before those with the next, sums go through
-    /// [`Element::next_plane`].
+    /// Number of planes of a row of activations. Between the products with one plane and those with the next, sums go
+    /// through [`Element::next_plane`].
     const PLANES: usize = 1;
-    /// Whether words are [zipped](super::zipped) in chunks of two vectors, and sums are those of each plane apart, so that products
-    /// with all planes may come in any order.
+    /// Whether words are [zipped](super::zipped) in chunks of two vectors. Each plane then has sums of its own, so
+    /// products with all planes may come in any order.
     const ZIPPED: bool = false;
-    /// The largest sum of weights that does not overflow a running sum, if all activations are as large as they can be.
+    /// The largest sum of weights that does not overflow a running sum when all activations are as large as possible.
     const CAPACITY: usize;
     /// Running sums of products, lane by lane.
     type Sum: Copy;
 
-    /// No sums yet.
+    /// The sums at the start.
     fn zero(s: S) -> Self::Sum;
-    /// Vector `i` of the two vectors of words at `p`, zipped if words are.
+    /// Vector `i` of the two vectors of words at `p`, zipped if words are zipped.
     ///
     /// # Safety
     /// The words are readable.
@@ -43,7 +44,7 @@ pub(super) trait Element<S: Simd>: Sized {
     }
     /// Adds the products of weights and a plane's activations.
     fn add(s: S, sum: Self::Sum, w: S::I, x: S::I, plane: usize) -> Self::Sum;
-    /// Multiplies sums by what a number of this plane is worth in the next.
+    /// Multiplies the sums by the factor between this plane and the next.
     fn next_plane(s: S, sum: Self::Sum) -> Self::Sum {
         let _ = s;
         sum
@@ -52,12 +53,13 @@ pub(super) trait Element<S: Simd>: Sized {
     fn total(s: S, sum: Self::Sum) -> S::F;
 }
 
-/// Integers: two of 16 bits, or four of 8 bits, where weights have no sign and activations one byte in each plane.
+/// Two integers of 16 bits, or four of 8 bits. With 8 bits, weights have no sign, and activations have one byte in each
+/// plane.
 pub(super) struct Integers<const N: usize, const PLANES: usize>;
 /// Floats.
 pub(super) struct Floats;
 
-/// The largest activations of two bytes with signs, and of one.
+/// The largest activations of two signed bytes, and of one.
 #[cfg(target_arch = "x86_64")]
 pub(super) const MAX_TWO_I8: f32 = 127.0 * 257.0;
 pub(super) const MAX_I8: f32 = 127.0;

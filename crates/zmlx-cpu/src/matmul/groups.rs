@@ -1,8 +1,8 @@
-//! Which rows of activations meet which matrix of a bank.
+//! Which rows of activations are multiplied by which matrix of a bank.
 
 use std::ops::Range;
 
-/// Which rows of activations meet which matrix: `pairs[range]` for each matrix that occurs, ascending.
+/// Which pairs belong to which matrix: `pairs[range]` for each matrix that occurs, in ascending order.
 #[derive(Default)]
 pub(crate) struct Groups {
     pub(super) mats: Vec<(usize, Range<usize>)>,
@@ -11,7 +11,7 @@ pub(crate) struct Groups {
 }
 
 impl Groups {
-    /// Every pair with matrix 0.
+    /// Assigns every pair to matrix 0.
     pub(crate) fn all(&mut self, n_pairs: usize) {
         self.mats.clear();
         if n_pairs > 0 {
@@ -21,7 +21,7 @@ impl Groups {
         self.pairs.extend(0..n_pairs as u32);
     }
 
-    /// Pair `p` with matrix `mat_of(p)`, below `n_mats`: a counting sort, stable.
+    /// Assigns pair `p` to matrix `mat_of(p)`, which is below `n_mats`. This is a stable counting sort.
     pub(crate) fn by_mat(&mut self, n_pairs: usize, n_mats: usize, mat_of: impl Fn(usize) -> usize) {
         self.counts.clear();
         self.counts.resize(n_mats + 1, 0);

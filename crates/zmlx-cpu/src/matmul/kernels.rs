@@ -1,4 +1,4 @@
-//! The instances of the inner kernels: one per instruction set and format.
+//! The instances of the inner kernels, one for each instruction set and format.
 
 use super::decoders::{Decoder, DenseBf16, DenseF16, DenseF32, E2m1, E4m3, OddBits, PowerOfTwoBits};
 use super::dots::{DotFn, MAX_DOTS, dot};
@@ -24,30 +24,31 @@ use zmlx_core::{DType, QuantMode, QuantSpec, WeightFormat};
 /// Puts a row of activations into the order of a kernel and appends the sums and scales of its groups.
 ///
 /// # Safety
-/// `x` has the layout's number of inputs, `out` room for its stride; the processor has the instance's instructions.
+/// `x` has the layout's number of inputs, and `out` has room for its stride. The processor has the instance's
+/// instructions.
 pub(super) type PrepareFn = unsafe fn(layout: &RowLayout, x: *const f32, out: *mut f32);
 
-/// The kernels of one format at one level, and what they know of its rows: function pointers that are called once per
-/// some rows (kilobytes of weights), never per element.
+/// The kernels of one format at one level, and the layout of its rows. They are function pointers, called once for some
+/// rows (kilobytes of weights), never for each element.
 #[derive(Clone, Copy)]
 pub(super) struct Kernels {
     pub(super) layout: RowLayout,
-    /// Rows of activations up to which dots are used.
+    /// The largest number of rows of activations for which dots are used.
     pub(super) max_dots: usize,
-    /// For few rows of activations: one, two or four.
+    /// The kernels for few rows of activations: for one, two and four.
     pub(super) dot: [DotFn; 3],
     pub(super) prepare_dot: PrepareFn,
-    /// For many.
+    /// The kernel for many rows of activations.
     pub(super) tile: TileFn,
     pub(super) prepare_tile: PrepareFn,
     pub(super) pack: PackFn,
-    /// Rows of the weight that a call of `tile` takes.
+    /// Number of rows of the weight that a call of `tile` takes.
     pub(super) tile_rows: usize,
 }
 
 /// The kernels for a weight.
 pub(super) fn kernels(level: Level, activations: Activations, format: WeightFormat, n_in: usize) -> Kernels {
-    // The unit tests of this crate multiply nothing, and would take minutes longer to compile with all instances.
+    // This crate's unit tests multiply nothing. With all instances they would take minutes longer to compile.
     let level = if cfg!(test) { Level::Scalar } else { level };
     match level {
         Level::Scalar => on::<Scalar, ByVectors, ByVectors>(activations, format, n_in),
@@ -68,7 +69,7 @@ pub(super) fn kernels(level: Level, activations: Activations, format: WeightForm
     }
 }
 
-/// On vectors of `S`; many rows of activations of 16 bits are multiplied by `M`, of 8 bits by `M8`.
+/// The kernels on vectors of `S`. Many rows of activations are multiplied by `M` (16 bits) or `M8` (8 bits).
 fn on<S: Ways, M, M8: Multiply<S, Integers<4, 1>>>(
     activations: Activations,
     format: WeightFormat,
@@ -102,7 +103,7 @@ where
     }
 }
 
-/// Affine weights, with scales as `K`.
+/// Kernels for affine weights with scales as `K`.
 fn affine<S: Ways, K: Scales, M, M8: Multiply<S, Integers<4, 1>>>(
     spec: QuantSpec,
     activations: Activations,
@@ -119,13 +120,13 @@ where
     }
 }
 
-/// Affine weights of less than 8 bits; `B` is as [`Ways::Int16ForBytes`].
+/// Kernels for affine weights of less than 8 bits. `B` is as [`Ways::Int16ForBytes`].
 fn narrow<S: Ways, E: Prepare<S>, B: Prepare<S>, K: Scales, M: Multiply<S, E> + Multiply<S, B>>(
     spec: QuantSpec,
     format: WeightFormat,
     n_in: usize,
 ) -> Kernels {
-    // Long chunks where a group has room for them: a chunk's sums are scaled once.
+    // Long chunks if a group has room for them, because the sums of a chunk are scaled once.
     let is_long = spec.group_size() >= 64;
     match spec.bits() {
         2 if is_long => of::<S, PowerOfTwoBits<2, B>, K, M>(format, n_in),
@@ -190,7 +191,7 @@ unsafe fn prepare<S: Simd, D: Decoder<S>>(layout: &RowLayout, order: CellOrder, 
 where
     D::Element: Prepare<S>,
 {
-    // SAFETY: the caller vouches for the instructions.
+    // SAFETY: the caller promises the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
         #[inline(always)]

@@ -1,13 +1,13 @@
-//! What the kernels know of a weight's rows: where their data, scales and biases lie, and how far they read.
+//! What the kernels know about the rows of a weight: where their data, scales and biases are, and how far kernels read.
 
 use super::decoders::{Decoder, MAX_OVERREAD};
 use super::elements::Element;
 use crate::simd::Simd;
 use zmlx_core::{DType, QuantMode, WeightFormat};
 
-/// Most lanes of a vector.
+/// The largest number of lanes in a vector.
 const MAX_LANES: usize = 16;
-/// Weight bytes fetched ahead of use in each run, into the second-level cache.
+/// How many bytes ahead of their use weights are prefetched in each run, into the second-level cache.
 pub(super) const PREFETCH_BYTES: usize = 2048;
 
 /// The buffers of one row.
@@ -22,10 +22,10 @@ impl Row {
     pub(super) const NULL: Self =
         Self { data: std::ptr::null(), scales: std::ptr::null(), biases: std::ptr::null() };
 
-    /// The row `n` rows further on.
+    /// The row that is `n` rows after this one.
     ///
     /// # Safety
-    /// It lies within the same matrix, whose rows take `row_bytes` of data, scales and biases.
+    /// It is in the same matrix, whose rows take `row_bytes` of data, scales and biases.
     pub(super) unsafe fn add(self, n: usize, row_bytes: [usize; 3]) -> Self {
         // SAFETY: the caller's promise.
         unsafe {
@@ -38,7 +38,7 @@ impl Row {
     }
 }
 
-/// Copies of rows behind which kernels would read what they may not.
+/// Copies of rows for kernels that would otherwise read past the end of the buffers.
 #[derive(Default)]
 pub(super) struct PaddedRows(Vec<u8>);
 
@@ -49,10 +49,11 @@ impl PaddedRows {
         self.0.reserve(len.saturating_sub(self.0.len()));
     }
 
-    /// Copies of some rows that take `row_bytes` of data, scales and biases, with zeros behind each for what the kernels read.
+    /// Copies rows that take `row_bytes` of data, scales and biases. Each copy is followed by zeros for what the
+    /// kernels read past its end.
     ///
     /// # Safety
-    /// The rows can be read.
+    /// The rows are readable.
     pub(super) unsafe fn copy<const N: usize>(
         &mut self,
         layout: &RowLayout,
@@ -68,7 +69,7 @@ impl PaddedRows {
             let [data, scales, biases] = [0, 1, 2].map(|i| {
                 let (copy, behind) = std::mem::take(&mut rest).split_at_mut(lens[i]);
                 rest = behind;
-                // SAFETY: the row has these bytes (the caller's promise), and the copy room for them.
+                // SAFETY: the row has these bytes (the caller's promise), and the copy has room for them.
                 unsafe { std::ptr::copy_nonoverlapping(from[i], copy.as_mut_ptr(), row_bytes[i]) };
                 copy.as_ptr()
             });
@@ -81,11 +82,11 @@ impl PaddedRows {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum ScaleKind {
     None,
-    /// Scales and biases, of affine codes.
+    /// Scales and biases of affine codes, as floats.
     Float(DType),
-    /// Scales alone, as powers of two.
+    /// Scales without biases, as powers of two.
     E8m0,
-    /// Scales alone, of eight bits.
+    /// Scales without biases, as e4m3 codes.
     E4m3,
 }
 
@@ -101,7 +102,7 @@ impl ScaleKind {
         }
     }
 
-    /// Bytes of a scale.
+    /// Bytes of one scale.
     #[inline(always)]
     pub(super) fn size_bytes(self) -> usize {
         match self {
@@ -111,45 +112,47 @@ impl ScaleKind {
         }
     }
 
-    /// Whether there are biases, else they are those of the offset.
+    /// Whether there are biases. If not, the format's offset takes their place.
     #[inline(always)]
     pub(super) fn has_biases(self) -> bool {
         matches!(self, Self::Float(_))
     }
 }
 
-/// What a kernel must know of a weight's rows.
+/// What a kernel must know about the rows of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct RowLayout {
-    /// Weights of a row.
+    /// Number of weights in a row.
     pub(super) n_in: usize,
     /// Bytes of a row's data.
     pub(super) row_bytes: usize,
     pub(super) n_groups: usize,
-    /// 0 without scales.
+    /// Weights per scale; 0 without scales.
     pub(super) group_size: usize,
     pub(super) scales: ScaleKind,
-    /// Bytes of a scale.
+    /// Bytes of one scale.
     pub(super) scale_bytes: usize,
     /// [`Decoder::OFFSET`].
     pub(super) offset: i8,
-    /// Chunks of a row or activations.
+    /// Number of chunks in a row of weights or activations.
     pub(super) n_chunks: usize,
-    /// [`Decoder::LOADS`], as a number that the compiler does not know.
+    /// [`Decoder::LOADS`], as a value that the compiler does not know.
     pub(super) n_loads: usize,
-    /// Bytes behind a row's data, scales and biases that kernels read with its last chunk and its last vector of groups.
+    /// Bytes after a row's data, scales and biases that kernels read with the last chunk and the last vector of groups.
     pub(super) overread: [usize; 3],
-    /// Whether there must be zeros behind the data: of integers activations that are zero take care of what there is.
+    /// Whether the data must be followed by zeros. With integers anything may follow, because the activations there are
+    /// zero.
     pub(super) needs_zeros: bool,
-    /// Lanes that share a scale, in the vectors of a chunk, and chunks of a vector of groups: a power of two.
+    /// Number of lanes of a chunk's vectors that share a scale, which is also the number of chunks in a vector of
+    /// groups: a power of two.
     pub(super) lanes_per_group: usize,
-    /// Groups of a row, rounded up to whole vectors; 0 without scales.
+    /// Number of groups in a row, rounded up to whole vectors; 0 without scales.
     pub(super) padded_groups: usize,
-    /// Floats that a plane of a prepared row's values takes: whole chunks.
+    /// Number of floats in a plane of a prepared row: whole chunks.
     pub(super) plane: usize,
-    /// Floats that all planes take.
+    /// Number of floats in all planes.
     pub(super) n_values: usize,
-    /// Floats of a prepared row.
+    /// Number of floats in a prepared row.
     pub(super) stride: usize,
 }
 
@@ -187,39 +190,39 @@ impl RowLayout {
             padded_groups,
             plane,
             n_values,
-            // Of each group the sum and, of integers, the scale and what pairs have in common.
+            // For each group its sum, and for integers also its scale and the common term of its pairs.
             stride: n_values + padded_groups * if D::Element::X_SCALED { 3 } else { 1 },
         }
     }
 
-    /// Of lane j of chunk c of a vector of groups, entry `c · LANES + j`: its group in the vector.
+    /// For lane j of chunk c of a vector of groups, at index `c · LANES + j`: the index of its group in the vector.
     #[inline(always)]
     pub(super) fn group_of_lane(&self) -> &'static [u32] {
         &GROUP_OF_LANE[self.lanes_per_group.trailing_zeros() as usize]
     }
 
-    /// Bytes of a row's scales, and of its biases.
+    /// Bytes of a row's scales, which is also the size of its biases.
     #[inline(always)]
     pub(super) fn scales_bytes(&self) -> usize {
         self.n_groups * self.scale_bytes
     }
 
-    /// Floats of scales that each sum of a dot has: whole vectors can be read from any group on.
+    /// Number of floats of scales for each sum of a dot. Whole vectors can be read from any group on.
     #[inline(always)]
     pub(super) fn scales_stride(&self) -> usize {
         self.padded_groups + MAX_LANES
     }
 
-    /// Whether the format has biases, or the integers an offset.
+    /// Whether the format has biases, or its integers have an offset.
     pub(super) fn is_biased(&self) -> bool {
         self.scales.has_biases() || self.offset != 0
     }
 }
 
-/// Most lanes that share a scale, as a power of two, and one more.
+/// The number of possible values of `lanes_per_group`, which are powers of two.
 const N_LANE_COUNTS: usize = 6;
 
-/// By the logarithm of the lanes that share a scale: the group of each lane.
+/// The group of each lane, by the logarithm of the number of lanes that share a scale.
 static GROUP_OF_LANE: [[u32; 16 << (N_LANE_COUNTS - 1)]; N_LANE_COUNTS] = {
     let mut groups = [[0; 16 << (N_LANE_COUNTS - 1)]; N_LANE_COUNTS];
     let mut log2 = 0;

@@ -1,4 +1,5 @@
-//! Activations in the order of a weight's cells: as integers with a scale for each group, or as floats. Once per op.
+//! Puts activations into the order of a weight's cells, once per op: as integers with a scale for each group, or as
+//! floats.
 
 use super::decoders::Decoder;
 #[cfg(target_arch = "x86_64")]
@@ -11,22 +12,24 @@ use crate::simd::Simd;
 #[cfg(target_arch = "x86_64")]
 use crate::simd::TwoBytes;
 
-/// In which order activations lie in memory.
+/// The order in which activations are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CellOrder {
-    /// Vectors of cells: for each vector of a chunk's words, the first cells of all words, then the second, …
+    /// Vectors of cells: for each vector of a chunk's words, the first cells of all words, then the second cells, and
+    /// so on.
     Vectors,
     /// Word after word, each with all its cells.
     Words,
-    /// As [`CellOrder::Words`], but cells of four integers in two planes become two of 16-bit integers: the first and the third,
-    /// then the others.
+    /// As [`CellOrder::Words`], but a cell of four integers in two planes becomes two cells of 16-bit integers: one
+    /// with its first and third integer, then one with the others.
     Pairs,
 }
 
-/// Elements that activations become.
+/// Elements that activations can be turned into.
 pub(super) trait Prepare<S: Simd>: Element<S> {
-    /// Puts a row of activations, `layout.n_in` of them, into the order of `D`'s cells: values, plane by plane, then for each
-    /// group their sum, then its scale; in [`CellOrder::Pairs`] then what its pairs have in common. `out` has `layout.stride` floats.
+    /// Puts a row of `layout.n_in` activations into the order of `D`'s cells: the values, plane by plane, then the sums
+    /// of all groups, then their scales, and in [`CellOrder::Pairs`] the common terms of their pairs. `out` has
+    /// `layout.stride` floats.
     fn prepare<D: Decoder<S, Element = Self>>(
         layout: &RowLayout,
         order: CellOrder,
@@ -35,10 +38,10 @@ pub(super) trait Prepare<S: Simd>: Element<S> {
     );
 }
 
-/// Activations of the longest chunk.
+/// Number of activations in the longest chunk.
 const MAX_CHUNK: usize = 256;
 
-/// The largest activations of 16 bits to which the weights can be added.
+/// The largest activation of 16 bits to which the weights can be added without overflow.
 fn max_i16<S: Simd, D: Decoder<S>>() -> f32 {
     (i16::MAX as usize - D::MAX_WEIGHT) as f32
 }
@@ -139,10 +142,10 @@ fn prepare_integers<S: Simd, D: Decoder<S>, const N: usize, const PLANES: usize>
     }
 }
 
-/// The sum of the products of pairs, modulo 2^32: in [`CellOrder::Pairs`] of each 16-bit cell with the next.
+/// The sum of the products of pairs, modulo 2^32. In [`CellOrder::Pairs`] a pair is a 16-bit cell and the next one.
 #[inline(always)]
 fn products_of_pairs<S: Simd, D: Decoder<S>, const N: usize>(x: &[i16]) -> i32 {
-    // A number's partner is next to it or, of cells of four, in the same cell.
+    // The other number of a pair is next to it or, with cells of four, in the same cell.
     let apart = if N == 2 { 1 } else { D::CELLS };
     let mut sum = 0i32;
     for pairs in x.chunks_exact(2 * apart) {
@@ -154,7 +157,7 @@ fn products_of_pairs<S: Simd, D: Decoder<S>, const N: usize>(x: &[i16]) -> i32 {
     sum
 }
 
-/// The activations of a chunk, at `at` in each plane.
+/// Writes the activations of a chunk to `at` in each plane.
 #[inline(always)]
 fn in_planes<S: Simd, D: Decoder<S>, const N: usize, const PLANES: usize>(
     layout: &RowLayout,
@@ -172,7 +175,7 @@ fn in_planes<S: Simd, D: Decoder<S>, const N: usize, const PLANES: usize>(
     }
 }
 
-/// The activations of a chunk in [`CellOrder::Pairs`].
+/// Writes the activations of a chunk in [`CellOrder::Pairs`].
 #[inline(always)]
 fn in_pairs<S: Simd, D: Decoder<S>>(x: &[i16], out: &mut [f32]) {
     let n = 4 * D::CELLS * S::LANES * D::LOADS;
@@ -187,7 +190,8 @@ fn in_pairs<S: Simd, D: Decoder<S>>(x: &[i16], out: &mut [f32]) {
     }
 }
 
-/// The activations of a chunk; of two bytes the upper ones if `is_upper`, rounded: the lower ones have signs.
+/// Writes the activations of a chunk. Of two bytes it writes the upper ones if `is_upper`, rounded, because the lower
+/// bytes have signs.
 #[inline(always)]
 fn in_order<S: Simd, D: Decoder<S>, const N: usize>(
     order: CellOrder,
@@ -195,7 +199,7 @@ fn in_order<S: Simd, D: Decoder<S>, const N: usize>(
     is_upper: bool,
     out: &mut [f32],
 ) {
-    // Known to the compiler, so that the loops need no bounds checks.
+    // The compiler knows this number, so the loops need no bounds checks.
     let n = N * D::CELLS * S::LANES * D::LOADS;
     let (x, out) = (&x[..n], &mut out[..n / N]);
     let cell = |word: &[i16], i: usize| {

@@ -1,4 +1,4 @@
-//! One matrix against the rows of activations that meet it: by dots of a few of them, or by tiles of the weight.
+//! One matrix times its rows of activations: by dots for a few rows, or by tiles of the weight.
 
 use std::ops::Range;
 
@@ -10,25 +10,26 @@ use super::shares::{BLOCK_ROWS, RowBlock, Runs};
 use super::tiles::{MAX_TILE_ROWS, X_BLOCK};
 use super::weight::WeightPart;
 
-/// One matrix of each of `W` weights against some prepared rows.
+/// One matrix of each of `W` weights, and the prepared rows that it is multiplied by.
 pub(super) struct RowsOf<'a, const W: usize> {
     pub(super) parts: [&'a WeightPart; W],
     pub(super) kernels: &'a Kernels,
     pub(super) mat: usize,
     pub(super) xs: &'a [*const f32],
-    /// As many.
+    /// The pairs that they belong to, as many as there are rows.
     pub(super) pairs: &'a [u32],
 }
 
 impl<const W: usize> RowsOf<'_, W> {
-    /// Fetches what is read first of these rows.
+    /// Prefetches what is read first of these rows.
     pub(super) fn fetch(&self, rows: &Range<usize>) {
         if let Some(block) = Runs::new::<W>(rows.len()).block(0) {
             dots::fetch(&self.firsts(rows.start)(&block).0);
         }
     }
 
-    /// The rows from which on a kernel call walks in a block of the rows from `start` on, and how many of each in place.
+    /// The rows where a kernel call starts in a block of the rows from `start` on, and how many rows of each run can be
+    /// read in place.
     fn firsts(&self, start: usize) -> impl Fn(&RowBlock) -> ([Row; ROWS], usize) {
         let bases = self.parts.map(|part| part.row(self.mat, start));
         let n_in_place = self.parts[0].n_in_place().saturating_sub(start);
@@ -46,8 +47,9 @@ impl<const W: usize> RowsOf<'_, W> {
         }
     }
 
-    /// `ROWS / W` rows of each weight per kernel call, so that they share the loads of the activations; results are
-    /// handed on by [`BLOCK_ROWS`], from the first-level cache. `fetch_next` is called shortly before the end.
+    /// Takes `ROWS / W` rows of each weight in each kernel call, so that they share the loads of the activations.
+    /// Results are handed on in blocks of [`BLOCK_ROWS`] rows, from the first-level cache. `fetch_next` is called
+    /// shortly before the end.
     pub(super) fn by_dots(
         &self,
         rows: &Range<usize>,
@@ -70,16 +72,16 @@ impl<const W: usize> RowsOf<'_, W> {
             for (i, xs) in self.xs.chunks(MAX_X).enumerate() {
                 let x: [*const f32; MAX_X] = std::array::from_fn(|i| xs[i.min(xs.len() - 1)]);
                 let dot = self.kernels.dot[[0, 0, 1, 2, 2][xs.len()]];
-                // From here on, through the results of all activations.
+                // The rows of results from this point on, for all rows of activations.
                 let [first, second] =
                     results.each_mut().map(|of| of[i * MAX_X..].as_flattened_mut().as_mut_ptr());
                 let to: [*mut f32; ROWS] = std::array::from_fn(|r| {
                     let of = if r / n_runs == 0 { first } else { second };
                     of.wrapping_add(r % n_runs * block_len)
                 });
-                // SAFETY: rows and activations are as the layout says, and what is read behind the rows is there; each of
-                // the results' rows has room for the block's of its weight, and those of all activations follow; the level
-                // was detected.
+                // SAFETY: rows and activations are as the layout says, and the bytes that are read past the rows exist.
+                // Each row of the results has room for the block's rows of its weight, and the results of all
+                // activations follow each other. The level was detected.
                 unsafe {
                     dot(layout, &firsts, n, &x, scales, &to, BLOCK_ROWS);
                     for i in n..block.n {
@@ -102,7 +104,8 @@ impl<const W: usize> RowsOf<'_, W> {
         }
     }
 
-    /// A tile of rows of each weight for all activations, some of them at a time. `fetch` is called before each, with its rows.
+    /// Multiplies a tile of rows of each weight by all activations, some of them at a time. `fetch` is called with the
+    /// rows before each tile.
     pub(super) fn by_tiles(
         &self,
         rows: Range<usize>,
@@ -119,7 +122,7 @@ impl<const W: usize> RowsOf<'_, W> {
                 let rows_of_tile = self.global(first, tile_rows.min(rows.end - first));
                 fetch(&rows_of_tile, pairs);
                 for (w, part) in self.parts.iter().enumerate() {
-                    // Past the end, the last row is repeated and its results are dropped.
+                    // Past the end the last row is repeated, and its results are dropped.
                     let mut tile: [Row; MAX_TILE_ROWS] =
                         std::array::from_fn(|r| part.row(self.mat, (first + r).min(rows.end - 1)));
                     if first + tile_rows > part.n_in_place() {
@@ -147,7 +150,7 @@ impl<const W: usize> RowsOf<'_, W> {
         }
     }
 
-    /// Rows of the part as rows of the weight.
+    /// Converts rows of the part to rows of the weight.
     fn global(&self, first: usize, n: usize) -> Range<usize> {
         let first = self.parts[0].first_row + first;
         first..first + n
@@ -158,18 +161,18 @@ fn times(factor: f32, results: &mut [f32]) {
     results.iter_mut().for_each(|y| *y *= factor);
 }
 
-/// The results of some rows of `W` weights with some pairs.
+/// The results of some rows of `W` weights for some pairs.
 pub(crate) struct Results<'a, const W: usize> {
     /// The rows.
     pub(crate) rows: Range<usize>,
     pairs: &'a [u32],
     values: [&'a [f32]; W],
-    /// From the values of a pair to those of the next.
+    /// The distance between the values of a pair and those of the next.
     stride: usize,
 }
 
 impl<const W: usize> Results<'_, W> {
-    /// `f(pair, values)` for each pair: each weight's values for the rows.
+    /// Calls `f(pair, values)` for each pair, with each weight's values for the rows.
     #[inline(always)]
     pub(crate) fn for_each(&self, mut f: impl FnMut(usize, [&[f32]; W])) {
         for (i, pair) in self.pairs.iter().enumerate() {

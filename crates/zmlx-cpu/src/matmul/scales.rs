@@ -1,4 +1,4 @@
-//! How kernels read the scales and biases of a row's groups, by vectors of groups.
+//! How kernels read the scales and biases of a row's groups, one vector of groups at a time.
 
 use std::sync::LazyLock;
 
@@ -7,7 +7,7 @@ use crate::simd::Simd;
 use zmlx_core::DType;
 use zmlx_core::quant::float::e4m3_to_f32;
 
-/// What a kernel knows of scales when it is compiled.
+/// What a kernel knows about scales when it is compiled.
 pub(super) trait Scales {
     /// How they are stored, if that is known.
     const KIND: Option<ScaleKind>;
@@ -21,7 +21,7 @@ pub(super) trait Scales {
         }
     }
 
-    /// Whether there are biases, else they are those of the offset.
+    /// Whether there are biases. If not, the format's offset takes their place.
     #[inline(always)]
     fn has_biases(layout: &RowLayout) -> bool {
         Self::KIND.unwrap_or(layout.scales).has_biases()
@@ -32,9 +32,9 @@ pub(super) trait Scales {
 pub(super) struct Bf16Scales;
 /// Scales as powers of two.
 pub(super) struct E8m0Scales;
-/// Scales of eight bits.
+/// Scales as e4m3 codes.
 pub(super) struct E4m3Scales;
-/// Scales as the layout says, or none.
+/// Scales as the layout says, if there are any.
 pub(super) struct AnyScales;
 
 impl Scales for Bf16Scales {
@@ -50,11 +50,11 @@ impl Scales for AnyScales {
     const KIND: Option<ScaleKind> = None;
 }
 
-/// The scales and biases of a vector of groups, which begin `at` bytes behind those of the row: of the first `n` groups, then zeros, or
-/// if `WHOLE` of all.
+/// The scales and biases of a vector of groups, which begin `at` bytes after the row's first. With `WHOLE` these are
+/// those of all groups, otherwise those of the first `n` groups, then zeros.
 ///
 /// # Safety
-/// The row is as the layout says, has the first group, and a whole vector of scales can be read.
+/// The row is as the layout says and has the first group, and a whole vector of scales is readable.
 #[inline(always)]
 pub(super) unsafe fn group_scales<S: Simd, K: Scales, const WHOLE: bool>(
     s: S,
@@ -73,7 +73,8 @@ pub(super) unsafe fn group_scales<S: Simd, K: Scales, const WHOLE: bool>(
     if WHOLE { [scales, biases] } else { [s.first(scales, n), s.first(biases, n)] }
 }
 
-/// [`load_scales`] as the layout says. Code of its own, once for each instruction set: inlined it would make every kernel longer.
+/// [`load_scales`] as the layout says. It is a function of its own for each instruction set, because inlining it would
+/// make every kernel longer.
 ///
 /// # Safety
 /// As [`group_scales`]; the processor has the instructions of `S`.
@@ -127,10 +128,10 @@ unsafe fn load_e4m3<S: Simd>(s: S, p: *const u8) -> S::F {
     }
 }
 
-/// Whether one of `n` codes, a multiple of 8, is that of NaN.
+/// Whether one of `n` codes is the code of NaN. `n` is a multiple of 8.
 ///
 /// # Safety
-/// They are readable at `p`.
+/// The codes are readable at `p`.
 #[inline(always)]
 unsafe fn has_e4m3_nan(p: *const u8, n: usize) -> bool {
     const EACH: u64 = 0x0101_0101_0101_0101;
@@ -138,7 +139,7 @@ unsafe fn has_e4m3_nan(p: *const u8, n: usize) -> bool {
     for i in 0..n / 8 {
         // SAFETY: the caller's promise.
         let codes = unsafe { p.cast::<u64>().add(i).read_unaligned() };
-        // Without the sign the code of NaN is the largest, which one more carries into the sign's place.
+        // Without its sign, the code of NaN is the largest one. Adding one carries into the place of the sign.
         carries |= (codes & (0x7f * EACH)) + EACH;
     }
     carries & (0x80 * EACH) != 0

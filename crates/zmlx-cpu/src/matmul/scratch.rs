@@ -1,4 +1,4 @@
-//! What a member of the team needs to compute products.
+//! The memory that a member of the team needs for products.
 
 use super::dots::{MAX_DOTS, ROWS, scales_len};
 use super::layout::PaddedRows;
@@ -7,18 +7,18 @@ use super::tiles::{MAX_TILE_ROWS, TileScratch};
 use super::weight::WeightPart;
 use crate::pool::Aligned;
 
-/// A member's working memory.
+/// The working memory of one member.
 pub(crate) struct ProductScratch {
     pub(super) packed: Aligned<f32>,
     pub(super) tiles: [TileScratch; 2],
-    /// Of each weight the results of a tile, row of activations by row.
+    /// The results of a tile for each weight, one row of activations after the other.
     pub(super) tile_results: [Aligned<f32>; 2],
     /// The scales of some rows.
     pub(super) scales: Aligned<f32>,
     pub(super) padded: PaddedRows,
     pub(super) results: Box<[[[f32; BLOCK_ROWS]; MAX_DOTS]; 2]>,
     pub(super) xs: Vec<*const f32>,
-    /// Activations that this member alone multiplies.
+    /// Activations that only this member multiplies.
     pub(super) prepared: Aligned<f32>,
 }
 
@@ -38,8 +38,8 @@ impl Default for ProductScratch {
 }
 
 impl ProductScratch {
-    /// Makes room for dots with the rows of a part, and for tiles. Every member does, for which of them takes what is not the
-    /// same every time.
+    /// Makes room for dots with the rows of a part, and for tiles. Every member does this, because the members that
+    /// take part change from call to call.
     pub(super) fn reserve(&mut self, part: &WeightPart, has_tiles: bool) {
         let layout = &part.kernels.layout;
         if self.scales.len() < scales_len(layout) {

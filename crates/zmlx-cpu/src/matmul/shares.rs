@@ -1,14 +1,14 @@
-//! How the rows of a weight are divided among the threads of the team, and among the places of a dot kernel.
+//! How the rows of a weight are divided among the threads of the team, and within the calls of a dot kernel.
 
 use super::dots::ROWS;
 
 /// Rows whose results are kept together until they are written: a multiple of [`ROWS`].
 pub(super) const BLOCK_ROWS: usize = 256;
 
-/// The rows of a part, cut into chunks. Each thread takes a large chunk first and then, when it is ready, a small one. A thread
-/// that was held up takes no small chunk.
+/// Divides the rows of a part into chunks. Each thread takes a large chunk first and, when it has finished, a small
+/// one. While a thread is held up in its large chunk, the others take the small ones.
 pub(super) struct Chunks {
-    /// Rows, by units: chunks are multiples of one, but for the last.
+    /// The number of rows, and the unit: chunks are multiples of it, except for the last one.
     pub(super) n_rows: usize,
     pub(super) unit: usize,
     pub(super) row_bytes: usize,
@@ -16,17 +16,17 @@ pub(super) struct Chunks {
 }
 
 impl Chunks {
-    /// Of the rows, one in so many is in small chunks.
+    /// One in this many rows is in the small chunks.
     const SMALL: usize = 8;
-    /// A small chunk's least bytes: it takes time to begin one.
+    /// The smallest number of bytes in a small chunk, because starting a chunk takes time.
     const MIN_BYTES: usize = 32 << 10;
 
-    /// The rows of a chunk, perhaps none.
+    /// The rows of a chunk, which may be empty.
     pub(super) fn get(&self, idx: usize) -> Option<std::ops::Range<usize>> {
         let (n, n_units) = (self.n_members, self.n_rows.div_ceil(self.unit));
         let n_small = n_units / Self::SMALL;
         let has_small = n > 1 && n_small / n * self.unit * self.row_bytes >= Self::MIN_BYTES;
-        // Large chunks are alike: of few units one more makes a difference.
+        // Large chunks have equal numbers of units: if there are few units, one more makes a difference.
         let n_large = if has_small { (n_units - n_small) / n * n } else { n_units };
         let bound = |idx: usize| {
             let n_units = n_large * idx.min(n) / n + (n_units - n_large) * idx.saturating_sub(n) / n;
@@ -36,10 +36,12 @@ impl Chunks {
     }
 }
 
-/// How rows are parted for dots: into runs far apart, each of successive rows, one row of each at a time.
+/// Divides rows for dots into runs. A run is a range of successive rows; a dot kernel takes one row of each run at a
+/// time.
 ///
-/// So each of a kernel's places is a long stream that the processor's prefetching follows. Of neighbouring rows it sees jumps
-/// (4-bit rows of 2,048 from memory, one thread of a Zen 3, 2026-11: 18 GB/s against 9).
+/// So each of the kernel's rows belongs to a long stream that the processor's prefetcher can follow. With neighbouring
+/// rows the prefetcher sees jumps, and reads half as fast (4-bit rows of 2,048 weights from memory, one thread of a Zen
+/// 3, 2026-11: 9 instead of 18 GB/s).
 pub(super) struct Runs {
     n_runs: usize,
     run_len: usize,
@@ -47,13 +49,13 @@ pub(super) struct Runs {
 }
 
 impl Runs {
-    /// Of as many rows of each of `W` weights.
+    /// Divides the same number of rows of each of `W` weights.
     pub(super) fn new<const W: usize>(n_rows: usize) -> Self {
         let n_runs = ROWS / W;
         Self { n_runs, run_len: n_rows / n_runs, n_rows }
     }
 
-    /// Some rows of each run or, behind them all, the rows that are left over.
+    /// Some rows of each run or, after all runs, the rows that are left over.
     pub(super) fn block(&self, idx: usize) -> Option<RowBlock> {
         let Self { n_runs, run_len, n_rows } = *self;
         let (len, n_in_runs) = (BLOCK_ROWS / n_runs, n_runs * run_len);
@@ -68,7 +70,7 @@ impl Runs {
     }
 }
 
-/// Rows `from..from + n` of each of some runs.
+/// The rows `from..from + n` of each run.
 pub(super) struct RowBlock {
     from: usize,
     pub(super) n: usize,
@@ -77,7 +79,7 @@ pub(super) struct RowBlock {
 }
 
 impl RowBlock {
-    /// The first row of a run; past the last run, the same of that.
+    /// The first row of a run. Past the last run it is that of the last run.
     pub(super) fn first(&self, run: usize) -> usize {
         self.from + run.min(self.n_runs - 1) * self.run_len
     }
@@ -104,7 +106,7 @@ mod tests {
 
     #[test]
     fn equal_members_get_equal_chunks_of_few_tiles() {
-        // 24 tiles: of 21 and 3 one of two members would get 10 and 1, the other 11 and 2.
+        // 24 tiles. With 21 large and 3 small ones, one of two members would get 10 and 1, and the other 11 and 2.
         let chunks = Chunks { n_rows: 768, unit: 32, row_bytes: 1024, n_members: 2 };
         let lens: Vec<_> = (0..4).map(|idx| chunks.get(idx).unwrap().len() / 32).collect();
         assert_eq!(lens, [10, 10, 2, 2]);

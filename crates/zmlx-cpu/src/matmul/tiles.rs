@@ -1,7 +1,7 @@
-//! Many rows of activations: tiles of a weight are turned into cells once and used for all of them.
+//! The kernel for many rows of activations: the tiles of a weight are turned into cells once and used for all of them.
 //!
-//! In a tile the lanes are rows of the weight: cell `k` of all its rows is one run of vectors. A cell of activations is
-//! then the same for all lanes, sums never have to be added up across lanes, and what a group costs beside its products
+//! In a tile the lanes are rows of the weight. Cell `k` of all its rows is stored as consecutive vectors. A cell of
+//! activations is then the same for all lanes, and sums never cross lanes. The cost of a group besides its products
 //! (scales and biases) is spread over the group.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
@@ -25,26 +25,27 @@ pub(super) use amx::ByAmx;
 #[cfg(target_arch = "x86_64")]
 pub(super) use pairs::ByPairs;
 
-/// Vectors of rows of a tile.
+/// Number of vectors of rows in a tile.
 const ROW_VECS: usize = 2;
-/// Most rows of a tile.
+/// The largest number of rows in a tile.
 pub(super) const MAX_TILE_ROWS: usize = 32;
-/// Words of a tile that are made at once: 16 KB, which stay in the first-level cache.
+/// Words of a tile that are unpacked at once: 16 KB, which stay in the first-level cache.
 const BLOCK_WORDS: usize = 4096;
-/// Rows of activations that all tiles of a weight see before the next such: they stay in the second-level cache.
+/// Rows of activations that are multiplied by all tiles of a weight before the next ones. They stay in the second-level
+/// cache.
 pub(super) const X_BLOCK: usize = 128;
 
-/// Rows of a tile of vectors of `S`.
+/// Number of rows in a tile with vectors of `S`.
 pub(super) const fn tile_rows<S: Simd>() -> usize {
     ROW_VECS * S::LANES
 }
 
-/// `out[x][row] = Σ_k weight[row][k] · xs[x][k]` for a tile of rows and all of the prepared rows of activations, up to
-/// [`X_BLOCK`] of them, which have also been packed; `out` is `[xs.len(), rows.len()]`.
+/// `out[x][row] = Σ_k weight[row][k] · xs[x][k]` for a tile of rows and all prepared rows of activations, which are at
+/// most [`X_BLOCK`] and have also been packed. `out` is `[xs.len(), rows.len()]`.
 ///
 /// # Safety
-/// Rows and activations are as the layout says, the rows as many as the instance's tiles have; the processor has the
-/// instance's instructions.
+/// Rows and activations are as the layout says. There are as many rows as the instance's tiles have. The processor has
+/// the instance's instructions.
 pub(super) type TileFn = unsafe fn(
     layout: &RowLayout,
     rows: &[Row],
@@ -54,24 +55,25 @@ pub(super) type TileFn = unsafe fn(
     out: &mut [f32],
 );
 
-/// Puts prepared rows of activations together as [`TileFn`] wants them.
+/// Packs prepared rows of activations as [`TileFn`] needs them.
 ///
 /// # Safety
 /// Activations are as the layout says.
 pub(super) type PackFn = unsafe fn(layout: &RowLayout, xs: &[*const f32], packed: &mut Aligned<f32>);
 
-/// How the cells of a tile are multiplied with activations.
+/// How the cells of a tile are multiplied by activations.
 pub(super) trait Multiply<S: Simd, E: Element<S>> {
-    /// What it needs while it is at work.
+    /// The state that it keeps while it works on a tile.
     type State;
-    /// Rows of activations up to which dots are faster, no more than [`MAX_DOTS`](super::dots::MAX_DOTS).
+    /// The largest number of rows of activations for which dots are faster; at most
+    /// [`MAX_DOTS`](super::dots::MAX_DOTS).
     const MAX_DOTS: usize;
-    /// How activations lie.
+    /// The order in which activations are stored.
     const ORDER: CellOrder = CellOrder::Words;
-    /// Vectors of a tile for each vector of cells.
+    /// Number of vectors in a tile for each vector of cells.
     const CELL_VECS: usize = 1;
 
-    /// The [`PackFn`]; nothing if they are used as they were prepared.
+    /// The [`PackFn`]. It does nothing if activations are used as they were prepared.
     ///
     /// # Safety
     /// As [`PackFn`].
@@ -83,10 +85,10 @@ pub(super) trait Multiply<S: Simd, E: Element<S>> {
         let _ = (layout, xs, packed);
     }
 
-    /// Writes a vector of cells as the tile has them, every `ROW_VECS`th vector from `out` on.
+    /// Writes a vector of cells in the form that the tile has, every `ROW_VECS`th vector from `out` on.
     ///
     /// # Safety
-    /// There is room.
+    /// `out` has room.
     #[inline(always)]
     unsafe fn put(s: S, cells: S::I, out: *mut f32) {
         // SAFETY: the caller's promise.
@@ -102,7 +104,7 @@ pub(super) trait Multiply<S: Simd, E: Element<S>> {
     /// Adds the block's products with all of `xs` to `out`.
     ///
     /// # Safety
-    /// The block's cells have been written; as [`TileFn`].
+    /// As [`TileFn`]. The block's cells have been written.
     unsafe fn multiply<D: Decoder<S, Element = E>>(
         s: S,
         state: &mut Self::State,
@@ -117,7 +119,7 @@ pub(super) trait Multiply<S: Simd, E: Element<S>> {
 #[derive(Default)]
 pub(super) struct TileScratch {
     cells: Aligned<u32>,
-    /// Scales and biases by groups, for each vector of rows: those of its rows, then the next group.
+    /// Scales and biases by groups, for each vector of rows: those of its rows for one group, then for the next group.
     by_group: [Aligned<f32>; 2],
 }
 
@@ -139,12 +141,12 @@ pub(super) unsafe fn tile<S: Simd, D: Decoder<S>, M: Multiply<S, D::Element>>(
         }
     }
     out.fill(0.0);
-    // SAFETY: the caller vouches for the instructions.
+    // SAFETY: the caller guarantees that the processor has the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
         #[inline(always)]
         || {
-            // SAFETY: the buffers have been made large enough; rows and activations are as the layout says.
+            // SAFETY: the buffers are large enough. Rows and activations are as the layout says.
             unsafe {
                 if D::SCALED {
                     scales_by_group(s, layout, rows, scratch);
@@ -172,23 +174,23 @@ pub(super) unsafe fn tile<S: Simd, D: Decoder<S>, M: Multiply<S, D::Element>>(
     );
 }
 
-/// The rows' scales and biases, by groups.
+/// Writes the rows' scales and biases by groups.
 ///
 /// # Safety
-/// As [`TileFn`]; the scratch is large enough.
+/// As [`TileFn`]. The scratch is large enough.
 #[inline(always)]
 unsafe fn scales_by_group<S: Simd>(s: S, layout: &RowLayout, rows: &[Row], scratch: &mut TileScratch) {
     let [scales, biases] = scratch.by_group.each_mut().map(|by_group| by_group.as_mut_ptr());
-    // SAFETY: the rows have these groups; there is room for whole vectors of groups.
+    // SAFETY: the rows have these groups, and the buffers have room for whole vectors of groups.
     unsafe {
         for v in 0..ROW_VECS {
             let from = v * S::LANES * layout.padded_groups;
             for g in (0..layout.n_groups).step_by(S::LANES) {
-                // A square of groups of all rows, which is transposed in place.
+                // The groups of all rows form a square, which is transposed in place.
                 let at = from + g * S::LANES;
                 for r in 0..S::LANES {
                     let row = &rows[v * S::LANES + r];
-                    // The next tile's.
+                    // Prefetch the scales of the next tile.
                     prefetch(row.scales.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
                     prefetch(row.biases.wrapping_add(ROW_VECS * S::LANES * layout.scales_bytes()));
                     let n = (layout.n_groups - g).min(S::LANES);
@@ -227,7 +229,7 @@ unsafe fn transpose_in_place<S: Simd>(s: S, p: *mut f32) {
 /// Writes the cells `from..from + n` of all rows.
 ///
 /// # Safety
-/// As [`TileFn`]; `from` begins a vector of words; `out` has room for the cells, rounded up to vectors of words.
+/// As [`TileFn`]. `from` begins a vector of words. `out` has room for the cells, rounded up to vectors of words.
 #[inline(always)]
 unsafe fn fill<S: Simd, D: Decoder<S>, M: Multiply<S, D::Element>>(
     s: S,
@@ -240,12 +242,14 @@ unsafe fn fill<S: Simd, D: Decoder<S>, M: Multiply<S, D::Element>>(
     let (load_cells, n_rows) = (D::CELLS * S::LANES, ROW_VECS * S::LANES);
     let n_readable = layout.row_bytes.saturating_sub(if D::OVERREAD { MAX_OVERREAD } else { 0 });
     let mut ends = MaybeUninit::<Ends>::uninit();
-    // SAFETY: whole words are read from the row, others from a padded copy; writes stay within the rounded cells.
+    // SAFETY: only whole words are read from the row; the rest is read from a padded copy. Writes stay within the
+    // rounded cells.
     unsafe {
         for load in 0..n.div_ceil(load_cells) {
             let offset = (from / load_cells + load) * D::LOAD_BYTES;
             let is_direct = offset + D::LOAD_BYTES <= n_readable;
-            // The next block, or the next tile's first: the products take long enough for it to arrive.
+            // Prefetch the next block, or the first block of the next tile. The products take long enough for it to
+            // arrive.
             let next = offset + n.div_ceil(load_cells) * D::LOAD_BYTES;
             let next = if next < layout.row_bytes {
                 next
@@ -279,7 +283,7 @@ unsafe fn fill<S: Simd, D: Decoder<S>, M: Multiply<S, D::Element>>(
     }
 }
 
-/// The last bytes of a tile's rows, with zeros behind for what loads read.
+/// The last bytes of a tile's rows, followed by zeros for what loads read.
 struct Ends {
     rows: [Row; MAX_TILE_ROWS],
     bytes: [[u8; 64 + MAX_OVERREAD]; MAX_TILE_ROWS],
@@ -289,13 +293,13 @@ impl Ends {
     const EMPTY: Self =
         Self { rows: [Row::NULL; MAX_TILE_ROWS], bytes: [[0; 64 + MAX_OVERREAD]; MAX_TILE_ROWS] };
 
-    /// Copies `n` bytes of each row from `offset` on; returns rows that have them there.
+    /// Copies `n` bytes of each row from `offset` on. Returns rows that have these bytes at `offset`.
     ///
     /// # Safety
     /// The rows have these bytes.
     unsafe fn copy(&mut self, rows: &[Row], offset: usize, n: usize) -> *const Row {
         for (r, row) in rows.iter().enumerate() {
-            // SAFETY: the caller's promise; a load takes no more than the copy holds.
+            // SAFETY: the caller's promise. A load takes no more than the copy holds.
             unsafe { std::ptr::copy_nonoverlapping(row.data.add(offset), self.bytes[r].as_mut_ptr(), n) };
             self.rows[r] = Row { data: self.bytes[r].as_ptr().wrapping_sub(offset), ..*row };
         }
@@ -307,31 +311,31 @@ impl Ends {
 pub(super) struct TileBlock<'a> {
     layout: &'a RowLayout,
     cells: *const u32,
-    /// Of the row's cells, the first and how many.
+    /// The first of the row's cells, and their number.
     from: usize,
     n: usize,
     scales: *const f32,
     biases: *const f32,
 }
 
-/// Decoder of a group, and of a sum that is scaled: a group, or what a sum holds of it.
+/// The number of cells in a group, and in a sum that is scaled: a group, or as much of it as a sum holds.
 const fn sum_cells<S: Simd, D: Decoder<S>>(layout: &RowLayout) -> (usize, usize) {
     let group = if D::SCALED { layout.group_size / D::Element::WEIGHTS } else { BLOCK_WORDS };
     (group, if group < D::MAX_CELLS { group } else { D::MAX_CELLS })
 }
 
-/// A group's scales and biases of a vector of rows.
+/// The scales and biases of one group for a vector of rows.
 struct RowGroup<S: Simd> {
-    /// Where prepared activations have the group's sum and scale.
+    /// The places of the group's sum and scale in prepared activations.
     x_sum_at: usize,
     x_scale_at: usize,
     scales: S::F,
-    /// Where the group begins, if the format has them.
+    /// The biases, if the format has them and the group begins here.
     biases: Option<S::F>,
 }
 
 impl TileBlock<'_> {
-    /// The group of cell `first` of the block, of vector `v` of the rows.
+    /// The group of the block's cell `first`, for vector `v` of the rows.
     ///
     /// # Safety
     /// As [`TileFn`].
@@ -353,7 +357,7 @@ impl TileBlock<'_> {
         }
     }
 
-    /// Adds sums of a group with activations `x`, times their scales and with the biases, to a vector at `out`.
+    /// Adds the sums of a group with activations `x`, times their scales and with the biases, to a vector at `out`.
     ///
     /// # Safety
     /// As [`TileFn`].
@@ -385,12 +389,12 @@ impl TileBlock<'_> {
     }
 }
 
-/// By vectors, for some rows of activations at a time as they were prepared.
+/// Multiplies by vectors, some rows of activations at a time, as they were prepared.
 pub(super) struct ByVectors;
 
 impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
     type State = ();
-    /// With few registers dots of four rows gain little on dots of two. (4-bit weights, a Zen 4 and a Xeon, 2026-11.)
+    /// With few registers, dots of four rows gain little over dots of two (4-bit weights, a Zen 4 and a Xeon, 2026-11).
     const MAX_DOTS: usize = if S::MANY_REGISTERS { 12 } else { 4 };
 
     #[inline(always)]
@@ -425,7 +429,7 @@ impl<S: Simd, E: Element<S>> Multiply<S, E> for ByVectors {
     }
 }
 
-/// Adds the block's products with the first `X` of `xs` to `out`; returns `X`.
+/// Adds the block's products with the first `X` of `xs` to `out`. Returns `X`.
 ///
 /// # Safety
 /// As [`Multiply::multiply`].
@@ -467,7 +471,7 @@ unsafe fn multiply_few<S: Simd, D: Decoder<S>, const X: usize>(
                     }
                 }
             }
-            // A loop so small that it is unrolled: then the sums stay in registers until here.
+            // This loop is small enough to be unrolled, so the sums stay in registers until here.
             let mut totals = [[s.splat(0.0); ROW_VECS]; X];
             for m in 0..X {
                 for v in 0..ROW_VECS {

@@ -1,4 +1,4 @@
-//! What instruction sets do in ways of their own: how they hold activations, and how they decode 3 bits.
+//! What each instruction set chooses: the form of activations, and the decoder for 3 bits.
 
 #[cfg(target_arch = "x86_64")]
 use super::decoders::Words3;
@@ -7,13 +7,13 @@ use super::elements::{Element, Integers};
 use super::prepare::Prepare;
 use crate::simd::Simd;
 
-/// What levels do in ways of their own.
+/// The choices of an instruction set.
 pub(super) trait Ways: Simd {
-    /// How activations of 16 bits are held.
+    /// The form of 16-bit activations.
     type Int16: Prepare<Self>;
-    /// How they are held for codes that become bytes easily, in groups of at least four words.
+    /// Their form for codes that become bytes easily, in groups of at least four words.
     type Int16ForBytes: Prepare<Self>;
-    /// How affine codes of 3 bits in groups of at least `CHUNK` are decoded.
+    /// The decoder of affine codes of 3 bits in groups of at least `CHUNK`.
     type ThreeBits<E: Element<Self>, const CHUNK: usize>: Decoder<Self, Element = E>;
 }
 

@@ -17,9 +17,9 @@ struct Inner {
     n_out: usize,
     n_in: usize,
     parts: Vec<WeightPart>,
-    /// Which matrices have been used: what is read from disk for the first time is asked for as a whole.
+    /// Which matrices have been used. The system is asked to read a whole matrix when it is first used.
     is_used: Vec<AtomicBool>,
-    /// The values of matrices of one row (norm weights, biases, banks of biases).
+    /// The values of matrices of one row: norm weights, biases, banks of biases.
     vector: Option<Vec<f32>>,
 }
 
@@ -29,7 +29,7 @@ pub(super) struct WeightPart {
     pub(super) host: HostWeight,
     pub(super) first_row: usize,
     pub(super) kernels: Kernels,
-    /// What the kernels were chosen for.
+    /// The level and the rounding for which the kernels were chosen.
     made_for: (Level, Activations),
     /// Bytes of a row's data, scales and biases.
     pub(super) row_bytes: [usize; 3],
@@ -47,7 +47,8 @@ impl WeightPart {
         }
     }
 
-    /// Rows of each matrix, from the first on, that kernels read in place: behind them there is what they read, too.
+    /// Number of rows of each matrix, from the first on, that kernels can read in place: the bytes that kernels read
+    /// after them exist too.
     pub(super) fn n_in_place(&self) -> usize {
         let layout = &self.kernels.layout;
         if layout.needs_zeros {
@@ -95,7 +96,7 @@ impl CpuWeight {
         for w in weights {
             let got = (w.n_mats(), w.n_in());
             ensure(got == (n_mats, n_in), OP, "parts", format_args!("{n_mats} matrices {n_in} wide"), got)?;
-            // Activations are prepared once for all parts.
+            // Activations are prepared once for all parts, so their kernels must agree.
             let made_for = |w: &Self| w.0.parts[0].made_for;
             let want = format_args!("weights of one level, as the first: {:?}", made_for(weights[0]));
             ensure(made_for(w) == made_for(weights[0]), OP, "parts", want, made_for(w))?;
@@ -115,7 +116,7 @@ impl CpuWeight {
         })))
     }
 
-    /// Tells the system of a matrix that is about to be used for the first time.
+    /// Asks the system to read a matrix that is about to be used for the first time.
     pub(super) fn announce(&self, mat: usize) {
         if !self.0.is_used[mat].swap(true, Ordering::Relaxed) {
             for part in &self.0.parts {
@@ -125,7 +126,7 @@ impl CpuWeight {
         }
     }
 
-    /// What its rows are composed of.
+    /// The parts that its rows consist of.
     pub(super) fn parts(&self) -> &[WeightPart] {
         &self.0.parts
     }
@@ -149,7 +150,7 @@ impl CpuWeight {
         self.vectors(op, 1, len)
     }
 
-    /// The values of `n_mats` vectors of that length, one behind the other.
+    /// The values of `n_mats` vectors of length `len`, one after the other.
     pub(crate) fn vectors(&self, op: &'static str, n_mats: usize, len: usize) -> Result<&[f32]> {
         let shape = [self.n_mats(), self.n_out(), self.n_in()];
         ensure(shape == [n_mats, 1, len], op, "weight", format_args!("[{n_mats}, 1, {len}]"), shape)?;

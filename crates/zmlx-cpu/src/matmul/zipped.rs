@@ -1,22 +1,23 @@
-//! Zipped words, for vectors whose sums of products of bytes have 16 bits (AVX2, 2 bits and mxfp4).
+//! Zipped words, for vectors that sum products of bytes in 16 bits (AVX2, with 2 bits and mxfp4).
 //!
-//! Two products of bytes with both planes of activations are summed in 16 bits; to become 32 bits, sums of neighbouring lanes
-//! are added. Then a lane's neighbours must be of its group. So a chunk is two vectors of words, zipped: of each half of both,
-//! the first vector has the first two words, the other the last two. Lane by lane both are of the same groups, and their sums
-//! become sums of 32 bits together. Activations are prepared in the same order ([`word`]).
+//! Two products of bytes with both planes of activations are summed in 16 bits. To get 32 bits, neighbouring lanes are
+//! added, so these must be in the same group. That is why a chunk is two vectors of words, which are zipped: from each
+//! half of both, the first zipped vector takes the first two words, and the second takes the last two. Then the same
+//! lanes of both vectors are in the same groups, and their sums can become 32 bits wide together. Activations are
+//! prepared in the same order ([`word`]).
 //!
-//! Whether words are zipped is known to the compiler ([`Element::ZIPPED`]); what differs then is in this module, but for the
-//! load itself, which is a matter of the instruction set.
+//! The compiler knows whether words are zipped ([`Element::ZIPPED`]). The code for zipped words is in this module,
+//! except for the load, which depends on the instruction set.
 
 use super::decoders::Decoder;
 use super::elements::Element;
 use super::layout::{PREFETCH_BYTES, RowLayout};
 use crate::simd::{Simd, prefetch};
 
-/// Lanes of the vectors that zip.
+/// Number of lanes of the vectors that are zipped.
 const LANES: usize = 8;
 
-/// Which of a chunk's words is in a lane of vector `load`, zipped or not.
+/// The index in the chunk of the word in lane `lane` of vector `load`, zipped or not.
 #[inline(always)]
 pub(super) fn word<S: Simd, D: Decoder<S>>(load: usize, lane: usize) -> usize {
     if D::Element::ZIPPED { zipped_word(load, lane) } else { load * S::LANES + lane }
@@ -26,13 +27,14 @@ const fn zipped_word(load: usize, lane: usize) -> usize {
     lane / 2 % 2 * LANES + lane / 4 * 4 + 2 * load + lane % 2
 }
 
-/// Most lanes of a vector that share a scale, as a power of two, and one more.
+/// The number of possible values of `lanes_per_group`, which are powers of two.
 const N_LANE_COUNTS: usize = 3;
 
-/// By the logarithm of the lanes of a chunk's vector that share a scale: the group of each lane, the same in both vectors.
+/// The group of each lane, by the logarithm of the number of lanes of a chunk's vector that share a scale. It is the
+/// same in both vectors.
 static GROUPS_OF_LANES: [[u32; LANES]; N_LANE_COUNTS] = {
     let mut groups = [[0; LANES]; N_LANE_COUNTS];
-    // A single lane's words would not be of one group.
+    // The words of a single lane can belong to different groups, so this begins with two lanes.
     let mut log2 = 1;
     while log2 < N_LANE_COUNTS {
         let mut lane = 0;
@@ -54,18 +56,21 @@ fn groups_of_lanes(layout: &RowLayout) -> &'static [u32; LANES] {
     &GROUPS_OF_LANES[layout.lanes_per_group.trailing_zeros() as usize]
 }
 
-/// Where the scales of sum `idx` begin: those of each sum lie together, as rows are multiplied one after the other.
+/// Where the scales of sum `idx` begin. The scales of each sum are contiguous, because rows are multiplied one after
+/// the other.
 #[inline(always)]
 pub(super) fn scales_at(layout: &RowLayout, idx: usize) -> usize {
     idx * layout.scales_stride()
 }
 
-/// Adds the dots of the rows at `rows` with `x` to their sums, lane by lane. Sum `m · R + r` has its scales at [`scales_at`].
+/// Adds the dots of the rows at `rows` with `x` to their sums, lane by lane. The scales of sum `m · R + r` are at
+/// [`scales_at`].
 ///
-/// Row after row, with two rows of activations at most: sums of more, for each plane, would not fit the registers.
+/// It takes one row after the other, with at most two rows of activations. With more, the sums of each plane would not
+/// fit into the registers.
 ///
 /// # Safety
-/// As [`DotFn`](super::dots::DotFn); words are zipped.
+/// As [`DotFn`](super::dots::DotFn). The words are zipped.
 #[allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 #[inline(always)]
 pub(super) unsafe fn add_dots<S: Simd, D: Decoder<S>, const X: usize, const R: usize>(
@@ -96,7 +101,7 @@ pub(super) unsafe fn add_dots<S: Simd, D: Decoder<S>, const X: usize, const R: u
     }
 }
 
-/// The lanes' sums of the row at `row` times its scales, those of each row of activations.
+/// The sums of the row at `row`, still in lanes, times the row's scales for each row of activations.
 ///
 /// # Safety
 /// As [`add_dots`].
@@ -115,8 +120,9 @@ unsafe fn dot<S: Simd, D: Decoder<S>, const X: usize>(
     unsafe {
         let groups = s.load_words(groups_of_lanes(layout).as_ptr().cast());
         let n_groups = S::LANES >> layout.lanes_per_group.trailing_zeros();
-        // Of one row of activations a chunk's sums are scaled after the next one's products, which need not wait for them: e2m1 codes
-        // with 16 instead of 15 GB/s from the cache (Zen 3, 2026-11). For two rows there are no registers.
+        // With one row of activations, a chunk's sums are scaled after the next chunk's products, which do not depend
+        // on them. This makes e2m1 codes from the cache faster: 16 instead of 15 GB/s (Zen 3, 2026-11). With two rows
+        // there are not enough registers.
         let mut last = [(D::Element::zero(s), s.splat(0.0)); X];
         for _ in 0..layout.n_chunks {
             let sums = sum_chunk::<S, D, X>(s, layout, &mut at, &mut x);
@@ -136,7 +142,8 @@ unsafe fn dot<S: Simd, D: Decoder<S>, const X: usize>(
     total
 }
 
-/// `sums[m] = Σ w[k] · x[m][k]` over a chunk of the row, lane by lane, before scale and bias; moves on to the next.
+/// `sums[m] = Σ w[k] · x[m][k]` over a chunk of the row, lane by lane, before scale and bias. Moves on to the next
+/// chunk.
 ///
 /// # Safety
 /// A chunk is readable at `at`, and a chunk of prepared activations at each of `x`.
@@ -153,13 +160,13 @@ unsafe fn sum_chunk<S: Simd, D: Decoder<S>, const X: usize>(
         // SAFETY: the caller's promise.
         let words = unsafe {
             if load * D::LOAD_BYTES % 64 < D::LOAD_BYTES {
-                // A line once, and between the loads.
+                // Each cache line is prefetched once, and the prefetches are spread over the loads.
                 prefetch(at.wrapping_add(PREFETCH_BYTES + load * D::LOAD_BYTES));
             }
             D::Element::load_zipped(s, *at, load)
         };
         let mut cells = s.splat_i(0);
-        // Both planes of some cells, then those of the next.
+        // Both planes of some cells, then both planes of the next cells.
         for step in 0..D::Element::PLANES * D::CELLS {
             let (p, i) = (step % D::Element::PLANES, step / D::Element::PLANES);
             if p == 0 {

@@ -1,9 +1,9 @@
 //! The kernel of the gated delta rule: one pass over some rows of a state.
 //!
-//! A row `s` of S belongs to one value. With the decayed row `g·s`, `m = g·(s·k)` and `δ = β·(v - m)`, the new row is
-//! `g·s + δ·k`, and its product with q is `g·(s·q) + δ·(k·q)`: both sums are made while the row is read for the first time,
-//! so that it comes from memory once. Several rows go together: they share what is read of k and q, and their sums are
-//! independent of each other.
+//! Each row `s` of S belongs to one element of the value. With the decayed row `g·s`, `m = g·(s·k)` and
+//! `δ = β·(v - m)`, the new row is `g·s + δ·k`. Its product with q is `g·(s·q) + δ·(k·q)`. Both sums are computed while
+//! the row is first read, so it comes from memory only once. Several rows are computed together: they share the loads
+//! of k and q, and their sums are independent of each other.
 
 use super::state::Place;
 use crate::level::Level;
@@ -11,22 +11,22 @@ use crate::simd::Simd;
 use crate::simd::scalar::Scalar;
 use std::ops::Range;
 
-/// Rows that go together.
+/// Number of rows that are computed together.
 const ROWS: usize = 4;
 
-/// What all tokens of a step bring, in floats per token: normed keys and queries, `stride` for each key head; the product of
-/// each key with its query; decay and strength of each value head.
+/// The inputs of all tokens of a step, with a fixed number of floats per token: normed keys and queries, `stride`
+/// floats for each key head; the product of each key with its query; decay and write strength of each value head.
 #[derive(Clone, Copy)]
 pub(super) struct Prepared<'a> {
     pub(super) values: &'a [f32],
     pub(super) n_k_heads: usize,
     pub(super) n_v_heads: usize,
-    /// Floats of a key or query with its padding, which is zero: a row of the state has as many.
+    /// Number of floats in a key or query, padded with zeros. A row of the state has the same size.
     pub(super) stride: usize,
 }
 
 impl<'a> Prepared<'a> {
-    /// Floats of a token.
+    /// Number of floats per token.
     pub(super) fn len_of(n_k_heads: usize, n_v_heads: usize, stride: usize) -> usize {
         2 * n_k_heads * stride + n_k_heads + 2 * n_v_heads
     }
@@ -46,7 +46,7 @@ impl<'a> Prepared<'a> {
     }
 }
 
-/// What a token brings to a head.
+/// The inputs of one token for one head.
 struct Token<'a> {
     k: &'a [f32],
     q: &'a [f32],
@@ -59,32 +59,33 @@ struct Token<'a> {
 #[derive(Clone, Copy)]
 pub(super) struct Head<'a> {
     pub(super) prepared: Prepared<'a>,
-    /// The first of the span's tokens among all, and how many.
+    /// The index of the span's first token among all tokens of the step, and the number of its tokens.
     pub(super) first: usize,
     pub(super) n_tokens: usize,
     pub(super) k_head: usize,
     pub(super) v_head: usize,
-    /// The values of the head's first row, of token 0 of all: a row has one value of each token.
+    /// The values of the head's first row for token 0 of the step. Each row uses one element of each token's value.
     pub(super) v: &'a [f32],
-    /// From one token's values to the next one's.
+    /// The distance between the values of two tokens.
     pub(super) v_stride: usize,
-    /// Where the result of the head's first row goes, of token 0 of all; and from one token's to the next one's.
+    /// Where the result of the head's first row for token 0 of the step goes, and the distance between the results of
+    /// two tokens.
     pub(super) y: *mut f32,
     pub(super) y_stride: usize,
     /// The head's first row in both states.
     pub(super) place: Place,
-    /// Whether the new state goes past the caches: it is not read before much else was.
+    /// Whether the new state is written past the caches, because much else is read before it is used.
     pub(super) is_streamed: bool,
 }
 
-/// Takes some rows of a head through all tokens.
+/// Computes some rows of a head for all tokens of the span.
 ///
 /// # Safety
-/// The processor has the level's instructions; both states have the rows, on cache lines; nobody else touches these rows or
-/// their results.
+/// The processor has the level's instructions. Both states have the rows, which begin on cache lines. Nothing else
+/// accesses these rows or their results.
 pub(super) type RowsFn = unsafe fn(&Head<'_>, rows: Range<usize>);
 
-/// The instance for a level.
+/// The instance of the kernel for a level.
 pub(super) fn rows(level: Level) -> RowsFn {
     match level {
         Level::Scalar => rows_on::<Scalar>,
@@ -102,7 +103,7 @@ pub(super) fn rows(level: Level) -> RowsFn {
 }
 
 unsafe fn rows_on<S: Simd>(head: &Head<'_>, rows: Range<usize>) {
-    // SAFETY: the caller vouches for the instructions.
+    // SAFETY: the caller guarantees that the processor has the instructions.
     let s = unsafe { S::assume() };
     s.vectorize(
         #[inline(always)]
@@ -124,7 +125,7 @@ unsafe fn rows_on<S: Simd>(head: &Head<'_>, rows: Range<usize>) {
 }
 
 impl Head<'_> {
-    /// `R` rows, 1 or 4, from `row` on.
+    /// `R` rows (1 or 4) from `row` on.
     ///
     /// # Safety
     /// As [`RowsFn`].
@@ -160,12 +161,12 @@ impl Head<'_> {
                 let change = token.strength * (v - token.decay * of_k[r]);
                 changes[r] = s.splat(change);
                 let y = token.decay * of_q[r] + change * token.kq;
-                // SAFETY: this row's result of this token.
+                // SAFETY: this is the result of this row and token.
                 unsafe { *self.y.add((self.first + t) * self.y_stride + row + r) = y };
             }
             let mut j = 0;
             while j < stride {
-                // SAFETY: as above; rows begin on cache lines.
+                // SAFETY: as above. Rows begin on cache lines.
                 unsafe {
                     let k = s.load(token.k.as_ptr().add(j));
                     for (r, change) in changes.iter().enumerate() {
@@ -184,7 +185,7 @@ impl Head<'_> {
     }
 }
 
-/// The sums of the lanes of `R` vectors, 1 or 4.
+/// The sums of the lanes of `R` vectors; R is 1 or 4.
 #[inline(always)]
 fn sums<S: Simd, const R: usize>(s: S, v: [S::F; R]) -> [f32; R] {
     let mut out = [0.0; R];

@@ -1,7 +1,7 @@
-//! What one layer keeps of all sequences where that is a state: one block of floats for each, whatever its length.
+//! The states of all sequences in one layer: one block of floats for each sequence, whatever its length.
 //!
-//! A step writes the new state beside the old one, and its end exchanges them: until then nothing is lost. So a sequence that
-//! goes on takes two blocks. Snapshots share the old one.
+//! A step writes the new state beside the old one, and the commit exchanges them. Until then the old state is intact.
+//! So a sequence that continues takes two blocks. Snapshots share the old one.
 
 use std::sync::Arc;
 
@@ -10,19 +10,19 @@ use crate::pool::Aligned;
 use zmlx_core::check::ensure;
 use zmlx_core::{CacheKind, Result, Span, ensure_memory};
 
-/// Floats that rows of the state are padded to: a cache line, and a whole number of vectors on every level.
+/// Rows of the state are padded to a multiple of this many floats: a cache line, and whole vectors on every level.
 const PAD: usize = 16;
 
 /// The state of a sequence: the rows of the convolution, from the oldest on, then the matrices of all heads.
 type State = Aligned<f32>;
 
-/// Where the parts of a state lie, in floats.
+/// Where the parts of a state are, in floats.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Layout {
-    /// Rows of the convolution, and values of each.
+    /// Number of rows of the convolution, and number of values in each.
     pub(super) n_conv_rows: usize,
     pub(super) n_channels: usize,
-    /// Where the matrices begin, how many rows all have together, and from one row to the next.
+    /// The start of the matrices, the number of their rows over all heads, and the distance between rows.
     pub(super) matrices: usize,
     pub(super) n_rows: usize,
     pub(super) stride: usize,
@@ -52,26 +52,26 @@ impl Layout {
 /// One sequence.
 #[derive(Debug, Default)]
 struct Sequence {
-    /// Tokens of all steps that have been committed.
+    /// Number of tokens of all committed steps.
     n_tokens: usize,
-    /// The state after them, which snapshots share.
+    /// The state after these tokens, which snapshots share.
     current: Option<Arc<State>>,
-    /// Where the next step writes, its own.
+    /// Where the next step writes. It is not shared.
     next: Option<Arc<State>>,
 }
 
-/// What one layer keeps of all sequences.
+/// The states that one layer keeps of all sequences.
 #[derive(Debug)]
 pub(crate) struct StateCache {
     kind: CacheKind,
     pub(super) layout: Layout,
     slots: Vec<Sequence>,
-    /// States in memory; one that several share counts once.
+    /// Number of states in memory. A state that several sequences share counts once.
     n_states: u64,
     places: Vec<Place>,
 }
 
-/// The two states of a sequence of a step.
+/// The two states of a sequence in a step.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Place {
     pub(super) current: *const f32,
@@ -79,15 +79,14 @@ pub(super) struct Place {
 }
 
 impl Place {
-    /// `n` floats on.
+    /// The same place `n` floats further on.
     pub(super) fn at(self, n: usize) -> Self {
-        // Both are states, or neither is there and nothing is read.
+        // Either both pointers are to states, or both are null and nothing is read.
         Self { current: self.current.wrapping_add(n), next: self.next.wrapping_add(n) }
     }
 }
 
-// SAFETY: what they point to lives while the cache is borrowed; members write disjoint parts of `next`, and read `current`
-// only.
+// SAFETY: the states live while the cache is borrowed. Members write disjoint parts of `next` and only read `current`.
 unsafe impl Send for Place {}
 // SAFETY: as above.
 unsafe impl Sync for Place {}
@@ -195,7 +194,7 @@ impl StateCache {
         }
     }
 
-    /// A state is that of all tokens.
+    /// A state covers all tokens, so it cannot be shortened.
     pub(crate) fn shortest(&self, slot: usize) -> usize {
         self.n_tokens(slot)
     }
@@ -208,7 +207,7 @@ impl StateCache {
             }
             s.n_tokens = span.start + span.n_tokens;
             std::mem::swap(&mut s.current, &mut s.next);
-            // What others have keeps what it holds.
+            // A state that others share keeps its contents.
             if s.next.as_ref().is_some_and(|old| Arc::strong_count(old) > 1) {
                 s.next = None;
             }
@@ -233,7 +232,7 @@ impl StateCache {
         ensure(n_tokens == 0 || n_tokens == had, op, "n_tokens", format_args!("0 or {had}"), n_tokens)
     }
 
-    /// Checks that each span begins where its sequence ends, and gets the states of all spans.
+    /// Checks that each span begins at the end of its sequence, and collects the states of all spans.
     pub(super) fn begin(&mut self, op: &'static str, spans: &[Span]) -> Result<()> {
         spans.iter().try_for_each(|span| check_start(op, span, self.n_tokens(span.slot)))?;
         self.places.clear();
@@ -245,7 +244,7 @@ impl StateCache {
                 current: s.current.as_ref().map_or(std::ptr::null(), |state| state.as_ptr()),
                 next: next.map_or(std::ptr::null_mut(), |state| state.as_mut_ptr()),
             };
-            // A span without tokens needs neither.
+            // A span without tokens needs no state.
             let is_there = !place.current.is_null() && !place.next.is_null() || span.n_tokens == 0;
             ensure(is_there, op, "cache", "states of its own", span)?;
             self.places.push(place);
@@ -253,7 +252,7 @@ impl StateCache {
         Ok(())
     }
 
-    /// The states of the spans of the step that was begun last.
+    /// The states of the spans of the step that began last.
     pub(super) fn places(&self) -> &[Place] {
         &self.places
     }

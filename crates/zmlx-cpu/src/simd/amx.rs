@@ -1,16 +1,16 @@
-//! AMX: products of tiles of bytes, 16 by 64 by 16 with one instruction.
+//! AMX: one instruction multiplies tiles of bytes, 16 by 64 by 16.
 //!
-//! The compiler has no stable intrinsics for it and never configures its registers: a configuration lasts from
-//! [`Tiles::configure`] until the tiles are dropped. Their contents stay within one block of assembly.
+//! The compiler has no stable intrinsics for AMX and never configures its registers. A configuration lasts from
+//! [`Tiles::configure`] until the tiles are dropped. The tiles' contents are used only within one block of assembly.
 
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 use std::sync::LazyLock;
 
-/// Rows of a tile, and 32-bit lanes of its rows.
+/// Number of rows in a tile, and number of 32-bit lanes in a row.
 pub(crate) const TILE: usize = 16;
 
-/// Whether the processor has AMX for bytes and the system lets this process use it: asked once.
+/// Whether the processor has AMX for bytes and the system lets this process use it. This is checked once.
 pub(crate) fn is_available() -> bool {
     static AVAILABLE: LazyLock<bool> = LazyLock::new(|| {
         const AMX_TILE: u32 = 1 << 24;
@@ -23,12 +23,12 @@ pub(crate) fn is_available() -> bool {
     *AVAILABLE
 }
 
-/// Asks Linux to save the tiles' contents with this process's threads, those of now and those to come.
+/// Asks Linux to save the tiles' contents for all present and future threads of this process.
 #[cfg(target_os = "linux")]
 fn is_permitted() -> bool {
     const ARCH_REQ_XCOMP_PERM: usize = 0x1023;
     const XFEATURE_XTILEDATA: usize = 18;
-    // SAFETY: the call takes two numbers and touches no memory; systems that do not know it refuse.
+    // SAFETY: the call takes two numbers and accesses no memory. Systems that do not know it return an error.
     unsafe { nix::libc::syscall(nix::libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
@@ -37,7 +37,7 @@ fn is_permitted() -> bool {
     false
 }
 
-/// What `ldtilecfg` reads.
+/// The data that `ldtilecfg` reads.
 #[repr(C, align(64))]
 struct Config {
     palette: u8,
@@ -47,13 +47,14 @@ struct Config {
     rows: [u8; 16],
 }
 
-/// This thread's tiles, configured; given back when dropped.
+/// This thread's configured tiles. Dropping them releases the configuration.
 pub(crate) struct Tiles {
     x_row_bytes: usize,
 }
 
 impl Tiles {
-    /// Tiles for 16 rows of `k` words of activations and `k` cells of 16 rows of weights; `k` is up to [`TILE`].
+    /// Configures tiles for 16 rows of `k` words of activations and `k` cells of 16 rows of weights. `k` is at most
+    /// [`TILE`].
     ///
     /// # Safety
     /// AMX is available.
@@ -61,24 +62,25 @@ impl Tiles {
         assert!((1..=TILE).contains(&k));
         let mut config =
             Config { palette: 1, start_row: 0, reserved: [0; 14], row_bytes: [0; 16], rows: [0; 16] };
-        // 0 and 1 are sums, 2 and 3 activations of each plane, 4 weights; the others are not used.
+        // Tiles 0 and 1 are sums, 2 and 3 are the activations of each plane, and 4 is weights. The others are not used.
         for tile in 0..8 {
             config.row_bytes[tile] = 4 * if matches!(tile, 2 | 3) { k } else { TILE } as u16;
             config.rows[tile] = if tile < 4 { TILE } else { k } as u8;
         }
-        // SAFETY: the configuration is valid; the caller vouches for the instruction.
+        // SAFETY: the configuration is valid, and the caller promises the instruction.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &config, options(nostack, preserves_flags)) };
         Self { x_row_bytes: 4 * k }
     }
 
-    /// The sums of the products of signed bytes, activations, with unsigned ones, weights: of `n_steps` times as many as tiles
-    /// are configured for. Activations are one plane or two, `plane` bytes behind each other: rows one after another, from
-    /// one step to the next `X_STEP` rows' bytes. Weights are a cell of 16 rows, then after `w_stride` bytes the next.
+    /// Sums the products of activations (signed bytes) and weights (unsigned bytes) over `n_steps` times the configured
+    /// width. Activations are one or two planes that are `plane` bytes apart. A plane has its rows one after another
+    /// for each step, so a step is `x_step` bytes. Weights are a cell of 16 rows; the next cell follows after
+    /// `w_stride` bytes.
     ///
-    /// One block of assembly: what is in tiles does not have to outlive it.
+    /// This is one block of assembly, so the contents of the tiles need not outlive it.
     ///
     /// # Safety
-    /// They are readable as far as configured.
+    /// The activations and weights are readable for all steps.
     #[inline(always)]
     pub(crate) unsafe fn products<const PLANES: usize>(
         &self,
@@ -93,7 +95,7 @@ impl Tiles {
         let x_step = self.x_row_bytes * TILE;
         let w_step = self.x_row_bytes / 4 * w_stride;
         let [first, second] = sums.0.each_mut().map(|plane| plane.as_mut_ptr());
-        // SAFETY: the caller's promise; tiles are configured, and each takes as many bytes as a plane of sums.
+        // SAFETY: the caller's promise. The tiles are configured, and each stores as many bytes as a plane of sums has.
         unsafe {
             if PLANES == 2 {
                 asm!(
@@ -157,12 +159,12 @@ impl Tiles {
 
 impl Drop for Tiles {
     fn drop(&mut self) {
-        // SAFETY: AMX is available, or there would be no tiles.
+        // SAFETY: tiles exist only if AMX is available.
         unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
     }
 }
 
-/// Sums as stored, of each plane `[16, 16]`: rows of activations by rows of weights.
+/// Stored sums. Each plane is `[16, 16]`: rows of activations by rows of weights.
 #[repr(C, align(64))]
 pub(crate) struct Sums(pub(crate) [[i32; TILE * TILE]; 2]);
 

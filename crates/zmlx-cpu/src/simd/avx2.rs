@@ -5,11 +5,11 @@ use std::arch::x86_64::*;
 use super::{Simd, TwoBytes, WordSums, codes_of_16, in_aligned_frame, windows16};
 use zmlx_core::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
-/// Proof that AVX2, FMA and F16C are there.
+/// Proof that the processor has AVX2, FMA and F16C.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// [`windows16`], with factors for the shifts.
+/// [`windows16`] with factors in place of shifts.
 const fn windows16_by_factors(bits: usize) -> ([u8; 32], [u16; 16]) {
     let (bytes, mut factors) = windows16(bits);
     let mut j = 0;
@@ -20,7 +20,7 @@ const fn windows16_by_factors(bits: usize) -> ([u8; 32], [u16; 16]) {
     (bytes, factors)
 }
 
-/// Eight full lanes and eight empty ones: a vector from `8 - n` on covers the first `n` lanes.
+/// Eight lanes of ones and eight lanes of zeros. A vector loaded from `8 - n` on covers the first `n` lanes.
 const fn first_lanes() -> [u32; 16] {
     let (mut masks, mut i) = ([0; 16], 0);
     while i < 8 {
@@ -30,10 +30,10 @@ const fn first_lanes() -> [u32; 16] {
     masks
 }
 
-/// The 16 bytes at `p`, and those `stride` bytes on.
+/// The 16 bytes at `p`, and the 16 bytes `stride` bytes after them.
 ///
 /// # Safety
-/// AVX2 is there, and the bytes are readable.
+/// The processor has AVX2, and the bytes are readable.
 #[inline(always)]
 pub(super) unsafe fn halves(p: *const u8, stride: usize) -> __m256i {
     // SAFETY: the caller's promise.
@@ -43,10 +43,10 @@ pub(super) unsafe fn halves(p: *const u8, stride: usize) -> __m256i {
     }
 }
 
-/// Of four rows: in each half, column 0 of that half of all four, then column 1, …
+/// Transposes four rows within each half: column 0 of all four rows, then column 1, and so on.
 ///
 /// # Safety
-/// AVX2 is there.
+/// The processor has AVX2.
 #[inline(always)]
 unsafe fn transpose4([a, b, c, d]: [__m256i; 4]) -> [__m256i; 4] {
     // SAFETY: the caller's promise.
@@ -138,7 +138,7 @@ impl Simd for Avx2 {
         let (bytes, factors) = const { windows16_by_factors(BITS) };
         unsafe {
             let row = halves(p, 2 * BITS);
-            // Of each half the first eight codes, or the others, in 16-bit lanes.
+            // The first or the last eight codes of each half, in 16-bit lanes.
             let eight = |i: usize| {
                 let bytes = _mm_loadu_si128(bytes.as_ptr().add(16 * i).cast());
                 let factors = _mm_loadu_si128(factors.as_ptr().add(8 * i).cast());
@@ -153,7 +153,7 @@ impl Simd for Avx2 {
     #[inline(always)]
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
         unsafe {
-            // The sign twice, then the magnitude; the second sign is dropped.
+            // The sign twice, then the magnitude. The second sign is dropped.
             let codes = _mm_slli_epi16::<7>(_mm_cvtepi8_epi16(_mm_loadl_epi64(p.cast())));
             _mm256_cvtph_ps(_mm_and_si128(codes, _mm_set1_epi16(0xbf80u16.cast_signed())))
         }
@@ -163,7 +163,7 @@ impl Simd for Avx2 {
     unsafe fn load_e8m0(self, p: *const u8) -> Self::F {
         unsafe {
             let codes = _mm256_cvtepu8_epi32(_mm_loadl_epi64(p.cast()));
-            // An exponent; of code 0 the subnormal number, of code 255 NaN.
+            // The code becomes the exponent. Code 0 becomes a subnormal number, and code 255 becomes NaN.
             let powers = _mm256_max_epi32(_mm256_slli_epi32::<23>(codes), self.splat_i(0x0040_0000));
             let nan = _mm256_cmpeq_epi32(codes, self.splat_i(255));
             _mm256_castsi256_ps(_mm256_or_si256(powers, nan))
@@ -185,7 +185,7 @@ impl Simd for Avx2 {
         unsafe {
             let words = _mm256_cvtps_epi32(v);
             let halves = _mm256_packs_epi32(words, words);
-            // Of each half of the vector the first quarter.
+            // The first quarter of each half of the vector.
             let halves = _mm256_permute4x64_epi64::<0b1000>(halves);
             _mm_storeu_si128(p.cast(), _mm256_castsi256_si128(halves));
         }
@@ -385,7 +385,7 @@ impl TwoBytes for Avx2 {
     #[inline(always)]
     unsafe fn load_zipped(self, p: *const u8, i: usize) -> Self::I {
         unsafe {
-            // Both are loaded for each, once after inlining.
+            // The source loads both vectors for each `i`; after inlining each is loaded once.
             let (a, b) = (self.load_words(p), self.load_words(p.add(32)));
             if i == 0 { _mm256_unpacklo_epi64(a, b) } else { _mm256_unpackhi_epi64(a, b) }
         }

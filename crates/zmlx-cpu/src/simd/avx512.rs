@@ -1,4 +1,4 @@
-//! 512-bit x86 vectors: AVX-512 F, BW, DQ, VL; and VNNI and VBMI where both are.
+//! 512-bit x86 vectors: AVX-512 F, BW, DQ, VL, with or without both VNNI and VBMI.
 
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
@@ -9,13 +9,13 @@ use super::avx2::{Avx2, halves};
 use super::{Simd, TwoBytes, Vnni, WordSums, codes_of_16, in_aligned_frame, windows16};
 use zmlx_core::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12};
 
-/// Proof that AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C) are there; with `VNNI`, also the integer dot products and
-/// VBMI's moves of bytes.
+/// Proof that the processor has AVX-512 F, BW, DQ and VL (and AVX2, FMA, F16C). With `VNNI` it also has the integer dot
+/// products and VBMI's byte permutations.
 #[derive(Clone, Copy)]
 pub(crate) struct Avx512<const VNNI: bool>(());
 
-/// Of 64 codes eight are in each 64-bit lane: the bytes they come from, and where in these the window of a byte that
-/// begins with a code begins.
+/// Each 64-bit lane holds eight of 64 codes. The tables give the bytes that these come from, and the offset in them of
+/// the 8-bit window that begins with a code.
 const fn code_tables8(bits: usize) -> ([u8; 64], [u8; 64]) {
     let (mut bytes, mut first_bits) = ([0; 64], [0; 64]);
     let mut j = 0;
@@ -27,14 +27,15 @@ const fn code_tables8(bits: usize) -> ([u8; 64], [u8; 64]) {
     (bytes, first_bits)
 }
 
-/// `vpdpwssd`. Of the intrinsic in short chains the compiler makes a product and a sum: twice the instructions.
+/// The instruction `vpdpwssd`. In short chains the compiler turns its intrinsic into a product and a sum, which are
+/// twice as many instructions.
 ///
 /// # Safety
-/// AVX-512 VNNI is there.
+/// The processor has AVX-512 VNNI.
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn dpwssd(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
-    // SAFETY: the caller's promise; nothing but the register is written.
+    // SAFETY: the caller's promise. Only the register is written.
     unsafe {
         asm!(
             "vpdpwssd {}, {}, {}",
@@ -45,10 +46,10 @@ unsafe fn dpwssd(mut acc: __m512i, a: __m512i, b: __m512i) -> __m512i {
     acc
 }
 
-/// The 16 bytes at `p`, and three times those `stride` bytes on.
+/// The 16 bytes at `p`, and three more times the 16 bytes `stride` bytes after the last ones.
 ///
 /// # Safety
-/// AVX-512 F is there, and the bytes are readable.
+/// The processor has AVX-512 F, and the bytes are readable.
 #[inline(always)]
 unsafe fn quarters(p: *const u8, stride: usize) -> __m512i {
     // SAFETY: the caller's promise.
@@ -58,10 +59,10 @@ unsafe fn quarters(p: *const u8, stride: usize) -> __m512i {
     }
 }
 
-/// Of four rows: in each quarter, column 0 of that quarter of all four, then column 1, …
+/// Transposes four rows within each quarter: column 0 of all four rows, then column 1, and so on.
 ///
 /// # Safety
-/// AVX-512 F is there.
+/// The processor has AVX-512 F.
 #[inline(always)]
 unsafe fn transpose4([a, b, c, d]: [__m512i; 4]) -> [__m512i; 4] {
     // SAFETY: the caller's promise.
@@ -85,7 +86,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     type F = __m512;
     type I = __m512i;
     type Acc = __m512i;
-    /// Without `VNNI` sums of pairs, in 16 bits.
+    /// Without `VNNI` these are sums of pairs in 16 bits.
     type Acc8 = __m512i;
     const CAPACITY8: usize = if VNNI { i32::MAX as usize / (4 * 127) } else { i16::MAX as usize / (2 * 127) };
 
@@ -166,7 +167,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
         let (bytes, shifts) = const { windows16(BITS) };
         unsafe {
             let row = quarters(p, 2 * BITS);
-            // Of each quarter the first eight codes, or the others, in 16-bit lanes.
+            // The first or the last eight codes of each quarter, in 16-bit lanes.
             let eight = |i: usize| {
                 let bytes = _mm_loadu_si128(bytes.as_ptr().add(16 * i).cast());
                 let shifts = _mm_loadu_si128(shifts.as_ptr().add(8 * i).cast());
@@ -181,7 +182,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     unsafe fn load_e4m3(self, p: *const u8) -> Self::F {
         unsafe {
-            // The sign twice, then the magnitude; the second sign is dropped.
+            // The sign twice, then the magnitude. The second sign is dropped.
             let codes = _mm256_slli_epi16::<7>(_mm256_cvtepi8_epi16(_mm_loadu_si128(p.cast())));
             _mm512_cvtph_ps(_mm256_and_si256(codes, _mm256_set1_epi16(0xbf80u16.cast_signed())))
         }
@@ -191,7 +192,7 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     unsafe fn load_e8m0(self, p: *const u8) -> Self::F {
         unsafe {
             let codes = _mm512_cvtepu8_epi32(_mm_loadu_si128(p.cast()));
-            // An exponent; of code 0 the subnormal number, of code 255 NaN.
+            // The code becomes the exponent. Code 0 becomes a subnormal number, and code 255 becomes NaN.
             let powers = _mm512_max_epi32(_mm512_slli_epi32::<23>(codes), self.splat_i(0x0040_0000));
             let is_nan = _mm512_cmpeq_epi32_mask(codes, self.splat_i(255));
             _mm512_castsi512_ps(_mm512_mask_mov_epi32(powers, is_nan, self.splat_i(u32::MAX)))
@@ -323,13 +324,13 @@ impl<const VNNI: bool> Simd for Avx512<VNNI> {
     #[inline(always)]
     fn transpose(self, row: impl Fn(usize) -> Self::I, mut column: impl FnMut(usize, Self::I)) {
         unsafe {
-            // Of rows 4h to 4h + 3: columns c, c + 4, c + 8 and c + 12 of all four, in the four quarters.
+            // The four quarters have columns c, c + 4, c + 8 and c + 12 of the rows 4h to 4h + 3.
             let mut rows = [[self.splat_i(0); 4]; 4];
             for h in 0..4 {
                 rows[h] = transpose4([row(4 * h), row(4 * h + 1), row(4 * h + 2), row(4 * h + 3)]);
             }
             for c in 0..4 {
-                // Quarters 0 and 2, and 1 and 3, of eight rows.
+                // Quarters 0 and 2, and quarters 1 and 3, of eight rows.
                 let even = _mm512_shuffle_i32x4::<0x88>(rows[0][c], rows[1][c]);
                 let odd = _mm512_shuffle_i32x4::<0xdd>(rows[0][c], rows[1][c]);
                 let even2 = _mm512_shuffle_i32x4::<0x88>(rows[2][c], rows[3][c]);

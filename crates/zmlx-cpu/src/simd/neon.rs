@@ -5,13 +5,13 @@ use std::arch::aarch64::*;
 use super::{Simd, codes_of_16, windows16};
 use zmlx_core::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12, e8m0_to_f32};
 
-/// Proof that NEON is there: it is on every 64-bit Arm processor that Rust supports.
+/// Proof that the processor has NEON, as every 64-bit Arm processor that Rust supports has.
 #[derive(Clone, Copy)]
 pub(crate) struct Neon;
 
 type Pair<T> = (T, T);
 
-/// Eight full lanes and eight empty ones: a vector from `8 - n` on covers the first `n` lanes.
+/// Eight lanes of ones and eight lanes of zeros. A vector loaded from `8 - n` on covers the first `n` lanes.
 const fn first_lanes() -> [u32; 16] {
     let (mut masks, mut i) = ([0; 16], 0);
     while i < 8 {
@@ -21,10 +21,10 @@ const fn first_lanes() -> [u32; 16] {
     masks
 }
 
-/// The columns of four rows.
+/// Transposes four rows.
 ///
 /// # Safety
-/// NEON is there.
+/// The processor has NEON.
 #[inline(always)]
 unsafe fn transpose4([a, b, c, d]: [uint32x4_t; 4]) -> [uint32x4_t; 4] {
     // SAFETY: the caller's promise.
@@ -44,11 +44,11 @@ unsafe fn transpose4([a, b, c, d]: [uint32x4_t; 4]) -> [uint32x4_t; 4] {
 #[allow(clippy::undocumented_unsafe_blocks, reason = "one reason for all, stated above")]
 impl Simd for Neon {
     const LANES: usize = 8;
-    /// A vector takes two.
+    /// A vector takes two registers.
     const MANY_REGISTERS: bool = false;
     type F = Pair<float32x4_t>;
     type I = Pair<uint32x4_t>;
-    /// Of each half, the products of the low lanes and of the high lanes: pairs are added at the end.
+    /// The products of the low lanes and of the high lanes of each half. Pairs are added at the end.
     type Acc = Pair<Pair<int32x4_t>>;
     /// As `Acc`.
     type Acc8 = Self::Acc;
@@ -275,7 +275,7 @@ impl Simd for Neon {
         self.acc()
     }
 
-    /// Factors up to 63 are the same with a sign.
+    /// Factors up to 63 are the same as signed bytes.
     #[inline(always)]
     fn dot8(self, acc: Self::Acc8, a: Self::I, b: Self::I) -> Self::Acc8 {
         unsafe {
@@ -308,7 +308,7 @@ impl Simd for Neon {
         unsafe {
             let rows = [row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7)];
             let (left, right) = (rows.map(|row| row.0), rows.map(|row| row.1));
-            // The first four columns, then the others, of the first four rows and the others.
+            // The first four columns, then the other four, of the first four rows and of the other four.
             for (first, half) in [(0, left), (4, right)] {
                 let [a, b, c, d, e, f, g, h] = half;
                 let (upper, lower) = (transpose4([a, b, c, d]), transpose4([e, f, g, h]));
@@ -335,7 +335,7 @@ impl Simd for Neon {
     fn permute(self, v: Self::F, idx: Self::I) -> Self::F {
         unsafe {
             let table = uint8x16x2_t(vreinterpretq_u8_f32(v.0), vreinterpretq_u8_f32(v.1));
-            // Of lane i the bytes 4i to 4i + 3.
+            // The bytes 4i to 4i + 3 for lane i.
             let pick = |idx| {
                 let bytes = vmlaq_u32(vdupq_n_u32(0x0302_0100), idx, vdupq_n_u32(0x0404_0404));
                 vreinterpretq_f32_u8(vqtbl2q_u8(table, vreinterpretq_u8_u32(bytes)))

@@ -1,15 +1,15 @@
-//! Portable lanes: arrays of eight.
+//! Portable vectors: arrays of eight lanes.
 
 use super::{Simd, codes_of_16};
 use zmlx_core::quant::float::{E2M1_TIMES_2, E2M1_TIMES_2_PLUS_12, e8m0_to_f32};
 
-/// Needs no instructions beyond the target's baseline.
+/// Needs only the target's baseline instructions.
 #[derive(Clone, Copy)]
 pub(crate) struct Scalar;
 
 const N: usize = 8;
 
-/// `f` of the 16-bit halves of a word.
+/// Applies `f` to both 16-bit halves of a word.
 fn halves(word: u32, f: impl Fn(u16) -> u16) -> u32 {
     u32::from(f(word as u16)) | u32::from(f((word >> 16) as u16)) << 16
 }
@@ -72,7 +72,7 @@ impl Simd for Scalar {
     #[inline(always)]
     unsafe fn load_tops16<const BITS: usize>(self, p: *const u8) -> Self::I {
         let lane_bits = codes_of_16(BITS) * BITS;
-        // SAFETY: eight lanes take `lane_bits` bytes; the caller passes 16 more readable ones.
+        // SAFETY: eight lanes take `lane_bits` bytes, and the caller passes 16 more readable ones.
         let bits =
             [0, 1].map(|i| u128::from_le(unsafe { p.add(lane_bits * i).cast::<u128>().read_unaligned() }));
         let top =
@@ -82,7 +82,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     unsafe fn load_codes8<const BITS: usize>(self, p: *const u8) -> Self::I {
-        // SAFETY: each sixteen codes take 2 BITS bytes; the caller passes 16 more readable ones.
+        // SAFETY: sixteen codes take 2 BITS bytes, and the caller passes 16 more readable ones.
         let bits =
             [0, 1].map(|i| u128::from_le(unsafe { p.add(2 * BITS * i).cast::<u128>().read_unaligned() }));
         let code = |i: usize| (bits[i / 16] >> (i % 16 * BITS)) as u32 & ((1 << BITS) - 1);
@@ -114,7 +114,7 @@ impl Simd for Scalar {
 
     #[inline(always)]
     unsafe fn store_i16(self, p: *mut i16, v: Self::F) {
-        // Adding this rounds to a whole number.
+        // Adding and subtracting this rounds to a whole number.
         const ROUND: f32 = 12_582_912.0;
         // SAFETY: the caller passes room for N integers.
         unsafe { p.cast::<[i16; N]>().write_unaligned(v.map(|v| (v + ROUND - ROUND) as i16)) }

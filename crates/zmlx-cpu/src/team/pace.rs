@@ -1,34 +1,35 @@
-//! How many members a job pays for: measured, for each kind and size of jobs, while they run.
+//! Decides how many members make a job fastest. This is measured for each kind and size of job while they run.
 //!
-//! On a quiet machine the whole team is fastest, but for small jobs. Where other programs compute, a member that loses its
-//! core holds up all others at the next barrier, and one thread alone can be many times faster. Which it is shows only in
-//! what jobs take. So of each kind of jobs the time for each unit of work is kept, for one, two, four, … members; now and then
-//! another number is tried, less often the longer it has not been worth it.
+//! On a quiet machine the whole team is fastest, except for small jobs. If other programs compute too, a member that
+//! loses its core holds up all others at the next barrier, and a single thread can be many times faster. Only the times
+//! of jobs show which is the case. So for each kind and size of job, the time per unit of work is kept for one, two,
+//! four, … members. Now and then another number is tried. The longer such trials have not helped, the rarer they
+//! become.
 
 use std::time::Duration;
 
-/// The kinds of jobs, whose times are not compared with each other's.
+/// The kinds of jobs. Times of different kinds are not compared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// Products with few rows of activations.
     Dots,
-    /// Products with many.
+    /// Products with many rows of activations.
     Tiles,
-    /// Products of many matrices, each for itself.
+    /// Products in which a member takes whole matrices.
     Mats,
     /// Attention.
     Attention,
-    /// States that go from one step to the next.
+    /// Updates of states from one step to the next.
     States,
     /// Elementwise work.
     Rows,
 }
 
-/// A job as far as its time depends on it.
+/// A job's kind and size, on which its time depends.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Work {
     kind: Kind,
-    /// How much it is, in units of its kind; at least 1.
+    /// The amount of work in units of its kind; at least 1.
     amount: u64,
 }
 
@@ -38,34 +39,34 @@ impl Work {
     }
 }
 
-/// A number of members is judged by jobs that take this long together.
+/// The number of members is judged over jobs that take at least this long together.
 const WINDOW: Duration = Duration::from_millis(4);
-/// A trial is shorter.
+/// A trial of another number is judged over a shorter time.
 const TRIAL: Duration = Duration::from_millis(2);
-/// And by so many jobs.
+/// Both are judged over at least this many jobs.
 const MIN_JOBS: u32 = 4;
-/// The time between trials: at first, and at most. A trial that fails doubles it.
+/// The time between trials, at first and at most. A failed trial doubles it.
 const PAUSE: Duration = Duration::from_millis(60);
 const MAX_PAUSE: Duration = Duration::from_secs(1);
-/// And at least so many times what the trial itself took.
+/// The time between trials is also at least this many times the time of the last trial.
 const PAUSE_FACTOR: u32 = 20;
-/// Jobs of so many bits of work and more take a millisecond, about.
+/// Jobs with at least this many bits in their amount of work are long: they take about a millisecond.
 const LONG_BITS: usize = 24;
 
-/// Decides how many members take part.
+/// Decides how many members take part in a job.
 #[derive(Debug)]
 pub(super) struct Pace {
     n_members: usize,
-    /// Of each kind the sizes by powers of two.
+    /// The jobs of each kind, by the power of two of their amount of work.
     jobs: Vec<Jobs>,
 }
 
 /// Jobs of one kind and size.
 #[derive(Clone, Debug)]
 struct Jobs {
-    /// The time of a unit of work with 1, 2, 4, … members, up to all, as far as it is known.
+    /// The time for a unit of work with 1, 2, 4, … members up to all, as far as it is known.
     costs: Vec<Option<f64>>,
-    /// Which of them is used, and which is being tried.
+    /// Which of them is in use, and which is being tried.
     current: usize,
     trial: Option<usize>,
     last_trial: usize,
@@ -91,7 +92,8 @@ impl Pace {
             until_trial: Duration::ZERO,
             pause: PAUSE,
         };
-        // Long jobs begin with all members: to measure them takes long. Short ones begin with one, which never has to wait.
+        // Long jobs begin with all members, because measuring them takes long. Short jobs begin with one member, which
+        // never has to wait.
         let of_size =
             |bits: usize| Jobs { current: if bits < LONG_BITS { 0 } else { n_sizes - 1 }, ..jobs.clone() };
         let n_kinds = Kind::Rows as usize + 1;
@@ -102,14 +104,14 @@ impl Pace {
         &mut self.jobs[work.kind as usize * 64 + work.amount.ilog2() as usize]
     }
 
-    /// Members for the next job.
+    /// Number of members for the next job.
     pub(super) fn members(&mut self, work: Work) -> usize {
         let n = self.n_members;
         let jobs = self.jobs(work);
         (1 << jobs.trial.unwrap_or(jobs.current)).min(n)
     }
 
-    /// Takes note of what that job took.
+    /// Records the time of a job.
     pub(super) fn note(&mut self, work: Work, took: Duration) {
         let jobs = self.jobs(work);
         jobs.n += 1;
@@ -124,7 +126,7 @@ impl Pace {
 }
 
 impl Jobs {
-    /// Of the number of members that is used.
+    /// Judges the number of members that is in use.
     fn judge(&mut self, cost: f64) {
         let (took, known) = (self.took, self.costs[self.current]);
         let is_hopeless = known.is_some_and(|known| took > TRIAL / 2 && cost > 3.0 * known);
@@ -134,14 +136,14 @@ impl Jobs {
         let is_first = known.is_none();
         let known = known.unwrap_or(cost);
         if cost > 1.5 * known || known > 1.5 * cost {
-            self.pause = PAUSE; // other times
+            self.pause = PAUSE; // the load has changed
             self.until_trial = self.until_trial.min(PAUSE);
         }
         let cost = if is_hopeless { cost } else { 0.5 * (known + cost) };
         self.costs[self.current] = Some(cost);
         let long = took / self.n > WINDOW / 4;
         self.until_trial = match is_first {
-            // A trial of long jobs costs more: a short run does without.
+            // A trial of long jobs costs more, so a short run does without.
             true if long => took * PAUSE_FACTOR,
             true => Duration::ZERO,
             false => self.until_trial.saturating_sub(took),
@@ -153,7 +155,7 @@ impl Jobs {
         match best {
             Some((size, least)) if least < 0.9 * cost => self.current = size,
             _ if self.until_trial.is_zero() => {
-                // The others in turns.
+                // The other numbers take turns.
                 let n = self.costs.len();
                 let next = (1..=n).map(|i| (self.last_trial + i) % n).find(|&size| size != self.current);
                 self.last_trial = next.unwrap_or(0);
@@ -163,7 +165,7 @@ impl Jobs {
         }
     }
 
-    /// Of another number, unless it is too early.
+    /// Judges the number that is being tried, unless it is too early.
     fn judge_trial(&mut self, size: usize, cost: f64) {
         let usual = self.costs[self.current].unwrap_or(f64::INFINITY);
         let is_hopeless = self.took > TRIAL / 2 && cost > 3.0 * usual;
@@ -196,8 +198,8 @@ mod tests {
 
     const WORK: usize = 1000;
 
-    /// Runs jobs for `total`, each of which takes what `time` says for a number of members; what they took with the best
-    /// number, compared with what they took.
+    /// Runs jobs for `total`. A job takes the time that `time` gives for its number of members. Returns the time with
+    /// the best number divided by the time that was taken.
     fn efficiency(pace: &mut Pace, total: Duration, time: impl Fn(usize) -> Duration) -> f64 {
         let work = Work::new(Kind::Dots, WORK);
         let best = (0..4).map(|size| time(1 << size)).min().unwrap();
@@ -216,17 +218,17 @@ mod tests {
         let second = Duration::from_secs(1);
         let us = Duration::from_micros;
         let mut pace = Pace::new(8);
-        // A quiet machine: the more the better.
+        // A quiet machine: more members are faster.
         let quiet = |n: usize| us(800) / n as u32;
         assert!(efficiency(&mut pace, second, quiet) > 0.95);
-        // Others compute: barriers take milliseconds.
+        // Other programs compute: barriers take milliseconds.
         let busy = |n: usize| us(1600) / n as u32 + us(4000) * (n as u32 - 1);
         efficiency(&mut pace, second / 10, busy);
         assert!(efficiency(&mut pace, 2 * second, busy) > 0.9);
-        // And they are gone.
+        // The other programs have ended.
         efficiency(&mut pace, 4 * second, quiet);
         assert!(efficiency(&mut pace, second, quiet) > 0.95);
-        // In between.
+        // Some load.
         let some = |n: usize| us(800) / n as u32 + us(60) * (n as u32 - 1);
         efficiency(&mut pace, 4 * second, some);
         assert!(efficiency(&mut pace, second, some) > 0.9);

@@ -1,17 +1,17 @@
-//! Waiting for other threads: first by looking again and again, then asleep.
+//! Waiting for other threads: first a thread spins, then it sleeps.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-/// Looks before the clock is looked at: a barrier of a team whose members all run takes less.
+/// Number of spins before the thread reads the clock. A barrier takes less if all members of the team are running.
 const SPINS: u32 = 500;
-/// How long a thread looks before it sleeps, where nobody else wants its core: to wake it takes tens of microseconds, which
-/// the times between the jobs of a token are shorter than.
+/// How long a thread spins before it sleeps, if no other thread wants its core. Waking a thread takes tens of
+/// microseconds, which is longer than the time between the jobs of a token.
 const PATIENCE: Duration = Duration::from_millis(2);
-/// A thread that loses its core this often has to share it.
+/// A thread that loses its core this often has to share the core.
 const CROWDED: Duration = Duration::from_millis(20);
-/// How long it then goes to sleep at once.
+/// For how long such a thread then sleeps without spinning.
 const MEMORY: Duration = Duration::from_millis(100);
 
 /// Tells waiting threads that something has changed.
@@ -23,16 +23,16 @@ pub(super) struct Signal {
 }
 
 impl Signal {
-    /// Wakes all that wait. What was written before is seen by them.
+    /// Wakes all waiting threads. They see what was written before.
     pub(super) fn notify(&self) {
         self.word.fetch_add(1, Ordering::SeqCst);
-        // Either this sees who is about to sleep, or they see that the word is another one.
+        // Either this sees the thread that is about to sleep, or that thread sees that the word has changed.
         if self.n_asleep.load(Ordering::SeqCst) > 0 {
             atomic_wait::wake_all(&self.word);
         }
     }
 
-    /// Waits while `is_pending`, which only a notice changes.
+    /// Waits while `is_pending`. Its result changes only before a notice.
     pub(super) fn wait_while(&self, is_pending: impl Fn() -> bool) {
         for _ in 0..SPINS {
             if !is_pending() {
@@ -61,7 +61,8 @@ impl Signal {
     }
 }
 
-/// When this thread looked how often it lost its core, how often that was, and until when it takes the core for a shared one.
+/// The time when this thread last read how often it had lost its core, that number, and the time until which it treats
+/// the core as shared.
 #[derive(Clone, Copy)]
 struct Core {
     looked: Instant,
@@ -69,7 +70,7 @@ struct Core {
     shared_until: Option<Instant>,
 }
 
-/// Whether others want this thread's core: it has been taken away several times of late.
+/// Whether other threads want this thread's core: the core was taken away several times lately.
 fn is_crowded(now: Instant) -> bool {
     thread_local!(static CORE: Cell<Option<Core>> = const { Cell::new(None) });
     let last = CORE.get();
@@ -107,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// Two threads that hand a number to and fro: a notice that is missed would hang.
+    /// Two threads pass a number back and forth. A missed notice would make them hang.
     #[test]
     fn no_notice_is_missed() {
         let shared = Arc::new((Signal::default(), AtomicU64::new(0)));
@@ -115,7 +116,7 @@ mod tests {
             for turn in (me..2000).step_by(2) {
                 shared.0.wait_while(|| shared.1.load(Ordering::Acquire) != turn);
                 if turn % 50 < 2 {
-                    // Longer than anyone looks.
+                    // Longer than a thread spins.
                     std::thread::sleep(PATIENCE + PATIENCE / 2);
                 }
                 shared.1.store(turn + 1, Ordering::Release);

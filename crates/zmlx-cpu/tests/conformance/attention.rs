@@ -1,5 +1,5 @@
-//! The CPU's attention in integers: how far it is off at the sizes of released models, and what becomes of NaN and
-//! infinity, which integers do not have.
+//! The CPU's attention in integers: its error at the sizes of released models, and the results for NaN and infinity,
+//! which integers do not have.
 
 use zmlx_conformance::bounds::check_bits;
 use zmlx_conformance::suite::{Host, span};
@@ -13,23 +13,23 @@ fn backends() -> impl Iterator<Item = (&'static str, CpuBackend)> {
     crate::levels().into_iter().map(backend)
 }
 
-/// Error of the values in the root mean square, relative to theirs.
+/// The root mean square error relative to that of the values.
 fn relative_error(got: &[f32], want: &[f64]) -> f64 {
     let errors: f64 = got.iter().zip(want).map(|(g, w)| (f64::from(*g) - w).powi(2)).sum();
     (errors / want.iter().map(|w| w.powi(2)).sum::<f64>()).sqrt()
 }
 
-/// 700 positions: several blocks of several parts, and a tail.
+/// 700 positions: several blocks in several parts, and a remainder.
 const N: usize = 700;
 
-/// The nearest bf16 values.
+/// Rounds values to the nearest bf16.
 fn rounded(x: &[f32]) -> Vec<f32> {
     let round = |v: &f32| v.to_bits() + 0x7fff + (v.to_bits() >> 16 & 1);
     x.iter().map(|v| f32::from_bits(round(v) & 0xffff_0000)).collect()
 }
 
-/// Passes if the results are off by at most a tenth of what they would be with queries, keys and values in bf16, all else
-/// exact: 1.3e-4 where scores are about 1, 2.0e-4 where they are about 4.
+/// Passes if the error is at most a tenth of what it would be with queries, keys and values in bf16 and everything else
+/// exact: 1.3e-4 with scores of about 1, 2.0e-4 with scores of about 4.
 #[track_caller]
 fn check(got: &[f32], want: &[f64], of_bf16: &[f64], what: String) {
     let of_bf16: Vec<f32> = of_bf16.iter().map(|v| *v as f32).collect();
@@ -67,7 +67,7 @@ fn heads_are_precise() {
                 b.commit(&mut cache, &step);
                 b.get(&y.unwrap())
             };
-            // Only the last results are looked at: before, one head will do.
+            // Only the last results are checked, so one head is enough for the tokens before.
             feed(&k[head_dim..], 1, 0, N - 1);
             check(&feed(&q, n_heads, N - 1, 1), &want, &of_bf16, format!("{level}, spread {spread}"));
         }
@@ -137,7 +137,8 @@ fn attend(b: &CpuBackend, inputs: &[Vec<f32>; 3], is_latent: bool) -> Vec<f32> {
     b.get(&b.latent_attention(inputs, &mut cache, &step, 0.2).unwrap())
 }
 
-/// Whoever sees NaN or infinity gives no number, and whoever does not gives the bits that it gives without.
+/// A token that sees NaN or infinity gives no finite number. A token that does not see it gives the same bits as
+/// without it.
 #[test]
 fn what_is_not_finite_is_passed_on_to_those_who_see_it() {
     for (level, b) in backends() {

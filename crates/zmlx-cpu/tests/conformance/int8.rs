@@ -1,4 +1,4 @@
-//! Activations of 8 bits. What they are rounded to is known, so values that are already round meet the bounds of f32:
+//! Activations of 8 bits. The rounding is known, so values that 8 bits represent exactly meet the bounds of f32:
 //! integers up to 127 times a power of two, with 127 in each group.
 
 use zmlx_conformance::bounds;
@@ -9,7 +9,7 @@ use zmlx_core::{Backend, Down, GateUp, WeightFormat};
 use zmlx_cpu::{Activations, CpuBackend, Level};
 use zmlx_oracle::testing::{random_experts, random_f32};
 
-/// Values of the smallest groups.
+/// Number of values in the smallest groups.
 const GROUP: usize = 16;
 
 fn backends(activations: Activations) -> Vec<(String, CpuBackend)> {
@@ -26,7 +26,7 @@ fn formats() -> impl Iterator<Item = (usize, WeightFormat)> {
     cases::quantised().into_iter().filter(is_narrow).enumerate()
 }
 
-/// Values that 8 bits hold.
+/// Values that 8 bits represent exactly.
 fn round_values(n: usize, seed: u64) -> Vec<f32> {
     let mut values = random_f32(n, 1.0, seed);
     for (i, v) in values.iter_mut().enumerate() {
@@ -37,7 +37,7 @@ fn round_values(n: usize, seed: u64) -> Vec<f32> {
     values
 }
 
-/// Every format × every batch, on every size of rows in turn.
+/// Every format in every batch size, each with one of the row sizes in turn.
 #[test]
 fn linear_is_exact_for_round_activations() {
     let backends = backends(Activations::Int8);
@@ -93,14 +93,14 @@ fn experts_are_exact_for_round_activations() {
     }
 }
 
-/// The largest weights and activations of one sign: the sums that are nearest to overflowing. Of 16 bits, too.
+/// The largest weights and activations of one sign, whose sums are nearest to overflow; also with 16 bits.
 #[test]
 fn the_largest_sums_do_not_overflow() {
     let backends = [Activations::Int8, Activations::Int16].map(backends);
     for (f, format) in cases::quantised().into_iter().enumerate() {
         let n_in = 2 * cases::group_size(format).max(64);
         let mut raw = Raw::random(format, [1, 16, n_in], f as u64);
-        // The largest code; of e2m1 the largest value, and of e4m3.
+        // The largest code; for e2m1 and e4m3 the code of the largest value.
         let byte =
             if raw.biases.is_empty() { [0x77, 0x7e][usize::from(raw.data.len() == 16 * n_in)] } else { 0xff };
         raw.data.fill(byte);

@@ -6,8 +6,8 @@
 //! | `int8` | activations of 8 bits |
 //! | `op_goldens` | the quantised formats against what MLX recorded |
 //!
-//! In builds with debug assertions a buffer is filled with NaN (words: `u32::MAX`) before an op writes it: a value that
-//! an op forgot to write fails. The profiles that tests run in have them, unless someone asks for another.
+//! In builds with debug assertions a buffer is filled with NaN (words: `u32::MAX`) before an op writes it. So a value
+//! that an op forgot to write fails a test. The profiles that tests use have these assertions by default.
 #![allow(clippy::unwrap_used, reason = "a failing test may panic")]
 
 mod attention;
@@ -26,13 +26,14 @@ fn cpu_instance(level: Level, n_threads: usize) -> Instance<CpuBackend> {
     Instance {
         name: format!("cpu {} on {n_threads} threads", level.name()),
         backend: CpuBackend::with_level(level, Some(n_threads)).unwrap(),
-        // What more threads change is how rows are shared out, which a part of the sizes shows.
+        // More threads only change how rows are divided, which some of the sizes show.
         grid: if n_threads == 1 { Grid::Full } else { Grid::Thinned },
-        // From 5 rows on some levels go by tiles.
+        // From 5 rows on, some levels use tiles.
         same_path_below: 5,
         product_error: activations_of_16_bits,
-        // Queries, keys, values and weights are integers of 15 bits, off by up to 2^-15 of the largest of their row (about
-        // 3): each 5e-5 of a value in the root mean square. Of results of up to 6 one was off by 5.4e-4.
+        // Queries, keys, values and weights are integers of 15 bits. Each is off by up to 2^-15 of the largest of its
+        // row (about 3), which is 5e-5 of a value in the root mean square. One of the results of up to 6 was off by
+        // 5.4e-4.
         attention_error: 60.0,
         chunk_error: 1.0,
         exponential_error: 1.0,
@@ -41,8 +42,9 @@ fn cpu_instance(level: Level, n_threads: usize) -> Instance<CpuBackend> {
     }
 }
 
-/// Activations are integers of 16 bits wherever codes are: each is off by up to 2^-16 of the largest of its group, evenly
-/// spread, so by 2^-16/√3 in the root mean square. Six times that, times the norms, is 111 times the bound of f32.
+/// Activations are integers of 16 bits if the weights are codes. Each is off by up to 2^-16 of the largest of its
+/// group, evenly distributed, so by 2^-16/√3 in the root mean square. Six times that, times the norms, is 111 times the
+/// bound of f32.
 fn activations_of_16_bits(format: WeightFormat) -> f64 {
     match format {
         WeightFormat::Quantized { spec, .. } if spec.mode() != QuantMode::Mxfp8 => 112.0,
@@ -50,7 +52,7 @@ fn activations_of_16_bits(format: WeightFormat) -> f64 {
     }
 }
 
-/// The same of 8 bits: by up to 1/254 of the largest, 258 times as much.
+/// The same with 8 bits: off by up to 1/254 of the largest, which is 258 times as much.
 fn activations_of_8_bits(format: WeightFormat) -> f64 {
     let is_wide = |spec: QuantSpec| spec.bits() == 8;
     match format {
@@ -59,7 +61,7 @@ fn activations_of_8_bits(format: WeightFormat) -> f64 {
     }
 }
 
-/// The best level with activations of 8 bits; `int8` holds every level's products to tighter bounds.
+/// The best level with activations of 8 bits. The module `int8` holds every level's products to tighter bounds.
 fn cpu_int8_instances() -> Vec<Instance<CpuBackend>> {
     let instance = cpu_instance(Level::fastest(), 2);
     vec![Instance {
@@ -70,11 +72,11 @@ fn cpu_int8_instances() -> Vec<Instance<CpuBackend>> {
     }]
 }
 
-/// The levels that these tests run: those that the variable `ZMLX_TEST_LEVELS` names, separated by commas, or all that this
+/// The levels that these tests run: those in the variable `ZMLX_TEST_LEVELS`, separated by commas, or all that this
 /// machine can run.
 ///
 /// # Panics
-/// If a named level is unknown or cannot run here: a level that someone asked for is never left out in silence.
+/// If a named level is unknown or cannot run here, so that a requested level is never skipped silently.
 fn levels() -> Vec<Level> {
     let Ok(names) = std::env::var("ZMLX_TEST_LEVELS") else { return Level::supported() };
     let level = |name: &str| {
@@ -86,13 +88,13 @@ fn levels() -> Vec<Level> {
     names.split(',').map(level).collect()
 }
 
-/// Every level, alone and on a team.
+/// Every level, with one thread and with a team.
 fn cpu_instances() -> Vec<Instance<CpuBackend>> {
     levels().into_iter().flat_map(|level| [1, 2].map(|n_threads| cpu_instance(level, n_threads))).collect()
 }
 
-/// The suite covers the levels that this machine is said to support: here the system's own list of the processor's features says
-/// the same, so that no level is left out in silence.
+/// The suite covers the levels that this machine supports. Here the system's own list of the processor's features is
+/// compared with these levels, so that none is skipped silently.
 #[cfg(all(target_os = "linux", target_arch = "x86_64"))]
 #[test]
 fn no_level_is_left_out() {

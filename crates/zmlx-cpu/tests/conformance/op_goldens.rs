@@ -57,7 +57,7 @@ fn quantize_and_dequantize_equal_mlx_in_every_format() {
     }
 }
 
-/// The recorded weight `part` (`""` or `"up_"`) of a format, all experts or the first.
+/// The recorded weight `part` (`""` or `"up_"`) of a format: all experts or only the first.
 fn weight(st: &SafeTensors<'_>, spec: QuantSpec, part: &str, n_mats: usize) -> HostWeight {
     let bytes = |what: &str| match st.tensor(&format!("f32.{part}{what}")) {
         Ok(t) => bytes::Bytes::copy_from_slice(&t.data()[..t.data().len() / 3 * n_mats]),
@@ -95,7 +95,7 @@ fn products_equal_mlx_within_rounding_on_every_level() {
                 backend.read(&y, &mut got).unwrap();
                 let want = f32s(&st, &format!("f32.{name}"));
                 assert_eq!(got.len(), want.len());
-                // Activations of 16 bits: 1.0e-4 at the most, where swiglu is largest.
+                // With activations of 16 bits the difference is at most 1.0e-4, where swiglu is largest.
                 let bound = 2e-4;
                 let worst = got.iter().zip(&want).map(|(g, w)| (g - w).abs()).fold(0.0, f32::max);
                 let finite = got.iter().all(|v| v.is_finite());

@@ -1,4 +1,4 @@
-//! The list of a model's files, which comes from outside: nothing in it is believed before it is checked.
+//! The list of a model's files. It comes from outside, so everything in it is checked before it is used.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use serde::Deserialize;
 use crate::digest::Digest;
 use crate::name::is_commit;
 
-/// More files than any model has.
+/// No model has more files than this.
 const MAX_FILES: usize = 10_000;
 
 /// A model's files at a commit.
@@ -15,18 +15,18 @@ const MAX_FILES: usize = 10_000;
 pub(crate) struct Listing {
     /// The commit.
     pub(crate) commit: String,
-    /// The files that a model is loaded from, sorted by name.
+    /// The files from which a model is loaded, sorted by name.
     pub(crate) files: Vec<RemoteFile>,
 }
 
 /// A file of a model on the hub.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct RemoteFile {
-    /// Its path within the model.
+    /// Its path, relative to the model.
     pub(crate) path: String,
-    /// Its hash, if the list tells.
+    /// Its hash, if the list contains it.
     pub(crate) digest: Option<Digest>,
-    /// Its bytes, if the list tells.
+    /// Its size in bytes, if the list contains it.
     pub(crate) size: Option<u64>,
 }
 
@@ -52,10 +52,10 @@ struct Lfs {
 }
 
 impl Listing {
-    /// Reads the hub's answer.
+    /// Parses the hub's answer.
     ///
     /// # Errors
-    /// Words for what it is instead.
+    /// A description of what the answer is instead.
     pub(crate) fn parse(body: &[u8]) -> Result<Self, String> {
         let answer: Answer = serde_json::from_slice(body).map_err(|e| format!("something else: {e}"))?;
         if !is_commit(&answer.sha) {
@@ -65,7 +65,10 @@ impl Listing {
         for sibling in answer.siblings.into_iter().filter(|sibling| is_wanted(&sibling.rfilename)) {
             let path = sibling.rfilename.clone();
             if !is_within(&path) {
-                return Err(format!("the file name {:?}, which is no path within a model", shortened(&path)));
+                return Err(format!(
+                    "the file name {:?}, which is not a path within a model",
+                    shortened(&path)
+                ));
             }
             files.insert(path, sibling.file()?);
         }
@@ -89,7 +92,7 @@ impl Sibling {
     }
 }
 
-/// The files that a model is loaded from: weights, configurations, tokenizers, templates.
+/// True for files from which a model is loaded: weights, configurations, tokenizers, templates.
 fn is_wanted(path: &str) -> bool {
     let is_kind = [".safetensors", ".json", ".jinja"].iter().any(|end| path.ends_with(end));
     let name = path.rsplit(['/', '\\']).next().unwrap_or(path);
@@ -97,12 +100,13 @@ fn is_wanted(path: &str) -> bool {
     match path.rsplit_once('/') {
         None => is_kind || is_tokenizer,
         Some(("additional_chat_templates", _)) => path.ends_with(".jinja"),
-        // Folders hold the same model for other programs. Names that lead elsewhere are looked at, and refused.
+        // Folders contain the same model for other programs, so their files are left out. Names that lead out of the
+        // model are kept, so that they are refused.
         Some((folder, _)) => (is_kind || is_tokenizer) && !is_within(folder),
     }
 }
 
-/// A path that stays within the folder that it is relative to, on every system.
+/// True for a path that stays within the folder to which it is relative, on every operating system.
 fn is_within(path: &str) -> bool {
     let is_part = |part: &str| {
         let is_plain = |c: char| !c.is_control() && !matches!(c, '\\' | ':');
@@ -170,9 +174,9 @@ mod tests {
             long.as_str(),
         ] {
             let error = paths(&["config.json", name]).unwrap_err();
-            assert!(error.contains("no path within a model") && error.len() < 200, "{name:?}: {error}");
+            assert!(error.contains("not a path within a model") && error.len() < 200, "{name:?}: {error}");
         }
-        // What is not wanted does no harm.
+        // An unwanted file with such a name has no effect.
         assert_eq!(paths(&["config.json", "../x.bin"]).unwrap(), ["config.json"]);
     }
 

@@ -1,4 +1,4 @@
-//! One file: attempt after attempt until all of it is there, under a lock that keeps other processes away.
+//! Downloads one file: attempt after attempt until it is complete, under a lock that keeps other processes away.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -11,7 +11,7 @@ use crate::client::{Client, pause};
 use crate::digest::Hasher;
 use crate::{Error, Result};
 
-/// How often it is looked whether the other process is done, or the work was given up.
+/// How often to check whether the other process is done, or whether the work was stopped.
 const GLANCE: Duration = Duration::from_millis(100);
 
 pub(super) struct Fetch<'a> {
@@ -23,7 +23,7 @@ pub(super) struct Fetch<'a> {
     pub(super) is_given_up: &'a AtomicBool,
 }
 
-/// What has come of a file, with its hash so far.
+/// The part of a file that has come, with its hash so far.
 struct Partial {
     file: File,
     len: u64,
@@ -31,7 +31,7 @@ struct Partial {
 }
 
 impl Fetch<'_> {
-    /// Makes the blob be there.
+    /// Makes sure that the blob exists.
     pub(super) fn run(&self) -> Result<()> {
         let Wanted { path, size, .. } = self.file;
         let done = Notice::Done { file: path, bytes: *size };
@@ -42,7 +42,7 @@ impl Fetch<'_> {
         let _lock = self.lock()?;
         let seen = self.file.partial(self.blobs).metadata().map_or(0, |m| m.len().min(*size));
         if self.file.is_present(self.blobs) {
-            // The other process has brought it.
+            // The other process has downloaded it.
             (self.notice)(Notice::Bytes((size - seen) as i64));
             (self.notice)(done);
             return Ok(());
@@ -65,7 +65,8 @@ impl Fetch<'_> {
                 (self.notice)(Notice::Again { error: &error, pause: Duration::ZERO });
                 continue;
             }
-            // What is behind the end of the file, as the hub sees it, is not its beginning.
+            // If the hub says that the offset is after the end of the file, what has come is not the beginning of this
+            // file.
             let is_behind = matches!(error, Error::Status { status: 416, .. }) && partial.len > 0;
             if is_behind || matches!(error, Error::Answer { .. }) && partial.len > 0 {
                 self.restart(&mut partial, &path)?;
@@ -113,7 +114,7 @@ impl Fetch<'_> {
         }
     }
 
-    /// What an earlier attempt left. More than the file has is not its beginning.
+    /// Opens what an earlier attempt left. If it is longer than the file, it is not the file's beginning.
     fn open(&self, path: &Path) -> Result<Partial> {
         let mut options = OpenOptions::new();
         let file = options.create(true).truncate(false).read(true).write(true).open(path);
@@ -139,7 +140,7 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// Asks for what is missing, once.
+    /// Requests the missing part once.
     fn attempt(&self, partial: &mut Partial) -> Result<()> {
         let Wanted { path: what, url, size, .. } = self.file;
         if self.is_given_up.load(Ordering::Relaxed) {

@@ -1,11 +1,12 @@
-//! The snapshot of links, and the reference, once all blobs are there.
+//! Creates the links of a snapshot, and the reference, when all blobs exist.
 
 use std::path::{Path, PathBuf};
 
 use super::Wanted;
 use crate::{Cache, Error, ModelName, Result};
 
-/// Links the files of a commit, `config.json` last: without it a snapshot is no model. Then the reference names the commit.
+/// Links the files of a commit, `config.json` last, because a snapshot without it is not a model. Then makes the
+/// reference point to the commit.
 pub(super) fn snapshot(cache: &Cache, name: &ModelName, commit: &str, files: &[Wanted]) -> Result<PathBuf> {
     let dir = cache.snapshot_dir(name, commit);
     let is_config = |file: &&Wanted| file.path == "config.json";
@@ -25,9 +26,9 @@ pub(super) fn snapshot(cache: &Cache, name: &ModelName, commit: &str, files: &[W
     Ok(dir)
 }
 
-/// The link of a file to its blob; one that leads elsewhere, or is no link, is replaced.
+/// Creates the link of a file to its blob. Replaces a link that leads elsewhere, and a file that is not a link.
 fn link(model_dir: &Path, file: &Wanted, path: &Path) -> Result<()> {
-    // From `snapshots/COMMIT/FOLDER/…/FILE`.
+    // The way up from `snapshots/COMMIT/FOLDER/…/FILE`.
     let up = "../".repeat(2 + file.path.matches('/').count());
     let target = PathBuf::from(format!("{up}blobs/{}", file.digest.hex()));
     if std::fs::read_link(path).is_ok_and(|there| there == target) {
@@ -42,13 +43,13 @@ fn make_link(target: &Path, _blob: &Path, new: &Path) -> std::io::Result<()> {
     std::os::unix::fs::symlink(target, new)
 }
 
-/// Where links take a privilege, the blob gets a second name.
+/// On systems where links need a privilege, the blob gets a second name instead.
 #[cfg(not(unix))]
 fn make_link(_target: &Path, blob: &Path, new: &Path) -> std::io::Result<()> {
     std::fs::hard_link(blob, new)
 }
 
-/// Makes a file or link beside `path`, which then takes its place at once.
+/// Creates a file or link next to `path`, which then replaces `path` atomically.
 fn replace(path: &Path, make: impl FnMut(&Path) -> std::io::Result<()>) -> Result<()> {
     let dir = path.parent().unwrap_or(Path::new("."));
     let new = tempfile::Builder::new().prefix(".zmlx-").make_in(dir, make).map_err(Error::io(path))?;

@@ -1,4 +1,4 @@
-//! Answers that refuse, or are not what they should be.
+//! Answers that refuse, and answers that are not what they should be.
 
 use crate::hub::Reply;
 use crate::*;
@@ -42,7 +42,7 @@ fn a_hub_that_stays_busy_is_left() {
     let trial = Trial::new(LoopbackHub::start(|_, _| Reply::new(503, "later")));
     assert!(matches!(trial.refused(&[ID, "503"]), Error::Status { status: 503, .. }));
     assert_eq!(trial.hub.requests().len(), 5);
-    // One that wants an hour is not waited for.
+    // A hub that asks for a wait of an hour is not waited for.
     let trial = Trial::new(LoopbackHub::start(|_, _| Reply::new(429, "later").with("retry-after", 3600)));
     trial.refused(&["too many requests"]);
     assert_eq!(trial.hub.requests().len(), 1);
@@ -68,10 +68,10 @@ fn a_list_that_is_none_is_refused() {
         ("<html>sign in</html>".to_owned(), "a list of files as JSON"),
         ("{}".to_owned(), "a list of files as JSON"),
         ("[".repeat(100_000), "a list of files as JSON"),
-        (hostile("../../../x.json"), "no path within a model"),
-        (hostile("/x.json"), "no path within a model"),
+        (hostile("../../../x.json"), "not a path within a model"),
+        (hostile("/x.json"), "not a path within a model"),
         (hostile(&"x/".repeat(100_000)), ""),
-        (hostile(&format!("{}.json", "x".repeat(100_000))), "no path within a model"),
+        (hostile(&format!("{}.json", "x".repeat(100_000))), "not a path within a model"),
         (many.to_string(), "20000 files"),
         (serde_json::json!({"sha": "../x", "siblings": []}).to_string(), "commit"),
         (serde_json::json!({"sha": COMMIT, "siblings": []}).to_string(), "config.json"),

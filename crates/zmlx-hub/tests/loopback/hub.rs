@@ -1,4 +1,4 @@
-//! A hub on the loopback interface, which behaves or misbehaves as a test wants.
+//! A hub on the loopback interface, which behaves or misbehaves as a test needs.
 #![allow(dead_code, reason = "two test programs share it, and none needs all of it")]
 
 use std::collections::BTreeMap;
@@ -16,12 +16,12 @@ pub(crate) const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 /// The id of every model.
 pub(crate) const ID: &str = "org/tiny";
 
-/// What was asked for.
+/// A request to the hub.
 #[derive(Clone, Debug)]
 pub(crate) struct Request {
-    /// Path and query.
+    /// The path and the query.
     pub(crate) path: String,
-    /// Names in lower case.
+    /// Header names are in lower case.
     headers: BTreeMap<String, String>,
 }
 
@@ -30,7 +30,7 @@ impl Request {
         self.headers.get(name).map(String::as_str)
     }
 
-    /// The first byte of the range that was asked for.
+    /// The first byte of the requested range.
     pub(crate) fn start(&self) -> Option<usize> {
         self.header("range")?.strip_prefix("bytes=")?.split('-').next()?.parse().ok()
     }
@@ -40,21 +40,21 @@ impl Request {
         Self { path: path.to_owned(), ..self.clone() }
     }
 
-    /// True if it is for the content of the file.
+    /// True if it requests the content of the file.
     pub(crate) fn is_for(&self, file: &str) -> bool {
         self.path.ends_with(&format!("/{file}"))
     }
 }
 
-/// What is answered.
+/// An answer of the hub.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
     pub(crate) body: Vec<u8>,
-    /// After so many bytes of the body the connection breaks.
+    /// The connection breaks after this many bytes of the body.
     pub(crate) breaks_after: Option<usize>,
-    /// After so many bytes of the body nothing more comes, for a while.
+    /// Nothing more comes for a while after this many bytes of the body.
     pub(crate) stalls_after: Option<usize>,
 }
 
@@ -74,7 +74,7 @@ impl Reply {
     }
 }
 
-/// The hub. It ends when dropped.
+/// The hub, which ends when it is dropped.
 pub(crate) struct LoopbackHub {
     pub(crate) url: String,
     requests: Arc<Mutex<Vec<Request>>>,
@@ -82,7 +82,8 @@ pub(crate) struct LoopbackHub {
 }
 
 impl LoopbackHub {
-    /// Starts a hub that answers each request by `answer`, which also gets how many requests for the same path came before.
+    /// Starts a hub that answers each request with `answer`. This also gets the number of earlier requests for the same
+    /// path.
     pub(crate) fn start(answer: impl Fn(&Request, usize) -> Reply + Send + Sync + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap());
@@ -111,7 +112,7 @@ impl LoopbackHub {
         Self { url, requests, is_over }
     }
 
-    /// A hub that has one model and makes no mistakes.
+    /// A hub with one model, which makes no mistakes.
     pub(crate) fn of(model: Model) -> Self {
         Self::start(move |request, _| model.answer(request))
     }
@@ -120,7 +121,7 @@ impl LoopbackHub {
         self.requests.lock().unwrap().clone()
     }
 
-    /// Requests for the content of a file.
+    /// The requests for the content of a file.
     pub(crate) fn requests_for(&self, file: &str) -> Vec<Request> {
         self.requests().into_iter().filter(|r| r.is_for(file)).collect()
     }
@@ -151,7 +152,7 @@ fn read(stream: &TcpStream) -> Option<Request> {
     Some(Request { path, headers: lines.iter().skip(1).filter_map(pair).collect() })
 }
 
-/// One answer for each connection.
+/// Writes one answer for each connection.
 fn write(stream: &mut TcpStream, reply: &Reply) -> std::io::Result<()> {
     let mut head = format!("HTTP/1.1 {} x\r\nconnection: close\r\n", reply.status);
     if !reply.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-length")) {
@@ -174,15 +175,15 @@ fn write(stream: &mut TcpStream, reply: &Reply) -> std::io::Result<()> {
 #[derive(Clone, Debug)]
 pub(crate) struct Model {
     pub(crate) files: BTreeMap<String, Vec<u8>>,
-    /// Files of which a store far away has the content.
+    /// Files whose content is on another store.
     pub(crate) stored: Vec<String>,
     pub(crate) store: String,
-    /// Whether the list of files tells hashes and sizes.
+    /// Whether the list of files contains hashes and sizes.
     pub(crate) tells_hashes: bool,
 }
 
 impl Model {
-    /// A model that is not worth loading.
+    /// A small model, which cannot be loaded.
     pub(crate) fn tiny() -> Self {
         let weights: Vec<u8> = (0..300_000_u32).map(|i| (i.wrapping_mul(i) >> 7) as u8).collect();
         let header =
@@ -213,14 +214,14 @@ impl Model {
         model
     }
 
-    /// The same with a file whose content the hub redirects to a store for.
+    /// The same model with a file for whose content the hub redirects to a store.
     pub(crate) fn stored_at(mut self, file: &str, store: &str) -> Self {
         self.stored.push(file.to_owned());
         self.store = store.to_owned();
         self
     }
 
-    /// The names of the files that a model is loaded from.
+    /// The names of the files from which a model is loaded.
     pub(crate) fn wanted(&self) -> Vec<&str> {
         self.files
             .keys()
@@ -238,7 +239,7 @@ impl Model {
         hash(name, &self.files[name])
     }
 
-    /// What the hub and its store answer.
+    /// The answers of the hub and its store.
     pub(crate) fn answer(&self, request: &Request) -> Reply {
         let path = request.path.split('?').next().unwrap();
         if path.starts_with(&format!("/api/models/{ID}/revision/")) {

@@ -1,4 +1,4 @@
-//! Downloads from a hub on the loopback interface that breaks connections, truncates and alters what it sends.
+//! Downloads from a hub on the loopback interface that breaks connections, and truncates and changes what it sends.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 mod answers;
@@ -12,7 +12,7 @@ use std::sync::Mutex;
 use hub::{COMMIT, ID, LoopbackHub, Model};
 use zmlx_hub::{Cache, Environment, Error, Hub, ModelName, Notice, Pulled, Result};
 
-/// A cache of its own, and a hub to fill it from.
+/// A cache of its own, and a hub from which it is filled.
 struct Trial {
     dir: tempfile::TempDir,
     hub: LoopbackHub,
@@ -39,7 +39,7 @@ impl Trial {
         Hub::of(&self.environment())?.pull(&name(), &|_| ())
     }
 
-    /// What goes wrong, in words; nothing that looks like a model is left.
+    /// The pull fails with these texts in its error, and nothing is left that looks like a model.
     #[track_caller]
     fn refused(&self, texts: &[&str]) -> Error {
         let error = self.pull().unwrap_err();
@@ -63,7 +63,7 @@ impl Trial {
         self.model_dir().join(format!("blobs/{}.incomplete", model.hash(file)))
     }
 
-    /// Every wanted file is there with its content.
+    /// Checks that every wanted file exists with its content.
     #[track_caller]
     fn holds(&self, model: &Model) {
         let dir = self.found().unwrap();
@@ -108,7 +108,7 @@ fn a_model_comes_whole_and_once() {
         assert!(!pulled.dir.join(unwanted).exists());
     }
     assert_eq!(std::fs::read_to_string(trial.model_dir().join("refs/main")).unwrap(), COMMIT);
-    // Once more: only the list is asked for.
+    // Again: now only the list is requested.
     let before = trial.hub.requests().len();
     trial.pull().unwrap();
     assert_eq!(trial.hub.requests().len(), before + 1);
@@ -130,7 +130,7 @@ fn links_are_those_of_other_tools() {
         let target = std::fs::read_link(dir.join(file)).unwrap();
         assert_eq!(target, Path::new(up).join("blobs").join(model.hash(file)));
     }
-    // The cache may be moved: links are relative.
+    // The cache can be moved, because links are relative.
     let moved = trial.dir.path().join("elsewhere");
     std::fs::rename(trial.dir.path().join("hub"), &moved).unwrap();
     Cache::new(moved).find(&name()).unwrap();

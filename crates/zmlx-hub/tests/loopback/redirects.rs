@@ -1,4 +1,4 @@
-//! Redirects: to stores, which must not see the token, and to where nobody should go.
+//! Redirects: to stores, which must not get the token, and to addresses that must not be followed.
 
 use crate::hub::Reply;
 use crate::*;
@@ -32,7 +32,7 @@ fn a_store_never_sees_the_token() {
 
 #[test]
 fn within_the_hub_the_token_goes_along() {
-    // A model that was renamed: relative redirects, of the list, too.
+    // A model that was renamed: relative redirects, also of the list.
     let model = Model::tiny();
     let answers = model.clone();
     let trial = Trial::new(LoopbackHub::start(move |request, _| match request.path.strip_prefix("/moved") {

@@ -5,7 +5,7 @@ use crate::*;
 
 const WEIGHTS: &str = "model.safetensors";
 
-/// A hub whose answers for the weights are changed; `change` gets how many came before.
+/// A hub whose answers for the weights are changed. `change` gets the number of earlier answers.
 fn with_weights(change: impl Fn(Reply, usize) -> Reply + Send + Sync + 'static) -> (Model, Trial) {
     let model = Model::tiny();
     let answers = model.clone();
@@ -89,7 +89,7 @@ fn a_hub_that_never_gets_on_is_left() {
 
 #[test]
 fn a_truncated_blob_is_no_blob() {
-    // Consistently: length and range tell the shorter size.
+    // Consistently: the length and the range also give the smaller size.
     let model = Model::tiny();
     let mut short = model.clone();
     short.files.get_mut(WEIGHTS).unwrap().truncate(200_000);
@@ -103,7 +103,7 @@ fn a_truncated_blob_is_no_blob() {
     }));
     assert!(matches!(trial.refused(&[WEIGHTS, "200000 bytes"]), Error::Differs { .. }));
     assert!(!trial.partial(&model, WEIGHTS).exists());
-    // Without a length, so that nothing but the end of the connection tells.
+    // Without a length, so that only the end of the connection shows it.
     let (_, trial) = with_weights(|reply, _| {
         let body = reply.body[..reply.body.len() / 2].to_vec();
         Reply { body, ..Reply::new(200, "").with("content-length", "untold") }
@@ -127,7 +127,7 @@ fn an_altered_blob_is_fetched_once_more() {
     assert!(matches!(error, Error::Differs { .. }), "{error}");
     assert_eq!(trial.hub.requests_for(WEIGHTS).len(), 2);
     assert!(!trial.partial(&model, WEIGHTS).exists());
-    // A small file is held to git's hash.
+    // A small file is compared with git's hash.
     let altered = model.clone();
     let trial = Trial::new(LoopbackHub::start(move |request, _| {
         let reply = altered.answer(request);

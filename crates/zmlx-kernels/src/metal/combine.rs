@@ -1,7 +1,7 @@
 //! Down projection, routing weights and the sum over slots in one kernel.
 
 use super::{
-    HEADER, KernelSpec, LANES, NotFused, Numerics, Output, Template, check_bank, format_template, need, stock,
+    KernelSpec, LANES, NotFused, Numerics, Output, Template, check_bank, format_template, need, stock, text,
 };
 use crate::{DType, QuantSpec};
 
@@ -66,8 +66,8 @@ pub fn gather_qmm_combine(
     template.push(("EXACT", Template::Bool(numerics == Numerics::Exact)));
     Ok(KernelSpec {
         name: "zmlx_gather_qmm_combine",
-        header: HEADER,
-        body: include_str!("../shaders/metal/gather_qmm_combine.metal"),
+        header: text!("quantized.h"),
+        body: text!("gather_qmm_combine.metal"),
         inputs: &["x", "w", "scales", "biases", "rhs", "weights"],
         outputs: vec![Output { name: "out", dtype, shape: vec![n_tokens, n_out] }],
         template,

@@ -1,6 +1,6 @@
 //! The routers in one kernel each.
 
-use super::{HEADER, KernelSpec, LANES, NotFused, Numerics, Output, Template, need};
+use super::{KernelSpec, LANES, NotFused, Numerics, Output, Template, need, text};
 use crate::{DType, NoauxTc, Renormalize, SoftmaxTopK};
 
 /// Scores of a row that a thread owns.
@@ -37,8 +37,8 @@ pub fn route_softmax_top_k(
     ];
     Ok(KernelSpec {
         name: "zmlx_route_softmax_top_k",
-        header: HEADER,
-        body: include_str!("../shaders/metal/route_softmax_top_k.metal"),
+        header: text!("routing.h"),
+        body: text!("route_softmax_top_k.metal"),
         inputs: &["logits"],
         outputs: outputs(weights, n_rows, settings.top_k),
         template,
@@ -49,7 +49,7 @@ pub fn route_softmax_top_k(
 
 /// The `top_k` experts of each row with the largest `sigmoid(logit) + bias`, and their weights.
 ///
-/// **Shapes** inputs logits `[rows, E]`, bias f32 `[E]`, factors (of the weights, and eps) f32 `[2]` → indices u32 and weights f32 `[rows, top_k]`, by
+/// **Shapes** inputs logits `[rows, E]`, bias `[E]` of any float type, factors (of the weights, and eps) f32 `[2]` → indices u32 and weights f32 `[rows, top_k]`, by
 /// descending score, of equal ones the lower index first: the order of stock MLX, in both modes. **Numerics** f32 in the
 /// order of the stock ops; exact and accurate are the same. **Work** one launch instead of eight, rows·E logits read.
 /// **Source** mlx-lm `group_expert_select`.
@@ -68,8 +68,8 @@ pub fn route_noaux_tc(
     let normalize = settings.renormalize == Renormalize::Yes && settings.top_k > 1;
     Ok(KernelSpec {
         name: "zmlx_route_noaux_tc",
-        header: HEADER,
-        body: include_str!("../shaders/metal/route_noaux_tc.metal"),
+        header: text!("activation.h", "routing.h"),
+        body: text!("route_noaux_tc.metal"),
         inputs: &["logits", "bias", "factors"],
         outputs: outputs(DType::F32, n_rows, settings.top_k),
         template: vec![

@@ -1,7 +1,7 @@
 //! Gate, up and SwiGLU in one kernel.
 
 use super::{
-    HEADER, KernelSpec, LANES, NotFused, Numerics, Output, Template, check_bank, format_template, need, stock,
+    KernelSpec, LANES, NotFused, Numerics, Output, Template, check_bank, format_template, need, stock, text,
 };
 use crate::{DType, QuantSpec};
 
@@ -103,8 +103,8 @@ fn spec(
     template.push(("EXACT", Template::Bool(numerics == Numerics::Exact)));
     Ok(KernelSpec {
         name: "zmlx_gather_qmm_swiglu",
-        header: HEADER,
-        body: include_str!("../shaders/metal/gather_qmm_swiglu.metal"),
+        header: text!("quantized.h", "activation.h"),
+        body: text!("gather_qmm_swiglu.metal"),
         inputs: &["x", "gate_w", "gate_scales", "gate_biases", "up_w", "up_scales", "up_biases", "rhs"],
         outputs: vec![Output { name: "out", dtype, shape: vec![n_pairs, n_rows, n_out] }],
         template,

@@ -11,9 +11,11 @@
 
 mod attention;
 mod cache;
+mod compiled;
 mod fused;
 mod gated;
 mod indices;
+mod ranks;
 mod recurrent;
 mod router;
 mod sample;
@@ -21,6 +23,8 @@ mod step;
 mod weight;
 
 use std::ops::Range;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use mlx_rs::error::AsSliceError;
 use mlx_rs::{Array, ArrayElement, Dtype, ops};
@@ -28,21 +32,21 @@ use mlx_rs::{Array, ArrayElement, Dtype, ops};
 pub use cache::MlxCache;
 pub(super) use fused::{Pairs, launch_gather_qmm_swiglu};
 pub use indices::MlxIndices;
-pub(in crate::mlx) use indices::below;
+pub(in crate::mlx) use indices::{below, rows_in_order};
 pub use step::MlxStep;
 pub use weight::MlxWeight;
 pub(super) use weight::packed;
 
-use super::Runtime;
-use super::raw::{Order, Product};
+use super::raw::{self, Order, Product};
 use super::runtime::{NAME, fault as f};
+use super::{Group, Runtime, limits};
 use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
-    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span,
+    MlaWeights, NoauxTc, NormRope, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span,
 };
 use router::Pick;
 
@@ -54,6 +58,9 @@ const PREFILL_CHUNK: usize = 2048;
 pub struct MlxBackend {
     runtime: Runtime,
     numerics: Numerics,
+    group: Option<Group>,
+    /// Steps so far, of all clones.
+    n_steps: Arc<AtomicU64>,
 }
 
 impl MlxBackend {
@@ -62,7 +69,14 @@ impl MlxBackend {
     /// # Errors
     /// [`Error::Unavailable`] if MLX does not start.
     pub fn new(numerics: Numerics) -> Result<Self> {
-        Ok(Self { runtime: Runtime::start()?, numerics })
+        Ok(Self { runtime: Runtime::start()?, numerics, group: None, n_steps: Arc::default() })
+    }
+
+    /// The same backend as one of several ranks, each of which computes its part of a model. Partial sums are rounded to the
+    /// type of activations before they are added, so results have other bits than on one rank: the same on all ranks.
+    #[must_use]
+    pub fn with_group(self, group: Group) -> Self {
+        Self { group: Some(group), ..self }
     }
 
     /// What its results are equal to.
@@ -89,10 +103,26 @@ fn zeros(op: &'static str, shape: &[usize], dtype: Dtype) -> Result<Array> {
     ops::zeros_dtype(&shape_i32(shape), dtype).map_err(f(op))
 }
 
-/// A number in the type of an array, as Python's numbers take part in MLX's arithmetic.
+/// A number in the type of an array, as Python's numbers take part in MLX's arithmetic. It is rounded here: a cast would be
+/// an op of the device.
 fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
-    let value = Array::from_f32(value);
-    if dtype == Dtype::Float32 { Ok(value) } else { value.as_dtype(dtype).map_err(f("scalar")) }
+    vector(&[value], &[], dtype)
+}
+
+/// Values in the type of an array, rounded here.
+fn vector(values: &[f32], shape: &[i32], dtype: Dtype) -> Result<Array> {
+    match dtype {
+        Dtype::Float32 => Ok(Array::from_slice(values, shape)),
+        Dtype::Float16 => {
+            let values: Vec<_> = values.iter().copied().map(half::f16::from_f32).collect();
+            Ok(Array::from_slice(&values, shape))
+        }
+        Dtype::Bfloat16 => {
+            let values: Vec<_> = values.iter().copied().map(half::bf16::from_f32).collect();
+            Ok(Array::from_slice(&values, shape))
+        }
+        other => Array::from_slice(values, shape).as_dtype(other).map_err(f("scalar")),
+    }
 }
 
 /// Computes `x` and appends its values to `out`.
@@ -173,6 +203,10 @@ impl Backend for MlxBackend {
         MlxWeight::concat_rows(parts)
     }
 
+    fn join_rows(&self, parts: Vec<MlxWeight>) -> Result<(MlxWeight, Vec<MlxWeight>)> {
+        MlxWeight::join_rows(parts, self.numerics)
+    }
+
     fn tensor(&self, values: &[f32], shape: &[usize]) -> Result<Array> {
         check_shape("tensor", shape, values.len())?;
         if values.is_empty() {
@@ -208,7 +242,9 @@ impl Backend for MlxBackend {
         copy_out(OP, indices.array(), out)
     }
 
+    /// Also gives unused memory back every so many steps, as mlx-lm does.
     fn step(&self, spans: &[Span]) -> Result<MlxStep> {
+        limits::free_unused(self.n_steps.fetch_add(1, Ordering::Relaxed))?;
         MlxStep::new(spans)
     }
 
@@ -294,7 +330,31 @@ impl Backend for MlxBackend {
         row: usize,
         settings: &SampleSettings<'_, MlxIndices>,
     ) -> Result<Option<MlxIndices>> {
-        sample::sample(logits, row, settings).map(Some)
+        let chosen = sample::sample(logits, row, settings)?;
+        match self.group {
+            Some(group) => ranks::of_rank_0(group, &chosen, last_width(logits)).map(Some),
+            None => Ok(Some(chosen)),
+        }
+    }
+
+    fn shard(&self) -> Shard {
+        self.group.map_or(Shard::WHOLE, Group::shard)
+    }
+
+    fn all_sum(&self, x: Array) -> Result<Array> {
+        match self.group {
+            Some(group) if x.size() > 0 => group.all_sum(&x),
+            _ => Ok(x),
+        }
+    }
+
+    fn held_experts(
+        &self,
+        experts: &MlxIndices,
+        weights: &Array,
+        held: Range<usize>,
+    ) -> Result<(MlxIndices, Array)> {
+        ranks::held_experts(experts, weights, held)
     }
 
     fn eval_async(&self, logits: Array, chosen: &MlxIndices) -> Result<Array> {
@@ -326,7 +386,7 @@ impl Backend for MlxBackend {
         if x.size() == 0 {
             return Ok(x.clone());
         }
-        mlx_rs::fast::rms_norm(x, Some(&weight), eps).map_err(f(OP))
+        raw::rms_norm(OP, x, Some(&weight), eps)
     }
 
     fn linear(&self, x: &Array, weight: &MlxWeight) -> Result<Array> {
@@ -496,7 +556,7 @@ impl Backend for MlxBackend {
 
     fn gated(&self, gate: &Array, up: &Array, activation: Activation) -> Result<Array> {
         same_shape("gated", "up", gate, up)?;
-        gated::gated(gate, up, activation)
+        gated::gated(&self.runtime, gate, up, activation)
     }
 
     fn soft_cap(&self, x: &Array, cap: f32) -> Result<Array> {
@@ -677,6 +737,34 @@ impl Backend for MlxBackend {
         }
     }
 
+    fn add_rms_norm(
+        &self,
+        x: &Array,
+        residual: &Array,
+        weight: &MlxWeight,
+        eps: f32,
+    ) -> Result<(Array, Array)> {
+        const OP: &str = "add_rms_norm";
+        same_shape(OP, "residual", x, residual)?;
+        let vector = weight.vector(OP, last_width(x))?;
+        match self.fused_add_rms_norm([x, residual, &vector], eps)? {
+            Some([sum, normed]) => Ok((sum, normed)),
+            None => stock::add_rms_norm(self, x, residual, weight, eps),
+        }
+    }
+
+    fn norm_rope(
+        &self,
+        inputs: NormRope<'_, Array, MlxWeight>,
+        step: &MlxStep,
+        rope: &Rope,
+    ) -> Result<(Array, Array)> {
+        match self.fused_norm_rope(&inputs, step, rope)? {
+            Some([q, k]) => Ok((q, k)),
+            None => stock::norm_rope(self, inputs, step, rope),
+        }
+    }
+
     fn route_softmax_top_k(&self, logits: &Array, settings: &SoftmaxTopK) -> Result<(MlxIndices, Array)> {
         match self.fused_route_softmax_top_k(logits, settings)? {
             Some(routing) => Ok(routing),
@@ -716,17 +804,22 @@ impl Routers<Self> for MlxBackend {
         let vector = bias.vector(OP, width)?;
         match nothing {
             Some(nothing) => Ok(nothing),
-            None => router::noaux_tc(logits, &vector, settings),
+            None => router::noaux_tc(&self.runtime, logits, &vector, settings),
         }
     }
 }
 
 impl Instrumented for MlxBackend {
     fn kernel_runs(&self, op: &str) -> Option<u64> {
-        Some(super::raw::n_launches(op))
+        Some(raw::n_launches(op))
     }
 
     fn barriers(&self) -> Option<Barriers> {
         None
+    }
+
+    /// What MLX's allocator has counted.
+    fn peak_memory_bytes(&self) -> Option<u64> {
+        mlx_rs::memory::peak_memory().ok().and_then(|n| u64::try_from(n).ok())
     }
 }

@@ -25,12 +25,20 @@ pub struct QuantizedExperts {
 }
 
 impl QuantizedExperts {
-    /// The bank; a matrix of two dimensions becomes a bank of one expert.
+    /// The bank; a matrix of two dimensions becomes a bank of one expert. Arrays that are slices of larger ones, such as
+    /// `gate_up[:, :n]`, are copied once, when the bank is first used: a kernel takes whole arrays, and MLX would copy a slice in
+    /// every call.
     ///
     /// # Errors
     /// [`crate::Error::Precondition`] naming the field, what it needs and what it got, if the arrays do not fit each
     /// other or the format.
     pub fn new(weight: Array, scales: Array, biases: Option<Array>, spec: QuantSpec) -> Result<Self> {
+        let whole = |a: Array| a.contiguous().map_err(fault(WHAT));
+        Self::view(whole(weight)?, whole(scales)?, biases.map(whole).transpose()?, spec)
+    }
+
+    /// As [`Self::new`], of arrays that are whole, or whole rows of one matrix, and are not copied.
+    pub(super) fn view(weight: Array, scales: Array, biases: Option<Array>, spec: QuantSpec) -> Result<Self> {
         let matrix = weight.ndim() == 2;
         let stacked = |a: &Array| {
             let shape = a.shape();

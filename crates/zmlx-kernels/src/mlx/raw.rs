@@ -6,15 +6,18 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::ffi::CStr;
+use std::slice::from_ref;
 
 use mlx_rs::fast::{
-    MetalKernel, MetalKernelApplyOptions, MetalKernelOptions, MetalKernelOutput, TemplateArg,
+    self, MetalKernel, MetalKernelApplyOptions, MetalKernelOptions, MetalKernelOutput,
+    ScaledDotProductAttentionMask as Mask, TemplateArg,
 };
 use mlx_rs::{Array, Dtype, Stream};
 use mlx_sys::{mlx_array, mlx_optional_dtype, mlx_optional_int};
 
+use super::dispatches;
 use super::runtime::{NAME, fault};
-use crate::metal::{KernelSpec, Template};
+use crate::metal::{KernelSpec, Output, Template};
 use crate::{DType, Error, QuantMode, QuantSpec, Result};
 
 /// A quantised matrix or bank of matrices, in MLX's own arrays.
@@ -104,7 +107,7 @@ pub(crate) fn gather_qmm(
 
 /// `mx.dequantize` in every mode: in the type of affine scales, in bf16 for the floating-point modes.
 pub(crate) fn dequantize(op: &'static str, w: Packed<'_>) -> Result<Array> {
-    call(op, |result, stream| {
+    let y = call(op, |result, stream| {
         let dtype = mlx_optional_dtype { value: mlx_sys::mlx_dtype__MLX_FLOAT32, has_value: false };
         // SAFETY: as in `quantized_matmul`; no global scale, no other type.
         unsafe {
@@ -121,7 +124,10 @@ pub(crate) fn dequantize(op: &'static str, w: Packed<'_>) -> Result<Array> {
                 stream,
             )
         }
-    })
+    })?;
+    let inputs: Vec<&Array> = [w.weight, w.scales].into_iter().chain(w.biases).collect();
+    dispatches::note("dequantize", &inputs, from_ref(&y));
+    Ok(y)
 }
 
 /// `x[start..stop]` in every dimension.
@@ -177,6 +183,50 @@ pub(crate) fn slice_update(
     })
 }
 
+/// `mx.fast.rms_norm`.
+pub(crate) fn rms_norm(op: &'static str, x: &Array, weight: Option<&Array>, eps: f32) -> Result<Array> {
+    let y = fast::rms_norm(x, weight, eps).map_err(fault(op))?;
+    dispatches::note("rms_norm", &[&[x], &weight.into_iter().collect::<Vec<_>>()[..]].concat(), from_ref(&y));
+    Ok(y)
+}
+
+/// `mx.fast.rope`.
+pub(crate) fn rope(
+    op: &'static str,
+    x: &Array,
+    rope: &crate::Rope,
+    (base, scale, periods): (Option<f32>, f32, Option<&Array>),
+    offset: i32,
+) -> Result<Array> {
+    let traditional = rope.pairing == crate::RopePairing::Interleaved;
+    let y = fast::rope(x, rope.dims as i32, traditional, base, scale, offset, periods).map_err(fault(op))?;
+    dispatches::note("rope", &[x], from_ref(&y));
+    Ok(y)
+}
+
+/// `mx.fast.scaled_dot_product_attention` with q `[1, heads, n, width]`.
+pub(crate) fn attention(
+    op: &'static str,
+    [q, keys, values]: [&Array; 3],
+    scale: f32,
+    mask: Option<Mask<'_>>,
+    sinks: Option<&Array>,
+) -> Result<Array> {
+    let of_mask = match &mask {
+        Some(Mask::Array(mask)) => Some((*mask).clone()),
+        _ => None,
+    };
+    let y = fast::scaled_dot_product_attention(q, keys, values, scale, mask, sinks).map_err(fault(op))?;
+    // Others are taken apart on Metal, too.
+    let width = |x: &Array| x.shape()[3];
+    if matches!(width(q), 64 | 96 | 128 | 256) && width(values) == width(q) && q.shape()[2] <= 8 {
+        let inputs = [Some(q), Some(keys), Some(values), of_mask.as_ref(), sinks];
+        let inputs: Vec<&Array> = inputs.into_iter().flatten().collect();
+        dispatches::note("scaled_dot_product_attention", &inputs, from_ref(&y));
+    }
+    Ok(y)
+}
+
 thread_local! {
     /// The kernels that this thread has launched, by name: a name has one text.
     static KERNELS: RefCell<HashMap<&'static str, MetalKernel>> = RefCell::default();
@@ -197,6 +247,15 @@ pub(crate) fn launch<const N: usize>(
     inputs: &[&Array],
 ) -> Result<[Array; N]> {
     assert_eq!((inputs.len(), N), (spec.inputs.len(), spec.outputs.len()), "{}: arrays", spec.name);
+    if dispatches::is_recording() {
+        let zeros = |o: &Output| {
+            let shape: Vec<i32> = o.shape.iter().map(|n| *n as i32).collect();
+            mlx_rs::ops::zeros_dtype(&shape, mlx_dtype(o.dtype)).map_err(fault(op))
+        };
+        let results = spec.outputs.iter().map(zeros).collect::<Result<Vec<_>>>()?;
+        dispatches::note(spec.name, inputs, &results);
+        return as_many(op, spec, results);
+    }
     let size = |[x, y, z]: [usize; 3]| (x as i32, y as i32, z as i32);
     let outputs: Vec<_> = spec
         .outputs
@@ -232,6 +291,11 @@ pub(crate) fn launch<const N: usize>(
     });
     let results = results.map_err(fault(op))?;
     LAUNCHES.with_borrow_mut(|launches| *launches.entry(op).or_default() += 1);
+    as_many(op, spec, results)
+}
+
+/// The results of a kernel as its caller wants them.
+fn as_many<const N: usize>(op: &'static str, spec: &KernelSpec, results: Vec<Array>) -> Result<[Array; N]> {
     results.try_into().map_err(|results: Vec<Array>| Error::Fault {
         op,
         backend: NAME,

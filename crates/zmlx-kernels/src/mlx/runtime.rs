@@ -5,6 +5,7 @@ use std::ffi::CStr;
 use mlx_rs::error::Exception;
 use mlx_rs::{Device, Stream};
 
+use super::dispatches;
 use crate::{Error, Result};
 
 /// The name of this backend in errors and on the command line.
@@ -47,10 +48,43 @@ impl Runtime {
         self.has_metal
     }
 
+    /// Bytes that the GPU's working set should not exceed, if MLX has a GPU and its system tells.
+    pub(super) fn recommended_bytes(&self) -> Option<usize> {
+        // SAFETY: makes handles, which are freed below on every path.
+        let (device, mut info) = unsafe {
+            (
+                mlx_sys::mlx_device_new_type(mlx_sys::mlx_device_type__MLX_GPU, 0),
+                mlx_sys::mlx_device_info_new(),
+            )
+        };
+        let (mut is_known, mut bytes) = (false, 0);
+        let key = c"max_recommended_working_set_size".as_ptr();
+        // SAFETY: all handles are live, the key ends in zero, and the calls write through pointers to live values; the second
+        // and third run only once the first has filled `info`.
+        let found = unsafe {
+            mlx_sys::mlx_device_info_get(&mut info, device) == 0
+                && mlx_sys::mlx_device_info_has_key(&mut is_known, info, key) == 0
+                && is_known
+                && mlx_sys::mlx_device_info_get_size(&mut bytes, info, key) == 0
+        };
+        // SAFETY: the handles were made above and are freed once.
+        unsafe {
+            mlx_sys::mlx_device_info_free(info);
+            mlx_sys::mlx_device_free(device);
+        }
+        found.then_some(bytes)
+    }
+
+    /// Whether functions are compiled, as mlx-lm does: where the next op of this thread runs on a GPU.
+    pub(crate) fn compiles(&self) -> bool {
+        dispatches::is_recording() || device_of_next_op() == Some(mlx_sys::mlx_device_type__MLX_GPU)
+    }
+
     /// Whether the next op of this thread would run on a GPU through Metal, so that a kernel can be launched: there may be
     /// Metal, and yet a scope or the default device that asks for the CPU.
     pub(crate) fn can_launch(&self) -> bool {
-        self.has_metal && device_of_next_op() == Some(mlx_sys::mlx_device_type__MLX_GPU)
+        let runs_on_gpu = || device_of_next_op() == Some(mlx_sys::mlx_device_type__MLX_GPU);
+        dispatches::is_recording() || self.has_metal && runs_on_gpu()
     }
 }
 

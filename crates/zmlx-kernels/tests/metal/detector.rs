@@ -5,7 +5,7 @@ use zmlx_kernels::metal::{self, CombineShape, KernelSpec, Numerics, SwigluShape}
 use zmlx_kernels::{DType, NoauxTc, Renormalize, SoftmaxTopK};
 
 use crate::inputs::{Buffer, activations, formats, four_bit, readings};
-use crate::{combine, sim, swiglu};
+use crate::{combine, norm, sim, swiglu};
 
 /// A launch of every kernel and of every way of reading codes, with rests in every dimension.
 pub(crate) fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
@@ -42,7 +42,7 @@ pub(crate) fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
             all.push((spec, vec![activations(DType::BF16, &[1, n_experts], 1)]));
         }
     }
-    for n_experts in [131, 5] {
+    for (n_experts, of_bias) in [(131, DType::F32), (5, DType::BF16)] {
         let settings = NoauxTc {
             top_k: 4,
             n_group: 1,
@@ -53,9 +53,15 @@ pub(crate) fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
         };
         let spec = metal::route_noaux_tc(DType::BF16, [1, n_experts], &settings).unwrap();
         let logits = activations(DType::BF16, &[1, n_experts], 1);
-        let bias = activations(DType::F32, &[n_experts], 2);
+        let bias = activations(of_bias, &[n_experts], 2);
         all.push((spec, vec![logits, bias, Buffer::of_floats(DType::F32, &[1.8, 1e-20], &[2])]));
     }
+    for width in [130, 5] {
+        let spec = metal::add_rms_norm(DType::BF16, [2, width], 1e-6).unwrap();
+        let of = |seed| activations(DType::BF16, &[2, width], seed);
+        all.push((spec, vec![of(1), of(2), activations(DType::BF16, &[width], 3)]));
+    }
+    all.extend(norm::ropes(DType::BF16).into_iter().map(|(_, spec, inputs)| (spec, inputs)));
     all
 }
 

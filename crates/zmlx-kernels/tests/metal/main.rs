@@ -10,6 +10,7 @@ mod apple;
 mod combine;
 mod detector;
 mod inputs;
+mod norm;
 mod router;
 mod sim;
 mod stock;

@@ -106,14 +106,15 @@ fn noaux_tc_is_near_the_oracle_and_equals_the_stock_order() {
                 };
                 let logits = activations(dtype, &[3, n_experts], 7);
                 // Zero for half of the experts: their scores tie where their logits do.
-                let mut bias = activations(DType::F32, &[n_experts], 8);
+                let of_bias = if top_k == 4 { dtype } else { DType::F32 };
+                let mut bias = activations(of_bias, &[n_experts], 8);
                 let halved: Vec<f32> = bias
                     .floats()
                     .iter()
                     .enumerate()
                     .map(|(e, v)| if e % 2 == 0 { 0.0 } else { *v })
                     .collect();
-                bias = Buffer::of_floats(DType::F32, &halved, &[n_experts]);
+                bias = Buffer::of_floats(of_bias, &halved, &[n_experts]);
                 let factors = Buffer::of_floats(DType::F32, &[1.8, 1e-20], &[2]);
                 let spec = metal::route_noaux_tc(dtype, [3, n_experts], &settings).unwrap();
                 let out = sim::run(&spec, &[&logits, &bias, &factors]);

@@ -2,7 +2,7 @@
 //!
 //! Written from the order of the stock kernels, not from ours: codes are taken from the oracle's matrix one by one.
 
-use zmlx_kernels::{DType, QuantMode};
+use zmlx_kernels::{DType, QuantMode, Rope, RopeFrequencies, RopePairing};
 use zmlx_oracle::quant::float::{e2m1_to_f32, e4m3_to_f32};
 
 use crate::inputs::{Bank, round};
@@ -150,4 +150,44 @@ pub(crate) fn argsort(values: &[f32]) -> Vec<u32> {
     let mut order: Vec<u32> = (0..values.len() as u32).collect();
     order.sort_by(|&a, &b| values[a as usize].partial_cmp(&values[b as usize]).unwrap());
     order
+}
+
+/// `mx.fast.rms_norm` of a row of at most 4096: a thread per four values.
+pub(crate) fn rms_norm(dtype: DType, row: &[f32], w: &[f32], eps: f32) -> Vec<f32> {
+    let threads: Vec<f32> = row.chunks(4).map(|c| c.iter().fold(0.0, |sum, v| sum + v * v)).collect();
+    let lanes = |values: &[f32]| std::array::from_fn(|l| values.get(l).copied().unwrap_or(0.0));
+    let groups: Vec<f32> = threads.chunks(LANES).map(|t| simd_sum(lanes(t))).collect();
+    let mean = simd_sum(lanes(&groups)) / row.len() as f32;
+    // The simulator's root is that of f64, rounded once.
+    let scale = (1.0 / f64::from(mean + eps).sqrt()) as f32;
+    row.iter().zip(w).map(|(v, w)| round(dtype, w * round(dtype, v * scale))).collect()
+}
+
+/// Angles that pairs turn by in `mx.fast.rope` at a position.
+pub(crate) fn angles(rope: &Rope, position: u32) -> Vec<f32> {
+    let half = rope.dims / 2;
+    let of = |i: usize| match &rope.frequencies {
+        RopeFrequencies::Powers { theta, position_scale } => {
+            let exponent = -(i as f32 / half as f32) * theta.log2();
+            (position_scale * position as f32) * f64::from(exponent).exp2() as f32
+        }
+        RopeFrequencies::Given(given) => position as f32 * (1.0 / (given[i].recip() as f32)),
+    };
+    (0..half).map(of).collect()
+}
+
+/// `mx.fast.rope` of one head, whose values are numbers of the type.
+pub(crate) fn rope(dtype: DType, head: &[f32], rope: &Rope, position: u32) -> Vec<f32> {
+    let mut turned = head.to_vec();
+    for (i, theta) in angles(rope, position).into_iter().enumerate() {
+        let [first, second] = match rope.pairing {
+            RopePairing::Interleaved => [2 * i, 2 * i + 1],
+            RopePairing::HalfSplit => [i, i + rope.dims / 2],
+        };
+        // The simulator's functions are those of f64, rounded once.
+        let (c, s) = (f64::from(theta).cos() as f32, f64::from(theta).sin() as f32);
+        turned[first] = round(dtype, head[first] * c - head[second] * s);
+        turned[second] = round(dtype, head[first] * s + head[second] * c);
+    }
+    turned
 }

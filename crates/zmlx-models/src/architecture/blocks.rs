@@ -4,7 +4,7 @@ use std::fmt::Display;
 
 use zmlx_kernels::{Activation, CacheKind, NoauxTc, Rope, SoftmaxTopK};
 
-use super::{DeltaSpec, ShortConvSpec};
+use super::{DeltaSpec, ExpertSplit, ShortConvSpec, Slice, Split};
 
 /// How converters store a weight, which is how random ones are made. A file's own tensors decide what it holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,11 +29,13 @@ pub struct MatrixSpec {
     pub n_in: usize,
     /// How converters store it.
     pub storage: Storage,
+    /// Which part of the matrix in the files this is: rows and columns are the part's.
+    pub split: Split,
 }
 
 impl MatrixSpec {
     pub(crate) fn new(path: impl Into<String>, n_out: usize, n_in: usize) -> Self {
-        Self { path: path.into(), n_out, n_in, storage: Storage::Model }
+        Self { path: path.into(), n_out, n_in, storage: Storage::Model, split: Split::None }
     }
 
     pub(crate) fn stored(self, storage: Storage) -> Self {
@@ -70,11 +72,13 @@ pub struct VectorSpec {
     pub len: usize,
     /// Whether files of Hugging Face hold its distance from 1, and converted ones itself.
     pub from_one_if_raw: bool,
+    /// Which part of the vector in the files this is, if not all of it; `len` is the part's.
+    pub slice: Option<Slice>,
 }
 
 impl VectorSpec {
     pub(crate) fn new(name: impl Into<String>, len: usize) -> Self {
-        Self { name: name.into(), len, from_one_if_raw: false }
+        Self { name: name.into(), len, from_one_if_raw: false, slice: None }
     }
 
     /// The weight of a norm whose distance from 1 is what Hugging Face's files hold.
@@ -140,7 +144,7 @@ impl LayerSpec {
     /// The MLP that every token goes through: a dense layer's, or the shared experts.
     pub fn dense_mlp(&self) -> Option<&MlpSpec> {
         match &self.feed_forward {
-            FeedForwardSpec::Dense(mlp) => Some(mlp),
+            FeedForwardSpec::Dense(mlp) => Some(&**mlp),
             FeedForwardSpec::Moe(moe) => moe.shared.as_ref(),
             FeedForwardSpec::Beside(beside) => Some(&beside.mlp),
         }
@@ -267,6 +271,8 @@ pub struct MlaSpec {
     pub path: String,
     /// Heads.
     pub n_heads: usize,
+    /// Which of the heads in the files these are, if not all.
+    pub slice: Option<Slice>,
     /// Width of a head's key without its rope part.
     pub nope_dim: usize,
     /// Width of the rotated key.
@@ -292,10 +298,12 @@ pub struct MlaSpec {
 }
 
 impl MlaSpec {
-    /// Rows of the queries' first projection and of `kv_a` together.
-    pub(crate) fn q_kv_a_width(&self) -> usize {
-        let (QuerySpec::Direct(q) | QuerySpec::LowRank { a: q, .. }) = &self.q;
-        q.matrix.n_out + self.kv_a.matrix.n_out
+    /// Rows of the low rank queries, the latent and the shared key together; none for queries without a low rank.
+    pub(crate) fn qkv_a_width(&self) -> Option<usize> {
+        match &self.q {
+            QuerySpec::Direct(_) => None,
+            QuerySpec::LowRank { a, .. } => Some(a.matrix.n_out + self.kv_a.matrix.n_out),
+        }
     }
 }
 
@@ -320,7 +328,7 @@ pub enum QuerySpec {
 #[non_exhaustive]
 pub enum FeedForwardSpec {
     /// One MLP for every token.
-    Dense(MlpSpec),
+    Dense(Box<MlpSpec>),
     /// A mixture of experts.
     Moe(Box<MoeSpec>),
     /// Both, side by side.
@@ -328,6 +336,11 @@ pub enum FeedForwardSpec {
 }
 
 impl FeedForwardSpec {
+    /// One MLP for every token.
+    pub(crate) fn dense(mlp: MlpSpec) -> Self {
+        Self::Dense(Box::new(mlp))
+    }
+
     /// A mixture of experts.
     pub(crate) fn moe(moe: MoeSpec) -> Self {
         Self::Moe(Box::new(moe))
@@ -476,13 +489,23 @@ pub struct ExpertsSpec {
     pub activation: Activation,
     /// Whether each projection has a bias.
     pub is_biased: bool,
+    /// Which part of the experts in the files these are: their number and width are the part's.
+    pub split: ExpertSplit,
 }
 
 impl ExpertsSpec {
     /// Experts without biases, joined by SwiGLU.
     pub(crate) fn swiglu(path: String, n_experts: usize, [inter, hidden]: [usize; 2]) -> Self {
-        let activation = Activation::SwiGlu;
-        Self { path, module: "switch_mlp", n_experts, inter, hidden, activation, is_biased: false }
+        Self {
+            path,
+            module: "switch_mlp",
+            n_experts,
+            inter,
+            hidden,
+            activation: Activation::SwiGlu,
+            is_biased: false,
+            split: ExpertSplit::None,
+        }
     }
 
     /// Gate, up and down: each one's name, rows and columns.

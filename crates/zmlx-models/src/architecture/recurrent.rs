@@ -1,24 +1,24 @@
-//! Mixers whose memory of a sequence has one size, whatever its length.
+//! Mixers whose memory of a sequence has a fixed size, whatever its length.
 
 use zmlx_kernels::{CacheKind, DeltaDims};
 
 use super::{LinearSpec, MatrixSpec, VectorSpec};
 
-/// The weight of a convolution for each channel, `[n_channels, kernel, 1]` in converted files and `[n_channels, 1, kernel]` in
-/// those of Hugging Face, and perhaps a bias.
+/// The taps of a convolution for each channel, and perhaps a bias. The shape is `[n_channels, kernel, 1]` in converted
+/// files and `[n_channels, 1, kernel]` in those of Hugging Face.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConvSpec {
-    /// The tensor's name without `.weight`.
+    /// The name of the tensor without `.weight`.
     pub path: String,
-    /// Channels.
+    /// The number of channels.
     pub n_channels: usize,
-    /// Inputs that a result depends on; at least 2.
+    /// The number of inputs on which a result depends; at least 2.
     pub kernel: usize,
-    /// `[n_channels]`.
+    /// The bias, `[n_channels]`.
     pub bias: Option<VectorSpec>,
 }
 
-/// Linear attention by the gated delta rule:
+/// Linear attention with the gated delta rule:
 /// `out( norm(delta(conv(qkv(x)), a(x), b(x))) · silu(z(x)) )`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DeltaSpec {
@@ -26,39 +26,39 @@ pub struct DeltaSpec {
     pub dims: DeltaDims,
     /// The projections of the hidden state.
     pub projections: DeltaProjections,
-    /// Over queries, keys and values, with SiLU.
+    /// The convolution over queries, keys and values, followed by SiLU.
     pub conv: ConvSpec,
-    /// `[n_v_heads]`.
+    /// The logarithm of the decay's rate for each value head, `[n_v_heads]`.
     pub a_log: VectorSpec,
-    /// `[n_v_heads]`.
+    /// The bias of the decay's time step, `[n_v_heads]`.
     pub dt_bias: VectorSpec,
-    /// `[v_dim]`.
+    /// The weight of the norm, `[v_dim]`.
     pub norm: VectorSpec,
     /// The epsilon of the norm.
     pub eps: f32,
-    /// `[hidden, n_v_heads · v_dim]`.
+    /// The output projection, `[hidden, n_v_heads · v_dim]`.
     pub out: MatrixSpec,
 }
 
-/// How files hold the projections of [`DeltaSpec`].
+/// How files store the projections of [`DeltaSpec`].
 #[derive(Clone, Debug, PartialEq)]
 pub enum DeltaProjections {
-    /// Each for itself.
+    /// One tensor for each kind of projection.
     Apart {
-        /// All queries, all keys, all values: `[n_channels, hidden]`.
+        /// All queries, then all keys, then all values: `[n_channels, hidden]`.
         qkv: MatrixSpec,
         /// The gate: `[n_v_heads · v_dim, hidden]`.
         z: MatrixSpec,
-        /// `[n_v_heads, hidden]`.
+        /// The projection to b, `[n_v_heads, hidden]`.
         b: MatrixSpec,
-        /// `[n_v_heads, hidden]`.
+        /// The projection to a, `[n_v_heads, hidden]`.
         a: MatrixSpec,
     },
-    /// Key head by key head.
+    /// Two tensors, whose rows are ordered by key head.
     ByHead {
-        /// Of each key head its query, its key, the values and the gates of its value heads.
+        /// For each key head, its query, its key, and the values and gates of its value heads.
         qkvz: MatrixSpec,
-        /// Of each key head b and a of its value heads.
+        /// For each key head, b and a of its value heads.
         ba: MatrixSpec,
     },
 }
@@ -72,7 +72,7 @@ impl DeltaSpec {
         }
     }
 
-    /// Rows of a product with all projections.
+    /// The number of rows of all projections together.
     pub(crate) fn n_projected(&self) -> usize {
         self.projections().iter().map(|matrix| matrix.n_out).sum()
     }
@@ -85,11 +85,11 @@ impl DeltaSpec {
 /// A short convolution between two gates: `b | c | u = in(x)`, `out(c · conv(b · u))`.
 #[derive(Clone, Debug, PartialEq)]
 pub struct ShortConvSpec {
-    /// `[3 · hidden, hidden]`.
+    /// The input projection, `[3 · hidden, hidden]`.
     pub input: LinearSpec,
-    /// Over the hidden width.
+    /// The convolution over the hidden width.
     pub conv: ConvSpec,
-    /// `[hidden, hidden]`.
+    /// The output projection, `[hidden, hidden]`.
     pub out: LinearSpec,
 }
 

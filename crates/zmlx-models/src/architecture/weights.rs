@@ -1,4 +1,4 @@
-//! Every weight of an architecture: under which names files hold it, how wide it is, how much of it a token reads.
+//! Every weight of an architecture: the names under which files store it, its width, and how much of it a token reads.
 
 use std::collections::BTreeMap;
 
@@ -7,16 +7,18 @@ use super::{
     MixerSpec, MlaSpec, MlpSpec, MoeSpec, QuerySpec, RouterSpec, VectorSpec,
 };
 
-/// Weights that files hold together.
+/// Weights that files store together.
 #[derive(Clone, Debug)]
 pub(crate) enum Module {
     /// A matrix.
     Matrix(MatrixSpec),
     /// A vector.
     Vector(VectorSpec),
-    /// The projections of all experts.
+    /// The taps of a convolution.
+    Conv(ConvSpec),
+    /// The projections of all experts, and their biases.
     Experts(ExpertsSpec),
-    /// What latent attention reads and writes its latents with: a matrix for each head.
+    /// The projections into and out of the latents of latent attention: a matrix for each head.
     Heads(Box<MlaSpec>),
 }
 
@@ -34,7 +36,7 @@ pub enum Part {
     Router,
     /// The gate or up projection of an MLP or of experts.
     GateUp,
-    /// The down projection of these.
+    /// The down projection of an MLP or of experts.
     Down,
     /// The head, which may be the embedding table.
     Head,
@@ -45,39 +47,39 @@ pub enum Part {
 pub enum ReadPerToken {
     /// All of it.
     Whole,
-    /// One of so many rows.
+    /// One row. The value is the number of rows.
     RowOf(usize),
     /// `top_k` of `n_experts` parts of a stack.
     Chosen {
-        /// Experts that a token goes to.
+        /// The number of experts that a token goes to.
         top_k: usize,
-        /// Experts in the stack.
+        /// The number of experts in the stack.
         n_experts: usize,
     },
 }
 
-/// What a weight is for.
+/// The purpose of a weight.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WeightUse {
     /// The part of the model.
     pub part: Part,
-    /// Values of a row: the width of the input.
+    /// The number of values of a row: the width of the input.
     pub n_in: usize,
-    /// What a token reads of it.
+    /// How much of the weight a token reads.
     pub read: ReadPerToken,
 }
 
-/// Every path (a tensor's name without `.weight`, `.scales` and the like) under which a file may hold a weight of a
-/// model, in whatever layout.
+/// Every path (a tensor's name without `.weight`, `.scales` and similar endings) under which a file may store a weight
+/// of a model, in any layout.
 #[derive(Debug)]
 pub struct WeightUses {
     by_path: BTreeMap<String, WeightUse>,
 }
 
 impl WeightUses {
-    /// What the weight at `path` is for; `None` if the model has no use for it.
+    /// The purpose of the weight at `path`; `None` if the model does not use it.
     pub fn get(&self, path: &str) -> Option<WeightUse> {
-        // Experts one by one share an entry, with a star for their number.
+        // Experts that are stored one by one share an entry, with a star in place of their number.
         let of_expert = || {
             let (mixture, expert) = path.split_once(".experts.")?;
             let (_, projection) = expert.split_once('.')?;
@@ -88,15 +90,15 @@ impl WeightUses {
 }
 
 impl Architecture {
-    /// What each weight is for.
+    /// The purpose of each weight.
     pub fn weight_uses(&self) -> WeightUses {
         WeightUses { by_path: self.walk().by_path }
     }
 
-    /// Every weight, once, in the order of the computation: what a file of the model holds.
+    /// Every weight once, in the order of the computation: the weights that a file of the model contains.
     pub(crate) fn modules(&self) -> Vec<Module> {
         let mut modules = self.walk().modules;
-        // The walk begins with the embedding, the head if there is one, and the norm before it.
+        // The walk begins with the embedding, the head if it has its own weight, and the norm before it.
         let n_first = if matches!(self.head, HeadSpec::Own(_)) { 3 } else { 2 };
         let mut first: Vec<_> = modules.drain(..n_first.min(modules.len())).collect();
         let behind = first.split_off(1.min(first.len()));
@@ -142,6 +144,7 @@ impl Architecture {
         }
         if let Some(inputs) = &self.extras.per_layer_inputs {
             let (read, n_in) = (ReadPerToken::RowOf(inputs.table.n_out), inputs.table.n_in);
+            uses.matrix(&inputs.table, Part::Embedding);
             uses.add(&inputs.table.path, WeightUse { part: Part::Embedding, n_in, read });
             uses.matrix(&inputs.projection, Part::GateUp);
             uses.vector(&inputs.norm, Part::Norm);
@@ -290,6 +293,7 @@ impl Uses {
 
     fn conv(&mut self, conv: &ConvSpec, part: Part) {
         self.add(&conv.path, WeightUse { part, n_in: conv.kernel, read: ReadPerToken::Whole });
+        self.modules.push(Module::Conv(conv.clone()));
         conv.bias.iter().for_each(|bias| self.vector(bias, part));
     }
 

@@ -11,11 +11,11 @@ use super::Rows;
 pub(crate) struct Delta<W> {
     pub(crate) dims: DeltaDims,
     pub(crate) eps: f32,
-    /// Of queries, keys and values; of the gate; of the strength of writing; of the decay.
+    /// The projections to queries, keys and values; to the gate; to the write strength; and to the decay.
     pub(crate) projections: [W; 4],
-    /// The rows of all projections, for the fused product.
+    /// The rows of all projections, for one product.
     pub(crate) all: W,
-    /// Of the convolution.
+    /// The taps of the convolution.
     pub(crate) taps: W,
     /// `[n_v_heads]`.
     pub(crate) a_log: W,

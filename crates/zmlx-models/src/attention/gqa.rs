@@ -1,11 +1,11 @@
 //! Grouped-query attention.
 
-use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, Fusion, Result, Rope};
+use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, Fusion, NormRope, Result, Rope};
 
 use super::Rows;
 use crate::linear::Linear;
 
-/// `o( attend( rope(norm(q(x))), rope(norm(k(x))), norm(v(x)) ) )`, the norms if there are any; with an output gate
+/// `o( attend( rope(norm(q(x))), rope(norm(k(x))), norm(v(x)) ) )`; each norm is optional. With an output gate:
 /// `o( attend(…) · sigmoid(gate) )`.
 #[derive(Debug)]
 pub(crate) struct Gqa<W> {
@@ -16,12 +16,13 @@ pub(crate) struct Gqa<W> {
     pub(crate) eps: f32,
     pub(crate) scale: f32,
     pub(crate) window: Option<usize>,
-    /// `[n_heads · head_dim, hidden]`; with an output gate twice as many rows, for each head its queries, then its gates.
+    /// `[n_heads · head_dim, hidden]`. With an output gate it has twice as many rows: for each head its queries, then
+    /// its gates.
     pub(crate) q: Linear<W>,
     pub(crate) output_gate: bool,
     /// `[n_kv_heads · head_dim, hidden]`.
     pub(crate) k: Linear<W>,
-    /// `[n_kv_heads · head_dim, hidden]`; without it values are what `k` gives.
+    /// `[n_kv_heads · head_dim, hidden]`. Without it, the values are the results of `k`.
     pub(crate) v: Option<Linear<W>>,
     /// The rows of q, k and v, for the fused product.
     pub(crate) qkv: W,
@@ -35,20 +36,20 @@ pub(crate) struct Gqa<W> {
     pub(crate) sinks: Option<W>,
 }
 
-/// Queries, keys and perhaps values.
+/// Queries, keys and, if the layer projects them, values.
 type Projected<T> = (T, T, Option<T>);
 
 /// A norm of queries or keys, before rope.
 #[derive(Debug)]
 pub(crate) enum HeadNorm<W> {
-    /// Of each head, `[head_dim]`.
+    /// Each head is normed on its own, `[head_dim]`.
     Each(W),
-    /// Of all heads at once, `[n_heads · head_dim]`.
+    /// All heads are normed at once, `[n_heads · head_dim]`.
     All(W),
 }
 
 impl<W> Gqa<W> {
-    /// Rows of `q` for each head.
+    /// Number of rows of `q` for each head.
     pub(crate) fn query_dim(&self) -> usize {
         if self.output_gate { 2 * self.head_dim } else { self.head_dim }
     }
@@ -70,13 +71,11 @@ impl<W> Gqa<W> {
             _ => k.clone(),
         };
         let (q, gate) = self.queries(b, self.q.add_bias(b, q)?)?;
-        let q = self.heads(b, q, self.n_heads, self.q_norm.as_ref())?;
-        let k = self.heads(b, k, self.n_kv_heads, self.k_norm.as_ref())?;
+        let (q, k) = self.rotated(b, [q, k], step, fusion)?;
         let mut v = self.heads(b, v, self.n_kv_heads, None)?;
         if let Some(ones) = &self.v_norm {
             v = b.rms_norm(&v, ones, self.eps)?;
         }
-        let (q, k) = (b.rope(&q, step, &self.rope)?, b.rope(&k, step, &self.rope)?);
         let settings = AttentionSettings { scale: self.scale, window: self.window };
         let inputs = AttentionInputs { q: &q, k: &k, v: &v, sinks: self.sinks.as_ref() };
         let y = b.attention(inputs, cache, step, &settings)?;
@@ -88,7 +87,7 @@ impl<W> Gqa<W> {
         self.o.forward(b, &y)
     }
 
-    /// Queries, keys and perhaps values of all heads, without biases.
+    /// The queries, keys and, if the layer projects them, values of all heads, without biases.
     fn project<B: Backend<Weight = W>>(
         &self,
         b: &B,
@@ -106,7 +105,7 @@ impl<W> Gqa<W> {
         Ok((b.slice_last(&qkv, 0..k_at)?, b.slice_last(&qkv, k_at..v_at)?, v))
     }
 
-    /// Queries, and what is beside them if there is an output gate: `[n, n_heads · head_dim]` each.
+    /// The queries and, if there is an output gate, the gates: `[n, n_heads · head_dim]` each.
     fn queries<B: Backend<Weight = W>>(&self, b: &B, q: B::Tensor) -> Result<(B::Tensor, Option<B::Tensor>)> {
         if !self.output_gate {
             return Ok((q, None));
@@ -118,7 +117,27 @@ impl<W> Gqa<W> {
         Ok((q?, Some(gate?)))
     }
 
-    /// `[n, n_heads · head_dim]` as heads, normed.
+    /// Queries and keys as heads, normed and rotated.
+    fn rotated<B: Backend<Weight = W>>(
+        &self,
+        b: &B,
+        [q, k]: [B::Tensor; 2],
+        step: &B::Step,
+        fusion: &Fusion,
+    ) -> Result<(B::Tensor, B::Tensor)> {
+        if let (Some(HeadNorm::Each(q_norm)), Some(HeadNorm::Each(k_norm))) = (&self.q_norm, &self.k_norm)
+            && fusion.qkv.is_on()
+        {
+            let q = &self.heads(b, q, self.n_heads, None)?;
+            let k = &self.heads(b, k, self.n_kv_heads, None)?;
+            return b.norm_rope(NormRope { q, k, q_norm, k_norm, eps: self.eps }, step, &self.rope);
+        }
+        let q = self.heads(b, q, self.n_heads, self.q_norm.as_ref())?;
+        let k = self.heads(b, k, self.n_kv_heads, self.k_norm.as_ref())?;
+        Ok((b.rope(&q, step, &self.rope)?, b.rope(&k, step, &self.rope)?))
+    }
+
+    /// Splits `[n, n_heads · head_dim]` into heads and norms them.
     fn heads<B: Backend<Weight = W>>(
         &self,
         b: &B,

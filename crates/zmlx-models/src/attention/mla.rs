@@ -5,12 +5,12 @@ use zmlx_kernels::{Backend, Fusion, MlaInputs, MlaWeights, Result, Rope};
 use super::Rows;
 use crate::linear::Linear;
 
-/// How queries come from the hidden state.
+/// How queries are computed from the hidden state.
 #[derive(Debug)]
 pub(crate) enum QueryProjection<W> {
     /// One matrix `[n_heads · (nope + rope), hidden]`.
     Direct(Linear<W>),
-    /// Through a normed bottleneck: `b(norm(a(x)))`.
+    /// Two matrices with a normed bottleneck between them: `b(norm(a(x)))`.
     LowRank {
         /// `[q_lora_rank, hidden]`.
         a: Linear<W>,
@@ -35,8 +35,8 @@ pub(crate) struct Mla<W> {
     pub(crate) q: QueryProjection<W>,
     /// `[rank + rope_dim, hidden]`: the latent, then the shared key.
     pub(crate) kv_a: Linear<W>,
-    /// The rows of the queries' first projection and of `kv_a`, for the fused product.
-    pub(crate) q_kv_a: W,
+    /// The rows of q's low rank projection `a` and of `kv_a`, for the fused product; none for a direct projection.
+    pub(crate) qkv_a: Option<W>,
     /// `[rank]`.
     pub(crate) kv_norm: W,
     /// `n_heads × [rank, nope_dim]`.
@@ -58,12 +58,6 @@ impl<W> Mla<W> {
     ) -> Result<B::Tensor> {
         let n_tokens = b.n_tokens(step);
         let (q, kv_a) = self.project(b, x, fusion)?;
-        let q = match &self.q {
-            QueryProjection::Direct(_) => q,
-            QueryProjection::LowRank { norm, b: up, .. } => {
-                up.forward(b, &b.rms_norm(&q, norm, self.eps)?)?
-            }
-        };
         let q = b.reshape(&q, &[n_tokens, self.n_heads, self.nope_dim + self.rope_dim])?;
         let q_nope = b.slice_last(&q, 0..self.nope_dim)?;
         let q_pe = b.slice_last(&q, self.nope_dim..self.nope_dim + self.rope_dim)?;
@@ -82,23 +76,27 @@ impl<W> Mla<W> {
         self.o.forward(b, &y)
     }
 
-    /// The queries' first projection, and the latent with the shared key.
+    /// Queries `[n, n_heads · (nope_dim + rope_dim)]`, and the latent beside the shared key.
     fn project<B: Backend<Weight = W>>(
         &self,
         b: &B,
         x: &B::Tensor,
         fusion: &Fusion,
     ) -> Result<(B::Tensor, B::Tensor)> {
-        let q = match &self.q {
-            QueryProjection::Direct(q) | QueryProjection::LowRank { a: q, .. } => q,
+        let (a, norm, up) = match &self.q {
+            QueryProjection::Direct(q) => return Ok((q.forward(b, x)?, self.kv_a.forward(b, x)?)),
+            QueryProjection::LowRank { a, norm, b: up } => (a, norm, up),
         };
-        if !fusion.qkv.is_on() {
-            return Ok((q.forward(b, x)?, self.kv_a.forward(b, x)?));
-        }
-        let both = b.linear(x, &self.q_kv_a)?;
-        let width = b.shape(&both).last().copied().unwrap_or(0);
-        let q_width = width.saturating_sub(self.rank + self.rope_dim);
-        let (of_q, kv_a) = (b.slice_last(&both, 0..q_width)?, b.slice_last(&both, q_width..width)?);
-        Ok((q.add_bias(b, of_q)?, self.kv_a.add_bias(b, kv_a)?))
+        let (q_a, kv_a) = match self.qkv_a.as_ref().filter(|_| fusion.qkv.is_on()) {
+            None => (a.forward(b, x)?, self.kv_a.forward(b, x)?),
+            Some(qkv_a) => {
+                let both = b.linear(x, qkv_a)?;
+                let width = b.shape(&both).last().copied().unwrap_or(0);
+                let q_rank = width - (self.rank + self.rope_dim);
+                let q_a = a.add_bias(b, b.slice_last(&both, 0..q_rank)?)?;
+                (q_a, self.kv_a.add_bias(b, b.slice_last(&both, q_rank..width)?)?)
+            }
+        };
+        Ok((up.forward(b, &b.rms_norm(&q_a, norm, self.eps)?)?, kv_a))
     }
 }

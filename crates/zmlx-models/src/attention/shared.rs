@@ -5,7 +5,7 @@ use zmlx_kernels::{AttentionSettings, Backend, Result, Rope};
 use super::Rows;
 use crate::linear::Linear;
 
-/// `o( attend( rope(norm(q(x))) ) )` to what another layer has written.
+/// `o( attend( rope(norm(q(x))) ) )` over keys and values that another layer has written.
 #[derive(Debug)]
 pub(crate) struct SharedGqa<W> {
     pub(crate) n_heads: usize,

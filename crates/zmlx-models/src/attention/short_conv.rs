@@ -11,7 +11,7 @@ pub(crate) struct ShortConv<W> {
     pub(crate) n_channels: usize,
     /// `[3 · n_channels, hidden]`.
     pub(crate) input: Linear<W>,
-    /// Of the convolution.
+    /// The taps of the convolution.
     pub(crate) taps: W,
     /// `[n_channels]`.
     pub(crate) bias: Option<W>,

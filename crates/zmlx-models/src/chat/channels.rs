@@ -1,6 +1,6 @@
-//! Answers in channels, as gpt-oss writes them: `<|channel|>analysis<|message|>…<|end|>`, then `<|start|>assistant` and the next
-//! message. The channel `analysis` is thinking, a message with `to=functions.NAME` is a call of a tool, everything else is the
-//! answer.
+//! Answers in channels, as gpt-oss writes them: `<|channel|>analysis<|message|>…<|end|>`, then `<|start|>assistant` and
+//! the next message. A message in the channel `analysis` is thinking, a message with `to=functions.NAME` is a tool
+//! call, and everything else is the answer.
 //!
 //! Source: OpenAI's description of the Harmony response format.
 
@@ -10,16 +10,16 @@ use super::thinking::undecided;
 const CHANNEL: &str = "<|channel|>";
 const MESSAGE: &str = "<|message|>";
 const START: &str = "<|start|>";
-/// What ends a message.
+/// Texts that end a message.
 const ENDS: [&str; 5] = ["<|end|>", "<|return|>", "<|call|>", START, CHANNEL];
-/// No header is so long.
+/// The longest header, in bytes. Longer ones are taken as text.
 const LONGEST_HEADER: usize = 1024;
 
 /// Reads an answer in channels.
 #[derive(Debug, Default)]
 pub(super) struct Channels {
     state: State,
-    /// Text that is not decided yet; a header from its beginning on.
+    /// Text that is not decided yet. A header is held from its beginning.
     held: String,
 }
 
@@ -28,7 +28,7 @@ enum State {
     /// Before `<|message|>`.
     #[default]
     Header,
-    /// In a message, of this part: the arguments of a call if it is one.
+    /// In a message of this part. If it is a call, these are its arguments.
     Message(AnswerPart),
 }
 
@@ -42,7 +42,8 @@ impl Channels {
         while self.step(out) {}
     }
 
-    /// The text has ended. A call that it ends in is whole: the token behind it ends the text, and is no part of it.
+    /// Ends the text. If it ends within a call, the call is complete: the token after a call ends the text and is not
+    /// part of it.
     pub(super) fn finish(&mut self, out: &mut impl FnMut(AnswerPart, &str)) {
         let rest = std::mem::take(&mut self.held);
         match self.state {
@@ -55,7 +56,7 @@ impl Channels {
         }
     }
 
-    /// True if there may be more to do.
+    /// Returns true if there may be more to do.
     fn step(&mut self, out: &mut impl FnMut(AnswerPart, &str)) -> bool {
         match self.state {
             State::Header => self.read_header(out),
@@ -79,7 +80,7 @@ impl Channels {
 
     fn read_header(&mut self, out: &mut impl FnMut(AnswerPart, &str)) -> bool {
         if !is_header(&self.held) || self.held.len() > LONGEST_HEADER {
-            // A text without channels.
+            // This text has no channels.
             self.state = State::Message(AnswerPart::Answer);
             return true;
         }
@@ -110,7 +111,7 @@ impl Channels {
     }
 }
 
-/// True if a text may be the header of a message, or its beginning.
+/// True if a text may be the header of a message, or the beginning of one.
 fn is_header(text: &str) -> bool {
     let text = text.trim_start();
     [START, CHANNEL, "to="].iter().any(|begin| text.starts_with(begin) || begin.starts_with(text))

@@ -14,7 +14,7 @@ use crate::{Error, Result};
 const SPECIAL_TOKENS: [&str; 7] =
     ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 
-/// Templates by name, and the special tokens that there are.
+/// Templates by name, and the special tokens that are defined.
 #[derive(Debug, Default)]
 pub(super) struct TemplateFiles {
     pub(super) templates: BTreeMap<String, String>,
@@ -22,7 +22,7 @@ pub(super) struct TemplateFiles {
 }
 
 impl TemplateFiles {
-    /// What the folder holds.
+    /// The templates and tokens in a folder.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let jinja = read_optional(&dir.join("chat_template.jinja"))?;
         let tokenizer_config = read_optional(&dir.join("tokenizer_config.json"))?;
@@ -39,7 +39,8 @@ impl TemplateFiles {
         Ok(files)
     }
 
-    /// What the texts of `tokenizer_config.json` and `chat_template.jinja`, which wins, hold.
+    /// The templates and tokens in the texts of `tokenizer_config.json` and `chat_template.jinja`. The latter takes
+    /// precedence.
     pub(super) fn of_parts(
         name: &str,
         tokenizer_config: Option<&str>,
@@ -62,12 +63,12 @@ impl TemplateFiles {
         Ok(files)
     }
 
-    /// The value of `chat_template`: a text, a list of `{name, template}`, or texts by name.
+    /// Adds the value of `chat_template`: a text, a list of `{name, template}`, or an object of texts by name.
     fn add_from_json(&mut self, file: &str, config: &Value) -> Result<()> {
         let wrong = |got: &Value| Error::Field {
             file: file.into(),
             key: "chat_template".into(),
-            want: "a text, or templates by name of which one is \"default\"".into(),
+            want: "a string, or named templates, one of them named \"default\"".into(),
             got: short(got),
         };
         let value = match config.get("chat_template") {
@@ -101,7 +102,7 @@ impl TemplateFiles {
         if self.templates.contains_key(DEFAULT) { Ok(()) } else { Err(wrong(value)) }
     }
 
-    /// `additional_chat_templates/NAME.jinja`.
+    /// Adds `additional_chat_templates/NAME.jinja`.
     fn add_additional(&mut self, dir: &Path) -> Result<()> {
         let Ok(entries) = std::fs::read_dir(dir.join("additional_chat_templates")) else { return Ok(()) };
         for path in entries.flatten().map(|entry| entry.path()) {
@@ -114,7 +115,7 @@ impl TemplateFiles {
         Ok(())
     }
 
-    /// Tokens that only `special_tokens_map.json` names. A file that cannot be read costs a warning.
+    /// Adds tokens that only `special_tokens_map.json` names. If the file cannot be read, there is only a warning.
     fn add_special_tokens_map(&mut self, dir: &Path) {
         let path = dir.join("special_tokens_map.json");
         let file = path.display().to_string();
@@ -131,7 +132,7 @@ impl TemplateFiles {
                     self.special_tokens.entry(key).or_insert(Value::String(token));
                 }
             }
-            Err(error) => tracing::warn!("{error}; going on without it"),
+            Err(error) => tracing::warn!("{error}; the file is ignored"),
         }
     }
 }
@@ -146,7 +147,7 @@ fn special(file: &str, config: &Value, key: &str) -> Result<Option<String>> {
     text.map(|t| Some(t.to_owned())).ok_or_else(|| Error::Field {
         file: file.into(),
         key: key.into(),
-        want: "a text, or an object with content".into(),
+        want: "a string, or an object with content".into(),
         got: short(value),
     })
 }

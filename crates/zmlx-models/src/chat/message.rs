@@ -1,4 +1,4 @@
-//! Messages: every key that they have is there for the template.
+//! Messages in the form that templates expect.
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -6,15 +6,15 @@ use serde_json::{Map, Value};
 use crate::config::short;
 use crate::{Error, Result};
 
-/// Names under which a message's thinking is passed; templates read the first, a few read the second.
+/// Keys under which a message's thinking may come. Templates read the first one; a few read the second.
 const REASONING: [&str; 3] = ["reasoning_content", "thinking", "reasoning"];
 
 /// A message of a conversation: its role, its content, and whatever else its template knows (`tool_calls`,
 /// `tool_call_id`, `name`, `reasoning_content`).
 ///
-/// A template never meets `null`, which many print as `None`: content that is null or missing is the empty text, other
-/// keys with null are left out. The `arguments` of tool calls are objects where their text is the JSON of one. Thinking
-/// stands under `reasoning_content`, by whichever of its names it came.
+/// A template never sees `null`, which many templates would print as `None`: content that is null or missing becomes
+/// the empty text, and other keys with null are left out. The `arguments` of tool calls become objects if their text is
+/// a JSON object. Thinking is stored under `reasoning_content`, whichever of its keys it came under.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(transparent)]
 pub struct ChatMessage {
@@ -22,7 +22,8 @@ pub struct ChatMessage {
 }
 
 impl ChatMessage {
-    /// A message of a role (`system`, `user`, `assistant`, `tool`, or what else the template knows) and a text.
+    /// A message with a role (`system`, `user`, `assistant`, `tool`, or another one that the template knows) and a
+    /// text.
     pub fn new(role: impl Into<String>, content: impl Into<String>) -> Self {
         let mut map = Map::new();
         map.insert("role".to_owned(), Value::String(role.into()));
@@ -33,7 +34,8 @@ impl ChatMessage {
     /// A message as it comes in a request or a file.
     ///
     /// # Errors
-    /// [`Error::Parameter`] if it is no object with a text under `role`, or its `content` is no text, list or null.
+    /// [`Error::Parameter`] if it is not an object with a text under `role`, or if its `content` is not a text, a list
+    /// or null.
     pub fn from_json(value: Value) -> Result<Self> {
         let wrong = |field, want, got: &Value| Error::Parameter { field, want, got: short(got) };
         let Value::Object(mut map) = value else {
@@ -41,12 +43,12 @@ impl ChatMessage {
         };
         match map.get("role") {
             Some(Value::String(_)) => {}
-            other => return Err(wrong("message.role", "a text", other.unwrap_or(&Value::Null))),
+            other => return Err(wrong("message.role", "a string", other.unwrap_or(&Value::Null))),
         }
         match map.get_mut("content") {
             Some(Value::String(_) | Value::Array(_)) => {}
             Some(null @ Value::Null) => *null = Value::String(String::new()),
-            Some(other) => return Err(wrong("message.content", "a text, a list of parts or null", other)),
+            Some(other) => return Err(wrong("message.content", "a string, a list of parts or null", other)),
             None => {
                 map.insert("content".to_owned(), Value::String(String::new()));
             }
@@ -66,7 +68,7 @@ impl ChatMessage {
         Ok(Self { map })
     }
 
-    /// The same message with another key, as `tool_call_id`.
+    /// The same message with another key, for example `tool_call_id`.
     ///
     /// # Errors
     /// As [`ChatMessage::from_json`].
@@ -75,12 +77,12 @@ impl ChatMessage {
         Self::from_json(Value::Object(self.map))
     }
 
-    /// Who speaks.
+    /// The role of the speaker.
     pub fn role(&self) -> &str {
         self.map.get("role").and_then(Value::as_str).unwrap_or_default()
     }
 
-    /// The text; of parts, their texts one after the other.
+    /// The text. If the content is a list of parts, their texts one after the other.
     pub fn text(&self) -> String {
         match self.map.get("content") {
             Some(Value::Array(parts)) => {
@@ -95,10 +97,10 @@ impl ChatMessage {
         }
     }
 
-    /// The same message with the texts of its parts as one text, for templates that know no parts.
+    /// The same message with the texts of its parts joined into one text, for templates that do not know parts.
     ///
     /// # Errors
-    /// [`Error::Parameter`] if a part is no text.
+    /// [`Error::Parameter`] if a part is not a text.
     pub fn with_joined_text(mut self) -> Result<Self> {
         if let Some(Value::Array(parts)) = self.map.get("content") {
             let is_text = |part: &Value| part.is_string() || part.get("text").is_some_and(Value::is_string);
@@ -122,7 +124,7 @@ impl ChatMessage {
     }
 }
 
-/// Arguments that are the text of a JSON object become that object; no text is no arguments.
+/// Replaces arguments that are the text of a JSON object by that object. An empty text becomes an empty object.
 fn read_arguments(function: &mut Value) {
     let Some(arguments) = function.get_mut("arguments") else { return };
     match arguments {

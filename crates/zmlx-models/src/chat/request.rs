@@ -1,4 +1,4 @@
-//! What a chat template renders.
+//! The input of a chat template.
 
 use serde_json::{Map, Value};
 
@@ -10,25 +10,25 @@ use super::ChatMessage;
 pub enum Ending {
     /// After the last message.
     Closed,
-    /// With the opening of the assistant's answer.
+    /// With the beginning of the assistant's answer.
     GenerationPrompt,
-    /// Within the last message, which the model goes on with.
+    /// Within the last message, which the model continues.
     ContinueLast,
 }
 
-/// A conversation and what else a template sees.
+/// A conversation, and the other inputs of a template.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub struct ChatRequest<'a> {
     /// The conversation, oldest message first.
     pub messages: &'a [ChatMessage],
-    /// The tools that the model may call, as JSON schemas; `None` is no tools.
+    /// The tools that the model may call, as JSON schemas; `None` if there are none.
     pub tools: Option<&'a [Value]>,
-    /// Documents to answer from.
+    /// Documents that the answer may be based on.
     pub documents: Option<&'a [Value]>,
     /// How the prompt ends.
     pub ending: Ending,
-    /// Further variables of the template, as `enable_thinking`.
+    /// Further variables of the template, for example `enable_thinking`.
     pub kwargs: Option<&'a Map<String, Value>>,
 }
 

@@ -21,8 +21,8 @@ fn render(source: &str, chat: &[(&str, &str)]) -> String {
     render_with(source, chat, json!({})).unwrap()
 }
 
-/// A template with the constructs that Qwen3's uses: a namespace found by walking the messages backwards,
-/// reasoning split off older answers, a switch that may be absent.
+/// A template with the constructs that Qwen3's template uses: a namespace that is set by walking the messages
+/// backwards, reasoning that is split off older answers, a switch that may be absent.
 const REASONING: &str = r#"
 {%- if messages[0].role == 'system' %}
     {{- '[sys]' + messages[0].content + '[end]\n' }}
@@ -78,7 +78,8 @@ fn reasoning_template() {
     assert_eq!(render(REASONING, &chat), want);
 }
 
-/// A template with the constructs that the GLM-4 family's uses: macros, tests on types, tojson with arguments.
+/// A template with the constructs that the template of the GLM-4 family uses: macros, tests on types, tojson with
+/// arguments.
 const MACROS: &str = r#"[pre]<x>
 {%- if tools -%}
 [sys]{% for tool in tools %}{{ tool | tojson(ensure_ascii=False) }}{% endfor %}
@@ -221,7 +222,7 @@ fn where_the_template_comes_from() {
     assert_eq!(rendered(), "file");
     let with_tools = || ChatTemplate::open(dir.path()).unwrap().render(&request.with_tools(&[]));
     assert_eq!(with_tools().unwrap(), "tools");
-    // A template that does not parse is an error for those who ask for it.
+    // A template that does not parse causes an error only when it is used.
     std::fs::write(additional.join("tool_use.jinja"), "{{").unwrap();
     assert_eq!(rendered(), "file");
     assert!(matches!(with_tools(), Err(Error::ChatTemplate { .. })));

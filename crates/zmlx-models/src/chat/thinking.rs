@@ -1,27 +1,28 @@
-//! Thinking apart from the answer, as the text comes: `<think>…</think>` ahead of all else, or messages in channels.
+//! Separates thinking from the answer while text comes in: `<think>…</think>` at the beginning, or messages in
+//! channels.
 
 use super::channels::Channels;
 
 const OPEN: &str = "<think>";
 const CLOSE: &str = "</think>";
 
-/// What of an answer may be thinking.
+/// How thinking is recognised in an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum ThinkingMode {
-    /// Tags of thinking are part of the answer as all else.
+    /// It is not: tags of thinking are part of the answer.
     Off,
-    /// If the answer begins with the tag.
+    /// The answer begins with the tag if it contains thinking.
     IfTagged,
-    /// The prompt has opened it. The answer may repeat the tag.
+    /// The prompt has already opened the thinking. The answer may repeat the tag.
     Open,
-    /// The answer is messages in channels, as gpt-oss writes them, and `analysis` is thinking.
+    /// The answer consists of messages in channels, as gpt-oss writes them, and `analysis` is thinking.
     Channels,
 }
 
 impl ThinkingMode {
-    /// [`Open`](Self::Open) if the thinking is open at the end of `prompt`, [`Channels`](Self::Channels) if the prompt ends as
-    /// those of gpt-oss do, else [`IfTagged`](Self::IfTagged).
+    /// [`Open`](Self::Open) if the thinking is open at the end of `prompt`; [`Channels`](Self::Channels) if the prompt
+    /// ends as gpt-oss's prompts do; otherwise [`IfTagged`](Self::IfTagged).
     pub fn after(prompt: &str) -> Self {
         if prompt.ends_with("<|start|>assistant") {
             return Self::Channels;
@@ -31,7 +32,7 @@ impl ThinkingMode {
     }
 }
 
-/// What a piece of an answer belongs to.
+/// The part of the answer that a piece of text belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum AnswerPart {
@@ -39,7 +40,7 @@ pub enum AnswerPart {
     Thinking,
     /// The answer itself.
     Answer,
-    /// The name of a tool that is called; only in channels, like the two below.
+    /// The name of the tool that is called. This and the next two occur only in channels.
     CallStart,
     /// The JSON text of a call's arguments.
     CallArguments,
@@ -47,32 +48,32 @@ pub enum AnswerPart {
     CallEnd,
 }
 
-/// Parts an answer that comes in pieces. The tags belong to no part, nor does the white space beside them.
+/// Splits an answer that comes in pieces into its parts. The tags and the white space beside them belong to no part.
 #[derive(Debug)]
 pub struct ThinkingSplitter {
     state: State,
-    /// In place of the two others, where an answer is in channels.
+    /// Used in place of the other two fields if the answer is in channels.
     channels: Option<Channels>,
-    /// Text that could be the beginning of a tag, or white space ahead of one.
+    /// Text that may be the beginning of a tag, or white space before one.
     held: String,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// Nothing but white space so far: the tag may follow.
+    /// There was only white space so far: the tag may follow.
     Start,
-    /// Within, before its first character.
+    /// In the thinking, before its first character.
     Opened,
-    /// Within.
+    /// In the thinking.
     Inside,
-    /// Behind, before the first character of the answer.
+    /// After the thinking, before the first character of the answer.
     Closed,
-    /// Everything is passed on.
+    /// All text is passed on.
     Passing,
 }
 
 impl ThinkingSplitter {
-    /// At the start of an answer.
+    /// A splitter at the start of an answer.
     pub fn new(mode: ThinkingMode) -> Self {
         let state = match mode {
             ThinkingMode::Off | ThinkingMode::Channels => State::Passing,
@@ -89,7 +90,7 @@ impl ThinkingSplitter {
         in_channels || matches!(self.state, State::Opened | State::Inside)
     }
 
-    /// Takes a piece and hands out what is certain: no empty text but at the end of a call.
+    /// Takes a piece and passes on what is certain. The text is empty only at the end of a call.
     pub fn push(&mut self, piece: &str, out: &mut impl FnMut(AnswerPart, &str)) {
         if let Some(channels) = &mut self.channels {
             return channels.push(piece, out);
@@ -104,7 +105,7 @@ impl ThinkingSplitter {
         while self.step(out) {}
     }
 
-    /// Hands out what was held back: the answer has ended.
+    /// Ends the answer and passes on what was held back.
     pub fn finish(&mut self, out: &mut impl FnMut(AnswerPart, &str)) {
         if let Some(channels) = &mut self.channels {
             return channels.finish(out);
@@ -121,7 +122,7 @@ impl ThinkingSplitter {
         }
     }
 
-    /// True if there may be more to do.
+    /// Returns true if there may be more to do.
     fn step(&mut self, out: &mut impl FnMut(AnswerPart, &str)) -> bool {
         match self.state {
             State::Start | State::Opened => {
@@ -171,7 +172,7 @@ impl ThinkingSplitter {
     }
 }
 
-/// How much of the end of `text` could be the beginning of one of `tags`, in bytes.
+/// The length in bytes of the end of `text` that may be the beginning of one of `tags`.
 pub fn undecided(text: &str, tags: &[&str]) -> usize {
     let longest = tags.iter().map(|tag| tag.len()).max().unwrap_or(0);
     let from = text.len().saturating_sub(longest.saturating_sub(1));

@@ -1,4 +1,4 @@
-//! Which files of a folder are the model's shards.
+//! Decides which files of a folder are shards of the model.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Component, Path};
@@ -12,7 +12,7 @@ use crate::{Error, Result};
 
 const INDEX: &str = "model.safetensors.index.json";
 
-/// Names and contents of the shards in `dir`, sorted: an order that does not depend on the file system.
+/// The names and contents of the shards in `dir`, sorted by name, so that the order does not depend on the file system.
 ///
 /// # Errors
 /// If the folder or a shard cannot be read.
@@ -37,7 +37,7 @@ pub(super) fn shards(dir: &Path) -> Result<Vec<(String, Bytes)>> {
     map_all(dir, found.iter().map(String::as_str))
 }
 
-/// The file of each tensor, as the index says; `None` without an index that can be read.
+/// The file of each tensor according to the index; `None` without a readable index.
 fn weight_map(dir: &Path) -> Option<BTreeMap<String, String>> {
     let text = match read_optional(&dir.join(INDEX)) {
         Ok(text) => text?,
@@ -62,7 +62,7 @@ fn is_in(dir: &Path, file: &str) -> bool {
     is_below && dir.join(file).is_file()
 }
 
-/// True if every tensor is in the file that the index names. A file that is not sound is refused later, by name.
+/// True if every tensor is in the file that the index names. A damaged file is refused later, with its name.
 fn holds(shards: &[(String, Bytes)], map: &BTreeMap<String, String>) -> bool {
     let mut has = BTreeSet::new();
     for (file, bytes) in shards {

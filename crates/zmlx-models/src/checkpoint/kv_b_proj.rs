@@ -23,7 +23,17 @@ pub struct KvBDims {
 impl TensorReader<'_> {
     /// `embed_q` and `unembed_out` of a latent attention, in either layout.
     pub fn heads_of(&mut self, spec: &MlaSpec) -> (HostWeight, HostWeight) {
-        let MlaSpec { path, n_heads, nope_dim, v_dim, rank, .. } = spec;
+        let n_problems = self.n_problems();
+        let (embed_q, unembed_out) = self.all_heads_of(spec);
+        let Some(part) = spec.slice else { return (embed_q, unembed_out) };
+        let mut held =
+            |weight| self.part_of(&spec.path, (weight, n_problems), |all| all.mats(part.range(spec.n_heads)));
+        (held(embed_q), held(unembed_out))
+    }
+
+    fn all_heads_of(&mut self, spec: &MlaSpec) -> (HostWeight, HostWeight) {
+        let MlaSpec { path, nope_dim, v_dim, rank, .. } = spec;
+        let n_heads = &spec.slice.map_or(spec.n_heads, |part| part.of);
         let old_layout = format!("{path}.kv_b_proj");
         if self.contains(&format!("{old_layout}.weight")) {
             let dims = KvBDims {

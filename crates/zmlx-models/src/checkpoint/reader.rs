@@ -12,7 +12,7 @@ use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightF
 use super::Checkpoint;
 use super::root::WRAPPED;
 use super::shard::Entry;
-use crate::architecture::{HeadSpec, MatrixSpec, Storage, VectorSpec};
+use crate::architecture::{HeadSpec, MatrixSpec, Split, Storage, VectorSpec};
 use crate::config::QuantOverride;
 use crate::{Error, Result, WeightProblem};
 
@@ -91,13 +91,59 @@ impl<'a> TensorReader<'a> {
 
     /// The matrix that a spec describes.
     pub fn matrix_of(&mut self, spec: &MatrixSpec) -> HostWeight {
-        let shape = WeightShape { storage: spec.storage, ..WeightShape::matrix(spec.n_out, spec.n_in) };
-        self.weight(&spec.path, &spec.path, shape)
+        let (n_out, n_in) = match spec.split {
+            Split::None => (spec.n_out, spec.n_in),
+            Split::Rows(part) => (part.of, spec.n_in),
+            Split::Columns(part) => (spec.n_out, part.of),
+        };
+        let shape = WeightShape { storage: spec.storage, ..WeightShape::matrix(n_out, n_in) };
+        let n_problems = self.problems.len();
+        let whole = self.weight(&spec.path, &spec.path, shape);
+        self.part_of(&spec.path, (whole, n_problems), |whole| match spec.split {
+            Split::None => Ok(whole),
+            Split::Rows(part) => whole.rows(part.range(spec.n_out)),
+            Split::Columns(part) => whole.columns(part.range(spec.n_in)),
+        })
+    }
+
+    /// A rank's part of a weight, unless there was a problem with it: `n_problems` were there before.
+    pub(super) fn part_of(
+        &mut self,
+        path: &str,
+        (whole, n_problems): (HostWeight, usize),
+        part: impl FnOnce(HostWeight) -> zmlx_kernels::Result<HostWeight>,
+    ) -> HostWeight {
+        if self.problems.len() > n_problems {
+            return placeholder();
+        }
+        part(whole).unwrap_or_else(|e| {
+            let (got, want) = (e.to_string(), "a weight that can be split among the ranks".to_owned());
+            self.problem(WeightProblem::Format { name: path.into(), got, want })
+        })
+    }
+
+    /// Weights of a row that share a scale: 1 for a dense matrix.
+    pub(crate) fn group_size(&self, spec: &MatrixSpec) -> usize {
+        self.group_size_at(&spec.path, spec.n_in, spec.storage)
+    }
+
+    pub(super) fn group_size_at(&self, path: &str, n_in: usize, storage: Storage) -> usize {
+        if self.checkpoint.synthetic.is_some() {
+            return self.checkpoint.random_format(path, n_in, storage).map_or(1, QuantSpec::group_size);
+        }
+        let scales = self.checkpoint.tensors.get(&self.full(&self.part(path, "scales")));
+        let n_groups = scales.and_then(|scales| scales.shape.last().copied());
+        n_groups.map_or(1, |n_groups| n_in / n_groups.max(1)).max(1)
     }
 
     /// The vector that a spec describes.
     pub fn vector_of(&mut self, spec: &VectorSpec) -> HostWeight {
-        let weight = self.vector(&spec.name, spec.len);
+        let n_problems = self.problems.len();
+        let whole = self.vector(&spec.name, spec.slice.map_or(spec.len, |part| part.of));
+        let weight = self.part_of(&spec.name, (whole, n_problems), |whole| match spec.slice {
+            Some(part) => whole.columns(part.range(spec.len)),
+            None => Ok(whole),
+        });
         if spec.from_one_if_raw && self.checkpoint.is_raw() {
             self.plus_one(&spec.name, weight)
         } else {

@@ -1,29 +1,29 @@
-//! How files name the tensors of a text model inside a model of several kinds of input.
+//! How files name the tensors of a text model that is part of a multimodal model.
 
 use std::borrow::Cow;
 
-/// Before all names of a wrapped text model, and before its paths in the table of formats.
+/// Precedes all tensor names of a wrapped text model, and its paths in the table of formats.
 pub(super) const WRAPPED: &str = "language_model.";
 
-/// What stands in the names of the text model's tensors beside the names that its architecture has.
+/// What precedes the names of the architecture in the names of the text model's tensors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Root {
     /// Nothing.
     Plain,
-    /// `language_model.` before all of them.
+    /// `language_model.` precedes all of them.
     Wrapped,
-    /// `model.language_model.` instead of `model.`, and nothing before the head: as Hugging Face writes them.
+    /// `model.language_model.` replaces `model.`, and nothing precedes the head. Hugging Face uses these names.
     Inside,
 }
 
 impl Root {
-    /// The root under which there is a tensor `name`, which every such model has.
+    /// The root under which there is a tensor `name`. Every model of this architecture has this tensor.
     pub(super) fn find(name: &str, contains: impl Fn(&str) -> bool) -> Self {
         let roots = [Self::Plain, Self::Wrapped, Self::Inside];
         roots.into_iter().find(|root| contains(&root.full(name))).unwrap_or(Self::Plain)
     }
 
-    /// The name in the files of what the architecture calls `name`.
+    /// The name in the files for `name` in the architecture.
     pub(super) fn full<'n>(self, name: &'n str) -> Cow<'n, str> {
         match (self, name.strip_prefix("model.")) {
             (Self::Wrapped, _) => Cow::Owned(format!("{WRAPPED}{name}")),
@@ -32,7 +32,7 @@ impl Root {
         }
     }
 
-    /// The name in MLX's files of what the architecture calls `name`: there is no third layout among them.
+    /// The name in MLX's files for `name` in the architecture. MLX's files do not use [`Self::Inside`].
     pub(super) fn written(self, name: &str) -> String {
         match self {
             Self::Plain => name.to_owned(),
@@ -40,7 +40,8 @@ impl Root {
         }
     }
 
-    /// What the architecture calls the tensor that files call `name`; `None` if it is another model's.
+    /// The name in the architecture for `name` in the files; `None` if the tensor belongs to another part of the
+    /// multimodal model.
     pub(super) fn in_model<'n>(self, name: &'n str) -> Option<Cow<'n, str>> {
         match self {
             Self::Plain => Some(Cow::Borrowed(name)),

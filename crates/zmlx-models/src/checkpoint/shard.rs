@@ -1,4 +1,4 @@
-//! One safetensors file: its header, checked, and where its tensors lie.
+//! A safetensors file: its validated header, and the positions of its tensors.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry as Slot;
@@ -9,7 +9,7 @@ use zmlx_kernels::DType;
 
 use crate::{Error, Result};
 
-/// A tensor where it lies in its file.
+/// The position of a tensor in its file.
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) dtype: Dtype,
@@ -19,7 +19,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// The element type, if it is one that weights, scales or packed words come in.
+    /// The element type, if it is a type that weights, scales or packed words can have.
     pub(super) fn kernel_dtype(&self) -> Option<DType> {
         match self.dtype {
             Dtype::F32 => Some(DType::F32),
@@ -32,7 +32,7 @@ impl Entry {
     }
 }
 
-/// Adds the tensors of the file `name` to `tensors`; `read_before` are the names of the earlier shards.
+/// Adds the tensors of the file `name` to `tensors`. `read_before` contains the names of the earlier shards.
 ///
 /// The header's own consistency (JSON, offsets that cover the file without gap or overlap, sizes that follow from
 /// shape and type) is checked by the safetensors crate.

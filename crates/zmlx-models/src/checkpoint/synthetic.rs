@@ -91,8 +91,7 @@ impl Checkpoint {
         let random = Random::new(seed, path);
         // Products of unit activations then have unit variance.
         let std_dev = (shape.n_in as f32).sqrt().recip();
-        let spec = self.random_format(path, shape.storage);
-        let Some(spec) = spec.filter(|s| shape.n_in.is_multiple_of(s.group_size())) else {
+        let Some(spec) = self.random_format(path, shape.n_in, shape.storage) else {
             ensure_memory(OP, 2 * n)?;
             let data = random.bf16(n, std_dev);
             let bytes = WeightBytes { data, scales: Bytes::new(), biases: Bytes::new() };
@@ -132,14 +131,15 @@ impl Checkpoint {
         }
     }
 
-    /// As converters quantise: what the config says, else what the architecture says.
-    fn random_format(&self, path: &str, storage: Storage) -> Option<QuantSpec> {
-        match (self.quantization().get(path), storage) {
+    /// As converters quantise: what the config says, else what the architecture says, where its groups divide the rows.
+    pub(super) fn random_format(&self, path: &str, n_in: usize, storage: Storage) -> Option<QuantSpec> {
+        let spec = match (self.quantization().get(path), storage) {
             (Some(QuantOverride::Spec(spec)), _) => Some(spec),
             (Some(QuantOverride::Dense), _) | (None, Storage::Dense) => None,
             (None, Storage::EightBit) => QuantSpec::new(QuantMode::Affine, 8, 64).ok(),
             (None, Storage::Model) => self.quantization().global(),
-        }
+        };
+        spec.filter(|spec| n_in.is_multiple_of(spec.group_size()))
     }
 }
 

@@ -20,7 +20,7 @@ pub enum QuantOverride {
 
 /// How the weights of a checkpoint are quantised.
 ///
-/// Which tensors are quantised, and how, shows in the tensors themselves; the table is what they must agree with.
+/// The tensors themselves show which of them are quantised, and how. The table must agree with them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct QuantConfig {
     global: Option<QuantSpec>,
@@ -35,12 +35,12 @@ impl QuantConfig {
         self.global
     }
 
-    /// The exception for the module at `path`, as `model.layers.0.mlp.gate`.
+    /// The exception for the module at `path`, for example `model.layers.0.mlp.gate`.
     pub fn get(&self, path: &str) -> Option<QuantOverride> {
         self.overrides.get(path).copied()
     }
 
-    /// True if the exception for the module at `path` says that nvfp4's second scale is there.
+    /// True if the exception for the module at `path` says that it has nvfp4's second scale.
     pub fn has_global_scale(&self, path: &str) -> bool {
         self.global_scales.contains(path)
     }
@@ -50,21 +50,21 @@ impl QuantConfig {
         self.overrides.iter().map(|(path, o)| (path.as_str(), *o))
     }
 
-    /// Reads `quantization` or, where only that is present, its twin `quantization_config`.
+    /// Reads `quantization`, or its copy `quantization_config` if only that is present.
     ///
-    /// A text model inside another keeps the table outside, or in its own object.
+    /// A text model inside another model has the table in the outer object or in its own.
     pub(super) fn parse(whole: &Fields<'_>, text_model: &Fields<'_>) -> Result<Self> {
         let places = [whole, text_model].map(|f| f.object(f.named(&["quantization", "quantization_config"])));
         let [outside, inside] = places;
         let Some(table) = outside?.or(inside?) else { return Ok(Self::default()) };
-        // Other tools' formats (AWQ, GPTQ, FP8 blocks) name themselves here; MLX's own writes no such key.
+        // Other tools name their formats (AWQ, GPTQ, FP8 blocks) in this key. MLX writes no such key.
         if let Some(method) = table.get("quant_method") {
             return Err(table.unsupported("quant_method", "MLX's own quantisation", short(method)));
         }
         let (mut overrides, mut global_scales) = (BTreeMap::new(), BTreeSet::new());
         for (key, value) in table.iter() {
             match value {
-                // A setting of the global format; what the tensors have decides.
+                // This is a setting of the global format. The tensors decide.
                 _ if key == GLOBAL_SCALE => {}
                 Value::Bool(false) => {
                     overrides.insert(key.clone(), QuantOverride::Dense);
@@ -76,7 +76,7 @@ impl QuantConfig {
                         global_scales.insert(key.clone());
                     }
                 }
-                // `true` says nothing beyond the global format; numbers and strings are the format itself.
+                // `true` adds nothing to the global format. Numbers and strings are the global format itself.
                 _ => {}
             }
         }
@@ -84,11 +84,11 @@ impl QuantConfig {
     }
 }
 
-/// The key that announces nvfp4's second scale.
+/// The key that says that nvfp4's second scale is present.
 const GLOBAL_SCALE: &str = "global_scale";
 
-/// The format in an object. Files from before the other modes have no `mode`, and neither have exceptions that are
-/// affine; bits and group size may be left out, too, and are then MLX's for the mode.
+/// The format in an object. Older files have no `mode`, and neither do exceptions that are affine. Bits and group size
+/// may be missing too; then they are MLX's defaults for the mode.
 fn spec(fields: &Fields<'_>) -> Result<QuantSpec> {
     let mode = match fields.get("mode") {
         None => QuantMode::Affine,
@@ -111,7 +111,7 @@ fn spec(fields: &Fields<'_>) -> Result<QuantSpec> {
     })
 }
 
-/// Bits and group size that MLX's converter gives a mode.
+/// The bits and the group size that MLX's converter uses for a mode by default.
 pub(crate) fn mlx_defaults(mode: QuantMode) -> (usize, usize) {
     match mode {
         QuantMode::Affine => (4, 64),

@@ -1,4 +1,4 @@
-//! `config.json` and the index, as Python's `json.dump(…, indent=4)` writes them.
+//! `config.json` and the index, written as Python's `json.dump(…, indent=4)` writes them.
 
 use serde_json::{Map, Value, json};
 use zmlx_kernels::DType;
@@ -8,11 +8,11 @@ use crate::fields::{parse_json, tagged_odd_numbers};
 use crate::jinja::float_repr;
 use crate::{Checkpoint, Result, end_tokens};
 
-/// The source's config on its way to be the result's.
+/// The source's config while it is turned into the result's.
 pub(super) struct Config(Map<String, Value>);
 
 impl Config {
-    /// The config of a checkpoint. `generation_config.json` decides which tokens end a text, if it says so.
+    /// The config of a checkpoint. If `generation_config.json` has tokens that end a text, these are used.
     pub(super) fn read(source: &Checkpoint) -> Result<Self> {
         let file = || {
             source
@@ -24,7 +24,7 @@ impl Config {
             Some(tagged) => parse_json(&file(), &tagged)?,
             None => parse_json(&file(), text)?,
         };
-        // The checkpoint was read from it, so it is an object.
+        // The checkpoint was read from this file, so it is an object.
         let mut config = match value {
             Value::Object(config) => config,
             _ => Map::new(),
@@ -38,7 +38,7 @@ impl Config {
         Ok(Self(config))
     }
 
-    /// The type that the config says floats have, where the reference looks for it.
+    /// The type of floats according to the config, where the reference looks for it.
     pub(super) fn dtype(&self) -> Option<DType> {
         let outside = self.0.get("torch_dtype").filter(|v| !v.is_null());
         let name = outside.or_else(|| self.0.get("text_config")?.get("dtype"))?;
@@ -50,7 +50,7 @@ impl Config {
         }
     }
 
-    /// Whether it has a table of formats.
+    /// True if it has a table of formats.
     pub(super) fn is_quantized(&self) -> bool {
         self.0.contains_key(TABLE)
     }
@@ -63,7 +63,7 @@ impl Config {
         }
     }
 
-    /// Takes all tables of formats out.
+    /// Removes all tables of formats.
     pub(super) fn dequantized(&mut self) {
         let remove =
             |map: &mut Map<String, Value>| [TABLE, TWIN].iter().for_each(|key| drop(map.shift_remove(*key)));
@@ -73,7 +73,7 @@ impl Config {
         }
     }
 
-    /// The text, its keys sorted.
+    /// The text, with its keys sorted.
     pub(super) fn text(mut self) -> String {
         if let Some(table) = self.0.get(TABLE).cloned() {
             self.0.insert(TWIN.to_owned(), table);
@@ -82,11 +82,11 @@ impl Config {
     }
 }
 
-/// Where MLX's files keep the formats of weights, and where Hugging Face's tools look for them.
+/// The key under which MLX's files keep the formats of weights, and the key where Hugging Face's tools look for them.
 const TABLE: &str = "quantization";
 const TWIN: &str = "quantization_config";
 
-/// What `generation_config.json` says of the tokens that end a text. What Python takes for false says nothing.
+/// The tokens that end a text according to `generation_config.json`. A value that Python treats as false is ignored.
 fn eos_of_generation(dir: &std::path::Path) -> Option<Value> {
     let text = end_tokens::generation_config(dir)?;
     let ids = serde_json::from_str::<Value>(&text).ok()?.get("eos_token_id")?.clone();
@@ -142,12 +142,12 @@ fn write(value: &Value, level: usize, out: &mut String) {
             Some(x) => out.push_str(&float_repr(x)),
             None => out.push_str(&number.to_string()),
         },
-        // null, true, false, and what is empty.
+        // null, true, false, and empty values.
         other => out.push_str(&other.to_string()),
     }
 }
 
-/// A text in ASCII.
+/// Writes a text in ASCII.
 fn write_text(text: &str, out: &mut String) {
     let quoted = Value::from(text).to_string();
     for c in quoted.chars() {

@@ -1,4 +1,4 @@
-//! From a block of a weight's values to the bytes that are written.
+//! Turns a block of a weight's values into the bytes that are written.
 
 use std::ops::Range;
 
@@ -7,19 +7,19 @@ use zmlx_kernels::{DType, QuantMode, QuantSpec, WeightBytes};
 
 use crate::{Error, Result, floats};
 
-/// Values that are converted at once: a multiple of every group size.
+/// Number of values that are converted at once: a multiple of every group size.
 pub(super) const BLOCK: usize = 1 << 20;
 
-/// What becomes of a weight.
+/// How a weight is written.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) enum Encoding {
-    /// Floats, perhaps rounded to another type.
+    /// Floats, rounded to another type if the types differ.
     Dense { from: DType, to: DType },
     /// Floats, rounded to the type `via` and then quantised.
     Quantize { from: DType, via: DType, spec: QuantSpec },
-    /// Codes as they are; scales and biases perhaps in another type.
+    /// Codes, unchanged. Scales and biases change their type if the types differ.
     Packed { from: DType, to: DType, spec: QuantSpec },
-    /// Codes, made floats. Affine scales are first rounded to the type `via`.
+    /// Codes, turned into floats. Affine scales are first rounded to the type `via`.
     Dequantize { from: DType, via: DType, spec: QuantSpec },
 }
 
@@ -27,7 +27,7 @@ pub(super) enum Encoding {
 pub(super) type Encoded = [Vec<u8>; 3];
 
 impl Encoding {
-    /// The format of the scales that quantised values get.
+    /// The format of quantised values, and the type of their scales.
     pub(super) fn quantized(self) -> Option<(QuantSpec, DType)> {
         match self {
             Self::Quantize { via, spec, .. } => Some((spec, scale_dtype(spec, via))),
@@ -46,10 +46,10 @@ impl Encoding {
         }
     }
 
-    /// The values `range` of a matrix, whose ends are multiples of the group size.
+    /// Encodes the values `range` of a matrix. The ends of the range are multiples of the group size.
     ///
     /// # Errors
-    /// [`Error::Unconvertible`] for a value to quantise that is not finite.
+    /// [`Error::Unconvertible`] for a value that is to be quantised but is not finite.
     pub(super) fn encode(self, name: &str, bytes: &WeightBytes, range: Range<usize>) -> Result<Encoded> {
         match self {
             Self::Dense { from, to } => {
@@ -70,7 +70,7 @@ impl Encoding {
                 }
                 let q = match (via, spec.mode()) {
                     (DType::F16, QuantMode::Mxfp4 | QuantMode::Mxfp8) => quantize_f16(spec, &w),
-                    // Groups do not know each other: a row of one group gives the same bytes.
+                    // Groups are independent: a row of one group gives the same bytes.
                     _ => quantize(spec, scale_dtype(spec, via), &w, spec.group_size())?,
                 };
                 Ok([q.data, q.scales, q.biases])
@@ -101,8 +101,9 @@ fn scale_dtype(spec: QuantSpec, of_values: DType) -> DType {
     if spec.mode() == QuantMode::Affine { of_values } else { DType::U8 }
 }
 
-/// Whole groups of f16 in the modes with E8M0 scales, as `mx.quantize` quantises them: it divides the largest magnitude by the
-/// largest code's in the type of the weights, and f16 rounds small quotients so much that the next power of two is another.
+/// Quantises whole groups of f16 in the modes with e8m0 scales, as `mx.quantize` does. It divides the largest magnitude
+/// by that of the largest code in the type of the weights. f16 rounds small quotients so much that the next power of
+/// two can differ.
 fn quantize_f16(spec: QuantSpec, w: &[f32]) -> Quantized {
     let (largest, to_code): (f32, fn(f32) -> u8) = match spec.mode() {
         QuantMode::Mxfp8 => (float::E4M3_MAX, float::f32_to_e4m3),
@@ -121,12 +122,12 @@ fn quantize_f16(spec: QuantSpec, w: &[f32]) -> Quantized {
     Quantized { data: pack(spec.bits(), &codes), scales, biases: Vec::new() }
 }
 
-/// The bytes of so many elements.
+/// The bytes of the elements `range`.
 fn of_elements<'b>(bytes: &'b [u8], range: &Range<usize>, size: usize) -> &'b [u8] {
     bytes.get(range.start * size..range.end * size).unwrap_or_default()
 }
 
-/// Codes, scales and biases of so many elements.
+/// The codes, scales and biases of the elements `range`.
 fn of_groups<'b>(
     bytes: &'b WeightBytes,
     range: &Range<usize>,
@@ -142,7 +143,7 @@ fn of_groups<'b>(
     ]
 }
 
-/// The blocks of `n_mats` matrices of `n` values: each one's matrix and values.
+/// The blocks of `n_mats` matrices of `n` values each: the matrix and the range of values of each block.
 pub(super) fn blocks(n_mats: usize, n: usize) -> impl Iterator<Item = (usize, Range<usize>)> {
     (0..n_mats).flat_map(move |mat| (0..n).step_by(BLOCK).map(move |at| (mat, at..(at + BLOCK).min(n))))
 }

@@ -1,4 +1,4 @@
-//! The files beside the weights, and the room for all of them.
+//! The files besides the weights, and the disk space for all files.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use crate::{Error, Result};
 
-/// Names of files that go along: what makes tokens of text, what is said of generation, and the terms.
+/// Names of files that are copied: the tokenizer's, those about generation, and the licence.
 fn goes_along(name: &str) -> bool {
     const NAMES: [&str; 7] = [
         "generation_config.json",
@@ -30,7 +30,7 @@ fn goes_along(name: &str) -> bool {
 /// The folder of further templates.
 const TEMPLATES: &str = "additional_chat_templates";
 
-/// The files of the folder that go along, by their paths in it, sorted.
+/// The paths of the files in the folder that are copied, sorted.
 ///
 /// # Errors
 /// If the folder cannot be read.
@@ -40,7 +40,7 @@ pub(super) fn names(dir: Option<&Path>) -> Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(folder)? {
             let entry = entry?;
-            // Links of the hub's cache lead to files.
+            // In the hub's cache these are links to files.
             if entry.path().is_file()
                 && let Ok(name) = entry.file_name().into_string()
             {
@@ -78,10 +78,10 @@ pub(super) fn copy(from: Option<&Path>, to: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Writes a file that is never seen half written.
+/// Writes a file in such a way that no one ever sees half of it.
 ///
 /// # Errors
-/// If the system refuses.
+/// If the system returns an error.
 pub(super) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     let part = part(path);
     let error = error_at(&part);
@@ -100,19 +100,19 @@ pub(super) fn part(path: &Path) -> PathBuf {
     PathBuf::from(name)
 }
 
-/// Makes renamed and removed files of a folder last.
+/// Makes renamed and removed files of a folder permanent.
 pub(super) fn sync_folder(dir: &Path) -> Result<()> {
-    // Windows has no such thing for folders.
+    // Windows cannot synchronise a folder.
     if cfg!(unix) { File::open(dir).and_then(|f| f.sync_all()).map_err(error_at(dir)) } else { Ok(()) }
 }
 
-/// The error of a file.
+/// The error for a file.
 pub(super) fn error_at(path: &Path) -> impl Fn(io::Error) -> Error + use<> {
     let file = path.display().to_string();
     move |source| Error::Io { file: file.clone(), source }
 }
 
-/// Refuses what the disk has no room for.
+/// Returns an error if the disk does not have enough space.
 ///
 /// # Errors
 /// [`Error::DiskSpace`].
@@ -125,13 +125,13 @@ pub(super) fn ensure_room(dir: &Path, want_bytes: u64) -> Result<()> {
     }
 }
 
-/// Free bytes where a folder is, or will be; `None` where the system does not tell.
+/// Free bytes at the place of a folder, which need not exist yet; `None` if the system does not report them.
 #[cfg(unix)]
 fn free_bytes(dir: &Path) -> Option<u64> {
     let full = std::path::absolute(dir).ok()?;
     let there = full.ancestors().find(|dir| dir.is_dir())?;
     let stat = nix::sys::statvfs::statvfs(there).ok()?;
-    // The types differ from system to system.
+    // The types differ between systems.
     #[allow(clippy::useless_conversion, clippy::unnecessary_cast, reason = "not useless on other systems")]
     Some((stat.blocks_available() as u64).saturating_mul(stat.fragment_size() as u64))
 }

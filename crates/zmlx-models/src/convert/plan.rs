@@ -1,4 +1,5 @@
-//! What will be written where, before anything is: files of safetensors begin with the sizes of all their tensors.
+//! What will be written, and where. This is decided before anything is written, because safetensors files begin with
+//! the sizes of all their tensors.
 
 use safetensors::Dtype;
 use serde_json::{Map, Value, json};
@@ -26,13 +27,13 @@ pub(super) struct Plan {
     pub(super) n_parameters: u64,
 }
 
-/// A weight of one to three tensors, all of them in one shard.
+/// A weight. Its one to three tensors are all in one shard.
 pub(super) struct Weight {
     /// Its path or name in the files.
     pub(super) name: String,
     pub(super) encoding: Encoding,
     pub(super) n_mats: usize,
-    /// Values of a matrix.
+    /// Number of values in a matrix.
     pub(super) mat_len: usize,
     pub(super) shard_idx: usize,
     pub(super) tensors: Vec<Tensor>,
@@ -44,14 +45,14 @@ pub(super) struct Tensor {
     pub(super) dtype: Dtype,
     pub(super) shape: Vec<usize>,
     pub(super) n_bytes: u64,
-    /// Where its bytes begin, behind the header.
+    /// The offset of its bytes, counted from the end of the header.
     pub(super) offset: u64,
 }
 
 /// A file of weights.
 pub(super) struct Shard {
     pub(super) name: String,
-    /// Everything before the tensors' bytes.
+    /// All bytes before those of the tensors.
     pub(super) header: Vec<u8>,
     /// Bytes of its tensors.
     pub(super) data_bytes: u64,
@@ -64,14 +65,14 @@ impl Shard {
     }
 }
 
-/// Vectors that keep their type: small differences of them choose other experts, or other states.
+/// Vectors that keep their type, because small differences would choose other experts or change states.
 const KEEP_THEIR_TYPE: [&str; 3] = ["e_score_correction_bias", "expert_bias", "A_log"];
 
 impl Plan {
-    /// Looks at every tensor of the source, and decides.
+    /// Looks at every tensor of the source and decides how to write it.
     ///
     /// # Errors
-    /// As [`convert`](super::convert), but for those of writing.
+    /// As [`convert`](super::convert), except for errors of writing.
     pub(super) fn new(source: &Checkpoint, options: &ConvertOptions) -> Result<Self> {
         let mut config = Config::read(source)?;
         let float = float_type(options.dtype, &config)?;
@@ -122,7 +123,7 @@ struct Planner<'a> {
     source: &'a Checkpoint,
     options: &'a ConvertOptions,
     float: Option<DType>,
-    /// Bytes of the tensors of each shard so far.
+    /// Bytes of the tensors that each shard has so far.
     sizes: Vec<u64>,
 }
 
@@ -150,7 +151,7 @@ impl Planner<'_> {
             (WeightFormat::Dense(from), Some(spec)) => Encoding::Quantize { from, via: float(from), spec },
             (WeightFormat::Dense(from), None) => Encoding::Dense { from, to: float(from) },
             (WeightFormat::Quantized { spec, scale_dtype: from }, _) => {
-                // The scales of the float modes are no floats.
+                // The scales of the float modes are not floats.
                 let to = if spec.mode() == QuantMode::Affine { float(from) } else { from };
                 if self.options.action == Action::Dequantize {
                     Encoding::Dequantize { from, via: to, spec }
@@ -179,7 +180,7 @@ impl Planner<'_> {
     }
 }
 
-/// The tensors of a weight, which all begin at 0.
+/// The tensors of a weight, all with offset 0.
 fn tensors(name: &str, is_tensor: bool, part: &Part, encoding: Encoding) -> Vec<Tensor> {
     let tensor = |suffix: &str, dtype: Dtype, shape: Vec<usize>| {
         let name = if is_tensor { name.to_owned() } else { format!("{name}.{suffix}") };

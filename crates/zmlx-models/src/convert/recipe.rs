@@ -1,4 +1,4 @@
-//! Which format each weight gets.
+//! Chooses the format of each weight.
 
 use serde_json::{Map, Value, json};
 use zmlx_kernels::{QuantMode, QuantSpec};
@@ -8,17 +8,17 @@ use crate::architecture::Storage;
 use crate::config::mlx_defaults;
 use crate::{Error, Result};
 
-/// More bits for the weights that feel rounding most, with mlx-lm's names and rules: values and down projections of the first
-/// and last eighth of the layers and of every third between, and the head.
+/// More bits for the weights that are most sensitive to rounding, with mlx-lm's names and rules: the head, and the
+/// value and down projections of the first and last eighth of the layers and of every third layer between them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Recipe {
-    /// 2 bits, 6 for those.
+    /// 2 bits; 6 for these weights.
     Mixed2_6,
-    /// 3 bits, 4 for those.
+    /// 3 bits; 4 for these weights.
     Mixed3_4,
-    /// 3 bits, 6 for those.
+    /// 3 bits; 6 for these weights.
     Mixed3_6,
-    /// 4 bits, 6 for those.
+    /// 4 bits; 6 for these weights.
     Mixed4_6,
 }
 
@@ -41,7 +41,7 @@ impl Recipe {
         Self::ALL.into_iter().find(|r| r.name() == name)
     }
 
-    /// Fewer and more bits.
+    /// The smaller and the larger number of bits.
     const fn bits(self) -> (usize, usize) {
         match self {
             Self::Mixed2_6 => (2, 6),
@@ -51,7 +51,7 @@ impl Recipe {
         }
     }
 
-    /// The bits of the weight at `path`. `layer_at` is the place of a layer's number among the segments of a path.
+    /// The bits of the weight at `path`. `layer_at` is the index of the layer's number among the segments of a path.
     fn bits_of(self, path: &str, layer_at: usize, n_layers: usize) -> usize {
         let (fewer, more) = self.bits();
         let layer_idx = path.split('.').nth(layer_at).and_then(|s| s.parse::<usize>().ok()).unwrap_or(0);
@@ -64,13 +64,13 @@ impl Recipe {
     }
 }
 
-/// Chooses formats, and notes those that the config must name.
+/// Chooses formats, and records those that the config must name.
 pub(super) struct Chooser {
     global: QuantSpec,
     recipe: Option<Recipe>,
     layer_at: usize,
     n_layers: usize,
-    /// Whether every quantised weight needs an entry: the files held quantised weights before.
+    /// Whether every quantised weight needs an entry, because the files already held quantised weights.
     names_all: bool,
     /// Entries by path, as `config.json` gets them.
     pub(super) entries: Map<String, Value>,
@@ -78,7 +78,7 @@ pub(super) struct Chooser {
 
 impl Chooser {
     /// # Errors
-    /// If there is no such format, or a recipe with another mode than affine.
+    /// If there is no such format, or if a recipe is used with a mode other than affine.
     pub(super) fn new(
         quantize: Quantize,
         layers_path: &str,
@@ -101,7 +101,7 @@ impl Chooser {
         Ok(Self { global, recipe, layer_at, n_layers, names_all, entries: Map::new() })
     }
 
-    /// The format of the weight at `path` with rows of `n_in`; `None`: it stays dense.
+    /// The format of the weight at `path` with rows of `n_in` values; `None` if it stays dense.
     pub(super) fn choose(&mut self, path: &str, n_in: usize, storage: Storage) -> Result<Option<QuantSpec>> {
         if storage == Storage::Dense || !n_in.is_multiple_of(self.global.group_size()) {
             return Ok(None);
@@ -117,7 +117,7 @@ impl Chooser {
             (None, Storage::EightBit) => {
                 let spec = QuantSpec::new(QuantMode::Affine, 8, 64)?;
                 let mut entry = entry(spec);
-                // As mlx-lm writes it: affine is what an entry without a mode means.
+                // As mlx-lm writes it: an entry without a mode is affine.
                 if let Some(entry) = entry.as_object_mut() {
                     entry.remove("mode");
                 }
@@ -138,7 +138,7 @@ impl Chooser {
         Err(Error::Unconvertible { name: path.to_owned(), want, got: n_in.to_string() })
     }
 
-    /// The global format, as `config.json` gets it.
+    /// The global format for `config.json`.
     pub(super) fn global_entry(&self) -> Value {
         entry(self.global)
     }
@@ -164,7 +164,7 @@ mod tests {
     fn more_bits_go_to_values_and_down_projections_of_some_layers() {
         let bits = |path: &str, n_layers| Recipe::Mixed3_6.bits_of(path, 2, n_layers);
         let of = |layer: usize, name: &str| bits(&format!("model.layers.{layer}.{name}"), 16);
-        // The first and last two of sixteen, and those at 4, 7, 10, 13.
+        // The first two and the last two of sixteen layers, and layers 4, 7, 10 and 13.
         let more: Vec<usize> = (0..16).filter(|&l| of(l, "mlp.switch_mlp.down_proj") == 6).collect();
         assert_eq!(more, [0, 1, 4, 7, 10, 13, 14, 15]);
         for (name, want) in [

@@ -1,4 +1,4 @@
-//! How far quantised weights are from what they were made of.
+//! The difference between quantised weights and their originals.
 
 use serde::Serialize;
 use zmlx_kernels::{HostWeight, WeightFormat};
@@ -6,26 +6,26 @@ use zmlx_kernels::{HostWeight, WeightFormat};
 use super::source::{self, PartName};
 use crate::{Checkpoint, Error, Result};
 
-/// The error of one weight, stacks of experts as a whole.
+/// The error of one weight. A stack of experts counts as one weight.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct MatrixError {
     /// Its path in the files, without `.weight`.
     pub path: String,
-    /// The format that it has now.
+    /// Its format in the converted checkpoint.
     pub format: String,
     /// Matrices, rows and columns.
     pub shape: [usize; 3],
-    /// The L2 norm of the difference over that of the original; 0 where both are 0.
+    /// The L2 norm of the difference divided by that of the original; 0 if both are 0.
     pub relative_error: f64,
-    /// The largest difference of a value.
+    /// The largest difference of two values.
     pub largest_difference: f64,
 }
 
-/// Compares every weight that is quantised in `converted` and was not, or not so, in `original`, value by value in f32.
-/// `progress` is called with the weights that were compared and all.
+/// Compares, value by value in f32, every weight of `converted` whose quantised format differs from that in `original`.
+/// `progress` is called with the number of weights compared so far and their total number.
 ///
 /// # Errors
-/// [`Error::Weights`] if a checkpoint is not whole; [`Error::Unconvertible`] if they are not the same model.
+/// [`Error::Weights`] if a checkpoint is incomplete; [`Error::Unconvertible`] if they are not the same model.
 pub fn compare(
     original: &Checkpoint,
     converted: &Checkpoint,
@@ -104,7 +104,7 @@ fn error_of(path: String, before: &HostWeight, after: &HostWeight) -> Result<Mat
     })
 }
 
-/// Rows of one matrix, as floats.
+/// Some rows of one matrix, as floats.
 fn values(weight: &HostWeight, mat: usize, rows: std::ops::Range<usize>) -> Result<Vec<f32>> {
     let one = HostWeight::new(weight.format(), [1, weight.n_out(), weight.n_in()], weight.mat(mat).clone())?;
     Ok(one.rows(rows)?.to_f32_vec())

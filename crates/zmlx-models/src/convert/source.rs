@@ -1,4 +1,4 @@
-//! The weights of a module, from whatever layout a file has them in, under the names that MLX's files give them.
+//! The weights of a module, read from any layout of a file, with the names that MLX's files give them.
 
 use zmlx_kernels::HostWeight;
 
@@ -9,7 +9,7 @@ use crate::{Checkpoint, Result, TensorReader};
 pub(super) struct Part {
     pub(super) name: PartName,
     pub(super) weight: HostWeight,
-    /// The shape of a dense tensor of it.
+    /// The shape of its dense tensor.
     pub(super) shape: Vec<usize>,
     pub(super) storage: Storage,
 }
@@ -22,7 +22,8 @@ pub(super) enum PartName {
     Tensor(String),
 }
 
-/// The weights of a module. What does not fit is noted by the reader, and what is given for it must not be used.
+/// The weights of a module. The reader records what does not fit; a weight that it returns in that case must not be
+/// used.
 pub(super) fn parts(reader: &mut TensorReader<'_>, module: &Module) -> Vec<Part> {
     match module {
         Module::Matrix(spec) => {
@@ -30,7 +31,7 @@ pub(super) fn parts(reader: &mut TensorReader<'_>, module: &Module) -> Vec<Part>
             let of_file = reader
                 .shape_of(&spec.path)
                 .filter(|shape| shape.iter().product::<usize>() == spec.n_out * spec.n_in);
-            // A file may give a matrix another dimension, of one.
+            // A file may give a matrix another dimension, of size 1.
             let shape = of_file.map_or_else(|| vec![spec.n_out, spec.n_in], <[usize]>::to_vec);
             vec![Part { name: PartName::Path(spec.path.clone()), weight, shape, storage: spec.storage }]
         }
@@ -39,10 +40,26 @@ pub(super) fn parts(reader: &mut TensorReader<'_>, module: &Module) -> Vec<Part>
             let name = PartName::Tensor(spec.name.clone());
             vec![Part { name, weight, shape: vec![spec.len], storage: Storage::Dense }]
         }
+        Module::Conv(spec) => {
+            let weight = reader.stored_conv(spec);
+            let name = PartName::Tensor(format!("{}.weight", spec.path));
+            let shape = vec![spec.n_channels, spec.kernel, 1];
+            vec![Part { name, weight, shape, storage: Storage::Dense }]
+        }
         Module::Experts(spec) => {
-            let weights = reader.experts(spec);
-            let names = spec.projections().map(|(name, ..)| stack(reader, spec, name));
-            names.into_iter().zip(weights).map(|(path, weight)| bank(path, weight)).collect()
+            let paths = spec.projections().map(|(name, ..)| stack(reader, spec, name));
+            let banks = reader.experts(spec);
+            let mut parts: Vec<_> =
+                paths.iter().zip(banks).map(|(path, weight)| bank(path.clone(), weight)).collect();
+            if spec.is_biased {
+                let biases = reader.expert_biases(spec);
+                parts.extend(paths.iter().zip(biases).map(|(path, weight)| {
+                    let shape = vec![weight.n_mats(), weight.n_in()];
+                    let name = PartName::Tensor(format!("{path}.bias"));
+                    Part { name, weight, shape, storage: Storage::Dense }
+                }));
+            }
+            parts
         }
         Module::Heads(spec) => {
             let (embed_q, unembed_out) = reader.heads_of(spec);
@@ -57,7 +74,8 @@ fn bank(path: String, weight: HostWeight) -> Part {
     Part { name: PartName::Path(path), weight, shape, storage: Storage::Model }
 }
 
-/// Where MLX's files stack a projection of all experts: where this one does, if its name is a module's, else at the usual place.
+/// The path where MLX's files stack a projection of all experts: this file's own path if it is a module's name, and the
+/// usual path otherwise.
 fn stack(reader: &TensorReader<'_>, spec: &ExpertsSpec, projection: &str) -> String {
     let places = spec.stacked(projection);
     let is_there = |path: &&String| reader.contains(&format!("{path}.weight"));
@@ -67,7 +85,7 @@ fn stack(reader: &TensorReader<'_>, spec: &ExpertsSpec, projection: &str) -> Str
 /// Reads every module of a checkpoint once, in the order of its architecture.
 ///
 /// # Errors
-/// [`Error::Weights`](crate::Error::Weights) with all that is missing, left over or does not fit.
+/// [`Error::Weights`](crate::Error::Weights) with every tensor that is missing, unexpected or does not fit.
 pub(super) fn each(
     checkpoint: &Checkpoint,
     mut visit: impl FnMut(Module, Vec<Part>, bool) -> Result<()>,

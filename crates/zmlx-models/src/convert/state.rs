@@ -1,4 +1,4 @@
-//! What a folder says of the conversion that is going on in it.
+//! The state of an unfinished conversion, which is kept in its folder.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read};
@@ -12,17 +12,17 @@ use super::files::{self, error_at};
 use super::plan::{Plan, Shard};
 use crate::{Checkpoint, Error, Result};
 
-/// The note.
+/// The name of the note.
 const STATE: &str = ".zmlx-convert.json";
-/// Held by whoever converts.
+/// The name of the file that the converting process locks.
 const LOCK: &str = ".zmlx-convert.lock";
-/// Raised when other bytes are written for the same plan.
+/// Increased when the same plan leads to other bytes.
 const FORMAT: u32 = 1;
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Note {
     format: u32,
-    /// Of what is converted and how.
+    /// A hash of the input and the settings.
     fingerprint: String,
     finished: Vec<Finished>,
 }
@@ -34,19 +34,19 @@ struct Finished {
     sha256: String,
 }
 
-/// A folder in which a conversion is going on, and which no other one may use.
+/// A folder with a running conversion. No other conversion may use it.
 pub(super) struct State {
     dir: PathBuf,
     note: Note,
-    /// Released by the system when this process ends.
+    /// The system releases the lock when this process ends.
     _lock: File,
 }
 
 impl State {
-    /// What stands in `dir`, without a change to it: whether an earlier run of the same conversion has begun there.
+    /// Looks at `dir` without changing it. Returns whether an earlier run of the same conversion has begun there.
     ///
     /// # Errors
-    /// [`Error::OutputFolder`] if there is something else.
+    /// [`Error::OutputFolder`] if the folder holds something else.
     pub(super) fn has_begun(dir: &Path, fingerprint: &str) -> Result<bool> {
         let refused = |got: String| Error::OutputFolder { dir: dir.display().to_string(), got };
         match dir.metadata() {
@@ -73,10 +73,10 @@ impl State {
         }
     }
 
-    /// Makes the folder, and the note unless it is there.
+    /// Creates the folder, and the note if it does not exist.
     ///
     /// # Errors
-    /// As [`State::has_begun`]; if another process converts into it; if the system refuses.
+    /// As [`State::has_begun`]; if another process converts into the folder; if the system returns an error.
     pub(super) fn begin(dir: &Path, fingerprint: &str) -> Result<Self> {
         fs::create_dir_all(dir).map_err(error_at(dir))?;
         let lock_path = dir.join(LOCK);
@@ -96,7 +96,7 @@ impl State {
         Ok(state)
     }
 
-    /// Whether an earlier run has finished a shard and it is still what it was.
+    /// Whether an earlier run finished a shard that has not changed since.
     ///
     /// # Errors
     /// If the system cannot read it.
@@ -107,10 +107,10 @@ impl State {
         Ok(is_there && noted.n_bytes == shard.n_bytes() && hash_of(&path)? == noted.sha256)
     }
 
-    /// Notes a shard that has been written under the name of a part: from here on it has its own.
+    /// Renames a shard that was written as a `.part` file to its final name, and adds it to the note.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the system returns an error.
     pub(super) fn finish(&mut self, shard: &Shard) -> Result<()> {
         let path = self.dir.join(&shard.name);
         let part = files::part(&path);
@@ -122,10 +122,10 @@ impl State {
         self.save()
     }
 
-    /// Takes the note away: the folder holds a model.
+    /// Removes the note: the folder now holds a model.
     ///
     /// # Errors
-    /// If the system refuses.
+    /// If the system returns an error.
     pub(super) fn end(self) -> Result<()> {
         for name in [STATE, LOCK] {
             let path = self.dir.join(name);
@@ -143,7 +143,7 @@ impl State {
     }
 }
 
-/// The note in a folder. One that cannot be read is as good as none: then the folder is not empty.
+/// The note in a folder. An unreadable note is treated as missing, so the folder counts as not empty.
 fn read(dir: &Path) -> Result<Option<Note>> {
     let path = dir.join(STATE);
     match zmlx_kernels::read_bytes(&path) {
@@ -153,7 +153,7 @@ fn read(dir: &Path) -> Result<Option<Note>> {
     }
 }
 
-/// A hash of what is converted, and how.
+/// A hash of the input and the settings.
 pub(super) fn fingerprint(source: &Checkpoint, plan: &Plan) -> String {
     let mut hasher = Sha256::new();
     let mut add = |bytes: &[u8]| {

@@ -1,4 +1,4 @@
-//! Writing the shards: block by block, by several threads.
+//! Writes the shards block by block, with several threads.
 
 use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
@@ -14,10 +14,10 @@ use super::state::{State, fingerprint};
 use super::{ConvertOptions, ConvertProgress, source};
 use crate::{Checkpoint, Error, Result};
 
-/// Less than this is not worth a thread.
+/// Work on fewer values than this does not get a thread of its own.
 const MIN_PER_THREAD: usize = 1 << 16;
 
-/// Room for the note, the index and the file system's own.
+/// Additional space for the note, the index and the file system's own data.
 const SPARE_BYTES: u64 = 16 << 20;
 
 /// A planned conversion.
@@ -29,11 +29,12 @@ pub(super) struct Job<'a> {
 }
 
 impl Job<'_> {
-    /// Writes everything; returns how many shards were there already.
+    /// Writes everything. Returns how many shards existed already.
     pub(super) fn run(&self, progress: ConvertProgress<'_>) -> Result<usize> {
         let Self { source, plan, dir, .. } = *self;
         let fingerprint = fingerprint(source, plan);
-        // Before the first change to the folder. What an earlier run left takes room of its own.
+        // This check comes before the first change to the folder. Files that an earlier run left already take their
+        // space.
         let room = |is_there: &dyn Fn(&Path) -> bool| {
             let missing = plan.shards.iter().filter(|shard| !is_there(&dir.join(&shard.name)));
             files::ensure_room(dir, missing.map(|s| s.n_bytes()).fold(SPARE_BYTES, u64::saturating_add))
@@ -45,7 +46,7 @@ impl Job<'_> {
         let mut state = State::begin(dir, &fingerprint)?;
         if has_begun {
             for shard in &plan.shards {
-                // Begun and not finished: it is begun again.
+                // It was begun but not finished, so it is written again.
                 let _ = std::fs::remove_file(files::part(&dir.join(&shard.name)));
             }
             room(&|path| path.is_file())?;
@@ -61,7 +62,7 @@ impl Job<'_> {
         self.shards(&is_finished, &mut state, &mut meter)?;
         files::write(&dir.join("model.safetensors.index.json"), plan.index.as_bytes())?;
         files::copy(source.dir(), dir)?;
-        // Last: from here on this is a model.
+        // This file comes last: now the folder holds a model.
         files::write(&dir.join("config.json"), plan.config.as_bytes())?;
         files::sync_folder(dir)?;
         state.end()?;
@@ -117,7 +118,7 @@ impl Job<'_> {
                 let before = mat * weight.mat_len + values.start;
                 for (tensor, bytes) in weight.tensors.iter().zip(encoded?) {
                     let n_values = (weight.n_mats * weight.mat_len) as u128;
-                    // Exact: a block is whole groups, and all of them take the same bytes.
+                    // This is exact, because a block consists of whole groups, which all have the same number of bytes.
                     let at = before as u128 * u128::from(tensor.n_bytes) / n_values;
                     output.write(tensor.offset + at as u64, &bytes)?;
                     meter.add(bytes.len() as u64)?;
@@ -127,7 +128,7 @@ impl Job<'_> {
     }
 }
 
-/// The bytes of each block.
+/// Encodes each block.
 fn encode_all(weight: &Weight, host: &HostWeight, wave: &[(usize, Range<usize>)]) -> Vec<Result<Encoded>> {
     let encode = |(mat, values): &(usize, Range<usize>)| {
         weight.encoding.encode(&weight.name, host.mat(*mat), values.clone())
@@ -170,14 +171,14 @@ impl Output {
         Ok(Self { path, file, header_bytes: header.len() as u64 })
     }
 
-    /// Writes bytes of tensors.
+    /// Writes bytes of the tensors.
     fn write(&mut self, at: u64, bytes: &[u8]) -> Result<()> {
         let written = self.file.seek(SeekFrom::Start(self.header_bytes + at));
         written.and_then(|_| self.file.write_all(bytes)).map_err(error_at(&self.path))
     }
 }
 
-/// How much is done.
+/// Counts the progress.
 struct Meter<'a> {
     done: u64,
     of: u64,
@@ -190,7 +191,7 @@ impl<'a> Meter<'a> {
     }
 
     /// # Errors
-    /// [`Error::Stopped`] if whoever watches says so.
+    /// [`Error::Stopped`] if the callback stops the conversion.
     fn add(&mut self, n_bytes: u64) -> Result<()> {
         self.done += n_bytes;
         match (self.progress)(self.done, self.of) {

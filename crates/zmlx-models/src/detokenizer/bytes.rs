@@ -1,13 +1,13 @@
-//! Byte-level tokens: each a string of bytes.
+//! Byte-level tokens: each token is a string of bytes.
 
-/// Bytes that are not yet a whole character: at most three.
+/// Bytes that do not form a whole character yet; at most three.
 #[derive(Debug, Default)]
 pub(super) struct ByteStream {
     held: Vec<u8>,
 }
 
 impl ByteStream {
-    /// Adds a token as the vocabulary writes it, and returns the characters that are complete.
+    /// Adds a token as the vocabulary writes it, and returns the completed characters.
     pub(super) fn push(&mut self, token: &str) -> String {
         self.held.append(&mut bytes_of(token));
         let n_open = incomplete_suffix(&self.held);
@@ -24,8 +24,8 @@ impl ByteStream {
     }
 }
 
-/// The bytes of a token as the vocabulary writes it. One with a character outside the alphabet is plain text, as added
-/// tokens may be.
+/// The bytes of a token as the vocabulary writes it. A token with a character outside the alphabet is plain text, as
+/// added tokens may be.
 pub(crate) fn bytes_of(token: &str) -> Vec<u8> {
     let bytes: Option<Vec<u8>> = token.chars().map(byte_of).collect();
     bytes.unwrap_or_else(|| token.as_bytes().to_vec())

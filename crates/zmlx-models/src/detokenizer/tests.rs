@@ -9,7 +9,7 @@ fn byte_level() -> Tokenizer {
     for (id, c) in alphabet.filter_map(char::from_u32).enumerate() {
         vocab.insert(c.to_string(), id.into());
     }
-    // " the", the first three bytes of an emoji, and its last with a letter.
+    // " the", the first three bytes of an emoji, and its last byte with a letter.
     for token in ["Ġthe", "ðŁ¦", "Ģa"] {
         vocab.insert(token.into(), vocab.len().into());
     }
@@ -74,7 +74,7 @@ fn lcg(state: &mut u64) -> u32 {
 #[case::byte_level(byte_level())]
 #[case::sentencepiece(sentencepiece())]
 fn pieces_add_up_to_the_whole(#[case] tokenizer: Tokenizer) {
-    // Two ids beyond the vocabulary: they decode to nothing, at any place.
+    // Two ids beyond the vocabulary, which decode to nothing at any place.
     let n = tokenizer.vocab_size() as u32 + 2;
     let mut state = 1;
     let mut n_invalid = 0;
@@ -131,7 +131,7 @@ fn a_flushed_detokenizer_starts_anew() {
     }
 }
 
-/// How the vocabulary writes a byte: found through the decoder, not through the code under test.
+/// The vocabulary's spelling of a byte. It is found through the decoder and not through the code under test.
 fn bytes_token(tokenizer: &Tokenizer, byte: u8) -> String {
     let printable = |b: u8| matches!(b, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
     let c = if printable(byte) {

@@ -1,12 +1,12 @@
-//! Decoders that need context: decode a short window with and without the new tokens.
+//! Decoders that need context: a short window is decoded with and without the new tokens.
 
 use crate::{Result, Tokenizer};
 
-/// No character is spelled with more tokens than this, so a replacement character at the end of a longer
-/// undecided run is there to stay.
+/// No character is spelled with more tokens than this. So a replacement character at the end of a longer undecided run
+/// is final.
 const MAX_OPEN: usize = 8;
 
-/// The last tokens: `[..given]` have been given out and are only context, the others are undecided.
+/// The last tokens. Those in `[..given]` have been returned and serve only as context; the others are undecided.
 #[derive(Debug, Default)]
 pub(super) struct Window {
     tokens: Vec<u32>,
@@ -15,11 +15,11 @@ pub(super) struct Window {
 
 impl Window {
     pub(super) fn push(&mut self, tokenizer: &Tokenizer, token: u32) -> Result<String> {
-        // An id beyond the vocabulary decodes to nothing and does not even end a run of bytes.
+        // An id beyond the vocabulary decodes to nothing. It does not even end a run of bytes.
         let Some(written) = tokenizer.id_to_token(token) else { return Ok(String::new()) };
         self.tokens.push(token);
-        // A run of byte tokens is decoded as a whole: a byte that is no UTF-8 spoils those before it, so nothing is
-        // certain until the run ends. Not decoding meanwhile keeps long runs linear.
+        // A run of byte tokens is decoded as a whole. A byte that is not UTF-8 changes how the bytes before it decode,
+        // so nothing is certain until the run ends. Decoding only at the end keeps the cost of long runs linear.
         if is_byte_token(&written) {
             return Ok(String::new());
         }
@@ -46,7 +46,7 @@ impl Window {
     }
 }
 
-/// True for a token that spells one byte, as `<0xE2>`.
+/// True for a token that spells one byte, for example `<0xE2>`.
 fn is_byte_token(token: &str) -> bool {
     let hex = token.strip_prefix("<0x").and_then(|t| t.strip_suffix('>'));
     hex.is_some_and(|h| h.len() == 2 && h.bytes().all(|b| b.is_ascii_hexdigit()))

@@ -1,4 +1,4 @@
-//! Which waiting sequence gets a slot, and what of it is in the caches already.
+//! Decides which waiting sequence gets a slot, and finds what the caches already hold of its prompt.
 
 use zmlx_kernels::Backend;
 
@@ -7,20 +7,20 @@ use super::sequence::Sequence;
 use super::{Engine, Event};
 use crate::{Result, Slot};
 
-/// Tokens that a sequence should be able to generate before it needs more memory than it got a slot for.
+/// Number of tokens that a sequence should be able to generate within the memory for which it got a slot.
 const HEADROOM: usize = 256;
 
-/// Where a waiting sequence goes.
+/// The decision about a waiting sequence.
 enum Place {
-    /// Into this slot, which holds so many of its tokens.
+    /// It gets this slot, which holds this many of its tokens.
     Slot(Slot, usize),
-    /// It waits for a prompt that begins as its own does.
+    /// It waits for another prompt that begins with the same tokens.
     AfterAnother,
-    /// It waits for room, and with it all that came later.
+    /// It waits for memory, and so do all that came later.
     Full,
 }
 
-/// A sequence whose beginning is a prompt's.
+/// A sequence that begins with the same tokens as a prompt.
 #[derive(Clone, Copy)]
 enum Source {
     Idle(Hit),
@@ -28,7 +28,7 @@ enum Source {
 }
 
 impl<B: Backend> Engine<'_, B> {
-    /// Gives slots to waiting sequences while there are some and there is room, first come first served.
+    /// Gives slots to waiting sequences in the order of their arrival, while there are slots and memory.
     pub(super) fn admit(&mut self, events: &mut Vec<Event>) {
         let mut at = 0;
         let mut n_prompts = self.running.iter().filter(|s| !s.is_decoding()).count();
@@ -43,7 +43,7 @@ impl<B: Backend> Engine<'_, B> {
                     at += 1;
                     continue;
                 }
-                // An error is for later: running sequences make room.
+                // An error is reported later: running sequences may free memory.
                 Ok(Place::Full) | Err(_) => break,
             };
             let Some(mut sequence) = self.waiting.remove(at) else { break };
@@ -80,7 +80,7 @@ impl<B: Backend> Engine<'_, B> {
         if !self.make_room(n_bytes + self.promised_bytes(), in_use) {
             return Ok(Place::Full);
         }
-        // Making room has dropped others: the indices are new.
+        // Other sequences were dropped to free memory, so the indices have changed.
         let source = if source.is_some() { self.source(&self.waiting[at].tokens) } else { None };
         if let Some(source) = source
             && let Ok(slot) = self.go_on(source)
@@ -90,7 +90,7 @@ impl<B: Backend> Engine<'_, B> {
         Ok(Place::Slot(self.pool.allocate()?, 0))
     }
 
-    /// Bytes by which running sequences may still grow without asking.
+    /// Bytes by which running sequences may still grow without a new check.
     fn promised_bytes(&self) -> u64 {
         let growth = |s: &Sequence<'_, B>| {
             let slot = s.slot?;
@@ -100,9 +100,9 @@ impl<B: Backend> Engine<'_, B> {
         self.running.iter().filter_map(growth).sum()
     }
 
-    /// The sequence whose caches hold most of a prompt's beginning, if that is worth the while.
+    /// The sequence whose caches hold the longest beginning of a prompt, if it is long enough to be useful.
     fn source(&self, tokens: &[u32]) -> Option<Source> {
-        // At least one token is computed, for its logits.
+        // At least one token has to be computed, for its logits.
         let tokens = &tokens[..tokens.len() - 1];
         let idle = self.idle.find(tokens, |slot| self.pool.shortest(slot)).map(Source::Idle);
         let running = self.running.iter().filter_map(|s| {
@@ -129,13 +129,13 @@ impl<B: Backend> Engine<'_, B> {
         })
     }
 
-    /// A slot with the beginning that is shared: the idle sequence's own if it goes on, or a branch.
+    /// A slot with the shared beginning: the slot of the idle sequence itself if it is continued, or a fork of it.
     fn go_on(&mut self, source: Source) -> Result<Slot> {
         match source {
             Source::Running { slot, n_shared } => self.pool.fork(slot, n_shared),
             Source::Idle(hit) => {
                 let slot = self.idle.get(hit.index).slot;
-                // A snapshot is for all that begin so.
+                // A snapshot stays available for all prompts with this beginning.
                 let is_its_own = self.idle.get(hit.index).keep == Keep::End;
                 if is_its_own && self.idle.goes_on(hit) && self.pool.truncate(slot, hit.n_shared).is_ok() {
                     self.idle.remove(hit.index);
@@ -149,7 +149,7 @@ impl<B: Backend> Engine<'_, B> {
     }
 }
 
-/// How long a sequence will be for some time.
+/// The expected length of a sequence for the near future.
 fn n_expected<B: Backend>(sequence: &Sequence<'_, B>) -> usize {
     let n_left = sequence.request.max_tokens.saturating_sub(sequence.n_generated());
     sequence.tokens.len() + n_left.min(HEADROOM)

@@ -1,4 +1,4 @@
-//! What an engine tells of its requests.
+//! What an engine reports about its requests.
 
 use std::time::Duration;
 
@@ -9,11 +9,11 @@ use crate::{Error, TokenLogprob};
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// It got its place: from here on it is computed.
+    /// It got a slot. From now on it is computed.
     Started {
         /// The request.
         id: RequestId,
-        /// Tokens of its prompt that are not computed, because another sequence began so.
+        /// Number of prompt tokens that need not be computed, because another sequence had the same beginning.
         n_cached_tokens: usize,
         /// How long it waited.
         queue_time: Duration,
@@ -22,9 +22,9 @@ pub enum Event {
     Prompt {
         /// The request.
         id: RequestId,
-        /// Tokens that are computed or were cached.
+        /// Number of prompt tokens that are computed or were cached.
         n_done: usize,
-        /// Tokens of the prompt.
+        /// Number of prompt tokens.
         n_tokens: usize,
     },
     /// A token was chosen.
@@ -34,14 +34,14 @@ pub enum Event {
         /// The token.
         token: Token,
     },
-    /// It is done; nothing more comes of it.
+    /// It is done. There are no more events for it.
     Finished {
         /// The request.
         id: RequestId,
         /// How it ended.
         finished: Finished,
     },
-    /// It failed; nothing more comes of it.
+    /// It failed. There are no more events for it.
     Failed {
         /// The request.
         id: RequestId,
@@ -51,7 +51,7 @@ pub enum Event {
 }
 
 impl Event {
-    /// The request that it is about.
+    /// The request that the event is about.
     pub fn id(&self) -> RequestId {
         match self {
             Self::Started { id, .. }
@@ -68,15 +68,15 @@ impl Event {
 pub struct Token {
     /// Its id.
     pub token: u32,
-    /// Natural logarithm of its probability before temperature, after bias and penalties.
+    /// The natural logarithm of its probability before temperature, after bias and penalties.
     pub logprob: f64,
-    /// The model's best logit minus the second best.
+    /// The model's best logit minus its second best.
     pub margin: f32,
-    /// As many of the most probable tokens as the request wanted.
+    /// The most probable tokens, as many as the request asked for.
     pub top_logprobs: Vec<TokenLogprob>,
-    /// The model's logits that it was chosen from, f32 `[vocab]`; empty if the request did not want them.
+    /// The model's logits from which it was chosen, f32 `[vocab]`; empty if the request did not ask for them.
     pub logits: Vec<f32>,
-    /// Text that became certain with it: perhaps no text, perhaps several tokens'.
+    /// The text that became certain with this token. It may be empty, or contain the text of several tokens.
     pub text: String,
 }
 
@@ -88,7 +88,7 @@ pub enum StopReason {
     Eos,
     /// The text contained a stop string.
     StopString,
-    /// As many tokens as asked for were generated.
+    /// The requested number of tokens was generated.
     MaxTokens,
     /// The sequence fills the model's context.
     ContextLength,
@@ -115,22 +115,22 @@ impl StopReason {
 /// How a request ended.
 #[derive(Clone, Debug)]
 pub struct Finished {
-    /// Why.
+    /// The reason.
     pub reason: StopReason,
-    /// The text that was held back and is certain now.
+    /// The text that was held back and is now certain.
     pub text: String,
     /// The stop string that ended it, if one did.
     pub stop_string: Option<String>,
     /// Tokens of the prompt.
     pub n_prompt_tokens: usize,
-    /// How many of these were not computed, because another sequence had begun so.
+    /// How many of these were not computed, because another sequence had the same beginning.
     pub n_cached_tokens: usize,
     /// Tokens that were generated, an end token included.
     pub n_generated_tokens: usize,
-    /// From its arrival until it got a slot.
+    /// The time from its arrival until it got a slot.
     pub queue_time: Duration,
-    /// From then to the first token.
+    /// The time from then until the first token.
     pub prompt_time: Duration,
-    /// From the first token to the last.
+    /// The time from the first token to the last.
     pub generation_time: Duration,
 }

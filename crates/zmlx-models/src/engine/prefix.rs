@@ -1,23 +1,23 @@
-//! Sequences that no request uses any more, kept for prompts that begin as they do.
+//! Sequences that no request uses any more. They are kept for prompts that begin with the same tokens.
 //!
-//! There are at most some hundred, so the longest common prefix is found by looking at all of them: no tree, no hashes, no
-//! granularity.
+//! There are a few hundred at most, so the longest common prefix is found by a search through all of them. This needs
+//! no tree and no hashes, and a prefix can end at any token.
 
 use crate::Slot;
 
-/// What is kept for later prompts.
+/// The settings of the prefix cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PrefixCacheOptions {
-    /// Most sequences that are kept; 0 turns the cache off.
+    /// The largest number of sequences that are kept; 0 turns the cache off.
     pub max_entries: usize,
-    /// Most bytes that they take.
+    /// The largest number of bytes that they take.
     pub max_bytes: u64,
-    /// Shorter common beginnings are computed anew.
+    /// Common beginnings with fewer tokens are computed again.
     pub min_tokens: usize,
 }
 
 impl Default for PrefixCacheOptions {
-    /// Everything that the caches have room for; from 32 tokens on it is worth the while.
+    /// Keeps everything for which the caches have room, and uses common beginnings of at least 32 tokens.
     fn default() -> Self {
         Self { max_entries: usize::MAX, max_bytes: u64::MAX, min_tokens: 32 }
     }
@@ -37,7 +37,7 @@ impl PrefixCacheOptions {
 #[derive(Debug, Default)]
 pub(super) struct PrefixCache {
     entries: Vec<Entry>,
-    /// Counts uses, as a clock.
+    /// The number of uses so far, which serves as a clock.
     n_uses: u64,
 }
 
@@ -45,12 +45,12 @@ pub(super) struct PrefixCache {
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) slot: Slot,
-    /// Exactly the tokens that its slot holds.
+    /// The tokens that its slot holds.
     pub(super) tokens: Vec<u32>,
     /// Why it is kept.
     pub(super) keep: Keep,
     last_use: u64,
-    /// How many sequences went on from it on their own.
+    /// Number of sequences that continued separately from it.
     n_forks: usize,
 }
 
@@ -59,18 +59,18 @@ pub(super) struct Entry {
 pub(super) enum Keep {
     /// Its request has ended.
     End,
-    /// The state before the answer to a prompt.
+    /// It is the state before the answer to a prompt.
     Answer,
-    /// The state that several prompts have in common.
+    /// It is the state at the end of a beginning that several prompts have in common.
     Parting,
 }
 
-/// How much of a prompt an entry has.
+/// How much of a prompt an entry holds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hit {
     /// The entry.
     pub(super) index: usize,
-    /// The tokens in common.
+    /// Number of tokens in common.
     pub(super) n_shared: usize,
 }
 
@@ -88,8 +88,8 @@ impl PrefixCache {
         self.entries.iter().map(|e| e.slot)
     }
 
-    /// The entry that has most of `tokens` at its beginning, of equal ones the one used last. `shortest` says how short a
-    /// slot's sequence can be made.
+    /// The entry that shares the longest beginning with `tokens`; of equal ones the one that was used last. `shortest`
+    /// gives the smallest length to which the sequence of a slot can be shortened.
     pub(super) fn find(&self, tokens: &[u32], shortest: impl Fn(Slot) -> usize) -> Option<Hit> {
         let hits = self.entries.iter().enumerate().filter_map(|(index, e)| {
             let n_shared = n_common(&e.tokens, tokens);
@@ -102,13 +102,13 @@ impl PrefixCache {
         &self.entries[index]
     }
 
-    /// True if so much of an entry is in common that its sequence goes on rather than branches.
+    /// True if so much of an entry is shared that its sequence is continued instead of forked.
     pub(super) fn goes_on(&self, hit: Hit) -> bool {
         // Nine tenths, in integers.
         hit.n_shared * 10 >= self.entries[hit.index].tokens.len() * 9
     }
 
-    /// Notes that a sequence went on from an entry on its own.
+    /// Records that a sequence continued separately from an entry.
     pub(super) fn forked(&mut self, index: usize) {
         self.n_uses += 1;
         let entry = &mut self.entries[index];
@@ -120,13 +120,14 @@ impl PrefixCache {
         self.entries.remove(index)
     }
 
-    /// Number of tokens that the beginnings of `tokens` and of an entry have in common, at most.
+    /// The largest number of tokens at the beginning that `tokens` and an entry have in common.
     pub(super) fn longest_common(&self, tokens: &[u32]) -> usize {
         self.entries.iter().map(|e| n_common(&e.tokens, tokens)).max().unwrap_or(0)
     }
 
-    /// Keeps a sequence, and returns those that are not needed any more, because they are the beginning of another one. If that
-    /// cannot be made as short (`shortest` says how short), it replaces what only the same conversation would need.
+    /// Keeps a sequence. Returns the sequences that are no longer needed, because they are the beginning of another
+    /// one. If the other one cannot be shortened that much (`shortest` gives the limit), it replaces only what no other
+    /// conversation would use.
     pub(super) fn insert(
         &mut self,
         slot: Slot,
@@ -139,7 +140,7 @@ impl PrefixCache {
         let mut freed = Vec::new();
         let least = shortest(slot);
         let is_beginning = |e: &Entry| e.tokens.len() <= tokens.len() && tokens.starts_with(&e.tokens);
-        // The end of an answer may not be what the next prompt has: the last state before it stays.
+        // The next prompt may not contain the end of an answer, so the last state before it stays.
         let is_before_answer = |e: &&Entry| keep == Keep::End && e.keep == Keep::Answer && is_beginning(e);
         let last = self.entries.iter().filter(is_before_answer).map(|e| e.tokens.len()).max();
         let is_unneeded = |e: &Entry| {
@@ -164,8 +165,9 @@ impl PrefixCache {
         freed
     }
 
-    /// Takes the entry out that is missed least, apart from one that is just being used: of those from which at most one
-    /// sequence branched the one unused for longest, then of the others, which are what conversations have in common.
+    /// Removes the least useful entry, but not the one that is in use. Entries from which at most one sequence forked
+    /// go first, and of these the one that was unused for the longest time. The others are beginnings that
+    /// conversations share.
     pub(super) fn evict(&mut self, apart_from: Option<Slot>) -> Option<Slot> {
         let mut candidates: Vec<_> =
             self.entries.iter().enumerate().filter(|(_, e)| Some(e.slot) != apart_from).collect();

@@ -1,11 +1,11 @@
-//! What is asked of an engine.
+//! A request to an engine.
 
 use std::fmt;
 
 use crate::{Error, Model, Result, SamplingParams, TokenMask, Tokenizer};
 use zmlx_kernels::Backend;
 
-/// The name of a request within its engine; no two have the same one.
+/// The identifier of a request, which is unique in its engine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct RequestId(pub(super) u64);
 
@@ -20,35 +20,35 @@ impl fmt::Display for RequestId {
 pub struct Request {
     /// The tokens to continue, at least one.
     pub prompt: Vec<u32>,
-    /// Most tokens to generate.
+    /// The largest number of tokens to generate.
     pub max_tokens: usize,
-    /// Before so many tokens the end tokens are not chosen.
+    /// End tokens are not chosen before this many tokens.
     pub min_tokens: usize,
     /// How each token is chosen.
     pub sampling: SamplingParams,
-    /// Tokens that end the text; empty to heed no such token.
+    /// Tokens that end the text; empty if no token does.
     pub eos_token_ids: Vec<u32>,
-    /// Tokens whose text is left out, as end tokens that do not end.
+    /// Tokens whose text is left out, for example end tokens that do not end the text.
     pub silent_token_ids: Vec<u32>,
-    /// Texts that end the text, none of them empty. They need a tokenizer.
+    /// Texts that end the answer. None may be empty. They need a tokenizer.
     pub stop: Vec<String>,
-    /// How many of the most probable tokens are told with each token.
+    /// How many of the most probable tokens are reported with each token.
     pub top_logprobs: usize,
-    /// Whether each token comes with the logits that it was chosen from.
+    /// Whether each token is reported with the logits from which it was chosen.
     pub wants_logits: bool,
-    /// Limits the tokens at each step, as a grammar does.
+    /// Limits the tokens that may be chosen at each step, as a grammar does.
     pub constraint: Option<Box<dyn Constraint>>,
 }
 
-/// Says which tokens may come next.
+/// Determines which tokens may come next.
 pub trait Constraint: Send + fmt::Debug {
-    /// The tokens that may follow those `generated` so far; `None` allows all.
+    /// The tokens that may follow those `generated` so far. `None` allows all.
     ///
     /// # Errors
-    /// Whatever makes an answer impossible: it ends the request.
+    /// Any error that makes an answer impossible. It ends the request.
     fn allowed(&mut self, generated: &[u32]) -> Result<Option<TokenMask<'_>>>;
 
-    /// True if those `generated` so far are whole and nothing may follow but an end token.
+    /// True if those `generated` so far are complete, and only an end token may follow.
     ///
     /// # Errors
     /// As [`Constraint::allowed`].
@@ -59,7 +59,7 @@ pub trait Constraint: Send + fmt::Debug {
 }
 
 impl Request {
-    /// A greedy continuation of up to `max_tokens` tokens that nothing else ends.
+    /// A greedy continuation of up to `max_tokens` tokens, which nothing else ends.
     pub fn new(prompt: Vec<u32>, max_tokens: usize) -> Self {
         Self {
             prompt,
@@ -75,12 +75,13 @@ impl Request {
         }
     }
 
-    /// True if a device that samples can choose every token by itself.
+    /// True if a device that can sample may choose every token by itself.
     pub(super) fn suits_devices(&self) -> bool {
         self.sampling.suits_devices() && self.min_tokens == 0 && self.constraint.is_none()
     }
 
-    /// Checks what a model and a tokenizer allow; the sampling parameters' ranges are the sampler's.
+    /// Checks the request against the model and the tokenizer. The sampler checks the ranges of the sampling
+    /// parameters.
     pub(super) fn check<B: Backend>(&self, model: &Model<B>, tokenizer: Option<&Tokenizer>) -> Result<()> {
         let (vocab, limit) = (model.architecture().vocab_size, model.architecture().max_position_embeddings);
         if self.prompt.is_empty() {

@@ -1,4 +1,4 @@
-//! Memory for keys and values: which sequence gives way when it runs out.
+//! Memory for keys and values: decides which sequence gives way when there is no more.
 
 use zmlx_kernels::Backend;
 
@@ -8,7 +8,7 @@ use super::{Engine, StopReason};
 use crate::{Error, Result, Slot};
 
 impl<B: Backend> Engine<'_, B> {
-    /// Refuses a prompt that never fits.
+    /// Refuses a prompt that can never fit.
     pub(super) fn check_room(&self, n_prompt: usize) -> Result<()> {
         let want_bytes = self.pool.bytes_for(n_prompt);
         match self.pool.max_bytes() {
@@ -19,8 +19,8 @@ impl<B: Backend> Engine<'_, B> {
         }
     }
 
-    /// Drops idle sequences, apart from one that is just being used, until another `n_bytes` fit; drops none if that would not be enough.
-    /// If nothing runs, whatever fits is enough.
+    /// Drops idle sequences, except for one that is in use, until another `n_bytes` fit. Drops none if that would not
+    /// be enough. If no sequence runs, it accepts whatever fits.
     pub(super) fn make_room(&mut self, n_bytes: u64, apart_from: Option<Slot>) -> bool {
         let Some(limit) = self.pool.max_bytes() else { return true };
         let others = self.idle.slots().filter(|slot| Some(*slot) != apart_from);
@@ -37,14 +37,14 @@ impl<B: Backend> Engine<'_, B> {
         true
     }
 
-    /// Sees to it that what the step computes fits, the oldest sequences' part first. Where there is no room left, idle
-    /// sequences are dropped, then the youngest running one gives its place up; one that is alone ends.
+    /// Makes sure that the results of the step fit, beginning with the oldest sequences. If there is not enough memory,
+    /// idle sequences are dropped first, then the youngest running one gives up its slot. If only one is left, it ends.
     pub(super) fn reserve(&mut self) {
         if self.pool.max_bytes().is_none() {
             return;
         }
         let mut at = 0;
-        // What those before the current one may add.
+        // Bytes that the sequences before the current one may add.
         let mut n_before = 0;
         while at < self.running.len() {
             let sequence = &self.running[at];
@@ -75,12 +75,12 @@ impl<B: Backend> Engine<'_, B> {
         }
     }
 
-    /// True if the caches may grow by so many bytes.
+    /// True if the caches may grow by `n_bytes`.
     pub(super) fn fits(&self, n_bytes: u64) -> bool {
         self.pool.max_bytes().is_none_or(|limit| self.pool.bytes().saturating_add(n_bytes) <= limit)
     }
 
-    /// Drops the idle sequence that is missed least; false if there is none.
+    /// Drops the least useful idle sequence. Returns false if there is none.
     pub(super) fn evict(&mut self, apart_from: Option<Slot>) -> bool {
         let Some(slot) = self.idle.evict(apart_from) else { return false };
         self.free(slot);
@@ -88,7 +88,7 @@ impl<B: Backend> Engine<'_, B> {
         true
     }
 
-    /// The youngest sequence waits again, before all others, and is computed again later.
+    /// Makes the youngest sequence wait again, before all others. It is computed again later.
     fn preempt_youngest(&mut self) {
         let Some(mut sequence) = self.running.pop() else { return };
         if let Some(slot) = sequence.slot.take() {
@@ -100,7 +100,7 @@ impl<B: Backend> Engine<'_, B> {
         self.waiting.push_front(sequence);
     }
 
-    /// Ends a sequence's use of its slot: what is computed stays for later prompts, if anything is kept.
+    /// Takes the slot from a sequence. What was computed stays for later prompts, if anything is kept.
     pub(super) fn retire(&mut self, sequence: Sequence<'_, B>) {
         let Sequence { slot: Some(slot), mut tokens, .. } = sequence else { return };
         let options = self.options.prefix_cache;
@@ -109,7 +109,7 @@ impl<B: Backend> Engine<'_, B> {
             self.free(slot);
             return;
         }
-        // An idle sequence needs nothing to go on with.
+        // An idle sequence keeps only the tokens that are certain.
         if self.pool.truncate(slot, tokens.len()).is_err() {
             self.free(slot);
             return;
@@ -117,7 +117,7 @@ impl<B: Backend> Engine<'_, B> {
         self.keep(slot, tokens, Keep::End);
     }
 
-    /// Gives a slot back, which is the engine's own.
+    /// Frees a slot, which is known to be the engine's own.
     pub(super) fn free(&mut self, slot: Slot) {
         let freed = self.pool.free(slot);
         debug_assert!(freed.is_ok(), "{freed:?}");

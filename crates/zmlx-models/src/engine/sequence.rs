@@ -1,4 +1,4 @@
-//! One request on its way: its tokens, its text, its place in the caches.
+//! A request in progress: its tokens, its text, and its slot in the caches.
 
 use std::time::{Duration, Instant};
 
@@ -11,34 +11,35 @@ use crate::{
     top_logprobs,
 };
 
-/// A token that the device has chosen, or will have once it is read.
+/// A token that the device has chosen. The host may not have read it yet.
 #[derive(Debug)]
 pub(super) struct Ahead<B: Backend> {
     pub(super) id: B::Indices,
-    /// What it was chosen from, `[1, vocab]`.
+    /// The logits from which it was chosen, `[1, vocab]`.
     pub(super) logits: B::Tensor,
 }
 
-/// A request and what has come of it.
+/// A request and its results so far.
 pub(super) struct Sequence<'m, B: Backend> {
     pub(super) id: RequestId,
     pub(super) request: Request,
-    /// The prompt and what was generated. Its beginning is in the caches, all but the last token while it decodes.
+    /// The prompt and the generated tokens. Their beginning is in the caches; while it decodes, this is all but the
+    /// last token.
     pub(super) tokens: Vec<u32>,
     pub(super) n_prompt: usize,
-    /// Tokens of the prompt that were in the caches when it first got a slot.
+    /// Number of prompt tokens that were in the caches when it first got a slot.
     pub(super) n_cached: usize,
-    /// Its place in the caches, while it runs.
+    /// Its slot in the caches, while it runs.
     pub(super) slot: Option<Slot>,
-    /// The length up to which it was let in.
+    /// The length for which it was admitted.
     pub(super) n_promised: usize,
-    /// Tokens that the step being made computes.
+    /// Number of tokens that the current step computes.
     pub(super) n_planned: usize,
-    /// Lengths at which what has been computed is kept for other prompts, and why.
+    /// Lengths at which the computed state is kept for other prompts, and why.
     pub(super) snapshots: Vec<(usize, Keep)>,
-    /// The next token, if the device chose it already.
+    /// The next token, if the device has chosen it already.
     pub(super) ahead: Option<Ahead<B>>,
-    /// How it ends, once it does; the step's end lets it go.
+    /// How it ends, once that is known. It is removed at the end of the step.
     pub(super) outcome: Option<Result<StopReason>>,
     sampler: Sampler,
     detokenizer: Option<Detokenizer<'m>>,
@@ -55,7 +56,7 @@ struct Times {
 
 impl<'m, B: Backend> Sequence<'m, B> {
     /// # Errors
-    /// If the request asks for what the model or the tokenizer does not allow, or its parameters are senseless.
+    /// If the request asks for something that the model or the tokenizer cannot do, or if a parameter makes no sense.
     pub(super) fn new(
         id: RequestId,
         mut request: Request,
@@ -90,17 +91,18 @@ impl<'m, B: Backend> Sequence<'m, B> {
         self.tokens.len() - self.n_prompt
     }
 
-    /// True once it has got a token of its own.
+    /// True once it has generated a token.
     pub(super) fn is_decoding(&self) -> bool {
         self.n_generated() > 0
     }
 
-    /// True if another token may follow, with `n_more` that are being computed counted as generated.
+    /// True if another token may follow. The `n_more` tokens that are being computed count as generated.
     pub(super) fn wants_after(&self, n_more: usize) -> bool {
         self.n_generated() + n_more < self.request.max_tokens
     }
 
-    /// It got a slot whose caches hold `n_cached` of its tokens. Tells how long it waited if it is its first.
+    /// Gives it a slot whose caches hold `n_cached` of its tokens. Returns how long it waited if this is its first
+    /// slot.
     pub(super) fn admit(&mut self, slot: Slot, n_cached: usize) -> Option<Duration> {
         self.slot = Some(slot);
         if self.times.admitted.is_some() {
@@ -112,8 +114,8 @@ impl<'m, B: Backend> Sequence<'m, B> {
         Some(now - self.times.submitted)
     }
 
-    /// Lets the device choose the next token from row `row` of some logits, if it can and the request allows. `last` is
-    /// the token before, if that has not been read yet.
+    /// Lets the device choose the next token from row `row` of some logits, if the device can and the request allows
+    /// it. `last` is the previous token if it has not been read yet.
     pub(super) fn choose_on_device(
         &self,
         backend: &B,
@@ -162,8 +164,8 @@ impl<'m, B: Backend> Sequence<'m, B> {
         self.take_sampled(sampled, (Vec::new(), Vec::new()), limit)
     }
 
-    /// Takes the next token from its logits, `[vocab]`: the one that the device chose, or else what the sampler chooses.
-    /// Also says whether the request is done with it.
+    /// Takes the next token from its logits, `[vocab]`: the one that the device chose, or the choice of the sampler.
+    /// Also returns whether the request is done.
     pub(super) fn take_token(
         &mut self,
         logits: &mut [f32],
@@ -210,7 +212,7 @@ impl<'m, B: Backend> Sequence<'m, B> {
     }
 
     fn sample(&mut self, logits: &mut [f32], chosen: Option<u32>) -> Result<Sampled> {
-        // Where a constraint speaks, it alone says when the end may come.
+        // If there is a constraint, it alone decides when the end may come.
         let is_short = self.n_generated() < self.request.min_tokens && self.request.constraint.is_none();
         let banned: &[u32] = if is_short { &self.request.eos_token_ids } else { &[] };
         let allowed = match &mut self.request.constraint {
@@ -229,7 +231,7 @@ impl<'m, B: Backend> Sequence<'m, B> {
         self.request.constraint.as_mut().map_or(Ok(false), |constraint| constraint.is_complete(generated))
     }
 
-    /// The text that was held back and is certain at its end.
+    /// The text that was held back and is certain at the end.
     ///
     /// # Errors
     /// If the tokenizer refuses the tokens.
@@ -242,7 +244,7 @@ impl<'m, B: Backend> Sequence<'m, B> {
         Ok(if seen.stopped { seen.text } else { seen.text + &self.stop.flush() })
     }
 
-    /// What there is to say of it at its end.
+    /// The final report of the request.
     pub(super) fn finished(&self, reason: StopReason, text: String) -> Finished {
         let now = Instant::now();
         let Times { submitted, admitted, first_token, last_token } = self.times;
@@ -262,7 +264,7 @@ impl<'m, B: Backend> Sequence<'m, B> {
     }
 }
 
-/// Another number for each token of a request; it does not depend on what else runs (SplitMix64's mixing).
+/// A different seed for each token of a request. It does not depend on other requests (SplitMix64's mixing function).
 fn seed_of(seed: u64, n_generated: usize) -> u64 {
     let mut z = seed.wrapping_add((n_generated as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

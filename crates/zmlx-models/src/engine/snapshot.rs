@@ -1,8 +1,8 @@
-//! Snapshots of prompts on models whose caches hold states: these cannot be shortened, so what several prompts have in common
-//! is kept as it is when it has been computed.
+//! Snapshots of prompts, for models whose caches hold states. States cannot be shortened, so the beginning that several
+//! prompts have in common is kept as it is when it has been computed.
 //!
-//! A snapshot is taken where another prompt parts from a sequence, and shortly before a prompt's end: the next prompt of the
-//! same conversation has all of this one but for what made the model answer.
+//! A snapshot is taken where another prompt departs from a sequence, and shortly before the end of a prompt: the next
+//! prompt of the same conversation contains all of this prompt except for the part that makes the model answer.
 
 use zmlx_kernels::Backend;
 
@@ -11,17 +11,18 @@ use super::prefix::{Keep, n_common};
 use super::sequence::Sequence;
 use crate::Slot;
 
-/// Tokens at the end of a prompt that the next one of the same conversation may not have: what chat templates put before an
-/// answer.
+/// Number of tokens at the end of a prompt that the next prompt of the same conversation may lack: what chat templates
+/// put before an answer.
 const N_BEFORE_ANSWER: usize = 16;
 
 impl<B: Backend> Engine<'_, B> {
-    /// True if beginnings have to be kept apart.
+    /// True if beginnings of sequences have to be kept separately.
     pub(super) fn takes_snapshots(&self) -> bool {
         self.pool.has_states() && !self.options.prefix_cache.is_off()
     }
 
-    /// Decides where the prompt of a sequence, of which `n_cached` tokens are there, is kept on the way.
+    /// Decides at which lengths the state of a sequence's prompt is kept. `n_cached` of its tokens are already in the
+    /// caches.
     pub(super) fn plan_snapshots(&self, sequence: &mut Sequence<'_, B>, n_cached: usize) {
         sequence.snapshots.clear();
         if !self.takes_snapshots() {
@@ -40,14 +41,14 @@ impl<B: Backend> Engine<'_, B> {
         }
     }
 
-    /// Has running sequences keep what they will soon have in common with these tokens, so that a prompt which waits for that
-    /// can go on from there.
+    /// Makes running sequences keep the state at the end of what they will share with these tokens, so that the waiting
+    /// prompt can continue from there.
     pub(super) fn plan_parting(&mut self, waiting: usize) {
         if !self.takes_snapshots() {
             return;
         }
         let Some(waiting) = self.waiting.get(waiting) else { return };
-        // At least one token is computed, for its logits.
+        // At least one token has to be computed, for its logits.
         let tokens = &waiting.tokens[..waiting.tokens.len() - 1];
         for sequence in &mut self.running {
             let n_computed = sequence.slot.map_or(0, |slot| self.pool.n_tokens(slot));
@@ -59,7 +60,7 @@ impl<B: Backend> Engine<'_, B> {
         }
     }
 
-    /// Tokens that a sequence may compute until it is to be kept.
+    /// Number of tokens that a sequence may compute before its state is kept.
     pub(super) fn until_snapshot(&self, sequence: &Sequence<'_, B>) -> usize {
         let n_done = sequence.slot.map_or(0, |slot| self.pool.n_tokens(slot));
         let ahead = sequence.snapshots.iter().filter_map(|(at, _)| at.checked_sub(n_done));
@@ -80,7 +81,7 @@ impl<B: Backend> Engine<'_, B> {
         }
     }
 
-    /// Puts a slot among the idle ones, and drops what is too much.
+    /// Adds a slot to the idle ones, and drops those that exceed the limits.
     pub(super) fn keep(&mut self, slot: Slot, tokens: Vec<u32>, keep: Keep) {
         let pool = &self.pool;
         for unneeded in self.idle.insert(slot, tokens, keep, |slot| pool.shortest(slot)) {

@@ -1,40 +1,40 @@
-//! What an engine counts.
+//! Statistics of an engine.
 
 /// What an engine has done since it was made, and what it holds now.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EngineStats {
-    /// Requests that were taken in.
+    /// Number of requests that were accepted.
     pub n_requests: u64,
-    /// Those that came to their end.
+    /// Number of requests that finished.
     pub n_finished: u64,
-    /// Those that their callers ended.
+    /// Number of requests that their callers ended.
     pub n_cancelled: u64,
-    /// Those that failed.
+    /// Number of requests that failed.
     pub n_failed: u64,
-    /// How often a sequence gave its place up for lack of memory.
+    /// How often a sequence gave up its slot for lack of memory.
     pub n_preemptions: u64,
-    /// Steps.
+    /// Number of steps.
     pub n_steps: u64,
-    /// Tokens of prompts that were computed, again after a preemption.
+    /// Number of prompt tokens that were computed. Tokens that a preemption made it compute again count again.
     pub n_prompt_tokens: u64,
-    /// Tokens of prompts that were not computed, because another sequence had begun so.
+    /// Number of prompt tokens that were not computed, because another sequence had the same beginning.
     pub n_cached_tokens: u64,
-    /// Tokens that were generated.
+    /// Number of tokens that were generated.
     pub n_generated_tokens: u64,
-    /// Sequences that went on from another's beginning.
+    /// Number of sequences that continued from the beginning of another.
     pub n_prefix_hits: u64,
-    /// Sequences that began anew.
+    /// Number of sequences that started from nothing.
     pub n_prefix_misses: u64,
-    /// Idle sequences that were dropped for others.
+    /// Number of idle sequences that were dropped to make room.
     pub n_evictions: u64,
-    /// Sequences that have a slot now.
+    /// Number of sequences that have a slot now.
     pub n_running: usize,
-    /// Sequences that wait for one now.
+    /// Number of sequences that wait for a slot now.
     pub n_waiting: usize,
-    /// Idle sequences now.
+    /// Number of idle sequences now.
     pub n_idle: usize,
     /// Bytes of keys and values now.
     pub kv_bytes: u64,
-    /// Those of idle sequences; what several share counts for each.
+    /// Bytes of idle sequences now. What several share counts for each of them.
     pub idle_bytes: u64,
 }

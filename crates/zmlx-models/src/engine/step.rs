@@ -1,4 +1,4 @@
-//! One step: what is computed, and what comes of it.
+//! One step of the engine: what is computed, and what follows from the results.
 
 use std::time::Instant;
 
@@ -9,7 +9,7 @@ use super::{Engine, Event, StopReason, Token};
 use crate::{Input, Result};
 
 impl<B: Backend> Engine<'_, B> {
-    /// Runs one step and appends what happened to `events`. Every sequence that decodes gets one token; prompts get on as
+    /// Runs one step and appends what happened to `events`. Every decoding sequence gets one token. Prompts advance as
     /// far as the time allows, the oldest first.
     pub fn step(&mut self, events: &mut Vec<Event>) {
         let started = Instant::now();
@@ -32,12 +32,13 @@ impl<B: Backend> Engine<'_, B> {
         self.pace.observe(n_decoding, n_prompt_tokens, started.elapsed());
     }
 
-    /// Tokens of a sequence that are not in the caches.
+    /// Number of a sequence's tokens that are not in the caches.
     fn n_left(&self, sequence: &Sequence<'_, B>) -> usize {
         sequence.tokens.len() - sequence.slot.map_or(0, |slot| self.pool.n_tokens(slot))
     }
 
-    /// True if a step gives it a token and no more is to be computed first: not while it is computed again.
+    /// True if a step gives the sequence its next token with nothing else to compute first. This is false while a
+    /// preempted sequence is computed again.
     fn is_decoder(&self, sequence: &Sequence<'_, B>) -> bool {
         sequence.ahead.is_some() || sequence.is_decoding() && self.n_left(sequence) <= 1
     }
@@ -62,7 +63,8 @@ impl<B: Backend> Engine<'_, B> {
         }
     }
 
-    /// Computes what is planned. If that fails each sequence is computed alone, so that only those end that fail then.
+    /// Computes what is planned. If that fails, each sequence is computed on its own, so that only sequences which then
+    /// fail end.
     fn compute(&mut self, events: &mut Vec<Event>) {
         let planned = |at: &usize| self.running[*at].n_planned > 0 && self.running[*at].outcome.is_none();
         let parts: Vec<usize> = (0..self.running.len()).filter(planned).collect();
@@ -81,10 +83,10 @@ impl<B: Backend> Engine<'_, B> {
         }
     }
 
-    /// Computes some sequences' tokens and chooses the next tokens of those that have no more to compute.
+    /// Computes the tokens of some sequences, and chooses the next token of those that have no more to compute.
     ///
     /// # Errors
-    /// Those of the step itself; the caches are then as before. What is wrong with one sequence ends only that.
+    /// Errors of the step itself. Then the caches are unchanged. An error in one sequence ends only that sequence.
     fn compute_parts(&mut self, parts: &[usize], events: &mut Vec<Event>) -> Result<()> {
         let mut inputs = Vec::with_capacity(parts.len());
         let mut chosen = Vec::with_capacity(parts.len());
@@ -103,7 +105,7 @@ impl<B: Backend> Engine<'_, B> {
         }
         let y = self.model.forward(&mut self.pool, &inputs, &self.options.fusion)?;
         if chosen.len() < parts.len() {
-            // A lazy device must not gather the work of a whole prompt.
+            // A lazy device must not collect the work of a whole prompt.
             self.model.backend().eval_caches(&self.pool.caches)?;
         }
         for &at in parts {
@@ -177,8 +179,8 @@ impl<B: Backend> Engine<'_, B> {
         self.logits = logits;
     }
 
-    /// Takes the token that the device has chosen for a sequence. If that sequence is alone, the step after it is started
-    /// first, so that the device goes on while the host reads and the caller prints.
+    /// Takes the token that the device has chosen for a sequence. If no other sequence runs, the following step is
+    /// started first, so that the device computes while the host reads the token and the caller prints it.
     fn read_ahead(&mut self, at: usize, events: &mut Vec<Event>) {
         let Some(ahead) = self.running[at].ahead.take() else { return };
         let following = self.start_following(at, &ahead);
@@ -206,7 +208,7 @@ impl<B: Backend> Engine<'_, B> {
         self.logits = logits;
     }
 
-    /// Starts to compute what follows a token that has not been read.
+    /// Starts to compute what follows a token that the host has not read yet.
     fn start_following(&mut self, at: usize, ahead: &Ahead<B>) -> Result<Option<Ahead<B>>> {
         let sequence = &self.running[at];
         let Some(slot) = sequence.slot else { return Ok(None) };
@@ -247,7 +249,7 @@ impl<B: Backend> Engine<'_, B> {
         }
     }
 
-    /// Lets those go that are done.
+    /// Removes the sequences that are done.
     fn sweep(&mut self, events: &mut Vec<Event>) {
         while let Some(at) = self.running.iter().position(|s| s.outcome.is_some()) {
             let mut sequence = self.running.remove(at);
@@ -262,7 +264,7 @@ impl<B: Backend> Engine<'_, B> {
                 }
                 Err(error) => {
                     self.stats.n_failed += 1;
-                    // What a failed step left is not worth trusting.
+                    // The results of a failed step are not kept.
                     if let Some(slot) = sequence.slot {
                         self.free(slot);
                     }
@@ -276,6 +278,6 @@ impl<B: Backend> Engine<'_, B> {
 fn read_token<B: Backend>(b: &B, id: &B::Indices) -> Result<u32> {
     let mut token = Vec::with_capacity(1);
     b.read_indices(id, &mut token)?;
-    // An id that no vocabulary has: the sampler refuses it.
+    // This is an id that no vocabulary has, so the sampler refuses it.
     Ok(token.first().copied().unwrap_or(u32::MAX))
 }

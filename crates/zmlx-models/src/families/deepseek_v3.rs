@@ -1,5 +1,5 @@
-//! `deepseek_v3`: DeepSeek V3 and R1, Kimi K2, Moonlight. Latent attention with a stretched rope, the router without auxiliary
-//! loss, shared experts.
+//! `deepseek_v3`: DeepSeek V3 and R1, Kimi K2, Moonlight. They have latent attention with a stretched rope, the router
+//! without auxiliary loss, and shared experts.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -12,7 +12,7 @@ use crate::fields::Fields;
 
 pub(super) const MODEL_TYPE: &str = "deepseek_v3";
 
-/// Of the norms inside attention, whatever `rms_norm_eps` says.
+/// The epsilon of the norms inside attention, whatever `rms_norm_eps` says.
 const LATENT_EPS: f32 = 1e-6;
 
 /// The hyperparameters, named as Hugging Face names them.
@@ -22,7 +22,7 @@ struct Config {
     hidden_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
-    /// `None`: queries come from one plain `q_proj`.
+    /// `None` if queries come from one plain `q_proj`.
     q_lora_rank: Option<usize>,
     kv_lora_rank: usize,
     qk_nope_head_dim: usize,
@@ -31,9 +31,9 @@ struct Config {
     attention_bias: bool,
     intermediate_size: usize,
     moe_intermediate_size: usize,
-    /// 0: every layer is dense.
+    /// 0 if every layer is dense.
     n_routed_experts: usize,
-    /// 0: no shared expert.
+    /// 0 if there is no shared expert.
     n_shared_experts: usize,
     num_experts_per_tok: usize,
     n_group: usize,
@@ -46,7 +46,7 @@ struct Config {
     rope_theta: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     rope_scaling: Option<Value>,
-    /// What multiplies the attention scores: `(nope + rope)^-1/2`, times `mscale²` where the scaling asks for it.
+    /// The factor of the attention scores: `(nope + rope)^-1/2`, times `mscale²` if the scaling has it.
     attention_scale: f64,
     max_position_embeddings: usize,
     tie_word_embeddings: bool,
@@ -56,7 +56,8 @@ impl Config {
     fn parse(f: &Fields<'_>, rope: &RopeKeys<'_, '_>) -> Result<(Self, Option<NoauxTc>)> {
         f.only("hidden_act", "silu")?;
         rope.whole_heads()?;
-        // The key must be there, its value may be null: a default would turn a truncated file into another model.
+        // The key must be present, but its value may be null. With a default, a truncated file would be read as another
+        // model.
         let q_lora_rank = match f.get("q_lora_rank") {
             None if f.contains("q_lora_rank") => None,
             _ => Some(f.dim("q_lora_rank")?),
@@ -100,7 +101,7 @@ impl Config {
         Ok((config, router))
     }
 
-    /// True if the layer has experts (if any has), false if its MLP is dense.
+    /// True if the layer has experts; false if its MLP is dense.
     fn is_moe_layer(&self, layer_idx: usize) -> bool {
         layer_idx >= self.first_k_dense_replace && layer_idx.is_multiple_of(self.moe_layer_freq)
     }
@@ -146,7 +147,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             MixerSpec::Latent(attention.at(&at("self_attn"))),
             match moe.as_ref().filter(|_| c.is_moe_layer(layer_idx)) {
                 Some(moe) => FeedForwardSpec::moe(moe.at(at("mlp"))),
-                None => FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
+                None => FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
             },
         )
     };

@@ -1,5 +1,5 @@
-//! `gemma4`: Gemma 4, with experts (26B-A4B), dense (12B, 31B) and with embeddings for each layer (E2B, E4B). Windows in most
-//! layers, norms before and after each part, GeGLU.
+//! `gemma4`: Gemma 4, with experts (26B-A4B), dense (12B, 31B), and with embeddings for each layer (E2B, E4B). It has
+//! windows in most layers, norms before and after each part, and GeGLU.
 
 mod layers;
 
@@ -14,7 +14,7 @@ use layers::Layers;
 
 pub(super) const MODEL_TYPE: &str = "gemma4";
 
-/// What may be left over besides other models' tensors: the ranges of linear layers that were clipped in training.
+/// Tensors of the text model that are ignored: the ranges to which linear layers were clipped in training.
 const LEFT_OVER: &[&str] = &[
     "rotary_emb",
     "vision_tower",
@@ -37,14 +37,14 @@ struct Config {
     num_hidden_layers: usize,
     num_attention_heads: usize,
     num_key_value_heads: usize,
-    /// Of layers that see all tokens, where values are keys.
+    /// The number of key heads in layers that see all tokens and use their keys as values.
     num_global_key_value_heads: usize,
     head_dim: usize,
     global_head_dim: usize,
     attention_k_eq_v: bool,
     sliding_window: usize,
     layer_types: Vec<LayerType>,
-    /// The last layers, which have no keys and values of their own.
+    /// The number of layers at the end that have no keys and values of their own.
     num_kv_shared_layers: usize,
     intermediate_size: usize,
     use_double_wide_mlp: bool,
@@ -52,7 +52,7 @@ struct Config {
     moe_intermediate_size: usize,
     num_experts: usize,
     top_k_experts: usize,
-    /// Width of each layer's own embedding; 0 for none.
+    /// The width of each layer's own embedding; 0 if there is none.
     hidden_size_per_layer_input: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     final_logit_softcapping: Option<f64>,
@@ -63,7 +63,7 @@ struct Config {
     tie_word_embeddings: bool,
 }
 
-/// A count whose key may be null, for none, or missing, for a default.
+/// A count. Null means 0, and a missing key means the default.
 fn count_or(f: &Fields<'_>, key: &str, default: usize) -> Result<usize> {
     f.count_or(key, if f.contains(key) { 0 } else { default })
 }
@@ -132,7 +132,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         layers::rope(&RopeKeys::of_layers(f, "full_attention")?, c.global_head_dim, LayerType::Full)?,
     ];
     let (hidden, width) = (c.hidden_size, c.hidden_size_per_layer_input);
-    // The layers' own embeddings come from a table of their own.
+    // The layers' own embeddings have a table of their own.
     let n_own = f.dim_or("vocab_size_per_layer_input", c.vocab_size)?;
     let want = format!("vocab_size = {}", c.vocab_size);
     f.ensure(width == 0 || n_own == c.vocab_size, "vocab_size_per_layer_input", want, n_own)?;
@@ -156,6 +156,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             embed_factor: Some((hidden as f32).sqrt()),
             logit_cap: c.final_logit_softcapping.map(|cap| cap as f32),
             per_layer_inputs,
+            ..ModelExtras::default()
         },
         left_over: LEFT_OVER,
         ..frame.around(MODEL_TYPE, &c, layers)

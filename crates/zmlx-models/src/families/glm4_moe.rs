@@ -1,5 +1,5 @@
-//! `glm4_moe`: GLM-4.5-Air, 4.5, 4.6 and 4.7. Grouped queries, rope on a part of each head, the router without
-//! auxiliary loss, shared experts.
+//! `glm4_moe`: GLM-4.5-Air, 4.5, 4.6 and 4.7. They have grouped queries, rope on a part of each head, the router
+//! without auxiliary loss, and shared experts.
 
 use serde::Serialize;
 use zmlx_kernels::{NoauxTc, RopePairing};
@@ -26,7 +26,7 @@ struct Config {
     intermediate_size: usize,
     moe_intermediate_size: usize,
     n_routed_experts: usize,
-    /// 0: no shared expert.
+    /// 0 if there is no shared expert.
     n_shared_experts: usize,
     num_experts_per_tok: usize,
     n_group: usize,
@@ -79,7 +79,7 @@ impl Config {
         Ok((config, router))
     }
 
-    /// Leading dimensions of each head that are rotated.
+    /// Number of dimensions at the start of each head that are rotated.
     fn n_rotated(&self, f: &Fields<'_>) -> Result<usize> {
         let n = (self.head_dim as f64 * self.partial_rotary_factor) as usize;
         let fits = n > 0 && n.is_multiple_of(2) && n <= self.head_dim;
@@ -93,7 +93,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
     let (c, router) = Config::parse(f, &rope)?;
     if rope.is_scaled()? {
         tracing::warn!(
-            "rope_scaling is not used: mlx-lm runs {MODEL_TYPE} with the plain kind, whatever is asked for"
+            "rope_scaling is not used: mlx-lm runs {MODEL_TYPE} with the plain rope, whatever the config says"
         );
     }
     let rope = RopeOf { dims: c.n_rotated(f)?, theta: c.rope_theta, pairing: RopePairing::HalfSplit };
@@ -128,7 +128,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             layer_idx,
             MixerSpec::Attention(attention.at(&at("self_attn"))),
             if layer_idx < c.first_k_dense_replace {
-                FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
+                FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             } else {
                 FeedForwardSpec::moe(moe.at(at("mlp")))
             },

@@ -1,4 +1,4 @@
-//! `glm4_moe_lite`: GLM-4.7-Flash. Latent attention, the router without auxiliary loss, shared experts.
+//! `glm4_moe_lite`: GLM-4.7-Flash. It has latent attention, the router without auxiliary loss, and shared experts.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -18,7 +18,7 @@ struct Config {
     hidden_size: usize,
     num_hidden_layers: usize,
     num_attention_heads: usize,
-    /// `None`: queries come from one plain `q_proj`.
+    /// `None` if queries come from one plain `q_proj`.
     q_lora_rank: Option<usize>,
     kv_lora_rank: usize,
     qk_nope_head_dim: usize,
@@ -27,7 +27,7 @@ struct Config {
     intermediate_size: usize,
     moe_intermediate_size: usize,
     n_routed_experts: usize,
-    /// 0: no shared expert.
+    /// 0 if there is no shared expert.
     n_shared_experts: usize,
     num_experts_per_tok: usize,
     n_group: usize,
@@ -40,7 +40,7 @@ struct Config {
     rope_theta: f64,
     #[serde(skip_serializing_if = "Option::is_none")]
     rope_scaling: Option<Value>,
-    /// What multiplies the attention scores: `(nope + rope)^-1/2`, times `mscale²` where the scaling asks for it.
+    /// The factor of the attention scores: `(nope + rope)^-1/2`, times `mscale²` if the scaling has it.
     attention_scale: f64,
     max_position_embeddings: usize,
     tie_word_embeddings: bool,
@@ -51,12 +51,13 @@ impl Config {
         f.only("hidden_act", "silu")?;
         f.off("attention_bias")?;
         rope.whole_heads()?;
-        // The key must be there, its value may be null: a default would turn a truncated file into another model.
+        // The key must be present, but its value may be null. With a default, a truncated file would be read as another
+        // model.
         let q_lora_rank = match f.get("q_lora_rank") {
             None if f.contains("q_lora_rank") => None,
             _ => Some(f.dim("q_lora_rank")?),
         };
-        // Null means none; absent means the reference's 1.
+        // Null means 0. A missing key means 1, as in the reference.
         let n_shared = usize::from(!f.contains("n_shared_experts") || f.get("n_shared_experts").is_some());
         let (nope, rope_dim) = (f.dim("qk_nope_head_dim")?, keys::even_dim(f, "qk_rope_head_dim")?);
         let n_routed_experts = f.dim(f.named(&["n_routed_experts", "num_local_experts"]))?;
@@ -94,7 +95,7 @@ impl Config {
         Ok((config, router))
     }
 
-    /// True if the layer has experts, false if its MLP is dense.
+    /// True if the layer has experts; false if its MLP is dense.
     fn is_moe_layer(&self, layer_idx: usize) -> bool {
         layer_idx >= self.first_k_dense_replace && layer_idx.is_multiple_of(self.moe_layer_freq)
     }
@@ -141,7 +142,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             if c.is_moe_layer(layer_idx) {
                 FeedForwardSpec::moe(moe.at(at("mlp")))
             } else {
-                FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
+                FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             },
         )
     };

@@ -1,5 +1,5 @@
-//! `gpt_oss`: gpt-oss-20b and -120b. Grouped queries with sinks, every other layer with a window; experts with biases and a
-//! clamped SwiGLU.
+//! `gpt_oss`: gpt-oss-20b and -120b. They have grouped queries with sinks and a window in every other layer, and
+//! experts with biases and a clamped SwiGLU.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -15,7 +15,7 @@ use crate::fields::Fields;
 
 pub(super) const MODEL_TYPE: &str = "gpt_oss";
 
-/// What the reference has, whatever `swiglu_limit` says.
+/// The reference uses these values, whatever `swiglu_limit` says.
 const ACTIVATION: Activation = Activation::ClampedSwiGlu { alpha: 1.702, limit: 7.0 };
 
 /// The hyperparameters, named as Hugging Face names them.
@@ -85,12 +85,9 @@ impl Config {
             })),
             experts: ExpertsSpec {
                 module: "experts",
-                path,
-                n_experts,
-                inter: self.intermediate_size,
-                hidden,
                 activation: ACTIVATION,
                 is_biased: true,
+                ..ExpertsSpec::swiglu(path, n_experts, [self.intermediate_size, hidden])
             },
             shared: None,
             shared_gate: None,

@@ -17,7 +17,8 @@ use zmlx_kernels::{NoauxTc, Renormalize, RopePairing};
 use crate::Result;
 use crate::fields::Fields;
 
-/// What may be left over of a model that has other inputs or a head that predicts several tokens at once.
+/// Tensors that a model may have without being used: those for other inputs, and those of a head that predicts several
+/// tokens at once.
 pub(super) const LEFT_OVER: &[&str] = &[
     "rotary_emb",
     "vision_tower",
@@ -30,10 +31,11 @@ pub(super) const LEFT_OVER: &[&str] = &[
     "mtp",
 ];
 
-/// More layers than this are a broken file; each one lists its missing tensors.
+/// A config with more layers is considered broken. Without a limit, an error would list the missing tensors of each
+/// layer.
 const MAX_LAYERS: usize = 4096;
 
-/// `num_hidden_layers`.
+/// Reads `num_hidden_layers`.
 pub(super) fn n_layers(f: &Fields<'_>) -> Result<usize> {
     const KEY: &str = "num_hidden_layers";
     let n = f.dim(KEY)?;
@@ -41,7 +43,7 @@ pub(super) fn n_layers(f: &Fields<'_>) -> Result<usize> {
     Ok(n)
 }
 
-/// `num_attention_heads`, and `num_key_value_heads`, which divides it.
+/// Reads `num_attention_heads`, and `num_key_value_heads`, which must divide it.
 pub(super) fn heads(f: &Fields<'_>) -> Result<(usize, usize)> {
     const KEY: &str = "num_key_value_heads";
     let (n_heads, n_kv_heads) = (f.dim("num_attention_heads")?, f.dim(KEY)?);
@@ -50,7 +52,7 @@ pub(super) fn heads(f: &Fields<'_>) -> Result<(usize, usize)> {
     Ok((n_heads, n_kv_heads))
 }
 
-/// `head_dim`, by default an equal part of `hidden_size`; even.
+/// Reads `head_dim`, which must be even. The default is `hidden_size` divided by the number of heads.
 pub(super) fn head_dim(f: &Fields<'_>, n_heads: usize) -> Result<usize> {
     const KEY: &str = "head_dim";
     if f.get(KEY).is_some() {
@@ -62,20 +64,20 @@ pub(super) fn head_dim(f: &Fields<'_>, n_heads: usize) -> Result<usize> {
     Ok(hidden / n_heads)
 }
 
-/// `rope_traditional`: which dimensions of a head are turned together.
+/// Reads `rope_traditional`: which dimensions of a head form a pair.
 pub(super) fn pairing(f: &Fields<'_>) -> Result<RopePairing> {
     let is_traditional = f.bool_or("rope_traditional", false)?;
     Ok(if is_traditional { RopePairing::Interleaved } else { RopePairing::HalfSplit })
 }
 
-/// A width whose pairs rope turns: even.
+/// Reads a width that rope divides into pairs, so it must be even.
 pub(super) fn even_dim(f: &Fields<'_>, key: &str) -> Result<usize> {
     let dim = f.dim(key)?;
     f.ensure(dim.is_multiple_of(2), key, "an even number (rope pairs)", dim)?;
     Ok(dim)
 }
 
-/// Experts per token, of so many.
+/// Reads the number of experts per token, which is at most the number of experts.
 pub(super) fn top_k(f: &Fields<'_>, (n_experts_key, n_experts): (&str, usize)) -> Result<usize> {
     const KEY: &str = "num_experts_per_tok";
     let top_k = f.dim(KEY)?;
@@ -84,8 +86,8 @@ pub(super) fn top_k(f: &Fields<'_>, (n_experts_key, n_experts): (&str, usize)) -
     Ok(top_k)
 }
 
-/// The router without auxiliary loss over `n_routed_experts`; `eps` is the family's. Refuses groups that cannot be
-/// chosen from.
+/// The router without auxiliary loss over `n_routed_experts`. `eps` is that of the family. Refuses groups from which
+/// the experts cannot be chosen.
 pub(super) fn noaux_tc(
     f: &Fields<'_>,
     n_experts: usize,
@@ -114,7 +116,7 @@ pub(super) fn noaux_tc(
     })
 }
 
-/// `norm_topk_prob` as the routers take it.
+/// The value of `norm_topk_prob` in the type that routers take.
 pub(super) fn renormalize(norm_topk_prob: bool) -> Renormalize {
     if norm_topk_prob { Renormalize::Yes } else { Renormalize::No }
 }

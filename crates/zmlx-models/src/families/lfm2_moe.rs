@@ -1,5 +1,5 @@
-//! `lfm2_moe`: LFM2-8B-A1B, LFM2-24B-A2B, LFM2.5-8B-A1B. Short convolutions between layers of grouped-query attention, a router
-//! without auxiliary loss.
+//! `lfm2_moe`: LFM2-8B-A1B, LFM2-24B-A2B, LFM2.5-8B-A1B. They have short convolutions between layers of grouped-query
+//! attention, and a router without auxiliary loss.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -15,7 +15,7 @@ use crate::fields::Fields;
 
 pub(super) const MODEL_TYPE: &str = "lfm2_moe";
 
-/// Taps of a convolution are fewer.
+/// An upper bound of the taps of a convolution.
 const MAX_KERNEL: usize = 1024;
 
 /// The hyperparameters, named as Hugging Face names them.
@@ -190,7 +190,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             },
             post_norm: VectorSpec::new(at("ffn_norm.weight"), hidden),
             feed_forward: if layer_idx < c.num_dense_layers {
-                FeedForwardSpec::Dense(MlpSpec::swiglu(&at("feed_forward"), c.intermediate_size, hidden))
+                FeedForwardSpec::dense(MlpSpec::swiglu(&at("feed_forward"), c.intermediate_size, hidden))
             } else {
                 FeedForwardSpec::moe(c.moe(at("feed_forward")))
             },

@@ -1,5 +1,5 @@
-//! `minimax_m2`: MiniMax-M2, M2.1 and M2.5. Grouped queries normed over all heads at once, rope on a part of each head, sigmoid
-//! routing with a bias.
+//! `minimax_m2`: MiniMax-M2, M2.1 and M2.5. They have grouped queries with norms over all heads at once, rope on a part
+//! of each head, and sigmoid routing with a bias.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -15,7 +15,7 @@ use crate::fields::Fields;
 
 pub(super) const MODEL_TYPE: &str = "minimax_m2";
 
-/// Added to the sum of the chosen scores.
+/// Added to the sum of the chosen scores before the division.
 const EPS: f32 = 1e-20;
 
 /// The hyperparameters, named as Hugging Face names them.

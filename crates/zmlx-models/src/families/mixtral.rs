@@ -1,4 +1,4 @@
-//! `mixtral`: Mixtral 8x7B and 8x22B. Grouped queries, experts chosen by their logits.
+//! `mixtral`: Mixtral 8x7B and 8x22B. They have grouped queries, and experts that are chosen by their logits.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -74,7 +74,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         n_experts: num_local_experts,
         hidden,
         inter: c.intermediate_size,
-        // The softmax of the chosen logits is that of all, divided by the sum of the chosen.
+        // The softmax of the chosen logits equals the softmax of all logits, divided by the sum of the chosen ones.
         router: Storage::Model,
         settings: SoftmaxTopK { top_k: c.num_experts_per_tok, renormalize: Renormalize::Yes },
     };

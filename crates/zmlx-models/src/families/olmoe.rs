@@ -1,4 +1,4 @@
-//! `olmoe`: OLMoE-1B-7B. Grouped queries normed over all heads at once, a softmax router.
+//! `olmoe`: OLMoE-1B-7B. It has grouped queries with norms over all heads at once, and a softmax router.
 
 use serde::Serialize;
 use serde_json::Value;

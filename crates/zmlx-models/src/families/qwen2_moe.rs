@@ -1,4 +1,5 @@
-//! `qwen2_moe`: Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B. Grouped queries with biases, a softmax router, a gated shared expert.
+//! `qwen2_moe`: Qwen1.5-MoE-A2.7B, Qwen2-57B-A14B. They have grouped queries with biases, a softmax router, and a gated
+//! shared expert.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -20,7 +21,7 @@ struct Config {
     num_attention_heads: usize,
     num_key_value_heads: usize,
     head_dim: usize,
-    /// Of layers without experts.
+    /// The width of the MLP in layers without experts.
     intermediate_size: usize,
     moe_intermediate_size: usize,
     shared_expert_intermediate_size: usize,
@@ -71,7 +72,7 @@ impl Config {
         })
     }
 
-    /// True if the layer has experts, false if its MLP is dense.
+    /// True if the layer has experts; false if its MLP is dense.
     fn is_moe_layer(&self, layer_idx: usize) -> bool {
         !self.mlp_only_layers.contains(&layer_idx) && (layer_idx + 1).is_multiple_of(self.decoder_sparse_step)
     }
@@ -123,7 +124,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             if c.is_moe_layer(layer_idx) {
                 FeedForwardSpec::moe(c.moe(at("mlp")))
             } else {
-                FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
+                FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             },
         )
     };

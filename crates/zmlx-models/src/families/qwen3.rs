@@ -1,4 +1,4 @@
-//! `qwen3`: Qwen3-0.6B to 32B. Grouped queries with normed heads, dense layers.
+//! `qwen3`: Qwen3-0.6B to 32B. They have grouped queries with normed heads, and dense layers.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -75,7 +75,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
         frame.layer(
             layer_idx,
             MixerSpec::Attention(attention.at(&at("self_attn"))),
-            FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
+            FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden)),
         )
     };
     Ok(frame.around(MODEL_TYPE, &c, (0..c.num_hidden_layers).map(layer).collect()))

@@ -1,5 +1,5 @@
-//! `qwen3_5`: Qwen3.5 and 3.6, dense, 0.8B to 27B, and Qwen3.8. Linear attention by the gated delta rule, gated attention in
-//! every fourth layer.
+//! `qwen3_5`: dense Qwen3.5 and 3.6, 0.8B to 27B, and Qwen3.8. They have linear attention by the gated delta rule, and
+//! gated attention in every fourth layer.
 
 use super::keys::{DeltaLayout, HybridFamily, SparseKeys, hybrid};
 use crate::Result;

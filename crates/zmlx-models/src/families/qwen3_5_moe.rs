@@ -1,5 +1,5 @@
-//! `qwen3_5_moe`: Qwen3.5 and 3.6 with experts, 35B-A3B and 122B. Linear attention by the gated delta rule, gated attention in
-//! every fourth layer, a gated shared expert.
+//! `qwen3_5_moe`: Qwen3.5 and 3.6 with experts, 35B-A3B and 122B. They have linear attention by the gated delta rule,
+//! gated attention in every fourth layer, and a gated shared expert.
 
 use super::keys::{DeltaLayout, HybridFamily, SparseKeys, hybrid};
 use crate::Result;

@@ -1,5 +1,5 @@
-//! `qwen3_moe`: Qwen3-30B-A3B, 235B-A22B and Coder; `qwen3_vl_moe`: the text model of Qwen3-VL. Grouped queries with normed
-//! heads, a softmax router.
+//! `qwen3_moe`: Qwen3-30B-A3B, 235B-A22B and Coder. `qwen3_vl_moe`: the text model of Qwen3-VL. They have grouped
+//! queries with normed heads, and a softmax router.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -70,7 +70,7 @@ impl Config {
         })
     }
 
-    /// True if the layer has experts, false if its MLP is dense.
+    /// True if the layer has experts; false if its MLP is dense.
     fn is_moe_layer(&self, layer_idx: usize) -> bool {
         !self.mlp_only_layers.contains(&layer_idx)
             && self.num_experts > 0
@@ -78,7 +78,7 @@ impl Config {
     }
 }
 
-/// `qwen3_vl_moe`: the text model of one that also sees images.
+/// `qwen3_vl_moe`: the text model inside a model that also sees images.
 pub(super) fn within_vision(f: &Fields<'_>) -> Result<Architecture> {
     Ok(Architecture { left_over: keys::LEFT_OVER, ..architecture(f)? })
 }
@@ -124,7 +124,7 @@ pub(super) fn architecture(f: &Fields<'_>) -> Result<Architecture> {
             if c.is_moe_layer(layer_idx) {
                 FeedForwardSpec::moe(moe.at(at("mlp")))
             } else {
-                FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
+                FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), c.intermediate_size, hidden))
             },
         )
     };

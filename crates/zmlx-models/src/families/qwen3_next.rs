@@ -1,5 +1,5 @@
-//! `qwen3_next`: Qwen3-Next-80B-A3B and Qwen3-Coder-Next. Linear attention by the gated delta rule, gated attention in
-//! every fourth layer, a gated shared expert.
+//! `qwen3_next`: Qwen3-Next-80B-A3B and Qwen3-Coder-Next. They have linear attention by the gated delta rule, gated
+//! attention in every fourth layer, and a gated shared expert.
 
 use super::keys::{DeltaLayout, HybridFamily, SparseKeys, hybrid};
 use crate::Result;

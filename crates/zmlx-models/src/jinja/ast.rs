@@ -9,10 +9,10 @@ pub(super) struct Stmt {
     pub(super) kind: StmtKind,
 }
 
-/// The statements.
+/// The kinds of statements.
 #[derive(Debug)]
 pub(super) enum StmtKind {
-    /// Text as it stands.
+    /// Literal text.
     Text(String),
     /// `{{ … }}`.
     Print(Expr),
@@ -21,10 +21,10 @@ pub(super) enum StmtKind {
     For(Arc<ForLoop>),
     /// `{% set target = value %}`.
     Set(Target, Expr),
-    /// `{% set target %}…{% endset %}` with the filters between.
+    /// `{% set target %}…{% endset %}`, with the filters in its tag.
     SetBlock(Target, Vec<Call>, Vec<Stmt>),
     Macro(Arc<MacroDef>),
-    /// `{% call(…) callee(…) %}…{% endcall %}`: the body is the macro `caller`.
+    /// `{% call(…) callee(…) %}…{% endcall %}`. The body is the macro `caller`.
     CallBlock(Expr, Arc<MacroDef>),
     /// `{% filter … %}…{% endfilter %}`.
     FilterBlock(Vec<Call>, Vec<Stmt>),
@@ -51,14 +51,14 @@ pub(super) struct ForLoop {
 pub(super) struct MacroDef {
     pub(super) name: Arc<str>,
     pub(super) params: Vec<Arc<str>>,
-    /// Defaults of the last parameters.
+    /// The defaults of the last parameters.
     pub(super) defaults: Vec<Expr>,
     pub(super) body: Vec<Stmt>,
-    /// Whether the body names `varargs`, `kwargs` or `caller`, without which such arguments are refused.
+    /// Whether the body names `varargs`, `kwargs` or `caller`. If it does not, such arguments are refused.
     pub(super) takes: Takes,
 }
 
-/// What a macro takes beside its parameters.
+/// What a macro accepts besides its parameters.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Takes {
     pub(super) varargs: bool,
@@ -66,7 +66,7 @@ pub(super) struct Takes {
     pub(super) caller: bool,
 }
 
-/// What is assigned to.
+/// The target of an assignment.
 #[derive(Debug)]
 pub(super) enum Target {
     Name(Arc<str>),
@@ -80,7 +80,7 @@ pub(super) enum Target {
 pub(super) enum Expr {
     Const(Const),
     Name(String),
-    /// Texts that stand side by side in a list of parts: `a ~ b ~ c`.
+    /// Concatenated parts: `a ~ b ~ c`.
     Concat(Vec<Expr>),
     List(Vec<Expr>),
     Tuple(Vec<Expr>),
@@ -89,7 +89,7 @@ pub(super) enum Expr {
     Item(Box<Expr>, Box<Expr>),
     Slice(Box<Expr>, [Option<Box<Expr>>; 3]),
     Call(Box<Expr>, Box<Arguments>),
-    /// A filter; the block of a `filter` statement or `set` block has no operand.
+    /// A filter. In a `filter` statement or a `set` block it has no operand.
     Filter(Box<Expr>, Box<Call>),
     Test(Box<Expr>, Box<Call>),
     Not(Box<Expr>),
@@ -132,7 +132,7 @@ pub(super) struct Arguments {
     pub(super) star_star: Option<Expr>,
 }
 
-/// Operators of two numbers, texts or lists.
+/// Operators on two numbers, texts or lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum BinaryOp {
     Add,

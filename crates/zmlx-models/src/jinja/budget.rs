@@ -1,17 +1,17 @@
-//! What a template may cost: steps, and bytes that are alive at one time.
+//! The limits of a template's cost: steps, and bytes in use at one time.
 
 use std::cell::Cell;
 use std::rc::Rc;
 
 use super::fault::{Fault, Res};
 
-/// Most steps: nodes of expressions and statements, and 16 bytes of text that an operation passes over. A conversation of
-/// a thousand messages takes a few hundred thousand; this many take less than a second.
+/// The largest number of steps. A step is a node of an expression or statement, or 16 bytes of text that an operation
+/// reads. A conversation of a thousand messages takes a few hundred thousand steps. This many take less than a second.
 const MAX_STEPS: u64 = 5_000_000;
-/// Most bytes of values and text alive at one time, beside what the variables take.
+/// The largest number of bytes of values and text in use at one time, besides those of the variables.
 const MAX_BYTES: usize = 48 << 20;
 
-/// The account of one rendering.
+/// The costs of one rendering so far.
 #[derive(Debug)]
 pub(super) struct Budget {
     steps: Cell<u64>,
@@ -20,14 +20,14 @@ pub(super) struct Budget {
 }
 
 impl Budget {
-    /// A new account.
+    /// No costs yet.
     pub(super) fn new() -> Self {
         Self { steps: Cell::new(0), bytes: Rc::default(), max_bytes: Cell::new(usize::MAX) }
     }
 
-    /// From here on the limit holds: what is alive now are the variables of the request.
+    /// Applies the limit from now on. What is in use so far belongs to the request's variables.
     pub(super) fn begin(&self) {
-        // Values are rarely copied whole; a prompt and a copy of it fit in any case.
+        // Values are rarely copied as a whole. A prompt and a copy of it always fit.
         self.max_bytes.set(self.bytes.get().saturating_mul(3).saturating_add(MAX_BYTES));
         self.steps.set(0);
     }
@@ -37,7 +37,7 @@ impl Budget {
         self.steps(1)
     }
 
-    /// Counts the steps of passing over `n_bytes`.
+    /// Counts the steps for reading `n_bytes`.
     pub(super) fn pass(&self, n_bytes: usize) -> Res<()> {
         self.steps(1 + n_bytes as u64 / 16)
     }
@@ -49,14 +49,14 @@ impl Budget {
         if steps > MAX_STEPS { Fault::too_large("steps", MAX_STEPS) } else { Ok(()) }
     }
 
-    /// Takes `n` bytes until the charge is dropped. Called before they are allocated.
+    /// Charges `n` bytes until the charge is dropped. Call it before the bytes are allocated.
     pub(super) fn charge(&self, n: usize) -> Res<Charge> {
         let mut charge = Charge { bytes: Rc::clone(&self.bytes), n: 0 };
         charge.grow(self, n)?;
         Ok(charge)
     }
 
-    /// Fails if `n` more bytes would be too many.
+    /// Fails if `n` more bytes would exceed the limit.
     pub(super) fn room(&self, n: usize) -> Res<()> {
         let limit = self.max_bytes.get();
         match self.bytes.get().checked_add(n) {
@@ -66,7 +66,7 @@ impl Budget {
     }
 }
 
-/// Bytes that are alive.
+/// Bytes in use.
 #[derive(Debug)]
 pub(super) struct Charge {
     bytes: Rc<Cell<usize>>,
@@ -103,7 +103,7 @@ impl<'b> Out<'b> {
         Self { budget, text: String::new(), charge }
     }
 
-    /// The account that pays.
+    /// The budget that is charged.
     pub(super) fn budget(&self) -> &'b Budget {
         self.budget
     }
@@ -130,7 +130,7 @@ impl<'b> Out<'b> {
         Ok(())
     }
 
-    /// What was written so far.
+    /// The text so far.
     pub(super) fn as_str(&self) -> &str {
         &self.text
     }
@@ -163,7 +163,7 @@ impl<'b, T> Items<'b, T> {
         Ok(())
     }
 
-    /// Turns the order round.
+    /// Reverses the order.
     pub(super) fn reverse(&mut self) {
         self.items.reverse();
     }

@@ -1,4 +1,4 @@
-//! Calls: arguments, the functions of the environment, and what else can be called.
+//! Calls: their arguments, the functions of the environment, and other callable values.
 
 use std::cell::Cell;
 use std::rc::Rc;
@@ -11,11 +11,11 @@ use super::run::Run;
 use super::text::to_text;
 use super::value::{Cycler, Dict, Joiner, Range, Value};
 
-/// The functions that a template finds without being given them.
+/// The functions that are defined for every template.
 pub(super) const FUNCTIONS: &[&str] =
     &["range", "dict", "namespace", "cycler", "joiner", "raise_exception", "strftime_now"];
 
-/// Longest range, as in Jinja2's sandbox.
+/// The longest range, as in Jinja2's sandbox.
 const MAX_RANGE: usize = 100_000;
 
 /// The arguments of a call.
@@ -26,7 +26,7 @@ pub(super) struct Args {
 }
 
 impl Args {
-    /// The arguments of a function with these parameters; what was not given is `None`.
+    /// Matches the arguments to the parameters of a function. Parameters without an argument are `None`.
     pub(super) fn bind<const N: usize>(self, callee: &str, names: [&str; N]) -> Res<[Option<Value>; N]> {
         let n_given = self.positional.len();
         if n_given > N {
@@ -47,14 +47,14 @@ impl Args {
         Ok(bound)
     }
 
-    /// Takes a named argument out.
+    /// Removes a named argument and returns it.
     pub(super) fn take(&mut self, name: &str) -> Option<Value> {
         let at = self.named.iter().position(|(n, _)| n == name)?;
         Some(self.named.remove(at).1)
     }
 }
 
-/// A whole number that an argument must be.
+/// The whole number in an argument that must be one.
 pub(super) fn int_of(callee: &str, value: &Value) -> Res<i128> {
     if let Value::Undefined(what) = value {
         return ops::undefined(what);
@@ -70,12 +70,12 @@ pub(super) fn int_of(callee: &str, value: &Value) -> Res<i128> {
     )
 }
 
-/// A count that an argument must be; less than nothing is nothing.
+/// The count in an argument that must be one. Negative numbers count as 0.
 pub(super) fn count_of(callee: &str, value: &Value) -> Res<usize> {
     Ok(usize::try_from(int_of(callee, value)?.max(0)).unwrap_or(usize::MAX))
 }
 
-/// A text that an argument must be.
+/// The text in an argument that must be one.
 pub(super) fn str_of<'v>(callee: &str, value: &'v Value) -> Res<&'v str> {
     if let Value::Undefined(what) = value {
         return ops::undefined(what);
@@ -174,7 +174,7 @@ impl Run<'_> {
         dict.finish()
     }
 
-    /// Methods of values with a state.
+    /// Calls a method of a value that has a state.
     fn stateful(&self, object: &Value, method: &str, args: Args) -> Res<Value> {
         match (object, method) {
             (Value::Loop(state), "cycle") => {
@@ -209,7 +209,7 @@ impl Run<'_> {
     }
 }
 
-/// The pairs that `dict(…)` is made of.
+/// The pairs of the dict that `dict(…)` makes.
 fn dict(budget: &Budget, args: Args) -> Res<Vec<(Value, Value)>> {
     let mut pairs = Vec::new();
     if args.positional.len() > 1 {

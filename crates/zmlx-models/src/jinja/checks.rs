@@ -1,4 +1,4 @@
-//! The tests of Jinja2: what stands behind `is`.
+//! Jinja2's tests: the words after `is`.
 
 use super::ast::CompareOp;
 use super::calls::Args;
@@ -53,7 +53,7 @@ const TESTS: &[&str] = &[
 ];
 
 impl Run<'_> {
-    /// Whether a test holds.
+    /// Whether a test is true for a value.
     pub(super) fn check(&self, name: &str, value: &Value, args: Args) -> Res<bool> {
         self.budget.step()?;
         let operator = match name {
@@ -143,7 +143,7 @@ impl Run<'_> {
             "lower" => self.has_case(value, char::is_lowercase, char::is_uppercase)?,
             "upper" => self.has_case(value, char::is_uppercase, char::is_lowercase)?,
             "filter" | "test" => {
-                // The environment looks the value up in a dict.
+                // The environment looks up the value in a dict, so it must be usable as a key.
                 Key::of(self.budget, value)?;
                 let names = if name == "filter" { filters::FILTERS } else { TESTS };
                 value.as_str().is_some_and(|name| names.contains(&name))

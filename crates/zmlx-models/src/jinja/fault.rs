@@ -7,15 +7,15 @@ pub enum TemplateError {
     /// The text is not a template.
     #[error("line {line}: {message}")]
     Syntax {
-        /// Line of the template, from 1.
+        /// The line of the template, counted from 1.
         line: u32,
         /// What is wrong.
         message: String,
     },
-    /// An expression has no value, in the words of Python.
+    /// An expression has no value. The message is Python's.
     #[error("line {line}: {message}")]
     Failed {
-        /// Line of the template, from 1.
+        /// The line of the template, counted from 1.
         line: u32,
         /// What is wrong.
         message: String,
@@ -23,23 +23,23 @@ pub enum TemplateError {
     /// The template called `raise_exception`.
     #[error("{message}")]
     Raised {
-        /// The template's words.
+        /// The template's message.
         message: String,
     },
-    /// Parsing or rendering takes more than a template may cost.
+    /// Parsing or rendering costs more than is allowed.
     #[error("the template takes more than {limit} {what}")]
     TooLarge {
-        /// What there is too much of.
+        /// What exceeds its limit.
         what: &'static str,
-        /// How much is allowed.
+        /// The limit.
         limit: u64,
     },
 }
 
-/// A result of the interpreter. Boxed: most results are small values.
+/// A result of the interpreter. The error is boxed, because most results are small values.
 pub(super) type Res<T> = Result<T, Box<Fault>>;
 
-/// An error on its way up, which learns its line from the statement that it passes.
+/// An error that is being returned. The statement that it passes adds its line.
 #[derive(Clone, Debug)]
 pub(super) struct Fault {
     kind: Kind,
@@ -54,31 +54,31 @@ enum Kind {
     TooLarge { what: &'static str, limit: u64 },
 }
 
-/// Longest message: a template may make it as long as a conversation.
+/// The longest message: a template could make it as long as a conversation.
 const MAX_MESSAGE_CHARS: usize = 2000;
 
 impl Fault {
-    /// An error of the template's text.
+    /// An error in the template's text.
     pub(super) fn syntax<T>(line: u32, message: impl Into<String>) -> Res<T> {
         Err(Box::new(Self { kind: Kind::Syntax(message.into()), line }))
     }
 
-    /// An error as a Python exception tells it.
+    /// An error with the message of a Python exception.
     pub(super) fn failed<T>(message: impl Into<String>) -> Res<T> {
         Err(Box::new(Self { kind: Kind::Failed(message.into()), line: 0 }))
     }
 
-    /// The template's own error.
+    /// The error that the template raised.
     pub(super) fn raised<T>(message: String) -> Res<T> {
         Err(Box::new(Self { kind: Kind::Raised(message), line: 0 }))
     }
 
-    /// A bound is exceeded.
+    /// A limit is exceeded.
     pub(super) fn too_large<T>(what: &'static str, limit: u64) -> Res<T> {
         Err(Box::new(Self { kind: Kind::TooLarge { what, limit }, line: 0 }))
     }
 
-    /// The same error with the line, if it has none yet.
+    /// Adds the line if the error has none yet.
     pub(super) fn at(mut self: Box<Self>, line: u32) -> Box<Self> {
         if self.line == 0 {
             self.line = line;

@@ -1,4 +1,4 @@
-//! The filters of Jinja2.
+//! Jinja2's filters.
 
 mod lists;
 mod numeric;
@@ -83,7 +83,7 @@ impl Run<'_> {
             "attr" => {
                 let [attr] = args.bind(name, ["name"])?;
                 let attr = to_text(self.budget, &attr.unwrap_or(Value::None))?;
-                // Only attributes, no items.
+                // This finds only attributes, not items.
                 Ok(match self.python_attribute(&value, attr.as_str())? {
                     Some(attribute) => attribute,
                     None => Value::Undefined(format!("no attribute '{}'", attr.as_str()).into()),
@@ -115,7 +115,7 @@ impl Run<'_> {
             | "max" | "min" | "reject" | "rejectattr" | "reverse" | "select" | "selectattr" | "slice"
             | "sort" | "sum" | "unique" => self.list_filter(name, value, args),
             _ if FILTERS.contains(&name) => {
-                // Filters that are methods of a text keep what it is.
+                // Filters that are methods of a text keep whether it is markup.
                 let keeps = matches!(name, "upper" | "lower" | "capitalize" | "trim" | "center" | "indent");
                 let is_markup = keeps && value.is_markup();
                 let text = self.text_filter(name, value, args)?;
@@ -130,7 +130,7 @@ impl Run<'_> {
         to_text(self.budget, value)
     }
 
-    /// An option that is true or false.
+    /// The truth of an optional argument.
     fn flag(&self, value: Option<Value>) -> Res<bool> {
         value.map_or(Ok(false), |value| ops::truth(self.budget, &value))
     }

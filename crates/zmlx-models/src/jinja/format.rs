@@ -95,7 +95,7 @@ pub(super) fn percent(budget: &Budget, template: &str, values: &Value) -> Res<Va
 
 fn percent_value(out: &mut Out<'_>, mut spec: Spec, kind: char, value: &Value) -> Res<()> {
     let budget = out.budget();
-    // What is not aligned to the left stands on the right.
+    // A value that is not aligned to the left is aligned to the right.
     spec.align = spec.align.or(if spec.zeros { None } else { Some(Align::Right) });
     match kind {
         's' => {
@@ -124,7 +124,7 @@ fn percent_value(out: &mut Out<'_>, mut spec: Spec, kind: char, value: &Value) -
                 }
             };
             let kind = if matches!(kind, 'i' | 'u') { 'd' } else { kind };
-            // A precision is the least number of digits.
+            // A precision is the smallest number of digits.
             let digits = spec.precision.take().unwrap_or(0);
             spec.write_int(out, number, kind, digits)
         }
@@ -154,11 +154,11 @@ pub(super) fn str_format(run: &Run<'_>, template: &str, args: Args) -> Res<Value
     run.budget.written(out)
 }
 
-/// Where the values of fields come from.
+/// The source of the values of fields.
 struct Fields<'r> {
     run: &'r Run<'r>,
     args: &'r Args,
-    /// The next automatic number; `None` once a field has a number of its own.
+    /// The next automatic number; `None` once a field has given its own number.
     next: Option<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! Walking over values, and the `loop` variable.
+//! Iteration over values, and the `loop` variable.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -10,7 +10,7 @@ use super::fault::{Fault, Res};
 use super::scope::Scope;
 use super::value::{Dict, Range, Seq, Stream, Text, Value, View};
 
-/// A walk over a value.
+/// An iterator over a value.
 #[derive(Debug)]
 pub(super) enum Iter {
     Empty,
@@ -24,7 +24,7 @@ pub(super) enum Iter {
 }
 
 impl Iter {
-    /// The walk over `value`.
+    /// An iterator over `value`.
     pub(super) fn over(value: &Value) -> Res<Self> {
         Ok(match value {
             Value::Undefined(_) => Self::Empty,
@@ -77,7 +77,7 @@ impl Iter {
         })
     }
 
-    /// All items that are left.
+    /// All remaining items.
     pub(super) fn rest<'b>(mut self, budget: &'b Budget) -> Res<Items<'b, Value>> {
         let mut items = Items::new(budget);
         while let Some(item) = self.next(budget)? {
@@ -92,25 +92,25 @@ pub(super) fn items_of<'b>(budget: &'b Budget, value: &Value) -> Res<Items<'b, V
     Iter::over(value)?.rest(budget)
 }
 
-/// The items of a value as a plain list, which is dropped before the next statement.
+/// The items of a value as a plain list, which must be dropped before the next statement.
 pub(super) fn vec_of(budget: &Budget, value: &Value) -> Res<Vec<Value>> {
     Ok(items_of(budget, value)?.finish().0)
 }
 
-/// What `loop` is in the body of a loop.
+/// The value of `loop` in the body of a loop.
 #[derive(Debug)]
 pub(super) struct LoopState {
     pub(super) depth0: usize,
     pub(super) idx: Cell<usize>,
     iter: RefCell<Iter>,
-    /// The item after the current one, once it was looked for.
+    /// The item after the current one, if it has been fetched.
     ahead: RefCell<Option<Option<Value>>>,
     pub(super) previous: RefCell<Option<Value>>,
     current: RefCell<Option<Value>>,
     len: Cell<Option<usize>>,
-    /// The arguments of the last `changed`.
+    /// The arguments of the last call of `changed`.
     pub(super) last_changed: RefCell<Option<Vec<Value>>>,
-    /// The loop and the scope around it, if it is recursive.
+    /// The loop and its outer scope, if the loop is recursive.
     pub(super) recurse: Option<(Arc<ForLoop>, Rc<Scope>)>,
 }
 
@@ -129,7 +129,7 @@ impl LoopState {
         }
     }
 
-    /// Goes on to the next item.
+    /// Moves to the next item.
     pub(super) fn advance(&self, budget: &Budget) -> Res<Option<Value>> {
         let next = self.peek(budget)?;
         self.ahead.replace(None);
@@ -152,7 +152,7 @@ impl LoopState {
         Ok(next)
     }
 
-    /// Number of items in all.
+    /// The total number of items.
     pub(super) fn len(&self, budget: &Budget) -> Res<usize> {
         if let Some(len) = self.len.get() {
             return Ok(len);
@@ -172,7 +172,7 @@ impl LoopState {
         Ok(len)
     }
 
-    /// Lets go of all items.
+    /// Drops all items.
     pub(super) fn clear(&self) {
         self.iter.replace(Iter::Empty);
         self.ahead.replace(Some(None));

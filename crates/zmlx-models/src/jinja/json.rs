@@ -1,4 +1,4 @@
-//! `tojson`: Python's `json.dumps`.
+//! `tojson`, which is Python's `json.dumps`.
 
 use super::budget::{Budget, Out};
 use super::fault::{Fault, Res};
@@ -16,7 +16,7 @@ struct Style {
     sort_keys: bool,
 }
 
-/// The JSON of a value; `options` are `ensure_ascii`, `indent`, `separators` and `sort_keys`.
+/// The JSON of a value. `options` are `ensure_ascii`, `indent`, `separators` and `sort_keys`.
 pub(super) fn to_json(budget: &Budget, value: &Value, options: [Option<Value>; 4]) -> Res<Value> {
     let [ensure_ascii, indent, separators, sort_keys] = options;
     let is_true = |option: Option<Value>| option.map_or(Ok(false), |v| ops::truth(budget, &v));
@@ -38,7 +38,7 @@ pub(super) fn to_json(budget: &Budget, value: &Value, options: [Option<Value>; 4
             let pair = super::iter::vec_of(budget, &pair)?;
             match pair.as_slice() {
                 [Value::Str(item), Value::Str(key)] => (item.as_str().to_owned(), key.as_str().to_owned()),
-                _ => return Fault::failed("separators: expected two texts"),
+                _ => return Fault::failed("separators: expected two strings"),
             }
         }
     };
@@ -153,7 +153,7 @@ impl Style {
     }
 }
 
-/// A value without parts, but no text.
+/// The JSON of a value that is neither a text nor has parts.
 fn scalar(value: &Value) -> Option<String> {
     Some(match value {
         Value::None => "null".to_owned(),
@@ -167,7 +167,7 @@ fn scalar(value: &Value) -> Option<String> {
     })
 }
 
-/// A message of at most one line about a value, for errors.
+/// A description of a value in at most one line, for errors.
 pub(super) fn brief(budget: &Budget, value: &Value) -> Res<String> {
     Ok(to_text(budget, value)?.as_str().chars().take(200).collect())
 }

@@ -1,4 +1,4 @@
-//! Text and tags: where blocks begin and end, which white space they take with them, and the tokens within.
+//! Splits a template into text and tags: where tags begin and end, which white space they remove, and their tokens.
 
 mod tokens;
 
@@ -25,7 +25,7 @@ pub(super) fn pieces(source: &str) -> Res<Vec<(Piece, u32)>> {
     Ok(lexer.pieces)
 }
 
-/// `\n` for every line end; the last one is dropped.
+/// Turns every line end into `\n`, and drops the last one.
 fn plain_line_ends(source: &str) -> String {
     let mut text = source.replace("\r\n", "\n").replace('\r', "\n");
     if text.ends_with('\n') {
@@ -34,7 +34,7 @@ fn plain_line_ends(source: &str) -> String {
     text
 }
 
-/// The white space that Python's `\s` and `strip` know.
+/// True for the white space of Python's `\s` and `strip`.
 pub(super) fn is_space(c: char) -> bool {
     c.is_whitespace() || ('\u{1c}'..='\u{1f}').contains(&c)
 }
@@ -43,7 +43,7 @@ struct Lexer<'s> {
     source: &'s str,
     at: usize,
     line: u32,
-    /// True if the last thing read ended a line, or at the start.
+    /// True at the start, and if what was read last ended a line.
     line_starting: bool,
     pieces: Vec<(Piece, u32)>,
 }
@@ -56,7 +56,7 @@ enum Tag {
 }
 
 impl<'s> Lexer<'s> {
-    /// Reads text and the tag behind it; false at the end.
+    /// Reads text and the tag after it. Returns false at the end.
     fn piece(&mut self) -> Res<bool> {
         let rest = &self.source[self.at..];
         let Some((before, tag)) = next_tag(rest) else {
@@ -65,7 +65,7 @@ impl<'s> Lexer<'s> {
         };
         let sign = rest[before + 2..].chars().next();
         let sign = sign.filter(|c| matches!(c, '-' | '+'));
-        // A plus before a print is an operator.
+        // A plus at the start of a print is an operator.
         let sign = sign.filter(|c| *c == '-' || tag != Tag::Print);
         let mut text = &rest[..before];
         match sign {
@@ -106,7 +106,7 @@ impl<'s> Lexer<'s> {
         }
     }
 
-    /// Goes on by `n` bytes.
+    /// Moves ahead by `n` bytes.
     fn skip(&mut self, n: usize) {
         let passed = &self.source[self.at..self.at + n];
         self.line += passed.bytes().filter(|&b| b == b'\n').count() as u32;
@@ -124,7 +124,7 @@ impl<'s> Lexer<'s> {
             if !tokens.is_within_brackets()
                 && let Some(n) = end_of(rest, tag)
             {
-                // The newline behind `{% raw %}` belongs to the text.
+                // The newline after `{% raw %}` belongs to the text.
                 let is_raw = rest.starts_with("%}") && is_raw(&tokens.list);
                 self.skip(if is_raw { 2 } else { n });
                 return Ok(tokens.list);
@@ -186,7 +186,7 @@ fn is_raw(tokens: &[(Token, u32)]) -> bool {
     matches!(tokens, [(Token::Name(name), _)] if name == "raw")
 }
 
-/// Where the next tag begins, and which.
+/// The place and the kind of the next tag.
 fn next_tag(text: &str) -> Option<(usize, Tag)> {
     let bytes = text.as_bytes();
     let mut from = 0;
@@ -202,7 +202,7 @@ fn next_tag(text: &str) -> Option<(usize, Tag)> {
     None
 }
 
-/// The length of the end of a tag at the start of `text`, with the white space that it takes along.
+/// The length of the end of a tag at the start of `text`, with the white space that it removes.
 fn end_of(text: &str, tag: Tag) -> Option<usize> {
     let close = match tag {
         Tag::Block => "%}",

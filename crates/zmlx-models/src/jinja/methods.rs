@@ -9,11 +9,11 @@ use super::ops;
 use super::run::Run;
 use super::value::{Value, View};
 
-/// What `getattr` finds.
+/// The result of `getattr`.
 pub(super) enum Access {
     /// A method that may be called.
     Method(&'static str),
-    /// A method that changes its object: the sandbox hides it.
+    /// A method that changes its object. The sandbox hides it.
     Unsafe,
     Nothing,
 }
@@ -70,7 +70,7 @@ const LIST: &[&str] = &["copy", "count", "index"];
 const LIST_UNSAFE: &[&str] = &["append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"];
 const TUPLE: &[&str] = &["count", "index"];
 
-/// What `getattr(object, name)` finds.
+/// Looks up `getattr(object, name)`.
 pub(super) fn access(object: &Value, name: &str) -> Access {
     let (methods, hidden): (&[&'static str], &[&str]) = match object {
         Value::Str(_) => (STR, &[]),

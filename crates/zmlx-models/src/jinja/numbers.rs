@@ -1,4 +1,4 @@
-//! Arithmetic as Python's, on whole numbers up to 127 bits.
+//! Python's arithmetic, on whole numbers up to 127 bits.
 
 use super::ast::BinaryOp;
 use super::fault::{Fault, Res};
@@ -12,7 +12,7 @@ pub(super) enum Number {
 }
 
 impl Number {
-    /// The number that a value is; `True` is 1.
+    /// The number in a value. `True` is 1.
     pub(super) fn of(value: &Value) -> Option<Self> {
         match value {
             Value::Float(x) => Some(Self::Float(*x)),
@@ -28,7 +28,7 @@ impl Number {
     }
 }
 
-/// What stands for a whole number beyond 127 bits.
+/// The error for a whole number with more than 127 bits.
 pub(super) fn too_wide<T>() -> Res<T> {
     Fault::too_large("bits of a whole number", 127)
 }
@@ -124,11 +124,11 @@ pub(super) fn parse_float(text: &str) -> Option<f64> {
         return None;
     }
     let plain = text.replace('_', "");
-    // Rust reads the same spellings, in all cases.
+    // Rust reads the same spellings in any case.
     plain.parse().ok()
 }
 
-/// Rounds to `digits` decimals, halves to even as Python does.
+/// Rounds to `digits` decimals, halves to even, as Python does.
 pub(super) fn round(x: f64, digits: i32) -> f64 {
     if !x.is_finite() || digits > 340 {
         return x;

@@ -1,4 +1,4 @@
-//! What Python's operators do: truth, equality, order, membership, arithmetic, indices and slices.
+//! Python's operators: truth, equality, order, membership, arithmetic, indices and slices.
 
 use std::rc::Rc;
 
@@ -11,7 +11,7 @@ use super::numbers::{self, Number};
 use super::text::write_escaped;
 use super::value::{Range, Seq, Value, View};
 
-/// What a step with an undefined value fails with.
+/// The error for an operation on an undefined value.
 pub(super) fn undefined<T>(what: &str) -> Res<T> {
     Fault::failed(what)
 }
@@ -96,7 +96,7 @@ fn seqs_equal(budget: &Budget, a: &Rc<Seq>, b: &Rc<Seq>) -> Res<bool> {
     Ok(true)
 }
 
-/// `a is b`, as far as it can be told.
+/// `a is b`, as far as this is known.
 pub(super) fn is_same(a: &Value, b: &Value) -> bool {
     match (a, b) {
         (Value::None, Value::None) => true,
@@ -160,7 +160,7 @@ pub(super) fn ordered(budget: &Budget, a: &Value, b: &Value, op: &str) -> Res<bo
     }
 }
 
-/// Sorts by `less`, stably. Orders that are none do no harm.
+/// Sorts by `less`; the sort is stable. An inconsistent order only gives an unspecified order of the results.
 pub(super) fn sorted<T>(budget: &Budget, items: Vec<T>, less: impl Fn(&T, &T) -> Res<bool>) -> Res<Vec<T>> {
     let mut runs: Vec<Vec<T>> = Vec::with_capacity(items.len());
     items.into_iter().for_each(|item| runs.push(vec![item]));
@@ -294,7 +294,7 @@ fn symbol(op: BinaryOp) -> &'static str {
     }
 }
 
-/// How often something is repeated.
+/// The count of a repetition.
 fn count(n: &Value) -> usize {
     usize::try_from(n.as_int().unwrap_or(0).max(0)).unwrap_or(usize::MAX)
 }
@@ -313,7 +313,7 @@ fn repeated<'b>(budget: &'b Budget, seq: &Seq, n: usize) -> Res<Items<'b, Value>
     Ok(items)
 }
 
-/// The place that an index means, counted from the end if negative.
+/// The position that an index means. Negative indices count from the end.
 pub(super) fn place(index: i128, len: usize) -> Option<usize> {
     let at = if index < 0 { index + len as i128 } else { index };
     usize::try_from(at).ok().filter(|at| *at < len)
@@ -397,7 +397,7 @@ pub(super) fn sliced(budget: &Budget, value: &Value, parts: [Option<Value>; 3]) 
     }
 }
 
-/// The places of a slice.
+/// The positions of a slice.
 struct Places {
     start: i128,
     step: i128,

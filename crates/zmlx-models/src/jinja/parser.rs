@@ -1,4 +1,4 @@
-//! Statements: from pieces to the syntax tree.
+//! Parses statements: from pieces to the syntax tree.
 
 mod expr;
 
@@ -9,7 +9,7 @@ use super::ast::{Call, Expr, ForLoop, MacroDef, Stmt, StmtKind, Takes, Target};
 use super::fault::{Fault, Res};
 use super::lexer::{Piece, Token, pieces};
 
-/// Most nodes of a template's tree. Each takes about a hundred bytes.
+/// The largest number of nodes in a template's tree. Each takes about a hundred bytes.
 const MAX_NODES: u32 = 500_000;
 
 /// Parses a template.
@@ -19,7 +19,7 @@ pub(super) fn parse(source: &str) -> Res<Vec<Stmt>> {
     Ok(body)
 }
 
-/// Walks over pieces, and within a tag over its tokens.
+/// Goes through the pieces and, within a tag, through its tokens.
 pub(super) struct Parser {
     pieces: std::vec::IntoIter<(Piece, u32)>,
     tokens: Vec<(Token, u32)>,
@@ -27,7 +27,7 @@ pub(super) struct Parser {
     line: u32,
     depth: u32,
     n_nodes: u32,
-    /// Special names that the bodies of open macros used.
+    /// The special names that the bodies of unfinished macros have used.
     takes: Vec<Takes>,
 }
 
@@ -121,8 +121,8 @@ impl Parser {
         if self.at == self.tokens.len() { Ok(()) } else { self.unexpected("the end of the tag") }
     }
 
-    /// Statements up to a tag that begins with one of `ends`, whose name is left as the next token; with no ends, up to
-    /// the end of the template.
+    /// Statements up to a tag that begins with one of `ends`; the next token is that name. Without ends, up to the end
+    /// of the template.
     fn body(&mut self, ends: &[&str]) -> Res<Vec<Stmt>> {
         self.nested(|p| {
             let mut body = Vec::new();
@@ -150,14 +150,12 @@ impl Parser {
             }
             match ends {
                 [] => Ok(body),
-                _ => {
-                    Fault::syntax(p.line, format!("the template ends where {} is missing", ends.join(" or ")))
-                }
+                _ => Fault::syntax(p.line, format!("the template ends without {}", ends.join(" or "))),
             }
         })
     }
 
-    /// A body up to its one end, which is skipped.
+    /// A body up to its only end, which is skipped.
     fn closed(&mut self, end: &str) -> Res<Vec<Stmt>> {
         self.end_of_tag()?;
         let body = self.body(&[end])?;
@@ -266,7 +264,7 @@ impl Parser {
         Ok(StmtKind::SetBlock(target, filters, self.closed("endset")?))
     }
 
-    /// One target or several with commas, up to an end.
+    /// One target, or several with commas, up to one of `ends`.
     fn targets(&mut self, ends: &[&str]) -> Res<Target> {
         let mut list = Vec::new();
         let mut is_tuple = false;
@@ -309,7 +307,7 @@ impl Parser {
         Ok(Target::Name(name.into()))
     }
 
-    /// The parameters of a macro: names, and the defaults of the last of them.
+    /// The parameters of a macro: their names, and the defaults of the last ones.
     fn signature(&mut self) -> Res<(Vec<Arc<str>>, Vec<Expr>)> {
         self.expect_op("(")?;
         let (mut params, mut defaults) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! Running a template: statements.
+//! Runs statements.
 
 mod attributes;
 mod expr;
@@ -21,7 +21,7 @@ use super::scope::Scope;
 use super::text::write_str;
 use super::value::{Macro, Namespace, Value};
 
-/// The text that a template makes of the variables.
+/// Renders a template with its variables.
 pub(super) fn render(body: &[Stmt], variables: &Map<String, Json>) -> Res<String> {
     let budget = Budget::new();
     let context = variables.iter().map(|(name, value)| Ok((name.clone(), budget.json(value)?)));
@@ -63,15 +63,15 @@ struct Names {
     caller: Arc<str>,
 }
 
-/// One rendering.
+/// The state of one rendering.
 pub(super) struct Run<'b> {
     pub(super) budget: &'b Budget,
     context: HashMap<String, Value>,
     names: Names,
     depth: Cell<u32>,
-    /// All namespaces: they can hold themselves, and are emptied at the end.
+    /// All namespaces. They can contain themselves, so they are emptied at the end.
     namespaces: RefCell<Vec<(Rc<Namespace>, Charge)>>,
-    /// The scopes that macros hold, likewise.
+    /// The scopes that macros hold, which are emptied at the end too.
     captured: RefCell<Vec<(Rc<Scope>, Charge)>>,
 }
 
@@ -95,7 +95,7 @@ impl Run<'_> {
         done
     }
 
-    /// The value of a name.
+    /// The value of a variable.
     pub(super) fn variable(&self, name: &str, scope: &Scope) -> Value {
         if let Some(value) = scope.get(name) {
             return value;
@@ -129,7 +129,7 @@ impl Run<'_> {
         })
     }
 
-    /// A body in a scope of its own.
+    /// Runs a body in a scope of its own.
     fn scoped(&self, body: &[Stmt], scope: &Rc<Scope>, out: &mut Out<'_>) -> Res<Flow> {
         self.body(body, &Scope::within(scope), out)
     }
@@ -247,7 +247,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Runs a loop over `items`; `depth0` levels of recursion are around it.
+    /// Runs a loop over `items`, which is nested in `depth0` levels of recursion.
     pub(super) fn for_loop(
         &self,
         for_loop: &Arc<ForLoop>,
@@ -283,7 +283,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Runs the body for each item; returns how often.
+    /// Runs the body for each item. Returns how often it ran.
     fn iterations(
         &self,
         for_loop: &ForLoop,
@@ -331,7 +331,7 @@ impl Run<'_> {
                 None => missing.push((i, param)),
             }
         }
-        // Defaults are evaluated from left to right and see the parameters before them.
+        // Defaults are evaluated from left to right. They see the parameters before them.
         for (i, param) in missing {
             let value = match i.checked_sub(n_required).and_then(|d| def.defaults.get(d)) {
                 Some(default) => self.eval(default, &scope)?,

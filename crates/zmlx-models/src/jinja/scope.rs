@@ -1,4 +1,4 @@
-//! Scopes: which variables a body sees and which it sets.
+//! Scopes: which variables a body sees, and which it sets.
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use super::value::Value;
 
-/// The variables of a body, within those of the body around it.
+/// The variables of a body. Its parent is the scope of the body around it.
 #[derive(Debug)]
 pub(super) struct Scope {
     vars: RefCell<Vec<(Arc<str>, Value)>>,
     parent: Option<Rc<Scope>>,
-    /// True if a macro may outlive the body and still see the variables.
+    /// True if a macro that outlives the body may still see the variables.
     pub(super) is_captured: Cell<bool>,
 }
 
@@ -21,7 +21,7 @@ impl Scope {
         Rc::new(Self { vars: RefCell::default(), parent: None, is_captured: Cell::new(false) })
     }
 
-    /// A scope within `parent`.
+    /// A scope inside `parent`.
     pub(super) fn within(parent: &Rc<Self>) -> Rc<Self> {
         let parent = Some(Rc::clone(parent));
         Rc::new(Self { vars: RefCell::default(), parent, is_captured: Cell::new(false) })
@@ -32,7 +32,7 @@ impl Scope {
         self.parent.as_ref()
     }
 
-    /// The value of a variable, here or further out.
+    /// The value of a variable in this scope or an outer one.
     pub(super) fn get(&self, name: &str) -> Option<Value> {
         let mut scope = Some(self);
         while let Some(s) = scope {
@@ -59,7 +59,7 @@ impl Scope {
         drop(old);
     }
 
-    /// Takes the variables out, so that scopes and macros that hold each other are freed.
+    /// Removes the variables, so that scopes and macros that hold each other are freed.
     pub(super) fn clear(&self) {
         let vars = std::mem::take(&mut *self.vars.borrow_mut());
         drop(vars);

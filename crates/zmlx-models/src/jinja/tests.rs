@@ -1,4 +1,4 @@
-//! Templates against what Python's Jinja2 recorded, and templates that mean harm.
+//! Templates compared with recordings of Python's Jinja2, and hostile templates.
 
 use rstest::rstest;
 use serde::Deserialize;
@@ -46,7 +46,7 @@ fn templates_give_what_jinja2_gives() {
     assert!(differing.is_empty(), "{} differ:\n{}", differing.len(), differing.join("\n"));
 }
 
-/// The template ends in an error that tells of a bound.
+/// Checks that the template ends with an error that names a limit.
 fn is_bounded(source: &str) {
     match render(source, json!({"messages": [{"role": "user", "content": "x"}]})) {
         Err(TemplateError::TooLarge { .. }) => {}
@@ -132,7 +132,7 @@ fn long_expressions_and_lines_are_bounded() {
     ] {
         is_bounded(&source);
     }
-    // Wide is not deep.
+    // A wide expression is not deep.
     assert_eq!(render(&format!("{{{{ 1{} }}}}", "~1".repeat(18_065)), json!({})).unwrap().len(), 18_066);
     let error = render(&"{% raw %}".repeat(7_400), json!({})).unwrap_err();
     assert_eq!(error, TemplateError::Syntax { line: 1, message: "Missing end of raw directive".into() });
@@ -140,8 +140,8 @@ fn long_expressions_and_lines_are_bounded() {
 
 #[test]
 fn what_holds_itself_is_freed() {
-    // Namespaces, macros and the scopes that they were defined in, in rings: a leak would fail under a checker of leaks, and
-    // a chain of them would overflow the stack when it is dropped.
+    // Namespaces, macros and their scopes in cycles. A leak would be found by a leak checker, and dropping a long chain
+    // recursively would overflow the stack.
     let chain = "{% set ns = namespace() %}{% for i in range(30000) %}{% set n = namespace(x=ns.x) %}{% set ns.x = n %}{% endfor %}ok";
     assert_eq!(render(chain, json!({})).unwrap(), "ok");
     let macros = "{% set ns = namespace() %}{% for i in range(9000) %}{% macro f() %}{{ i }}{% endmacro %}{% set ns.f = f %}{% endfor %}{{ ns.f() }}";

@@ -4,7 +4,7 @@ use super::budget::{Budget, Out};
 use super::fault::{Fault, Res};
 use super::value::{Text, Value, View};
 
-/// Most levels that a namespace within itself is printed.
+/// The largest depth to which a namespace that contains itself is printed.
 const MAX_PRINT_DEPTH: u32 = 200;
 
 /// Appends `str(value)`.
@@ -16,7 +16,7 @@ pub(super) fn write_str(out: &mut Out<'_>, value: &Value) -> Res<()> {
     }
 }
 
-/// Appends `str(value)` with the characters of HTML escaped, which markup is already.
+/// Appends `str(value)` with HTML's special characters escaped. Markup is already escaped.
 pub(super) fn write_escaped(out: &mut Out<'_>, value: &Value) -> Res<()> {
     if value.is_markup() {
         return write_str(out, value);
@@ -148,7 +148,7 @@ fn pairs<'v>(out: &mut Out<'_>, pairs: impl Iterator<Item = (&'v Value, &'v Valu
     out.push("}")
 }
 
-/// Appends the text as a Python literal: in single quotes, or in double ones if it has single and no double ones.
+/// Appends the text as a Python literal in single quotes; in double quotes if it contains single but no double ones.
 fn quote(out: &mut Out<'_>, text: &str) -> Res<()> {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     out.push_char(quote)?;
@@ -178,7 +178,7 @@ fn quote(out: &mut Out<'_>, text: &str) -> Res<()> {
     out.push_char(quote)
 }
 
-/// Python's `str.isprintable` of one character.
+/// Python's `str.isprintable` for one character.
 pub(super) fn is_printable(c: char) -> bool {
     if c.is_ascii() {
         return !c.is_ascii_control();
@@ -186,14 +186,14 @@ pub(super) fn is_printable(c: char) -> bool {
     if c.is_alphanumeric() {
         return true;
     }
-    // Behind a letter, combining characters stand as they are; what is escaped then is what does not print.
+    // Combining characters after a letter are not escaped. So after a letter, only unprintable characters are escaped.
     let mut bytes = [0; 8];
     bytes[0] = b'a';
     let n = 1 + c.encode_utf8(&mut bytes[1..]).len();
     std::str::from_utf8(&bytes[..n]).is_ok_and(|text| text.escape_debug().nth(1) != Some('\\'))
 }
 
-/// `repr` of a float: the shortest digits that give it back, with an exponent below 1e-4 and from 1e16 on.
+/// `repr` of a float: the fewest digits that give the same float again, with an exponent below 1e-4 and from 1e16 on.
 pub(crate) fn float_repr(x: f64) -> String {
     if x.is_nan() {
         return "nan".to_owned();

@@ -1,4 +1,4 @@
-//! Values as Python has them. Everything but a namespace is immutable, as in Hugging Face's sandbox.
+//! Python's values. All except namespaces are immutable, as in Hugging Face's sandbox.
 
 mod dict;
 
@@ -16,13 +16,13 @@ use super::iter::LoopState;
 use super::scope::Scope;
 pub(super) use dict::{Dict, Key};
 
-/// Most levels of lists and dicts within each other; JSON from outside has at most 128.
+/// The largest depth of nested lists and dicts. JSON input has at most 128 levels.
 const MAX_VALUE_DEPTH: u32 = 160;
 
 /// A value of a template.
 #[derive(Clone, Debug)]
 pub(super) enum Value {
-    /// What a name or attribute that does not exist gives; the text says which.
+    /// The value of a name or attribute that does not exist. The text names it.
     Undefined(Rc<str>),
     None,
     Bool(bool),
@@ -35,24 +35,24 @@ pub(super) enum Value {
     /// `dict.keys()`, `.values()`, `.items()`.
     View(View, Rc<Dict>),
     Range(Range),
-    /// What filters as `map` give: it can be walked once and has no length.
+    /// The result of filters such as `map`. It can be iterated once and has no length.
     Stream(Rc<Stream>),
     Namespace(Rc<Namespace>),
     Loop(Rc<LoopState>),
     /// A function of the environment.
     Function(&'static str),
-    /// A method with the value that it belongs to.
+    /// A method bound to a value.
     Method(Rc<(Value, &'static str)>),
     Macro(Rc<Macro>),
     Cycler(Rc<Cycler>),
     Joiner(Rc<Joiner>),
 }
 
-/// A text and the bytes that it takes.
+/// A text and the charge for its bytes.
 #[derive(Clone, Debug)]
 pub(super) struct Text {
     text: Rc<(String, Charge)>,
-    /// True for what `safe` and `escape` give (Python's `Markup`): texts that are joined to it are escaped.
+    /// True for the results of `safe` and `escape` (Python's `Markup`). Texts that are joined to them are escaped.
     pub(super) is_markup: bool,
 }
 
@@ -77,7 +77,7 @@ impl Text {
 pub(super) struct Seq {
     items: Vec<Value>,
     depth: u32,
-    /// A group of `groupby`, whose two items have names.
+    /// True for a group of `groupby`, whose two items have names.
     pub(super) is_group: bool,
     _charge: Charge,
 }
@@ -88,7 +88,7 @@ impl Seq {
     }
 }
 
-/// What a view shows of its dict.
+/// The part of a dict that a view shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum View {
     Keys,
@@ -110,7 +110,7 @@ impl Range {
     }
 }
 
-/// Items to be walked once, and the error that comes after them.
+/// Items that can be iterated once, and the error that may come after them.
 #[derive(Debug)]
 pub(super) struct Stream {
     items: RefCell<VecDeque<Value>>,
@@ -128,7 +128,7 @@ impl Stream {
     }
 }
 
-/// `namespace()`: the one value that changes.
+/// `namespace()`, the only value that can change.
 #[derive(Debug)]
 pub(super) struct Namespace {
     attrs: RefCell<Vec<(Rc<str>, Value, Charge)>>,
@@ -143,12 +143,12 @@ impl Namespace {
         self.attrs.borrow().iter().find(|(n, ..)| &**n == name).map(|(_, v, _)| v.clone())
     }
 
-    /// Names and values as they are now.
+    /// The present names and values.
     pub(super) fn list(&self) -> Vec<(Rc<str>, Value)> {
         self.attrs.borrow().iter().map(|(n, v, _)| (Rc::clone(n), v.clone())).collect()
     }
 
-    /// Lets go of all values, also of those that hold this namespace.
+    /// Drops all values, including those that hold this namespace.
     pub(super) fn clear(&self) {
         let attrs = std::mem::take(&mut *self.attrs.borrow_mut());
         drop(attrs);
@@ -163,7 +163,7 @@ impl Namespace {
         }
         let mut attrs = self.attrs.borrow_mut();
         if let Some(slot) = attrs.iter_mut().find(|(n, ..)| &**n == name) {
-            // The old value may hold this namespace: it is dropped when nothing is borrowed.
+            // The old value may hold this namespace, so it is dropped when nothing is borrowed.
             let old = std::mem::replace(&mut slot.1, value);
             drop(attrs);
             drop(old);
@@ -238,7 +238,7 @@ impl Value {
         matches!(self, Self::Str(text) if text.is_markup)
     }
 
-    /// The same value; as markup if it is a text.
+    /// The same value, as markup if it is a text.
     pub(super) fn into_markup(self) -> Self {
         match self {
             Self::Str(text) => Self::Str(text.as_markup()),
@@ -250,7 +250,7 @@ impl Value {
         matches!(self, Self::Undefined(_))
     }
 
-    /// The whole number that an index or count needs; `True` is 1.
+    /// The whole number for an index or a count. `True` is 1.
     pub(super) fn as_int(&self) -> Option<i128> {
         match self {
             Self::Int(i) => Some(*i),
@@ -274,13 +274,13 @@ impl Value {
             Self::Method(bound) => bound.0.depth() + 1,
             Self::Stream(stream) => stream.depth,
             Self::Cycler(cycler) => cycler.items.depth + 1,
-            // A loop lets go of its items at its end, and the interpreter empties namespaces and the scopes of macros.
+            // A loop drops its items at its end, and the interpreter empties namespaces and the scopes of macros.
             _ => 0,
         }
     }
 }
 
-/// One level above the deepest of the items.
+/// One level more than the deepest of the items.
 fn depth_above<'v>(items: impl Iterator<Item = &'v Value>) -> Res<u32> {
     let depth = items.map(Value::depth).max().unwrap_or(0) + 1;
     if depth > MAX_VALUE_DEPTH {
@@ -289,7 +289,7 @@ fn depth_above<'v>(items: impl Iterator<Item = &'v Value>) -> Res<u32> {
     Ok(depth)
 }
 
-/// Making values within the budget.
+/// Creates values within the budget.
 impl Budget {
     pub(super) fn text(&self, text: String) -> Res<Text> {
         self.pass(text.len())?;
@@ -306,7 +306,7 @@ impl Budget {
         Ok(Value::Str(self.text(text)?))
     }
 
-    /// The text that was written.
+    /// The text that was written, as a value.
     pub(super) fn written(&self, out: Out<'_>) -> Res<Value> {
         let (text, charge) = out.finish();
         Ok(Value::Str(Text { text: Rc::new((text, charge)), is_markup: false }))
@@ -332,7 +332,7 @@ impl Budget {
         Ok(Value::Tuple(self.seq(items)?))
     }
 
-    /// A group of `groupby`.
+    /// Makes a group of `groupby`.
     pub(super) fn group(&self, grouper: Value, list: Value) -> Res<Value> {
         let mut items = Items::new(self);
         items.push(grouper)?;
@@ -340,7 +340,7 @@ impl Budget {
         Ok(Value::Tuple(self.paid_seq(items, true)?))
     }
 
-    /// Items to be walked once; an error comes after them.
+    /// Makes a stream of items that can be iterated once, with the error that may come after them.
     pub(super) fn stream(&self, items: Items<'_, Value>, end: Res<()>) -> Res<Value> {
         let (items, charge) = items.finish();
         let depth = depth_above(items.iter())?;
@@ -348,7 +348,7 @@ impl Budget {
         Ok(Value::Stream(Rc::new(Stream { items, end, depth, _charge: charge })))
     }
 
-    /// A value from outside.
+    /// Converts a value of the request.
     pub(super) fn json(&self, json: &Json) -> Res<Value> {
         Ok(match json {
             Json::Null => Value::None,

@@ -1,10 +1,10 @@
-//! What changes logits before a token is chosen from them: bias, penalties, and tokens that are not allowed.
+//! Changes to logits before a token is chosen: bias, penalties, and tokens that are not allowed.
 
 use super::{SampleContext, SamplingParams};
 use crate::{Error, Result};
 
-/// Changes logits in mlx-lm's order: bias, repetition, presence, frequency; then what is not allowed becomes -∞.
-/// `seen` is working memory.
+/// Changes logits in mlx-lm's order: bias, repetition, presence, frequency. Then tokens that are not allowed become -∞.
+/// `seen` is a buffer.
 pub(super) fn adjust(
     params: &SamplingParams,
     logits: &mut [f32],
@@ -51,7 +51,7 @@ pub(super) fn adjust(
     Ok(())
 }
 
-/// The last `n` of some tokens, sorted.
+/// Collects the last `n` tokens, sorted.
 fn collect(tokens: &[u32], n: Option<usize>, sorted: &mut Vec<u32>) {
     let from = n.map_or(0, |n| tokens.len().saturating_sub(n));
     sorted.clear();
@@ -64,7 +64,7 @@ fn change(field: &'static str, logits: &mut [f32], token: u32, new: impl FnOnce(
         let want = "token ids that have a logit";
         return Err(Error::Parameter { field, want, got: token.to_string() });
     };
-    // Clamped: a tiny penalty must not make an infinity of a finite logit.
+    // Clamped, because a tiny penalty must not make a finite logit infinite.
     if *logit != f32::NEG_INFINITY {
         *logit = new(*logit).clamp(f32::MIN, f32::MAX);
     }

@@ -1,4 +1,4 @@
-//! Top-k, top-p and min-p: which tokens a draw is among.
+//! Top-k, top-p and min-p: the tokens from which one is drawn.
 
 use super::SamplingParams;
 
@@ -9,15 +9,15 @@ pub(super) struct Candidate {
     pub(super) token: u32,
 }
 
-/// The order of probability: larger logits first, equal ones by id.
+/// Ranks by probability: larger logits first, equal ones by id.
 pub(super) fn ranking(a: &Candidate, b: &Candidate) -> std::cmp::Ordering {
     // Positive and negative zero are equal logits.
     b.logit.partial_cmp(&a.logit).unwrap_or(std::cmp::Ordering::Equal).then(a.token.cmp(&b.token))
 }
 
-/// The lowest-ranked token that passes the filters; `None` if all do. Each filter keeps a prefix of the ranking, so
-/// the shortest prefix counts. `max` is the largest logit, `total` the sum of all weights at temperature 1;
-/// `candidates` is working memory.
+/// The lowest-ranked token that passes the filters; `None` if all tokens do. Each filter keeps a prefix of the ranking,
+/// so the shortest prefix decides. `max` is the largest logit, and `total` is the sum of all weights at temperature 1.
+/// `candidates` is a buffer.
 pub(super) fn last_kept(
     params: &SamplingParams,
     logits: &[f32],
@@ -44,9 +44,9 @@ pub(super) fn last_kept(
     }
 }
 
-/// The lowest-ranked candidate of the nucleus: those with less than `mass` above them, and their equals.
+/// The lowest-ranked candidate of the nucleus: the candidates with less than `mass` above them, and their equals.
 fn nucleus(candidates: &mut [Candidate], mass: f64, max: f32) -> Option<Candidate> {
-    // A nucleus is mostly a few tokens: ranking a growing head of the list spares sorting the vocabulary.
+    // A nucleus is usually a few tokens. Ranking a growing part of the list avoids sorting the whole vocabulary.
     const FIRST: usize = 64;
     let (mut above, mut ranked, mut last) = (0.0, 0, None::<Candidate>);
     while ranked < candidates.len() {
@@ -69,7 +69,7 @@ fn nucleus(candidates: &mut [Candidate], mass: f64, max: f32) -> Option<Candidat
     last
 }
 
-/// The probability of a logit, up to a factor that makes the best one's 1.
+/// The probability of a logit, with the best one scaled to 1.
 pub(super) fn weight(logit: f32, max: f32, temperature: f64) -> f64 {
     ((f64::from(logit) - f64::from(max)) / temperature).exp()
 }

@@ -1,29 +1,29 @@
-//! What a request says about the choice of its tokens.
+//! The parameters of a request for choosing its tokens.
 
 use crate::{Error, Result};
 
 /// How the next token is chosen.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SamplingParams {
-    /// 0 takes the most probable token; more flattens the distribution.
+    /// 0 takes the most probable token; larger values flatten the distribution.
     pub temperature: f32,
-    /// Only the `k` most probable tokens.
+    /// Keep only this many of the most probable tokens.
     pub top_k: Option<usize>,
-    /// Only the most probable tokens that together reach this probability.
+    /// Keep only the most probable tokens that together reach this probability.
     pub top_p: Option<f32>,
-    /// Only tokens at least this fraction as probable as the most probable one.
+    /// Keep only tokens at least this fraction as probable as the most probable one.
     pub min_p: Option<f32>,
-    /// Divides the positive logits of tokens that were just used, and multiplies the negative ones.
+    /// Divides the positive logits of recent tokens by this value, and multiplies the negative ones by it.
     pub repetition_penalty: Option<f32>,
-    /// How many of the last tokens, prompt included, the repetition penalty looks at.
+    /// How many of the last tokens, including the prompt, the repetition penalty considers.
     pub repetition_context_size: usize,
-    /// Subtracted from the logit of every token that was generated already; 0 changes nothing.
+    /// Subtracted from the logit of every token that was already generated; 0 changes nothing.
     pub presence_penalty: f32,
-    /// How many of the last generated tokens the presence penalty looks at; `None` is all of them.
+    /// How many of the last generated tokens the presence penalty considers; `None` means all of them.
     pub presence_context_size: Option<usize>,
-    /// Subtracted from a token's logit as often as it was generated already; 0 changes nothing.
+    /// Subtracted from a token's logit once for each time that it was generated; 0 changes nothing.
     pub frequency_penalty: f32,
-    /// How many of the last generated tokens the frequency penalty looks at; `None` is all of them.
+    /// How many of the last generated tokens the frequency penalty considers; `None` means all of them.
     pub frequency_context_size: Option<usize>,
     /// Added to the logits of single tokens, before the penalties.
     pub logit_bias: Vec<(u32, f32)>,
@@ -38,7 +38,7 @@ impl Default for SamplingParams {
 }
 
 impl SamplingParams {
-    /// The most probable token, always.
+    /// Always takes the most probable token.
     pub const fn greedy() -> Self {
         Self {
             temperature: 0.0,
@@ -56,7 +56,7 @@ impl SamplingParams {
         }
     }
 
-    /// True if a device that samples can make the choice by itself ([`zmlx_kernels::Backend::sample`]).
+    /// True if a device that can sample can make the choice on its own ([`zmlx_kernels::Backend::sample`]).
     pub fn suits_devices(&self) -> bool {
         self.presence_penalty == 0.0 && self.frequency_penalty == 0.0 && self.logit_bias.is_empty()
     }
@@ -64,7 +64,7 @@ impl SamplingParams {
     /// Checks every parameter's range.
     ///
     /// # Errors
-    /// [`Error::Parameter`] for the first that is out of it.
+    /// [`Error::Parameter`] for the first parameter that is out of its range.
     pub fn validate(&self) -> Result<()> {
         let check = |ok: bool, field, want, got: String| {
             if ok { Ok(()) } else { Err(Error::Parameter { field, want, got }) }
@@ -98,7 +98,7 @@ impl SamplingParams {
     /// Checks that every token with a bias is one of a vocabulary of `vocab` tokens.
     ///
     /// # Errors
-    /// [`Error::TokenOutOfRange`] for the first that is not.
+    /// [`Error::TokenOutOfRange`] for the first token that is not.
     pub fn check_tokens(&self, vocab: usize) -> Result<()> {
         match self.logit_bias.iter().find(|(token, _)| *token as usize >= vocab) {
             Some(&(token, _)) => Err(Error::TokenOutOfRange { token, vocab }),

@@ -10,7 +10,7 @@ fn sample(params: SamplingParams, logits: &[f32], history: &[u32]) -> Sampled {
     Sampler::new(params).unwrap().sample(&mut logits.to_vec(), &after(history)).unwrap()
 }
 
-/// A prompt, and nothing else to heed.
+/// A context with a prompt and no restrictions.
 fn after(prompt: &[u32]) -> SampleContext<'_> {
     SampleContext { history: prompt, n_prompt: prompt.len(), ..SampleContext::default() }
 }
@@ -25,7 +25,7 @@ fn counts(params: SamplingParams, logits: &[f32], n: usize) -> Vec<usize> {
     counts
 }
 
-/// Which tokens are drawn at all, at a temperature that makes all kept ones about equally likely.
+/// The tokens that are drawn at all, at a temperature that makes all kept ones about equally likely.
 fn support(params: SamplingParams, logits: &[f32]) -> Vec<usize> {
     let counts = counts(SamplingParams { temperature: 1e6, ..params }, logits, 50 * logits.len());
     counts.iter().enumerate().filter(|(_, n)| **n > 0).map(|(i, _)| i).collect()
@@ -45,7 +45,7 @@ fn greedy_takes_the_first_of_the_largest() {
     assert!((s.logprob - want).abs() < 1e-15, "{} {want}", s.logprob);
     let s = sample(SamplingParams::greedy(), &[-7.0], &[]);
     assert_eq!((s.token, s.logprob, s.margin), (0, 0.0, f32::INFINITY));
-    // Large logits: the sum of exponentials would overflow.
+    // The logits are so large that a plain sum of exponentials would overflow.
     let s = sample(SamplingParams::greedy(), &[3e38, -3e38], &[]);
     assert_eq!((s.token, s.logprob), (0, 0.0));
 }
@@ -84,8 +84,8 @@ fn parameters_have_ranges(#[case] name: &str, #[case] params: SamplingParams) {
     }
 }
 
-/// Each count lies within 5 standard deviations of its expectation: by chance one of these tests' 15 counts would
-/// fail in about 100,000 seeds, and the seed is fixed.
+/// Each count is within 5 standard deviations of its expectation. One of the 15 counts in these tests would fail by
+/// chance for about one in 100,000 seeds, and the seed is fixed.
 #[rstest]
 #[case(1.0)]
 #[case(0.5)]
@@ -116,7 +116,7 @@ fn draws_follow_the_distribution(#[case] temperature: f32) {
 #[case::min_p_0(SamplingParams { min_p: Some(0.0), ..hot() }, &[0, 1, 2, 3, 4])]
 #[case::min_p_49(SamplingParams { min_p: Some(0.49), ..hot() }, &[1, 2, 4])]
 #[case::min_p_1(SamplingParams { min_p: Some(1.0), ..hot() }, &[1])]
-// The mass of top-p is that of all tokens, not of those that top-k leaves.
+// Top-p counts the probability of all tokens, not only of those that top-k leaves.
 #[case::both(SamplingParams { top_k: Some(2), top_p: Some(0.64), ..hot() }, &[1, 4])]
 #[case::all_three(SamplingParams { top_k: Some(4), top_p: Some(0.9), min_p: Some(0.49), ..hot() }, &[1, 2, 4])]
 fn filters_keep(#[case] params: SamplingParams, #[case] want: &[usize]) {
@@ -131,7 +131,8 @@ fn ties_at_the_edge_of_a_filter() {
     assert_eq!(support(SamplingParams { min_p: Some(1.0), ..hot() }, &logits), [0, 1, 2, 3, 4]);
 }
 
-/// The head that is ranked first has 64 candidates: a nucleus around that size, and one that needs several rounds.
+/// The part of the list that is ranked first has 64 candidates. The cases are nuclei around that size, and some that
+/// need several rounds.
 #[rstest]
 fn a_nucleus_of(#[values(1, 63, 64, 65, 511, 512, 513, 1999)] n: usize) {
     let logits: Vec<f32> = (0..2000).map(|i| -((i * 7919 % 2000) as f32) * 1e-3).collect();
@@ -139,7 +140,7 @@ fn a_nucleus_of(#[values(1, 63, 64, 65, 511, 512, 513, 1999)] n: usize) {
     sorted.sort_by(|a, b| b.total_cmp(a));
     let total: f64 = sorted.iter().sum();
     let reached = |n: usize| sorted[..n].iter().sum::<f64>() / total;
-    // Half way between what n - 1 and n tokens reach.
+    // Halfway between what n - 1 and n tokens reach.
     let top_p = Some(((reached(n - 1) + reached(n)) / 2.0) as f32);
     let params = SamplingParams { top_p, ..hot() };
     let max = logits.iter().copied().fold(f32::MIN, f32::max);
@@ -156,7 +157,7 @@ fn the_seed_decides() {
     };
     assert_eq!(run(1), run(1));
     assert_ne!(run(1), run(2));
-    // Recorded on x86-64: this must hold on every machine.
+    // Recorded on x86-64. The result must be the same on every machine.
     assert_eq!(run(42)[..8], [10, 15, 6, 10, 4, 2, 4, 12]);
 }
 
@@ -169,7 +170,7 @@ fn the_repetition_penalty_touches_each_recent_token_once() {
     };
     let mut sampler = Sampler::new(params).unwrap();
     let mut logits = [4.0, 3.0, -1.0, 2.5];
-    // Token 3 lies beyond the last three; token 0 counts once although it is there twice.
+    // Token 3 comes before the last three. Token 0 counts once, although it occurs twice.
     let s = sampler.sample(&mut logits, &after(&[3, 0, 2, 0])).unwrap();
     assert_eq!(logits, [2.0, 3.0, -2.0, 2.5]);
     assert_eq!((s.token, s.margin), (1, 1.0));
@@ -197,7 +198,7 @@ fn a_masked_token_is_never_drawn() {
     assert_eq!(counts(hot(), &[f32::NEG_INFINITY, 0.0, 0.0], 300)[0], 0);
 }
 
-/// The logits that a choice leaves.
+/// The logits after a choice.
 fn adjusted(params: SamplingParams, logits: &[f32], context: &SampleContext<'_>) -> (Vec<f32>, Sampled) {
     let mut logits = logits.to_vec();
     let sampled = Sampler::new(params).unwrap().sample(&mut logits, context).unwrap();
@@ -206,7 +207,7 @@ fn adjusted(params: SamplingParams, logits: &[f32], context: &SampleContext<'_>)
 
 #[rstest]
 #[case::nothing(0.0, None, 0.0, None, [1.0, 2.0, 3.0, 4.0])]
-// Token 3 is in the prompt only, token 0 nowhere; token 1 was generated three times, token 2 once.
+// Token 3 is only in the prompt, and token 0 is nowhere. Token 1 was generated three times, token 2 once.
 #[case::presence(0.5, None, 0.0, None, [1.0, 1.5, 2.5, 4.0])]
 #[case::frequency(0.0, None, 0.25, None, [1.0, 1.25, 2.75, 4.0])]
 #[case::both(0.5, None, 0.25, None, [1.0, 0.75, 2.25, 4.0])]
@@ -233,7 +234,7 @@ fn additive_penalties(
     let context = SampleContext { history: &[3, 3, 1, 1, 2, 1], n_prompt: 2, ..SampleContext::default() };
     let (logits, sampled) = adjusted(params, &[1.0, 2.0, 3.0, 4.0], &context);
     assert_eq!(logits, want);
-    // The margin is the model's own.
+    // The margin is that of the model's own logits.
     assert_eq!((sampled.token, sampled.margin), (3, 1.0));
     let total: f64 = want.iter().map(|l| f64::from(*l).exp()).sum();
     assert!((sampled.logprob - (4.0 - total.ln())).abs() < 1e-15);
@@ -259,7 +260,7 @@ fn bias_comes_before_penalties() {
 #[test]
 fn only_allowed_tokens_are_chosen() {
     let logits: Vec<f32> = (0..40).map(|i| i as f32 * 0.1).collect();
-    // Tokens 3, 5 and 33; what lies past the words is not allowed.
+    // Tokens 3, 5 and 33. Tokens after the words are not allowed.
     let words = [1 << 3 | 1 << 5, 1 << 1];
     let allowed = Some(TokenMask::new(&words));
     let context = SampleContext { allowed, ..SampleContext::default() };
@@ -275,7 +276,7 @@ fn only_allowed_tokens_are_chosen() {
     }
     let context = SampleContext { allowed: Some(TokenMask::new(&[0])), ..context };
     assert!(matches!(sampler.sample(&mut logits.clone(), &context), Err(Error::Logits { .. })));
-    // A banned token that the model lacks harms nobody.
+    // A banned token that the model lacks has no effect.
     let context = SampleContext { allowed: None, banned: &[39, 38, 1000], ..context };
     assert_eq!(adjusted(SamplingParams::greedy(), &logits, &context).1.token, 37);
 }
@@ -291,7 +292,7 @@ fn the_most_probable_tokens() {
     // Token 3 has no probability.
     assert_eq!(tokens(9), [1, 4, 0, 2]);
     for (got, want) in top(4).iter().zip([0.4f64, 0.4, 0.1, 0.1]) {
-        // The probabilities are f32: ln rounds to 6e-8 of values up to 2.3.
+        // The probabilities are f32. Their logarithms, up to 2.3, are rounded to 6e-8.
         assert!((got.logprob - want.ln()).abs() < 3e-7, "{got:?} {want}");
     }
     let greedy = sample(SamplingParams::greedy(), &logits, &[]);

@@ -1,4 +1,4 @@
-//! Tokens that stand beside `tokenizer.json`: in `tokenizer_config.json` and `added_tokens.json`.
+//! Tokens outside of `tokenizer.json`: in `tokenizer_config.json` and `added_tokens.json`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -11,16 +11,16 @@ use crate::checkpoint::read_optional;
 use crate::config::parse_json;
 use crate::{Error, Result};
 
-/// Most ids of a vocabulary.
+/// The largest number of ids in a vocabulary.
 const MAX_ID: u32 = 1 << 24;
 
-/// The tokens by id.
+/// Tokens by id.
 #[derive(Debug, Default)]
 pub(super) struct AddedTokens {
     tokens: BTreeMap<u32, AddedToken>,
 }
 
-/// A token as `added_tokens_decoder` writes it.
+/// A token in the form of `added_tokens_decoder`.
 #[derive(Deserialize)]
 struct Written {
     content: String,
@@ -36,7 +36,7 @@ struct Written {
 }
 
 impl AddedTokens {
-    /// The tokens that the files in `dir` name. A file that cannot be read costs a warning.
+    /// The tokens that the files in `dir` name. If a file cannot be read, there is only a warning.
     pub(super) fn read(dir: &Path) -> Self {
         let mut added = Self::default();
         let object = |name: &str| -> Option<Map<String, Value>> {
@@ -48,12 +48,12 @@ impl AddedTokens {
             match read() {
                 Ok(Some(Value::Object(map))) => Some(map),
                 Ok(Some(_)) => {
-                    tracing::warn!("{file}: expected a JSON object; going on without it");
+                    tracing::warn!("{file}: expected a JSON object; the file is ignored");
                     None
                 }
                 Ok(None) => None,
                 Err(error) => {
-                    tracing::warn!("{error}; going on without it");
+                    tracing::warn!("{error}; the file is ignored");
                     None
                 }
             }
@@ -72,7 +72,7 @@ impl AddedTokens {
                     added.tokens.insert(id, token);
                 }
                 _ => tracing::warn!(
-                    "{}: added_tokens_decoder: token {id:?} is none; going on without it",
+                    "{}: added_tokens_decoder: {id:?} is not a token; it is ignored",
                     dir.join("tokenizer_config.json").display()
                 ),
             }
@@ -86,7 +86,7 @@ impl AddedTokens {
                     added.tokens.entry(id).or_insert(token);
                 }
                 None => tracing::warn!(
-                    "{}: {content:?}: expected an id, got {id}; going on without it",
+                    "{}: {content:?}: expected an id, got {id}; the token is ignored",
                     dir.join("added_tokens.json").display()
                 ),
             }
@@ -95,13 +95,14 @@ impl AddedTokens {
         added
     }
 
-    /// True if the tokenizer does not recognise one of the tokens.
+    /// True if the tokenizer lacks one of the tokens.
     pub(super) fn are_missing(&self, inner: &tokenizers::Tokenizer) -> bool {
         let known = inner.get_added_tokens_decoder();
         self.tokens.iter().any(|(id, token)| known.get(id).is_none_or(|k| k.content != token.content))
     }
 
-    /// The `tokenizer.json` with those tokens in its vocabulary that it lacks: each at its own id. `None` if it lacks none.
+    /// The `tokenizer.json` with the missing tokens added to its vocabulary, each at its own id. `None` if none is
+    /// missing.
     pub(super) fn with_ids(
         &self,
         file: &str,
@@ -117,7 +118,7 @@ impl AddedTokens {
         if lacking.is_empty() {
             return Ok(None);
         }
-        // The file's own added tokens, too: behind a longer vocabulary they would get other ids.
+        // This includes the file's own added tokens, because after a longer vocabulary they would get other ids.
         let known = inner.get_added_tokens_decoder();
         lacking.extend(known.iter().map(|(id, token)| (*id, token.content.as_str())));
         let json_error = |source| Error::Json { file: file.into(), source };
@@ -128,7 +129,7 @@ impl AddedTokens {
                     vocab.entry(text).or_insert_with(|| id.into());
                 }
             }
-            // A list gives ids by place: only what follows on can be added.
+            // In a list the position is the id, so tokens can only be added at its end.
             Some(Value::Array(list)) => {
                 for (id, text) in lacking {
                     if list.len() == id as usize {
@@ -141,7 +142,7 @@ impl AddedTokens {
         serde_json::to_vec(&value).map(Some).map_err(json_error)
     }
 
-    /// Makes the tokenizer recognise the tokens that it has under their ids.
+    /// Makes the tokenizer recognise these tokens, if it has them under their ids.
     pub(super) fn add_to(&self, file: &str, inner: &mut tokenizers::Tokenizer) -> Result<()> {
         for (id, token) in &self.tokens {
             match inner.token_to_id(&token.content) {
@@ -153,7 +154,7 @@ impl AddedTokens {
                 got => {
                     let got = got.map_or_else(|| "no id".to_owned(), |id| format!("id {id}"));
                     tracing::warn!(
-                        "{file}: the token {:?} should have id {id}, but has {got}; going on without it",
+                        "{file}: the token {:?} should have id {id}, but has {got}; the token is ignored",
                         token.content
                     );
                 }

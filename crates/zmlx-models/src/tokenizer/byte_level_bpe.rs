@@ -1,4 +1,4 @@
-//! Tokenizers of GPT-2's kind in `vocab.json` and `merges.txt`, as older checkpoints have them.
+//! Tokenizers of GPT-2's kind in `vocab.json` and `merges.txt`, which older checkpoints have.
 
 use std::path::Path;
 
@@ -8,10 +8,10 @@ use crate::checkpoint::read_optional;
 use crate::config::parse_json;
 use crate::{Error, Result};
 
-/// How Qwen's tokenizers cut a text before they merge: contractions, words, single digits, punctuation, white space.
+/// How Qwen's tokenizers split a text before they merge: contractions, words, single digits, punctuation, white space.
 const QWEN_SPLIT: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 
-/// The files of `dir` as a `tokenizer.json`; `None` if they are not there.
+/// The files of `dir` as a `tokenizer.json`; `None` if they do not exist.
 pub(super) fn read(dir: &Path) -> Result<Option<Vec<u8>>> {
     let (vocab_path, merges_path) = (dir.join("vocab.json"), dir.join("merges.txt"));
     let (Some(vocab), Some(merges)) = (read_optional(&vocab_path)?, read_optional(&merges_path)?) else {
@@ -19,7 +19,7 @@ pub(super) fn read(dir: &Path) -> Result<Option<Vec<u8>>> {
     };
     let vocab_file = vocab_path.display().to_string();
     let vocab = parse_json(&vocab_file, &vocab)?;
-    // A comment tells the version; a blank line ends the file.
+    // A comment gives the version, and a blank line ends the file.
     let lines = merges.lines().filter(|line| !line.starts_with("#version") && !line.trim().is_empty());
     let mut pairs = Vec::new();
     for line in lines {

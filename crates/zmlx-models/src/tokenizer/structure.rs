@@ -1,13 +1,13 @@
-//! What a `tokenizer.json` must not hold, checked before anything is built from it.
+//! Refuses dangerous parts of a `tokenizer.json` before anything is built from it.
 
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-/// Most times that replacements may make a text longer, all together: a blank that becomes `▁` makes it 3 times as long.
+/// How many times longer all replacements together may make a text. A blank that becomes `▁` makes it 3 times as long.
 const MAX_GROWTH: f64 = 256.0;
 
-/// The parts of the file that are programs. The vocabulary is skipped.
+/// The parts of the file that act as programs. The vocabulary is skipped.
 #[derive(Deserialize)]
 struct Parts {
     #[serde(default)]
@@ -20,7 +20,8 @@ struct Parts {
     _model: IgnoredAny,
 }
 
-/// Checks that the bytes are JSON to their end, and that no part of the program is known to hang, to panic or to blow up.
+/// Checks that the bytes are JSON to their end, and that no part is known to hang, to panic or to make texts explode in
+/// size.
 pub(super) fn check(json: &[u8]) -> Result<(), String> {
     let parts: Parts = serde_json::from_slice(json).map_err(|e| format!("not a tokenizer: {e}"))?;
     for (name, part) in [
@@ -32,7 +33,7 @@ pub(super) fn check(json: &[u8]) -> Result<(), String> {
         check_part(part, &mut growth).map_err(|why| format!("{name}: {why}"))?;
         if growth > MAX_GROWTH {
             return Err(format!(
-                "{name}: makes a text up to {growth} times as long, at most {MAX_GROWTH} expected"
+                "{name}: it makes a text up to {growth} times as long; at most {MAX_GROWTH} times is allowed"
             ));
         }
     }
@@ -54,7 +55,7 @@ fn check_part(part: &Value, growth: &mut f64) -> Result<(), String> {
                         return Err("pattern: expected a text, got an empty one".into());
                     }
                     if let Some(content) = map.get("content").and_then(Value::as_str) {
-                        // A regular expression may stand for a single byte.
+                        // A regular expression may match a single byte.
                         let is_plain = pattern.is_some_and(|p| p.get("String").is_some());
                         let least = if is_plain { text.len() } else { 1 };
                         *growth *= (content.len() as f64 / least as f64).max(1.0);
@@ -75,7 +76,7 @@ fn check_part(part: &Value, growth: &mut f64) -> Result<(), String> {
     }
 }
 
-/// A table of replacements in base 64: the size of its index, the index in words of 4 bytes, then texts.
+/// A table of replacements in base 64: the size of its index, the index in words of 4 bytes, then the texts.
 fn check_charsmap(map: Option<&Value>) -> Result<(), String> {
     let wrong = |why: &str| Err(format!("precompiled_charsmap: {why}"));
     let Some(text) = map.and_then(Value::as_str) else { return wrong("expected a text in base 64") };

@@ -14,7 +14,7 @@ fn split(tensors: &[T], dims: KvBDims) -> (HostWeight, HostWeight) {
     parts
 }
 
-/// The parts of `all` as a slower, index by index, split gives them.
+/// The parts of `all`, split index by index, which is slower.
 fn split_f32(all: &[f32], dims: KvBDims) -> (Vec<f32>, Vec<f32>) {
     let KvBDims { n_heads, qk_nope_head_dim: nope, v_head_dim: v, kv_lora_rank: rank } = dims;
     let at = |head: usize, row: usize, column: usize| all[(head * (nope + v) + row) * rank + column];
@@ -46,7 +46,7 @@ fn a_dense_kv_b_proj_is_split_exactly() {
     assert_eq!(embed_q.to_f32_vec(), split_f32(&w, DIMS).0);
 }
 
-/// A recorded bf16 weight `[3 · 40, 256]` and what the reference dequantises it to.
+/// A recorded bf16 weight `[3 · 40, 256]`, and the values to which the reference dequantises it.
 fn recorded(bits: usize, group: usize) -> (Vec<T>, Vec<f32>) {
     let ops = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/golden/ops");
     let file = std::fs::read(ops.join(format!("affine_b{bits}_g{group}.safetensors"))).unwrap();
@@ -68,7 +68,7 @@ fn assert_quantised_from(part: &HostWeight, spec: QuantSpec, values: &[f32]) {
     assert!(mats.iter().flat_map(|m| m.biases.to_vec()).eq(want.biases), "biases");
 }
 
-/// Of keys 32 wide, groups of 32 are quantised again; all others, and all keys 24 wide, stay dense.
+/// For keys 32 wide, groups of 32 are quantised again. All others, and all keys 24 wide, stay dense.
 #[rstest]
 fn a_quantised_kv_b_proj_is_quantised_again(
     #[values(2, 3, 4, 5, 6, 8)] bits: usize,

@@ -1,4 +1,4 @@
-//! Opening checkpoints and taking their tensors: sound ones, and every way in which one can be broken.
+//! Opening checkpoints and reading their tensors: valid ones, and broken ones of every kind.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 mod kv_b_proj;
@@ -26,7 +26,7 @@ fn config() -> Value {
     })
 }
 
-/// A tensor to be written.
+/// A tensor to write.
 #[derive(Clone, Debug)]
 struct T(String, Dtype, Vec<usize>, Vec<u8>);
 

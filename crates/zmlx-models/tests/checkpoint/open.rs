@@ -32,7 +32,7 @@ fn fixtures(#[values("austen-glm4-moe-lite-4bit", "austen-qwen3-moe-4bit")] mode
     assert!(extra.iter().all(|p| matches!(p, WeightProblem::Extra { .. })));
 }
 
-/// A safetensors file with this header and so many bytes of data.
+/// A safetensors file with this header and `n_data` bytes of data.
 fn raw(header: &str, n_data: usize) -> Vec<u8> {
     let mut file = (header.len() as u64).to_le_bytes().to_vec();
     file.extend(header.as_bytes());
@@ -72,7 +72,8 @@ fn unsound_shards(#[case] file: Vec<u8>) {
     }
 }
 
-/// Every file that a sound shard becomes by cutting it or by changing one byte of its header opens or is refused.
+/// Cuts a valid shard, or changes one byte of its header, in every possible way. Each result either opens or is
+/// refused.
 #[test]
 fn damaged_shards_never_panic() {
     let good = shard(&quantized("m", &[4], affine(4, 32), &wave(256), 64)).to_vec();
@@ -120,7 +121,7 @@ fn folders() {
 
     write("model-00001-of-00002.safetensors", &shard(&[zeros("a", Dtype::F32, &[1])]));
     write("model-00002-of-00002.safetensors", &shard(&[zeros("b", Dtype::F32, &[2])]));
-    // Stale: the headers are the truth.
+    // The index is out of date. The headers decide.
     write("model.safetensors.index.json", br#"{"weight_map": {"c": "model-00003-of-00003.safetensors"}}"#);
     let checkpoint = open().unwrap();
     let shards: Vec<_> = checkpoint.tensors().map(|t| (t.name, t.n_bytes, t.shard)).collect();
@@ -158,7 +159,8 @@ fn a_complete_index_says_which_files_are_the_model() {
 
     index(json!({"a": one, "b": two}));
     assert_eq!(shards().unwrap(), [one, two]);
-    // A file that the index names must hold what it says, be there, and lie in the folder: else the index is stale.
+    // A file that the index names must exist, be in the folder, and hold what the index says. Otherwise the index is
+    // out of date.
     let outside = format!("../{}/{one}", dir.path().file_name().unwrap().to_str().unwrap());
     for map in [
         json!({"a": one, "c": two}),

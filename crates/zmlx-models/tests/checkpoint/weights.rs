@@ -1,4 +1,4 @@
-//! Taking weights, and the report of what does not fit.
+//! Reading weights, and the report of those that do not fit.
 
 use rstest::rstest;
 
@@ -153,7 +153,7 @@ fn experts_of_different_formats() {
     assert!(matches!(&found[..], [WeightProblem::Format { name, .. }] if name == "stack"), "{found:?}");
 }
 
-/// A sound quantised matrix `[4, 64]`, with one of its tensors changed.
+/// A valid quantised matrix `[4, 64]` with one of its tensors changed.
 #[rstest]
 #[case::no_biases("biases", None, "m.biases: missing")]
 #[case::no_weight("weight", None, "m.weight: missing")]

@@ -1,6 +1,7 @@
 //! Conversion: the bytes of mlx-lm's converter, interruptions, and everything that is refused.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
+mod families;
 mod recorded;
 mod refused;
 mod report;
@@ -22,7 +23,7 @@ fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().take(6).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Type, shape and digest of every tensor in a folder, in the form of the recording.
+/// The type, shape and digest of every tensor in a folder, in the form of the recording.
 fn describe(dir: &Path) -> BTreeMap<String, String> {
     let mut all = BTreeMap::new();
     for entry in std::fs::read_dir(dir).unwrap() {
@@ -39,6 +40,12 @@ fn describe(dir: &Path) -> BTreeMap<String, String> {
         }
     }
     all
+}
+
+/// The digest of the description of a folder's tensors, written as Python's json.dumps writes it.
+fn digest_of_folder(dir: &Path) -> String {
+    let described: Vec<String> = describe(dir).iter().map(|(k, v)| format!("\"{k}\": \"{v}\"")).collect();
+    digest(format!("{{{}}}", described.join(", ")).as_bytes())
 }
 
 fn json(path: &Path) -> Value {

@@ -1,4 +1,4 @@
-//! Every conversion that was recorded of mlx-lm gives the same bytes here.
+//! Every recorded conversion of mlx-lm gives the same bytes here.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use zmlx_models::{Action, Checkpoint, ConvertOptions, Quantize, Recipe};
 use crate::{convert_to_end, describe, digest, json, sources};
 
 /// The arguments of mlx_lm.convert as options.
-fn options(arguments: &Value) -> ConvertOptions {
+pub(crate) fn options(arguments: &Value) -> ConvertOptions {
     let count = |key: &str| arguments[key].as_u64().map(|n| n as usize);
     let quantize = || Quantize {
         mode: QuantMode::from_name(arguments["q_mode"].as_str().unwrap()).unwrap(),
@@ -28,7 +28,7 @@ fn options(arguments: &Value) -> ConvertOptions {
         "float32" => DType::F32,
         other => panic!("{other}"),
     });
-    // Several threads and shards do not change a byte.
+    // The number of threads and of shards does not change a byte.
     ConvertOptions { dtype, n_threads: Some(3), max_shard_bytes: 40_000, ..ConvertOptions::new(action) }
 }
 
@@ -46,13 +46,9 @@ fn conversions_are_those_of_mlx_lm() {
     for (name, source) in recording["sources"].as_object().unwrap() {
         let dir = root.path().join(name);
         sources::write(source, &dir);
-        // As Python's json.dumps writes it.
-        let described: Vec<String> =
-            describe(&dir).iter().map(|(k, v)| format!("\"{k}\": \"{v}\"")).collect();
-        let text = format!("{{{}}}", described.join(", "));
         assert_eq!(
             source["sha256"],
-            digest(text.as_bytes()),
+            crate::digest_of_folder(&dir),
             "{name} is not made as it was for the recording"
         );
     }
@@ -73,7 +69,7 @@ fn conversions_are_those_of_mlx_lm() {
         let leaves_latents =
             options.action == Action::Dequantize && want.keys().any(|name| name.contains("embed_q"));
         if leaves_latents {
-            // There mlx-lm leaves them quantised, and says nowhere how.
+            // mlx-lm leaves these quantised and does not say how.
             (want, got) = (without_latents(want), without_latents(got));
         }
         for (name, want) in &want {
@@ -84,7 +80,7 @@ fn conversions_are_those_of_mlx_lm() {
         let want = case["config"].as_str().unwrap();
         let value = |text: &str| serde_json::from_str::<Value>(text).unwrap();
         assert!(value(&config) == value(want), "{what}: config.json differs: {config}");
-        // With a recipe every matrix has an entry, and within a layer their order is another.
+        // With a recipe every matrix has an entry, and within a layer the order of entries differs.
         assert!(config == want || case["arguments"]["quant_predicate"].is_string(), "{what}: {config}");
 
         let index = json(&dir.join("model.safetensors.index.json"));
@@ -101,7 +97,7 @@ fn conversions_are_those_of_mlx_lm() {
             assert_eq!(metadata.metadata().as_ref().unwrap()["format"], "mlx");
         }
         assert!(dir.join("generation_config.json").is_file());
-        // What was written can be loaded, every tensor of it.
+        // Everything that was written can be loaded.
         assert_eq!(Checkpoint::open(&dir).unwrap().shards(), converted.shards, "{what}");
     }
 }

@@ -1,4 +1,4 @@
-//! Sources, settings and folders that cannot be used: errors that name what and where, and nothing is written.
+//! Sources, settings and folders that cannot be used give errors that name them, and nothing is written.
 
 use std::path::Path;
 
@@ -10,7 +10,7 @@ use zmlx_models::{Action, ConvertOptions, Quantize, Recipe};
 use crate::sources::{self, Tensor};
 use crate::{affine, convert_to_end};
 
-/// Converts what is refused; every text is in the message, and the folder is not made.
+/// Runs a conversion that must be refused. The message contains every text, and the folder is not created.
 #[track_caller]
 fn refused(source: &Path, options: &ConvertOptions, texts: &[&str]) {
     let root = tempfile::tempdir().unwrap();
@@ -22,7 +22,7 @@ fn refused(source: &Path, options: &ConvertOptions, texts: &[&str]) {
     assert!(!dir.exists());
 }
 
-/// A source with its config or tensors changed.
+/// A source with a changed config or changed tensors.
 fn changed(config: impl FnOnce(&mut Value), tensors: impl FnOnce(&mut Vec<Tensor>)) -> tempfile::TempDir {
     let mut source = sources::recording()["sources"]["qwen3_moe"].clone();
     source["config"]["num_hidden_layers"] = 1.into();
@@ -89,7 +89,7 @@ fn tensors_that_do_not_fit() {
         &affine(4, 64),
         &["q_proj.weight", "F8_E4M3", "expected F32, F16, BF16"],
     );
-    // Experts of two types are no stack.
+    // Experts of two types cannot be stacked.
     let mixed = |t: &mut Vec<Tensor>| {
         let t = tensor(t, up);
         (t.1, t.3) = (Dtype::F32, vec![0; 4 * 64 * 64]);
@@ -109,7 +109,7 @@ fn values_that_cannot_be_quantised() {
     let error = convert_to_end(source.path(), &dir, &affine(4, 64)).unwrap_err().to_string();
     assert!(error.contains("model.layers.0.self_attn.q_proj") && error.contains("inf at 100"), "{error}");
     assert!(!dir.join("config.json").exists());
-    // What is only copied may hold anything.
+    // A tensor that is only copied may hold any values.
     convert_to_end(source.path(), &root.path().join("copy"), &ConvertOptions::new(Action::Keep)).unwrap();
 }
 
@@ -127,7 +127,7 @@ fn settings_that_exclude_each_other() {
     refused(source.path(), &mxfp4(None, None, Some(Recipe::Mixed3_6)), &["recipe", "affine", "mxfp4"]);
     let odd = ConvertOptions { dtype: Some(DType::U8), ..affine(4, 64) };
     refused(source.path(), &odd, &["dtype", "U8"]);
-    // A router of 8 bits in groups of 64 has to have such rows.
+    // A router with 8 bits in groups of 64 needs rows of a multiple of 64.
     let narrow = |c: &mut Value| {
         c["hidden_size"] = 96.into();
     };
@@ -160,7 +160,7 @@ fn folders_that_hold_something() {
     std::fs::write(&file, "x").unwrap();
     assert!(message(&file).contains("a file of that name"));
     assert!(message(&file.join("below")).contains("file"));
-    // Folders that are empty, or not there, with others above, will do.
+    // An empty folder works, and so does a folder that does not exist yet, even if its parents do not exist.
     convert_to_end(source.path(), &root.path().join("a/b/c"), &affine(4, 64)).unwrap();
     let empty = tempfile::tempdir().unwrap();
     convert_to_end(source.path(), empty.path(), &affine(4, 64)).unwrap();
@@ -168,7 +168,7 @@ fn folders_that_hold_something() {
     assert!(error.contains("got one with"), "a finished conversion is not overwritten: {error}");
 }
 
-/// A source that is larger than the disk: a file of that length that takes no room.
+/// A source that is larger than the disk: a sparse file.
 #[test]
 #[cfg(unix)]
 fn a_full_disk_is_known_before_the_first_byte() {
@@ -210,7 +210,7 @@ fn a_full_disk_is_known_before_the_first_byte() {
     let path = source.path().join("model.safetensors");
     std::fs::write(&path, &file).unwrap();
     let all = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
-    // 4 TiB: file systems that have no such files, and disks that have the room, are not tested.
+    // 4 TiB. File systems without sparse files, and disks with enough space, are not tested.
     if all.set_len(file.len() as u64 + at).is_err() {
         return;
     }

@@ -1,4 +1,4 @@
-//! What is said of a result: errors of weights.
+//! The report of a conversion: the errors of the weights.
 
 use zmlx_models::convert::compare;
 use zmlx_models::{Action, Checkpoint, ConvertOptions};
@@ -17,7 +17,7 @@ fn errors_are_those_of_the_definition() {
         let mut steps = Vec::new();
         let errors = compare(&original, &converted, &mut |done, of| steps.push((done, of))).unwrap();
         assert_eq!(steps.last().map(|(done, of)| done == of), Some(true));
-        // Every matrix but the router's, whose family never quantises it.
+        // Every matrix except the router, which this family never quantises.
         assert_eq!(errors.len(), 2 + 2 * 6 + 3 + 6, "{errors:?}");
         assert!(errors.iter().all(|e| e.relative_error > 0.0 && e.relative_error < 1.0), "{errors:?}");
         worst.push(errors.iter().map(|e| e.relative_error).fold(0.0, f64::max));

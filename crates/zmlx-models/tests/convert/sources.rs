@@ -1,4 +1,4 @@
-//! Checkpoints in Hugging Face's layout, made as `fixtures/convert/record.py` makes them.
+//! Checkpoints in Hugging Face's layout, built as `fixtures/convert/record.py` builds them.
 
 use std::path::{Path, PathBuf};
 
@@ -13,7 +13,7 @@ pub(crate) fn recording() -> Value {
     crate::json(&path)
 }
 
-/// The values of the tensor of that name.
+/// The values of a tensor, which follow from its name.
 pub(crate) fn values(name: &str, n: usize) -> Vec<f32> {
     let fnv = |h: u64, b: u8| (h ^ u64::from(b)).wrapping_mul(0x100_0000_01b3);
     let start = name.bytes().fold(0xcbf2_9ce4_8422_2325, fnv);
@@ -60,7 +60,7 @@ pub(crate) fn write(source: &Value, dir: &Path) {
     write_files(dir, &source["config"], &tensors);
 }
 
-/// A tensor to be written.
+/// A tensor to write.
 pub(crate) type Tensor = (String, Dtype, Vec<usize>, Vec<u8>);
 
 pub(crate) fn write_files(dir: &Path, config: &Value, tensors: &[Tensor]) {
@@ -82,7 +82,7 @@ pub(crate) fn bytes(dtype: Dtype, values: &[f32]) -> Vec<u8> {
     }
 }
 
-/// A source of the recording in a folder of its own.
+/// A source of the recording, in a folder of its own.
 pub(crate) fn source(name: &str) -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     write(&recording()["sources"][name], dir.path());

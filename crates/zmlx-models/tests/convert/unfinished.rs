@@ -1,4 +1,4 @@
-//! Conversions that are ended and taken up again.
+//! Conversions that are interrupted and resumed.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -8,7 +8,7 @@ use zmlx_models::{Checkpoint, ConvertOptions, Converted, Error, Result, convert}
 
 use crate::{affine, convert_to_end, sources};
 
-/// Small shards, and blocks one by one.
+/// Small shards, and one block at a time.
 fn options() -> ConvertOptions {
     ConvertOptions { max_shard_bytes: 10_000, n_threads: Some(1), ..affine(4, 32) }
 }
@@ -21,7 +21,7 @@ fn files(dir: &Path) -> BTreeMap<String, Vec<u8>> {
         .collect()
 }
 
-/// Converts until so many reports of progress have come.
+/// Converts until `n_reports` reports of progress have come.
 fn convert_for(source: &Path, dir: &Path, mut n_reports: usize) -> Result<Converted> {
     convert(&Checkpoint::open(source)?, dir, &options(), &mut |_, _| {
         n_reports = n_reports.saturating_sub(1);
@@ -38,7 +38,7 @@ fn what_was_finished_is_kept_and_the_result_is_the_same() {
     let names: Vec<&str> = whole.keys().map(String::as_str).collect();
     assert!(converted.shards.len() >= 4 && converted.n_kept_shards == 0, "{converted:?}");
     assert!(names.iter().all(|n| !n.ends_with(".part") && !n.starts_with('.')), "{names:?}");
-    // Ended at every block once.
+    // Interrupts the conversion once at every block.
     let mut most_kept = 0;
     for n_reports in 1.. {
         let dir = root.path().join(format!("ended-{n_reports}"));
@@ -114,7 +114,7 @@ fn only_the_same_conversion_goes_on() {
     };
     refused(source.path(), &ConvertOptions { max_shard_bytes: 10_000, ..affine(3, 32) });
     refused(sources::source("qwen3-f32").path(), &options());
-    // The same bytes, written again meanwhile.
+    // The same bytes are written again in the meantime.
     let weights = source.path().join("model.safetensors");
     let bytes = std::fs::read(&weights).unwrap();
     std::fs::write(&weights, bytes).unwrap();

@@ -9,12 +9,12 @@ use zmlx_models::{Engine, Error, Request};
 
 use crate::support::{GLM, QWEN, Seen, alone, caching, load_on, plain, prompt};
 
-/// Lets ops fail.
+/// Makes ops fail.
 #[derive(Debug, Default)]
 struct Broken {
-    /// How many more ops succeed; `None` for all.
+    /// How many more ops succeed; `None` if all do.
     n_left: Cell<Option<usize>>,
-    /// Whether it goes on failing.
+    /// Whether it continues to fail.
     stays: Cell<bool>,
 }
 
@@ -33,7 +33,7 @@ impl Hooks<CpuBackend> for Broken {
     }
 }
 
-/// One op fails once, in whichever part of a step: nobody notices.
+/// One op fails once, in any part of a step. No request is affected.
 #[rstest]
 fn a_step_that_fails_is_tried_again_one_by_one(
     #[values(GLM, QWEN)] name: &str,
@@ -76,7 +76,7 @@ fn a_device_that_is_gone_ends_every_request_and_no_more() {
         want.assert_beginning(&seen.ids(id));
     }
     assert_eq!(engine.stats().kv_bytes, 0);
-    // Once it is back, so is the engine.
+    // When the device works again, the engine does too.
     model.backend().hooks().n_left.set(None);
     let id = engine.submit(Request::new(prompt(QWEN, "novel"), 12)).unwrap();
     seen.run(&mut engine);

@@ -1,4 +1,4 @@
-//! The engine: many requests at once give what each gives alone, and nothing of one reaches another.
+//! The engine: many requests at once give the results that each gives alone, and no request affects another.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 mod faults;

@@ -1,4 +1,4 @@
-//! Where there is not enough memory for everybody.
+//! Not enough memory for all requests.
 
 use rstest::rstest;
 use zmlx_models::engine::StopReason;
@@ -6,7 +6,7 @@ use zmlx_models::{Engine, EngineOptions, Error, Request};
 
 use crate::support::{GLM, QWEN, Seen, alone, caching, load, plain, prompt};
 
-/// Bytes that the caches of one sequence take once it has ended.
+/// Bytes that the caches of one sequence take at its end.
 fn bytes_of(name: &str, request: Request) -> u64 {
     let model = load(name);
     let mut engine = Engine::new(&model, None, caching()).unwrap();
@@ -20,7 +20,7 @@ fn who_gives_way_loses_no_token(#[values(GLM, QWEN)] name: &str) {
     const N: usize = 330;
     let request = |which: &str| Request::new(prompt(name, which), N);
     let prompts = ["novel", "unicode", "mid_sentence"];
-    // One alone takes five pages in the end, and four at first: two are let in, and one of them must give way.
+    // One sequence takes five pages at its end and four at first. Two are admitted, and one of them must give way.
     let limit = bytes_of(name, request("unicode")) * 9 / 5;
     let model = load(name);
     for options in [plain(), caching()] {
@@ -49,7 +49,7 @@ fn idle_sequences_give_way_first() {
     let mut engine = Engine::new(&model, None, options).unwrap();
     let mut seen = Seen::default();
     for (i, which) in ["long", "unicode", "long"].into_iter().enumerate() {
-        // Another beginning, so that nothing is shared.
+        // The beginnings differ, so nothing is shared.
         let prompt: Vec<u32> = std::iter::once(i as u32).chain(prompt(QWEN, which)).collect();
         let id = engine.submit(Request::new(prompt.clone(), 4)).unwrap();
         seen.run(&mut engine);
@@ -75,7 +75,7 @@ fn one_that_is_alone_ends_where_memory_does() {
     assert!((200..1500).contains(&n), "{n}");
     alone(&model, Request::new(novel, n)).assert_same(&seen.ids(id));
     assert!(engine.stats().kv_bytes <= limit);
-    // What can never fit is refused.
+    // A request that can never fit is refused.
     let long: Vec<u32> = (0..2000).collect();
     assert!(matches!(engine.submit(Request::new(long, 1)), Err(Error::CacheFull { .. })));
 }

@@ -1,4 +1,4 @@
-//! Prompts that begin as others did.
+//! Prompts that begin as earlier ones did.
 
 use rstest::rstest;
 use zmlx_kernels::cpu::CpuBackend;
@@ -26,21 +26,21 @@ fn only_what_is_new_is_computed(#[values(GLM, QWEN)] name: &str) {
     let novel = prompt(name, "novel");
     let (answer, n_cached) = run(&mut engine, &novel, 20);
     assert_eq!((n_cached, engine.stats().n_prompt_tokens), (0, 64));
-    // The conversation goes on: the last token of the answer was never computed.
+    // The conversation continues. The last token of the answer was never computed.
     let mut next: Vec<u32> = novel.iter().chain(&answer).copied().collect();
     next.extend(prompt(name, "truth"));
     let (second, n_cached) = run(&mut engine, &next, 20);
     assert_eq!(n_cached, 64 + 19);
     assert_eq!(engine.stats().n_prompt_tokens, 64 + 1 + 11);
     alone(&model, Request::new(next.clone(), 20)).assert_same(&second);
-    // It took the first one's place.
+    // It took the place of the first one.
     assert_eq!(engine.stats().n_idle, 1);
 
-    // The same again: at least one token is computed, for its logits.
+    // The same prompt again: at least one token has to be computed, for its logits.
     let (again, n_cached) = run(&mut engine, &next, 20);
     assert_eq!((again, n_cached), (second, next.len() - 1));
 
-    // Another branch from the middle; the other one stays.
+    // Another branch from the middle. The first one stays.
     let mut branch = next[..50].to_vec();
     branch.extend(prompt(name, "unicode"));
     let (third, n_cached) = run(&mut engine, &branch, 20);
@@ -48,7 +48,7 @@ fn only_what_is_new_is_computed(#[values(GLM, QWEN)] name: &str) {
     alone(&model, Request::new(branch, 20)).assert_same(&third);
     assert_eq!(run(&mut engine, &next, 20).1, next.len() - 1);
 
-    // Too little in common.
+    // The common beginning is too short.
     let mut other = next[..31].to_vec();
     other.push(7);
     assert_eq!(run(&mut engine, &other, 2).1, 0);
@@ -70,7 +70,7 @@ fn a_running_sequence_is_shared_and_a_prompt_that_is_being_computed_waited_for()
     let mut seen = Seen::default();
     let ids: Vec<RequestId> =
         prompts.iter().map(|p| engine.submit(Request::new(p.clone(), 30)).unwrap()).collect();
-    // Others that have nothing in common do not wait.
+    // Other prompts, which share nothing, do not wait.
     let novel = engine.submit(Request::new(prompt(QWEN, "novel"), 30)).unwrap();
     seen.step(&mut engine);
     assert_eq!((engine.stats().n_running, engine.stats().n_waiting), (2, 2));
@@ -104,7 +104,7 @@ fn whoever_waits_for_a_prompt_that_is_cancelled_computes_it() {
     engine.cancel(first).unwrap();
     seen.run(&mut engine);
     alone(&model, Request::new(long, 5)).assert_same(&seen.ids(second));
-    // What was computed by then is used.
+    // It uses what was computed until then.
     assert_eq!(seen.finished[&second].n_cached_tokens, 64);
 }
 
@@ -121,7 +121,7 @@ fn the_one_unused_for_longest_goes_first() {
     assert_eq!(n_cached(&mut engine, 2), 0);
     let stats = engine.stats();
     assert_eq!((stats.n_idle, stats.n_evictions), (2, 1));
-    // The second was used before the first, and is gone.
+    // The second was used longer ago than the first, and is gone.
     assert_eq!(n_cached(&mut engine, 0), 39);
     assert_eq!(n_cached(&mut engine, 2), 39);
     assert_eq!(n_cached(&mut engine, 1), 0);

@@ -1,4 +1,4 @@
-//! What a request may ask for, and what comes of it.
+//! What a request may ask for, and its results.
 
 use std::ops::ControlFlow;
 
@@ -106,7 +106,7 @@ fn text_and_stop_strings() {
     };
     let whole = run(&[]);
     assert_eq!(whole.text, tokenizer.decode(&whole.tokens).unwrap());
-    // Across the border of two tokens.
+    // The stop string spans two tokens.
     let at = whole.text.char_indices().map(|(i, _)| i).nth(whole.text.chars().count() / 2).unwrap();
     let stop: String = whole.text[at..].chars().take(6).collect();
     let first = whole.text.find(&stop).unwrap();
@@ -134,13 +134,13 @@ fn probabilities_and_logits() {
             (token.token, token.logprob)
         );
         let second = token.top_logprobs[1].logprob;
-        // Differences of f32 logits of up to some tens.
+        // These are differences of f32 logits of up to some tens.
         assert!((token.logprob - second - f64::from(token.margin)).abs() < 1e-5, "{token:?}");
     }
     assert!(seen.tokens[&without].iter().all(|t| t.logits.is_empty() && t.top_logprobs.is_empty()));
 }
 
-/// Allows only even tokens, and fails once so many were generated.
+/// Allows only even tokens, and fails after a number of generated tokens.
 #[derive(Debug)]
 pub(crate) struct Even {
     pub(crate) fails_after: usize,
@@ -191,7 +191,7 @@ fn a_prompt_that_is_cancelled_leaves_nothing() {
     assert_eq!((finished.reason, finished.n_generated_tokens), (StopReason::Interrupted, 0));
     assert!(engine.cancel(waits).is_some());
     assert_eq!((engine.stats().kv_bytes, engine.is_idle()), (0, true));
-    // Breaking off from a callback does the same.
+    // Stopping from a callback does the same.
     let mut n_events = 0;
     let stopped = engine.complete(Request::new(prompt(GLM, "long"), 5), |_| {
         n_events += 1;
@@ -211,7 +211,7 @@ fn prompts_do_not_stop_those_that_decode() {
     let short = engine.submit(Request::new(prompt(GLM, "one_token"), 30)).unwrap();
     seen.step(&mut engine);
     let long = engine.submit(Request::new(prompt(GLM, "long"), 2)).unwrap();
-    // 300 tokens, 16 at a time: 19 steps, each with a token of the other.
+    // 300 tokens, 16 at a time, take 19 steps. In each the other request gets a token.
     for n in 2..=20 {
         assert!(seen.ids(long).is_empty());
         seen.step(&mut engine);
@@ -282,7 +282,7 @@ fn silent_tokens_and_the_stop_string_that_was_found() {
     assert_eq!(got.finished.stop_string, Some(stop));
 }
 
-/// Allows everything, and is complete after so many tokens.
+/// Allows everything, and is complete after this many tokens.
 #[derive(Debug)]
 struct UpTo(usize);
 

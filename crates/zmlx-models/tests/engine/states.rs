@@ -1,4 +1,4 @@
-//! Models whose layers keep states, which cannot be shortened: prompts share them by snapshots.
+//! Models whose layers keep states, which cannot be shortened. Prompts share them by snapshots.
 
 use std::path::Path;
 
@@ -30,7 +30,7 @@ fn check(model: &Model<CpuBackend>, prompt: &[u32], n: usize, got: &[u32]) {
     want.assert_same(got);
 }
 
-/// Runs one request to its end; what came of it, and how many tokens of its prompt were there.
+/// Runs one request to its end. Returns its tokens, and how many tokens of its prompt were cached.
 fn run(engine: &mut Engine<'_, CpuBackend>, prompt: &[u32], n: usize) -> (Vec<u32>, usize) {
     let id = engine.submit(Request::new(prompt.to_vec(), n)).unwrap();
     let mut seen = Seen::default();
@@ -47,17 +47,17 @@ fn conversations_go_on_from_before_the_answer(#[values(0, 1, 2)] family: usize) 
     let (answer, n_cached) = run(&mut engine, &first, 10);
     assert_eq!(n_cached, 0);
     check(&model, &first, 10, &answer);
-    // The answer comes back without its thinking: all but the end of the prompt is shared.
+    // The answer comes back without its thinking. All is shared except for the end of the prompt.
     let second = joined(&[&first[..95], &answer[5..], &tokens(50, 2)]);
     let (next, n_cached) = run(&mut engine, &second, 10);
     assert_eq!(n_cached, 84);
     check(&model, &second, 10, &next);
-    // It comes back as it was: all of it is shared, but for the last token, which was never computed.
+    // The answer comes back unchanged. All is shared except for its last token, which was never computed.
     let third = joined(&[&second, &next, &tokens(20, 3)]);
     let (last, n_cached) = run(&mut engine, &third, 10);
     assert_eq!(n_cached, second.len() + 9);
     check(&model, &third, 10, &last);
-    // That went on itself. What is before the second answer is still there.
+    // That sequence was continued. The state before the second answer is still there.
     let (again, n_cached) = run(&mut engine, &third, 10);
     assert_eq!(n_cached, second.len() - 16);
     check(&model, &third, 10, &again);
@@ -94,11 +94,11 @@ fn prompts_that_come_together_wait_for_what_they_share() {
         check(&model, prompt, 8, &seen.ids(*id));
     }
     let n_cached: Vec<usize> = ids.iter().map(|id| seen.finished[id].n_cached_tokens).collect();
-    // What is not shared is too little to wait for it.
+    // The part that is not shared is too short to wait for.
     assert_eq!(n_cached, [0, 192, 192]);
 }
 
-/// With room for two or three sequences, whatever is kept gives way, and nothing goes wrong.
+/// With room for two or three sequences, everything that is kept can be dropped, and nothing goes wrong.
 #[rstest]
 fn little_memory(#[values(0, 1, 2)] family: usize) {
     let model = load(FAMILIES[family]);

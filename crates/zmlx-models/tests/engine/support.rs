@@ -45,16 +45,16 @@ pub(crate) fn plain() -> EngineOptions {
     EngineOptions { prefix_cache: PrefixCacheOptions::OFF, ..caching() }
 }
 
-/// No time for prompts beside decoders: the fewest tokens, whatever the machine.
+/// No time for prompts while others decode: the smallest number of tokens, on any machine.
 pub(crate) fn caching() -> EngineOptions {
     EngineOptions { step_time: Duration::ZERO, ..EngineOptions::new(Fusion::FUSED) }
 }
 
-/// Where the two best logits are nearer, prompts cut otherwise may turn the choice: the bound of the test of the recorded
-/// prompts.
+/// If the two best logits are nearer than this, prompts that are split differently may change the choice. This is the
+/// bound of the test with the recorded prompts.
 pub(crate) const MARGIN_BOUND: f32 = 1e-2;
 
-/// What a request gives alone.
+/// The result of a request when it runs alone.
 #[derive(Clone, Debug)]
 pub(crate) struct Alone {
     pub(crate) tokens: Vec<u32>,
@@ -74,14 +74,15 @@ pub(crate) fn alone<B: Backend>(model: &Model<B>, request: Request) -> Alone {
 }
 
 impl Alone {
-    /// Holds what came of the request among others to this: as many tokens, and the same ones but behind a near tie.
+    /// Compares the results of a request among others with this: the same number of tokens, and the same tokens up to a
+    /// near tie.
     #[track_caller]
     pub(crate) fn assert_same(&self, got: &[u32]) {
         assert_eq!(got.len(), self.tokens.len());
         self.assert_beginning(got);
     }
 
-    /// As [`Alone::assert_same`], where the request did not come to its end.
+    /// As [`Alone::assert_same`], for a request that did not finish.
     #[track_caller]
     pub(crate) fn assert_beginning(&self, got: &[u32]) {
         assert!(got.len() <= self.tokens.len());
@@ -92,13 +93,13 @@ impl Alone {
     }
 }
 
-/// What has come of some requests.
+/// The results of some requests so far.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
     pub(crate) tokens: BTreeMap<RequestId, Vec<Token>>,
     pub(crate) finished: BTreeMap<RequestId, Finished>,
     pub(crate) failed: BTreeMap<RequestId, Error>,
-    /// How far prompts have come, event by event.
+    /// The progress of prompts, event by event.
     pub(crate) progress: BTreeMap<RequestId, Vec<usize>>,
 }
 
@@ -121,7 +122,7 @@ impl Seen {
         }
     }
 
-    /// Steps until nothing is left to do.
+    /// Runs steps until there is no work left.
     pub(crate) fn run<B: Backend>(&mut self, engine: &mut Engine<'_, B>) {
         while !engine.is_idle() {
             self.step(engine);

@@ -9,17 +9,17 @@ use zmlx_oracle::golden::{Outcome, check_greedy};
 
 use crate::support::{Alone, GLM, MARGIN_BOUND, QWEN, Seen, alone, caching, golden, load, plain};
 
-/// Tokens of a recorded text that are compared.
+/// Number of tokens of a recorded text that are compared.
 const N_TOKENS: usize = 48;
 
 struct Case {
     prompt: Vec<u32>,
     n_tokens: usize,
-    /// What it gives alone.
+    /// Its result when it runs alone.
     want: Alone,
 }
 
-/// The recorded prompts, and as many that begin as one of them and its continuation do.
+/// The recorded prompts, and as many others that begin as one of them and its continuation.
 fn cases(name: &str) -> Vec<Case> {
     let model = load(name);
     let mut rng = ChaCha8Rng::seed_from_u64(22);
@@ -71,7 +71,7 @@ fn tokens_are_those_of_each_alone(#[values(GLM, QWEN)] name: &str) {
             {
                 assert_eq!(finished.n_generated_tokens, seen.ids(id).len());
                 cancelled.push(id);
-                // Nobody misses it twice.
+                // It cannot be cancelled twice.
                 assert!(engine.cancel(id).is_none());
             }
             seen.step(&mut engine);

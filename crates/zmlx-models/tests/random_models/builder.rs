@@ -12,7 +12,7 @@ use zmlx_oracle::testing::random_f32;
 pub(crate) struct Builder {
     seed: u64,
     pub(crate) tensors: BTreeMap<String, (Dtype, Vec<usize>, Vec<u8>)>,
-    /// The format of quantised weights; none for a dense model.
+    /// The format of quantised weights; `None` for a dense model.
     pub(crate) format: Option<Format>,
     pub(crate) scale_dtype: StorageDtype,
 }
@@ -75,7 +75,7 @@ impl Builder {
         self.weight(&format!("{path}.switch_mlp.down_proj"), &[n, hidden, inter]);
     }
 
-    /// Turns stacked experts into one tensor each; `names` are those of gate, down and up.
+    /// Splits stacked experts into one tensor each. `names` are those of gate, down and up.
     pub(crate) fn unstack_experts(&mut self, [gate, down, up]: [&str; 3]) {
         for name in self.names_with("switch_mlp") {
             let (dtype, shape, bytes) = self.tensors.remove(&name).unwrap();
@@ -88,7 +88,7 @@ impl Builder {
     }
 
     /// Puts gate and up of all experts into one stack, gate's rows first, and all experts under `module`. The weight's
-    /// name ends in `suffix`: with an empty one, the other parts' follow after an underscore.
+    /// name ends in `suffix`. If that is empty, the names of the other parts are appended after an underscore.
     pub(crate) fn join_gate_up(&mut self, module: &str, suffix: &str) {
         for name in self.names_with("switch_mlp") {
             if name.contains("up_proj") {
@@ -128,7 +128,8 @@ impl Builder {
         self.tensors.insert(name.to_owned(), (Dtype::F32, vec![len], bytes));
     }
 
-    /// Writes config and weights, these over `n_shards` files beside an index that names other files.
+    /// Writes config and weights. The weights are divided over `n_shards` files, next to an index that names other
+    /// files.
     pub(crate) fn write(&self, dir: &Path, config: &serde_json::Value, n_shards: usize) {
         std::fs::write(dir.join("config.json"), config.to_string()).unwrap();
         for shard in 0..n_shards {
@@ -151,7 +152,7 @@ impl Builder {
     }
 }
 
-/// The table that `config.json` has for a format.
+/// The table for a format in `config.json`.
 pub(crate) fn table(format: Format) -> serde_json::Value {
     let mode = match format.mode {
         Mode::Affine => "affine",

@@ -1,4 +1,4 @@
-//! Families that differ from others in names and options: checkpoints of odd sizes.
+//! Families that differ from others in names and options. The checkpoints have odd sizes.
 
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -28,10 +28,10 @@ fn config(model_type: &str, changes: Value) -> Value {
     config
 }
 
-/// What is where in a family's layers.
+/// The names in a family's layers.
 #[derive(Clone, Copy)]
 struct Names {
-    /// The mixture, below the layer.
+    /// The mixture of experts, relative to the layer.
     moe: &'static str,
     /// How queries and keys are normed.
     norms: Norms,
@@ -85,7 +85,7 @@ fn build(b: &mut Builder, config: &Value, names: Names) {
     }
 }
 
-/// The table of formats names the routers.
+/// Adds the routers to the table of formats.
 fn with_routers(mut config: Value, moe: &str, root: &str) -> Value {
     for i in 0..N_LAYERS {
         let path = format!("{root}model.layers.{i}.{moe}.gate");
@@ -131,7 +131,7 @@ fn olmoe(#[case] what: &str, #[case] changes: Value) {
     check(what, &b, &config, 2);
 }
 
-/// The text model of one that sees images, with and without what the wrapper puts before its names.
+/// The text model of a model that sees images, with and without the wrapper's prefix of its names.
 #[rstest]
 fn qwen3_vl_moe(#[values("language_model.", "")] root: &str) {
     let text = config(
@@ -147,7 +147,7 @@ fn qwen3_vl_moe(#[values("language_model.", "")] root: &str) {
     b.weight("model.visual.merger", &[96, 64]);
     let whole = json!({ "model_type": "qwen3_vl_moe", "text_config": text,
         "quantization": { "group_size": 32, "bits": 4 } });
-    // The table's paths have the prefix even where the tensors' names lack it.
+    // The paths in the table have the prefix even if the names of the tensors lack it.
     let config = with_routers(whole, "mlp", "language_model.");
     check(&format!("root {root:?}"), &b, &config, 1);
 }
@@ -210,7 +210,7 @@ fn qwen2_moe(#[case] what: &str, #[case] changes: Value) {
     let shared = 64;
     let config = config(
         "qwen2_moe",
-        // The second is for the builder: the family's attention always has these biases.
+        // The second key is for the builder: attention of this family always has these biases.
         json!({ "num_experts": N_EXPERTS, "qkv_bias": true, "moe_intermediate_size": INTER,
             "shared_expert_intermediate_size": shared, "tie_word_embeddings": false, "norm_topk_prob": false }),
     );

@@ -1,4 +1,4 @@
-//! Checkpoints of every supported shape and layout, random and small, against the oracle's model of the same files.
+//! Small random checkpoints of every supported shape and layout, compared with the oracle's model of the same files.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 mod builder;
@@ -19,13 +19,14 @@ use zmlx_oracle::quant::{Format, Mode, StorageDtype};
 const HIDDEN: usize = 128;
 const VOCAB: usize = 200;
 
-/// Logits of all fusions against the oracle's, for a prompt long enough for every path of the kernels.
+/// Compares the logits of all fusions with the oracle's, for a prompt that is long enough for every path of the
+/// kernels.
 fn check(what: &str, b: &Builder, config: &Value, n_shards: usize) {
-    // Activations of 16 bits and attention's of 15, three layers: 2.7e-4 was measured with latents.
+    // Activations have 16 bits, those of attention 15, and there are three layers. With latents 2.7e-4 was measured.
     check_within(5e-4, what, b, config, n_shards);
 }
 
-/// As [`check`], with logits that may be off by so much.
+/// As [`check`], with another bound of the logits' difference.
 fn check_within(bound: f64, what: &str, b: &Builder, config: &Value, n_shards: usize) {
     let dir = tempfile::tempdir().unwrap();
     b.write(dir.path(), config, n_shards);
@@ -74,7 +75,7 @@ fn merge(config: &mut Value, changes: Value) {
     }
 }
 
-/// Tensors for a Qwen config: which layers have experts follows from it.
+/// Tensors for a Qwen config, which determines the layers that have experts.
 fn qwen(b: &mut Builder, config: &Value) {
     b.weight("model.embed_tokens", &[VOCAB, HIDDEN]);
     if config["tie_word_embeddings"] == false {
@@ -158,7 +159,7 @@ fn qwen_with_exceptions_per_path_in_several_shards() {
     let down = "model.layers.1.mlp.switch_mlp.down_proj";
     b.weight_in(down, &[8, HIDDEN, 128], affine(6, 32));
     config["quantization"][down] = json!({ "group_size": 32, "bits": 6, "mode": "affine" });
-    // Gate and up in different formats, and an attention product whose rows differ.
+    // Gate and up have different formats, and the products of attention have different row sizes.
     let up = "model.layers.2.mlp.switch_mlp.up_proj";
     b.weight_in(up, &[8, 128, HIDDEN], affine(8, 32));
     config["quantization"][up] = json!({ "group_size": 32, "bits": 8 });
@@ -173,7 +174,7 @@ fn qwen_with_exceptions_per_path_in_several_shards() {
     check("exceptions", &b, &config, 3);
 }
 
-/// An expert's projections as most files call them.
+/// The names of an expert's projections in most files.
 const LONG: [&str; 3] = ["gate_proj", "down_proj", "up_proj"];
 
 #[rstest]
@@ -198,7 +199,7 @@ fn qwen_with_gate_and_up_in_one(
     check(&format!("{module}.gate_up_proj{suffix}"), &b, &config, 1);
 }
 
-/// A text model among others: its config and names are wrapped, what else is in the file is left alone.
+/// A text model among others. Its config and names are wrapped, and everything else in the file is ignored.
 #[rstest]
 fn qwen_within_a_model_of_several_kinds_of_input(
     #[values("language_model.model.", "model.language_model.")] root: &str,
@@ -217,7 +218,7 @@ fn qwen_within_a_model_of_several_kinds_of_input(
         };
         b.tensors.insert(renamed, tensor);
     }
-    // One module has a format of its own, by its full name.
+    // One module has a format of its own, under its full name.
     let path = &format!("{root}layers.1.self_attn.q_proj");
     b.weight_in(path, &[128, HIDDEN], affine(8, 32));
     b.weight("model.visual.blocks.0.attn.qkv", &[96, 64]);
@@ -284,7 +285,7 @@ fn glm_attention(b: &mut Builder, path: &str, config: &Value, old_layout: bool) 
 }
 
 fn glm(b: &mut Builder, config: &Value, old_layout: bool) {
-    // None where the config has null.
+    // 0 if the config has null.
     let number = |key: &str| config[key].as_u64().unwrap_or(0) as usize;
     b.weight("model.embed_tokens", &[VOCAB, HIDDEN]);
     b.weight("lm_head", &[VOCAB, HIDDEN]);
@@ -356,8 +357,8 @@ fn big_glm_config(changes: Value) -> Value {
     config
 }
 
-/// Tensors of `glm4_moe`, those of a layer for multi-token prediction included; `bias_spread` is that of the router's
-/// correction.
+/// Tensors of `glm4_moe`, including a layer for multi-token prediction. `bias_spread` is the spread of the router's
+/// correction bias.
 fn big_glm(b: &mut Builder, config: &Value, bias_spread: f64) {
     let number = |key: &str| config[key].as_u64().unwrap() as usize;
     let is_on = |key: &str| config[key] == true;
@@ -416,7 +417,7 @@ fn big_glm_variants(#[case] what: &str, #[case] changes: Value) {
     check(what, &b, &config, 2);
 }
 
-/// Biases so negative that experts of a group that is out, whose scores are 0, are chosen.
+/// The biases are so negative that experts of dropped groups, whose scores are 0, are chosen.
 #[test]
 fn big_glm_chooses_experts_of_other_groups() {
     let config = big_glm_config(json!({ "n_group": 4, "topk_group": 2 }));

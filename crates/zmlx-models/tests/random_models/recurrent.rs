@@ -9,8 +9,8 @@ use zmlx_oracle::quant::{Format, Mode, StorageDtype};
 use super::builder::{Builder, table};
 use super::{HIDDEN, VOCAB, affine, check_within, merge, of_mode};
 
-/// Norms of queries and keys, and the norm of what comes from a state, pass on what activations of 16 bits lose: 5.1e-4 was
-/// measured. Seeds are such that no router is near a tie.
+/// The norms of queries and keys, and the norm after a state, pass on the errors of 16-bit activations: 5.1e-4 was
+/// measured. The seeds are chosen so that no router is near a tie.
 fn check(what: &str, b: &Builder, config: &Value, n_shards: usize) {
     check_within(1e-3, what, b, config, n_shards);
 }
@@ -161,7 +161,7 @@ fn layers_without_experts() {
     check("dense layers by list", &b, &config, 2);
 }
 
-/// As Hugging Face has it: taps in another order of dimensions, and norms as distances from 1.
+/// Hugging Face's form: the dimensions of taps are in another order, and norms are stored as differences from 1.
 #[test]
 fn linear_attention_that_is_not_converted() {
     let config = hybrid_config("qwen3_5_moe", None, json!({}));

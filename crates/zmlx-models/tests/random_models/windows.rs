@@ -1,4 +1,4 @@
-//! Families with windows: gpt-oss with sinks and biases, Gemma 4 in its kinds.
+//! Families with windows: gpt-oss with sinks and biases, and the kinds of Gemma 4.
 
 use rstest::rstest;
 use safetensors::tensor::Dtype;
@@ -28,7 +28,7 @@ fn gpt_oss_config(changes: Value) -> Value {
     config
 }
 
-/// All but the experts have 8 bits.
+/// All weights except the experts have 8 bits.
 fn gpt_oss(b: &mut Builder, config: &mut Value) {
     let eight = affine(8, 32);
     let mut matrix = |b: &mut Builder, path: &str, shape: [usize; 2]| {
@@ -61,7 +61,7 @@ fn gpt_oss(b: &mut Builder, config: &mut Value) {
     }
 }
 
-/// Puts experts into the layout that they were released in: blocks of bytes, rows of gate and up in turn.
+/// Puts experts into the layout of the released files: blocks of bytes, with rows of gate and up in turns.
 fn into_blocks(b: &mut Builder) {
     for i in 0..3 {
         let path = format!("model.layers.{i}.mlp.experts");
@@ -107,8 +107,8 @@ fn gpt_oss_as_it_was_released() {
     check("blocks", &b, &config, 2);
 }
 
-/// Gemma's scores are not scaled: those of normed heads of 64 are up to 64, and so much more do errors of 15 bits weigh in
-/// their softmax. 7.2e-4 was measured.
+/// Gemma's scores are not scaled. With normed heads of 64 they are up to 64, so errors of 15 bits matter more in their
+/// softmax. 7.2e-4 was measured.
 const GEMMA_BOUND: f64 = 1.5e-3;
 
 fn gemma_config(changes: Value) -> Value {
@@ -161,7 +161,7 @@ fn gemma(b: &mut Builder, config: &Value) {
         b.weight(&format!("{path}.self_attn.q_proj"), &[4 * d, HIDDEN]);
         b.norm(&format!("{path}.self_attn.q_norm.weight"), d);
         b.weight(&format!("{path}.self_attn.o_proj"), &[HIDDEN, 4 * d]);
-        // Files may hold these where another layer's are used.
+        // Files may contain these even where another layer's are used.
         b.weight(&format!("{path}.self_attn.k_proj"), &[kv, HIDDEN]);
         b.norm(&format!("{path}.self_attn.k_norm.weight"), d);
         if !is_joint {
@@ -215,7 +215,7 @@ fn gemma_variants(#[case] what: &str, #[case] changes: Value) {
     check_within(GEMMA_BOUND, what, &b, &config, 1);
 }
 
-/// The wrapper that takes all inputs; its own names are left aside.
+/// The wrapper for all kinds of inputs. Its own tensors are ignored.
 #[test]
 fn gemma_unified() {
     let mut text = gemma_config(json!({ "model_type": "gemma4_unified_text", "vocab_size": null }));

@@ -1,4 +1,4 @@
-//! The CPU backend, with every op counted, and one of its fused ops broken if asked.
+//! The CPU backend with every op counted and, on request, with one of its fused ops broken.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -12,12 +12,12 @@ type Weight = <CpuBackend as Backend>::Weight;
 
 pub(crate) type Wrapped = Hooked<CpuBackend, Faulty>;
 
-/// What is wrong with an op.
+/// How an op is broken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Fault {
-    /// Every value is half as large again.
+    /// Every value is 1.5 times as large.
     Values,
-    /// Every value is no number.
+    /// Every value is NaN.
     NotANumber,
     /// It ends with an error.
     Error,
@@ -40,7 +40,7 @@ impl Faulty {
         self.counts.take()
     }
 
-    /// The result of the fused op `op`, or what its fault makes of it.
+    /// The result of the fused op `op`, changed by its fault if it has one.
     fn spoil(&self, backend: &CpuBackend, op: &str, y: Tensor) -> Result<Tensor> {
         match self.fault.filter(|(broken, _)| *broken == op) {
             None => Ok(y),

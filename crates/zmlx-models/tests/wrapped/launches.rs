@@ -1,4 +1,4 @@
-//! How many ops a decoded token takes, layer by layer: `docs/LAUNCHES.md` holds what is counted here.
+//! How many ops of `Backend` a decoded token takes: `docs/LAUNCHES.md` holds what is counted here.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ type Counts = BTreeMap<&'static str, usize>;
 const FUSIONS: [(&str, Fusion); 3] =
     [("stock", Fusion::STOCK), ("concat", Fusion::CONCAT), ("fused", Fusion::FUSED)];
 
-/// What one decoded token takes.
+/// The ops of one decoded token.
 #[derive(Debug, PartialEq)]
 struct Step {
     /// The embedding and the norm before the first layer.
@@ -54,29 +54,15 @@ fn count(name: &str, fusion: &Fusion) -> Step {
     };
     let input = Input { tokens: &[7], ..input };
     model.forward_tapped(&mut pool, &[input], fusion, Some(&mut tap)).unwrap();
-    // The norm before the first layer is counted with that layer; all other layers end with the next one's.
+    // The norm before the first layer is counted with that layer. All other layers end with the norm of the next one.
     *layers[0].get_mut("rms_norm").unwrap() -= 1;
     layers[0].retain(|_, n| *n > 0);
     start.insert("rms_norm", 1);
     Step { start, layers, end }
 }
 
-/// A row per op that a layer of any fusion has, and their sum.
-fn table(of: [&Counts; 3]) -> String {
-    let mut ops: Vec<&str> = of.iter().flat_map(|c| c.keys().copied()).collect();
-    ops.sort_unstable();
-    ops.dedup();
-    let mut text = "| op | stock | concat | fused |\n|---|---|---|---|\n".to_owned();
-    for op in ops {
-        let [a, b, c] = of.map(|counts| counts.get(op).map_or("".to_owned(), usize::to_string));
-        text += &format!("| `{op}` | {a} | {b} | {c} |\n");
-    }
-    let [a, b, c] = of.map(sum);
-    text + &format!("| sum | {a} | {b} | {c} |\n")
-}
-
 #[test]
-fn the_document_holds_what_is_counted() {
+fn the_document_holds_the_ops_that_are_counted() {
     let [glm, qwen] = [GLM, QWEN].map(|name| FUSIONS.map(|(_, fusion)| count(name, &fusion)));
     for steps in [&glm, &qwen] {
         for step in steps {
@@ -84,8 +70,6 @@ fn the_document_holds_what_is_counted() {
             assert!(n > 2 && step.layers[1..].iter().all(|l| *l == step.layers[1]), "{step:#?}");
         }
     }
-    let layer =
-        |steps: &[Step; 3], i: usize| table([&steps[0].layers[i], &steps[1].layers[i], &steps[2].layers[i]]);
     // Layers and dense layers of the real models: fixtures/models and crates/zmlx-models/src/checkpoint/configs.
     let mut totals = "| model | stock | concat | fused |\n|---|---|---|---|\n".to_owned();
     for (name, steps, n_layers) in [
@@ -104,15 +88,6 @@ fn the_document_holds_what_is_counted() {
     }
     let path = repository().join("docs/LAUNCHES.md");
     let document = std::fs::read_to_string(&path).unwrap_or_default();
-    let missing: String = [
-        ("GLM, layer with experts", layer(&glm, 1)),
-        ("GLM, dense layer", layer(&glm, 0)),
-        ("Qwen3, layer with experts", layer(&qwen, 1)),
-        ("A token", totals),
-    ]
-    .into_iter()
-    .map(|(title, table)| format!("### {title}\n\n{table}"))
-    .filter(|section| !document.contains(section))
-    .collect();
-    assert!(missing.is_empty(), "{} should contain:\n{missing}", path.display());
+    let section = format!("### Ops of a token\n\n{totals}");
+    assert!(document.contains(&section), "{} should contain:\n{section}", path.display());
 }

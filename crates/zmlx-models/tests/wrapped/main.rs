@@ -1,4 +1,4 @@
-//! Models on a backend that counts its ops and can be told to get one wrong.
+//! Models on a backend that counts its ops and can be told to compute one wrong.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 mod backend;

@@ -20,7 +20,7 @@ fn sound_ops_stay_on(#[case] name: &str, #[case] ops: &[&str]) {
     assert_eq!(found, ops);
     for op in &check.ops {
         let Outcome::Agrees { difference } = op.outcome else { panic!("{op:?}") };
-        // f32 sums in another order.
+        // f32 sums are in another order.
         assert!(difference <= 1e-4, "{op:?}");
     }
     let norms = check.ops.iter().find(|c| c.op == Op::ADD_RMS_NORM).unwrap();
@@ -81,7 +81,7 @@ fn a_broken_op_is_switched_off_alone(
     let mut want = Fusion::FUSED;
     switch_off(&mut want);
     assert_eq!(check.fusion, want);
-    // What is left passes.
+    // The remaining ops pass.
     assert!(self_check(&model, &check.fusion).unwrap().passed());
 }
 

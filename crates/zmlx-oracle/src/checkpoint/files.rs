@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use crate::{Error, Result};
 
-/// The shards of a folder in the order of their names, whole.
+/// The shards of a folder in the order of their names, read as a whole.
 ///
 /// # Errors
 /// An unreadable folder or file, or no shard.
@@ -35,7 +35,7 @@ pub(super) fn shards(dir: &Path) -> Result<Vec<(PathBuf, Vec<u8>)>> {
     paths.into_iter().map(|path| Ok((path.clone(), std::fs::read(&path).map_err(io(&path))?))).collect()
 }
 
-/// What `model.safetensors.index.json` names, if every file is there and holds the tensors that it should.
+/// The files that `model.safetensors.index.json` names, if every file exists and holds the tensors that it should.
 fn indexed(dir: &Path) -> Option<Vec<(PathBuf, Vec<u8>)>> {
     let text = std::fs::read_to_string(dir.join("model.safetensors.index.json")).ok()?;
     let index: Value = serde_json::from_str(&text).ok()?;
@@ -57,11 +57,11 @@ fn indexed(dir: &Path) -> Option<Vec<(PathBuf, Vec<u8>)>> {
     (!shards.is_empty()).then_some(shards)
 }
 
-/// The value of `config.json`. Python writes `NaN` and `Infinity`, which JSON lacks: they count as null.
+/// Parses `config.json`. Python writes `NaN` and `Infinity`, which JSON lacks; they are read as null.
 pub(super) fn parse_config(text: &str) -> Result<Value, serde_json::Error> {
     serde_json::from_str(text).or_else(|error| {
         let mut out = String::new();
-        // Every second piece between quotes that are not escaped is a string.
+        // Every second piece between unescaped quotes is a string.
         let mut in_string = false;
         let mut piece = String::new();
         let mut end = |piece: &mut String, in_string: bool| {

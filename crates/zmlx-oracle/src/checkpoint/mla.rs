@@ -1,4 +1,4 @@
-//! The two projections of latent attention, in either layout.
+//! The two projections of latent attention, read from either layout.
 
 use candle_core::{Device, Tensor};
 
@@ -7,22 +7,22 @@ use crate::plan::MlaProjections;
 use crate::quant::{QuantizedMatrix, StorageDtype, quantize};
 use crate::{Error, Result};
 
-/// What becomes of a quantised `kv_b_proj`. Files that hold `embed_q` and `unembed_out` are read the same in both.
+/// How a quantised `kv_b_proj` is split. It makes no difference for files that hold `embed_q` and `unembed_out`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum KvBSplit {
-    /// Dequantise to `f32` and split: the truth of the file.
+    /// Dequantise it to `f32` and split it: the values that the file represents.
     Plain,
-    /// As MLX does at load: dequantise in bfloat16, split, quantise both parts with the same bits and group, and
-    /// use what that gives. The key part is transposed, so its groups run along other elements and the values
-    /// change by up to half a quantisation step.
+    /// As MLX does at load: dequantise in bfloat16, split, and quantise both parts again with the same bits and group.
+    /// The key part is transposed, so its groups run along other elements, and the values change by up to half a
+    /// quantisation step.
     Requantized,
 }
 
 impl Checkpoint {
-    /// `embed_q [n_heads, kv_lora_rank, qk_nope_head_dim]` and `unembed_out [n_heads, v_head_dim, kv_lora_rank]` of
-    /// the attention module `prefix`, read as such or split from
-    /// `kv_b_proj [n_heads·(qk_nope_head_dim + v_head_dim), kv_lora_rank]`, whose rows are, head by head, the key
-    /// part and the value part.
+    /// `embed_q [n_heads, kv_lora_rank, qk_nope_head_dim]` and `unembed_out [n_heads, v_head_dim, kv_lora_rank]` of the
+    /// attention module `prefix`. They are read as they are, or split from
+    /// `kv_b_proj [n_heads·(qk_nope_head_dim + v_head_dim), kv_lora_rank]`, whose rows are, head by head, the key part
+    /// and the value part.
     ///
     /// # Errors
     /// As [`Checkpoint::weight`].
@@ -63,7 +63,7 @@ fn halves(kv_b: Tensor, sizes: MlaProjections) -> Result<(Tensor, Tensor)> {
 fn requantized(weight: &Tensor, like: &QuantizedMatrix) -> Result<Tensor> {
     let cols = weight.dims().last().copied().unwrap_or(0);
     if !cols.is_multiple_of(like.format.group_size) {
-        // Groups that do not fit the rows: the part stays dense.
+        // The groups do not fit the rows, so the part stays dense.
         return Ok(weight.clone());
     }
     let values = weight.flatten_all()?.to_vec1::<f32>()?;

@@ -8,15 +8,15 @@ use super::TEXT_PREFIX;
 use crate::quant::{Format, Mode};
 use crate::{Error, Result};
 
-/// Formats by module path. The general format is not kept: a tensor's shapes say which one it has, and converters write
-/// others than the general one without naming them.
+/// Formats by module path. The general format is not kept: the shapes of a tensor determine its format, and converters
+/// write formats other than the general one without naming them.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct QuantizationConfig {
     overrides: BTreeMap<String, Option<Format>>,
 }
 
 impl QuantizationConfig {
-    /// Reads `quantization`, or its twin `quantization_config` if that is of MLX's kind (it has `bits`).
+    /// Reads `quantization`, or its copy `quantization_config` if that is MLX's (it has `bits`).
     ///
     /// # Errors
     /// Fields of the wrong type or an unknown mode.
@@ -32,7 +32,7 @@ impl QuantizationConfig {
             let format = match value {
                 Value::Object(fields) => Some(format_of(fields, path)?),
                 Value::Bool(false) => None,
-                // `true` asks for the general format; all else are the general format's own fields.
+                // `true` stands for the general format. All other entries are the general format's own fields.
                 _ => continue,
             };
             let path = path.strip_prefix(TEXT_PREFIX).unwrap_or(path);
@@ -41,8 +41,8 @@ impl QuantizationConfig {
         Ok(Self { overrides })
     }
 
-    /// What config.json says of a module by name; `None` if it says nothing, or that the module is not quantised. For an
-    /// expert of its own, `..experts.E.proj`, the entry may also stand at the stacked module's path,
+    /// The format that config.json names for a module; `None` if it names none, or says that the module is not
+    /// quantised. For a single expert, `..experts.E.proj`, the entry may also be at the path of the stacked module,
     /// `..switch_mlp.proj`.
     #[must_use]
     pub fn format(&self, path: &str) -> Option<Format> {
@@ -58,16 +58,16 @@ fn stacked_path(path: &str) -> Option<String> {
     Some(format!("{module}.switch_mlp.{proj}"))
 }
 
-/// A missing mode is affine, also in an override of a general format that is not; missing numbers are MLX's for the
-/// mode.
+/// A missing mode means affine, even in an override of a general format with another mode. Missing numbers are MLX's
+/// defaults for the mode.
 fn format_of(fields: &Map<String, Value>, path: &str) -> Result<Format> {
     let fail = |field: &str, why: String| Error::Config { field: format!("{path}.{field}"), why };
     let mode = match fields.get("mode") {
         None | Some(Value::Null) => Mode::Affine,
         Some(Value::String(name)) => {
-            Mode::from_name(name).ok_or_else(|| fail("mode", format!("{name:?} is no known mode")))?
+            Mode::from_name(name).ok_or_else(|| fail("mode", format!("{name:?} is not a known mode")))?
         }
-        Some(other) => return Err(fail("mode", format!("{other} is no string"))),
+        Some(other) => return Err(fail("mode", format!("{other} is not a string"))),
     };
     let default = Format::of_mode(mode);
     let number = |field: &str, default: usize| match fields.get(field) {
@@ -75,7 +75,7 @@ fn format_of(fields: &Map<String, Value>, path: &str) -> Result<Format> {
         Some(value) => value
             .as_u64()
             .and_then(|n| usize::try_from(n).ok())
-            .ok_or_else(|| fail(field, format!("{value} is no size"))),
+            .ok_or_else(|| fail(field, format!("{value} is not a size"))),
     };
     Ok(Format {
         mode,

@@ -24,10 +24,10 @@ struct Config {
     v_head_dim: usize,
     intermediate_size: usize,
     moe_intermediate_size: usize,
-    /// Absent: every layer is dense.
+    /// If it is missing, every layer is dense.
     #[serde(alias = "num_local_experts")]
     n_routed_experts: Option<usize>,
-    /// Absent: none.
+    /// If it is missing, there are none.
     n_shared_experts: Option<usize>,
     #[serde(default = "rules::one")]
     num_experts_per_tok: usize,
@@ -76,7 +76,7 @@ pub(super) fn plan(config: &Value) -> Result<Plan> {
             v_head_dim: c.v_head_dim,
             kv_lora_rank: c.kv_lora_rank,
         },
-        // Not the config's.
+        // The reference uses this value and not the config's.
         eps: 1e-6,
         qk_rope_head_dim: c.qk_rope_head_dim,
         scale: c.rope.score_factor() / width.sqrt(),

@@ -44,7 +44,7 @@ struct Config {
 
 pub(super) fn plan(config: &Value) -> Result<Plan> {
     let c: Config = read(config)?;
-    // Absent: the default. Null: none.
+    // A missing key means the default, and null means none.
     let number = |key: &str, default: f64| config.get(key).map_or(Some(default), Value::as_f64);
     let per_layer_input = number("hidden_size_per_layer_input", 256.0).filter(|n| *n > 0.0);
     let n_shared = number("num_kv_shared_layers", 20.0).unwrap_or(0.0) as usize;

@@ -24,10 +24,10 @@ struct Config {
     v_head_dim: usize,
     intermediate_size: usize,
     moe_intermediate_size: usize,
-    /// Null: every layer is dense.
+    /// If it is null, every layer is dense.
     #[serde(alias = "num_local_experts")]
     n_routed_experts: Option<usize>,
-    /// Null: none.
+    /// If it is null, there are none.
     #[serde(default = "rules::some_one")]
     n_shared_experts: Option<usize>,
     num_experts_per_tok: usize,

@@ -1,4 +1,4 @@
-//! What Qwen's models with linear attention have in common.
+//! The common parts of Qwen's models with linear attention.
 
 use serde::Deserialize;
 
@@ -75,7 +75,7 @@ fn eps() -> f64 {
 }
 
 impl HybridConfig {
-    /// The plan, with experts where `has_experts` says so; `norm_topk_prob` where the config does not say it.
+    /// The plan, with experts if `has_experts`. `norm_topk_prob` is used if the config does not have it.
     pub(super) fn plan(
         &self,
         projections: DeltaProjections,

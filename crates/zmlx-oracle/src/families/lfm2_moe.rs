@@ -11,7 +11,7 @@ use crate::plan::{
     Around, AttentionPlan, GqaPlan, HeadNorms, LayerNorms, LayerPlan, MlpPlan, MoePlan, Plan, RouterPlan,
 };
 
-/// What its tensors are called, and what those of others are.
+/// The names of its tensors, and the usual names.
 pub(super) const RENAMED: &[(&str, &str)] = &[
     ("embedding_norm", "norm"),
     ("operator_norm", "input_layernorm"),

@@ -18,7 +18,7 @@ struct Config {
     num_hidden_layers: usize,
     num_attention_heads: usize,
     num_key_value_heads: usize,
-    /// `hidden_size / num_attention_heads` if absent.
+    /// If it is missing, `hidden_size / num_attention_heads`.
     head_dim: Option<usize>,
     intermediate_size: usize,
     moe_intermediate_size: usize,

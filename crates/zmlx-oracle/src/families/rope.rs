@@ -1,4 +1,4 @@
-//! The fields about rope, which stand at the top level, in `rope_scaling` or in `rope_parameters`.
+//! The fields about rope, which are at the top level, in `rope_scaling` or in `rope_parameters`.
 
 use std::f64::consts::TAU;
 
@@ -19,29 +19,29 @@ pub(super) struct RopeConfig {
 }
 
 impl RopeConfig {
-    /// The settings of one type of layers, which stand below its name in `rope_parameters`; without any `default`.
+    /// The settings of one type of layers, which are under its name in `rope_parameters`; `default` if there are none.
     pub(super) fn of_layers(&self, layer_type: &str, default: &Value) -> Self {
         let own = self.rope_parameters.as_ref().and_then(|all| all.get(layer_type));
         let own = own.filter(|own| own.is_object()).unwrap_or(default);
         Self { rope_theta: None, rope_parameters: Some(own.clone()), rope_scaling: None, ..self.clone() }
     }
 
-    /// With this base where the config has none.
+    /// The same settings, with this base if the config has none.
     pub(super) fn or_theta(&self, theta: f64) -> Self {
         let has_own = self.theta().is_ok();
         Self { rope_theta: if has_own { self.rope_theta } else { Some(theta) }, ..self.clone() }
     }
 
-    /// Rope as the config describes it, on `dims` elements.
+    /// The rope that the config describes, on `dims` elements.
     ///
     /// # Errors
-    /// Missing or senseless numbers, an unknown kind.
+    /// Numbers that are missing or make no sense, or an unknown kind.
     pub(super) fn plan(&self, dims: usize, layout: RopeLayout) -> Result<RopePlan> {
         let theta = self.theta()?;
         let plain = rope_frequencies(dims, theta);
         let each = |f: &dyn Fn(usize, f64) -> f64| plain.iter().enumerate().map(|(i, &e)| f(i, e)).collect();
         let (frequencies, scale): (Vec<f64>, f64) = match self.kind() {
-            // The base of the dynamic kind changes only past max_position_embeddings.
+            // The base of the dynamic kind changes only after max_position_embeddings.
             "default" | "mrope" | "dynamic" => (plain, 1.0),
             "linear" => {
                 let factor = self.required("factor")?;
@@ -50,7 +50,7 @@ impl RopeConfig {
             "yarn" | "deepseek_yarn" => {
                 let factor = self.required("factor")?;
                 let original = self.number("original_max_position_embeddings").unwrap_or(4096.0);
-                // The pair that makes so many turns over the original context.
+                // The pair that makes this number of turns over the original context.
                 let pair = |turns: f64| dims as f64 * (original / (TAU * turns)).ln() / (2.0 * theta.ln());
                 let low = pair(self.number("beta_fast").unwrap_or(32.0)).floor().max(0.0);
                 let high = pair(self.number("beta_slow").unwrap_or(1.0)).ceil().min(dims as f64 - 1.0);
@@ -100,7 +100,7 @@ impl RopeConfig {
         Ok(RopePlan { frequencies, scale, layout })
     }
 
-    /// The plain kind, whatever scaling the config asks for.
+    /// The plain rope, whatever scaling the config has.
     ///
     /// # Errors
     /// A missing base.
@@ -108,7 +108,7 @@ impl RopeConfig {
         Ok(RopePlan { frequencies: rope_frequencies(dims, self.theta()?), scale: 1.0, layout })
     }
 
-    /// The factor of the scores of a stretched model: `(0.1·mscale_all_dim·ln(factor) + 1)²`.
+    /// The factor of the scores if the context was stretched: `(0.1·mscale_all_dim·ln(factor) + 1)²`.
     pub(super) fn score_factor(&self) -> f64 {
         match (self.number("mscale_all_dim"), self.number("factor")) {
             (Some(all_dim), Some(factor)) => magnitude(all_dim, factor).powi(2),

@@ -1,9 +1,9 @@
-//! What later code divides by or indexes with must make sense.
+//! Checks of values that later code divides by or uses as an index.
 
 use crate::ops::RopeLayout;
 use crate::{Error, Result};
 
-/// The first of these fields whose condition does not hold is an error.
+/// Returns an error for the first of these fields whose condition is false.
 pub(super) fn check(rules: &[(&str, bool)]) -> Result<()> {
     match rules.iter().find(|(_, holds)| !holds) {
         Some((field, _)) => Err(Error::Config { field: (*field).to_owned(), why: "makes no sense".into() }),
@@ -11,7 +11,7 @@ pub(super) fn check(rules: &[(&str, bool)]) -> Result<()> {
     }
 }
 
-/// Whether heads divide into groups, and each head into pairs.
+/// Whether heads can be divided into groups, and each head into pairs.
 pub(super) fn heads(n_heads: usize, n_kv_heads: usize, head_dim: usize) -> [(&'static str, bool); 2] {
     [
         ("num_key_value_heads", n_kv_heads > 0 && n_heads.is_multiple_of(n_kv_heads)),
@@ -33,7 +33,7 @@ pub(super) fn groups(
     ]
 }
 
-/// Where most routers without auxiliary loss have their bias, below the module.
+/// The path of the bias of most routers without auxiliary loss, relative to the module.
 pub(super) const GATE_BIAS: &str = "gate.e_score_correction_bias";
 
 pub(super) fn one() -> usize {
@@ -49,7 +49,7 @@ pub(super) fn glm_scaling() -> f64 {
     1.8
 }
 
-/// What `rope_traditional` means.
+/// The layout that `rope_traditional` stands for.
 pub(super) fn layout(is_traditional: bool) -> RopeLayout {
     if is_traditional { RopeLayout::Interleaved } else { RopeLayout::HalfSplit }
 }

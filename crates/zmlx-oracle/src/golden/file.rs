@@ -1,4 +1,5 @@
-//! Golden files: tokens that a model gave, kept so that every later build, backend and machine can be held to them.
+//! Golden files: tokens that a model gave, which are kept so that every later build, backend and machine can be
+//! compared with them.
 
 use std::path::Path;
 
@@ -11,27 +12,27 @@ use crate::{Error, Result};
 /// The version of the format that this crate writes. It also reads [`Golden`], whose version is 1.
 pub const FORMAT: u32 = 2;
 
-/// How activations are rounded between operations, and with it how near two logits must be to be taken for equal.
+/// How activations are rounded between operations. This determines how near two logits must be to count as equal.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rounding {
     /// To f32.
     F32,
-    /// To the checkpoint's own type, bf16 as a rule, as mlx-lm does.
+    /// To the checkpoint's own type, which is usually bf16, as mlx-lm does.
     Checkpoint,
 }
 
 impl Rounding {
-    /// Two computations may choose different tokens where the margin is below this part of the logits' spread (their root
-    /// mean square about the mean).
+    /// Two computations may choose different tokens if the margin is below this fraction of the logits' spread (their
+    /// root mean square about the mean).
     ///
-    /// In f32 they differ in the order of their sums, and in 16-bit integers where a kernel rounds activations to those.
-    /// A sum of K products in another order moves by about √K·2⁻²⁴ of its size, 3e-6 at K = 2048; dozens of layers in a row
-    /// leave 1e-5 to 1e-4 of the logits' spread. The bound, 1e-3, leaves a factor of ten for a model that amplifies more; a
-    /// wrong scale, group or expert moves logits by more than 1e-2.
+    /// In f32 they differ in the order of their sums, and in 16-bit integers if a kernel rounds activations to those. A
+    /// sum of K products in another order changes by about √K·2⁻²⁴ of its size, 3e-6 at K = 2048. Dozens of layers in a
+    /// row leave 1e-5 to 1e-4 of the logits' spread. The bound, 1e-3, leaves a factor of ten for a model that amplifies
+    /// more. A wrong scale, group or expert changes logits by more than 1e-2.
     ///
-    /// In bf16 each rounding is 2⁻⁹ of a value instead of 2⁻²⁴, and sometimes turns a router's choice: measured on two tiny
-    /// models, the logits differ from those in f32 by 6 to 14 %. The bound is 1e-1.
+    /// In bf16 each rounding is 2⁻⁹ of a value instead of 2⁻²⁴, and it sometimes changes a router's choice. Measured on
+    /// two tiny models, the logits differ from those in f32 by 6 to 14 %. The bound is 1e-1.
     #[must_use]
     pub const fn margin_bound(self) -> f64 {
         match self {
@@ -40,13 +41,14 @@ impl Rounding {
         }
     }
 
-    /// The log-probabilities of the recorded tokens may differ by this root mean square over a prompt's tokens, as a part of
-    /// the logits' spread.
+    /// The bound of the root mean square, over the tokens of a prompt, of the differences of the recorded tokens'
+    /// log-probabilities. It is a fraction of the logits' spread.
     ///
-    /// In f32, logits of two sound computations differ by 1e-5 to 1e-3 of their spread. A router whose best experts are nearly
-    /// equal chooses another expert at single positions, where the logits then differ by up to a tenth: the bound, 2e-2, leaves
-    /// room for a few of them. Weights of other bits, or a wrong scale, group or expert, are off at every position, by more than
-    /// a tenth. In bf16 the tiny models differ from f32 by 6 to 14 % at every position: the bound is 2.5e-1.
+    /// In f32, the logits of two correct computations differ by 1e-5 to 1e-3 of their spread. A router whose best
+    /// experts are nearly equal chooses another expert at single positions, where the logits then differ by up to a
+    /// tenth. The bound, 2e-2, leaves room for a few of these. With weights of other bits, or a wrong scale, group or
+    /// expert, every position differs by more than a tenth. In bf16 the tiny models differ from f32 by 6 to 14 % at
+    /// every position, so the bound is 2.5e-1.
     #[must_use]
     pub const fn logprob_bound(self) -> f64 {
         match self {
@@ -55,7 +57,7 @@ impl Rounding {
         }
     }
 
-    /// The looser of two.
+    /// The rounding with the larger bounds.
     const fn or(self, other: Self) -> Self {
         match (self, other) {
             (Self::F32, Self::F32) => Self::F32,
@@ -68,7 +70,7 @@ impl Rounding {
 ///
 /// # Example
 ///
-/// Any decoder can be held to a file, here one that remembers what it should say:
+/// Any decoder can be compared with a file. This one remembers what it should return:
 ///
 /// ```
 /// use zmlx_oracle::golden::{GoldenFile, Outcome, Rounding};
@@ -88,31 +90,32 @@ impl Rounding {
 pub struct GoldenFile {
     /// The schema's version: [`FORMAT`].
     pub format: u32,
-    /// Which weights were recorded.
+    /// The weights that were recorded.
     pub model: ModelId,
-    /// What recorded them.
+    /// The program that recorded them.
     pub recorded_by: RecordedBy,
     /// The prompts.
     pub prompts: Vec<Recording>,
 }
 
-/// What identifies a model.
+/// The identity of a model.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModelId {
-    /// The folder's name; it may change.
+    /// The folder's name, which may change.
     pub name: String,
     /// SHA-256 of config.json in hexadecimal digits; `None` in files of format 1.
     pub config_sha256: Option<String>,
-    /// SHA-256 of the weight files, one after the other by name. This crate does not hash; compare it yourself.
+    /// SHA-256 of the weight files, concatenated in the order of their names. This crate does not compute hashes, so
+    /// the caller has to compare it.
     pub weights_sha256: String,
 }
 
-/// What made a recording.
+/// The program that made a recording.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecordedBy {
     /// The program and its version.
     pub program: String,
-    /// Backend and particulars.
+    /// The backend and its details.
     pub backend: String,
     /// How it rounded.
     pub rounding: Rounding,
@@ -130,46 +133,46 @@ pub struct Recording {
     pub prompt_tokens: Vec<u32>,
     /// The chosen tokens.
     pub tokens: Vec<u32>,
-    /// Best minus second-best logit of each step.
+    /// The best logit minus the second best at each step.
     pub margins: Vec<f64>,
-    /// Root mean square of the logits about their mean: the scale on which a margin is small. Empty in files of format 1,
-    /// where it is taken for 1.
+    /// The root mean square of the logits about their mean at each step, which is the scale for margins. Empty in files
+    /// of format 1, for which it counts as 1.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub spreads: Vec<f64>,
-    /// Natural-log probability of each chosen token.
+    /// The natural logarithm of the probability of each chosen token.
     pub logprobs: Vec<f64>,
 }
 
-/// A prompt held to its recording.
+/// A prompt compared with its recording.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Checked {
     /// The prompt's name.
     pub prompt: String,
-    /// Tokens compared.
+    /// Number of tokens compared.
     pub n_tokens: usize,
     /// The result.
     pub verdict: Verdict,
-    /// What the margin at the first divergence had to be below.
+    /// The bound for the margin at the first divergence.
     pub bound: Option<f64>,
-    /// The recorded token there.
+    /// The recorded token at the first divergence.
     pub want: Option<u32>,
-    /// The decoded token there; `None` if the decoding ended before.
+    /// The decoded token at the first divergence; `None` if the decoding ended before.
     pub got: Option<u32>,
-    /// How the log-probabilities compare; `None` if the decoder gave none, or the recording has no spreads to judge them by.
+    /// The comparison of log-probabilities; `None` if the decoder gave none, or if the recording has no spreads.
     pub logprobs: Option<LogprobDifference>,
 }
 
-/// Log-probabilities of decoded tokens beside the recorded ones, up to the first other token.
+/// The differences between the log-probabilities of decoded and recorded tokens, up to the first different token.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct LogprobDifference {
-    /// The root mean square of the differences, each as a part of the logits' spread at its step.
+    /// The root mean square of the differences, each as a fraction of the logits' spread at its step.
     pub rel_rms: f64,
-    /// What it may be at most.
+    /// The largest value that passes.
     pub bound: f64,
 }
 
 impl LogprobDifference {
-    /// Whether the difference is within the bound; NaN is not.
+    /// Whether the difference is within the bound. NaN is not.
     #[must_use]
     pub fn is_sound(&self) -> bool {
         self.rel_rms <= self.bound
@@ -184,12 +187,12 @@ impl Checked {
     }
 }
 
-/// What a decoder made of a prompt.
+/// The result of a decoder for a prompt.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Decoded {
     /// The chosen tokens.
     pub tokens: Vec<u32>,
-    /// Natural-log probability of each; empty if the decoder does not tell.
+    /// The natural logarithm of the probability of each; empty if the decoder does not provide them.
     pub logprobs: Vec<f64>,
 }
 
@@ -201,11 +204,12 @@ impl From<Vec<u32>> for Decoded {
 }
 
 impl GoldenFile {
-    /// Reads a golden file, or a recording of format 1: of the two decodings that it holds, that of `rounding`.
+    /// Reads a golden file, or a recording of format 1. Of the two decodings in the latter it takes the one with
+    /// `rounding`.
     ///
     /// # Errors
-    /// An unreadable file, JSON that does not fit the schema, another version, lists whose lengths differ, or two prompts of
-    /// one name.
+    /// An unreadable file, JSON that does not fit the schema, another version, lists whose lengths differ, or two
+    /// prompts with the same name.
     pub fn open(path: impl AsRef<Path>, rounding: Rounding) -> Result<Self> {
         let path = path.as_ref();
         let text =
@@ -216,7 +220,7 @@ impl GoldenFile {
     /// As [`Self::open`], from the text of a file that errors call `what`.
     ///
     /// # Errors
-    /// As [`Self::open`], but for those of reading.
+    /// As [`Self::open`], except for errors of reading.
     pub fn parse(what: &str, text: &str, rounding: Rounding) -> Result<Self> {
         #[derive(Deserialize)]
         struct Versioned {
@@ -238,7 +242,7 @@ impl GoldenFile {
                 return Err(Error::Recording {
                     what,
                     field: "name",
-                    why: "another prompt has it, too".to_owned(),
+                    why: "another prompt has the same name".to_owned(),
                 });
             }
         }
@@ -272,14 +276,16 @@ impl GoldenFile {
         }
     }
 
-    /// The bound of [`Rounding::margin_bound`] for a decoder that rounds so: the larger of the bounds of both sides.
+    /// The bound of [`Rounding::margin_bound`] for a decoder with this rounding: the larger of the bounds of both
+    /// sides.
     #[must_use]
     pub const fn margin_bound(&self, rounding: Rounding) -> f64 {
         self.recorded_by.rounding.or(rounding).margin_bound()
     }
 
-    /// Decodes every prompt greedily and compares. `decode` is given a prompt's token ids and the number of tokens to decode
-    /// after it; it returns the tokens, or [`Decoded`] with their log-probabilities. `rounding` is that of the decoder.
+    /// Decodes every prompt greedily and compares the tokens. `decode` gets a prompt's token ids and the number of
+    /// tokens to decode. It returns the tokens, or [`Decoded`] with their log-probabilities. `rounding` is that of the
+    /// decoder.
     ///
     /// # Errors
     /// The first error of `decode`.
@@ -300,7 +306,7 @@ impl GoldenFile {
 }
 
 impl Recording {
-    /// Compares decoded tokens with the recorded ones; `margin_bound` is a part of the logits' spread.
+    /// Compares decoded tokens with the recorded ones. `margin_bound` is a fraction of the logits' spread.
     #[must_use]
     pub fn check(&self, got: &[u32], margin_bound: f64) -> Checked {
         let bound = |step: usize| margin_bound * self.spreads.get(step).copied().unwrap_or(1.0);
@@ -317,7 +323,7 @@ impl Recording {
         }
     }
 
-    /// Compares log-probabilities up to the first other token.
+    /// Compares log-probabilities up to the first different token.
     fn compare_logprobs(&self, tokens: &[u32], logprobs: &[f64], bound: f64) -> Option<LogprobDifference> {
         if logprobs.is_empty() || self.spreads.is_empty() {
             return None;
@@ -326,11 +332,11 @@ impl Recording {
         let steps = self.logprobs.iter().zip(logprobs).zip(&self.spreads).take(same);
         let squares = steps.map(|((want, got), spread)| {
             let difference = want - got;
-            // No spread, no difference: logits that are all equal have only one distribution.
+            // Without spread there is no difference: logits that are all equal give only one distribution.
             if difference == 0.0 { 0.0 } else { (difference / spread).powi(2) }
         });
         let rel_rms = (squares.sum::<f64>() / same.max(1) as f64).sqrt();
-        // Tokens without a probability are not compared as equal.
+        // Tokens without a probability do not count as equal.
         let is_whole = logprobs.len() >= same;
         Some(LogprobDifference { rel_rms: if is_whole { rel_rms } else { f64::NAN }, bound })
     }
@@ -411,7 +417,7 @@ mod tests {
         assert_eq!(check(&[5, 6], &[-0.1, f64::NAN]).0, Outcome::Mismatch);
         assert_eq!(check(&[5, 6], &[-0.1]).0, Outcome::Mismatch, "one probability is missing");
         assert_eq!(check(&[5, 6], &[]), (Outcome::Equal, None));
-        // What follows another token cannot be compared.
+        // What follows a different token cannot be compared.
         assert_eq!(check(&[5, 9], &[-0.1, -7.0]).1, Some(0.0));
     }
 

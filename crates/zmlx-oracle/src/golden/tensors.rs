@@ -1,4 +1,4 @@
-//! A safetensors file read whole, with typed access.
+//! A safetensors file that is read as a whole, with typed access.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,7 +7,7 @@ use safetensors::{Dtype, SafeTensors};
 
 use crate::{Error, Result};
 
-/// A shape and its elements, row-major.
+/// A shape, and its elements in row-major order.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Array<T> {
     /// The shape.
@@ -17,7 +17,7 @@ pub struct Array<T> {
 }
 
 impl<T> Array<T> {
-    /// The elements of one index of the first dimension.
+    /// The elements with index `row` in the first dimension.
     ///
     /// # Panics
     /// If there is no such row.
@@ -53,7 +53,7 @@ impl TensorFile {
         Self::from_bytes(&path.display().to_string(), &bytes)
     }
 
-    /// Reads the bytes of a file; `what` names it in errors.
+    /// Reads the bytes of a file, which errors call `what`.
     ///
     /// # Errors
     /// A broken file.
@@ -127,7 +127,7 @@ impl TensorFile {
         Ok(Array { shape: entry.shape.clone(), data })
     }
 
-    /// A tensor of integers (U8, I32, U32) that are not negative, widened to `u32`.
+    /// A tensor of non-negative integers (U8, I32, U32), widened to `u32`.
     ///
     /// # Errors
     /// No such tensor, another dtype, or a negative number.

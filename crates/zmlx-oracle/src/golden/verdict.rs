@@ -1,4 +1,4 @@
-//! Whether decoded tokens agree with a recording.
+//! The verdict on decoded tokens, compared with a recording.
 
 use super::Greedy;
 
@@ -7,17 +7,17 @@ use super::Greedy;
 pub enum Outcome {
     /// The same tokens.
     Equal,
-    /// Another token at a step whose recorded margin is below the bound: either token is right there, and what
+    /// A different token at a step whose recorded margin is below the bound. Either token is right there, and what
     /// follows cannot be compared.
     FlipBelowBound,
-    /// Another token where the margin allows no doubt, or too few tokens.
+    /// A different token where the margin allows no doubt, or too few tokens.
     Mismatch,
 }
 
 /// The result of [`check_greedy`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Verdict {
-    /// The first step with another token, or the length of `got` if that ran out first.
+    /// The first step with a different token, or the length of `got` if that ended first.
     pub first_divergence: Option<usize>,
     /// The recorded margin of that step.
     pub margin_there: Option<f64>,
@@ -25,8 +25,8 @@ pub struct Verdict {
     pub outcome: Outcome,
 }
 
-/// Compares `got` with the recorded tokens. Tokens past the end of the recording are not looked at; a `got`
-/// that is too short is a mismatch, whatever the margin. A margin of NaN is below no bound.
+/// Compares `got` with the recorded tokens. Tokens after the end of the recording are ignored. If `got` is too short,
+/// the outcome is a mismatch, whatever the margin. A margin of NaN is below no bound.
 #[must_use]
 pub fn check_greedy(want: &Greedy, got: &[u32], margin_bound: f64) -> Verdict {
     compare(&want.tokens, &want.top1_top2_margin, got, |_| margin_bound)

@@ -47,7 +47,7 @@ impl AttentionLayer {
         })
     }
 
-    /// `x [n_tokens, hidden]`, already normed, → `[n_tokens, hidden]`; the cache grows by `n_tokens`.
+    /// `x [n_tokens, hidden]`, already normed, → `[n_tokens, hidden]`. The cache grows by `n_tokens`.
     pub(super) fn forward(&self, x: &Tensor, positions: &[u32], cache: &mut KvCache) -> Result<Tensor> {
         match self {
             Self::Gqa(gqa) => gqa.forward(x, positions, cache),

@@ -31,7 +31,7 @@ enum Projections {
     ByHead { in_proj_qkvz: Linear, in_proj_ba: Linear },
 }
 
-/// What the projections give, a row for each token.
+/// The results of the projections, with a row for each token.
 struct Projected {
     qkv: Vec<f32>,
     z: Vec<f32>,
@@ -118,7 +118,7 @@ impl Delta {
     }
 }
 
-/// The convolution of new inputs behind those of the cache, which then has the last ones.
+/// Convolves new inputs after those in the cache, and then stores the last ones in it.
 pub(super) fn convolve(
     cache: &mut KvCache,
     x: &[f32],
@@ -126,7 +126,7 @@ pub(super) fn convolve(
     (n_channels, kernel, silu): (usize, usize, bool),
 ) -> Vec<f64> {
     let n_before = (kernel - 1) * n_channels;
-    // Before the first token there are zeros.
+    // Before the first token the inputs are zeros.
     cache.conv.resize(n_before, 0.0);
     let all = [&cache.conv[..], x].concat();
     let sizes = CausalConv { n_tokens: all.len() / n_channels, n_channels, kernel, silu };

@@ -1,4 +1,4 @@
-//! The parts of Gemma 4 that other families lack.
+//! The parts of Gemma 4 that other families do not have.
 
 use candle_core::Tensor;
 
@@ -10,7 +10,7 @@ use crate::checkpoint::Checkpoint;
 use crate::ops::{Activation, gelu_tanh, rms_norm};
 use crate::plan::MoePlan;
 
-/// `mlp(x)`, or beside experts `rms(mlp(x)) + rms(Σ w · expert(rms(h)))`; `x = rms(h)`.
+/// `mlp(x)`, or with experts `rms(mlp(x)) + rms(Σ w · expert(rms(h)))`, where `x = rms(h)`.
 #[derive(Debug)]
 pub(super) struct GemmaMlp {
     mlp: Dense,
@@ -30,7 +30,7 @@ struct Beside {
 }
 
 impl GemmaMlp {
-    /// Of the layer at `path`.
+    /// Loads those of the layer at `path`.
     pub(super) fn load(
         checkpoint: &Checkpoint,
         path: &str,
@@ -73,7 +73,7 @@ impl GemmaMlp {
     }
 }
 
-/// What follows a layer's parts: `h += rms(projection(gelu(gate(h)) · input)); h *= layer_scalar`.
+/// The end of a layer: `h += rms(projection(gelu(gate(h)) · input)); h *= layer_scalar`.
 #[derive(Debug)]
 pub(super) struct GemmaEnd {
     input: Option<(Linear, Linear, Norm)>,
@@ -100,7 +100,7 @@ impl GemmaEnd {
         Ok(Self { input: input.transpose()?, layer_scalar: scalar[0] })
     }
 
-    /// `input [n_tokens, width]`, if the model has one.
+    /// `input` is `[n_tokens, width]`, if the model has one.
     pub(super) fn forward(&self, mut h: Tensor, input: Option<&Tensor>) -> Result<Tensor> {
         if let (Some((gate, projection, norm)), Some(input)) = (&self.input, input) {
             let gate = to_slice(&gate.forward(&h)?)?;
@@ -141,7 +141,7 @@ impl PerLayerInputs {
         })
     }
 
-    /// One `[n_tokens, width]` for each layer, from the tokens' ids and their embeddings `[n_tokens, hidden]`.
+    /// Computes one `[n_tokens, width]` for each layer, from the tokens' ids and their embeddings `[n_tokens, hidden]`.
     pub(super) fn of(&self, ids: &Tensor, embedding: &Tensor) -> Result<Vec<Tensor>> {
         let (n_tokens, hidden) = embedding.dims2()?;
         let projected = (self.projection.forward(embedding)? / (hidden as f64).sqrt())?;

@@ -15,9 +15,9 @@ use crate::plan::{GqaPlan, HeadNorms};
 #[derive(Debug)]
 pub(super) struct Gqa {
     q_proj: Linear,
-    /// `None`: keys and values are another layer's.
+    /// `None` if keys and values are another layer's.
     k_proj: Option<Linear>,
-    /// `None`: values are the raw keys.
+    /// `None` if values are the raw keys.
     v_proj: Option<Linear>,
     o_proj: Linear,
     q_norm: Option<Norm>,
@@ -29,9 +29,9 @@ pub(super) struct Gqa {
     rotation: Rotation,
     scale: f64,
     window: Option<usize>,
-    /// One for each head, or none.
+    /// One for each head; empty if there are no sinks.
     sinks: Vec<f32>,
-    /// Added to the mean square of values that are normed.
+    /// The epsilon of the norm of values; `None` if values are not normed.
     v_norm: Option<f64>,
 }
 

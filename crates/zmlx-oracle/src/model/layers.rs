@@ -1,4 +1,4 @@
-//! Linear layers, norms, rotations, caches, and the way from tensors to slices and back.
+//! Linear layers, norms, rotations, caches, and conversions between tensors and slices.
 
 use candle_core::{Device, Tensor};
 
@@ -25,7 +25,7 @@ impl Linear {
         Self { weight, bias }
     }
 
-    /// Reads `path.weight`, quantised or not, and `path.bias` if there is one.
+    /// Loads `path.weight`, quantised or not, and `path.bias` if it exists.
     pub(super) fn load(checkpoint: &Checkpoint, path: &str, out: usize, input: usize) -> Result<Self> {
         let bias_name = format!("{path}.bias");
         let bias = if checkpoint.contains(&bias_name) {
@@ -63,7 +63,7 @@ impl Norm {
         to_tensor(&rms_norm(&to_slice(x)?, &self.weight, self.eps), x.dims())
     }
 
-    /// As [`Self::forward`] on a slice of rows, unrounded.
+    /// As [`Self::forward`], on a slice of rows and without rounding.
     pub(super) fn rows(&self, x: &[f32]) -> Vec<f64> {
         rms_norm(x, &self.weight, self.eps)
     }
@@ -86,7 +86,7 @@ impl Rotation {
     }
 }
 
-/// Keys `[n_kv, n_kv_heads, head_dim]` and values `[n_kv, n_kv_heads, v_head_dim]`; or a state.
+/// Keys `[n_kv, n_kv_heads, head_dim]` and values `[n_kv, n_kv_heads, v_head_dim]`, or a state.
 #[derive(Debug, Default)]
 pub(super) struct KvCache {
     pub(super) k: Vec<f32>,

@@ -1,7 +1,7 @@
 //! Latent attention in its expanded form.
 //!
-//! The cache holds the expanded keys and values of each head: more memory than the latent, but a different way to the
-//! result than absorbed kernels take.
+//! The cache holds the expanded keys and values of each head. This needs more memory than the latent, but it computes
+//! the result differently from absorbed kernels.
 
 use candle_core::Tensor;
 
@@ -29,7 +29,7 @@ pub(super) struct Mla {
     o_proj: Linear,
     sizes: MlaProjections,
     scale: f64,
-    /// Of q_pe and k_pe.
+    /// The rotation of q_pe and k_pe.
     rotation: Rotation,
 }
 

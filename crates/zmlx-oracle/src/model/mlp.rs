@@ -106,7 +106,7 @@ impl Moe {
         let n_experts = plan.router.n_experts();
         let router = match plan.router {
             RouterPlan::Softmax(router) => Router::Softmax(router),
-            // exp(l_i) over the sum of the chosen is the probability over theirs.
+            // exp(l_i) divided by the sum over the chosen equals the probability divided by the sum of theirs.
             RouterPlan::SoftmaxOfChosen { n_experts, top_k } => {
                 Router::Softmax(SoftmaxTopK { n_experts, top_k, norm_topk_prob: true })
             }
@@ -152,7 +152,8 @@ impl Moe {
         self.forward_with(x, x, &[], layer_idx, recorder)
     }
 
-    /// The router sees `to_route`, the experts see `x`; each expert's weight is multiplied by its factor if there are any.
+    /// The router sees `to_route`, and the experts see `x`. Each expert's weight is multiplied by its factor, if there
+    /// are factors.
     pub(super) fn forward_with(
         &self,
         to_route: &Tensor,
@@ -194,7 +195,7 @@ impl Moe {
     }
 }
 
-/// The tokens that chose an expert, and the weights they give it.
+/// The tokens that chose an expert, and their weights for it.
 fn tokens_of(routing: &Routing, expert_idx: usize, top_k: usize) -> (Vec<u32>, Vec<f32>) {
     let slots = routing.indices.iter().zip(&routing.weights).enumerate();
     slots
@@ -203,7 +204,7 @@ fn tokens_of(routing: &Routing, expert_idx: usize, top_k: usize) -> (Vec<u32>, V
         .unzip()
 }
 
-/// `y` with `weight · expert(x)` added to the rows of the tokens that chose the expert.
+/// Returns `y` with `weight · expert(x)` added to the rows of the tokens that chose the expert.
 fn add_expert(
     y: &Tensor,
     x: &Tensor,

@@ -9,7 +9,7 @@ use crate::Result;
 use crate::compare::argmax;
 use crate::ops::soft_cap;
 
-/// A model and the keys and values of the tokens it has seen.
+/// A model, with the keys and values of the tokens that it has seen.
 #[derive(Debug)]
 pub struct Session<'m> {
     model: &'m Model,
@@ -23,16 +23,16 @@ impl<'m> Session<'m> {
         Self { model, caches, n_seen: 0 }
     }
 
-    /// Tokens seen so far: the position of the next one.
+    /// Number of tokens seen so far, which is the position of the next one.
     #[must_use]
     pub fn n_seen(&self) -> usize {
         self.n_seen
     }
 
-    /// Feeds tokens and gives the logits after each, `[n_tokens, vocab_size]`.
+    /// Adds tokens and returns the logits after each, `[n_tokens, vocab_size]`.
     ///
     /// # Errors
-    /// No tokens, or a token outside the vocabulary; the session is then as before.
+    /// No tokens, or a token outside the vocabulary. Then the session is unchanged.
     pub fn step(&mut self, tokens: &[u32]) -> Result<Matrix> {
         Ok(self.run(tokens, Recorder::default())?.logits)
     }
@@ -45,8 +45,8 @@ impl<'m> Session<'m> {
         self.run(tokens, Recorder::keeping())
     }
 
-    /// Feeds `prompt`, then decodes `n` tokens greedily (of equal logits the lowest token), heeding no stop token.
-    /// The last one is not fed. Logits of NaN end the decoding early.
+    /// Adds `prompt`, then decodes `n` tokens greedily (of equal logits the lowest token). No token ends the decoding.
+    /// The last token is not added. If a step gives NaN logits, the decoding ends early.
     ///
     /// # Errors
     /// As [`Self::step`].

@@ -15,7 +15,7 @@ pub(super) struct ShortConv {
     in_proj: Linear,
     /// `[hidden, kernel]`
     conv: Vec<f32>,
-    /// `[hidden]` or empty
+    /// `[hidden]`, or empty.
     bias: Vec<f32>,
     out_proj: Linear,
     kernel: usize,

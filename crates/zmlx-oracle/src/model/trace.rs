@@ -11,9 +11,9 @@ use crate::ops::Routing;
 /// A matrix of `f32`, row-major: one row for each token.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Matrix {
-    /// Rows.
+    /// Number of rows.
     pub rows: usize,
-    /// Columns.
+    /// Number of columns.
     pub cols: usize,
     /// `rows · cols` elements.
     pub data: Vec<f32>,
@@ -64,13 +64,13 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// A result of floats by name (all but the expert indices).
+    /// A float result by name (every result except the expert indices).
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&Matrix> {
         if name == "logits" { Some(&self.logits) } else { self.floats.get(name) }
     }
 
-    /// `layers.I.expert_indices` by name, `[n_tokens, top_k]`.
+    /// `layers.I.expert_indices`, `[n_tokens, top_k]`.
     #[must_use]
     pub fn indices(&self, name: &str) -> Option<&[u32]> {
         let layer = name.strip_prefix("layers.")?.strip_suffix(".expert_indices")?;
@@ -83,14 +83,14 @@ impl Trace {
         self.routings.get(&format!("layers.{layer_idx}"))
     }
 
-    /// The names of all results, of floats and of indices.
+    /// The names of all results, floats and indices.
     pub fn names(&self) -> impl Iterator<Item = String> {
         let floats = self.floats.keys().cloned().chain(["logits".to_owned()]);
         floats.chain(self.routings.keys().map(|layer| format!("{layer}.expert_indices")))
     }
 }
 
-/// Collects results, or drops them if nobody asked.
+/// Collects results, or drops them if they are not wanted.
 #[derive(Debug, Default)]
 pub(super) struct Recorder {
     kept: Option<(BTreeMap<String, Matrix>, BTreeMap<String, Routing>)>,

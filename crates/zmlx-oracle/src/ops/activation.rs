@@ -14,7 +14,7 @@ pub fn silu(x: f64) -> f64 {
     x * sigmoid(x)
 }
 
-/// `silu(gate) · up`, element by element. **Shapes** equal; the result has them too.
+/// `silu(gate) · up`, element by element. **Shapes** equal; the result has the same shape.
 ///
 /// # Panics
 /// If the lengths differ.
@@ -24,30 +24,30 @@ pub fn swiglu<G: Real, U: Real>(gate: &[G], up: &[U]) -> Vec<f64> {
     gate.iter().zip(up).map(|(&g, &u)| silu(g.into()) * u.into()).collect()
 }
 
-/// What joins the two projections of a gated MLP, element by element.
+/// How the two projections of a gated MLP are joined, element by element.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Activation {
     /// `silu(gate) · up`.
     SwiGlu,
     /// `gelu_tanh(gate) · up`.
     GeGlu,
-    /// `g·sigmoid(alpha·g)·(u + 1)` with `g = min(gate, limit)` and `u` the other within `±limit`.
+    /// `g·sigmoid(alpha·g)·(u + 1)` with `g = min(gate, limit)` and `u` the up projection, limited to `±limit`.
     ClampedSwiGlu {
-        /// Steepness.
+        /// Steepness of the sigmoid.
         alpha: f64,
-        /// Where values end.
+        /// The largest magnitude that passes.
         limit: f64,
     },
 }
 
-/// `x/2 · (1 + tanh(z))` with `z = √(2/π)·(x + 0.044715·x³)`. As `(1 + tanh(z))/2` is `sigmoid(2z)`, small results keep
-/// their digits.
+/// `x/2 · (1 + tanh(z))` with `z = √(2/π)·(x + 0.044715·x³)`. It is computed with `(1 + tanh(z))/2 = sigmoid(2z)`, so
+/// that small results keep their digits.
 #[must_use]
 pub fn gelu_tanh(x: f64) -> f64 {
     x * sigmoid(2.0 * (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x.powi(3)))
 }
 
-/// The activation of both, element by element. **Shapes** equal; the result has them too.
+/// The activation of both, element by element. **Shapes** equal; the result has the same shape.
 ///
 /// # Panics
 /// If the lengths differ.

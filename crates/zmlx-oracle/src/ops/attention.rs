@@ -5,19 +5,19 @@ use super::{Real, check_len, dot, matmul, softmax};
 /// Sizes and parameters of [`attention`].
 #[derive(Debug, Clone, Copy)]
 pub struct Attention {
-    /// Queries: the last `n_tokens` of the `n_kv` positions.
+    /// Number of queries. They are the last `n_tokens` of the `n_kv` positions.
     pub n_tokens: usize,
-    /// Keys and values.
+    /// Number of keys and values.
     pub n_kv: usize,
-    /// Query heads.
+    /// Number of query heads.
     pub n_heads: usize,
-    /// Key and value heads; divides `n_heads`.
+    /// Number of key and value heads, which divides `n_heads`.
     pub n_kv_heads: usize,
     /// Elements of a query or key head.
     pub head_dim: usize,
     /// Elements of a value head.
     pub v_head_dim: usize,
-    /// Factor on the scores, usually `1/√head_dim`.
+    /// Factor of the scores, usually `1/√head_dim`.
     pub scale: f64,
 }
 
@@ -34,10 +34,10 @@ pub fn attention<Q: Real, K: Real, V: Real>(q: &[Q], k: &[K], v: &[V], sizes: At
     attention_with(q, k, v, sizes, Sight::default())
 }
 
-/// What bounds a query's view of the keys, and what shares its softmax with them.
+/// Limits the keys that a query sees, and adds sinks to its softmax.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Sight<'a> {
-    /// The number of positions that a query sees, its own included; `None` for all.
+    /// Number of positions that a query sees, its own included; `None` for all.
     pub window: Option<usize>,
     /// A score for each head that takes part in the softmax but has no value; empty if there are no sinks.
     pub sinks: &'a [f32],
@@ -92,11 +92,11 @@ pub fn attention_with<Q: Real, K: Real, V: Real>(
 /// Sizes and parameters of [`mla_attention`].
 #[derive(Debug, Clone, Copy)]
 pub struct MlaAttention {
-    /// Queries: the last `n_tokens` of the `n_kv` positions.
+    /// Number of queries. They are the last `n_tokens` of the `n_kv` positions.
     pub n_tokens: usize,
-    /// Cached positions.
+    /// Number of cached positions.
     pub n_kv: usize,
-    /// Heads.
+    /// Number of heads.
     pub n_heads: usize,
     /// Elements of a query head without position.
     pub qk_nope_head_dim: usize,
@@ -106,7 +106,7 @@ pub struct MlaAttention {
     pub kv_lora_rank: usize,
     /// Elements of a value head.
     pub v_head_dim: usize,
-    /// Factor on the scores, usually `1/√(qk_nope_head_dim + qk_rope_head_dim)`.
+    /// Factor of the scores, usually `1/√(qk_nope_head_dim + qk_rope_head_dim)`.
     pub scale: f64,
 }
 

@@ -1,4 +1,4 @@
-//! Products with transposed weights, plain and for chosen experts, and the weighted sum of experts.
+//! Products with transposed weights, plain and for chosen experts; the weighted sum of experts.
 
 use super::{Real, check_len, dot};
 
@@ -26,34 +26,34 @@ pub fn matmul<X: Real, W: Real>(x: &[X], w: &[W], m: usize, n: usize, k: usize) 
 pub enum GatherInput {
     /// `x [n_tokens, k]`: all of a token's experts get its one row (gate and up projections).
     PerToken,
-    /// `x [n_tokens, top_k, k]`: each has a row of its own (down projection).
+    /// `x [n_tokens, top_k, k]`: each expert gets a row of its own (down projection).
     PerSlot,
 }
 
 /// Sizes of [`gather_matmul`].
 #[derive(Debug, Clone, Copy)]
 pub struct GatherMatmul {
-    /// Tokens.
+    /// Number of tokens.
     pub n_tokens: usize,
-    /// Experts chosen for each token.
+    /// Number of experts chosen for each token.
     pub top_k: usize,
-    /// Experts in the bank.
+    /// Number of experts in the bank.
     pub n_experts: usize,
-    /// Rows of an expert's weight.
+    /// Number of rows of an expert's weight.
     pub n: usize,
-    /// Columns of an expert's weight.
+    /// Number of columns of an expert's weight.
     pub k: usize,
     /// The shape of `x`.
     pub input: GatherInput,
 }
 
-/// `y[t, s] = x[t or t, s] · w[indices[t, s]]ᵀ`.
+/// `y[t, s] = x[t] · w[indices[t, s]]ᵀ`, or with `x[t, s]` in place of `x[t]`.
 ///
 /// **Shapes** `x` see [`GatherInput`], `w [n_experts, n, k]`, `indices [n_tokens, top_k]`, result
 /// `[n_tokens, top_k, n]`.
 ///
 /// # Panics
-/// On lengths that do not fit, or an index of no expert.
+/// On lengths that do not fit, or an index that is not below `n_experts`.
 #[must_use]
 pub fn gather_matmul<X: Real, W: Real>(x: &[X], w: &[W], indices: &[u32], sizes: GatherMatmul) -> Vec<f64> {
     let GatherMatmul { n_tokens, top_k, n_experts, n, k, input } = sizes;
@@ -76,9 +76,9 @@ pub fn gather_matmul<X: Real, W: Real>(x: &[X], w: &[W], indices: &[u32], sizes:
 /// Sizes of [`combine`].
 #[derive(Debug, Clone, Copy)]
 pub struct Combine {
-    /// Tokens.
+    /// Number of tokens.
     pub n_tokens: usize,
-    /// Experts chosen for each token.
+    /// Number of experts chosen for each token.
     pub top_k: usize,
     /// Elements of an expert's output.
     pub hidden: usize,

@@ -1,17 +1,17 @@
-//! What layers with a state of fixed size compute: a causal convolution and the gated delta rule.
+//! The operations of layers with a state of fixed size: a causal convolution and the gated delta rule.
 
 use super::{Real, check_len, dot, rms_norm, sigmoid, silu};
 
 /// Sizes of [`causal_conv`].
 #[derive(Debug, Clone, Copy)]
 pub struct CausalConv {
-    /// Tokens of the sequence, from its first on.
+    /// Number of tokens of the sequence, from its first one on.
     pub n_tokens: usize,
-    /// Channels, each of which is convolved for itself.
+    /// Number of channels. Each is convolved on its own.
     pub n_channels: usize,
-    /// Inputs that a result depends on.
+    /// Number of inputs that a result depends on.
     pub kernel: usize,
-    /// Whether SiLU follows.
+    /// Whether SiLU is applied to the result.
     pub silu: bool,
 }
 
@@ -42,11 +42,11 @@ pub fn causal_conv<X: Real, W: Real>(x: &[X], weight: &[W], bias: &[W], sizes: C
 /// Sizes of [`gated_delta`].
 #[derive(Debug, Clone, Copy)]
 pub struct GatedDelta {
-    /// Tokens of the sequence, from its first on or from a state on.
+    /// Number of tokens of the sequence, from its first one or from a state on.
     pub n_tokens: usize,
-    /// Heads of queries and keys.
+    /// Number of heads of queries and keys.
     pub n_k_heads: usize,
-    /// Heads of values; neighbours share a key head.
+    /// Number of heads of values. Neighbours share a key head.
     pub n_v_heads: usize,
     /// Elements of a query or key.
     pub k_dim: usize,
@@ -55,13 +55,13 @@ pub struct GatedDelta {
 }
 
 impl GatedDelta {
-    /// Elements of all queries, keys and values of a token.
+    /// Number of elements in all queries, keys and values of a token.
     #[must_use]
     pub fn n_channels(&self) -> usize {
         2 * self.n_k_heads * self.k_dim + self.n_v_heads * self.v_dim
     }
 
-    /// Elements of a state.
+    /// Number of elements in a state.
     #[must_use]
     pub fn state_len(&self) -> usize {
         self.n_v_heads * self.v_dim * self.k_dim

@@ -14,15 +14,15 @@ pub enum RopeLayout {
 /// Sizes and parameters of [`rope`].
 #[derive(Debug, Clone, Copy)]
 pub struct Rope<'a> {
-    /// Tokens.
+    /// Number of tokens.
     pub n_tokens: usize,
-    /// Heads of each token.
+    /// Number of heads of each token.
     pub n_heads: usize,
     /// Elements of a head.
     pub head_dim: usize,
-    /// Radians that each pair turns from one position to the next. A head's elements beyond the pairs pass through.
+    /// Radians that each pair turns from one position to the next. Elements of a head after the pairs are not changed.
     pub frequencies: &'a [f64],
-    /// Factor on what is rotated.
+    /// Factor of the rotated elements.
     pub scale: f64,
     /// Which elements make a pair.
     pub layout: RopeLayout,

@@ -1,4 +1,4 @@
-//! Routers: which experts a token gets, and with what weights.
+//! Routers: which experts a token goes to, and with what weights.
 
 use super::{Real, check_len, sigmoid, softmax};
 
@@ -9,17 +9,17 @@ pub struct Routing {
     pub indices: Vec<u32>,
     /// `[n_tokens, top_k]`, the weights that multiply the experts' outputs, in the same order.
     pub weights: Vec<f64>,
-    /// `[n_tokens]`: by how much the last chosen expert's score beats the best one left out. An engine whose
-    /// scores are off by more may rightly choose otherwise. Infinite if none was left out.
+    /// `[n_tokens]`: the score of the last chosen expert minus the best score left out. An engine whose scores are off
+    /// by more may choose differently and still be right. Infinite if none was left out.
     pub margins: Vec<f64>,
 }
 
 /// Sizes and parameters of [`softmax_top_k`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SoftmaxTopK {
-    /// Experts.
+    /// Number of experts.
     pub n_experts: usize,
-    /// Experts chosen for each token.
+    /// Number of experts chosen for each token.
     pub top_k: usize,
     /// Whether the chosen weights are divided by their sum.
     pub norm_topk_prob: bool,
@@ -39,7 +39,7 @@ pub fn top_k<T: Real>(scores: &[T], k: usize) -> Vec<u32> {
     order
 }
 
-/// `p = softmax(logits)` over all experts; the `top_k` largest are chosen, with weights `p`, or `p / Σ p` over the
+/// `p = softmax(logits)` over all experts. The `top_k` largest are chosen, with weights `p`, or `p / Σ p` over the
 /// chosen ones if `norm_topk_prob`.
 ///
 /// **Shapes** `logits [n_tokens, n_experts]`. The margins of the result are differences of probabilities.
@@ -61,35 +61,35 @@ pub fn softmax_top_k<T: Real>(logits: &[T], router: SoftmaxTopK) -> Routing {
 /// Sizes and parameters of [`noaux_tc`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct NoauxTc {
-    /// Experts.
+    /// Number of experts.
     pub n_experts: usize,
-    /// Experts chosen for each token.
+    /// Number of experts chosen for each token.
     pub top_k: usize,
-    /// Groups that the experts are divided into, in order.
+    /// Number of groups that the experts are divided into, in order.
     pub n_group: usize,
-    /// Groups whose experts may be chosen.
+    /// Number of groups whose experts may be chosen.
     pub topk_group: usize,
     /// Whether the chosen weights are divided by their sum plus `eps` (only if `top_k > 1`).
     pub norm_topk_prob: bool,
     /// Added to that sum.
     pub eps: f64,
-    /// Factor on the weights.
+    /// Factor of the weights.
     pub routed_scaling_factor: f64,
 }
 
-/// Sigmoid scores with a correction bias that takes part in the choice only:
+/// Sigmoid scores with a correction bias that affects only the choice:
 /// ```text
 /// s = sigmoid(logits);  sel = s + bias
 /// with n_group > 1: a group's score is the sum of its two largest sel;
 ///     outside of the best topk_group groups sel is set to 0
 /// the top_k largest sel are chosen;  weight = s, or s / (Σ s + eps);  · routed_scaling_factor
 /// ```
-/// **Shapes** `logits [n_tokens, n_experts]`, `bias [n_experts]`. Of equal groups the lower index is kept. The
-/// margins of the result are differences of `sel`; with groups they say nothing of how close the groups were.
+/// **Shapes** `logits [n_tokens, n_experts]`, `bias [n_experts]`. Of equal groups the one with the lower index is kept.
+/// The margins of the result are differences of `sel`. With groups they do not tell how close the groups were.
 ///
 /// # Panics
-/// On lengths that do not fit; `top_k > n_experts`; experts that the groups do not divide, or groups of one
-/// expert; `topk_group > n_group`.
+/// On lengths that do not fit; if `top_k > n_experts`; if the groups do not divide the experts, or have only one
+/// expert; if `topk_group > n_group`.
 #[must_use]
 pub fn noaux_tc<T: Real, B: Real>(logits: &[T], bias: &[B], router: NoauxTc) -> Routing {
     let NoauxTc { n_experts, top_k: k, n_group, topk_group, norm_topk_prob, eps, routed_scaling_factor } =
@@ -123,7 +123,7 @@ fn mask_groups(sel: &mut [f64], n_group: usize, topk_group: usize) {
     }
 }
 
-/// Runs `choose`, which gives scores, chosen experts and their weights, for each token.
+/// Runs `choose` for each token. It returns scores, chosen experts and their weights.
 fn route<T: Real>(
     op: &str,
     logits: &[T],

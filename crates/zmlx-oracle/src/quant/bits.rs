@@ -1,7 +1,7 @@
-//! Reading and writing codes in a little-endian bit stream, one bit at a time.
+//! Reads and writes codes in a little-endian bit stream, one bit at a time.
 
-/// The `n_bits` bits from bit `first` on, lowest first. Bit `j` of the stream is bit `j % 8` of byte `j / 8`;
-/// for 32-bit words stored little-endian that is also bit `j % 32` of word `j / 32`.
+/// The `n_bits` bits from bit `first` on, the lowest first. Bit `j` of the stream is bit `j % 8` of byte `j / 8`. For
+/// 32-bit words stored little-endian, this is also bit `j % 32` of word `j / 32`.
 ///
 /// # Panics
 /// If the stream ends before bit `first + n_bits`.

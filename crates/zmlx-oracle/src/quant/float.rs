@@ -1,7 +1,7 @@
 //! The small float formats: E2M1 elements, E4M3 elements and scales, E8M0 scales.
 //!
-//! Decoding follows the definitions field by field. Encoding searches all codes for the nearest value, so that
-//! it rests on the decoder alone.
+//! Decoding follows the definitions field by field. Encoding searches all codes for the nearest value, so it depends
+//! only on the decoder.
 
 /// The largest E2M1 value.
 pub const E2M1_MAX: f32 = 6.0;
@@ -21,8 +21,8 @@ pub fn e2m1_to_f32(code: u8) -> f32 {
     sign * magnitude
 }
 
-/// E4M3: sign, 4 exponent bits (bias 7), 3 mantissa bits; no infinities, NaN where all seven low bits are set.
-/// Exponent 0 is subnormal: `mantissa/8 · 2^-6`.
+/// E4M3: sign, 4 exponent bits (bias 7), 3 mantissa bits; no infinities; NaN if all seven low bits are set. Exponent 0
+/// is subnormal: `mantissa/8 · 2^-6`.
 #[must_use]
 pub fn e4m3_to_f32(code: u8) -> f32 {
     let sign = if code & 0x80 == 0 { 1.0 } else { -1.0 };
@@ -41,15 +41,16 @@ pub fn e8m0_to_f32(code: u8) -> f32 {
     if code == 255 { f32::NAN } else { 2f64.powi(i32::from(code) - 127) as f32 }
 }
 
-/// The nearest E2M1 code as MLX's quantiser chooses it: ties towards zero, beyond ±6 saturating, and whatever
-/// rounds to zero becomes +0 (code 8, -0, is never chosen). NaN becomes +0.
+/// The nearest E2M1 code, as MLX's quantiser chooses it: ties go towards zero, values beyond ±6 saturate, and values
+/// that round to zero become +0 (code 8, which is -0, is never chosen). NaN becomes +0.
 #[must_use]
 pub fn f32_to_e2m1(x: f32) -> u8 {
     let magnitude = nearest(x.abs(), 0b111, e2m1_to_f32, Ties::TowardsZero);
     if magnitude != 0 && x < 0.0 { magnitude | 0b1000 } else { magnitude }
 }
 
-/// The nearest E4M3 code: ties to the even mantissa, beyond ±448 saturating, the sign of zero kept, NaN to NaN.
+/// The nearest E4M3 code: ties go to the even mantissa, values beyond ±448 saturate, zero keeps its sign, and NaN stays
+/// NaN.
 #[must_use]
 pub fn f32_to_e4m3(x: f32) -> u8 {
     let sign = if x.is_sign_negative() { 0x80 } else { 0 };
@@ -65,8 +66,8 @@ enum Ties {
     TowardsZero,
 }
 
-/// The code in `0..=last` whose value is nearest to `x`. The values must rise with the code. Differences are
-/// taken in `f64`, where they are exact below the largest value.
+/// The code in `0..=last` whose value is nearest to `x`. The values must rise with the code. Differences are computed
+/// in `f64`, where they are exact below the largest value.
 fn nearest(x: f32, last: u8, decode: fn(u8) -> f32, ties: Ties) -> u8 {
     if x >= decode(last) {
         return last;

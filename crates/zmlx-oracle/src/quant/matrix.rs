@@ -6,7 +6,7 @@ use super::float::{e2m1_to_f32, e4m3_to_f32, e8m0_to_f32};
 use super::{Format, Mode, StorageDtype, read_bits};
 use crate::{Error, Result};
 
-/// One scale for each group, rows after one another.
+/// One scale for each group, row after row.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Scales {
     /// Affine: values, widened to `f32` (exact).
@@ -15,26 +15,26 @@ pub enum Scales {
     Codes(Vec<u8>),
 }
 
-/// A matrix `[rows, cols]` in a quantised format; of a stack `[n_experts, out, in]`, rows = `n_experts·out`.
+/// A matrix `[rows, cols]` in a quantised format. For a stack `[n_experts, out, in]`, rows = `n_experts·out`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantizedMatrix {
     /// The format.
     pub format: Format,
-    /// Rows, all leading dimensions folded.
+    /// Number of rows, with all leading dimensions folded into it.
     pub rows: usize,
-    /// Elements of a row.
+    /// Number of elements in a row.
     pub cols: usize,
-    /// The packed words as little-endian bytes, `rows · cols · bits / 8` of them.
+    /// The packed words as little-endian bytes: `rows · cols · bits / 8` bytes.
     pub packed: Vec<u8>,
     /// `rows · cols / group_size` scales.
     pub scales: Scales,
-    /// Affine: as many biases. Otherwise none.
+    /// One bias for each group if the mode is affine; otherwise `None`.
     pub biases: Option<Vec<f32>>,
 }
 
 impl QuantizedMatrix {
-    /// Checks that the parts belong together: a known format, `cols` a multiple of the group, the right lengths,
-    /// float scales and biases exactly for affine.
+    /// Checks that the parts belong together: a known format, `cols` a multiple of the group, the right lengths, and
+    /// float scales and biases if and only if the mode is affine.
     ///
     /// # Errors
     /// [`Error::Unsupported`] or [`Error::Quantized`].
@@ -42,7 +42,7 @@ impl QuantizedMatrix {
         self.format.check()?;
         let fail = |why: String| Err(Error::Quantized { name: self.format.name(), why });
         if !self.cols.is_multiple_of(self.format.group_size) {
-            return fail(format!("{} columns are no multiple of the group size", self.cols));
+            return fail(format!("{} columns are not a multiple of the group size", self.cols));
         }
         let n_bytes = self.rows * self.format.row_words(self.cols) * 4;
         if self.packed.len() != n_bytes {
@@ -70,7 +70,7 @@ impl QuantizedMatrix {
         read_bits(&self.packed, (row * self.cols + col) * self.format.bits, self.format.bits)
     }
 
-    /// Scale and bias of an element's group; the bias is 0 for the floating-point modes.
+    /// The scale and the bias of an element's group. The bias is 0 for the floating-point modes.
     #[must_use]
     pub fn scale_bias(&self, row: usize, col: usize) -> (f32, f32) {
         let group_idx = row * self.format.row_groups(self.cols) + col / self.format.group_size;
@@ -82,7 +82,8 @@ impl QuantizedMatrix {
         (scale, self.biases.as_ref().map_or(0.0, |biases| biases[group_idx]))
     }
 
-    /// The number that the scale multiplies: the code itself for affine, else the small float that it encodes.
+    /// The number that the scale multiplies: the code itself for affine, otherwise the small float that the code stands
+    /// for.
     #[must_use]
     pub fn element(&self, row: usize, col: usize) -> f32 {
         let code = self.code(row, col);
@@ -93,27 +94,27 @@ impl QuantizedMatrix {
         }
     }
 
-    /// `scale·element + bias`, without any rounding but `f64`'s.
+    /// `scale·element + bias`, rounded only to `f64`.
     #[must_use]
     pub fn value(&self, row: usize, col: usize) -> f64 {
         let (scale, bias) = self.scale_bias(row, col);
         f64::from(scale) * f64::from(self.element(row, col)) + f64::from(bias)
     }
 
-    /// All values in `f64`, `[rows, cols]`: what the codes mean.
+    /// All values in `f64`, `[rows, cols]`: the exact meaning of the codes.
     #[must_use]
     pub fn dequantize_f64(&self) -> Vec<f64> {
         self.map(|row, col| self.value(row, col))
     }
 
-    /// All values in `f32`, `[rows, cols]`: product and sum rounded to `f32` one after the other.
+    /// All values in `f32`, `[rows, cols]`. The product and the sum are rounded to `f32` one after the other.
     #[must_use]
     pub fn dequantize(&self) -> Vec<f32> {
         self.dequantize_in(StorageDtype::F32)
     }
 
-    /// All values in the arithmetic of `dtype`, `[rows, cols]`: product and sum each rounded to it, as MLX does
-    /// when it dequantises into that dtype. Exact for the floating-point modes as long as nothing overflows.
+    /// All values in the arithmetic of `dtype`, `[rows, cols]`. Product and sum are each rounded to it, as MLX does
+    /// when it dequantises into that dtype. This is exact for the floating-point modes unless something overflows.
     #[must_use]
     pub fn dequantize_in(&self, dtype: StorageDtype) -> Vec<f32> {
         self.map(|row, col| {
@@ -134,8 +135,8 @@ impl QuantizedMatrix {
 /// Dequantises tensors as a checkpoint stores them.
 ///
 /// **Shapes** `packed [.., out, in·bits/32]`, `scales` and `biases` `[.., out, in/group_size]`; the result is
-/// `[.., out, in]`. **Dtypes** packed u32; scales u8 for the floating-point modes, else f32, f16 or bf16, as the
-/// biases; the result is f32. **Numerics** see [`QuantizedMatrix::dequantize`].
+/// `[.., out, in]`. **Dtypes** packed is u32. Scales are u8 for the floating-point modes, otherwise f32, f16 or bf16,
+/// and so are the biases. The result is f32. **Numerics** see [`QuantizedMatrix::dequantize`].
 ///
 /// # Errors
 /// Parts that do not belong together.

@@ -6,23 +6,23 @@ use crate::{Error, Result};
 
 /// Quantises `w`, `[rows, cols]`, group by group along the rows.
 ///
-/// **Affine**, all in `f32`, `round` to nearest with ties to even, `n = 2^bits - 1`:
+/// **Affine**, all in `f32`; `round` is to nearest with ties to even; `n = 2^bits - 1`:
 /// ```text
 /// scale = max((max - min) / n, 1e-7);  edge = min if |min| > |max|, else max and scale is negated
 /// q0 = round(edge / scale);  if q0 ≠ 0: scale = edge / q0, bias = edge;  else bias = 0
 /// q = clip(round((w - bias) / scale), 0, n)
 /// ```
-/// The codes come from the unrounded scale and bias; only what is stored is rounded to `scale_dtype`.
+/// The codes are computed with the unrounded scale and bias; only the stored values are rounded to `scale_dtype`.
 ///
-/// **Floating-point modes**: `s = max|w| / M` with M the largest element (6 for E2M1, 448 for E4M3), stored as
-/// the next power of two (E8M0, `2^ceil(log2 s)`, so nothing saturates) or as the nearest E4M3 (nvfp4, where the
-/// largest element may saturate); then each element is `w / scale` with the stored scale, to the nearest code.
-/// E4M3 elements tie to even and keep the sign of zero; E2M1 elements tie towards zero, and zero is always +0.
-/// A group whose stored scale is 0 gets elements of 0. `scale_dtype` plays no part.
+/// **Floating-point modes**: `s = max|w| / M`, where M is the largest element (6 for E2M1, 448 for E4M3). It is stored
+/// as the next power of two (E8M0, `2^ceil(log2 s)`, so nothing saturates), or as the nearest E4M3 (nvfp4, where the
+/// largest element may saturate). Each element is then the code nearest to `w / scale`, with the stored scale. For E4M3
+/// elements ties go to even, and zero keeps its sign. For E2M1 elements ties go towards zero, and zero is always +0. A
+/// group whose stored scale is 0 gets elements of 0. `scale_dtype` is not used.
 ///
 /// A group of zeros has the E8M0 scale 1.
 ///
-/// **Source** the recorded operations, which this equals bit for bit; groups of zeros: the recorded conversions.
+/// **Source** the recorded operations, which this equals bit for bit; for groups of zeros the recorded conversions.
 ///
 /// To quantise weights held in a 16-bit dtype, pass their values widened to `f32`.
 ///
@@ -78,7 +78,7 @@ fn affine_scale_bias(group: &[f32], bits: usize) -> (f32, f32) {
     if q0 == 0.0 { (scale, 0.0) } else { (edge / q0, edge) }
 }
 
-/// The stored scale of a floating-point group: its code, and the value that the code means.
+/// The stored scale of a group in a floating-point mode: its code, and the value of that code.
 fn float_scale(group: &[f32], mode: Mode) -> (u8, f32) {
     let most = group.iter().fold(0f32, |most, x| most.max(x.abs()));
     if mode == Mode::Nvfp4 {
@@ -87,7 +87,7 @@ fn float_scale(group: &[f32], mode: Mode) -> (u8, f32) {
     }
     let step = most / if mode == Mode::Mxfp8 { E4M3_MAX } else { E2M1_MAX };
     let exponent = if step > 0.0 { step.log2().ceil() } else { 0.0 };
-    // The cast of the clamped float cannot overflow.
+    // The float is clamped, so the cast cannot overflow.
     let code = (exponent.clamp(-127.0, 127.0) + 127.0) as u8;
     (code, e8m0_to_f32(code))
 }

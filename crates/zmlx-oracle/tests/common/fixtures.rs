@@ -33,8 +33,8 @@ pub(crate) fn taps(model: &str) -> TensorFile {
     TensorFile::open(fixtures().join(format!("golden/{model}-taps.safetensors"))).unwrap()
 }
 
-/// The residual stream after a latent attention block with a plain q_proj, `x + attention(rms_norm(x))`, in `f64`
-/// and from [`zmlx_oracle::ops`] alone.
+/// The residual stream after a latent attention block with a plain q_proj, `x + attention(rms_norm(x))`, computed in
+/// `f64` with only [`zmlx_oracle::ops`].
 pub(crate) fn glm_attention(checkpoint: &Checkpoint, path: &str, x: &[f32], q_proj: &[f32]) -> Vec<f64> {
     let (hidden, eps) = (checkpoint.plan().hidden_size, checkpoint.plan().rms_norm_eps);
     let AttentionPlan::Mla(mla) = &checkpoint.plan().layers[0].attention else { panic!("another attention") };

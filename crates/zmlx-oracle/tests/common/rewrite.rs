@@ -1,4 +1,4 @@
-//! A fixture's checkpoint in memory, to be changed and loaded again.
+//! A fixture's checkpoint in memory, which can be changed and loaded again.
 
 use std::collections::BTreeMap;
 
@@ -52,7 +52,7 @@ impl Rewrite {
         self.tensors.insert(name.to_owned(), (Dtype::F32, shape.to_vec(), bytes));
     }
 
-    /// Replaces the module's weight; scales and biases are stored as bfloat16.
+    /// Replaces the module's weight. Scales and biases are stored as bfloat16.
     pub(crate) fn set_quantized(&mut self, path: &str, shape: &[usize; 2], matrix: &QuantizedMatrix) {
         let bf16 =
             |values: &[f32]| values.iter().flat_map(|&x| StorageDtype::BF16.bytes(x)).collect::<Vec<u8>>();

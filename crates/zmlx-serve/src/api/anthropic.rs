@@ -23,7 +23,7 @@ use crate::state::{State as Shared, new_call_id, new_id};
 use read::Length;
 use stream::MessageWriter;
 
-/// What stands for the signature of thinking: nobody checks it.
+/// The placeholder for the signature of thinking, which is never checked.
 const SIGNATURE: &str = "em1seA==";
 
 /// `POST /v1/messages`.
@@ -35,7 +35,7 @@ pub(crate) async fn handle(
     let body = body::read(&state, request).await?;
     let fields = Fields::of_body(&body)?;
     if fields.get("model").is_none() {
-        return Err(fields.error("model", "expected a text, got nothing"));
+        return Err(fields.error("model", "expected a string, got nothing"));
     }
     let model = model_name(&fields, &loaded, &state.options)?;
     let is_stream = fields.bool("stream")?.unwrap_or(false);
@@ -96,7 +96,7 @@ fn content(answer: &Answer) -> Vec<Value> {
     blocks
 }
 
-/// The counts add up to the prompt.
+/// The three counts add up to the length of the prompt.
 fn usage(usage: Usage) -> Value {
     json!({
         "input_tokens": usage.n_prompt - usage.n_cached,

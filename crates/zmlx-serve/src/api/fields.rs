@@ -1,4 +1,5 @@
-//! Reading requests: a field of the wrong type or range is an error that names it; `null` is as good as absent.
+//! Reads requests. A field of the wrong type or range causes an error with its name. `null` is treated as a missing
+//! field.
 
 use serde_json::{Map, Value};
 
@@ -8,7 +9,7 @@ use crate::error::ApiError;
 #[derive(Clone, Debug)]
 pub(crate) struct Fields<'a> {
     map: &'a Map<String, Value>,
-    /// Where the object stands: empty at the top, else with a dot at its end.
+    /// The path of the object: empty at the top, otherwise with a dot at its end.
     prefix: String,
 }
 
@@ -23,7 +24,7 @@ impl<'a> Fields<'a> {
         }
     }
 
-    /// The fields of a value that stands at `path`.
+    /// The fields of the value at `path`.
     pub(crate) fn of(value: &'a Value, path: &str) -> Result<Self, ApiError> {
         match value {
             Value::Object(map) => Ok(Self { map, prefix: format!("{path}.") }),
@@ -50,7 +51,7 @@ impl<'a> Fields<'a> {
     }
 
     pub(crate) fn text(&self, key: &str) -> Result<Option<&'a str>, ApiError> {
-        self.read(key, "a text", Value::as_str)
+        self.read(key, "a string", Value::as_str)
     }
 
     pub(crate) fn bool(&self, key: &str) -> Result<Option<bool>, ApiError> {
@@ -73,7 +74,7 @@ impl<'a> Fields<'a> {
     /// A whole number from `low` to `high`.
     pub(crate) fn integer(&self, key: &str, low: i64, high: i64) -> Result<Option<i64>, ApiError> {
         let Some(value) = self.get(key) else { return Ok(None) };
-        // Some clients have no whole numbers.
+        // Some clients write whole numbers as floats.
         let whole = |n: f64| (n.fract() == 0.0 && n.abs() < 9e15).then_some(n as i64);
         let n = value
             .as_i64()
@@ -92,7 +93,7 @@ impl<'a> Fields<'a> {
         Ok(n.map(|n| usize::try_from(n).unwrap_or(usize::MAX)))
     }
 
-    /// A number for which `is_good` holds.
+    /// A number for which `is_good` is true.
     pub(crate) fn number(
         &self,
         key: &str,
@@ -122,7 +123,7 @@ pub(crate) fn wrong(path: &str, want: &str, got: &Value) -> ApiError {
     ApiError::field(path, format!("expected {want}, got {}", short(got)))
 }
 
-/// A value for an error message.
+/// A value, shortened for an error message.
 pub(crate) fn short(value: &Value) -> String {
     const SHOWN: usize = 80;
     match value {

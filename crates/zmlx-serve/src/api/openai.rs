@@ -23,16 +23,16 @@ use crate::http::sse::Events;
 use crate::model::now;
 use crate::state::new_id;
 
-/// Tells builds apart.
+/// Identifies the version of the server.
 pub(crate) const FINGERPRINT: &str = concat!("zmlx-", env!("CARGO_PKG_VERSION"));
 
-/// What all objects of one answer say of it.
+/// The common fields of all objects of one answer.
 #[derive(Clone, Debug)]
 struct Head {
     id: String,
     created: u64,
     model: String,
-    /// Whether a stream tells the usage at its end.
+    /// Whether a stream ends with the usage.
     includes_usage: bool,
 }
 
@@ -41,7 +41,7 @@ impl Head {
         Ok(Self { id: new_id(prefix), created: now(), model, includes_usage: stream_options(fields)? })
     }
 
-    /// An answer or a chunk.
+    /// The object of an answer or a chunk.
     fn object(&self, object: &str, choices: Value) -> Value {
         json!({
             "id": self.id,
@@ -61,7 +61,7 @@ impl Head {
         answer
     }
 
-    /// Ends a stream: the last chunk, then the usage if the request wants it.
+    /// Ends a stream: the last chunk, then the usage if the request asks for it.
     fn end(&self, object: &str, mut last: Value, summary: &Summary, out: &mut Events) {
         last["timings"] = summary.timings.clone();
         out.data(&last);

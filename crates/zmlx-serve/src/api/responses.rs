@@ -1,4 +1,4 @@
-//! OpenAI's Responses, without state.
+//! OpenAI's Responses, without stored state.
 
 mod items;
 mod read;
@@ -41,7 +41,7 @@ pub(crate) async fn handle(
     let begun = state
         .begin(log, move |loaded: &Loaded, options: &ServerOptions| prepare::chat(loaded, options, call));
     let mut generation = match begun.await {
-        // Clients of the stream look for this in the stream.
+        // Clients of the stream expect this error in the stream.
         Err(error) if is_stream && error.code == Some(TOO_LONG) => {
             return Ok(sse::failure(ResponseWriter::new(head, routes), &error));
         }
@@ -55,17 +55,17 @@ pub(crate) async fn handle(
     Ok(json(&head.response(&Outcome::of(&summary), output, Some(summary.usage))))
 }
 
-/// What a response says of itself.
+/// The common fields of a response.
 #[derive(Clone, Debug)]
 struct Head {
     id: String,
     created: u64,
     model: String,
-    /// The request's own words that are repeated.
+    /// The fields of the request that the response repeats.
     repeated: Value,
 }
 
-/// How a response ended, or that it has not.
+/// How a response ended, or that it has not ended.
 #[derive(Clone, Debug, PartialEq)]
 enum Outcome {
     InProgress,
@@ -162,7 +162,7 @@ fn usage_of(usage: Usage) -> Value {
     })
 }
 
-/// The items of a whole answer.
+/// The items of a complete answer.
 fn output(answer: &Answer, routes: &Routes) -> Vec<Value> {
     let mut items = Vec::new();
     if !answer.reasoning.is_empty() {

@@ -1,4 +1,4 @@
-//! Grammars of calls of tools, in the model's own syntax.
+//! Grammars for tool calls in the model's own syntax.
 
 use std::fmt::Write;
 
@@ -7,37 +7,37 @@ use serde_json::{Map, Value, json};
 use super::{inline_json, quoted};
 use crate::tools::{Tool, ToolSyntax};
 
-/// Calls that an answer is to have.
+/// The tool calls of an answer.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Calls<'a> {
-    /// How the model writes them.
+    /// The syntax in which the model writes them.
     pub(crate) syntax: ToolSyntax,
-    /// Which tools may be called, at least one.
+    /// The tools that may be called; at least one.
     pub(crate) tools: &'a [Tool],
-    /// Which calls there must be.
+    /// Whether there must be calls.
     pub(crate) wanted: CallsWanted,
-    /// Most calls; `None` is any number.
+    /// The largest number of calls; `None` means any number.
     pub(crate) most: Option<usize>,
 }
 
-/// Which calls there must be.
+/// Whether there must be calls.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CallsWanted {
     /// At least one, and nothing else.
     Required,
-    /// Text, and calls if the model wants some.
+    /// Text, and calls if the model makes any.
     Allowed,
 }
 
 impl Calls<'_> {
-    /// The rule `name` and what it needs.
+    /// The rule `name` and the rules that it needs.
     pub(super) fn rules(&self, name: &str) -> String {
         let mut rules = String::new();
         let more = if self.most == Some(1) { "" } else { " (BETWEEN? call)*" };
         match self.wanted {
             CallsWanted::Required => rules += &format!("{name}: call{more}\n"),
             CallsWanted::Allowed => {
-                // A text without the tag, or one up to the tag and then calls.
+                // A text without the tag, or a text up to the tag and then calls.
                 rules += &format!("{name}: PLAIN | until_tag after_tag{more} BETWEEN?\n");
                 rules += "PLAIN: /(?s:.*)/ & ~/(?s:.*)<tool_call>(?s:.*)/\n";
                 rules += "until_tag[suffix=\"<tool_call>\"]: /(?s:.*)/\n";
@@ -121,9 +121,9 @@ impl Calls<'_> {
 
 /// How a value is written.
 enum Values {
-    /// As it is.
+    /// As plain text.
     Text,
-    /// As one of these.
+    /// As one of these texts.
     Choice(Vec<String>),
     /// As JSON.
     Json(Value),
@@ -151,7 +151,7 @@ fn values(property: &Value, definitions: Option<&Value>) -> Values {
     Values::Json(schema)
 }
 
-/// The schema of arguments, which are an object in any case.
+/// The schema of the arguments, which are always an object.
 fn object_schema(parameters: &Value) -> Value {
     match parameters {
         Value::Object(map) if !map.is_empty() => {

@@ -1,4 +1,4 @@
-//! The tokenizer's vocabulary as grammars see it: the bytes of each token.
+//! The tokenizer's vocabulary in the form that grammars need: the bytes of each token.
 
 use std::sync::Arc;
 
@@ -6,7 +6,7 @@ use llguidance::ParserFactory;
 use llguidance::toktrie::{ApproximateTokEnv, TokEnv, TokRxInfo, TokTrie};
 use zmlx_models::Tokenizer;
 
-/// Tags that grammars write as text, although vocabularies have them as special tokens.
+/// Tags that grammars write as text, although they are special tokens of vocabularies.
 const TAGS: [&str; 14] = [
     "<think>",
     "</think>",
@@ -24,7 +24,7 @@ const TAGS: [&str; 14] = [
     "</parameter>",
 ];
 
-/// What makes parsers for a vocabulary of `n` token ids.
+/// A factory of parsers for a vocabulary of `n` token ids.
 pub(super) fn factory(tokenizer: &Tokenizer, eos: &[u32], n: usize) -> Result<ParserFactory, String> {
     let word = |id: u32| match tokenizer.token_bytes(id) {
         None => Vec::new(),
@@ -34,7 +34,7 @@ pub(super) fn factory(tokenizer: &Tokenizer, eos: &[u32], n: usize) -> Result<Pa
         }
     };
     let mut words: Vec<Vec<u8>> = (0..n as u32).map(word).collect();
-    // Where a model has no end token, one stands in that has no logit.
+    // If a model has no end token, an id without a logit takes its place.
     let first = eos.first().copied().unwrap_or(n as u32);
     if first as usize >= n {
         words.push(special(b"<end>".to_vec()));

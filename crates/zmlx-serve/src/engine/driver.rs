@@ -12,16 +12,16 @@ use zmlx_models::{Engine, Event, RequestId};
 use super::{Command, EngineHandle, Failure, Status, Update};
 use crate::metrics::Metrics;
 
-/// A reader that takes nothing for so long has gone.
+/// A reader that takes no update for this time is treated as gone.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// How often the loop looks around while there is nothing to compute.
+/// How often the loop checks for events while there is nothing to compute.
 const TICK: Duration = Duration::from_millis(20);
-/// How often the others are told what the engine does.
+/// How often the engine's state is published.
 const PUBLISH: Duration = Duration::from_millis(50);
-/// Ends of requests that the time to the next free place is guessed from.
+/// Number of recent ends of requests from which the time to the next free slot is estimated.
 const N_ENDS: usize = 64;
 
-/// The limits that the loop keeps.
+/// The limits that the loop enforces.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Limits {
     pub(crate) queue_timeout: Duration,
@@ -29,7 +29,7 @@ pub(crate) struct Limits {
     pub(crate) shutdown_timeout: Duration,
 }
 
-/// Runs an engine until it is told to stop and everything has ended.
+/// Runs an engine until it is told to stop and all requests have ended.
 pub(crate) fn drive<B: Backend>(
     engine: &mut Engine<'_, B>,
     commands: &Receiver<Command>,
@@ -63,11 +63,11 @@ pub(crate) fn drive<B: Backend>(
         }
         engine.step(&mut events);
         if events.is_empty() && engine.stats().n_running == 0 {
-            // Nothing could begin; the next step may do better.
+            // Nothing could begin. The next step may succeed.
             std::thread::sleep(Duration::from_millis(1));
         }
-        // Looking at every idle sequence costs more than a step of a small model. Before the events go out: a client
-        // that has its answer finds it counted.
+        // Looking at every idle sequence costs more than a step of a small model. This comes before the events are
+        // sent, so that a client that has its answer also finds it in the statistics.
         if engine.is_idle() || published.elapsed() > PUBLISH {
             driver.publish(engine, handle);
             published = Instant::now();
@@ -78,19 +78,20 @@ pub(crate) fn drive<B: Backend>(
 
 struct Driver<'a> {
     clients: HashMap<RequestId, Client>,
-    /// Those that are done, but have not taken everything yet.
+    /// Clients whose requests are done, but which have not taken all updates yet.
     leaving: Vec<Client>,
     ends: VecDeque<Instant>,
-    /// When those that still run are ended, once the server is stopping.
+    /// While the server is stopping, the time at which requests that still run are ended.
     stop_by: Option<Instant>,
     metrics: &'a Metrics,
     limits: Limits,
 }
 
-/// Who waits for a request.
+/// The client that waits for a request.
 struct Client {
     updates: mpsc::Sender<Update>,
-    /// What did not fit the channel. No longer than the answer: the sequence ends with the context.
+    /// Updates that did not fit into the channel. There are at most as many as the answer has, because the sequence
+    /// ends with the context.
     kept: VecDeque<Update>,
     kept_since: Option<Instant>,
     submitted: Instant,
@@ -133,14 +134,15 @@ impl Client {
 }
 
 impl Driver<'_> {
-    /// Takes what has come; waits for it if there is nothing to compute. False if nobody can send any more.
+    /// Takes the commands that have come. Waits for one if there is nothing to compute. Returns false if no more can
+    /// come.
     fn take_commands<B: Backend>(
         &mut self,
         engine: &mut Engine<'_, B>,
         commands: &Receiver<Command>,
     ) -> bool {
         if engine.is_idle() {
-            // A server at rest wakes up now and then only for readers that have not taken everything.
+            // An idle server wakes up early only for readers that have not taken all updates.
             let wait = if self.leaving.is_empty() { Duration::from_secs(1) } else { TICK };
             match commands.recv_timeout(wait) {
                 Ok(command) => self.take(engine, command),
@@ -192,7 +194,7 @@ impl Driver<'_> {
         self.leaving.retain(|client| !client.kept.is_empty() && !client.has_gone());
     }
 
-    /// Ends what nobody waits for, what has waited too long, and what may not go on.
+    /// Ends requests whose client has gone, that have waited too long, or that have exceeded their time.
     fn drop_clients<B: Backend>(&mut self, engine: &mut Engine<'_, B>) {
         let Limits { queue_timeout, request_timeout, .. } = self.limits;
         let is_over = self.stop_by.is_some_and(|by| Instant::now() >= by);

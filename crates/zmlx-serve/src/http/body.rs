@@ -1,4 +1,4 @@
-//! Bodies of requests: JSON, whatever their content type says.
+//! Bodies of requests. They are read as JSON, whatever their content type is.
 
 use std::time::Duration;
 
@@ -12,12 +12,12 @@ use super::decode::{Coding, decode};
 use crate::error::ApiError;
 use crate::state::{BODY_UNIT, State};
 
-/// A body that says nothing for so long comes no more.
+/// If no data comes for this time, the request fails.
 const SILENCE: Duration = Duration::from_secs(30);
-/// Bodies up to this size are decoded and parsed where they are read.
+/// Bodies up to this size are decoded and parsed on the thread that reads them.
 const SMALL_BYTES: usize = 64 << 10;
 
-/// The body as JSON.
+/// Reads the body as JSON.
 pub(crate) async fn read(state: &State, request: Request) -> Result<Value, ApiError> {
     let limit = state.options.max_body_bytes;
     let codings = codings(request.headers())?;
@@ -79,7 +79,7 @@ async fn read_bytes(state: &State, request: Request, limit: usize) -> Result<Byt
     }
 }
 
-/// How the body is encoded, in the order in which that was done.
+/// The encodings of the body, in the order in which they were applied.
 fn codings(headers: &HeaderMap) -> Result<Vec<Coding>, ApiError> {
     let mut codings = Vec::new();
     for value in headers.get_all(header::CONTENT_ENCODING) {
@@ -92,7 +92,7 @@ fn codings(headers: &HeaderMap) -> Result<Vec<Coding>, ApiError> {
             codings.push(Coding::of_name(name).ok_or_else(unknown)?);
         }
     }
-    // Nobody encodes more often than that.
+    // No client uses more than two encodings.
     if codings.len() > 2 {
         let message = "Content-Encoding: expected one or two";
         return Err(ApiError::new(StatusCode::UNSUPPORTED_MEDIA_TYPE, message));

@@ -1,4 +1,4 @@
-//! Encoded bodies. What they decode to is bounded as well.
+//! Decodes bodies. The decoded size is limited too.
 
 use std::io::Read;
 
@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use crate::error::ApiError;
 
-/// An encoding that is understood.
+/// A supported encoding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Coding {
     Gzip,
@@ -33,7 +33,7 @@ pub(super) fn decode(coding: Coding, bytes: &Bytes, limit: usize) -> Result<Byte
     let input: &[u8] = bytes;
     match coding {
         Coding::Gzip => read(flate2::read::MultiGzDecoder::new(input), limit),
-        // Clients differ in what they mean by it.
+        // Clients use this name for two different formats.
         Coding::Deflate => match read(flate2::read::ZlibDecoder::new(input), limit) {
             Err(error) if error.status == StatusCode::BAD_REQUEST => {
                 read(flate2::read::DeflateDecoder::new(input), limit)
@@ -42,7 +42,7 @@ pub(super) fn decode(coding: Coding, bytes: &Bytes, limit: usize) -> Result<Byte
         },
         Coding::Brotli => read(brotli_decompressor::Decompressor::new(input, 16 << 10), limit),
         Coding::Zstd => {
-            let unsound = |_| ApiError::bad_request("the body is not sound zstd");
+            let unsound = |_| ApiError::bad_request("the body is not valid zstd");
             read(ruzstd::decoding::StreamingDecoder::new(input).map_err(unsound)?, limit)
         }
     }

@@ -1,4 +1,4 @@
-//! Who may come in: names of the host, origins of pages, keys.
+//! Access control: names of the host, origins of pages, keys.
 
 use axum::body::Body;
 use axum::extract::Request;
@@ -8,12 +8,12 @@ use subtle::ConstantTimeEq;
 use crate::error::ApiError;
 use crate::options::ServerOptions;
 
-/// Where an admitted request goes.
+/// What happens to an allowed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Way {
-    /// On to its handler.
+    /// Its handler answers it.
     In,
-    /// It only asks whether another may come.
+    /// It only asks whether another request would be allowed.
     Preflight,
 }
 
@@ -22,7 +22,7 @@ pub(super) fn check(options: &ServerOptions, path: &str, request: &Request) -> R
     let headers = request.headers();
     let forbidden = |what: &str| ApiError::new(StatusCode::FORBIDDEN, what);
     if options.is_loopback() && !host(request).is_none_or(is_local) {
-        // A page could otherwise have its own name point here.
+        // Without this check, a web page could make its own host name point to this server.
         return Err(forbidden("the header Host: expected localhost, 127.0.0.1 or [::1]"));
     }
     if let Some(origin) = headers.get(header::ORIGIN)
@@ -51,7 +51,7 @@ pub(super) fn check(options: &ServerOptions, path: &str, request: &Request) -> R
 /// The host that a request names, without its port.
 fn host(request: &Request) -> Option<&str> {
     let host = request.headers().get(header::HOST).map(|value| value.to_str().unwrap_or("?"));
-    // A request in the form for proxies names it elsewhere too.
+    // A request in the form for proxies also names the host in its target.
     host.or_else(|| request.uri().authority().map(|a| a.as_str()))
 }
 
@@ -77,11 +77,11 @@ fn is_admitted(options: &ServerOptions, origin: &HeaderValue, host: Option<&str>
     }
     let Ok(uri) = origin.parse::<Uri>() else { return false };
     let Some(authority) = uri.authority().filter(|_| uri.scheme_str().is_some()) else { return false };
-    // The server's own page, or one of this machine.
+    // The origin is the server's own page, or a page on this machine.
     is_local(authority.as_str()) || (!options.is_loopback() && host == Some(authority.as_str()))
 }
 
-/// The keys that a request shows.
+/// The keys in a request.
 fn keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     let bearer = headers.get_all(header::AUTHORIZATION).iter().filter_map(|value| {
         let (scheme, key) = value.as_bytes().split_at_checked(7)?;
@@ -90,12 +90,12 @@ fn keys(headers: &HeaderMap) -> impl Iterator<Item = &[u8]> {
     bearer.chain(headers.get_all("x-api-key").iter().map(|value| value.as_bytes().trim_ascii()))
 }
 
-/// Compares with every key, in a time that does not tell which bytes are right.
+/// Compares a key with every known key. The time does not depend on which bytes are right.
 fn is_known(known: &[String], key: &[u8]) -> bool {
     known.iter().fold(false, |found, known| found | bool::from(known.as_bytes().ct_eq(key)))
 }
 
-/// The origin that may read the answer.
+/// The origin that is allowed to read the answer.
 pub(super) fn cors(options: &ServerOptions, headers: &HeaderMap) -> Option<HeaderValue> {
     let origin = headers.get(header::ORIGIN)?;
     let host = headers.get(header::HOST).and_then(|h| h.to_str().ok());

@@ -29,7 +29,7 @@ pub(crate) async fn health(State(state): State<Arc<Shared>>) -> Response<Body> {
     response
 }
 
-/// `GET /api/hello`: a client looks whether somebody is there.
+/// `GET /api/hello`, with which a client checks that the server is running.
 pub(crate) async fn hello() -> Response<Body> {
     json(&json!({"message": "zmlx"}))
 }
@@ -51,7 +51,7 @@ pub(crate) async fn tokenize(
     let body = body::read(&state, request).await?;
     let fields = Fields::of_body(&body)?;
     let Some(content) = fields.text("content")? else {
-        return Err(fields.error("content", "expected a text, got nothing"));
+        return Err(fields.error("content", "expected a string, got nothing"));
     };
     fields.bool("add_special")?;
     let with_pieces = fields.bool("with_pieces")?.unwrap_or(false);
@@ -61,7 +61,7 @@ pub(crate) async fn tokenize(
         let tokens = tokenizer.encode(&content).map_err(|error| ApiError::of_engine(&error, "content"))?;
         let piece = |token: &u32| {
             let bytes = tokenizer.token_bytes(*token).map(|(bytes, _)| bytes).unwrap_or_default();
-            // A part of a character is no text.
+            // A part of a character is not a string.
             let piece = match String::from_utf8(bytes) {
                 Ok(text) => Value::String(text),
                 Err(error) => error.into_bytes().into(),
@@ -95,7 +95,7 @@ pub(crate) async fn detokenize(
     Ok(json(&json!({"content": content.await?})))
 }
 
-/// `POST /apply-template`: the prompt of a conversation.
+/// `POST /apply-template`: renders the prompt of a conversation.
 pub(crate) async fn apply_template(
     State(state): State<Arc<Shared>>,
     request: Request,
@@ -134,7 +134,7 @@ pub(crate) async fn props(State(state): State<Arc<Shared>>) -> Result<Response<B
     })))
 }
 
-/// `GET /slots`: how far each sequence is, never what it says.
+/// `GET /slots`: the length of each sequence, but never its text.
 pub(crate) async fn slots(State(state): State<Arc<Shared>>) -> Result<Response<Body>, ApiError> {
     let loaded = state.loaded()?;
     let status = state.engine.status();

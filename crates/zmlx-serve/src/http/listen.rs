@@ -1,4 +1,4 @@
-//! Connections: how many, how long, how large.
+//! Connections: the limits of their number, time and size.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,27 +11,27 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, watch};
 use tokio_io_timeout::TimeoutWriter;
 
-/// Connections at once.
+/// The largest number of connections at once.
 const N_CONNECTIONS: usize = 1024;
-/// The headers of a request come within this time.
+/// The time within which the headers of a request must come.
 const HEADERS: Duration = Duration::from_secs(15);
-/// What is sent is taken within this time.
+/// The time within which a client must read what is sent.
 const WRITE: Duration = Duration::from_secs(30);
-/// The size of a request's headers.
+/// The largest size of a request's headers.
 const HEADER_BYTES: usize = 32 << 10;
 
-/// How far the server is on its way to its end.
+/// The phases of the server's shutdown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Phase {
-    /// It takes connections.
+    /// It accepts connections.
     Open,
-    /// It takes no new ones.
+    /// It accepts no new ones.
     Draining,
-    /// Connections end with the answers that they have.
+    /// Connections end with the answers that they have begun.
     Closing,
 }
 
-/// Takes connections until the phase says otherwise, and waits until all have ended.
+/// Accepts connections until the phase changes, and waits until all have ended.
 pub(crate) async fn serve(listener: TcpListener, router: Router, mut phase: watch::Receiver<Phase>) {
     let permits = Arc::new(Semaphore::new(N_CONNECTIONS));
     loop {
@@ -47,11 +47,11 @@ pub(crate) async fn serve(listener: TcpListener, router: Router, mut phase: watc
         });
     }
     drop(listener);
-    // All permits are back once all connections have ended.
+    // All permits are available again when all connections have ended.
     let _ = permits.acquire_many(N_CONNECTIONS as u32).await;
 }
 
-/// Waits until the server is so far, or nobody can say any more.
+/// Waits until the phase is reached, or until it can no longer change.
 async fn reached(phase: &mut watch::Receiver<Phase>, wanted: Phase) {
     let _ = phase.wait_for(|phase| *phase >= wanted).await;
 }
@@ -64,7 +64,7 @@ async fn accept(
     match listener.accept().await {
         Ok((stream, _)) => Some((stream, permit)),
         Err(error) => {
-            // Out of file descriptors, or the client has gone: neither is the end.
+            // There are no more file descriptors, or the client has gone. The server continues in both cases.
             tracing::debug!("accept: {error}");
             tokio::time::sleep(Duration::from_millis(50)).await;
             None

@@ -1,4 +1,4 @@
-//! The page: one file, of which nothing comes from elsewhere.
+//! The page: a single file, which loads nothing from elsewhere.
 
 use axum::body::Body;
 use axum::http::{HeaderName, HeaderValue, Response, header};
@@ -11,7 +11,7 @@ const SCRIPT: &str = include_str!("../page/script.js");
 
 /// `GET /`.
 pub(crate) async fn page() -> Response<Body> {
-    // The browser runs only what carries this number, which is another one each time.
+    // The browser runs only elements with this nonce, which is different each time.
     let nonce = new_id("");
     let text = PAGE
         .replace("{{style}}", &format!("<style nonce=\"{nonce}\">\n{STYLE}</style>"))

@@ -16,9 +16,9 @@ use crate::error::ApiError;
 use crate::generation::{Generation, Output, Summary, TokenInfo};
 use crate::tools::Piece;
 
-/// So long nothing may be said before something is said to keep the connection.
+/// After this time without an event, a ping is sent to keep the connection open.
 const SILENCE: Duration = Duration::from_secs(10);
-/// Events that are ready are sent together up to this size.
+/// Ready events are sent together up to this size.
 const TOGETHER_BYTES: usize = 8 << 10;
 
 /// Events that are ready to be sent.
@@ -45,19 +45,19 @@ impl Events {
 
 /// Writes an answer in the events of an interface.
 pub(crate) trait Writer: Send + Unpin + 'static {
-    /// What comes before the first token.
+    /// Writes the events before the first token.
     fn begin(&mut self, generation: &Generation, out: &mut Events);
-    /// What came of a token.
+    /// Writes the events for the results of a token.
     fn step(&mut self, pieces: Vec<Piece>, logprob: Option<TokenInfo>, out: &mut Events);
-    /// The end.
+    /// Writes the events of the end.
     fn end(&mut self, pieces: Vec<Piece>, summary: &Summary, out: &mut Events);
-    /// The end, if it is a bad one.
+    /// Writes the event of a failure.
     fn fail(&mut self, error: &ApiError, out: &mut Events);
-    /// Something that means nothing.
+    /// Writes an event without a meaning.
     fn ping(&mut self, out: &mut Events);
 }
 
-/// The response that streams an answer.
+/// A response that streams an answer.
 pub(crate) fn response(generation: Generation, writer: impl Writer) -> Response<Body> {
     let mut out = Events::default();
     let mut writer = writer;
@@ -66,7 +66,7 @@ pub(crate) fn response(generation: Generation, writer: impl Writer) -> Response<
     of_body(Body::new(Stream { generation: Some(generation), writer, out, ping }))
 }
 
-/// The response that streams a failure, where clients look for it there.
+/// A response that streams a failure, for clients that expect it in the stream.
 pub(crate) fn failure(mut writer: impl Writer, error: &ApiError) -> Response<Body> {
     let mut out = Events::default();
     writer.fail(error, &mut out);
@@ -84,7 +84,7 @@ fn of_body(body: Body) -> Response<Body> {
 }
 
 struct Stream<W> {
-    /// `None` once it has ended.
+    /// `None` after the end.
     generation: Option<Generation>,
     writer: W,
     out: Events,

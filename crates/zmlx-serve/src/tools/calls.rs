@@ -1,4 +1,4 @@
-//! Calls within a text, whatever their syntax: content between them, and what turns out to be no call.
+//! Finds calls in a text, in any syntax, with the content between them, and text that turns out not to be a call.
 
 use zmlx_models::chat::undecided;
 
@@ -7,18 +7,18 @@ use super::glm::Glm;
 use super::json::Json;
 use super::{Piece, TextEnd, Tool, ToolSyntax, push_content};
 
-/// What a syntax says of the text of a call.
+/// The result of a syntax for the text of a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Status {
-    /// It goes on.
+    /// The call continues.
     More,
-    /// The call ends after so many bytes.
+    /// The call ends after this many bytes.
     Done(usize),
-    /// So many bytes are no call.
+    /// This many bytes are not a call.
     Broken(usize),
 }
 
-/// Reads the text of one call, from its opening tag on.
+/// Parses the text of one call, from its opening tag on.
 #[derive(Debug)]
 pub(super) enum Syntax {
     Glm(Glm),
@@ -35,7 +35,7 @@ impl Syntax {
         }
     }
 
-    /// True once the call's name was given out.
+    /// True once the name of the call has been passed on.
     fn has_begun(&self) -> bool {
         match self {
             Self::Glm(glm) => glm.has_begun(),
@@ -44,7 +44,7 @@ impl Syntax {
         }
     }
 
-    /// Reads on in `raw`, which has grown since; `is_end` if it will not grow any more.
+    /// Continues to parse `raw`, which has grown since the last call. `is_end` says that it will not grow any more.
     fn read(&mut self, raw: &str, is_end: bool, tools: &[Tool], pieces: &mut Vec<Piece>) -> Status {
         match self {
             Self::Glm(glm) => glm.read(raw, tools, pieces),
@@ -59,12 +59,12 @@ impl Syntax {
 pub(super) struct CallReader {
     syntax: ToolSyntax,
     tools: Vec<Tool>,
-    /// Text that is not decided yet; that of a call begins with its opening tag.
+    /// Text that is not decided yet. The text of a call begins with its opening tag.
     held: String,
     current: Option<Syntax>,
-    /// True once there was content that is more than white space.
+    /// True once there was content other than white space.
     has_content: bool,
-    /// True once there was a call: white space alone between calls is nothing.
+    /// True once there was a call. White space between calls is dropped.
     has_call: bool,
 }
 
@@ -126,7 +126,7 @@ impl CallReader {
         }
     }
 
-    /// Passes content on up to the next call. True if there is one.
+    /// Passes on content up to the next call. Returns true if there is one.
     fn find_call(&mut self, is_end: bool, pieces: &mut Vec<Piece>) -> bool {
         let tags: &[&str] = match self.syntax {
             ToolSyntax::Coder => &["<tool_call>", "<function="],
@@ -149,7 +149,7 @@ impl CallReader {
         false
     }
 
-    /// Passes content on. White space at the beginning belongs to it, but not behind a call.
+    /// Passes on content. White space at the beginning belongs to it, but not after a call.
     fn give(&mut self, text: &str, pieces: &mut Vec<Piece>) {
         let text = if self.has_call && !self.has_content { text.trim_start() } else { text };
         if text.is_empty() {

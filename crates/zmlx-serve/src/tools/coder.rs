@@ -1,4 +1,4 @@
-//! Calls of Qwen3-Coder: a function with parameters, each in tags.
+//! Calls of Qwen3-Coder: a function with parameters in tags.
 
 use super::calls::Status;
 use super::values::Arguments;
@@ -11,10 +11,10 @@ const FUNCTION_END: &str = "</function>";
 const PARAMETER: &str = "<parameter=";
 const PARAMETER_END: &str = "</parameter>";
 
-/// A call that is being read.
+/// The parser of one call.
 #[derive(Debug, Default)]
 pub(super) struct Coder {
-    /// Up to here the text is read.
+    /// The position up to which the text has been parsed.
     at: usize,
     state: State,
 }
@@ -26,9 +26,9 @@ enum State {
     Start,
     /// Between parameters.
     Between(String, Arguments),
-    /// Within the value of a parameter.
+    /// Inside the value of a parameter.
     Value(String, Arguments, String),
-    /// Behind the function: a closing tag may follow.
+    /// After the function. A closing tag may follow.
     Ended,
 }
 
@@ -62,7 +62,7 @@ impl Coder {
         }
     }
 
-    /// Reads up to the `>` behind the name. Gives a status if there is nothing more to read.
+    /// Parses up to the `>` after the name. Returns a status if there is nothing more to parse.
     fn read_name(&mut self, raw: &str, tools: &[Tool], pieces: &mut Vec<Piece>) -> Option<Status> {
         let (tag_len, body) = match raw.strip_prefix(OPEN) {
             Some(rest) => (OPEN.len(), rest.trim_start()),
@@ -119,7 +119,7 @@ impl Coder {
         Some(status)
     }
 
-    /// Reads a value up to its closing tag; where that is missing, up to the next parameter or the function's end.
+    /// Parses a value up to its closing tag or, if that is missing, up to the next parameter or the function's end.
     fn read_value(
         &mut self,
         raw: &str,

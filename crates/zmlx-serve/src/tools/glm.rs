@@ -11,10 +11,10 @@ const KEY_END: &str = "</arg_key>";
 const VALUE: &str = "<arg_value>";
 const VALUE_END: &str = "</arg_value>";
 
-/// A call that is being read.
+/// The parser of one call.
 #[derive(Debug, Default)]
 pub(super) struct Glm {
-    /// Up to here the text is read.
+    /// The position up to which the text has been parsed.
     at: usize,
     call: Option<(String, Arguments)>,
     key: Option<String>,
@@ -66,7 +66,7 @@ impl Glm {
     fn read_name(&mut self, raw: &str, tools: &[Tool], pieces: &mut Vec<Piece>) -> Status {
         let text = &raw[OPEN.len()..];
         let Some(end) = text.find('<') else {
-            // No name is so long, nor has a brace.
+            // No name is that long or begins with a brace.
             return if text.len() > 1024 || text.trim_start().starts_with('{') {
                 Status::Broken(OPEN.len())
             } else {

@@ -9,17 +9,17 @@ use super::translate::Translator;
 const OPEN: &str = "<tool_call>";
 const CLOSE: &str = "</tool_call>";
 
-/// A call that is being read.
+/// The parser of one call.
 #[derive(Debug, Default)]
 pub(super) struct Json {
-    /// Up to here the text is translated; 0 before its beginning.
+    /// The position up to which the text has been translated; 0 before its start.
     at: usize,
     translator: Translator,
     /// The object so far, as JSON.
     json: String,
-    /// Where in `json` the arguments are given out from, once the name is.
+    /// The position in `json` from which arguments are still to be passed on, once the name has been.
     given: Option<usize>,
-    /// Where the arguments end in `json`.
+    /// The position in `json` at which the arguments end.
     arguments_end: Option<usize>,
     is_whole: bool,
 }
@@ -58,7 +58,7 @@ impl Json {
         Status::More
     }
 
-    /// Gives the name out if the object begins as usual: the name, then the arguments, which have just begun.
+    /// Passes on the name if the object begins in the usual way: the name, then the arguments, which have just begun.
     fn begin(&mut self, pieces: &mut Vec<Piece>) {
         let Some(name) = usual_name(&self.json) else { return };
         pieces.push(Piece::CallStart { name });
@@ -114,7 +114,7 @@ fn usual_name(json: &str) -> Option<String> {
     (rest == "{" && !name.is_empty()).then_some(name)
 }
 
-/// Name and arguments of an object that is no usual call, but one all the same.
+/// The name and the arguments of an object that is an unusual but valid call.
 fn name_and_arguments(call: &Value) -> Option<(String, String)> {
     let call = call.get("function").filter(|f| f.is_object()).unwrap_or(call);
     let name = call.get("name")?.as_str().filter(|name| !name.is_empty())?.to_owned();

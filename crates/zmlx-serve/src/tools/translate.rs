@@ -1,10 +1,10 @@
-//! JSON out of what models write for it: single quotes, Python's constants, line ends within texts.
+//! Turns what models write in place of JSON into JSON: single quotes, Python's constants, line ends in strings.
 
-/// Turns a text into JSON, one character at a time. What is JSON already stays as it is.
+/// Turns a text into JSON, one character at a time. Text that is already JSON stays as it is.
 #[derive(Debug, Default)]
 pub(super) struct Translator {
     state: State,
-    /// Open braces and brackets.
+    /// Number of open braces and brackets.
     depth: usize,
 }
 
@@ -12,28 +12,28 @@ pub(super) struct Translator {
 enum State {
     #[default]
     Outside,
-    /// Within a text, behind this quote.
+    /// In a string with this quote.
     Text(char),
-    /// Behind a backslash in such a text.
+    /// After a backslash in such a string.
     Escape(char),
-    /// Within `\xNN`, which is Python's.
+    /// In `\xNN`, which is Python's.
     Hex(char),
-    /// Within a word.
+    /// In a word.
     Word(String),
 }
 
 impl Translator {
-    /// Braces and brackets that are open.
+    /// Number of open braces and brackets.
     pub(super) fn depth(&self) -> usize {
         self.depth
     }
 
-    /// True outside of texts and words.
+    /// True outside of strings and words.
     pub(super) fn is_outside(&self) -> bool {
         self.state == State::Outside
     }
 
-    /// Adds a character and appends what is certain to `json`.
+    /// Adds a character, and appends to `json` what is now certain.
     pub(super) fn push(&mut self, c: char, json: &mut String) {
         match std::mem::take(&mut self.state) {
             State::Outside => self.outside(c, json),
@@ -68,7 +68,7 @@ impl Translator {
                     }
                 }
             }
-            // Two digits follow, which mean the same in JSON.
+            // Two digits follow, which have the same meaning in JSON.
             State::Hex(quote) => {
                 json.push(c);
                 self.state = State::Text(quote);
@@ -103,7 +103,7 @@ impl Translator {
     }
 }
 
-/// A character of a text; those that JSON does not admit there are escaped.
+/// Adds a character of a string. Characters that JSON does not allow there are escaped.
 fn push_plain(c: char, json: &mut String) {
     match c {
         '"' => json.push_str("\\\""),

@@ -1,11 +1,11 @@
-//! Values of arguments that come as text, and the JSON object that they make.
+//! Values of arguments that come as text, and the JSON object that they form.
 
 use serde_json::Value;
 
 use super::translate::Translator;
 use super::{Piece, Tool};
 
-/// The arguments of a call, one after the other.
+/// The arguments of a call, which are added one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Arguments {
     n: usize,
@@ -34,7 +34,7 @@ impl Arguments {
     }
 }
 
-/// The JSON of a value, as its schema wants it.
+/// The JSON of a value, in the type that its schema requires.
 fn json_of(text: &str, schema: Option<&Value>) -> String {
     let mut types = Types::default();
     if let Some(schema) = schema {
@@ -42,7 +42,7 @@ fn json_of(text: &str, schema: Option<&Value>) -> String {
     }
     let parsed = as_json(text);
     if types.is_unknown() {
-        // Texts stand for themselves, but a value that looks like something else is that.
+        // Texts are strings, but a value that looks like another type is of that type.
         return match parsed {
             Some((json, Value::Object(_) | Value::Array(_) | Value::Number(_) | Value::Bool(_))) => json,
             _ => quoted(text),
@@ -86,7 +86,7 @@ fn type_of(value: &Value) -> &'static str {
     }
 }
 
-/// The types that a schema admits.
+/// The types that a schema allows.
 #[derive(Debug, Default)]
 struct Types {
     text: bool,
@@ -99,7 +99,7 @@ impl Types {
     }
 
     fn add(&mut self, schema: &Value, depth: usize) {
-        // Deeper ones say nothing about the value itself.
+        // Deeper schemas say nothing about the value itself.
         if depth > 8 {
             return;
         }

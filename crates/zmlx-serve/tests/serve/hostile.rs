@@ -1,4 +1,4 @@
-//! Requests that mean no good, or are broken.
+//! Requests that are hostile or broken.
 
 use std::io::{Read, Write};
 
@@ -79,7 +79,7 @@ fn encoded_bodies() {
         let reply = post(&server, &format!("content-encoding: {name}\r\n"), &bytes);
         assert_eq!(reply.status, 200, "{name}: {}", String::from_utf8_lossy(&reply.body));
     }
-    // `{}` in Brotli: stored, as short texts are.
+    // `{}` in Brotli, stored without compression, as short texts are.
     let reply = post(&server, "content-encoding: br\r\n", b"\x8b\x00\x80{}\x03");
     assert_eq!((reply.status, &reply.json()["error"]["param"]), (400, &json!("messages")));
     for name in ["compress", "gzip, gzip, gzip", "x"] {
@@ -150,10 +150,10 @@ fn old_and_careful_clients() {
     assert!(rest.contains("200 OK") && rest.contains("[DONE]"));
 }
 
-/// Every field with values of every kind: an answer, or an error that is the client's, never the server's.
+/// Every field with values of every kind: the result is an answer or an error of the client, never of the server.
 #[test]
 fn fields_of_every_kind() {
-    // Answers without a limit of their own end soon.
+    // With a small context, answers without a limit of their own end soon.
     let server = start_with(|setup| setup.engine.context = Some(64));
     let fields = [
         "model",

@@ -1,4 +1,4 @@
-//! Keys, origins, queues, disconnections, the end.
+//! Keys, origins, queues, disconnections, and the shutdown.
 
 use std::io::{Read, Write};
 use std::time::Duration;
@@ -179,13 +179,13 @@ fn many_at_once_get_what_each_gets_alone() {
         let threads: Vec<_> = texts.iter().map(|t| scope.spawn(move || ask(t))).collect();
         threads.into_iter().map(|t| t.join().unwrap()).collect()
     });
-    // Near ties may turn when several are computed at once: the tiny model has none in these.
+    // Near ties may change when several sequences are computed at once. The tiny model has none in these texts.
     assert_eq!(alone, together);
 }
 
 #[test]
 fn what_does_not_fit_the_memory_is_refused() {
-    // About 100 tokens.
+    // Memory for about 100 tokens.
     let server = start_with(|setup| setup.engine.max_kv_bytes = Some(400_000));
     let text = "truth ".repeat(600);
     let (status, answer) =

@@ -1,4 +1,4 @@
-//! The server, as its clients see it: every test starts one on a free port of this machine.
+//! The server from the view of its clients. Every test starts one on a free port of this machine.
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
 mod anthropic;

@@ -1,4 +1,4 @@
-//! The small paths, methods, and errors in the words of each interface.
+//! The small paths, methods, and errors in the form of each interface.
 
 use rstest::rstest;
 use serde_json::json;

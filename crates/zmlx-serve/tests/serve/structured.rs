@@ -66,7 +66,7 @@ fn a_schema_behind_thinking() {
     let off = json!({"enable_thinking": false});
     let (_, answer) = ask(&server, json!({"response_format": format, "chat_template_kwargs": off}));
     check(&answer["choices"][0]["message"]["content"]);
-    // Thinking is free; the tiny model does not know how to end it, so a bias does.
+    // Thinking is not constrained. The tiny model does not know how to end it, so a bias makes it end.
     let (_, answer) = ask(&server, json!({"response_format": format, "max_tokens": 30}));
     assert!(!answer["choices"][0]["message"]["reasoning_content"].as_str().unwrap().is_empty());
 }

@@ -15,17 +15,17 @@ use zmlx_serve::{SamplingDefaults, ServedModel, Server, ServerOptions, StopHandl
 
 pub(crate) const QWEN: &str = "austen-qwen3-moe-4bit";
 
-/// Text that the tiny models know how to go on with.
+/// Text that the tiny models can continue.
 pub(crate) const NOVEL: &str =
     "It is a truth universally acknowledged, that a single man in possession of a good fortune";
 
-/// GLM's syntax of calls, Qwen3's and Qwen3-Coder's, each with thinking.
+/// The syntaxes of calls of GLM, Qwen3 and Qwen3-Coder, each with thinking.
 pub(crate) const GLM_TEMPLATE: &str = "{% for t in tools or [] %}{{ t | tojson }}<arg_key></arg_key><tool_call>{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}{% for c in m.tool_calls or [] %}<tool_call>{{ c.function.name }}{% for k, v in c.function.arguments.items() %}<arg_key>{{ k }}</arg_key><arg_value>{{ v }}</arg_value>{% endfor %}</tool_call>{% endfor %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 pub(crate) const QWEN_TEMPLATE: &str = "{% for t in tools or [] %}{{ t | tojson }}<tool_call>{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 pub(crate) const CODER_TEMPLATE: &str = "{% for t in tools or [] %}{{ t | tojson }}<tool_call>\n<function=x>{% endfor %}{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 pub(crate) const THINKING_TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% else %}<think>\n{% endif %}{% endif %}";
 
-/// What a test's server is like.
+/// The settings of a test's server.
 pub(crate) struct Setup {
     pub(crate) options: ServerOptions,
     pub(crate) engine: EngineOptions,
@@ -113,7 +113,7 @@ impl Event {
     }
 }
 
-/// An answer: status, headers in lower case, body.
+/// An answer: its status, its headers with lower-case names, and its body.
 #[derive(Clone, Debug)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
@@ -154,7 +154,7 @@ impl TestServer {
         (reply.status, reply.json())
     }
 
-    /// A good answer.
+    /// The answer of a request that must succeed.
     #[track_caller]
     pub(crate) fn ok(&self, path: &str, body: &Value) -> Value {
         let (status, value) = self.post(path, body);
@@ -163,7 +163,7 @@ impl TestServer {
     }
 
     pub(crate) fn post_text(&self, path: &str, body: &str) -> Reply {
-        // As curl does.
+        // This is what curl sends.
         let kind = "application/x-www-form-urlencoded";
         self.raw(&format!(
             "POST {path} HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\ncontent-type: {kind}\r\ncontent-length: {}\r\n\r\n{body}",
@@ -191,14 +191,14 @@ impl TestServer {
         stream
     }
 
-    /// Sends bytes and reads until the server closes.
+    /// Sends bytes, and reads until the server closes the connection.
     pub(crate) fn raw(&self, request: &str) -> Reply {
         self.raw_bytes(request.as_bytes())
     }
 
     pub(crate) fn raw_bytes(&self, request: &[u8]) -> Reply {
         let mut stream = self.connect();
-        // The server may answer and close before it has read all.
+        // The server may answer and close the connection before it has read everything.
         let _ = stream.write_all(request);
         read_reply(&mut stream)
     }

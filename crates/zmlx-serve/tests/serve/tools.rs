@@ -1,4 +1,4 @@
-//! Calls of tools that a grammar forces, in every syntax and interface: the tiny model cannot do otherwise.
+//! Tool calls that a grammar forces, in every syntax and interface: the tiny model cannot do anything else.
 
 use rstest::rstest;
 use serde_json::{Value, json};
@@ -174,7 +174,7 @@ fn a_tool_that_takes_plain_text() {
         (&read["type"], &read["name"], &read["namespace"]),
         (&json!("function_call"), &json!("read"), &json!("mcp__files"))
     );
-    // Its text may be too long for the answer, but what comes is of the kind.
+    // Its text may be too long for the answer, but what comes has the right form.
     let patch = ask("apply_patch");
     for item in patch.as_array().unwrap() {
         assert!(["custom_tool_call", "message"].contains(&item["type"].as_str().unwrap()), "{item}");

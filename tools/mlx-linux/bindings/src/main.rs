@@ -1,7 +1,9 @@
-//! `mlx-bindings <mlx-c folder> <compat header> <stub headers> <out.rs>`: Rust declarations of mlx-c's functions.
+//! `mlx-bindings <mlx-c folder> <compat header> <stub headers> <out.rs>`: generates Rust declarations of mlx-c's
+//! functions.
 //!
-//! mlx-sys's build script makes the same declarations, but also downloads and builds MLX. The C library's headers are
-//! replaced by stubs, so that the result depends on no machine: every type in it is the same on all 64-bit systems.
+//! mlx-sys's build script generates the same declarations, but also downloads and builds MLX. Stubs replace the headers
+//! of the C library, so that the result does not depend on the machine: the types in it are the same on all 64-bit
+//! systems.
 
 use std::error::Error;
 use std::path::Path;

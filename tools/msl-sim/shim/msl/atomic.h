@@ -1,5 +1,5 @@
-// Atomics. One threadgroup runs at a time and a thread gives way only at barriers and simd operations, so that plain
-// loads and stores are atomic here. The detector is told, and takes no atomic access for a race with another.
+// Atomics. One threadgroup runs at a time, and a thread switches only at barriers and simd operations, so plain loads
+// and stores are atomic here. The detector is told about them, and reports no race between two atomic accesses.
 #pragma once
 
 namespace metal {
@@ -34,7 +34,7 @@ typedef atomic<ulong> atomic_ulong;
 
 #define MSL_NO_DETECTOR __attribute__((no_sanitize("thread"), noinline))
 
-// The value operand does not take part in the deduction of T, so that an int literal suits atomic<uint>.
+// The value operand does not take part in the deduction of T, so that an int literal can be stored in an atomic<uint>.
 template <class T>
 struct as_given {
   typedef T type;

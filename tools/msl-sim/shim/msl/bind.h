@@ -1,9 +1,11 @@
-// What the translated source uses: trampolines that bind a kernel's parameters, threadgroup variables, constants.
+// Used by the translated source: trampolines that bind the parameters of a kernel, threadgroup variables, and
+// constants.
 #pragma once
 
 namespace msl {
 
-// The type of the I-th parameter of a kernel: the translator knows only order and attributes, C++ the types.
+// The type of the I-th parameter of a kernel. The translator knows only the order and the attributes; C++ knows the
+// types.
 template <class F>
 struct Signature;
 template <class R, class... A>

@@ -1,7 +1,7 @@
 // Scalar functions with their elementwise vector forms.
 //
-// Transcendental functions are evaluated in double and rounded once, so that they are correctly rounded in all but a
-// few cases. Apple's own are within a few ulp of that; `fast::` ones lie further off and are not modelled.
+// Transcendental functions are evaluated in double and rounded once, so that they are correctly rounded in almost all
+// cases. Apple's own are within a few ulp of that; those in `fast::` are less accurate and are not modelled.
 #pragma once
 
 namespace metal {
@@ -133,7 +133,7 @@ inline bool isfinite(bfloat x) { return isfinite(float(x)); }
   inline T min(T a, T b) { return b < a ? b : a; }                          \
   inline T max(T a, T b) { return a < b ? b : a; }                          \
   MSL_COMMON(T)
-// A NaN gives way to the other operand.
+// If one operand is NaN, the result is the other one.
 #define MSL_FLOAT_COMMON(T)                                                 \
   inline T min(T a, T b) { return b < a || a != a ? b : a; }                \
   inline T max(T a, T b) { return a < b || a != a ? b : a; }                \
@@ -179,7 +179,7 @@ template <class T, int N>
 inline vec<T, N> mix(vec<T, N> a, vec<T, N> b, vec<T, N> t) {
   MSL_ELEMENTWISE(mix(a[i], b[i], t[i]))
 }
-// Summed from the first component on.
+// Summed in order, beginning with the first component.
 template <class T, int N>
 inline T dot(vec<T, N> a, vec<T, N> b) {
   T s = T(a[0] * b[0]);

@@ -1,4 +1,4 @@
-// simdgroup_matrix of 8x8: two elements a lane, in the layout that Apple's hardware shows through thread_elements().
+// simdgroup_matrix of 8x8: two elements per lane, in the layout that thread_elements() shows on Apple's hardware.
 #pragma once
 
 namespace metal {
@@ -45,7 +45,7 @@ inline void simdgroup_store(simdgroup_matrix<T, 8, 8> m, T* p, ulong stride = 8,
     (transpose ? p[(at.column + k) * stride + at.row] : p[at.row * stride + at.column + k]) = m.e[k];
 }
 
-// d = a b + c in float, summed from the first product on; rounded once.
+// d = a b + c in float, summed in order beginning with the first product; rounded once.
 template <class D, class A, class B, class C>
 struct MultiplyAccumulate {
   vec<A, 2> a;

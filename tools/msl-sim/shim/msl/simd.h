@@ -65,7 +65,8 @@ void scan(const void* const* in, void* const* out, const uint32_t* arg, uint32_t
 
 enum class Move { To, Down, Up, Xor, RotateDown, RotateUp, First };
 
-// Every lane receives the value of another lane of its group of G. Beyond the group a lane keeps its own value.
+// Every lane receives the value of another lane of its group of G. If that lane lies outside the group, it keeps its
+// own value.
 template <class T, Move M, int G>
 void shuffle(const void* const* in, void* const* out, const uint32_t* arg, uint32_t mask) {
   T r[32];

@@ -158,7 +158,7 @@ struct alignas(2 * sizeof(T)) vec<T, 2> {
   };
   MSL_VECTOR_BODY(T, 2)
 };
-// As in Metal, a vector of three takes the room of four.
+// As in Metal, a vector of three components has the size of four.
 template <class T>
 struct alignas(4 * sizeof(T)) vec<T, 3> {
   union {
@@ -283,7 +283,7 @@ MSL_FOR_ELEMENT_TYPES(MSL_GLOBAL_NAMES)
 
 namespace metal {
 
-// A swizzle as a vector; anything else as it is.
+// Converts a swizzle to a vector, and returns anything else unchanged.
 template <class T>
 constexpr const T& plain(const T& v) {
   return v;

@@ -1,4 +1,4 @@
-//! A dispatch of a body by MLX's rules.
+//! A dispatch of a body with MLX's rules.
 
 use bytemuck::{NoUninit, Pod};
 
@@ -6,7 +6,7 @@ use super::{Dtype, Input, MlxKernel, Output, signature};
 use crate::runner::{Access, Memory};
 use crate::{Error, Order};
 
-/// One call of an [`MlxKernel`](super::MlxKernel) in the making.
+/// A call of an [`MlxKernel`](super::MlxKernel) that is being prepared.
 #[derive(Debug)]
 pub struct MlxCall<'a> {
     kernel: &'a MlxKernel,
@@ -27,12 +27,15 @@ pub struct Outputs {
 impl Outputs {
     /// Output `i` as elements of type `T`.
     ///
-    /// **Errors**: there is no such output, or its bytes are no whole number of `T`.
+    /// **Errors**: there is no such output, or its size in bytes is not a multiple of the size of `T`.
     pub fn get<T: Pod>(&self, i: usize) -> Result<Vec<T>, Error> {
         let refuse = |message| Error::Call { kernel: self.kernel.clone(), message };
         let bytes = self.arrays.get(i).ok_or_else(|| refuse(format!("there is no output {i}")))?;
         if bytes.len() % size_of::<T>().max(1) != 0 {
-            return Err(refuse(format!("output {i} has {} bytes, no whole number of elements", bytes.len())));
+            return Err(refuse(format!(
+                "output {i} has {} bytes, which is not a whole number of elements",
+                bytes.len()
+            )));
         }
         Ok(bytes.chunks_exact(size_of::<T>().max(1)).map(bytemuck::pod_read_unaligned).collect())
     }
@@ -50,32 +53,34 @@ impl<'a> MlxCall<'a> {
         }
     }
 
-    /// The data of the next input.
+    /// Adds the data of the next input.
     pub fn input<T: NoUninit>(mut self, data: &'a [T]) -> Self {
         self.inputs.push(bytemuck::cast_slice(data));
         self
     }
 
-    /// Fills the outputs with a value first. Without it they are undefined, and the kernel must write all of them.
+    /// Fills the outputs with a value before the call. Without it the outputs are undefined, and the kernel must write
+    /// all of each.
     pub fn init_value(mut self, value: f32) -> Self {
         self.init_value = Some(value);
         self
     }
 
-    /// The order in which threads run.
+    /// Sets the order in which threads run.
     pub fn order(mut self, order: Order) -> Self {
         self.order = order;
         self
     }
 
-    /// As [`Call::time_limit`](crate::Call::time_limit).
+    /// Like [`Call::time_limit`](crate::Call::time_limit).
     pub fn time_limit(mut self, seconds: u64) -> Self {
         self.time_limit = Some(seconds);
         self
     }
 
-    /// Lets every input begin one element beyond an aligned address, as a slice of a larger array does. A body that
-    /// reads wider than its elements, through a cast pointer, is then found by [`Mode::Detect`](crate::Mode::Detect).
+    /// Lets every input begin one element after an aligned address, as a slice of a larger array does.
+    /// [`Mode::Detect`](crate::Mode::Detect) then finds a body that casts a pointer and reads more than an element at
+    /// once.
     pub fn sliced(mut self) -> Self {
         self.sliced = true;
         self
@@ -83,7 +88,7 @@ impl<'a> MlxCall<'a> {
 
     /// Runs `grid` threads in groups of `threadgroup`.
     ///
-    /// **Errors**: data that does not fit the declarations, and every fault of the kernel.
+    /// **Errors**: data that does not match the declarations, and every fault of the kernel.
     pub fn dispatch(self, grid: [u32; 3], threadgroup: [u32; 3]) -> Result<Outputs, Error> {
         let body = &self.kernel.body;
         let refuse = |message| Err(Error::Call { kernel: body.name.clone(), message });
@@ -133,7 +138,7 @@ impl<'a> MlxCall<'a> {
     }
 }
 
-/// An output's content before the kernel runs: the initial value, or NaN in every float format.
+/// The content of an output before the kernel runs: the initial value, or bytes that are NaN in every float format.
 fn initial(output: &Output, value: Option<f32>) -> Vec<u8> {
     let n = output.shape.iter().product();
     let Some(value) = value else { return vec![0xff; n * output.dtype.n_bytes()] };
@@ -162,7 +167,7 @@ fn contiguous_strides(shape: &[usize]) -> Vec<i64> {
     strides
 }
 
-/// The bytes and strides that the kernel sees.
+/// The bytes and the strides that the kernel sees.
 fn layout<'a>(input: &Input, data: &'a [u8], keep: bool) -> Result<(Memory<'a>, Vec<i64>), String> {
     let n_bytes = input.dtype.n_bytes();
     let contiguous = contiguous_strides(&input.shape);

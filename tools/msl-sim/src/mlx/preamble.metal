@@ -1,5 +1,5 @@
-// What MLX 0.32 puts before every kernel it compiles at run time, as far as kernels of this project can use it: the
-// names exist here so that a body that uses them, or collides with them, behaves alike.
+// Replaces what MLX 0.32 puts before every kernel that it compiles at run time, as far as kernels of this project can
+// use it. The names exist here so that a body which uses them, or collides with them, behaves in the same way.
 #include <metal_math>
 #include <metal_stdlib>
 
@@ -22,7 +22,7 @@ static constant constexpr int RMS_LOOPED_LIMIT = 4096;
   template [[host_name(name)]] [[kernel]] decltype(func<__VA_ARGS__>) func<__VA_ARGS__>;
 #define MLX_MTL_PRAGMA_UNROLL _Pragma("clang loop unroll(full)")
 
-// Values only: kernels of this project do no complex arithmetic.
+// Only the values: kernels of this project do not compute with complex numbers.
 struct complex64_t {
   float real;
   float imag;
@@ -35,7 +35,7 @@ struct WorkPerThread {
   static constexpr int constant n = 8 / sizeof(U);
 };
 
-// Integers: the type's own range. Floats: the infinities, and the finite range apart.
+// For integers, the range of the type. For floats, the infinities; the finite range is separate.
 template <typename U>
 struct Limits {
   static constexpr constant U max = metal::numeric_limits<U>::max();

@@ -1,4 +1,4 @@
-//! The text of a kernel by MLX's rules.
+//! Generates the text of a kernel with MLX's rules.
 
 use std::fmt::Write as _;
 
@@ -33,8 +33,8 @@ const ATTRIBUTES: [(&str, &str); 20] = [
     ("threads_per_threadgroup", "uint3"),
 ];
 
-/// Which of an input's companions the body names. The search is for the word anywhere, as MLX does it: a body that
-/// says `idx_shape` also names the shape of an input `x`.
+/// Which additional arguments of an input the body names. Like MLX, this searches for the word anywhere: a body that
+/// contains `idx_shape` also names the shape of an input `x`.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(super) struct Companions {
     pub(super) shape: bool,
@@ -66,7 +66,7 @@ fn template_arguments(body: &MlxBody) -> String {
     format!("<{}>", arguments.join(", "))
 }
 
-/// The name of the kernel function: every variant of a body has its own.
+/// The name of the kernel function. Every variant of a body has its own.
 pub(super) fn host_name(body: &MlxBody) -> String {
     let mut name = format!("custom_kernel_{}", body.name);
     if !body.template.is_empty() {
@@ -87,7 +87,7 @@ pub(super) fn host_name(body: &MlxBody) -> String {
     name
 }
 
-/// The whole text. `for_simulator` adds the preamble, and line markers that let faults point into header and body.
+/// The complete text. `for_simulator` adds the preamble, and line markers which let faults point into header and body.
 pub(super) fn source(body: &MlxBody, for_simulator: bool) -> String {
     let mark = |part: &str| match for_simulator {
         true => format!("\n#line 1 \"{}.{part}\"\n", body.name),
@@ -161,8 +161,8 @@ fn signature(text: &mut String, body: &MlxBody) {
         let dtype = output.dtype.metal();
         let ty = if body.atomic_outputs { format!("atomic<{dtype}>") } else { dtype.to_owned() };
         let _ = write!(text, "  device {ty}* {} [[buffer({index})]]", output.name);
-        // MLX compares with the number of arrays and not of buffers, so that a body without attributes, with several
-        // outputs and with shapes gets a broken signature; so it does here.
+        // MLX compares with the number of arrays instead of the number of buffers. So a body without attributes, with
+        // several outputs and with shapes gets an invalid signature there, and also here.
         let more = index < body.inputs.len() + body.outputs.len() - 1 || !attributes.is_empty();
         *text += if more { ",\n" } else { ") {\n" };
         index += 1;
@@ -205,7 +205,7 @@ mod tests {
         let positions: Vec<_> = order.iter().map(|part| text.find(part).unwrap()).collect();
         assert!(positions.is_sorted(), "{text}");
         assert!(text.contains("const constant int& w_ndim [[buffer(5)]]"), "{text}");
-        // A scalar has no shape.
+        // A scalar input has no shape.
         assert!(!text.contains("n_shape [[buffer"), "{text}");
     }
 

@@ -1,9 +1,9 @@
-//! Kernel declarations: parameters and how they are bound.
+//! Kernel declarations: the parameters and how they are bound.
 
 use super::lex::{Kind, Token};
 use super::{Failure, fail};
 
-/// Attributes that name a value which the dispatch provides.
+/// The attributes of values that the dispatch provides.
 pub(crate) const BUILT_INS: [&str; 20] = [
     "thread_position_in_grid",
     "thread_position_in_threadgroup",
@@ -27,10 +27,10 @@ pub(crate) const BUILT_INS: [&str; 20] = [
     "dispatch_quadgroups_per_threadgroup",
 ];
 
-/// The last buffer index that Metal has.
+/// The largest buffer index in Metal.
 const LAST_BUFFER: u32 = 30;
 
-/// How one parameter of a kernel is bound.
+/// How a parameter of a kernel is bound.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Binding {
     Buffer(u32),
@@ -41,7 +41,7 @@ pub(crate) enum Binding {
 /// The bindings of a kernel's parameters, from the tokens between its parentheses.
 pub(crate) fn bindings(tokens: &[Token], kernel: &str) -> Result<Vec<Binding>, Failure> {
     let mut out = Vec::new();
-    // Without an attribute, buffers and threadgroup pointers are numbered in order.
+    // Without attributes, buffers and threadgroup pointers are numbered in order.
     let (mut next_buffer, mut next_threadgroup) = (0, 0);
     for part in split_parameters(tokens) {
         let binding = binding(part, kernel, next_buffer, next_threadgroup)?;

@@ -1,7 +1,7 @@
-//! Splits preprocessed Metal source into tokens. White space and line markers are tokens too, so that writing all of
-//! them out again gives the source unchanged.
+//! Splits preprocessed Metal source into tokens. White space and line markers are also tokens, so that writing all
+//! tokens gives the source unchanged.
 
-/// What a token is.
+/// The kind of a token.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Kind {
     Identifier,
@@ -16,7 +16,7 @@ pub(crate) enum Kind {
     Space,
 }
 
-/// A token and the line of the kernel's source on which it begins.
+/// A token, and the line of the kernel's source on which it begins.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Token {
     pub(crate) kind: Kind,
@@ -25,7 +25,7 @@ pub(crate) struct Token {
 }
 
 impl Token {
-    /// White space and line markers carry no meaning.
+    /// Whether the token has no meaning: it is white space or a line marker.
     pub(crate) fn is_blank(&self) -> bool {
         matches!(self.kind, Kind::Space | Kind::Directive)
     }
@@ -46,7 +46,7 @@ impl Token {
         }
     }
 
-    /// The argument of an attribute, such as `0` of `[[buffer(0)]]`, adjacent string literals joined.
+    /// The argument of an attribute, such as `0` of `[[buffer(0)]]`. Adjacent string literals are joined.
     pub(crate) fn attribute_argument(&self) -> Option<String> {
         match &self.kind {
             Kind::Attribute(body) if body.len() > 3 => {
@@ -58,7 +58,7 @@ impl Token {
     }
 }
 
-/// All tokens of `source`, attributes folded into one each.
+/// All tokens of `source`. Each attribute is one token.
 pub(crate) fn tokens(source: &str) -> Vec<Token> {
     fold_attributes(Lexer { rest: source, line: 1, line_start: true }.collect())
 }
@@ -74,7 +74,7 @@ fn is_word(c: char) -> bool {
 }
 
 impl Lexer<'_> {
-    /// The kind and the length in bytes of the token at the front.
+    /// The kind and the length in bytes of the first token.
     fn front(&self) -> (Kind, usize) {
         let rest = self.rest;
         let run = |keep: fn(char) -> bool| rest.find(|c| !keep(c)).unwrap_or(rest.len());
@@ -109,14 +109,14 @@ impl Iterator for Lexer<'_> {
         let token = Token { kind, text: text.to_owned(), line: self.line };
         self.rest = rest;
         if text == "\n" {
-            // g++ writes markers of line 0, which stand at the number before.
+            // After a marker for line 0, which g++ writes, `line` is `u32::MAX`.
             self.line = self.line.wrapping_add(1);
             self.line_start = true;
         } else if token.kind != Kind::Space {
             self.line_start = false;
         }
         if token.kind == Kind::Directive {
-            // `# 12 "file"` names the line that follows it.
+            // `# 12 "file"` sets the number of the line after it.
             let number = text.trim_start_matches('#').trim_start_matches("line").split_whitespace().next();
             if let Some(n) = number.and_then(|n| n.parse::<u32>().ok()) {
                 self.line = n.wrapping_sub(1);
@@ -137,7 +137,7 @@ fn literal_length(rest: &str, quote: char) -> usize {
     rest.len()
 }
 
-/// Digits, letters, points, and signs after an exponent's letter.
+/// The length of a number: digits, letters, points, and signs after an exponent's letter.
 fn number_length(rest: &str) -> usize {
     let hex = rest.starts_with("0x") || rest.starts_with("0X");
     let mut previous = ' ';

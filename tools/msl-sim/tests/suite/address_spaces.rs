@@ -1,4 +1,4 @@
-//! Pointers that change their address space are found, each on its own; correct code passes.
+//! Tests that each pointer which changes its address space is found, and that correct code passes.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use msl_sim::{Checked, Dtype, Error, MlxBody, Mode, Msl, Space};
 
 type Test = Result<(), Error>;
 
-/// Lines of one kernel: those marked BUG must each be an error, the others none.
+/// Lines of a kernel. Those marked BUG must each give an error, the others none.
 const LINES: [&str; 15] = [
     "Params copy; copy.scale = params.scale;",
     "y[i] = get(x, i) * copy.scale;",
@@ -114,7 +114,7 @@ fn features_newer_than_cpp14_are_found() -> Test {
         body.build(Mode::Plain)?;
         body.check_address_spaces()
     };
-    // Taken with a warning by every clang, and used by MLX.
+    // Every clang accepts this with a warning, and MLX uses it.
     check(
         "template <int N> inline float f(float v) { if constexpr (N > 0) return v; else return -v; }",
         "y[0] = f<1>(x[0]);",

@@ -1,4 +1,4 @@
-//! Running a kernel in both modes and in every order, with one result.
+//! Runs a kernel in both modes and in every order, and compares the results.
 
 use std::path::PathBuf;
 
@@ -6,16 +6,16 @@ use msl_sim::{Error, Library, Mode, Msl, Order};
 
 /// Both modes.
 pub(crate) const MODES: [Mode; 2] = [Mode::Plain, Mode::Detect];
-/// Orders that a correct kernel cannot tell apart.
+/// Orders which must not change the result of a correct kernel.
 pub(crate) const ORDERS: [Order; 4] = [Order::Forward, Order::Reverse, Order::Random(1), Order::Random(2)];
 
-/// A file of `tests/kernels`, built.
+/// Builds a file of `tests/kernels`.
 pub(crate) fn library(file: &str, mode: Mode) -> Result<Library, Error> {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/kernels");
     Msl::file(folder.join(file))?.build(mode)
 }
 
-/// Runs `dispatch` in both modes and all orders, and returns the one result.
+/// Runs `dispatch` in both modes and all orders, checks that the results are equal, and returns the result.
 pub(crate) fn everywhere<T: PartialEq + std::fmt::Debug>(
     file: &str,
     dispatch: impl Fn(&Library, Order) -> Result<T, Error>,
@@ -34,7 +34,7 @@ pub(crate) fn everywhere<T: PartialEq + std::fmt::Debug>(
     Ok(first.expect("there are modes and orders"))
 }
 
-/// Bits, so that NaN compares.
+/// The bits of the values, so that NaN values can be compared.
 pub(crate) fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|v| v.to_bits()).collect()
 }

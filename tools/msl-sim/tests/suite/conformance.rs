@@ -1,4 +1,4 @@
-//! The simulator's own conformance: tiny kernels whose results are known, in both modes and in every thread order.
+//! Tests of the simulator itself: tiny kernels with known results, in both modes and in every thread order.
 
 use crate::common::{bits, everywhere};
 use half::{bf16, f16};
@@ -6,7 +6,7 @@ use msl_sim::{Error, Library, Mode, Msl, Order};
 
 type Test = Result<(), Error>;
 
-/// Runs a kernel without inputs in one thread.
+/// Runs a kernel without inputs in a single thread.
 fn alone<T: bytemuck::Pod + PartialEq + std::fmt::Debug>(
     file: &str,
     kernel: &str,
@@ -123,7 +123,8 @@ fn half_and_bfloat_round_after_every_operation() -> Test {
         Ok(out)
     })?;
     for (got, pair) in got.chunks(8).zip(pairs.chunks(2)) {
-        // f32 holds products of two halves and of two bfloats exactly, so one more rounding is that of the operation.
+        // f32 represents products of two halves and of two bfloats exactly, so the next rounding is that of the
+        // operation.
         let h = |x: f32| f16::from_f32(x).to_f32();
         let (a, b) = (h(pair[0]), h(pair[1]));
         let want = [h(a + b), h(a * b), h(a / b), h(h(a * b) + a)].map(|x| f16::from_f32(x).to_bits());
@@ -143,7 +144,7 @@ fn types_of_mixed_expressions() -> Test {
         return Ok(());
     }
     let got: Vec<u32> = alone("types.metal", "mixed_types", 16)?;
-    // bfloat has 8 bits: 256 + 1 is 256; half has 11: 2048 + 1 is 2048.
+    // bfloat has 8 significant bits: 256 + 1 gives 256. half has 11: 2048 + 1 gives 2048.
     let want = [2, 2, 4, 2, 2, 4, 4, 4, 2, (1f32 / 3.).to_bits(), 1, 1, 256, 2048, 65504, 0x7f7f];
     assert_eq!(got, want);
     Ok(())
@@ -246,7 +247,7 @@ fn functions() -> Test {
             d.trunc(),
         ];
         for (i, (got, want)) in got.iter().zip(want).enumerate() {
-            // The same correctly rounded value; one ulp is left to the two libraries' doubles.
+            // Both are correctly rounded. One ulp allows for differences between the doubles of the two libraries.
             assert!(
                 (got.to_bits() as i64 - (want as f32).to_bits() as i64).abs() <= 1,
                 "function {i} of {x}"
@@ -275,7 +276,7 @@ fn functions_of_half_and_bfloat_round_once() -> Test {
     })?;
     for (got, &x) in got.chunks(4).zip(&input) {
         let (h, b) = (f16::from_f32(x).to_f64(), bf16::from_f32(x).to_f64());
-        // The exact fused result fits a double.
+        // A double represents the exact fused result.
         assert_eq!(got[0], f16::from_f32(h.exp() as f32).to_bits(), "exp of half {x}");
         assert_eq!(got[1], bf16::from_f32(b.exp() as f32).to_bits(), "exp of bfloat {x}");
         assert_eq!(got[2], f16::from_f64(h * h + h).to_bits(), "fma of half {x}");
@@ -289,7 +290,7 @@ fn products_and_sums_fuse_only_on_request() -> Test {
     if !msl_sim::available() {
         return Ok(());
     }
-    // a² needs 48 bits; minus its rounding, what is left shows whether it was rounded.
+    // a² needs 48 bits. After the rounded product is subtracted, the remainder shows whether the product was rounded.
     let a = 1.0f32 + 2f32.powi(-23);
     let input = [a, a, -(a * a)];
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/kernels/math.metal");
@@ -333,7 +334,7 @@ fn simd_reductions() -> Test {
         let (sum, lane) = (lanes.iter().sum::<f32>(), i % 32);
         let before: f32 = lanes[..lane].iter().sum();
         let quad: f32 = lanes[lane / 4 * 4..lanes.len().min(lane / 4 * 4 + 4)].iter().sum();
-        // Even sums up to 2048 are exact in half; 8 bits of bfloat are not enough for all partial sums.
+        // Even sums up to 2048 are exact in half. The 8 bits of bfloat are not enough for all partial sums.
         let max = lanes[lanes.len() - 1];
         let even = lanes.iter().filter(|&&v| v % 2.0 == 0.0).count() as f32;
         let any = if max > 40.0 { 3.0 } else { 1.0 };
@@ -518,7 +519,7 @@ struct Params {
     n: u32,
     scale: f32,
 }
-// SAFETY: two fields of four bytes, no padding, every bit pattern of the type is plain data.
+// SAFETY: the type has two fields of four bytes and no padding, and every bit pattern is valid.
 unsafe impl bytemuck::NoUninit for Params {}
 
 #[test]
@@ -584,7 +585,7 @@ fn atomics() -> Test {
     })?;
     let mut bins = [0; 16];
     input.iter().for_each(|&v| bins[usize::from(v % 16)] += 1);
-    // Whole numbers below 2^24: the order of the additions does not matter.
+    // Integers below 2^24: the order of the additions does not matter.
     assert_eq!(got, (bins, [3], [input.iter().map(|&v| f32::from(v)).sum()]));
     Ok(())
 }

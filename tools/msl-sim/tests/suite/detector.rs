@@ -1,11 +1,11 @@
-//! The detector finds every seeded bug, at its line, and nothing in correct kernels.
+//! Tests that the detector finds every seeded bug at its line, and reports nothing in correct kernels.
 
 use crate::common::{ORDERS, library};
 use msl_sim::{Error, Fault, FaultKind, Mode, Order};
 
 type Test = Result<(), Error>;
 
-/// Runs a kernel of bugs.metal in two threadgroups of 128 and gives its faults.
+/// Runs a kernel of bugs.metal in two threadgroups of 128 threads and returns its faults.
 fn faults(kernel: &str, mode: Mode, order: Order) -> Result<Vec<Fault>, Error> {
     let library = library("bugs.metal", mode)?;
     let input: Vec<f32> = (0..256).map(|i| i as f32 + 1.5).collect();
@@ -18,7 +18,7 @@ fn faults(kernel: &str, mode: Mode, order: Order) -> Result<Vec<Fault>, Error> {
     }
 }
 
-/// The line of `kernels/bugs.metal` that holds `text`, within `kernel`.
+/// The line of `kernels/bugs.metal` that contains `text`, within `kernel`.
 fn line_of(kernel: &str, text: &str) -> u32 {
     let source = include_str!("../kernels/bugs.metal");
     let start = source.find(&format!("kernel void {kernel}(")).expect("the kernel is there");
@@ -103,7 +103,7 @@ fn plain_mode_lets_divergent_simd_operations_pass() -> Test {
     if !msl_sim::available() {
         return Ok(());
     }
-    // Legal Metal: only the active lanes take part.
+    // This is legal in Metal: only the active lanes take part.
     assert_eq!(faults("divergent_simd_sum", Mode::Plain, Order::Forward)?, []);
     Ok(())
 }

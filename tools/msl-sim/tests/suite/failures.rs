@@ -1,4 +1,4 @@
-//! What cannot be built, called or finished is a typed error.
+//! Tests that a kernel which cannot be built, called or finished gives a typed error.
 
 use crate::common::library;
 use msl_sim::{Error, FaultKind, Mode, Msl};
@@ -53,7 +53,7 @@ fn calls_that_do_not_fit_are_refused() -> Test {
     let (input, mut out) = ([0f32; 64], [0f32; 64]);
     let refused = |result: Result<(), Error>, words: &str| match result {
         Err(Error::Call { message, .. }) => assert!(message.contains(words), "{message}"),
-        other => panic!("wanted a refusal with {words:?}, got {other:?}"),
+        other => panic!("wanted an error with {words:?}, got {other:?}"),
     };
     let call = library.kernel("tree")?.buffer(0, &input).buffer_mut(1, &mut out);
     refused(call.dispatch_threads([64, 1, 1], [64, 1, 1]), "threadgroup memory 0");
@@ -107,14 +107,15 @@ fn sources_that_are_no_metal_are_refused_with_their_line() -> Test {
         }
     };
     does_not_compile("y[0] = undeclared;");
-    // Metal converts no float to bfloat unasked.
+    // Metal does not convert float to bfloat implicitly.
     does_not_compile("bfloat b = 1.0f; y[0] = b;");
     does_not_compile("float4 v = float4(float3(1), 2, 3); y[0] = v.x;");
     does_not_compile("constant float c = 1; c = 2; y[0] = c;");
     Ok(())
 }
 
-/// Runs one test of this program again, with `compiler` as the only one and `required` or not.
+/// Runs one test of this program again, with `compiler` as the only compiler. `required` says whether msl-sim is
+/// required.
 #[cfg(target_os = "linux")]
 fn rerun(test: &str, compiler: &str, required: bool) -> (bool, String) {
     let mut command = std::process::Command::new(std::env::current_exe().expect("a test has a program"));

@@ -1,4 +1,4 @@
-//! The simulator against kernels whose results, and whose bugs, are known.
+//! Runs the simulator on kernels whose results or bugs are known.
 
 mod address_spaces;
 mod common;

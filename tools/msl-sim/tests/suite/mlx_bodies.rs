@@ -1,4 +1,4 @@
-//! Bodies as MLX compiles them: signature, shapes, strides, scalars, grids, initial values.
+//! Bodies as MLX compiles them: signatures, shapes, strides, scalars, grids and initial values.
 
 use crate::common::{MODES, ORDERS};
 use half::{bf16, f16};
@@ -55,7 +55,7 @@ fn a_reduction_over_rows() -> Test {
             for i in 0..d {
                 let scaled = bf16::from_f64(x[i].to_f64() / (mean + 1e-5).sqrt());
                 let want = (scaled * w[i]).to_f32();
-                // The sum in float may tip one rounding to bfloat, and then the product's: two units of 2^-8.
+                // The sum in float may change one rounding to bfloat, and then that of the product: two units of 2^-8.
                 assert!((y[i].to_f32() - want).abs() <= want.abs() / 128.0, "{i}: {} {want}", y[i]);
             }
         }
@@ -102,7 +102,7 @@ fn shapes_strides_and_several_outputs() -> Test {
         .output("info", Dtype::Int64, &[4]);
     let storage: Vec<i32> = (0..12).collect();
     let transposed: Vec<i32> = (0..12).map(|i| i % 4 * 3 + i / 4).collect();
-    // As it lies, and as MLX copies it if it is to be contiguous.
+    // In its own layout, and as MLX copies it if it must be contiguous.
     for (body, strides) in [(body.clone().keep_layout(), [1i64, 3]), (body, [4, 1])] {
         let out = body.build(Mode::Detect)?.call().input(&storage).dispatch([12, 1, 1], [8, 1, 1])?;
         assert_eq!(out.get::<i32>(0)?, transposed);

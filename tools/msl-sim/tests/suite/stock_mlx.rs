@@ -1,6 +1,6 @@
-//! MLX's own kernels, from the headers of its release, run unchanged.
+//! Runs MLX's own kernels unchanged, from the headers of its release.
 //!
-//! They are there after `cargo xtask setup-mlx`; without them this test says so and proves nothing.
+//! The headers exist after `cargo xtask setup-mlx`. Without them this test prints a notice and passes.
 
 use std::path::{Path, PathBuf};
 
@@ -39,8 +39,8 @@ fn quantised_vector_products() -> Result<(), Error> {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         state >> 8
     };
-    // Where n is no multiple of four, the last simdgroups of qmv overlap and write the same values twice, which the detector
-    // rightly calls a race.
+    // If n is not a multiple of four, the last simdgroups of qmv overlap and write the same values twice. The detector
+    // correctly reports a race.
     for (kernel, n, k) in [("qmv_fast", 16usize, 512usize), ("qmv", 12, 256)] {
         let weights: Vec<u32> = (0..n * k / 8).map(|_| random() ^ random() << 16).collect();
         let mut small = |scale: f32| bf16::from_f32((random() % 2001) as f32 / 1000.0 * scale - scale);
@@ -56,7 +56,7 @@ fn quantised_vector_products() -> Result<(), Error> {
                 let mut call =
                     call.buffer(3, &x).buffer_mut(4, &mut y).value(5, &(k as i32)).value(6, &(n as i32));
                 for index in 7..15 {
-                    call = call.value(index, &0i64); // of batches, which there are none of
+                    call = call.value(index, &0i64); // for batches, but there are none
                 }
                 call.order(order).dispatch_groups([1, n.div_ceil(8) as u32, 1], [32, 2, 1])?;
                 assert_eq!(first.get_or_insert_with(|| y.clone()), &y, "{kernel} {mode:?} {order:?}");
@@ -72,8 +72,8 @@ fn quantised_vector_products() -> Result<(), Error> {
                 size += ((scaled + offset) * x.to_f64()).abs();
                 offsets += (offset * x.to_f64()).abs();
             }
-            // One rounding of the result to bfloat (2^-9); the sum in float, at most k of its roundings; and the kernel
-            // adds four of x in bfloat, three roundings, before it multiplies them by the bias.
+            // The bound: one rounding of the result to bfloat (2^-9), at most k roundings of the sum in float, and
+            // three roundings in bfloat where the kernel adds four values of x before it multiplies them by the bias.
             let bound = want.abs() / 512.0 + size * k as f64 / f64::from(1 << 24) + offsets * 3.0 / 512.0;
             assert!((got.to_f64() - want).abs() <= bound, "{kernel} row {row}: {got} {want}");
         }
@@ -100,7 +100,7 @@ fn a_projection_of_real_width_takes_moments() -> Result<(), Error> {
     }
     call.dispatch_groups([1, n as u32 / 8, 1], [32, 2, 1])?;
     println!("{k} to {n} in {:?}", start.elapsed());
-    // Every eight codes sum to 36, every weight is its code plus one.
+    // Every eight codes add up to 36, and every weight is its code plus one.
     let want = bf16::from_f32(k as f32 / 8.0 * 36.0 + k as f32);
     assert!(y.iter().all(|&v| v == want), "{} {want}", y[0]);
     Ok(())

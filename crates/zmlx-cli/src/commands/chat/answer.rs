@@ -1,4 +1,4 @@
-//! One answer: the prompt, the tokens as they come, and what they cost.
+//! One answer: its prompt, its tokens as they are generated, and its statistics.
 
 use std::ops::ControlFlow;
 
@@ -15,18 +15,18 @@ use crate::interrupt;
 use crate::output::note;
 use crate::progress::Progress;
 
-/// Makes answers, on one cache.
+/// Generates answers on one KV cache.
 pub(super) struct Answers<'m, B: Backend> {
     pub(super) engine: Engine<'m, B>,
     pub(super) tokenizer: &'m Tokenizer,
     pub(super) template: &'m ChatTemplate,
     pub(super) eos_token_ids: Vec<u32>,
     pub(super) stop: Vec<String>,
-    /// Whether a line of figures follows each answer.
+    /// Whether a line of statistics follows each answer.
     pub(super) shows_stats: bool,
     pub(super) verbose: bool,
     pub(super) n_answers: u64,
-    /// The figures of the last answer.
+    /// The statistics of the last answer.
     pub(super) last: Option<String>,
 }
 
@@ -38,7 +38,8 @@ struct Parts {
 }
 
 impl<B: Backend> Answers<'_, B> {
-    /// Shows the answer to a conversation as it comes. `None` if it was ended before there was any of it.
+    /// Generates the answer to a conversation and shows it as it is generated. Returns `None` if it was interrupted
+    /// before its first token.
     pub(super) fn answer(
         &mut self,
         messages: &[ChatMessage],
@@ -47,12 +48,12 @@ impl<B: Backend> Answers<'_, B> {
         let busy = interrupt::begin();
         let request = ChatRequest::new(messages).with_kwargs(&settings.kwargs);
         let text = self.template.render(&request)?;
-        // What the template appends for the answer may open the thinking. What a user writes does not.
+        // The text that the template appends for the answer may open a thinking block. Text of the user may not.
         let closed = self.template.render(&request.with_ending(Ending::Closed));
         let appended = closed.ok().and_then(|closed| text.strip_prefix(&closed).map(str::to_owned));
         let mut splitter = ThinkingSplitter::new(ThinkingMode::after(&appended.unwrap_or_default()));
         let request = Request {
-            // Each answer has a seed of its own, so that another attempt gives another answer.
+            // Each answer has its own seed, so that a second attempt gives another answer.
             sampling: SamplingParams {
                 seed: settings.sampling.seed.wrapping_add(self.n_answers),
                 ..settings.sampling.clone()
@@ -100,7 +101,7 @@ impl<B: Backend> Answers<'_, B> {
         parts.message().map(Some)
     }
 
-    /// The context, and what the last answer cost.
+    /// The size of the context, and the statistics of the last answer.
     pub(super) fn stats(&self) -> String {
         let none = || format!("no answer yet; the context has room for {} tokens", self.context());
         format!("{}\n", self.last.clone().unwrap_or_else(none))
@@ -153,7 +154,7 @@ impl Parts {
     fn add(&mut self, part: AnswerPart, text: &str, screen: &mut Screen) {
         match part {
             AnswerPart::Thinking => self.thinking += text,
-            // No tool is offered: a call is an answer like any other.
+            // No tools were offered, so a tool call is shown like any other text.
             _ => self.answer += text,
         }
         if !screen.is_raw() {
@@ -161,7 +162,7 @@ impl Parts {
         }
     }
 
-    /// The message for the conversation.
+    /// The message to append to the conversation.
     fn message(self) -> Result<ChatMessage> {
         let message = ChatMessage::new("assistant", self.answer);
         if self.thinking.is_empty() {

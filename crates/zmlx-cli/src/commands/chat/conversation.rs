@@ -1,4 +1,4 @@
-//! What was said, and files that keep it.
+//! The messages so far, and the files that store them.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ const SYSTEM: &str = "system";
 /// The messages of a conversation.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Conversation {
-    /// The system message's text; empty for no such message.
+    /// The text of the system message. If it is empty, there is no system message.
     pub(super) system: String,
     messages: Vec<ChatMessage>,
 }
@@ -25,7 +25,7 @@ impl Conversation {
         Self { system: system.unwrap_or_default(), messages: Vec::new() }
     }
 
-    /// All messages, the system's first.
+    /// All messages, starting with the system message.
     pub(super) fn messages(&self) -> Vec<ChatMessage> {
         let system = (!self.system.is_empty()).then(|| ChatMessage::new(SYSTEM, self.system.as_str()));
         system.into_iter().chain(self.messages.iter().cloned()).collect()
@@ -43,7 +43,7 @@ impl Conversation {
         self.messages.clear();
     }
 
-    /// Takes the last message of the user back, and what follows it. Returns its text.
+    /// Removes the last message of the user and everything after it. Returns its text.
     pub(super) fn undo(&mut self) -> Option<String> {
         let at = self.messages.iter().rposition(|message| message.role() == USER)?;
         let text = self.messages[at].text();
@@ -60,8 +60,8 @@ impl Conversation {
         })
     }
 
-    /// The conversation of a file, its settings laid over those given, and the name of its model. A list of messages alone
-    /// is a conversation, too.
+    /// Reads a conversation from a file. Returns it with its settings, which override those given, and the name of its
+    /// model. The file may also be a plain list of messages.
     pub(super) fn load(path: &Path, settings: &Settings) -> Result<(Self, Settings, Option<String>)> {
         let what = || path.display().to_string();
         let text = std::fs::read_to_string(path).with_context(what)?;
@@ -149,7 +149,7 @@ mod tests {
             let error = output::message(&Conversation::load(&path, &settings()).unwrap_err());
             assert!(
                 error.contains(tells) && error.contains("talk.json"),
-                "{error:?} does not tell {tells:?}"
+                "{error:?} does not mention {tells:?}"
             );
         }
         std::fs::write(&path, r#"[{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]"#)

@@ -1,4 +1,4 @@
-//! Where messages come from: a person at a terminal, with line editing and a history, or a pipe.
+//! Where messages come from: a person at a terminal, with line editing and history, or a pipe.
 
 use std::io::{BufRead, IsTerminal};
 
@@ -6,10 +6,10 @@ use anyhow::{Context, Result};
 
 use super::line::goes_on;
 
-/// What was read.
+/// The result of a read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Read {
-    /// A text of one or several lines.
+    /// A text of one or more lines.
     Text(String),
     /// The end of the input, or Ctrl-D.
     End,
@@ -27,7 +27,7 @@ pub(super) enum Source {
 }
 
 impl Source {
-    /// The editor if a person sees and types, else plain lines.
+    /// The line editor if both stdin and stdout are terminals, otherwise plain lines.
     pub(super) fn open() -> Result<Self> {
         let is_person = std::io::stdin().is_terminal();
         #[cfg(feature = "shell")]
@@ -37,7 +37,7 @@ impl Source {
         Ok(Self::Lines { is_person })
     }
 
-    /// True if somebody types: errors are told, and the conversation goes on.
+    /// True if a person types. Then the program reports errors and continues.
     pub(super) fn is_person(&self) -> bool {
         match self {
             #[cfg(feature = "shell")]
@@ -55,7 +55,8 @@ impl Source {
     }
 }
 
-/// A line, and those that belong to it. Each is read in one go: the lock is not held while answering.
+/// Reads a line and its continuation lines. Stdin is locked only for the duration of a read, not while the model
+/// answers.
 fn read_lines(is_person: bool) -> Result<Read> {
     let mut text = String::new();
     loop {
@@ -74,7 +75,7 @@ fn read_lines(is_person: bool) -> Result<Read> {
 
 fn eprint_prompt(is_first: bool) {
     use std::io::Write;
-    // If nobody sees it, so be it.
+    // It does not matter if the prompt cannot be shown.
     let _ = write!(std::io::stderr(), "{}", if is_first { "> " } else { "… " });
 }
 
@@ -97,10 +98,10 @@ mod editor {
     use super::super::line::{COMMANDS, goes_on};
     use super::Read;
 
-    /// Entries that the history keeps.
+    /// The number of entries that the history keeps.
     const MAX_HISTORY: usize = 1000;
 
-    /// Line editing with a history.
+    /// A line editor with a history.
     pub(in super::super) struct Editor {
         editor: rustyline::Editor<Chat, FileHistory>,
         history: Option<PathBuf>,
@@ -115,7 +116,7 @@ mod editor {
             editor.bind_sequence(KeyEvent::ctrl('C'), EventHandler::Conditional(Box::new(ClearFirst)));
             let history = history_path();
             if let Some(path) = &history {
-                // The first time there is none.
+                // Initially there is no history file.
                 let _ = editor.load_history(path);
             }
             Ok(Self { editor, history })
@@ -133,7 +134,7 @@ mod editor {
             }
         }
 
-        /// A history that cannot be written costs a line of the log.
+        /// Adds a text to the history. If the file cannot be written, the error is only logged.
         fn keep(&mut self, text: &str) {
             if !matches!(self.editor.add_history_entry(text), Ok(true)) {
                 return;
@@ -148,14 +149,14 @@ mod editor {
         }
     }
 
-    /// `$XDG_STATE_HOME/zmlx/history`; the file is for its owner's eyes only.
+    /// `$XDG_STATE_HOME/zmlx/history`. Only its owner can read the file.
     fn history_path() -> Option<PathBuf> {
         let state = std::env::var_os("XDG_STATE_HOME").filter(|dir| !dir.is_empty()).map(PathBuf::from);
         let state = state.or_else(|| std::env::home_dir().map(|home| home.join(".local/state")));
         state.map(|dir| dir.join("zmlx/history"))
     }
 
-    /// Ctrl-C clears a line that has something in it.
+    /// Lets Ctrl-C clear a line that is not empty.
     struct ClearFirst;
 
     impl ConditionalEventHandler for ClearFirst {
@@ -164,7 +165,7 @@ mod editor {
         }
     }
 
-    /// Completes commands, and knows which lines go on.
+    /// Completes commands, and recognises lines that continue.
     struct Chat;
 
     impl Completer for Chat {

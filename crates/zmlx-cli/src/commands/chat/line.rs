@@ -1,36 +1,36 @@
-//! What a person typed: messages of one or several lines, and commands.
+//! Parses the user's input: messages of one or more lines, and commands.
 
 use anyhow::{Result, bail};
 
-/// Stands before and behind a message of several lines.
+/// Encloses a message of several lines.
 const FENCE: &str = "\"\"\"";
 
-/// The commands, with their arguments and what they do.
+/// The commands, with their arguments and descriptions.
 pub(super) const COMMANDS: &[(&str, &str, &str)] = &[
     ("/help", "", "this list"),
-    ("/reset", "", "forget the conversation, but for the system message"),
-    ("/system", "[TEXT]", "show or change the system message; \"\" takes it away"),
+    ("/reset", "", "clear the conversation, but keep the system message"),
+    ("/system", "[TEXT]", "show or change the system message; \"\" removes it"),
     ("/retry", "", "answer the last message again"),
-    ("/undo", "", "take the last message and its answer back"),
-    ("/set", "[NAME VALUE]", "show or change settings"),
-    ("/stats", "", "tokens, speed, and how full the context is"),
-    ("/save", "FILE", "write conversation and settings to a file"),
-    ("/load", "FILE", "go on with what a file holds"),
+    ("/undo", "", "take back the last message and its answer"),
+    ("/set", "[NAME VALUE]", "show the settings, or change one"),
+    ("/stats", "", "show tokens, speed, and how full the context is"),
+    ("/save", "FILE", "write the conversation and the settings to a file"),
+    ("/load", "FILE", "continue the conversation of a file"),
     ("/exit", "", "leave; Ctrl-D does the same"),
 ];
 
-/// What to do with an input.
+/// What the user asks for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Input {
     Nothing,
     Message(String),
     Help,
     Reset,
-    /// `None` shows it.
+    /// `None` shows the system message.
     System(Option<String>),
     Retry,
     Undo,
-    /// `None` shows them.
+    /// `None` shows the settings.
     Set(Option<(String, String)>),
     Stats,
     Save(String),
@@ -38,7 +38,7 @@ pub(super) enum Input {
     Exit,
 }
 
-/// True if more lines belong to the text: its last line ends with a backslash, or `"""` is not closed.
+/// True if the text continues on the next line: its last line ends with a backslash, or a `"""` is not closed.
 pub(super) fn goes_on(text: &str) -> bool {
     match text.trim_start().strip_prefix(FENCE) {
         Some(fenced) => !fenced.trim_end().ends_with(FENCE),
@@ -47,10 +47,7 @@ pub(super) fn goes_on(text: &str) -> bool {
 }
 
 impl Input {
-    /// What a text means, all of its lines included.
-    ///
-    /// # Errors
-    /// If it is a command that there is not, or one with wrong arguments.
+    /// Parses an input, with all of its lines.
     pub(super) fn parse(text: &str) -> Result<Self> {
         let trimmed = text.trim();
         if let Some(fenced) = trimmed.strip_prefix(FENCE) {
@@ -75,7 +72,7 @@ impl Input {
         let text = || rest.to_owned();
         let takes_nothing = COMMANDS.iter().any(|(name, arguments, _)| *name == word && arguments.is_empty());
         if takes_nothing && !rest.is_empty() {
-            bail!("{word} takes nothing behind it");
+            bail!("{word} takes no argument");
         }
         Ok(match word {
             "/help" => Self::Help,
@@ -105,7 +102,7 @@ pub(super) fn help() -> String {
     for (name, arguments, what) in COMMANDS {
         text += &format!("{:<20} {what}\n", format!("{name} {arguments}"));
     }
-    text + "A line that ends with \\ goes on, and so does a text between \"\"\" and \"\"\". Ctrl-C ends an answer.\n"
+    text + "To write several lines, end a line with \\, or put all of them between \"\"\" and \"\"\". Ctrl-C ends an answer.\n"
 }
 
 #[cfg(test)]
@@ -133,7 +130,7 @@ mod tests {
         }
         assert_eq!(Input::parse(" a\\\nb\\\n c \n").unwrap(), message("a\nb\n c"));
         assert_eq!(Input::parse("\"\"\"\na\\\n\n/b\n\"\"\"").unwrap(), message("a\\\n\n/b"));
-        // The input ended within it.
+        // The input ended before the closing quotes.
         assert_eq!(Input::parse("\"\"\"a").unwrap(), message("a"));
         assert_eq!(Input::parse("\"\"\"\n\"\"\"").unwrap(), Input::Nothing);
         assert_eq!(Input::parse(" \n").unwrap(), Input::Nothing);

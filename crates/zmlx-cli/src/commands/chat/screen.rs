@@ -1,4 +1,5 @@
-//! What of an answer is shown, and how: thinking dimmed and without its tags where a person reads, all as it is elsewhere.
+//! How an answer is shown. On a terminal, thinking is dimmed and its tags are removed; elsewhere the text is written
+//! unchanged.
 
 use std::io::IsTerminal;
 
@@ -11,12 +12,12 @@ use crate::table::is_coloured;
 
 const DIM: Style = Style::new().dimmed();
 
-/// An answer on its way to stdout.
+/// Writes an answer to stdout.
 pub(super) struct Screen {
     is_terminal: bool,
     is_coloured: bool,
     hides_thinking: bool,
-    /// What was shown last.
+    /// The kind of the part that was shown last.
     last: Option<AnswerPart>,
     failed: Option<anyhow::Error>,
 }
@@ -27,17 +28,17 @@ impl Screen {
         Self { is_terminal, is_coloured: is_coloured(), hides_thinking, last: None, failed: None }
     }
 
-    /// True if the text is shown as it comes, tags included: a program reads it.
+    /// True if the text is shown unchanged, including its tags, because a program reads it.
     pub(super) fn is_raw(&self) -> bool {
         !self.is_terminal && !self.hides_thinking
     }
 
-    /// Shows a piece of the text as it comes.
+    /// Writes a piece of text unchanged.
     pub(super) fn raw(&mut self, text: &str) {
         self.write(text);
     }
 
-    /// Shows a piece of a part.
+    /// Shows a piece of one part of the answer.
     pub(super) fn show(&mut self, part: AnswerPart, text: &str) {
         let changes = self.last != Some(part);
         if changes && self.last == Some(AnswerPart::Thinking) && !self.hides_thinking {
@@ -55,14 +56,14 @@ impl Screen {
         }
     }
 
-    /// A remark beside the answer, for a person.
+    /// Shows a remark beside the answer, if a person reads it.
     pub(super) fn remark(&mut self, text: &str) {
         if self.is_terminal {
             self.dim(text);
         }
     }
 
-    /// False once stdout does not take any more.
+    /// False once a write to stdout has failed.
     pub(super) fn is_well(&self) -> bool {
         self.failed.is_none()
     }
@@ -80,7 +81,7 @@ impl Screen {
         }
     }
 
-    /// What a model says may hold what a terminal obeys.
+    /// Escapes control characters: a model's text may contain sequences that a terminal would execute.
     fn write(&mut self, text: &str) {
         if self.is_terminal {
             let text = escaped(text).into_owned();

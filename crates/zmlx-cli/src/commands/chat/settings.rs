@@ -1,4 +1,4 @@
-//! What can be changed while a conversation goes on.
+//! The settings that can be changed during a conversation.
 
 use std::str::FromStr;
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 use zmlx_models::SamplingParams;
 
-/// The settings' names.
+/// The names of the settings.
 const NAMES: [&str; 12] = [
     "max_tokens",
     "temp",
@@ -22,18 +22,18 @@ const NAMES: [&str; 12] = [
     "hide_thinking",
 ];
 
-/// How answers are made and shown.
+/// How answers are generated and shown.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Settings {
     pub(super) sampling: SamplingParams,
     pub(super) max_tokens: usize,
     pub(super) hides_thinking: bool,
-    /// Variables of the chat template.
+    /// The variables of the chat template.
     pub(super) kwargs: Map<String, Value>,
 }
 
 impl Settings {
-    /// Changes one, or nothing if the value makes no sense.
+    /// Changes a setting. An invalid value changes nothing.
     pub(super) fn set(&mut self, name: &str, value: &str) -> Result<()> {
         let mut new = self.clone();
         let s = &mut new.sampling;
@@ -55,7 +55,7 @@ impl Settings {
                 new.kwargs.insert(name.to_owned(), yes_or_no(name, value)?.into());
             }
             "hide_thinking" => new.hides_thinking = yes_or_no(name, value)?,
-            _ => bail!("{name}: no such setting; there are {}", NAMES.join(", ")),
+            _ => bail!("{name}: no such setting; the settings are {}", NAMES.join(", ")),
         }
         new.sampling.validate()?;
         *self = new;
@@ -81,7 +81,7 @@ impl Settings {
         }
     }
 
-    /// A line for each.
+    /// One line for each setting.
     pub(super) fn lines(&self) -> String {
         let line = |name: &&str| match self.get(name) {
             Value::Null => format!("{name:<24} off\n"),
@@ -90,12 +90,12 @@ impl Settings {
         NAMES.iter().map(line).collect()
     }
 
-    /// For a file.
+    /// The settings as an object for a file.
     pub(super) fn to_json(&self) -> Value {
         NAMES.iter().map(|name| ((*name).to_owned(), self.get(name))).collect()
     }
 
-    /// Those of a file; what it does not name stays.
+    /// Reads the settings of a file. A setting that the file does not contain stays as it is.
     pub(super) fn with_json(mut self, value: &Value) -> Result<Self> {
         let map = value.as_object().context("settings: expected an object")?;
         for (name, value) in map {
@@ -110,7 +110,7 @@ impl Settings {
     }
 }
 
-/// As it is written, not as the nearest 64-bit number is.
+/// The number with the decimal digits of the `f32`, rather than those of the nearest `f64`.
 fn plain(value: f32) -> Value {
     value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }

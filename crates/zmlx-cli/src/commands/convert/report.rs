@@ -1,4 +1,4 @@
-//! What `zmlx convert` says of its result.
+//! What `zmlx convert` prints about its result.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ use crate::progress::Progress;
 use crate::source::Source;
 use crate::table::Table;
 
-/// More tokens of a prompt are not used: the predictions of both models are held in memory.
+/// The largest number of prompt tokens that are used: the predictions of both models are held in memory.
 const MAX_TOKENS: usize = 512;
 
 /// The tokens of the prompt.
@@ -63,14 +63,14 @@ impl Report {
         }
     }
 
-    /// Compares the weights.
+    /// Compares the weights of the two models.
     pub(super) fn compare(&mut self, source: &Checkpoint, result: &Checkpoint) -> Result<()> {
         let mut bar = Progress::new("Comparing");
         self.matrices = Some(compare(source, result, &mut |done, of| bar.update(done, of))?);
         Ok(())
     }
 
-    /// Compares the predictions.
+    /// Compares the predictions of the two models.
     pub(super) fn predict(
         &mut self,
         checkpoints: [&Checkpoint; 2],
@@ -78,7 +78,7 @@ impl Report {
         (fusion, backend): (FusionArgs, BackendArgs),
     ) -> Result<()> {
         let mut all = Vec::new();
-        // One after the other: together they may not fit into a device's memory.
+        // One after the other: together they may not fit into the memory of a device.
         for checkpoint in checkpoints {
             engine::with_backend(backend, Predict { checkpoint, tokens, fusion, into: &mut all })?;
         }
@@ -122,13 +122,13 @@ impl Report {
             if self.shards.len() == 1 { "" } else { "s" },
         );
         if self.n_kept_shards > 0 {
-            text += &format!("{} of them were finished by an earlier run\n", self.n_kept_shards);
+            text += &format!("{} of them were already written by an earlier run\n", self.n_kept_shards);
         }
         text
     }
 }
 
-/// The predictions of one model.
+/// Computes the predictions of one model.
 struct Predict<'a> {
     checkpoint: &'a Checkpoint,
     tokens: &'a [u32],

@@ -1,4 +1,4 @@
-//! The machine, as far as its system tells.
+//! The machine, as far as its operating system describes it.
 
 use serde::Serialize;
 use zmlx_kernels::cpu::Level;
@@ -13,9 +13,9 @@ pub(super) struct Machine {
     n_physical_cores: usize,
     n_logical_cores: usize,
     memory_bytes: Option<u64>,
-    /// Instruction-set levels of the CPU backend that run here, slowest first.
+    /// The instruction-set levels of the CPU backend that run here, slowest first.
     levels: Vec<&'static str>,
-    /// Levels that need another processor: tests cannot run them here.
+    /// The levels that this processor lacks: tests of them cannot run here.
     missing_levels: Vec<&'static str>,
 }
 

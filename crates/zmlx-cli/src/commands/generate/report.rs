@@ -7,35 +7,34 @@ use anyhow::Result;
 use serde::Serialize;
 use zmlx_models::Generation;
 
-use crate::memory;
 use crate::output::{self, escaped, note, print, print_json};
 use crate::table::{is_coloured, painted};
 
-/// The line before and behind the text where mlx_lm.generate prints one.
+/// The line which mlx_lm.generate prints before and after the text.
 const RULE: &str = "==========\n";
 
-/// What stdout gets.
+/// What is written to stdout.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
-    /// The text as it comes. Statistics go to stderr.
+    /// The text as it is generated. Statistics go to stderr.
     Text,
-    /// The text as it comes between two rules, then the statistics.
+    /// The text as it is generated, between two rules, then the statistics.
     TextWithStatistics,
     /// One JSON object.
     Json,
 }
 
-/// Text that appears on stdout as it comes; or, for JSON, does not.
+/// Writes the text to stdout as it is generated, except for JSON.
 #[derive(Debug)]
 pub(super) struct Stream {
     format: Format,
-    /// What is printed before the first piece.
+    /// The text to print before the first piece.
     opening: Option<&'static str>,
     /// Whether stdout is a terminal.
     is_seen: bool,
-    /// Whether the first piece was printed: an error before it stands alone.
+    /// Whether the first piece was printed. If it was not, an error message needs no line end before it.
     is_begun: bool,
-    /// Bytes of the text that were printed.
+    /// The number of bytes of the text that were printed.
     n_printed: usize,
     failed: Option<io::Error>,
 }
@@ -46,11 +45,11 @@ impl Stream {
         Self { format, opening, is_seen, is_begun: false, n_printed: 0, failed: None }
     }
 
-    /// Prints a piece of text; false once stdout does not take it.
+    /// Prints a piece of text. Returns false once a write to stdout has failed.
     pub(super) fn push(&mut self, piece: &str) -> bool {
         if self.format != Format::Json && !piece.is_empty() {
             self.begin();
-            // A model may write what a terminal would obey; a file gets the text as it is.
+            // A model may generate control sequences that a terminal would execute. A file gets the text unchanged.
             if self.is_seen {
                 self.write(&escaped(piece))
             } else {
@@ -77,7 +76,7 @@ impl Stream {
     }
 
     fn write(&mut self, text: &str) {
-        if self.failed.is_none() {
+        if self.failed.is_none() && !output::is_silent() {
             let mut out = io::stdout().lock();
             self.failed = out.write_all(text.as_bytes()).and_then(|()| out.flush()).err();
         }
@@ -96,7 +95,7 @@ impl Stream {
         }
     }
 
-    /// Ends the line so that an error message stands on its own.
+    /// Ends the line, so that an error message starts on a new one.
     pub(super) fn abandon(mut self) {
         if self.n_printed > 0 {
             self.push("\n");
@@ -115,9 +114,13 @@ struct Report<'a> {
     stop_reason: &'static str,
 }
 
-/// The statistics in mlx_lm's words, or everything as JSON.
-pub(super) fn print_report(prompt: &[u32], generation: &Generation, format: Format) -> Result<()> {
-    let peak = memory::peak_bytes();
+/// Prints the statistics in mlx_lm's words, or everything as JSON.
+pub(super) fn print_report(
+    prompt: &[u32],
+    generation: &Generation,
+    peak: Option<u64>,
+    format: Format,
+) -> Result<()> {
     if format == Format::Json {
         return print_json(&Report {
             prompt_tokens: prompt,

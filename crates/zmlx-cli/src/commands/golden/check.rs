@@ -28,21 +28,21 @@ pub(crate) struct Args {
     pub(super) file: PathBuf,
     #[command(flatten)]
     model: ModelArgs,
-    /// Check also a model with other weights or another config than the recorded ones, as one that was quantised anew.
+    /// Allow a model whose weights or config differ from the recorded ones, such as a new quantisation.
     #[arg(long)]
     allow_other_weights: bool,
-    /// What computes: one backend, or all of this build.
+    /// The backend that computes, or all backends of this build.
     #[arg(long, value_enum, help_heading = heading::COMPUTING)]
     backend: Option<Which>,
     #[command(flatten)]
     cpu: CpuArgs,
-    /// The path that is checked.
+    /// The path to check.
     #[arg(long, value_name = "PRESET[,±OP]", default_value = "fused", help_heading = heading::COMPUTING)]
     fusion: Fusion,
     /// Write the results as JUnit XML. An older report is replaced.
     #[arg(long, value_name = "FILE", help_heading = heading::OUTPUT)]
     junit: Option<PathBuf>,
-    /// Overwrite the file of --junit, whatever it is.
+    /// Overwrite the file of --junit even if it is not a JUnit report.
     #[arg(long, requires = "junit", help_heading = heading::OUTPUT)]
     force: bool,
     /// Print annotations for GitHub Actions, which shows them beside the golden file.
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     json: bool,
 }
 
-/// What `--backend` names.
+/// The values of `--backend`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Which {
     All,
@@ -65,12 +65,12 @@ enum Which {
 /// The results of one backend.
 #[derive(Debug, Serialize)]
 pub(super) struct Results {
-    /// Name and particulars.
+    /// Name and details of the backend.
     pub(super) backend: String,
     pub(super) prompts: Vec<PromptResult>,
 }
 
-/// A prompt held to its recording.
+/// The comparison of a prompt with its recording.
 #[derive(Debug, Serialize)]
 pub(super) struct PromptResult {
     pub(super) prompt: String,
@@ -81,7 +81,7 @@ pub(super) struct PromptResult {
     pub(super) got: Option<u32>,
     pub(super) margin: Option<f64>,
     pub(super) bound: Option<f64>,
-    /// Of the log-probabilities, as a part of the logits' spread.
+    /// The root mean square of the difference of the log-probabilities, relative to the spread of the logits.
     pub(super) logprob_rel_rms: Option<f64>,
     pub(super) logprob_bound: Option<f64>,
 }
@@ -117,7 +117,7 @@ pub(super) fn run(args: Args) -> Result<Outcome> {
     let checked = check(&args, &mut all);
     let worst = match &checked {
         Ok(_) => all.iter().flat_map(|r| &r.prompts).map(|p| p.verdict).max().unwrap_or(Verdict::Fail),
-        // Nobody reads the reports of a check that was interrupted.
+        // An interrupted check writes no reports.
         Err(error) if error.is::<Interrupted>() => return Err(Interrupted.into()),
         Err(_) => Verdict::Fail,
     };
@@ -137,26 +137,27 @@ pub(super) fn run(args: Args) -> Result<Outcome> {
     }
     checked?;
     if worst == Verdict::Fail {
-        note(format_args!("error: {}: not what was recorded", args.file.display()));
+        note(format_args!("error: {}: the results differ from the recorded ones", args.file.display()));
         return Ok(Outcome::CheckFailed);
     }
     Ok(Outcome::Done)
 }
 
-/// An error if there is a file that is no JUnit report, and no `--force`.
+/// Fails if the file exists, is not a JUnit report, and `--force` is absent.
 fn check_junit(path: &Path, args: &Args) -> Result<()> {
     let is_report =
         || zmlx_kernels::read_text(path).is_ok_and(|t| t.starts_with("<?xml") && t.contains("<testsuites"));
     if !args.force && path.symlink_metadata().is_ok() && !is_report() {
-        bail!("{}: exists already and is no JUnit report; --force overwrites it", path.display());
+        bail!("{}: exists already and is not a JUnit report; --force overwrites it", path.display());
     }
     let model = Source::resolve(&args.model).map(|source| source.files()).unwrap_or_default();
     output::check_output(path, true, &[vec![args.file.clone()], model].concat())
 }
 
-/// Checks on every backend; results of the first ones stay if a later one fails. Returns the model's name.
+/// Checks on every backend. If a backend fails, the results of the earlier ones stay in `all`. Returns the model's
+/// name.
 fn check(args: &Args, all: &mut Vec<Results>) -> Result<String> {
-    // Each backend reads it again, by its own rounding.
+    // Only a check: each backend reads the file again, by its own rounding.
     crate::source::read_text(&args.file)?;
     let checkpoint = Source::resolve(&args.model)?.checkpoint()?;
     let backends = match args.backend {
@@ -187,11 +188,11 @@ struct Identity {
     weights: Option<String>,
 }
 
-/// Decodes the file's prompts on one backend.
+/// Decodes the prompts of the file on one backend.
 struct Check<'a> {
     args: &'a Args,
     checkpoint: &'a Checkpoint,
-    /// Made by the first backend, for all.
+    /// Computed by the first backend, and used by all.
     identity: &'a mut Option<Identity>,
     all: &'a mut Vec<Results>,
 }
@@ -213,7 +214,7 @@ impl Job for Check<'_> {
         let checked = golden.check(about.rounding, |prompt, n_tokens| -> Result<Decoded> {
             let mut logprobs = Vec::new();
             let decoded = greedy::decode(&model, prompt, n_tokens, &self.args.fusion, |row| {
-                // The chosen token is the most probable one.
+                // Greedy decoding chose the most probable token.
                 logprobs.push(log_softmax(row).into_iter().fold(f64::NEG_INFINITY, f64::max));
             })?;
             n_done += 1;

@@ -26,7 +26,7 @@ pub(crate) struct Args {
     /// The golden file to write.
     #[arg(short, long, value_name = "FILE")]
     output: PathBuf,
-    /// Prompts of your own: a JSON array or lines of {"name", "text" | "tokens" | "messages"}.
+    /// Your own prompts: a JSON array or lines of {"name", "text" | "tokens" | "messages"}.
     #[arg(long, value_name = "FILE")]
     prompts: Option<PathBuf>,
     /// Tokens to decode after each prompt.
@@ -34,7 +34,7 @@ pub(crate) struct Args {
     max_tokens: usize,
     #[command(flatten)]
     backend: BackendArgs,
-    /// Overwrite the golden file.
+    /// Overwrite an existing golden file.
     #[arg(long)]
     force: bool,
 }
@@ -71,7 +71,7 @@ impl Job for Record {
                 note(format_args!("error: {name}: the logits are not numbers: nothing is recorded"));
                 return Ok(Outcome::CheckFailed);
             };
-            // What two paths of one build do not agree on cannot bind another one.
+            // Tokens on which two paths of the same build disagree cannot be required of another build.
             let fused = greedy::decode(
                 &model,
                 &recording.prompt_tokens,
@@ -117,7 +117,7 @@ impl Job for Record {
     }
 }
 
-/// A decoding; `whole` is `None` if the logits were not numbers.
+/// The result of decoding a prompt. `whole` is `None` if a logit was not a number.
 struct Decoded {
     name: String,
     whole: Option<Recording>,
@@ -126,7 +126,7 @@ struct Decoded {
 fn decode<B: Backend>(model: &Model<B>, prompt: Prompt, n_tokens: usize, fusion: &Fusion) -> Result<Decoded> {
     let mut logprobs = Vec::new();
     let decoded = greedy::decode(model, &prompt.tokens, n_tokens, fusion, |row| {
-        // The chosen token is the most probable one.
+        // Greedy decoding chose the most probable token.
         logprobs.push(log_softmax(row).into_iter().fold(f64::NEG_INFINITY, f64::max));
     })?;
     let of = |f: fn(&greedy::Step) -> f64| decoded.steps.iter().map(f).collect();

@@ -1,4 +1,4 @@
-//! The results of a check for people, for JUnit readers and for GitHub.
+//! The results of a check: for people, as JUnit XML, and as annotations for GitHub.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::check::{PromptResult, Results};
 use crate::table::Table;
 use zmlx_bench::capsule::validate::Verdict;
 
-/// Where and how a prompt's tokens or probabilities differ.
+/// Where and how the tokens or the probabilities of a prompt differ.
 fn difference(p: &PromptResult) -> Option<String> {
     let token = |t: Option<u32>| t.map_or_else(|| "the end".to_owned(), |t| t.to_string());
     let number = |x: Option<f64>| x.map_or_else(|| "unknown".to_owned(), |x| format!("{x:.2e}"));
@@ -71,7 +71,7 @@ pub(super) fn text(model: &str, all: &[Results], worst: Verdict) -> String {
     text + worst.name() + "\n"
 }
 
-/// One annotation for each prompt that differs, and one that sums up; and the error, if the check could not run.
+/// One annotation for each prompt that differs, and a summary. If the check could not run, the error instead.
 pub(super) fn github(file: &Path, all: &[Results], error: Option<&str>) -> String {
     let mut text = String::new();
     let (mut n_prompts, mut n_equal) = (0, 0);
@@ -103,7 +103,8 @@ fn annotation(level: &str, file: &Path, title: &str, message: &str) -> String {
     format!("::{level} file={file},title={}::{}\n", property(title), escaped(message))
 }
 
-/// A suite for each backend, a case for each prompt. If the check could not run, a case that says why.
+/// A test suite for each backend with a test case for each prompt. If the check could not run, one case contains the
+/// error.
 pub(super) fn junit(file: &Path, all: &[Results], error: Option<&str>) -> Result<String> {
     let mut report = Report::new(file.display().to_string());
     for results in all {

@@ -1,4 +1,4 @@
-//! Weights with the format that each is stored in.
+//! The weights of a checkpoint, each with its storage format.
 
 use std::collections::BTreeMap;
 
@@ -9,25 +9,25 @@ use zmlx_models::architecture::WeightUses;
 use zmlx_models::checkpoint::TensorInfo;
 use zmlx_models::config::QuantOverride;
 
-/// A weight: a dense tensor, or the two or three tensors of a quantised one.
+/// A weight: one dense tensor, or the two or three tensors of a quantised matrix.
 #[derive(Clone, Debug, Serialize)]
 pub(super) struct WeightEntry {
-    /// The tensor's name, without `.weight`.
+    /// The name of the tensor, without `.weight`.
     pub(super) path: String,
-    /// As `affine 4-bit g64` or `BF16`.
+    /// The format, such as `affine 4-bit g64` or `BF16`.
     pub(super) format: String,
     /// The shape of the weights themselves, not of the packed words.
     pub(super) shape: Vec<usize>,
-    /// Number of weights.
+    /// The number of weights.
     pub(super) n_elements: u64,
-    /// Bytes, scales and biases included.
+    /// The size in bytes, including scales and biases.
     pub(super) n_bytes: u64,
 }
 
-/// Weights that differ only in their layer or expert.
+/// Weights whose paths differ only in the numbers of layers or experts.
 #[derive(Debug, Serialize)]
 pub(super) struct Group {
-    /// The path with `*` for the numbers.
+    /// The path with `*` in place of the numbers.
     pub(super) path: String,
     pub(super) format: String,
     pub(super) shape: Vec<usize>,
@@ -35,7 +35,7 @@ pub(super) struct Group {
     pub(super) n_bytes: u64,
 }
 
-/// All weights by path.
+/// All weights, sorted by path.
 pub(super) fn entries(checkpoint: &Checkpoint) -> Vec<WeightEntry> {
     let tensors: BTreeMap<&str, TensorInfo<'_>> = checkpoint.tensors().map(|t| (t.name, t)).collect();
     let part_of = |path: &str, part: &str| tensors.get(format!("{path}.{part}").as_str());
@@ -76,7 +76,7 @@ pub(super) fn entries(checkpoint: &Checkpoint) -> Vec<WeightEntry> {
     entries
 }
 
-/// The weights in groups, in the order in which a group's first weight comes.
+/// The groups of the weights, in the order of the first weight of each group.
 pub(super) fn groups(entries: &[WeightEntry]) -> Vec<Group> {
     let mut groups: Vec<Group> = Vec::new();
     let mut known = BTreeMap::new();
@@ -95,8 +95,8 @@ pub(super) fn groups(entries: &[WeightEntry]) -> Vec<Group> {
     groups
 }
 
-/// Format and width of a quantised weight: the one format that fits its tensors and its width in the model. Of a weight
-/// that the model has no use for, what the config says if that fits the tensors.
+/// Format and width of a quantised weight: the only format that fits its tensors and the width that the model expects.
+/// For a weight that the model does not use, it is the format in the config if that fits the tensors.
 fn spec(
     (checkpoint, uses): (&Checkpoint, &WeightUses),
     path: &str,

@@ -1,4 +1,4 @@
-//! The flags, under the names that other servers gave them.
+//! The flags. Their names are those of other servers where they have the flag.
 
 use std::path::PathBuf;
 
@@ -17,49 +17,50 @@ use crate::args::{BackendArgs, FusionArgs, ModelArgs, positive};
 pub(crate) struct Args {
     #[command(flatten)]
     pub(super) model: ModelArgs,
-    /// The address to listen on. Others than this machine reach it only if it is not a loopback address.
+    /// The address to listen on. Other machines reach the server only if this is not a loopback address.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1")]
     host: String,
-    /// The port to listen on; 0 for any free one.
+    /// The port to listen on. 0 selects any free port.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// Further names of the model for clients.
+    /// Additional names of the model, which clients may use.
     #[arg(short, long, value_name = "NAME,…", value_delimiter = ',')]
     alias: Vec<String>,
-    /// Answer requests for any model with this one.
+    /// Answer requests for any model name with this model.
     #[arg(long)]
     any_model: bool,
-    /// Keys of which requests must show one.
+    /// Keys. A request must present one of them.
     #[arg(long, value_name = "KEY,…", value_delimiter = ',', env = "ZMLX_API_KEY", hide_env_values = true)]
     api_key: Vec<String>,
-    /// A file with keys, one a line.
+    /// A file with keys, one per line.
     #[arg(long, value_name = "FILE")]
     api_key_file: Option<PathBuf>,
-    /// Origins of web pages that may use the server, besides those of this machine; * for all.
+    /// Origins of web pages that may use the server, in addition to those of this machine. * allows all.
     #[arg(long, value_name = "ORIGIN,…", value_delimiter = ',')]
     allowed_origins: Vec<String>,
-    /// Temperature where a request does not say; 0 takes the most probable token.
+    /// The temperature if a request does not set it. 0 always takes the most probable token.
     #[arg(long, visible_alias = "temperature", value_name = "T", allow_negative_numbers = true)]
     temp: Option<f32>,
-    /// top_p where a request does not say.
+    /// top_p if a request does not set it.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     top_p: Option<f32>,
-    /// top_k where a request does not say; 0 for all tokens.
+    /// top_k if a request does not set it. 0 means all tokens.
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
-    /// min_p where a request does not say.
+    /// min_p if a request does not set it.
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     min_p: Option<f32>,
-    /// Most tokens of an answer where a request does not say; by default to the end of the context.
+    /// The largest number of tokens of an answer if a request does not set it. By default the end of the context is the
+    /// limit.
     #[arg(long, value_name = "N", value_parser = positive())]
     max_tokens: Option<usize>,
-    /// The chat template, instead of the checkpoint's.
+    /// The chat template to use instead of the checkpoint's.
     #[arg(long, value_name = "TEXT", conflicts_with = "chat_template_file")]
     chat_template: Option<String>,
-    /// A file with the chat template.
+    /// A file with the chat template to use instead of the checkpoint's.
     #[arg(long, value_name = "FILE")]
     chat_template_file: Option<PathBuf>,
-    /// Variables of the chat template as a JSON object: {"enable_thinking": false}.
+    /// Variables of the chat template as a JSON object, for example {"enable_thinking": false}.
     #[arg(
         long,
         visible_aliases = ["chat-template-kwargs", "chat-template-config"],
@@ -67,73 +68,75 @@ pub(crate) struct Args {
         value_parser = json_object
     )]
     chat_template_args: Option<JsonObject>,
-    /// What becomes of thinking.
+    /// How the thinking of a model is returned.
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "auto")]
     reasoning_format: ReasoningFormat,
-    /// How calls of tools are read; by default as the chat template writes them.
+    /// The format in which tool calls are recognised. By default it is derived from the chat template.
     #[arg(long, value_enum, value_name = "SYNTAX")]
     tool_parser: Option<ToolParserKind>,
-    /// Sequences that are computed at once.
+    /// The largest number of sequences that are decoded at once.
     #[arg(long, visible_alias = "parallel", value_name = "N", default_value_t = 32, value_parser = positive())]
     pub(super) decode_concurrency: usize,
-    /// Prompts that are computed at once.
+    /// The largest number of prompts that are computed at once.
     #[arg(long, value_name = "N", default_value_t = 8, value_parser = positive())]
     pub(super) prompt_concurrency: usize,
-    /// Tokens of prompts that are computed in a step; by default what suits the backend.
+    /// The number of prompt tokens that are computed in a step. The default depends on the backend.
     #[arg(long, value_name = "N", value_parser = positive())]
     pub(super) prefill_step_size: Option<usize>,
-    /// Most tokens of a prompt and its answer; by default what the model can.
+    /// The largest number of tokens of a prompt and its answer. The default is the longest context of the model.
     #[arg(short = 'c', long, visible_alias = "ctx-size", value_name = "N", value_parser = positive())]
     pub(super) max_kv_size: Option<usize>,
-    /// Most bytes for keys and values, as in 8G; by default nine tenths of the memory less the weights and 1 GiB.
+    /// The most memory for keys and values in bytes, for example 8G. The default is nine tenths of the memory, less the
+    /// weights and 1 GiB.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(super) kv_cache_bytes: Option<u64>,
-    /// Bits of keys and values; by default the backend's own 16.
+    /// Bits of keys and values. The default is the backend's own format of 16 bits.
     #[arg(long, value_name = "BITS", value_parser = ["8", "4"])]
     kv_bits: Option<String>,
-    /// Values that share a scale with --kv-bits.
+    /// The number of values that share a scale with --kv-bits.
     #[arg(long, value_name = "N", default_value_t = 64, value_parser = positive())]
     kv_group_size: usize,
-    /// For users of mlx_lm.server: with --kv-bits every position is quantised, whatever this says.
+    /// Accepted for compatibility with mlx_lm.server, without effect: with --kv-bits every position is quantised.
     #[arg(long, value_name = "N")]
     quantized_kv_start: Option<usize>,
-    /// Ended conversations that are kept for those that begin the same; 0 for none.
+    /// The number of finished conversations whose keys and values are kept, for requests that begin in the same way. 0
+    /// keeps none.
     #[arg(long, value_name = "N", default_value_t = 128)]
     pub(super) prompt_cache_size: usize,
-    /// Most bytes that these take, as in 2G.
+    /// The most memory for these conversations in bytes, for example 2G.
     #[arg(long, value_name = "SIZE", value_parser = size)]
     pub(super) prompt_cache_bytes: Option<u64>,
-    /// Requests that may wait; more are refused at once.
+    /// The number of requests that may wait. Further requests are refused at once.
     #[arg(long, value_name = "N", default_value_t = 256)]
     max_queue: usize,
-    /// Seconds that a request may wait.
+    /// How long a request may wait, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
     queue_timeout: f64,
-    /// Seconds that a request may take in all; 0 for any time.
+    /// How long a request may take in total, in seconds. 0 means no limit.
     #[arg(long, value_name = "SECONDS", default_value_t = 0.0, value_parser = seconds)]
     request_timeout: f64,
-    /// Seconds that answers may go on once the server is told to end.
+    /// How long answers in progress may continue once the server is asked to stop, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = 30.0, value_parser = seconds)]
     shutdown_timeout: f64,
-    /// The longest request, as in 32M.
+    /// The largest size of a request in bytes, for example 32M.
     #[arg(long, value_name = "SIZE", default_value = "32M", value_parser = size)]
     max_body_bytes: u64,
-    /// How much the log tells: a line for each request from info on. RUST_LOG chooses more finely.
+    /// The level of the log. From info on there is a line for each request. RUST_LOG selects in more detail.
     #[arg(long, value_enum, ignore_case = true, value_name = "LEVEL", default_value = "info")]
     log_level: LogLevel,
-    /// No page at /.
+    /// Do not serve the page at /.
     #[arg(long)]
     no_ui: bool,
-    /// No /metrics.
+    /// Do not serve /metrics.
     #[arg(long)]
     no_metrics: bool,
-    /// Not here.
+    /// Not supported.
     #[arg(long, hide = true)]
     draft_model: Option<String>,
-    /// Not here.
+    /// Not supported.
     #[arg(long, hide = true)]
     adapter_path: Option<String>,
-    /// Not here.
+    /// Not supported.
     #[arg(long, hide = true)]
     trust_remote_code: bool,
     #[command(flatten)]
@@ -144,21 +147,21 @@ pub(crate) struct Args {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ReasoningFormat {
-    /// It is told apart from the answer.
+    /// It is separated from the answer.
     Auto,
-    /// It stays in the answer, with its tags.
+    /// It stays in the answer, including its tags.
     None,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum ToolParserKind {
-    /// GLM-4's tags.
+    /// The tags of GLM-4.
     Glm,
-    /// Qwen3's JSON.
+    /// The JSON of Qwen3.
     Qwen,
-    /// Qwen3-Coder's functions.
+    /// The functions of Qwen3-Coder.
     Coder,
-    /// Calls are text.
+    /// Tool calls stay text.
     None,
 }
 
@@ -202,7 +205,7 @@ fn seconds(text: &str) -> Result<f64, String> {
 }
 
 impl Args {
-    /// How much the log tells.
+    /// The level of the log.
     pub(crate) fn log_level(&self) -> &'static str {
         match self.log_level {
             LogLevel::Error => "error",
@@ -222,7 +225,7 @@ impl Args {
             bail!("--adapter-path: adapters are not supported; merge them into the checkpoint first");
         }
         if self.trust_remote_code {
-            bail!("--trust-remote-code: no code of a checkpoint is ever run");
+            bail!("--trust-remote-code: zmlx never runs code from a checkpoint");
         }
         if self.quantized_kv_start.is_some_and(|n| n > 0) && self.kv_bits.is_some() {
             tracing::warn!("--quantized-kv-start: every position is quantised");

@@ -1,13 +1,13 @@
-//! How much memory keys and values may take.
+//! How much memory keys and values may use.
 
 use anyhow::{Context, Result, bail};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
-/// What is left for all else.
+/// Memory reserved for everything except weights, keys and values, in bytes.
 const OTHERS_BYTES: u64 = 1 << 30;
 
-/// The default budget: nine tenths of the memory, less the weights and a gigabyte. `device_bytes` is the memory of a device that
-/// has its own.
+/// The default budget in bytes: nine tenths of the memory, less the weights and 1 GiB. `device_bytes` is the memory of
+/// a device that has its own.
 pub(super) fn kv_budget(device_bytes: Option<u64>, weight_bytes: u64) -> Result<u64> {
     let limit = device_bytes.map_or_else(system_bytes, Ok)?;
     let budget = (limit / 10 * 9).saturating_sub(weight_bytes).saturating_sub(OTHERS_BYTES);
@@ -20,11 +20,11 @@ pub(super) fn kv_budget(device_bytes: Option<u64>, weight_bytes: u64) -> Result<
     Ok(budget)
 }
 
-/// The system's memory, or what its control group allows.
+/// The memory of the system in bytes, or the limit of the control group if that is lower.
 fn system_bytes() -> Result<u64> {
     let refresh = RefreshKind::nothing().with_memory(MemoryRefreshKind::nothing().with_ram());
     let system = System::new_with_specifics(refresh)
-        .context("the size of the memory is not known here: see --kv-cache-bytes")?;
+        .context("the size of the memory is unknown: set --kv-cache-bytes")?;
     let limit = system.cgroup_limits().map(|limits| limits.total_memory).filter(|n| *n > 0);
     Ok(limit.map_or(system.total_memory(), |limit| limit.min(system.total_memory())))
 }

@@ -1,4 +1,4 @@
-//! Whether the fused paths use fused ops, and the baselines none.
+//! Checks that the fused paths use fused ops and that the baselines use none.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -20,17 +20,17 @@ impl<B: Backend> Hooks<B> for Counter {
     }
 }
 
-/// Calls of one path.
+/// The calls of one path.
 #[derive(Debug, Default)]
 pub(super) struct Engaged {
-    /// Of every op.
+    /// The number of calls of every op.
     calls: BTreeMap<&'static str, u64>,
-    /// Of the fused ops those that ran as one kernel.
+    /// For each fused op, how many calls ran as one kernel.
     runs: BTreeMap<&'static str, u64>,
 }
 
 impl Engaged {
-    /// Counts what the work on the model calls.
+    /// Counts the ops that `work` on the model calls.
     pub(super) fn watch<B: Instrumented, R>(
         &mut self,
         model: &Model<Hooked<B, Counter>>,
@@ -62,7 +62,8 @@ impl Engaged {
     }
 }
 
-/// The fused ops that each path called. `has_kernels`: the backend has kernels for them, so that some must have run.
+/// The fused ops that each path called. `has_kernels` means that the backend has kernels for them, so that some must
+/// have run.
 pub(super) fn judge(paths: &[Path], engaged: &[Engaged], has_kernels: bool) -> Vec<Engagement> {
     let mut all = Vec::new();
     for (path, engaged) in paths.iter().zip(engaged) {
@@ -113,7 +114,11 @@ mod tests {
         assert_eq!(verdict(baseline, &kernels, true), Some(Verdict::Fail));
         assert_eq!(verdict(fused, &kernels, true), Some(Verdict::Pass));
         assert_eq!(verdict(fused, &composed, true), Some(Verdict::Fail));
-        assert_eq!(verdict(fused, &composed, false), Some(Verdict::Pass), "a device without kernels says so");
+        assert_eq!(
+            verdict(fused, &composed, false),
+            Some(Verdict::Pass),
+            "a device without kernels reports that"
+        );
         assert_eq!(verdict(fused, &stock, true), Some(Verdict::Fail));
         assert_eq!(verdict(fused, &stock, false), Some(Verdict::Fail));
     }

@@ -1,4 +1,4 @@
-//! Whether a validation finds what is wrong.
+//! Tests that a validation finds a wrong computation.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use zmlx_bench::capsule::validate::{ValidateRecord, Verdict};
 const GLM: &str = "austen-glm4-moe-lite-4bit";
 const QWEN: &str = "austen-qwen3-moe-4bit";
 
-/// A validation of a model that computes wrongly.
+/// Validates a model that computes something wrongly.
 struct Mutant<'a> {
     validate: Validate,
     wrong: Wrong,
@@ -34,15 +34,15 @@ struct Command {
     args: Args,
 }
 
-/// What `zmlx validate MODEL --max-tokens 24 --runs 1` finds for two of its prompts.
+/// The result of `zmlx validate MODEL --max-tokens 24 --runs 1` for two of its prompts.
 fn validate(model: &Path, more: &[&str], wrong: Wrong) -> ValidateRecord {
-    // One thread: other tests run beside this one.
+    // One thread, because other tests run at the same time.
     let options = ["validate", "--max-tokens", "24", "--runs", "1", "--threads", "1"];
     let options = options.iter().chain(more).map(std::ffi::OsString::from);
     let args = Command::parse_from(options.chain([model.into()])).args;
     let mut record = None;
     let mut validate = Validate::new(&args).unwrap();
-    // One text, and code.
+    // One prompt of text, and one of code.
     validate.configurations = validate.configurations.into_iter().skip(1).take(2).collect();
     let job = Mutant { validate, wrong, record: &mut record };
     engine::with_backend(args.backend, job).unwrap();
@@ -53,7 +53,8 @@ fn fixture(name: &str) -> std::path::PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
 }
 
-/// A fixture in which three experts each have the same router row, so that of the four chosen ones the last ties.
+/// A fixture in which always three experts have the same router row, so that the last of the four chosen experts is one
+/// of several with equal scores.
 fn tied() -> tempfile::TempDir {
     let dir = tempfile::tempdir().unwrap();
     for file in ["config.json", "tokenizer.json"] {
@@ -90,7 +91,7 @@ fn what_is_right_passes() {
     assert_eq!(record.verdict, Verdict::Pass, "{record:#?}");
 }
 
-/// Whether the checks that name the fused path fail, and no others.
+/// Asserts that the checks that name the fused path fail, and no others.
 fn assert_fused_path_fails(record: &ValidateRecord) {
     let found = record.checks.iter().map(|c| (c.comparison.starts_with("fused"), c.verdict));
     let logits = record.logits.iter().map(|l| (l.path == "fused", l.verdict));

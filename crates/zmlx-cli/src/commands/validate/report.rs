@@ -1,11 +1,12 @@
-//! A validation as text.
+//! Prints a validation as text.
 
 use crate::engine::About;
 use crate::table::Table;
 use zmlx_bench::capsule::validate::{Timing, ValidateRecord};
 use zmlx_bench::stats::{median, range};
 
-/// The text for stdout. `is_reference_left_out`: it was not asked for, and the model is too large for it.
+/// The text for stdout. `is_reference_left_out` means that the model is too large for the reference, and that the user
+/// did not ask for it.
 pub(super) fn text(
     model: &str,
     about: &About,
@@ -70,7 +71,7 @@ pub(super) fn text(
     text + &format!("\n{}\n", record.verdict.name())
 }
 
-/// Tokens per second of each run, at the median.
+/// Tokens per second of the median run.
 fn median_speed(timing: &Timing) -> Option<f64> {
     median(&timing.samples_s).map(|seconds| timing.n_tokens as f64 / seconds)
 }
@@ -83,11 +84,11 @@ fn speeds(timings: &[Timing]) -> String {
     let configurations: Vec<Vec<f64>> =
         timings.chunks(paths.len()).map(|row| row.iter().filter_map(median_speed).collect()).collect();
     if configurations.iter().any(|row| row.len() < paths.len()) {
-        // One token takes no time after the first.
+        // The first token is not timed, so a single token has no time.
         return String::new();
     }
     let mut text =
-        "\nDecoded tokens per second at the median of the runs, which decides nothing\n\n".to_owned();
+        "\nDecoded tokens per second, median of the runs. The verdict does not depend on them\n\n".to_owned();
     let header: Vec<&str> = std::iter::once("prompt").chain(paths.iter().copied()).collect();
     let mut table = Table::new(&header);
     let cells = |values: &[f64]| values.iter().map(|v| format!("{v:.1}")).collect::<Vec<_>>();

@@ -1,4 +1,4 @@
-//! Which prompts are continued how far, and on which paths.
+//! The prompts of each suite, the lengths of their continuations, and the paths to compare.
 
 use std::path::Path;
 
@@ -11,26 +11,26 @@ use crate::embedded;
 use crate::prompts;
 use crate::source::Source;
 
-/// What `--suite` names.
+/// The values of `--suite`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Suite {
     /// Every prompt once.
     Standard,
-    /// Five prompts in three lengths, with and without fused shared experts.
+    /// Five prompts, each with three lengths, with and without fused shared experts.
     Stress,
 }
 
-/// A prompt and how far it is continued.
+/// A prompt and the length of its continuation.
 #[derive(Debug)]
 pub(super) struct Configuration {
     pub(super) name: String,
     pub(super) tokens: Vec<u32>,
     pub(super) n_tokens: usize,
-    /// For the built-in model's own prompts.
+    /// The recorded tokens of a prompt of the built-in model.
     pub(super) recorded: Option<Recorded>,
 }
 
-/// The reference engine's tokens, by the type that it computed in.
+/// The tokens of the reference engine, by the type in which it computed.
 #[derive(Debug)]
 pub(super) struct Recorded {
     f32: Greedy,
@@ -72,7 +72,7 @@ impl Suite {
         }
     }
 
-    /// The prompts, of the file if one is given, each in the suite's lengths.
+    /// The prompts from the file, or the built-in ones, each with all lengths of the suite.
     pub(super) fn configurations(
         self,
         source: &Source,

@@ -1,4 +1,4 @@
-//! Tokens of two paths compared.
+//! Compares the tokens of two paths.
 
 use std::time::Duration;
 
@@ -10,15 +10,15 @@ use zmlx_oracle::golden::Greedy;
 use zmlx_bench::capsule::validate::{TokenCheck, Verdict};
 use zmlx_bench::greedy::{self, Decoded, Step};
 
-/// What a path decoded, all runs together.
+/// What a path decoded in all its runs.
 #[derive(Debug, Default)]
 pub(super) struct Runs {
-    /// Of the first run.
+    /// The steps of the first run.
     steps: Option<Vec<Step>>,
-    /// Where no comparison is possible, and why: the first step at which a repeated run differed, or whose logits
-    /// were not numbers.
+    /// Why the path cannot be compared, and from which step on: a repeated run differed there, or the logits were not
+    /// numbers.
     fault: Option<(usize, &'static str)>,
-    /// Seconds of each run from its first token to its last.
+    /// The seconds of each run from its first token to its last.
     pub(super) samples_s: Vec<f64>,
 }
 
@@ -56,13 +56,13 @@ impl Runs {
         self.steps().iter().map(|s| s.token).collect()
     }
 
-    /// Tokens after the first.
+    /// The number of tokens after the first.
     pub(super) fn n_timed(&self) -> usize {
         self.steps().len().saturating_sub(1)
     }
 }
 
-/// A path against a baseline.
+/// Compares a path with a baseline.
 pub(super) fn compare(
     prompt: &str,
     comparison: String,
@@ -81,7 +81,7 @@ pub(super) fn compare(
     blamed(check(prompt, comparison, n_tokens, divergence, at), want.fault.or(got.fault))
 }
 
-/// A path against the reference engine's recording.
+/// Compares a path with the recording of the reference engine.
 pub(super) fn against_recording(
     prompt: &str,
     comparison: String,
@@ -94,18 +94,18 @@ pub(super) fn against_recording(
     let differs = |i: &usize| got.steps().get(*i).map(|s| s.token) != want.tokens.get(*i).copied();
     let divergence = (0..n_tokens).find(differs);
     let at = divergence.and_then(|i| {
-        // The recording tells its margin, our logits the scale.
+        // The margin is that of the recording; the scale comes from our own logits.
         Some((*want.top1_top2_margin.get(i)?, got.steps().get(i)?.spread * margin_bound))
     });
     blamed(check(prompt, comparison, n_tokens, divergence, at), got.fault)
 }
 
-/// Whether the runs of a path that is compared with no other are alike.
+/// Checks whether all runs agree, for a path that is not compared with another one.
 pub(super) fn repeated(prompt: &str, path: &str, got: &Runs) -> TokenCheck {
     blamed(check(prompt, format!("{path} repeated"), got.steps().len(), None, None), got.fault)
 }
 
-/// `at`: margin and its bound at the divergence; `None` if one side simply ended.
+/// `at` is the margin at the divergence and its bound. It is `None` if one side just ended earlier.
 fn check(
     prompt: &str,
     comparison: String,
@@ -124,7 +124,7 @@ fn check(
     TokenCheck { prompt: prompt.to_owned(), comparison, n_tokens, first_divergence, margin, bound, verdict }
 }
 
-/// A faulty side fails whatever its tokens.
+/// A path with a fault fails, whatever its tokens are.
 fn blamed(mut check: TokenCheck, fault: Option<(usize, &'static str)>) -> TokenCheck {
     if let Some((step, what)) = fault {
         check.comparison += &format!(", {what}");
@@ -174,7 +174,7 @@ mod tests {
         let steady = runs(&[steps, steps, steps]);
         assert_eq!(verdict(&steady, &steady), Verdict::Pass);
         assert_eq!((steady.samples_s.len(), steady.n_timed()), (3, 1));
-        // The same tokens by other logits are another computation.
+        // The same tokens with different logits still mean different computations.
         let unstable = runs(&[steps, steps, &[(5, 3.0), (6, 1.5)]]);
         let check = compare("p", "fused vs stock".into(), &steady, &unstable, BOUND);
         assert_eq!((check.verdict, check.first_divergence), (Verdict::Fail, Some(1)));

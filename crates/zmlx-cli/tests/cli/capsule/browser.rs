@@ -1,13 +1,14 @@
-//! The report in a real browser: a picture that shows the plots, no message on the console, no request.
+//! The report in a real browser: a screenshot shows the plots, the console has no message, and the page makes no
+//! request.
 //!
-//! Without a browser the test says so and is passed over; where the variable `CI` is set, that is a failure.
+//! Without a browser the test prints a note and passes. If the variable `CI` is set, it fails instead.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use super::{capsule, record, write};
 
-/// The path of a browser of Chromium's family, or the command `ZMLX_CHROMIUM`.
+/// The path of a Chromium browser, or the command in `ZMLX_CHROMIUM`.
 fn browser() -> Option<PathBuf> {
     if let Some(named) = std::env::var_os("ZMLX_CHROMIUM") {
         return Some(named.into());
@@ -38,7 +39,7 @@ impl Picture {
         Self { width: info.width as usize, pixels }
     }
 
-    /// How many pixels have the colour, and how wide and high the box around them is.
+    /// How many pixels have the colour, and the width and height of the box around them.
     fn find(&self, colour: [u8; 3]) -> (usize, usize, usize) {
         let at = self.pixels.iter().enumerate().filter(|(_, p)| **p == colour).map(|(i, _)| i);
         let places: Vec<_> = at.map(|i| (i % self.width, i / self.width)).collect();
@@ -50,12 +51,12 @@ impl Picture {
     }
 }
 
-/// What the browser made of a page.
+/// The rendering of a page by the browser.
 struct View {
     picture: Picture,
-    /// Messages on its console: errors of scripts, and of what its policy forbids.
+    /// The messages on its console: errors of scripts, and violations of the page's content policy.
     console: Vec<String>,
-    /// Requests that the page made, beyond itself.
+    /// The requests of the page, apart from the page itself.
     requests: Vec<String>,
 }
 
@@ -65,10 +66,10 @@ fn look(browser: &Path, page: &Path, dir: &Path, scheme: &str) -> View {
     let mut command = Command::new(browser);
     command.args(["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]);
     command.args(["--disable-background-networking", "--disable-component-update", "--disable-sync"]);
-    // Whatever the browser itself would ask the world about, it finds nobody.
+    // The browser's own requests to the network must find no host.
     command.arg("--host-resolver-rules=MAP * ~NOTFOUND");
     command.args(["--hide-scrollbars", "--window-size=1100,2400", "--enable-logging=stderr"]);
-    // 0 is dark in this setting's numbers, 1 is light.
+    // In this setting 0 is dark and 1 is light.
     command.arg(format!("--blink-settings=preferredColorScheme={}", usize::from(scheme == "light")));
     command.arg(format!("--user-data-dir={}", at(".profile").display()));
     command.arg(format!("--log-net-log={}", log.display()));
@@ -77,7 +78,7 @@ fn look(browser: &Path, page: &Path, dir: &Path, scheme: &str) -> View {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && shot.exists(), "{stderr}");
     let console = stderr.lines().filter(|line| line.contains(":CONSOLE")).map(str::to_owned).collect();
-    // Those of the browser itself have no page as their origin.
+    // Requests of the browser itself do not have the page as their origin.
     let is_request =
         |line: &&str| line.contains("\"initiator\":") && !line.contains("\"initiator\":\"not an origin\"");
     let log = std::fs::read_to_string(&log).unwrap();
@@ -90,7 +91,7 @@ fn the_report_is_drawn_in_a_browser() {
     let Some(browser) = browser() else {
         let required = std::env::var_os("CI").is_some_and(|v| !v.is_empty());
         assert!(!required, "no Chromium: install the package chromium, or name one in ZMLX_CHROMIUM");
-        eprintln!("passed over: no Chromium here (package chromium)");
+        eprintln!("skipped: no Chromium here (package chromium)");
         return;
     };
     let dir = tempfile::tempdir().unwrap();
@@ -105,7 +106,7 @@ fn the_report_is_drawn_in_a_browser() {
     if let Some(keep) = std::env::var_os("ZMLX_KEEP_REPORT") {
         std::fs::copy(&page, Path::new(&keep).join("report.html")).unwrap();
     }
-    // The means to notice what a page does wrong do notice it.
+    // First check that the test itself notices a message and a request of a page.
     let bad = dir.path().join("bad.html");
     std::fs::write(&bad, "<img src=http://127.0.0.1:9/x.png><script>console.error('wrong')</script>")
         .unwrap();
@@ -127,7 +128,7 @@ fn the_report_is_drawn_in_a_browser() {
         let share = |colour| picture.find(colour).0 as f64 / picture.pixels.len() as f64;
         assert!(share(page_colour) > 0.5, "{scheme}: {}", share(page_colour));
         assert!(share(ink) > 0.002, "{scheme}: {}", share(ink));
-        // Bars of the roofline alone have 14 × some hundred pixels; curves and dots lie apart from them.
+        // The bars of the roofline alone have 14 × several hundred pixels. Curves and dots lie elsewhere.
         for (name, colour, least) in [("stock", stock, 3000), ("fused", fused, 6000)] {
             let (n, width, height) = picture.find(colour);
             assert!(

@@ -1,4 +1,4 @@
-//! Capsules made up for tests: round numbers, so that a reader can follow.
+//! Made-up capsules for tests, with round numbers that a reader can follow.
 
 use serde_json::{Value, json};
 
@@ -29,11 +29,11 @@ fn common(kind: &str) -> Value {
     })
 }
 
-/// Decoding at 64 tokens per second stock, and twice that fused, which is half of the bandwidth.
+/// Stock decodes 64 tokens per second, fused decodes twice as many, and that is half of the bandwidth.
 pub(super) fn bench() -> Value {
     let test = |name: &str, fusion: &str, samples: [f64; 3]| {
         let is_prompt = name.starts_with("pp");
-        // A spread of latencies such as a machine has, without chance.
+        // Latencies with a realistic spread, but without randomness.
         let latencies: Vec<f64> = if is_prompt {
             vec![]
         } else {
@@ -89,7 +89,7 @@ pub(super) fn validation() -> Value {
     capsule
 }
 
-/// A bench whose every text tries to be something else.
+/// A bench in which every text contains HTML, control characters or Markdown.
 pub(super) fn hostile() -> Value {
     fn spoil(value: &mut Value, key: &str) {
         match value {

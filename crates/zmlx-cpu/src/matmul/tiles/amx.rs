@@ -1,4 +1,4 @@
-//! Tiles by AMX.
+//! Multiplies tiles with AMX.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
 use super::super::decoders::Decoder;
@@ -9,16 +9,17 @@ use crate::pool::Aligned;
 use crate::simd::Vnni;
 use crate::simd::amx::{Sums, TILE, Tiles};
 
-/// By AMX, for 16 rows of activations at a time, packed: of each 16 rows all planes, of each plane as many cells of all rows
-/// as one instruction takes, then the next cells; then for each group the scales of all rows, then their sums.
+/// Multiplies with AMX, 16 rows of activations at a time. They are packed in this order: all planes of 16 rows, and
+/// within a plane the cells of all rows for one instruction, then those for the next; after them the scales of all rows
+/// for each group, then their sums.
 pub(in super::super) struct ByAmx {
     tiles: Tiles,
     sums: [Sums; 2],
-    /// Decoder of an instruction.
+    /// Number of cells in one instruction.
     k: usize,
 }
 
-/// Floats of 16 packed rows of activations.
+/// Number of floats in 16 packed rows of activations.
 fn packed_len(layout: &RowLayout) -> usize {
     TILE * (layout.n_values + 2 * layout.n_groups)
 }
@@ -28,7 +29,7 @@ where
     Integers<4, PLANES>: Element<S, Sum = S::Acc8>,
 {
     type State = Self;
-    /// (4-bit weights, a Xeon, 2026-11.)
+    /// Measured with 4-bit weights on a Xeon, 2026-11.
     const MAX_DOTS: usize = 7;
 
     unsafe fn pack<D: Decoder<S, Element = Integers<4, PLANES>>>(
@@ -86,7 +87,7 @@ where
             for v in 0..ROW_VECS {
                 let out = out.wrapping_add(i * TILE * tile_rows::<S>() + v * TILE);
                 let mut totals = [s.splat(0.0); TILE];
-                // Products take their time: meanwhile those before are scaled.
+                // Products take some time. Meanwhile the sums of the previous ones are scaled.
                 // SAFETY: cells, groups and rows exist, as the layout and the block say.
                 unsafe {
                     for sum in 0..n_sums {
@@ -106,7 +107,7 @@ where
                     }
                     let last = n_sums - 1;
                     state.add_scaled::<S, D, PLANES>(s, block, last * sum_cells, last % 2, x, v, &mut totals);
-                    // Small loops are unrolled: the totals stay in registers.
+                    // This loop is small enough to be unrolled, so the totals stay in registers.
                     let mut results = [[0f32; TILE]; TILE];
                     for r in 0..TILE {
                         s.store(results[r].as_mut_ptr(), totals[r]);
@@ -122,8 +123,8 @@ where
 }
 
 impl ByAmx {
-    /// Sums the products of `n` cells from `first` on of the block's vector `v` of rows with packed activations, in half `half`
-    /// of the sums.
+    /// Multiplies `n` cells from `first` on of vector `v` of the block's rows by packed activations, and stores the
+    /// sums in half `half`.
     ///
     /// # Safety
     /// As [`Multiply::multiply`].
@@ -148,8 +149,8 @@ impl ByAmx {
         }
     }
 
-    /// Adds the sums stored of half `half`, times their scales and with the biases, to the totals of packed activations:
-    /// those of the cells from `first` on of vector `v` of the rows.
+    /// Takes the sums stored in half `half`, which are those of the cells from `first` on and vector `v` of the rows.
+    /// Adds them, times their scales and with the biases, to the totals of packed activations.
     ///
     /// # Safety
     /// As [`Multiply::multiply`].
@@ -170,7 +171,7 @@ impl ByAmx {
         // SAFETY: the caller's promise.
         unsafe {
             let group = block.group::<S, D>(s, first, v);
-            // As prepared activations have them, but of all rows.
+            // The same layout as in prepared activations, but with values of all rows.
             let x_scales = x.add(TILE * group.x_sum_at);
             let x_sums = x_scales.add(TILE * block.layout.n_groups);
             for r in 0..TILE {
@@ -194,7 +195,7 @@ impl ByAmx {
     }
 }
 
-/// Puts a row at every sixteenth run of `K` words.
+/// Writes a row as runs of `K` words, which are 16 runs apart.
 fn pack_row<const K: usize>(x: &[f32], packed: &mut [f32]) {
     for (to, from) in packed.chunks_mut(TILE * K).zip(x.as_chunks::<K>().0) {
         to[..K].copy_from_slice(from);

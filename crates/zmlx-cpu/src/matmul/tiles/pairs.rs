@@ -1,7 +1,9 @@
-//! Tiles by half as many products.
+//! Multiplies tiles with half as many products.
 //!
-//! `(x₀ + w₁)(x₁ + w₀) = x₀w₀ + x₁w₁ + x₀x₁ + w₀w₁`, and what only weights or only activations are in is the same for all
-//! rows of the other (S. Winograd, A New Algorithm for Inner Product, IEEE Transactions on Computers C-17, 1968). Sums are
+//! `(x₀ + w₁)(x₁ + w₀) = x₀w₀ + x₁w₁ + x₀x₁ + w₀w₁`. The last two terms contain only activations or only weights, so
+//! each is computed once for all rows of the other side (S. Winograd, A New Algorithm for Inner Product, IEEE
+//! Transactions on Computers C-17, 1968). Sums are modulo 2^32. The sum of a group fits once these terms are
+//! subtracted, so the result is exact.
 //! modulo 2^32, in which those of a group fit once that is subtracted: the result is exact.
 #![allow(clippy::needless_range_loop, reason = "iterators may become calls without the level's instructions")]
 
@@ -12,16 +14,16 @@ use super::super::prepare::CellOrder;
 use super::{BLOCK_WORDS, ByVectors, Multiply, ROW_VECS, TileBlock, sum_cells, tile_rows};
 use crate::simd::WordSums;
 
-/// By pairs of weights and activations, for some rows of activations at a time as they were prepared.
+/// Multiplies by pairs of weights and activations, some rows of activations at a time, as they were prepared.
 ///
-/// In a tile integers have 16 bits. Two neighbouring vectors of cells are a pair: the activations of each are added to the
-/// weights of the other.
+/// In a tile integers have 16 bits. Two neighbouring vectors of cells are a pair: the activations of each are added to
+/// the weights of the other.
 pub(in super::super) struct ByPairs;
 
-/// Most groups of a block: of 16 weights, eight cells of two.
+/// The largest number of groups in a block: a group of 16 weights has eight cells of two.
 const MAX_GROUPS: usize = BLOCK_WORDS / (ROW_VECS * 8) / 8;
 
-/// Minus what the weights' pairs have in common, of each group of a block.
+/// The negated term of the weights' pairs, for each group of a block.
 type Common<S> = [[<S as crate::simd::Simd>::I; ROW_VECS]; MAX_GROUPS];
 
 impl<S: WordSums, const N: usize, const PLANES: usize> Multiply<S, Integers<N, PLANES>> for ByPairs
@@ -33,7 +35,7 @@ where
     const ORDER: CellOrder = CellOrder::Pairs;
     const CELL_VECS: usize = if N == 4 { 2 } else { 1 };
 
-    /// Of four bytes the first and third, then the others.
+    /// Splits a cell of four bytes: first its first and third byte, then the others.
     #[inline(always)]
     unsafe fn put(s: S, cells: S::I, out: *mut f32) {
         // SAFETY: the caller's promise.
@@ -76,18 +78,18 @@ where
     }
 }
 
-/// A block's vectors of cells as pairs.
+/// The vectors of cells of a block, as pairs.
 #[derive(Clone, Copy)]
 struct PairRange {
-    /// Of the row's pairs, the first and how many.
+    /// The first of the row's pairs, and their number.
     from: usize,
     n: usize,
-    /// Pairs of a group.
+    /// Number of pairs in a group.
     group: usize,
 }
 
 impl PairRange {
-    /// Those of a block, whose cells are pairs or halves of them.
+    /// The pairs of a block whose cells are pairs or halves of pairs.
     fn of<S: WordSums, D: Decoder<S>>(block: &TileBlock<'_>) -> Self {
         let (group, _) = sum_cells::<S, D>(block.layout);
         let cells = 4 / D::Element::WEIGHTS;
@@ -98,7 +100,7 @@ impl PairRange {
 /// [`Multiply::multiply`].
 ///
 /// # Safety
-/// As there; a sum holds a group.
+/// As [`Multiply::multiply`]. A sum can hold a group.
 #[inline(always)]
 unsafe fn multiply<S: WordSums>(
     s: S,
@@ -108,7 +110,7 @@ unsafe fn multiply<S: WordSums>(
     xs: &[*const f32],
     out: *mut f32,
 ) {
-    // SAFETY: the caller's promise; a block has no more groups.
+    // SAFETY: the caller's promise. A block has no more groups than `MAX_GROUPS`.
     unsafe {
         for (g, first) in (0..pairs.n).step_by(pairs.group).enumerate() {
             let mut sums = [s.acc(); ROW_VECS];
@@ -126,7 +128,7 @@ unsafe fn multiply<S: WordSums>(
         while at < xs.len() {
             let out = out.add(at * tile_rows::<S>());
             let xs = &xs[at..];
-            // No few rows are left over: of one or two, each sum would wait for the one before.
+            // Avoids a single row at the end, because each sum of a single row waits for the one before.
             at += match xs.len() {
                 1 => multiply_few::<S, 1>(s, block, pairs, common, xs, out),
                 2 => multiply_few::<S, 2>(s, block, pairs, common, xs, out),
@@ -140,7 +142,7 @@ unsafe fn multiply<S: WordSums>(
     }
 }
 
-/// A pair of vector `v` of the rows.
+/// A pair of cells, for vector `v` of the rows.
 ///
 /// # Safety
 /// The block has the pair.
@@ -153,10 +155,10 @@ unsafe fn weights<S: WordSums>(s: S, block: &TileBlock<'_>, pair: usize, v: usiz
     }
 }
 
-/// Adds the block's products with the first `X` of `xs` to `out`; returns `X`.
+/// Adds the block's products with the first `X` of `xs` to `out`. Returns `X`.
 ///
 /// # Safety
-/// As [`multiply`], which has computed what weights have in common.
+/// As [`multiply`], which has computed the terms of the weights.
 #[inline(always)]
 unsafe fn multiply_few<S: WordSums, const X: usize>(
     s: S,
@@ -202,7 +204,7 @@ unsafe fn multiply_few<S: WordSums, const X: usize>(
                 let at = (v * padded_groups + idx) * S::LANES;
                 (scales[v], biases[v]) = (s.load(block.scales.add(at)), s.load(block.biases.add(at)));
             }
-            // Else the compiler keeps what it writes here on the stack as well.
+            // Without this the compiler also keeps on the stack what it writes here.
             let out = std::hint::black_box(out);
             for m in 0..X {
                 let x = x[m].add(n_values + idx);

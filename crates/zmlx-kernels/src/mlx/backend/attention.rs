@@ -1,11 +1,11 @@
 //! Attention, sequence by sequence, as mlx-lm computes one.
 
-use mlx_rs::fast::{ScaledDotProductAttentionMask as Mask, scaled_dot_product_attention};
+use mlx_rs::fast::ScaledDotProductAttentionMask as Mask;
 use mlx_rs::{Array, Dtype, ops};
 
 use super::cache::{MlxCache, Sequence, without_first};
 use super::step::MlxStep;
-use super::{MlxWeight, dims, f, scalar};
+use super::{MlxWeight, dims, f, scalar, vector};
 use crate::check::ensure;
 use crate::mlx::raw::{self, Product};
 use crate::{
@@ -103,7 +103,7 @@ fn attend(
     let (n_before, n_gone) = (sequence.n_tokens(), sequence.n_gone());
     let Some(window) = window.filter(|window| n_before + n > *window) else {
         let mask = (n > 1).then_some(Mask::Causal);
-        return scaled_dot_product_attention(q, &keys, &values, scale, mask, sinks).map_err(f(op));
+        return raw::attention(op, [q, &keys, &values], scale, mask, sinks);
     };
     // The first query's window begins here.
     let from = (n_before + 1).saturating_sub(window);
@@ -113,7 +113,7 @@ fn attend(
     let mask = (n > 1).then(|| windowed([from, n_before, n_before + n], window));
     let mask = mask.transpose().map_err(f(op))?;
     let mask = mask.as_ref().map(Mask::Array);
-    scaled_dot_product_attention(q, &keys, &values, scale, mask, sinks).map_err(f(op))
+    raw::attention(op, [q, &keys, &values], scale, mask, sinks)
 }
 
 /// Which keys from position `from` to `end` queries from `start` on see: those of their window.
@@ -241,7 +241,7 @@ pub(super) fn latent(
         let scores = if rows.n > 1 { causal(&scores, n_before, rows.n)? } else { scores };
         let q_nope = rows.heads(inputs.q_nope)?;
         let attend = |q: &Array, k: &Array, v: &Array| {
-            scaled_dot_product_attention(q, k, v, scale, Mask::Array(&scores), None).map_err(f(OP))
+            raw::attention(OP, [q, k, v], scale, Some(Mask::Array(&scores)), None)
         };
         match &weights {
             None => attend(&q_nope, &kv, &kv),
@@ -283,8 +283,15 @@ fn scaled(x: &Array, rope: &crate::Rope, width: usize) -> Result<Array> {
     }
     let mut factors = vec![rope.scale; rope.dims];
     factors.resize(width, 1.0);
-    let factors = Array::from_slice(&factors, &[width as i32]).as_dtype(x.dtype());
-    factors.and_then(|factors| x.multiply(factors)).map_err(f("rope"))
+    let factors = vector(&factors, &[width as i32], x.dtype())?;
+    x.multiply(factors).map_err(f("rope"))
+}
+
+/// Frequencies that are no powers, as MLX takes them: their reciprocals, in f32.
+pub(super) fn periods(rope: &crate::Rope) -> Option<Array> {
+    let RopeFrequencies::Given(given) = &rope.frequencies else { return None };
+    let periods: Vec<f32> = given.iter().map(|f| f.recip() as f32).collect();
+    Some(Array::from_slice(&periods, &[periods.len() as i32]))
 }
 
 /// `rope`: one `mx.fast.rope` per sequence.
@@ -299,23 +306,18 @@ pub(super) fn rope(x: &Array, step: &MlxStep, rope: &crate::Rope) -> Result<Arra
     if shape[0] == 0 {
         return Ok(x.clone());
     }
-    let traditional = rope.pairing == crate::RopePairing::Interleaved;
-    // As mlx-lm: powers are computed by the op itself; other frequencies are given to it as their reciprocals, in f32.
-    let (base, scale, periods) = match &rope.frequencies {
-        RopeFrequencies::Powers { theta, position_scale } => (Some(*theta), *position_scale, None),
-        RopeFrequencies::Given(given) => {
-            let periods: Vec<f32> = given.iter().map(|f| f.recip() as f32).collect();
-            (None, 1.0, Some(Array::from_slice(&periods, &[periods.len() as i32])))
-        }
+    // As mlx-lm: powers are computed by the op itself.
+    let (base, scale) = match &rope.frequencies {
+        RopeFrequencies::Powers { theta, position_scale } => (Some(*theta), *position_scale),
+        RopeFrequencies::Given(_) => (None, 1.0),
     };
+    let periods = periods(rope);
     let x = &scaled(x, rope, shape[2])?;
     let mut parts = Vec::with_capacity(spans.len());
     for (span, rows) in spans.iter().zip(Rows::of(OP, spans)).filter(|(s, _)| s.n_tokens > 0) {
-        let dims = rope.dims as i32;
-        let heads = rows.heads(x)?;
-        let offset = span.start as i32;
-        let y = mlx_rs::fast::rope(&heads, dims, traditional, base, scale, offset, periods.as_ref());
-        let y = y.and_then(|y| y.transpose_axes(&[0, 2, 1, 3])?.squeeze_axes(&[0]));
+        let powers = (base, scale, periods.as_ref());
+        let y = raw::rope(OP, &rows.heads(x)?, rope, powers, span.start as i32)?;
+        let y = y.transpose_axes(&[0, 2, 1, 3]).and_then(|y| y.squeeze_axes(&[0]));
         parts.push(y.map_err(f(OP))?);
     }
     if parts.len() == 1 {

@@ -4,10 +4,10 @@
 
 use mlx_rs::{Array, Dtype};
 
-use super::{MlxBackend, MlxIndices, MlxWeight, dims, f, shape_i32};
+use super::{MlxBackend, MlxIndices, MlxStep, MlxWeight, dims, f, shape_i32};
 use crate::metal::{self, CombineShape, KernelSpec, NotFused, SwigluShape};
 use crate::mlx::{QuantizedExperts, raw};
-use crate::{DType, GateUp, NoauxTc, Result, SoftmaxTopK};
+use crate::{DType, GateUp, NoauxTc, NormRope, Result, Rope, SoftmaxTopK};
 
 /// The type as this crate names it, if kernels know it.
 fn dtype(x: &Array) -> Option<DType> {
@@ -172,9 +172,50 @@ impl MlxBackend {
         }
         let spec = metal::route_noaux_tc(dtype, [n, n_experts], settings);
         let Some(spec) = fits(OP, spec) else { return Ok(None) };
-        let bias = bias.vector(OP, n_experts)?.as_dtype(Dtype::Float32).map_err(f(OP))?;
+        let bias = bias.vector(OP, n_experts)?;
         let factors = Array::from_slice(&[settings.routed_scaling_factor, settings.eps], &[2]);
         let [experts, weights] = raw::launch(OP, &spec, &[logits, &bias, &factors])?;
         Ok(Some((MlxIndices::computed(OP, experts, n_experts)?, weights)))
+    }
+
+    /// [`metal::add_rms_norm`].
+    pub(super) fn fused_add_rms_norm(
+        &self,
+        [x, residual, weight]: [&Array; 3],
+        eps: f32,
+    ) -> Result<Option<[Array; 2]>> {
+        const OP: &str = "add_rms_norm";
+        let (&[n, width], Some(dtype)) = (&dims(x)[..], dtype(x)) else { return Ok(None) };
+        let is_one_type = residual.dtype() == x.dtype() && weight.dtype() == x.dtype();
+        if !is_one_type || !self.runtime.can_launch() {
+            return Ok(None);
+        }
+        let Some(spec) = fits(OP, metal::add_rms_norm(dtype, [n, width], eps)) else { return Ok(None) };
+        raw::launch(OP, &spec, &[x, residual, weight]).map(Some)
+    }
+
+    /// [`metal::norm_rope`].
+    pub(super) fn fused_norm_rope(
+        &self,
+        inputs: &NormRope<'_, Array, MlxWeight>,
+        step: &MlxStep,
+        rope: &Rope,
+    ) -> Result<Option<[Array; 2]>> {
+        const OP: &str = "norm_rope";
+        let (q, k) = (inputs.q, inputs.k);
+        let (&[n, n_heads, d], &[n_keys, n_kv_heads, k_dim]) = (&dims(q)[..], &dims(k)[..]) else {
+            return Ok(None);
+        };
+        let Some(dtype) = dtype(q).filter(|_| self.runtime.can_launch()) else { return Ok(None) };
+        let (q_norm, k_norm) = (inputs.q_norm.vector(OP, d)?, inputs.k_norm.vector(OP, k_dim)?);
+        let is_one_type = [k, &q_norm, &k_norm].iter().all(|x| x.dtype() == q.dtype());
+        if !is_one_type || [n, d] != [n_keys, k_dim] || n != step.n_tokens() {
+            return Ok(None);
+        }
+        rope.check(OP, d)?;
+        let spec = metal::norm_rope(dtype, [n, n_heads, n_kv_heads, d], inputs.eps, rope);
+        let Some(spec) = fits(OP, spec) else { return Ok(None) };
+        let periods = super::attention::periods(rope).unwrap_or_else(|| Array::from_slice(&[1.0_f32], &[1]));
+        raw::launch(OP, &spec, &[q, k, &q_norm, &k_norm, step.positions(), &periods]).map(Some)
     }
 }

@@ -1,5 +1,8 @@
 //! Token ids and expert choices on the device.
 
+use std::cell::RefCell;
+use std::collections::HashMap;
+
 use mlx_rs::{Array, Dtype};
 
 use super::f;
@@ -85,8 +88,27 @@ impl MlxIndices {
 
 /// Of u32 indices the smaller of each and `n - 1`.
 pub(in crate::mlx) fn below(indices: &Array, n: usize) -> mlx_rs::error::Result<Array> {
-    let last = i32::try_from(n.saturating_sub(1)).unwrap_or(i32::MAX);
-    mlx_rs::ops::minimum(indices, Array::from_int(last).as_dtype(Dtype::Uint32)?)
+    let last = u32::try_from(n.saturating_sub(1)).unwrap_or(u32::MAX);
+    mlx_rs::ops::minimum(indices, Array::from_slice(&[last], &[]))
+}
+
+/// The numbers from 0 on, in this shape: which row of x meets each expert, if all are taken in order. `mx.gather_qmm` makes
+/// them in every call where they are not given, which is a launch; here they are made once per thread and shape.
+///
+/// None for sorted choices and for many: there MLX takes kernels that it does not take for indices that are given.
+pub(in crate::mlx) fn rows_in_order(shape: &[i32]) -> Option<Array> {
+    thread_local! {
+        static MADE: RefCell<HashMap<Vec<i32>, Array>> = RefCell::default();
+    }
+    let n = shape.iter().product::<i32>();
+    if n as usize >= SORT_FROM {
+        return None;
+    }
+    let make = || Array::from_slice(&(0..n as u32).collect::<Vec<_>>(), shape);
+    Some(MADE.with_borrow_mut(|made| match made.get(shape) {
+        Some(array) => array.clone(),
+        None => made.entry(shape.to_vec()).or_insert(make()).clone(),
+    }))
 }
 
 /// Built here, computed only if a gather asks for it.
@@ -100,7 +122,7 @@ fn sorted(op: &'static str, array: &Array) -> Result<Option<Box<Sorted>>> {
         let slots = mlx_rs::ops::argsort_axis(&flat, -1)?;
         Ok(Sorted {
             experts: flat.take_axis(&slots, 0)?,
-            tokens: slots.floor_divide(Array::from_int(top_k).as_dtype(Dtype::Uint32)?)?,
+            tokens: slots.floor_divide(Array::from_slice(&[top_k as u32], &[]))?,
             inverse: mlx_rs::ops::argsort_axis(&slots, -1)?,
             slots,
         })

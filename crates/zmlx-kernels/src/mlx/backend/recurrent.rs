@@ -1,6 +1,6 @@
 //! Convolutions and gated delta rules, sequence by sequence, as mlx-lm's ops compute them where there is no Metal kernel.
 
-use mlx_rs::{Array, Dtype, fast, ops};
+use mlx_rs::{Array, Dtype, ops};
 
 use super::cache::MlxCache;
 use super::step::MlxStep;
@@ -123,7 +123,7 @@ pub(super) fn delta(
     // Norms without weight give √k_dim times the unit vectors.
     let unit = |from: usize, factor: f32| -> Result<Array> {
         let x = columns(from, from + n_k_heads * k_dim)?.reshape(&[n_i32, n_k, dk]).map_err(f(OP))?;
-        let normed = fast::rms_norm(&x, None, 1e-6 / k_dim as f32).map_err(f(OP))?;
+        let normed = raw::rms_norm(OP, &x, None, 1e-6 / k_dim as f32)?;
         let normed = normed.multiply(scalar(factor, x.dtype())?);
         normed.and_then(|x| x.reshape(&[n_i32, n_k, 1, 1, dk])).map_err(f(OP))
     };
@@ -178,7 +178,7 @@ pub(super) fn norm_gated(x: &Array, gate: &Array, weight: &MlxWeight, eps: f32) 
     if x.size() == 0 {
         return Ok(x.clone());
     }
-    let normed = fast::rms_norm(x, Some(&weight), eps).map_err(f(OP))?;
+    let normed = raw::rms_norm(OP, x, Some(&weight), eps)?;
     let gate = silu(OP, &gate.as_dtype(Dtype::Float32).map_err(f(OP))?)?;
     normed
         .as_dtype(Dtype::Float32)

@@ -1,11 +1,11 @@
 //! The routers of mlx-lm, op for op: which experts, in which order, rounded where.
-//!
-//! mlx-lm compiles the sigmoid router (`mx.compile`); on the CPU the compiled function has the same bits as its ops.
 
+use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, ops};
 
+use super::compiled::{self, Function};
 use super::{MlxIndices, f, scalar};
-use crate::mlx::raw;
+use crate::mlx::{Runtime, raw};
 use crate::{NoauxTc, Renormalize, Result, SoftmaxTopK};
 
 /// Columns `from..to` of the last dimension.
@@ -33,10 +33,30 @@ pub(super) fn softmax_top_k(logits: &Array, settings: &SoftmaxTopK) -> Result<(M
     Ok((MlxIndices::computed(OP, experts, n_experts)?, weights))
 }
 
-/// `group_expert_select`: in f32, whatever the logits' type.
-pub(super) fn noaux_tc(logits: &Array, bias: &Array, settings: &NoauxTc) -> Result<(MlxIndices, Array)> {
+/// `group_expert_select`: in f32, whatever the logits' type; compiled, as mlx-lm has it.
+pub(super) fn noaux_tc(
+    runtime: &Runtime,
+    logits: &Array,
+    bias: &Array,
+    settings: &NoauxTc,
+) -> Result<(MlxIndices, Array)> {
     const OP: &str = "route_noaux_tc";
-    let n_experts = logits.shape()[1] as usize;
+    let settings = *settings;
+    let [experts, weights] = if runtime.compiles() {
+        let body = move |args: &[Array]| {
+            let results = choose(&args[0], &args[1], &settings);
+            results.map(Vec::from).map_err(|e| Exception::custom(e.to_string()))
+        };
+        compiled::call(OP, Function::NoauxTc(settings), [logits, bias], body)?
+    } else {
+        choose(logits, bias, &settings)?
+    };
+    Ok((MlxIndices::computed(OP, experts, logits.shape()[1] as usize)?, weights))
+}
+
+/// The chosen experts and their weights.
+fn choose(logits: &Array, bias: &Array, settings: &NoauxTc) -> Result<[Array; 2]> {
+    const OP: &str = "route_noaux_tc";
     let top_k = settings.top_k;
     let scores = logits.as_dtype(Dtype::Float32).and_then(ops::sigmoid).map_err(f(OP))?;
     let mut sel = scores.add(bias).map_err(f(OP))?;
@@ -52,8 +72,7 @@ pub(super) fn noaux_tc(logits: &Array, bias: &Array, settings: &NoauxTc) -> Resu
         weights = sum.and_then(|sum| weights.divide(sum)).map_err(f(OP))?;
     }
     let factor = scalar(settings.routed_scaling_factor, Dtype::Float32)?;
-    let weights = weights.multiply(factor).map_err(f(OP))?;
-    Ok((MlxIndices::computed(OP, experts, n_experts)?, weights))
+    Ok([experts, weights.multiply(factor).map_err(f(OP))?])
 }
 
 /// How the groups that are dropped are found.
@@ -93,4 +112,40 @@ pub(super) fn keep_top_groups(
     };
     let kept = groups.put_along_axis(&dropped, scalar(0.0, x.dtype())?, -2);
     kept.and_then(|g| g.reshape(x.shape())).map_err(f(op))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As with activations: MLX's CPU device runs g++.
+    #[test]
+    fn the_compiled_router_has_the_bits_of_its_ops() {
+        Runtime::start().unwrap();
+        let values = |n: usize, seed: usize| {
+            (0..n).map(|i| ((i * 29 + seed) % 23) as f32 * 0.3 - 3.0).collect::<Vec<_>>()
+        };
+        let bias = Array::from_slice(&values(16, 5), &[16]);
+        for (n_group, topk_group) in [(1, 1), (4, 2)] {
+            let settings = NoauxTc {
+                top_k: 4,
+                n_group,
+                topk_group,
+                renormalize: Renormalize::Yes,
+                routed_scaling_factor: 1.8,
+                eps: 1e-20,
+            };
+            let body = move |args: &[Array]| Ok(Vec::from(choose(&args[0], &args[1], &settings).unwrap()));
+            for n in [1, 3] {
+                let logits =
+                    Array::from_slice(&values(16 * n, 1), &[n as i32, 16]).as_dtype(Dtype::Bfloat16).unwrap();
+                let want = choose(&logits, &bias, &settings).unwrap();
+                let got: [Array; 2] =
+                    compiled::call("test", Function::NoauxTc(settings), [&logits, &bias], body).unwrap();
+                for (got, want) in got.iter().zip(&want) {
+                    assert!(got.eq_exact(want).unwrap(), "{settings:?}, {n} rows");
+                }
+            }
+        }
+    }
 }

@@ -4,7 +4,7 @@ use mlx_rs::{Array, Dtype, error, ops, random};
 
 use super::indices::MlxIndices;
 use super::router::columns;
-use super::{check_rows, f};
+use super::{check_rows, f, scalar};
 use crate::check::ensure;
 use crate::mlx::raw;
 use crate::{Error, Repetition, Result, SampleSettings};
@@ -59,6 +59,7 @@ fn penalise(logits: &Array, vocab: usize, repetition: &Repetition<'_, MlxIndices
         ensure(last.array().shape() == [1], OP, "last", "[1]", last.array().shape())?;
     }
     let known = (!recent.is_empty()).then(|| Array::from_slice(recent, &[1, recent.len() as i32]));
+    let (penalty, zero) = (scalar(*penalty, logits.dtype())?, scalar(0.0, logits.dtype())?);
     let build = || {
         let last = last.map(|last| last.array().reshape(&[1, 1])).transpose()?;
         let tokens = match (known, last) {
@@ -67,8 +68,6 @@ fn penalise(logits: &Array, vocab: usize, repetition: &Repetition<'_, MlxIndices
             (Some(known), Some(last)) => ops::concatenate(&[known, last], -1)?,
         };
         let values = logits.take_along_axis(&tokens, -1)?;
-        let penalty = Array::from_f32(*penalty).as_dtype(values.dtype())?;
-        let zero = Array::from_f32(0.0).as_dtype(values.dtype())?;
         let values = ops::select(values.lt(&zero)?, values.multiply(&penalty)?, values.divide(&penalty)?)?;
         logits.put_along_axis(&tokens, values, -1)
     };

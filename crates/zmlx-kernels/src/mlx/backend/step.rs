@@ -14,6 +14,8 @@ pub struct MlxStep {
     /// Rows whose logits are wanted, if these are some but not all.
     rows: Option<Array>,
     n_logits: usize,
+    /// The position of each token, u32.
+    positions: Array,
 }
 
 impl MlxStep {
@@ -23,11 +25,19 @@ impl MlxStep {
         let n_logits = rows.len();
         let some = n_logits > 0 && n_logits < n_tokens;
         let rows = some.then(|| Array::from_slice(&rows, &[n_logits as i32]));
-        Ok(Self { spans: spans.to_vec(), n_tokens, rows, n_logits })
+        let positions: Vec<u32> =
+            spans.iter().flat_map(|s| s.start as u32..(s.start + s.n_tokens) as u32).collect();
+        let positions = Array::from_slice(&positions, &[n_tokens as i32]);
+        Ok(Self { spans: spans.to_vec(), n_tokens, rows, n_logits, positions })
     }
 
     pub(super) fn spans(&self) -> &[Span] {
         &self.spans
+    }
+
+    /// The position of each token, u32 `[n]`.
+    pub(super) fn positions(&self) -> &Array {
+        &self.positions
     }
 
     pub(super) fn n_tokens(&self) -> usize {

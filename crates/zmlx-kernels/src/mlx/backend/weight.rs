@@ -4,9 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx_rs::{Array, Dtype, ops};
 
-use super::{f, zeros};
+use super::{f, rows_in_order, zeros};
 use crate::check::ensure;
-use crate::metal::Numerics;
+use crate::metal::{Numerics, stock};
 use crate::mlx::QuantizedExperts;
 use crate::mlx::raw::{self, Packed, Product, mlx_dtype};
 use crate::mlx::runtime::NAME;
@@ -29,7 +29,19 @@ enum Kind {
     /// `[n_out, n_in]`, or `[n_mats, n_out, n_in]` for more than one.
     Dense(Array),
     Quantized(Quantized),
+    /// Rows of several parts, stored once: the parts are views.
+    Joined(Box<Joined>),
     Concat(Arc<Concat>),
+}
+
+/// A matrix, and its rows in parts.
+#[derive(Clone, Debug)]
+struct Joined {
+    whole: MlxWeight,
+    parts: Vec<MlxWeight>,
+    /// Whether one row of x times the whole has the bits of its products with the parts.
+    is_exact_for_one_row: bool,
+    numerics: Numerics,
 }
 
 /// Quantised arrays twice: as a bank for gathers, and for one matrix without the bank's dimension, as mlx-lm holds it.
@@ -39,7 +51,8 @@ struct Quantized {
     matrix: Option<[Option<Array>; 3]>,
 }
 
-/// Parts whose rows follow each other, joined when first used: a model that never takes the fused product never pays.
+/// Banks, or parts of several formats, whose rows follow each other. Banks are joined when first used, beside the parts: a model
+/// that never takes the concatenated product never pays.
 ///
 /// Behind one lock, as arrays may move to other threads but not be used by two.
 #[derive(Debug)]
@@ -167,12 +180,74 @@ impl MlxWeight {
             ensure(got == (n_mats, n_in), OP, "parts", format_args!("{n_mats} matrices {n_in} wide"), got)?;
             match &w.kind {
                 Kind::Concat(c) => parts.extend(c.parts()),
-                _ => parts.push((*w).clone()),
+                Kind::Joined(joined) => parts.extend(joined.parts.iter().cloned()),
+                Kind::Dense(_) | Kind::Quantized(_) => parts.push((*w).clone()),
             }
         }
         let n_out = parts.iter().map(|p| p.n_out).sum();
         let concat = Arc::new(Concat(Mutex::new(Joining { parts, joined: None })));
         Ok(Self { n_mats, n_out, n_in, kind: Kind::Concat(concat) })
+    }
+
+    /// The rows of all parts in one matrix, and the parts as views of it. Banks, and parts of different formats, stay what they
+    /// are: [`Self::concat_rows`].
+    pub(super) fn join_rows(parts: Vec<Self>, numerics: Numerics) -> Result<(Self, Vec<Self>)> {
+        let whole = Self::concat_rows(&parts.iter().collect::<Vec<_>>())?;
+        let is_plain = |w: &Self| w.n_mats == 1 && matches!(w.kind, Kind::Dense(_) | Kind::Quantized(_));
+        if parts.len() < 2 || !parts.iter().all(is_plain) {
+            return Ok((whole, parts));
+        }
+        let Some(whole) = whole.join(&parts)? else { return Ok((whole, parts)) };
+        whole.eval("join_rows")?;
+        let mut start = 0;
+        let mut views = Vec::with_capacity(parts.len());
+        for part in &parts {
+            views.push(whole.rows_view(start, part.n_out)?);
+            start += part.n_out;
+        }
+        let order = |w: &Self| w.experts().map(|bank| stock::dense(bank.spec(), 1, w.n_out, w.n_in));
+        let is_exact_for_one_row = views.iter().all(|part| order(part) == order(&whole));
+        let (n_mats, n_out, n_in) = (whole.n_mats, whole.n_out, whole.n_in);
+        let joined = Joined { whole, parts: views.clone(), is_exact_for_one_row, numerics };
+        Ok((Self { n_mats, n_out, n_in, kind: Kind::Joined(Box::new(joined)) }, views))
+    }
+
+    /// Computes what it holds.
+    fn eval(&self, op: &'static str) -> Result<()> {
+        match &self.kind {
+            Kind::Dense(a) => a.eval().map_err(f(op)),
+            Kind::Quantized(q) => q.eval(),
+            Kind::Joined(_) | Kind::Concat(_) => Ok(()),
+        }
+    }
+
+    /// Some rows of one matrix, in the same memory.
+    fn rows_view(&self, start: usize, n_out: usize) -> Result<Self> {
+        const OP: &str = "join_rows";
+        let rows = |a: &Array| {
+            let (mut from, mut to) = (vec![0; a.ndim()], a.shape().to_vec());
+            (from[a.ndim() - 2], to[a.ndim() - 2]) = (start as i32, (start + n_out) as i32);
+            raw::slice(OP, a, &from, &to)
+        };
+        let kind = match &self.kind {
+            Kind::Dense(a) => Kind::Dense(rows(a)?),
+            Kind::Quantized(q) => {
+                let biases = q.bank.biases().map(rows).transpose()?;
+                let bank = QuantizedExperts::view(
+                    rows(q.bank.weight())?,
+                    rows(q.bank.scales())?,
+                    biases,
+                    q.bank.spec(),
+                )?;
+                Kind::Quantized(Quantized::new(bank)?)
+            }
+            Kind::Joined(_) | Kind::Concat(_) => {
+                return Err(self.unsupported(OP, "it is a concatenation itself"));
+            }
+        };
+        let view = Self { n_out, kind, ..*self };
+        view.eval(OP)?;
+        Ok(view)
     }
 
     /// Number of matrices.
@@ -223,11 +298,7 @@ impl MlxWeight {
         let mut concat = concat.lock();
         if concat.joined.is_none() {
             let joined = self.join(&concat.parts)?;
-            match joined.as_ref().map(|w| &w.kind) {
-                Some(Kind::Dense(a)) => a.eval().map_err(f(OP))?,
-                Some(Kind::Quantized(q)) => q.eval()?,
-                _ => {}
-            }
+            joined.as_ref().map(|w| w.eval(OP)).transpose()?;
             concat.joined = joined;
         }
         Ok(concat.joined.clone())
@@ -267,12 +338,14 @@ impl MlxWeight {
 
     /// `product(w)` of the whole weight, or of its parts side by side.
     pub(super) fn each(&self, op: &'static str, product: &dyn Fn(&Self) -> Result<Array>) -> Result<Array> {
-        let Kind::Concat(concat) = &self.kind else { return product(self) };
-        if let Some(joined) = self.joined(concat)? {
-            return product(&joined);
+        match &self.kind {
+            Kind::Dense(_) | Kind::Quantized(_) => product(self),
+            Kind::Joined(joined) => product(&joined.whole),
+            Kind::Concat(concat) => match self.joined(concat)? {
+                Some(joined) => product(&joined),
+                None => side_by_side(op, &concat.parts(), product),
+            },
         }
-        let parts = concat.parts().iter().map(product).collect::<Result<Vec<_>>>()?;
-        ops::concatenate(&parts, -1).map_err(f(op))
     }
 
     /// `x · Wᵀ` or `x · W`, with one matrix per entry of the dimension before the last two if it is a bank.
@@ -286,6 +359,11 @@ impl MlxWeight {
                 x.matmul(&w).map_err(f(op))
             }
             Kind::Quantized(q) => raw::quantized_matmul(op, x, q.packed(), product),
+            // Of more rows than one, MLX chooses the kernel by the number of rows of the matrix, too.
+            Kind::Joined(joined) if product == Product::Transposed && !joined.is_like_parts(x) => {
+                side_by_side(op, &joined.parts, &|w| w.matmul(op, x, product))
+            }
+            Kind::Joined(joined) => joined.whole.matmul(op, x, product),
             Kind::Concat(concat) => match (self.joined(concat)?, product) {
                 (Some(joined), _) => joined.matmul(op, x, product),
                 (None, Product::Transposed) => self.each(op, &|w| w.matmul(op, x, product)),
@@ -296,7 +374,7 @@ impl MlxWeight {
         }
     }
 
-    /// `x[.., m, n_in]` times the matrix of each entry of `experts`.
+    /// `x[.., m, n_in]` times the matrix of each entry of `experts`, which broadcast with x's other dimensions.
     pub(super) fn gather(
         &self,
         op: &'static str,
@@ -311,8 +389,16 @@ impl MlxWeight {
                 let a = a.reshape(&shape).and_then(|a| a.swap_axes(-1, -2)).map_err(f(op))?;
                 ops::gather_mm(x, a, None, experts, order == raw::Order::Sorted).map_err(f(op))
             }
-            Kind::Quantized(q) => raw::gather_qmm(op, x, packed(&q.bank), [None, Some(experts)], order),
-            Kind::Concat(_) => Err(w.unsupported(op, "a part of a concatenation is one itself")),
+            Kind::Quantized(q) => {
+                let rows = match order {
+                    raw::Order::Unsorted => rows_in_order(&x.shape()[..x.ndim() - 2]),
+                    raw::Order::Sorted => None,
+                };
+                raw::gather_qmm(op, x, packed(&q.bank), [rows.as_ref(), Some(experts)], order)
+            }
+            Kind::Joined(_) | Kind::Concat(_) => {
+                Err(w.unsupported(op, "a part of a concatenation is one itself"))
+            }
         })
     }
 
@@ -334,6 +420,7 @@ impl MlxWeight {
                 }
                 raw::dequantize(op, rows)
             }
+            Kind::Joined(joined) => joined.whole.rows(op, ids),
             Kind::Concat(concat) => {
                 if let Some(joined) = self.joined(concat)? {
                     return joined.rows(op, ids);
@@ -357,6 +444,24 @@ impl MlxWeight {
             }
         }
     }
+}
+
+impl Joined {
+    /// Whether the product with the whole matrix may stand for those with its parts.
+    fn is_like_parts(&self, x: &Array) -> bool {
+        let n_rows = x.size() / self.whole.n_in;
+        self.numerics == Numerics::Accurate || n_rows == 1 && self.is_exact_for_one_row
+    }
+}
+
+/// The products with each of these weights, side by side.
+fn side_by_side(
+    op: &'static str,
+    parts: &[MlxWeight],
+    product: &dyn Fn(&MlxWeight) -> Result<Array>,
+) -> Result<Array> {
+    let parts = parts.iter().map(product).collect::<Result<Vec<_>>>()?;
+    ops::concatenate(&parts, -1).map_err(f(op))
 }
 
 impl Quantized {

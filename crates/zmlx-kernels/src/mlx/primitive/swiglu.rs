@@ -5,7 +5,7 @@ use mlx_rs::{Array, ops};
 use super::{Call, GatherOptions, check_indices, check_pair, check_width, f32_bank, f32_of, rows, shape_of};
 use crate::check::ensure;
 use crate::metal::Numerics;
-use crate::mlx::backend::{Pairs, launch_gather_qmm_swiglu, packed};
+use crate::mlx::backend::{Pairs, launch_gather_qmm_swiglu, packed, rows_in_order};
 use crate::mlx::raw::{self, Order};
 use crate::mlx::runtime::fault;
 use crate::mlx::{MlxBackend, MlxWeight, QuantizedExperts};
@@ -97,7 +97,11 @@ impl Call<1> for Gather<'_> {
     fn composed(&self) -> Result<[Array; 1]> {
         let order = if self.sorted { Order::Sorted } else { Order::Unsorted };
         let swiglu = |x: &Array, gate: &QuantizedExperts, up: &QuantizedExperts| {
-            let indices = [self.lhs.as_ref(), Some(&self.rhs)];
+            let rows = match order {
+                Order::Unsorted => rows_in_order(&x.shape()[..x.ndim() - 2]),
+                Order::Sorted => None,
+            };
+            let indices = [self.lhs.as_ref().or(rows.as_ref()), Some(&self.rhs)];
             let gate = raw::gather_qmm(GATHER, x, packed(gate), indices, order)?;
             let up = raw::gather_qmm(GATHER, x, packed(up), indices, order)?;
             self.backend.gated(&gate, &up, Activation::SwiGlu)

@@ -1,6 +1,6 @@
 // The TOP_K experts of each row with the largest sigmoid(logit) + bias, and their weights without the bias.
 //
-// logits [rows, E], bias f32 [E], factors f32 [2] → indices u32 and weights f32 [rows, TOP_K], by descending score, of
+// logits [rows, E], bias [E], factors f32 [2] → indices u32 and weights f32 [rows, TOP_K], by descending score, of
 // equal ones the lower index first. Weights: sigmoid(logit), divided by their sum + factors[1] if NORMALIZE, times
 // factors[0].
 // Template: T, TOP_K, NORMALIZE.
@@ -15,7 +15,7 @@ threadgroup float scores[zmlx::MAX_EXPERTS], chosen[zmlx::MAX_TOP_K];
 float s[zmlx::READS];
 for (int i = 0; i < zmlx::READS && first + i < n_experts; i++) {
   s[i] = zmlx::sigmoid(float(logits[size_t(row) * n_experts + first + i]));
-  scores[first + i] = s[i] + bias[first + i];
+  scores[first + i] = s[i] + float(bias[first + i]);
 }
 threadgroup_barrier(metal::mem_flags::mem_threadgroup);
 

@@ -1,4 +1,4 @@
-//! Weights of convolutions, and what else is converted where they are not.
+//! The weights of convolutions, and other conversions that files need if their convolutions are not converted.
 
 use bytes::Bytes;
 use zmlx_kernels::{DType, HostWeight, WeightBytes, WeightFormat};
@@ -8,8 +8,8 @@ use crate::WeightProblem;
 use crate::architecture::{ConvSpec, Storage};
 
 impl Checkpoint {
-    /// True if a convolution is in Hugging Face's layout: then nothing in the file is converted, and norms whose weights are
-    /// kept as distances from 1 are so.
+    /// True if a convolution is in Hugging Face's layout. Then nothing in the file is converted, and norms whose
+    /// weights are stored as differences from 1 still have these differences.
     pub(super) fn is_raw(&self) -> bool {
         let is_raw = |(name, shape): (&String, &[usize])| {
             let name = self.name_in_model(name);
@@ -20,7 +20,7 @@ impl Checkpoint {
 }
 
 impl TensorReader<'_> {
-    /// The taps of a convolution as [`ConvWeights`](zmlx_kernels::ConvWeights) has them, in their own type.
+    /// The taps of a convolution in the layout of [`ConvWeights`](zmlx_kernels::ConvWeights), in their own type.
     pub fn conv_of(&mut self, spec: &ConvSpec) -> HostWeight {
         let ConvSpec { path, n_channels, kernel, .. } = spec;
         let weight = if self.checkpoint.synthetic.is_some() {
@@ -43,8 +43,8 @@ impl TensorReader<'_> {
         self.row(path, dtype, taps.into())
     }
 
-    /// `[n_channels, kernel]`: the dimension of one stands before or after the taps.
-    fn stored_conv(&mut self, spec: &ConvSpec) -> HostWeight {
+    /// The taps as they are in the file, `[n_channels, kernel]`. In the file a dimension of 1 precedes or follows the taps.
+    pub(crate) fn stored_conv(&mut self, spec: &ConvSpec) -> HostWeight {
         let name = format!("{}.weight", spec.path);
         let Some(entry) = self.take(&name) else { return placeholder() };
         let Some(dtype) = entry.kernel_dtype().filter(|dtype| dtype.is_float()) else {
@@ -59,7 +59,7 @@ impl TensorReader<'_> {
         self.host_weight(&spec.path, WeightFormat::Dense(dtype), shape, bytes)
     }
 
-    /// A vector plus 1, rounded to its type, as converters do it.
+    /// A vector plus 1, rounded to its type, as converters compute it.
     pub(super) fn plus_one(&mut self, name: &str, weight: HostWeight) -> HostWeight {
         let WeightFormat::Dense(dtype) = weight.format() else { return weight };
         let sums = weight.to_f32_vec().into_iter().map(|w| w + 1.0);

@@ -7,11 +7,30 @@ use zmlx_kernels::{HostWeight, WeightBytes, WeightFormat};
 
 use super::{TensorReader, WeightShape, placeholder};
 use crate::WeightProblem;
-use crate::architecture::ExpertsSpec;
+use crate::architecture::{ExpertSplit, ExpertsSpec, Storage};
 
 impl TensorReader<'_> {
-    /// Gate, up and down of all experts.
+    /// Gate, up and down of the experts that the spec describes.
     pub fn experts(&mut self, spec: &ExpertsSpec) -> [HostWeight; 3] {
+        let n_problems = self.problems.len();
+        let whole = match spec.split {
+            ExpertSplit::None => return self.all_experts(spec),
+            ExpertSplit::Width(part) => ExpertsSpec { inter: part.of, ..spec.clone() },
+            ExpertSplit::Experts(part) => ExpertsSpec { n_experts: part.of, ..spec.clone() },
+        };
+        let mut is_down = [false, false, true].into_iter();
+        self.all_experts(&whole).map(|bank| {
+            let is_down = is_down.next().unwrap_or_default();
+            self.part_of(&spec.path, (bank, n_problems), |bank| match spec.split {
+                ExpertSplit::None => Ok(bank),
+                ExpertSplit::Width(part) if is_down => bank.columns(part.range(spec.inter)),
+                ExpertSplit::Width(part) => bank.rows(part.range(spec.inter)),
+                ExpertSplit::Experts(part) => bank.mats(part.range(spec.n_experts)),
+            })
+        })
+    }
+
+    fn all_experts(&mut self, spec: &ExpertsSpec) -> [HostWeight; 3] {
         let [gate, up, down] = spec.projections();
         if self.has_blocks(spec) {
             return self.expert_blocks(spec);
@@ -66,13 +85,26 @@ impl TensorReader<'_> {
         })
     }
 
+    /// Weights of a row of the down projections that share a scale.
+    pub(crate) fn group_size_of_experts(&self, spec: &ExpertsSpec) -> usize {
+        let (name, _, n_in) = spec.projections()[2];
+        let paths = spec.stacked(name).into_iter().chain(spec.one_by_one(0, name));
+        let path = paths.into_iter().find(|path| self.contains_weight(path));
+        self.group_size_at(&path.unwrap_or_else(|| self.stacked(spec, name)), n_in, Storage::Model)
+    }
+
+    /// Where a projection of all experts is stacked, or would be.
+    fn stacked(&self, spec: &ExpertsSpec, name: &str) -> String {
+        let [usual, others @ ..] = spec.stacked(name);
+        others.into_iter().find(|path| self.contains_weight(path)).unwrap_or(usual)
+    }
+
     fn projection(
         &mut self,
         spec: &ExpertsSpec,
         (name, n_out, n_in): (&'static str, usize, usize),
     ) -> HostWeight {
-        let [usual, others @ ..] = spec.stacked(name);
-        let stacked = others.into_iter().find(|path| self.contains_weight(path)).unwrap_or(usual);
+        let stacked = self.stacked(spec, name);
         let is_short = self.contains_weight(&spec.one_by_one(0, name)[1]);
         let one = |e: usize| {
             let [long, short] = spec.one_by_one(e, name);

@@ -1,21 +1,22 @@
-//! nvfp4's second scale: one number for each matrix, beside the scales of its groups.
+//! The second scale of nvfp4: one number for each matrix, in addition to the scales of its groups.
 
 use zmlx_kernels::{QuantMode, QuantSpec};
 
 use super::{Entry, TensorReader, WeightShape};
 use crate::WeightProblem;
 
-/// What quantisers divide by: the largest e2m1 value times the largest e4m3 value.
+/// The number by which quantisers divide: the largest e2m1 value times the largest e4m3 value.
 const LARGEST: f64 = 6.0 * 448.0;
 
-/// Where the second scale of a weight stands.
+/// Where the second scale of a weight is stored.
 pub(super) enum GlobalScale<'a> {
     None,
     At(String, &'a Entry),
 }
 
 impl<'a> TensorReader<'a> {
-    /// Takes the second scale of the weight at `path`, if the files have one or the config says so; `None` if it is missing.
+    /// Takes the second scale of the weight at `path`, if the files contain one or the config says so; `None` if it is
+    /// missing.
     pub(super) fn take_global_scale(&mut self, path: &str, module: &str) -> Option<GlobalScale<'a>> {
         let name = self.part(path, "global_scale");
         let config = self.checkpoint.quantization();
@@ -28,7 +29,7 @@ impl<'a> TensorReader<'a> {
         Some(GlobalScale::At(name, entry))
     }
 
-    /// The factor of each matrix, none without a second scale. `None` if the tensor does not fit the weight.
+    /// The factor of each matrix, or no factors without a second scale. `None` if the tensor does not match the weight.
     pub(super) fn factors(
         &mut self,
         scale: GlobalScale<'_>,

@@ -1,12 +1,13 @@
-//! Random numbers, gigabytes of them in a second.
+//! Random numbers, fast enough for gigabytes of weights.
 
 use bytes::Bytes;
 use half::bf16;
 
-/// Bytes below which no second thread is worth its start.
+/// A part with fewer bytes is not worth the start of a thread.
 const MIN_PART_BYTES: usize = 4 << 20;
 
-/// The stream of a tensor: each tensor has one of its own, the same on every machine and with every number of threads.
+/// The random stream of a tensor. Each tensor has its own, which is the same on every machine and for every number of
+/// threads.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Random {
     start: u64,
@@ -19,16 +20,17 @@ impl Random {
         Self { start: mix(name.bytes().fold(seed ^ 0xcbf2_9ce4_8422_2325, step)) }
     }
 
-    /// The word at `i`. A counter, mixed (SplitMix64): any part of the stream can be made on its own.
+    /// The word at index `i`: a mixed counter (SplitMix64), so that any part of the stream can be generated
+    /// independently.
     fn word(self, i: usize) -> u64 {
         mix(self.start.wrapping_add((i as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
     }
 
-    /// `n` bytes, each without the bits that `mask` lacks.
+    /// `n` bytes, in which only the bits of `mask` can be set.
     pub(super) fn bytes(self, n: usize, mask: u8) -> Bytes {
         const WORD: usize = size_of::<u64>();
         let mask = u64::from_le_bytes([mask; WORD]);
-        // Zeroed pages are made when they are first written: here, by the threads.
+        // The system allocates zeroed pages when they are first written, which the threads do here.
         let mut data = vec![0u8; n];
         let n_threads = std::thread::available_parallelism().map_or(1, usize::from);
         let n_parts = n_threads.min(n / MIN_PART_BYTES).max(1);
@@ -55,7 +57,7 @@ impl Random {
         data.into()
     }
 
-    /// Uniform values of that standard deviation.
+    /// Uniform values with this standard deviation.
     pub(super) fn bf16(self, n: usize, std_dev: f32) -> Bytes {
         let unit = |r: u64| (r >> 40) as f32 / (1u32 << 23) as f32 - 1.0;
         let value = |i| bf16::from_f32(unit(self.word(i)) * std_dev * 3f32.sqrt()).to_le_bytes();
@@ -95,7 +97,7 @@ mod tests {
         let n = values.len() as f32;
         let mean = values.iter().sum::<f32>() / n;
         let std_dev = (values.iter().map(|v| v * v).sum::<f32>() / n).sqrt();
-        // Four standard errors: 0.5 / sqrt(40000) of the mean, and less of the spread.
+        // Four standard errors of the mean: 0.5 / sqrt(40000) each. That of the spread is smaller.
         assert!(mean.abs() <= 0.01 && (std_dev - 0.5).abs() <= 0.01, "{mean} {std_dev}");
     }
 }

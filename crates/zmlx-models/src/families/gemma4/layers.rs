@@ -12,8 +12,8 @@ use crate::architecture::{
 };
 use crate::fields::Fields;
 
-/// The rope of the layers of a type: where the config says nothing, the usual one with a window, and one of a quarter of
-/// each head's pairs without.
+/// The rope of the layers of a type. If the config does not give it, layers with a window have the usual one, and the
+/// others rotate a quarter of each head's pairs.
 pub(super) fn rope(keys: &RopeKeys<'_, '_>, head_dim: usize, layer_type: LayerType) -> Result<Rope> {
     let theta = keys.theta(Some(if layer_type == LayerType::Full { 1e6 } else { 1e4 }))?;
     let of = RopeOf { dims: head_dim, theta, pairing: RopePairing::HalfSplit };
@@ -26,15 +26,15 @@ pub(super) fn rope(keys: &RopeKeys<'_, '_>, head_dim: usize, layer_type: LayerTy
     keys.rope(of)
 }
 
-/// What all layers are made from.
+/// What all layers are built from.
 pub(super) struct Layers<'a> {
     pub(super) config: &'a Config,
-    /// With a window, and without.
+    /// The rope of layers with a window, then that of the others.
     pub(super) ropes: [Rope; 2],
 }
 
 impl Layers<'_> {
-    /// All of them.
+    /// All layers.
     pub(super) fn all(&self, f: &Fields<'_>) -> Result<Vec<LayerSpec>> {
         let c = self.config;
         let n_own = c.num_hidden_layers.saturating_sub(c.num_kv_shared_layers);
@@ -79,7 +79,7 @@ impl Layers<'_> {
                     moe_norm: norm("post_feedforward_layernorm_2"),
                 }))
             } else {
-                FeedForwardSpec::Dense(mlp)
+                FeedForwardSpec::dense(mlp)
             },
             extras: LayerExtras {
                 mixer_norm: Some(norm("post_attention_layernorm")),
@@ -93,7 +93,7 @@ impl Layers<'_> {
     fn mixer(&self, path: String, layer_type: LayerType, of_layer: Option<usize>) -> MixerSpec {
         let (c, [sliding, full]) = (self.config, &self.ropes);
         let is_full = layer_type == LayerType::Full;
-        // Where values are keys.
+        // Keys are also the values.
         let is_joint = is_full && c.attention_k_eq_v;
         let grouped = Grouped {
             n_heads: c.num_attention_heads,
@@ -127,7 +127,7 @@ impl Layers<'_> {
         })
     }
 
-    /// Router and experts below the layer at `path`.
+    /// The router and experts at `path`.
     fn moe(&self, path: String) -> MoeSpec {
         let (c, hidden) = (self.config, self.config.hidden_size);
         let gate = MatrixSpec::new(format!("{path}.router.proj"), c.num_experts, hidden);

@@ -1,4 +1,4 @@
-//! What stands around the mixers and MLPs of most families, with the names that most files have.
+//! The parts around the mixers and MLPs of most families, with their usual names.
 
 use serde::Serialize;
 
@@ -7,8 +7,8 @@ use crate::architecture::{
     VectorSpec,
 };
 
-/// `model.embed_tokens`, `model.layers`, `model.norm` and `lm_head`. A family that differs in one of these takes the rest with
-/// `..frame.around(…)`.
+/// `model.embed_tokens`, `model.layers`, `model.norm` and `lm_head`. A family that differs in one of these takes the
+/// others with `..frame.around(…)`.
 pub(in crate::families) struct Frame {
     pub(in crate::families) vocab_size: usize,
     pub(in crate::families) hidden_size: usize,
@@ -18,7 +18,7 @@ pub(in crate::families) struct Frame {
 }
 
 impl Frame {
-    /// The layer of that number, whose norms are `input_layernorm` and `post_attention_layernorm`.
+    /// The layer with this number. Its norms are `input_layernorm` and `post_attention_layernorm`.
     pub(in crate::families) fn layer(
         &self,
         layer_idx: usize,
@@ -36,7 +36,7 @@ impl Frame {
         }
     }
 
-    /// The architecture around the layers. Of what the files hold beside it, `rotary_emb` may be left over.
+    /// The architecture around the layers. Of the tensors that it does not use, files may contain `rotary_emb`.
     pub(in crate::families) fn around(
         &self,
         model_type: &'static str,

@@ -1,4 +1,5 @@
-//! Qwen's models in which three of four layers are linear attention by the gated delta rule, the others gated attention.
+//! Qwen's models in which three of four layers are linear attention with the gated delta rule, and the others are gated
+//! attention.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -12,16 +13,16 @@ use crate::architecture::{
 };
 use crate::fields::Fields;
 
-/// Taps of a convolution are fewer.
+/// The largest number of taps of a convolution.
 const MAX_KERNEL: usize = 1024;
 
-/// In what the families differ.
+/// The differences between the families.
 pub(in crate::families) struct HybridFamily {
     /// The value of `model_type`.
     pub(in crate::families) model_type: &'static str,
     /// How the projections of linear attention are stored.
     pub(in crate::families) layout: DeltaLayout,
-    /// `norm_topk_prob` where the config does not say it.
+    /// The value of `norm_topk_prob` if the config does not contain it.
     pub(in crate::families) norm_topk_prob: bool,
     /// Whether `mlp_only_layers` and `decoder_sparse_step` are read.
     pub(in crate::families) sparse_keys: SparseKeys,
@@ -32,20 +33,20 @@ pub(in crate::families) struct HybridFamily {
 pub(in crate::families) enum DeltaLayout {
     /// `in_proj_qkv`, `in_proj_z`, `in_proj_b`, `in_proj_a`.
     Apart,
-    /// `in_proj_qkvz` and `in_proj_ba`, key head by key head.
+    /// `in_proj_qkvz` and `in_proj_ba`, with rows ordered by key head.
     ByHead,
 }
 
-/// Which keys say where there are experts.
+/// Which keys say which layers have experts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::families) enum SparseKeys {
-    /// `num_experts` alone.
+    /// Only `num_experts`.
     None,
     /// Also `mlp_only_layers` and `decoder_sparse_step`.
     Read,
 }
 
-/// The hyperparameters, named as Hugging Face names them.
+/// The hyperparameters, with the names of Hugging Face.
 #[derive(Serialize)]
 struct Config {
     vocab_size: usize,
@@ -62,7 +63,7 @@ struct Config {
     linear_key_head_dim: usize,
     linear_value_head_dim: usize,
     linear_conv_kernel_dim: usize,
-    /// 0: not given.
+    /// 0 if the key is missing.
     intermediate_size: usize,
     #[serde(flatten)]
     experts: Option<ExpertKeys>,
@@ -86,7 +87,7 @@ struct ExpertKeys {
 }
 
 impl ExpertKeys {
-    /// `None` where all layers are dense.
+    /// Reads the config. Returns `None` if all layers are dense.
     fn parse(f: &Fields<'_>, family: &HybridFamily) -> Result<Option<Self>> {
         let num_experts = f.count_or("num_experts", 0)?;
         if num_experts == 0 {
@@ -156,7 +157,7 @@ impl Config {
         })
     }
 
-    /// Leading dimensions of each head that are rotated.
+    /// The number of leading dimensions of each head that are rotated.
     fn n_rotated(&self, f: &Fields<'_>) -> Result<usize> {
         let n = (self.head_dim as f64 * self.partial_rotary_factor) as usize;
         let fits = n > 0 && n.is_multiple_of(2) && n <= self.head_dim;
@@ -252,7 +253,7 @@ pub(in crate::families) fn hybrid(f: &Fields<'_>, family: &HybridFamily) -> Resu
             feed_forward: match experts {
                 Some(experts) => FeedForwardSpec::moe(experts.moe(at("mlp"), hidden)),
                 None => {
-                    FeedForwardSpec::Dense(MlpSpec::swiglu(&at("mlp"), f.dim("intermediate_size")?, hidden))
+                    FeedForwardSpec::dense(MlpSpec::swiglu(&at("mlp"), f.dim("intermediate_size")?, hidden))
                 }
             },
             extras: LayerExtras::default(),

@@ -1,4 +1,4 @@
-//! Which layers have a window.
+//! Which layers have a sliding window.
 
 use serde::Serialize;
 use serde_json::Value;
@@ -6,18 +6,18 @@ use serde_json::Value;
 use crate::Result;
 use crate::fields::{Fields, short};
 
-/// What a layer's tokens see, as `layer_types` names it.
+/// Which tokens a token of a layer attends to, as named in `layer_types`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub(in crate::families) enum LayerType {
-    /// The last tokens.
+    /// Only the last tokens (a sliding window).
     #[serde(rename = "sliding_attention")]
     Sliding,
-    /// All tokens before them.
+    /// All earlier tokens.
     #[serde(rename = "full_attention")]
     Full,
 }
 
-/// `layer_types`, one for each layer; where the key is missing, what `default` says.
+/// Reads `layer_types`, with one entry for each layer. Without the key, `default` gives the entries.
 pub(in crate::families) fn layer_types(
     f: &Fields<'_>,
     n_layers: usize,

@@ -114,6 +114,7 @@ impl Latent {
         MlaSpec {
             path: path.to_owned(),
             n_heads,
+            slice: None,
             nope_dim,
             rope_dim,
             v_dim,

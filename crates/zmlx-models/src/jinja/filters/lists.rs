@@ -1,4 +1,4 @@
-//! Filters of lists and mappings.
+//! Filters for lists and mappings.
 
 use super::super::budget::{Items, Out};
 use super::super::calls::{Args, count_of};
@@ -77,7 +77,7 @@ impl Run<'_> {
                 }
                 budget.written(out)
             }
-            // Nothing gives nothing, also where it cannot be walked over.
+            // An empty value gives an empty result, even if it cannot be iterated.
             "map" | "select" | "reject" | "selectattr" | "rejectattr" if !ops::truth(budget, &value)? => {
                 budget.stream(Items::new(budget), Ok(()))
             }
@@ -183,7 +183,7 @@ impl Run<'_> {
         }
     }
 
-    /// The value at a path of attributes: `a.b.0`, or one number.
+    /// The value at a path of attributes: `a.b.0`, or a single number.
     fn path(&self, item: &Value, path: &Value, default: Option<&Value>) -> Res<Value> {
         let mut value = item.clone();
         match path {
@@ -213,7 +213,7 @@ impl Run<'_> {
         Ok(value)
     }
 
-    /// What an item is sorted by: several paths with commas give a list.
+    /// The sort key of an item. Several paths separated by commas give a list.
     fn sort_key(&self, item: &Value, attribute: Option<&Value>, case_sensitive: bool) -> Res<Value> {
         let fold = |value: Value| -> Res<Value> {
             match &value {
@@ -367,7 +367,7 @@ impl Run<'_> {
         self.budget.list(groups)
     }
 
-    /// Lists of `n` items each; the last is filled up.
+    /// Lists of `n` items each. The last one is filled up.
     fn batched(&self, value: &Value, n: usize, fill: Option<Value>) -> Res<Value> {
         let fill = fill.filter(|fill| !matches!(fill, Value::None));
         let mut batches = Items::new(self.budget);
@@ -392,7 +392,7 @@ impl Run<'_> {
         self.budget.stream(batches, Ok(()))
     }
 
-    /// `n` lists, as even as can be; the shorter ones are filled up.
+    /// `n` lists of sizes as even as possible. The shorter ones are filled up.
     fn in_slices(&self, value: &Value, n: usize, fill: Option<Value>) -> Res<Value> {
         let items = vec_of(self.budget, value)?;
         if n == 0 {

@@ -1,4 +1,4 @@
-//! Filters of numbers.
+//! Filters for numbers.
 
 use super::super::calls::{Args, int_of, str_of};
 use super::super::fault::{Fault, Res};
@@ -99,7 +99,7 @@ fn rounded(value: &Value, precision: i128, method: &str) -> Res<Value> {
     Ok(Value::Float(whole / scale))
 }
 
-/// To a multiple of a power of ten, halves to even.
+/// Rounds to a multiple of a power of ten, halves to even.
 fn round_int(i: i128, zeros: u32) -> i128 {
     let Some(unit) = 10i128.checked_pow(zeros) else { return 0 };
     let (quotient, rest) = (i.div_euclid(unit), i.rem_euclid(unit));

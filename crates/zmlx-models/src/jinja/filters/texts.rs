@@ -1,4 +1,4 @@
-//! Filters of texts.
+//! Filters for texts.
 
 use super::super::budget::Out;
 use super::super::calls::{Args, count_of, str_of};
@@ -85,7 +85,7 @@ impl Run<'_> {
         }
     }
 
-    /// Each word begins with a capital; words end at white space and `-({[<`.
+    /// Capitalises each word. Words end at white space and at `-({[<`.
     fn titled(&self, text: &str) -> Res<Value> {
         let mut out = Out::new(self.budget);
         let mut begins = true;
@@ -247,7 +247,7 @@ impl Run<'_> {
     }
 }
 
-/// Percent-encodes a text; in a query a blank is a plus and a slash is encoded.
+/// Percent-encodes a text. In a query a blank becomes a plus, and a slash is encoded.
 fn quoted(out: &mut Out<'_>, text: &str, in_query: bool) -> Res<()> {
     for byte in text.bytes() {
         match byte {

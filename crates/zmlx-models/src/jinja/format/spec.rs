@@ -6,13 +6,13 @@ use super::super::numbers::Number;
 use super::super::text::{float_repr, to_text};
 use super::super::value::Value;
 
-/// Where a value stands in its field.
+/// The alignment of a value in its field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Align {
     Left,
     Right,
     Center,
-    /// Between the sign and the digits.
+    /// The padding goes between the sign and the digits.
     Inner,
 }
 
@@ -61,7 +61,7 @@ pub(super) fn take_number(rest: &mut &str) -> Res<Option<usize>> {
     }
 }
 
-/// Most decimals that are computed; further ones are zeros for every float.
+/// The largest number of decimals that are computed. Further decimals are zeros for every float.
 const MAX_DECIMALS: usize = 1100;
 
 impl Spec {
@@ -115,7 +115,7 @@ impl Spec {
         Ok(spec)
     }
 
-    /// Writes a value as `format(value, spec)`.
+    /// Writes a value as `format(value, spec)` does.
     pub(super) fn write(mut self, out: &mut Out<'_>, value: &Value) -> Res<()> {
         if let (Value::Bool(_), None) = (value, self.kind)
             && self.width == 0
@@ -170,7 +170,7 @@ impl Spec {
         ))
     }
 
-    /// Writes a text: cut to the precision, on the left if not told otherwise.
+    /// Writes a text, cut to the precision and aligned to the left by default.
     pub(super) fn write_text(mut self, out: &mut Out<'_>, text: &str) -> Res<()> {
         let end = match self.precision {
             Some(n) => text.char_indices().nth(n).map_or(text.len(), |(i, _)| i),
@@ -281,7 +281,7 @@ fn short(text: &str) -> String {
     text.chars().take(40).collect()
 }
 
-/// Digits in groups from the right.
+/// Groups digits from the right.
 fn grouped(digits: &str, separator: char, size: usize) -> String {
     let mut text = String::new();
     for (i, c) in digits.chars().enumerate() {
@@ -303,7 +303,7 @@ fn exponent(x: f64, n: usize) -> String {
     }
 }
 
-/// `n` significant digits, with an exponent where it is small or large, without zeros at the end.
+/// `n` significant digits without zeros at the end, with an exponent if the number is small or large.
 fn general(x: f64, n: usize, keep_zeros: bool) -> String {
     if x == 0.0 {
         return "0".to_owned();

@@ -1,4 +1,4 @@
-//! Tokens within tags.
+//! The tokens in tags.
 
 use super::super::fault::{Fault, Res};
 use super::is_space;
@@ -14,7 +14,7 @@ pub(in super::super) enum Token {
     Op(&'static str),
 }
 
-/// Longest first.
+/// The longest operators come first.
 const OPERATORS: &[&str] = &[
     "//", "**", "==", "!=", ">=", "<=", "+", "-", "/", "*", "%", "~", "[", "]", "(", ")", "{", "}", ">", "<",
     "=", ".", ":", "|", ",", ";",
@@ -28,7 +28,7 @@ pub(super) struct Tokens {
 }
 
 impl Tokens {
-    /// True where the end of a tag is not looked for.
+    /// True inside brackets, where a tag does not end.
     pub(super) fn is_within_brackets(&self) -> bool {
         !self.open.is_empty()
     }
@@ -74,7 +74,7 @@ impl Tokens {
     }
 }
 
-/// Length of digits with single underscores between them.
+/// The length of digits with single underscores between them.
 fn digits(text: &str, is_digit: impl Fn(char) -> bool) -> usize {
     let mut n = 0;
     let mut chars = text.chars().peekable();
@@ -91,7 +91,7 @@ fn digits(text: &str, is_digit: impl Fn(char) -> bool) -> usize {
 fn number(text: &str, after_dot: bool, line: u32) -> Res<(Token, usize)> {
     let decimal = |c: char| c.is_ascii_digit();
     let whole = digits(text, decimal);
-    // `x.0.1` are two indices, not the number 0.1.
+    // `x.0.1` has two indices; it is not the number 0.1.
     let fraction = match text[whole..].strip_prefix('.') {
         Some(rest) if !after_dot => match digits(rest, decimal) {
             0 => 0,
@@ -191,9 +191,9 @@ fn string(text: &str, quote: char, line: u32) -> Res<(String, usize)> {
         };
         match char::from_u32(code) {
             Some(c) => value.push(c),
-            // Half of a pair of surrogates is no character.
+            // Half of a pair of surrogates is not a character.
             None => value.push(char::REPLACEMENT_CHARACTER),
         }
     }
-    Fault::syntax(line, "a string that does not end")
+    Fault::syntax(line, "unterminated string")
 }

@@ -13,7 +13,7 @@ use super::super::text::is_printable;
 use super::super::value::Value;
 pub(in super::super) use split::lines;
 
-/// Where a text stands in a wider field.
+/// The side of a text in a wider field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in super::super) enum Side {
     Left,
@@ -206,7 +206,7 @@ fn title(text: &str) -> String {
     out
 }
 
-/// A character as it begins a word: of several capitals only the first stays one.
+/// A character as it begins a word. If it becomes several capitals, only the first one stays a capital.
 fn titlecase(c: char) -> String {
     let mut upper = c.to_uppercase();
     let first: String = upper.next().into_iter().collect();
@@ -220,7 +220,7 @@ fn swapped(c: char) -> String {
     if c.is_uppercase() { c.to_lowercase().collect() } else { c.to_uppercase().collect() }
 }
 
-/// `text` without the characters at its ends; `None` stands for white space.
+/// `text` without these characters at its ends. `None` stands for white space.
 pub(in super::super) fn strip<'t>(
     budget: &Budget,
     text: &'t str,
@@ -244,7 +244,7 @@ pub(in super::super) fn strip<'t>(
     Ok(if right { text.trim_end_matches(is_stripped) } else { text })
 }
 
-/// Replaces the first `count` occurrences; `None` and negative counts replace all.
+/// Replaces the first `count` occurrences. `None` and negative counts replace all.
 pub(in super::super) fn replace(
     budget: &Budget,
     text: &str,
@@ -268,7 +268,7 @@ pub(in super::super) fn replace(
     budget.written(out)
 }
 
-/// A text filled up to `width` characters.
+/// The text, padded to `width` characters.
 pub(in super::super) fn justify(
     budget: &Budget,
     text: &str,
@@ -281,7 +281,7 @@ pub(in super::super) fn justify(
     let left = match side {
         Side::Left => 0,
         Side::Right => gap,
-        // As CPython: the odd one goes to the left if the width is odd.
+        // As in CPython: with an odd gap, the odd character goes to the left if the width is odd.
         Side::Center => gap / 2 + (gap & width & 1),
     };
     let fill = fill.to_string();
@@ -292,7 +292,7 @@ pub(in super::super) fn justify(
     budget.written(out)
 }
 
-/// The part of a text between two places counted in characters, and how many characters are before it.
+/// The part of a text between two positions, which are counted in characters, and the number of characters before it.
 fn part<'t>(
     text: &'t str,
     name: &str,

@@ -1,4 +1,4 @@
-//! Expressions, by Jinja2's precedence.
+//! Parses expressions by Jinja2's precedence.
 
 use super::super::ast::{Arguments, BinaryOp, Call, CompareOp, Const, Expr};
 use super::super::fault::{Fault, Res};
@@ -11,12 +11,12 @@ impl Parser {
         self.nested(Self::conditional)
     }
 
-    /// An expression, or several with commas as a tuple.
+    /// An expression, or a tuple of several with commas.
     pub(super) fn tuple(&mut self, with_condition: bool) -> Res<Expr> {
         self.tuple_of(with_condition, false)
     }
 
-    /// What a loop passes over: an `if` behind it is the loop's.
+    /// The expression that a loop iterates over. An `if` after it belongs to the loop.
     pub(super) fn tuple_without_condition(&mut self) -> Res<Expr> {
         self.tuple_of(false, false)
     }
@@ -54,7 +54,7 @@ impl Parser {
         Ok(expr)
     }
 
-    /// One more level of a tree that grows to the left. All are given back at the end of the loop.
+    /// Adds one level of a tree that grows to the left. All levels are subtracted at the end of the loop.
     fn level(&mut self, n_levels: &mut u32) -> Res<()> {
         self.node()?;
         *n_levels += 1;
@@ -122,7 +122,7 @@ impl Parser {
         Ok(if rest.is_empty() { first } else { Expr::Compare(Box::new(first), rest) })
     }
 
-    /// Operators of one rank, from the left.
+    /// Operators of one precedence, from the left.
     fn binary(&mut self, ops: &[(&str, BinaryOp)], operand: fn(&mut Self) -> Res<Expr>) -> Res<Expr> {
         let mut left = operand(self)?;
         let mut n_levels = 0;
@@ -180,7 +180,7 @@ impl Parser {
         Ok(expr)
     }
 
-    /// What stands behind an operand: filters, tests, and calls of their results.
+    /// What follows an operand: filters, tests, and calls of their results.
     fn filters_and_tests(&mut self, mut expr: Expr, n_levels: &mut u32) -> Res<Expr> {
         loop {
             if self.skip_op("|") {
@@ -222,7 +222,7 @@ impl Parser {
     fn atom(&mut self) -> Res<Expr> {
         Ok(match self.next() {
             Some(Token::Str(mut text)) => {
-                // Literals side by side are one text.
+                // Adjacent literals are one text.
                 while let Some(Token::Str(more)) = self.peek() {
                     text.push_str(more);
                     self.at += 1;
@@ -381,7 +381,7 @@ impl Parser {
         Ok(name)
     }
 
-    /// The test behind `is`.
+    /// The test after `is`.
     fn test(&mut self, operand: Expr) -> Res<Expr> {
         let negated = self.skip_name("not");
         let name = self.dotted_name()?;

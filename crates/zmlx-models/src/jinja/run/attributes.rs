@@ -10,7 +10,7 @@ use super::super::value::Value;
 use super::Run;
 
 impl Run<'_> {
-    /// `object.name`: a method or attribute, or else the item of that name.
+    /// `object.name`: a method or attribute, or otherwise the item of that name.
     pub(in super::super) fn attribute(&self, object: &Value, name: &str) -> Res<Value> {
         if let Value::Undefined(what) = object {
             return ops::undefined(what);
@@ -26,12 +26,12 @@ impl Run<'_> {
         Ok(no_attribute(object, name))
     }
 
-    /// `object[key]`: the item, or else the attribute of that name.
+    /// `object[key]`: the item, or otherwise the attribute of that name.
     pub(in super::super) fn item(&self, object: &Value, key: &Value) -> Res<Value> {
         let found = match object {
             Value::Undefined(what) => return ops::undefined(what),
             Value::Dict(dict) => match key {
-                // A list as a key is no error here, but nothing.
+                // A list used as a key is not an error here; it finds nothing.
                 Value::List(_) | Value::Dict(_) => None,
                 _ => dict.get(self.budget, key)?.cloned(),
             },
@@ -53,7 +53,7 @@ impl Run<'_> {
         Ok(Value::Undefined(format!("{} has no element {key}", type_text(object)).into()))
     }
 
-    /// What Python's `getattr` finds.
+    /// The result of Python's `getattr`.
     pub(in super::super) fn python_attribute(&self, object: &Value, name: &str) -> Res<Option<Value>> {
         Ok(match object {
             Value::Namespace(namespace) => namespace.get(name),

@@ -1,4 +1,4 @@
-//! Running a template: expressions.
+//! Evaluates expressions.
 
 use std::rc::Rc;
 
@@ -39,7 +39,7 @@ impl Run<'_> {
             Expr::Const(constant) => self.constant(constant),
             Expr::Name(name) => Ok(self.variable(name, scope)),
             Expr::Concat(parts) => {
-                // Unlike `+`, this escapes nothing: Jinja2 does so only where it escapes all output.
+                // Unlike `+`, this escapes nothing: Jinja2 escapes here only if it escapes all output.
                 let mut out = Out::new(self.budget);
                 for part in parts {
                     write_str(&mut out, &self.eval(part, scope)?)?;

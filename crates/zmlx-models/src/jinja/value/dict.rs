@@ -1,4 +1,4 @@
-//! Dicts: keys in the order of insertion, equal as Python's are (`1`, `1.0` and `True` are one key).
+//! Dicts. Keys are in the order of insertion, and equal as in Python: `1`, `1.0` and `True` are one key.
 
 use std::hash::{Hash, Hasher};
 use std::rc::Rc;
@@ -18,17 +18,17 @@ pub(in super::super) struct Dict {
     _charges: Vec<Charge>,
 }
 
-/// A key by what makes keys equal. The value that was the key lies beside its value.
+/// A key, reduced to what decides equality. The original key is stored with the entry's value.
 #[derive(Clone, Debug)]
 pub(in super::super) enum Key {
     Str(Text),
     Int(i128),
-    /// The bits of a float that is no whole number.
+    /// The bits of a float that is not a whole number.
     Float(u64),
     None,
     Undefined,
     Tuple(Rc<(Vec<Key>, Charge)>),
-    /// A value that is equal only to itself: its address.
+    /// The address of a value that is equal only to itself.
     Object(usize),
 }
 
@@ -51,7 +51,7 @@ impl Eq for Key {}
 impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         match self {
-            // As a str alone, by which entries are found.
+            // It hashes as a plain str, because lookups by name use one.
             Self::Str(text) => text.as_str().hash(state),
             Self::Int(i) => i.hash(state),
             Self::Float(bits) => bits.hash(state),
@@ -85,7 +85,7 @@ impl Key {
             Value::None => Self::None,
             Value::Undefined(_) => Self::Undefined,
             Value::Tuple(seq) => {
-                // Shared tuples within tuples are unfolded: each part is paid for.
+                // Tuples that share parts are expanded, and each part is charged.
                 let mut keys = Items::new(budget);
                 seq.items().iter().try_for_each(|item| keys.push(Self::of(budget, item)?))?;
                 Self::Tuple(Rc::new(keys.finish()))
@@ -102,7 +102,7 @@ impl Key {
 }
 
 impl Dict {
-    /// An empty dict to be filled.
+    /// Starts an empty dict.
     pub(in super::super) fn builder(budget: &Budget) -> DictBuilder<'_> {
         DictBuilder { budget, map: IndexMap::new(), charges: Vec::new() }
     }
@@ -159,7 +159,7 @@ pub(in super::super) struct DictBuilder<'b> {
 }
 
 impl DictBuilder<'_> {
-    /// Sets the value of a key; the place and spelling of a key that is there stay.
+    /// Sets the value of a key. An existing key keeps its position and its spelling.
     pub(in super::super) fn insert(&mut self, key: Value, value: Value) -> Res<()> {
         let hashed = Key::of(self.budget, &key)?;
         let n_bytes = size_of::<(u64, usize, Key, (Value, Value), Charge)>() + size_of::<usize>();

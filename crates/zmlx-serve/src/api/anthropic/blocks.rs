@@ -7,10 +7,10 @@ use crate::api::fields::{Fields, wrong};
 use crate::api::openai::content_text;
 use crate::error::ApiError;
 
-/// What a block begins with that changes with every request and says nothing to a model.
+/// The beginning of a block that changes with every request and contains nothing for the model.
 const BILLING: &str = "x-anthropic-billing-header:";
 
-/// The system's message, if there is one.
+/// The system message, if there is one.
 pub(super) fn system(fields: &Fields<'_>) -> Result<Option<ChatMessage>, ApiError> {
     let Some(system) = fields.get("system") else { return Ok(None) };
     let text = system_text(system, "system")?;
@@ -29,7 +29,7 @@ fn system_text(system: &Value, path: &str) -> Result<String, ApiError> {
     Ok(texts.join("\n"))
 }
 
-/// The messages. One of a user becomes several where it has results of tools.
+/// The messages. A user message with tool results becomes several messages.
 pub(super) fn messages(fields: &Fields<'_>) -> Result<Vec<ChatMessage>, ApiError> {
     let Some(list) = fields.array("messages")? else {
         return Err(fields.error("messages", "expected a list, got nothing"));
@@ -42,7 +42,7 @@ pub(super) fn messages(fields: &Fields<'_>) -> Result<Vec<ChatMessage>, ApiError
         let path = format!("messages[{i}]");
         let message = Fields::of(value, &path)?;
         let Some(content) = message.get("content") else {
-            return Err(message.error("content", "expected a text or a list of blocks, got nothing"));
+            return Err(message.error("content", "expected a string or a list of blocks, got nothing"));
         };
         let path = message.path("content");
         match message.text("role")? {
@@ -60,13 +60,13 @@ pub(super) fn messages(fields: &Fields<'_>) -> Result<Vec<ChatMessage>, ApiError
 
 fn blocks<'a>(content: &'a Value, path: &str) -> Result<Vec<Fields<'a>>, ApiError> {
     let Value::Array(blocks) = content else {
-        return Err(wrong(path, "a text or a list of blocks", content));
+        return Err(wrong(path, "a string or a list of blocks", content));
     };
     blocks.iter().enumerate().map(|(i, block)| Fields::of(block, &format!("{path}[{i}]"))).collect()
 }
 
 fn need<'a>(block: &Fields<'a>, key: &str) -> Result<&'a str, ApiError> {
-    block.text(key)?.ok_or_else(|| block.error(key, "expected a text, got nothing"))
+    block.text(key)?.ok_or_else(|| block.error(key, "expected a string, got nothing"))
 }
 
 fn user(content: &Value, path: &str, messages: &mut Vec<ChatMessage>) -> Result<(), ApiError> {

@@ -12,7 +12,7 @@ use crate::error::ApiError;
 use crate::model::Loaded;
 use crate::tools::Tool;
 
-/// Whether a request has to say how long the answer may be.
+/// Whether a request has to give the maximal length of the answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Length {
     Needed,
@@ -68,7 +68,7 @@ pub(super) fn read(fields: &Fields<'_>, loaded: &Loaded, length: Length) -> Resu
     })
 }
 
-/// The tools that are the client's own; those of Anthropic's servers are not here.
+/// The client's own tools. Tools that run on Anthropic's servers are left out, because they do not exist here.
 fn tools(fields: &Fields<'_>) -> Result<Vec<Tool>, ApiError> {
     let mut tools = Vec::new();
     for (i, value) in fields.array("tools")?.into_iter().flatten().enumerate() {
@@ -91,7 +91,7 @@ fn for_template(tool: &Tool) -> Value {
     })
 }
 
-/// Which tools may be called, and how often.
+/// Which tools may be called, and how many times.
 fn choice(fields: &Fields<'_>, tools: &[Tool]) -> Result<(ToolChoice, Option<usize>), ApiError> {
     let Some(choice) = fields.object("tool_choice")? else { return Ok((ToolChoice::Auto, None)) };
     let which = match choice.text("type")? {
@@ -100,7 +100,7 @@ fn choice(fields: &Fields<'_>, tools: &[Tool]) -> Result<(ToolChoice, Option<usi
         Some("any") => ToolChoice::Required,
         Some("tool") => match choice.text("name")? {
             Some(name) => ToolChoice::Named(name.to_owned()),
-            None => return Err(choice.error("name", "expected a text, got nothing")),
+            None => return Err(choice.error("name", "expected a string, got nothing")),
         },
         _ => {
             let got = choice.get("type").unwrap_or(&Value::Null);

@@ -9,7 +9,7 @@ use crate::http::sse::{Events, Writer};
 use crate::state::new_call_id;
 use crate::tools::Piece;
 
-/// A block that is open.
+/// The block that is open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Block {
     Thinking,
@@ -17,13 +17,13 @@ enum Block {
     ToolUse,
 }
 
-/// Writes events.
+/// Writes the events of an answer.
 pub(super) struct MessageWriter {
     id: String,
     model: String,
     open: Option<Block>,
     n_blocks: usize,
-    /// White space that a text may begin with, if one comes.
+    /// White space that is held back until text follows it.
     blank: String,
 }
 

@@ -46,9 +46,9 @@ pub(crate) async fn handle(
 /// Reads a request.
 pub(crate) fn read(fields: &Fields<'_>, loaded: &Loaded) -> Result<ChatCall, ApiError> {
     for (key, instead) in [
-        ("chat_template", "the server has its template: see --chat-template"),
-        ("functions", "expected null: functions come as tools"),
-        ("function_call", "expected null: see tool_choice"),
+        ("chat_template", "the server has a template of its own: see --chat-template"),
+        ("functions", "expected null: use tools"),
+        ("function_call", "expected null: use tool_choice"),
     ] {
         if fields.get(key).is_some() {
             return Err(fields.error(key, instead));

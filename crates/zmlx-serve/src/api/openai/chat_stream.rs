@@ -12,16 +12,16 @@ use crate::model::Loaded;
 use crate::state::new_call_id;
 use crate::tools::Piece;
 
-/// The kind of object that chunks are.
+/// The object type of chunks.
 const OBJECT: &str = "chat.completion.chunk";
 
 /// Writes chunks.
 pub(super) struct ChatWriter {
     head: Head,
     loaded: Arc<Loaded>,
-    /// Those of tokens that have no chunk yet.
+    /// Log-probabilities of tokens that are not in a chunk yet.
     logprobs: Vec<Value>,
-    /// Calls that have begun.
+    /// Number of calls that have begun.
     n_calls: usize,
 }
 

@@ -21,7 +21,7 @@ use crate::prepare;
 use crate::state::State as Shared;
 use crate::tools::Piece;
 
-/// The kind of object that answers and chunks are.
+/// The object type of answers and chunks.
 const OBJECT: &str = "text_completion";
 
 /// Continues a text.
@@ -64,7 +64,7 @@ fn read(fields: &Fields<'_>, loaded: &Loaded) -> Result<TextCall, ApiError> {
         return Err(fields.error("echo", "expected false: the prompt is not repeated"));
     }
     if fields.text("suffix")?.is_some_and(|suffix| !suffix.is_empty()) {
-        return Err(fields.error("suffix", "expected null: a text is continued at its end only"));
+        return Err(fields.error("suffix", "expected null: a text can only be continued at its end"));
     }
     if fields.integer("best_of", 1, i64::MAX)?.is_some_and(|n| n > 1) {
         return Err(fields.error("best_of", "expected 1: an answer has one choice"));
@@ -74,15 +74,15 @@ fn read(fields: &Fields<'_>, loaded: &Loaded) -> Result<TextCall, ApiError> {
     Ok(TextCall { prompt: prompt(fields, loaded.model.vocab_size)?, structure: structure(fields)?, settings })
 }
 
-/// A text, tokens, or a list with one of these.
+/// The prompt: a string, tokens, or a list with one of these.
 fn prompt(fields: &Fields<'_>, vocab_size: usize) -> Result<TextPrompt, ApiError> {
     const KEY: &str = "prompt";
     let Some(value) = fields.get(KEY) else {
         return Err(
-            fields.error(KEY, "expected a text, a list of tokens, or a list of one of these, got nothing")
+            fields.error(KEY, "expected a string, a list of tokens, or a list of one of these, got nothing")
         );
     };
-    let wrong = |got: &Value| fields.wrong(KEY, "a text, a list of tokens, or a list of one of these", got);
+    let wrong = |got: &Value| fields.wrong(KEY, "a string, a list of tokens, or a list of one of these", got);
     let tokens = |list: &[Value]| -> Result<TextPrompt, ApiError> {
         let token = |value: &Value| {
             let id = value.as_u64().filter(|id| *id < vocab_size as u64);
@@ -109,7 +109,7 @@ fn prompt(fields: &Fields<'_>, vocab_size: usize) -> Result<TextPrompt, ApiError
 struct TextWriter {
     head: Head,
     loaded: Arc<Loaded>,
-    /// Those of tokens that have no chunk yet.
+    /// Tokens that are not in a chunk yet.
     infos: Vec<TokenInfo>,
     offset: usize,
 }
@@ -128,7 +128,7 @@ impl TextWriter {
 
     fn pieces(&mut self, pieces: Vec<Piece>, out: &mut Events) {
         for piece in pieces {
-            // Nothing else comes without a syntax of calls.
+            // Without a syntax of calls there are no other pieces.
             if let Piece::Content(text) = piece {
                 let chunk = self.text(&text, None);
                 out.data(&chunk);

@@ -5,7 +5,7 @@ use zmlx_models::{TokenLogprob, Tokenizer};
 
 use crate::generation::TokenInfo;
 
-/// What stands for minus infinity, which JSON lacks.
+/// The value for minus infinity, which JSON lacks.
 const LOWEST: f64 = -9999.0;
 
 fn bytes(tokenizer: &Tokenizer, token: u32) -> Vec<u8> {
@@ -27,7 +27,8 @@ pub(super) fn chat_entry(tokenizer: &Tokenizer, info: &TokenInfo) -> Value {
     of_token
 }
 
-/// The `logprobs` of a text completion's tokens. `offset` is where their text begins, in characters, and is moved on.
+/// The `logprobs` of a text completion's tokens. `offset` is the position of their text in characters. It is moved to
+/// the end of the text.
 pub(super) fn completion(tokenizer: &Tokenizer, infos: &[TokenInfo], offset: &mut usize) -> Value {
     let mut offsets = Vec::with_capacity(infos.len());
     for info in infos {

@@ -6,7 +6,7 @@ use zmlx_models::ChatMessage;
 use crate::api::fields::{Fields, wrong};
 use crate::error::ApiError;
 
-/// The messages, as templates see them.
+/// The messages in the form for templates.
 pub(super) fn messages(fields: &Fields<'_>) -> Result<Vec<ChatMessage>, ApiError> {
     let Some(list) = fields.array("messages")? else {
         return Err(fields.error("messages", "expected a list, got nothing"));
@@ -62,7 +62,7 @@ fn check_call(call: &Fields<'_>) -> Result<(), ApiError> {
         return Err(call.error("function", "expected an object, got nothing"));
     };
     if function.text("name")?.is_none() {
-        return Err(function.error("name", "expected a text, got nothing"));
+        return Err(function.error("name", "expected a string, got nothing"));
     }
     match function.get("arguments") {
         None | Some(Value::String(_) | Value::Object(_)) => Ok(()),
@@ -70,12 +70,12 @@ fn check_call(call: &Fields<'_>) -> Result<(), ApiError> {
     }
 }
 
-/// A content that is a text, or texts in parts of these types, which are joined.
+/// The text of a content, which is a string, or a list of parts of these types, whose texts are joined.
 pub(crate) fn content_text(content: &Value, path: &str, types: &[&str]) -> Result<String, ApiError> {
     let parts = match content {
         Value::String(text) => return Ok(text.clone()),
         Value::Array(parts) => parts,
-        other => return Err(wrong(path, "a text or a list of parts", other)),
+        other => return Err(wrong(path, "a string or a list of parts", other)),
     };
     let mut joined = String::new();
     for (i, part) in parts.iter().enumerate() {
@@ -88,7 +88,7 @@ pub(crate) fn content_text(content: &Value, path: &str, types: &[&str]) -> Resul
             }
         }
         let Some(text) = part.text("text")? else {
-            return Err(part.error("text", "expected a text, got nothing"));
+            return Err(part.error("text", "expected a string, got nothing"));
         };
         joined += text;
     }

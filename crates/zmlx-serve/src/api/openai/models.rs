@@ -1,4 +1,4 @@
-//! The models that there are: one.
+//! The list of models, which has one entry.
 
 use std::sync::Arc;
 
@@ -18,7 +18,7 @@ fn entry(loaded: &Loaded, id: &str) -> Value {
         "object": "model",
         "created": loaded.created,
         "owned_by": "zmlx",
-        // What Anthropic's clients read.
+        // These fields are for Anthropic's clients.
         "type": "model",
         "display_name": id,
         "created_at": "1970-01-01T00:00:00Z",
@@ -48,6 +48,6 @@ pub(crate) async fn one(
     Err(ApiError {
         param: Some("model".into()),
         code: Some("model_not_found"),
-        ..ApiError::new(StatusCode::NOT_FOUND, "there is no model of that name")
+        ..ApiError::new(StatusCode::NOT_FOUND, "there is no model with that name")
     })
 }

@@ -1,4 +1,4 @@
-//! The fields that say how an answer is generated.
+//! The fields that determine how an answer is generated.
 
 use rand::Rng;
 use serde_json::{Value, json};
@@ -11,13 +11,13 @@ use crate::error::ApiError;
 use crate::model::Loaded;
 use crate::options::ServerOptions;
 
-/// Most stop strings.
+/// The largest number of stop strings.
 const MAX_STOPS: usize = 16;
 
-/// The model's name, as it is to be answered.
+/// The name of the model for the answer.
 ///
 /// # Errors
-/// If another model is meant.
+/// If the request asks for another model.
 pub(crate) fn model_name(
     fields: &Fields<'_>,
     loaded: &Loaded,
@@ -43,7 +43,7 @@ pub(crate) fn stream_options(fields: &Fields<'_>) -> Result<bool, ApiError> {
     Ok(options.bool("include_usage")?.unwrap_or(false))
 }
 
-/// The settings, apart from log-probabilities, whose fields differ.
+/// The settings except for log-probabilities, whose fields differ between interfaces.
 pub(crate) fn settings(fields: &Fields<'_>, loaded: &Loaded) -> Result<Settings, ApiError> {
     if let Some(n) = fields.integer("n", 1, i64::MAX)?
         && n != 1
@@ -80,7 +80,7 @@ fn sampling(fields: &Fields<'_>, loaded: &Loaded) -> Result<SamplingParams, ApiE
     let params = SamplingParams {
         temperature: temperature.unwrap_or(default.temperature),
         top_k: top_k.map_or(default.top_k, |k| usize::try_from(k).ok().filter(|k| *k > 0)),
-        // A value so small that it is 0 as f32 keeps one token all the same.
+        // A value so small that it is 0 as f32 still keeps one token.
         top_p: top_p.map(|p| p.max(f32::MIN_POSITIVE)).or(default.top_p),
         min_p: min_p.or(default.min_p),
         repetition_penalty: repetition.map(|p| p.max(f32::MIN_POSITIVE)).or(default.repetition_penalty),
@@ -115,9 +115,9 @@ fn logit_bias(fields: &Fields<'_>, vocab_size: usize) -> Result<Vec<(u32, f32)>,
     map.iter().map(entry).collect()
 }
 
-/// A text or a list of texts, none empty.
+/// A string or a list of strings, none of them empty.
 pub(crate) fn stop(fields: &Fields<'_>, key: &str) -> Result<Vec<String>, ApiError> {
-    let want = "a text or a list of texts, none of them empty";
+    let want = "a string or a list of strings, none of them empty";
     let text = |value: &Value| match value.as_str() {
         Some(text) if !text.is_empty() => Ok(text.to_owned()),
         _ => Err(fields.wrong(key, want, value)),
@@ -125,7 +125,7 @@ pub(crate) fn stop(fields: &Fields<'_>, key: &str) -> Result<Vec<String>, ApiErr
     match fields.get(key) {
         None => Ok(Vec::new()),
         Some(Value::Array(list)) if list.len() > MAX_STOPS => {
-            Err(fields.error(key, format!("expected at most {MAX_STOPS} texts, got {}", list.len())))
+            Err(fields.error(key, format!("expected at most {MAX_STOPS} strings, got {}", list.len())))
         }
         Some(Value::Array(list)) => list.iter().map(text).collect(),
         Some(one) => Ok(vec![text(one)?]),
@@ -141,7 +141,7 @@ fn token_ids(fields: &Fields<'_>, key: &str, vocab_size: usize) -> Result<Vec<u3
     fields.array(key)?.into_iter().flatten().map(id).collect()
 }
 
-/// What an answer must look like, by `response_format` or vLLM's `structured_outputs`.
+/// The structure of the answer, given by `response_format` or vLLM's `structured_outputs`.
 pub(crate) fn structure(fields: &Fields<'_>) -> Result<Option<Structure>, ApiError> {
     if let Some(structured) = fields.object("structured_outputs")? {
         return structured_outputs(&structured);
@@ -186,11 +186,11 @@ fn structured_outputs(fields: &Fields<'_>) -> Result<Option<Structure>, ApiError
     }
     if let Some(choices) = fields.array("choice")? {
         let text = |value: &Value| {
-            value.as_str().map(str::to_owned).ok_or_else(|| fields.wrong("choice", "texts", value))
+            value.as_str().map(str::to_owned).ok_or_else(|| fields.wrong("choice", "strings", value))
         };
         let choices = choices.iter().map(text).collect::<Result<Vec<_>, _>>()?;
         if choices.is_empty() {
-            return Err(fields.error("choice", "expected at least one text, got none"));
+            return Err(fields.error("choice", "expected at least one string, got none"));
         }
         return Ok(Some(Structure::Choice(choices)));
     }

@@ -1,4 +1,4 @@
-//! Tools, and which of them may be called.
+//! The tools of a request, and which of them may be called.
 
 use serde_json::{Map, Value};
 
@@ -7,7 +7,7 @@ use crate::call::ToolChoice;
 use crate::error::ApiError;
 use crate::tools::Tool;
 
-/// The tools, and the same as templates see them.
+/// The tools, and the same tools in the form for templates.
 pub(super) fn tools(fields: &Fields<'_>) -> Result<(Vec<Tool>, Vec<Value>), ApiError> {
     let list = fields.array("tools")?.map(Vec::as_slice).unwrap_or_default();
     let tool = |(i, value): (usize, &Value)| {
@@ -27,7 +27,7 @@ pub(super) fn tools(fields: &Fields<'_>) -> Result<(Vec<Tool>, Vec<Value>), ApiE
     Ok((tools, list.to_vec()))
 }
 
-/// A tool of an object with `name`, `description` and a schema.
+/// A tool in an object with `name`, `description` and a schema.
 pub(crate) fn tool_of_function(function: &Fields<'_>, schema: &str) -> Result<Tool, ApiError> {
     let name = match function.text("name")? {
         Some(name) if is_name(name) => name.to_owned(),
@@ -75,13 +75,13 @@ pub(crate) fn choice(fields: &Fields<'_>, tools: &[Tool]) -> Result<ToolChoice, 
                     return Err(choice.wrong("type", "function", choice.get("type").unwrap_or(&Value::Null)));
                 }
             }
-            // Responses has the name beside the type.
+            // Responses gives the name next to the type.
             let name = match choice.object("function")? {
                 Some(function) => function.text("name")?,
                 None => choice.text("name")?,
             };
             let Some(name) = name else {
-                return Err(choice.error("function.name", "expected a text, got nothing"));
+                return Err(choice.error("function.name", "expected a string, got nothing"));
             };
             ToolChoice::Named(name.to_owned())
         }
@@ -90,18 +90,18 @@ pub(crate) fn choice(fields: &Fields<'_>, tools: &[Tool]) -> Result<ToolChoice, 
     Ok(choice)
 }
 
-/// Checks that there is what must be called.
+/// Checks that the tool that must be called exists.
 pub(crate) fn check_choice(choice: &ToolChoice, tools: &[Tool], key: &str) -> Result<(), ApiError> {
     match choice {
         ToolChoice::Required if tools.is_empty() => Err(ApiError::field(key, "there are no tools to call")),
         ToolChoice::Named(name) if !tools.iter().any(|tool| tool.name == *name) => {
-            Err(ApiError::field(key, "there is no tool of that name"))
+            Err(ApiError::field(key, "there is no tool with that name"))
         }
         _ => Ok(()),
     }
 }
 
-/// The variables of the template that an effort sets.
+/// Sets the template variables that a reasoning effort stands for.
 pub(crate) fn effort(effort: Option<&str>, kwargs: &mut Map<String, Value>) {
     match effort {
         None => {}

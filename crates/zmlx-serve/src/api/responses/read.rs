@@ -15,13 +15,12 @@ use crate::model::Loaded;
 pub(super) fn read(fields: &Fields<'_>, loaded: &Loaded) -> Result<(ChatCall, Routes), ApiError> {
     for key in ["previous_response_id", "conversation"] {
         if fields.get(key).is_some() {
-            return Err(
-                fields.error(key, "this server keeps no responses: send the whole conversation as input")
-            );
+            return Err(fields
+                .error(key, "this server does not store responses: send the whole conversation as input"));
         }
     }
     if fields.bool("background")? == Some(true) {
-        return Err(fields.error("background", "expected false: this server keeps no responses"));
+        return Err(fields.error("background", "expected false: this server does not store responses"));
     }
     let mut settings = settings(fields, loaded)?;
     settings.max_tokens = fields.count("max_output_tokens", 1)?.or(settings.max_tokens);
@@ -33,7 +32,7 @@ pub(super) fn read(fields: &Fields<'_>, loaded: &Loaded) -> Result<(ChatCall, Ro
     }
     input(fields, &mut messages)?;
     let (tools, tools_json, routes) = tools(fields)?;
-    // A choice of another server's tool says nothing here.
+    // The choice of a tool that runs on another server has no effect here.
     let is_foreign = fields
         .get("tool_choice")
         .and_then(|c| c.get("type"))
@@ -87,7 +86,7 @@ fn structure(fields: &Fields<'_>) -> Result<Option<Structure>, ApiError> {
     }
 }
 
-/// The conversation: a text, or items.
+/// The conversation: a string, or items.
 fn input(fields: &Fields<'_>, messages: &mut Vec<ChatMessage>) -> Result<(), ApiError> {
     let items = match fields.get("input") {
         Some(Value::String(text)) => {
@@ -97,7 +96,7 @@ fn input(fields: &Fields<'_>, messages: &mut Vec<ChatMessage>) -> Result<(), Api
         Some(Value::Array(items)) if !items.is_empty() => items,
         Some(Value::Array(_)) => return Err(fields.error("input", "expected at least one item, got none")),
         other => {
-            return Err(fields.wrong("input", "a text or a list of items", other.unwrap_or(&Value::Null)));
+            return Err(fields.wrong("input", "a string or a list of items", other.unwrap_or(&Value::Null)));
         }
     };
     let mut turn = Turn::default();
@@ -165,14 +164,14 @@ fn message(item: &Fields<'_>, turn: &mut Turn, messages: &mut Vec<ChatMessage>) 
 }
 
 fn need<'a>(item: &Fields<'a>, key: &str) -> Result<&'a str, ApiError> {
-    item.text(key)?.ok_or_else(|| item.error(key, "expected a text, got nothing"))
+    item.text(key)?.ok_or_else(|| item.error(key, "expected a string, got nothing"))
 }
 
 fn from_map(map: Map<String, Value>) -> Result<ChatMessage, ApiError> {
     ChatMessage::from_json(Value::Object(map)).map_err(|error| ApiError::of_engine(&error, "input"))
 }
 
-/// What the assistant said in a row: thinking, text and calls are items of their own, but one message for templates.
+/// Successive items of the assistant. Thinking, text and calls are separate items, but one message for templates.
 #[derive(Debug, Default)]
 struct Turn {
     reasoning: String,

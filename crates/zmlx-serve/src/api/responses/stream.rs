@@ -11,7 +11,7 @@ use crate::http::sse::{Events, Writer};
 use crate::state::new_id;
 use crate::tools::Piece;
 
-/// An item that is open.
+/// The item that is open.
 #[derive(Debug)]
 enum Open {
     Reasoning { id: String, text: String },
@@ -19,15 +19,15 @@ enum Open {
     Call { ids: Ids, name: String, arguments: String },
 }
 
-/// Writes events.
+/// Writes the events of a response.
 pub(super) struct ResponseWriter {
     head: Head,
     routes: Routes,
     sequence: u64,
     open: Option<Open>,
-    /// Items that are whole.
+    /// The complete items.
     output: Vec<Value>,
-    /// White space that a message may begin with, if one comes.
+    /// White space that is held back until a message follows it.
     blank: String,
 }
 
@@ -50,7 +50,7 @@ impl ResponseWriter {
         self.event(name, json!({"response": response}), out);
     }
 
-    /// The index of the item that is open, or would be.
+    /// The index of the open item, or of the next one.
     fn index(&self) -> usize {
         self.output.len()
     }
@@ -72,7 +72,7 @@ impl ResponseWriter {
         self.open = Some(open);
     }
 
-    /// Ends the item that is open.
+    /// Ends the open item.
     fn close(&mut self, out: &mut Events) {
         let index = self.index();
         let item = match self.open.take() {
@@ -166,7 +166,7 @@ impl ResponseWriter {
                     }
                 }
                 Piece::CallEnd => self.close(out),
-                // An item that never gets done is none.
+                // An item that is never completed is left out.
                 Piece::CallCut => self.open = None,
                 Piece::CallBroken(text) => {
                     self.open = None;

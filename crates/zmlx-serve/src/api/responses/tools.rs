@@ -1,4 +1,5 @@
-//! Tools, and how calls of them find their way back: functions, functions of namespaces, and tools that take plain text.
+//! Tools, and how their calls are translated back for the client: functions, functions of namespaces, and tools that
+//! take plain text.
 
 use std::collections::HashMap;
 
@@ -11,7 +12,7 @@ use crate::error::ApiError;
 use crate::state::{new_call_id, new_id};
 use crate::tools::Tool;
 
-/// What a call of a tool is for the client.
+/// What a tool is for the client.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Route {
     Function,
@@ -20,24 +21,24 @@ enum Route {
         namespace: String,
         name: String,
     },
-    /// A tool whose one argument is its whole input.
+    /// A tool whose only argument is its whole input.
     Custom,
 }
 
-/// The kinds of the tools by the names that the model sees.
+/// The kinds of the tools, by the names that the model sees.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Routes {
     by_name: HashMap<String, Route>,
 }
 
-/// The ids of a call's item.
+/// The ids of the item of a call.
 #[derive(Clone, Debug)]
 pub(super) struct Ids {
     pub(super) item: String,
     pub(super) call: String,
 }
 
-/// The tools that the model is shown; those of other servers are left out.
+/// The tools for the model. Tools that run on other servers are left out.
 pub(super) fn tools(fields: &Fields<'_>) -> Result<(Vec<Tool>, Vec<Value>, Routes), ApiError> {
     let (mut tools, mut routes) = (Vec::new(), Routes::default());
     for (i, value) in fields.array("tools")?.into_iter().flatten().enumerate() {
@@ -57,7 +58,7 @@ pub(super) fn tools(fields: &Fields<'_>) -> Result<(Vec<Tool>, Vec<Value>, Route
             }
             Some("namespace") => routes.add_namespace(&tool, &mut tools)?,
             Some(_) => {}
-            None => return Err(tool.error("type", "expected a text, got nothing")),
+            None => return Err(tool.error("type", "expected a string, got nothing")),
         }
     }
     let tools_json = tools.iter().map(for_template).collect();
@@ -83,7 +84,7 @@ impl Routes {
 
     fn add_namespace(&mut self, space: &Fields<'_>, tools: &mut Vec<Tool>) -> Result<(), ApiError> {
         let Some(namespace) = space.text("name")? else {
-            return Err(space.error("name", "expected a text, got nothing"));
+            return Err(space.error("name", "expected a string, got nothing"));
         };
         for (i, value) in space.array("tools")?.into_iter().flatten().enumerate() {
             let function = Fields::of(value, &format!("{}[{i}]", space.path("tools")))?;
@@ -98,12 +99,12 @@ impl Routes {
         Ok(())
     }
 
-    /// The name that the model sees of a function in a namespace.
+    /// The model's name for a function in a namespace.
     pub(super) fn name_in(namespace: &str, name: &str) -> String {
         if namespace.ends_with("__") { format!("{namespace}{name}") } else { format!("{namespace}__{name}") }
     }
 
-    /// New ids for a call of a tool.
+    /// Creates ids for a call of a tool.
     pub(super) fn ids(&self, name: &str) -> Ids {
         let prefix = if self.is_custom(name) { "ctc_" } else { "fc_" };
         Ids { item: new_id(prefix), call: new_call_id("call_") }
@@ -135,7 +136,7 @@ impl Routes {
         }
     }
 
-    /// The input of a tool that takes plain text, out of its arguments.
+    /// The input of a tool that takes plain text, from its arguments.
     pub(super) fn input(arguments: &str) -> String {
         let value: Value = serde_json::from_str(arguments).unwrap_or_default();
         match value.get("input") {

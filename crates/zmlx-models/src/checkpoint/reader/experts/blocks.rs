@@ -1,4 +1,4 @@
-//! Experts as gpt-oss was released: mxfp4 in blocks of 16 bytes, the rows of gate and up in turn.
+//! The layout of experts in the released gpt-oss: mxfp4 in blocks of 16 bytes, with alternating rows of gate and up.
 
 use bytes::Bytes;
 use zmlx_kernels::{DType, HostWeight, QuantMode, QuantSpec, WeightBytes, WeightFormat};
@@ -7,16 +7,16 @@ use super::super::{TensorReader, placeholder};
 use crate::WeightProblem;
 use crate::architecture::ExpertsSpec;
 
-/// Weights of a block.
+/// The number of weights of a block.
 const BLOCK: usize = 32;
 
 impl TensorReader<'_> {
-    /// True if the files hold this layout.
+    /// True if the files have this layout.
     pub(super) fn has_blocks(&self, spec: &ExpertsSpec) -> bool {
         self.contains(&format!("{}_blocks", gate_up(spec)))
     }
 
-    /// Gate, up and down of all experts. Gate and up are copied: their rows do not lie together.
+    /// Gate, up and down of all experts. Gate and up are copied, because the rows of each are not adjacent.
     pub(super) fn expert_blocks(&mut self, spec: &ExpertsSpec) -> [HostWeight; 3] {
         let [inter, hidden] = [spec.inter, spec.hidden];
         let both = self.blocks(&gate_up(spec), [spec.n_experts, inter.saturating_mul(2), hidden]);
@@ -53,7 +53,7 @@ impl TensorReader<'_> {
         [gate, up, down]
     }
 
-    /// Words and scales of `path`: `[n, n_out, blocks, 16]` bytes and `[n, n_out, blocks]`.
+    /// The words and scales of `path`: `[n, n_out, blocks, 16]` bytes and `[n, n_out, blocks]`.
     fn blocks(&mut self, path: &str, [n, n_out, n_in]: [usize; 3]) -> Option<[Bytes; 2]> {
         let names = ["blocks", "scales"].map(|part| format!("{path}_{part}"));
         let [data, scales] = [self.take(&names[0]), self.take(&names[1])];
@@ -90,7 +90,7 @@ fn down(spec: &ExpertsSpec) -> String {
     format!("{}.experts.down_proj", spec.path)
 }
 
-/// Of `n_rows` rows the even ones (`turn` 0) or the odd ones.
+/// The even rows (`turn` 0) or the odd rows (`turn` 1) of `n_rows` rows.
 fn every_other(bytes: &Bytes, n_rows: usize, turn: usize) -> Bytes {
     let row_bytes = (bytes.len() / n_rows.max(1)).max(1);
     bytes.chunks_exact(row_bytes).skip(turn).step_by(2).flatten().copied().collect()

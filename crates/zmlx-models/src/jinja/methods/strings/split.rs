@@ -1,4 +1,4 @@
-//! Cutting texts into pieces.
+//! Splits texts.
 
 use super::super::super::budget::Items;
 use super::super::super::calls::{Args, int_of, str_of};
@@ -62,7 +62,8 @@ fn separator<'v>(name: &str, value: &'v Value) -> Res<&'v str> {
     }
 }
 
-/// Appends the words between white space; after `limit` cuts the rest stays whole. From the end, the last word is the first.
+/// Appends the words between white space. After `limit` splits the rest is not split. From the end, the last word comes
+/// first.
 fn words(run: &Run<'_>, text: &str, limit: usize, from_end: bool, words: &mut Items<'_, Value>) -> Res<()> {
     let mut rest = if from_end { text.trim_end_matches(is_space) } else { text.trim_start_matches(is_space) };
     while !rest.is_empty() {
@@ -82,7 +83,7 @@ fn words(run: &Run<'_>, text: &str, limit: usize, from_end: bool, words: &mut It
     Ok(())
 }
 
-/// The lines of a text by all line ends that Python knows.
+/// The lines of a text. All line ends of Python count.
 pub(in super::super::super) fn lines(text: &str, keep_ends: bool) -> impl Iterator<Item = &str> {
     let is_end = |c: char| {
         matches!(

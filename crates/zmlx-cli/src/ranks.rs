@@ -1,0 +1,183 @@
+//! Several processes that compute one model together: ranks, started by `zmlx launch` or by MLX's own launcher.
+//!
+//! A rank finds its number in the environment as `MLX_RANK`, and the addresses of all in the file that `MLX_HOSTFILE` names. The
+//! sums go over MLX's ring, whose ops wait forever for a rank that has died. So each rank also holds a connection to its two
+//! neighbours ([`watch`]): over it a rank says how it ended, and its silence is its death.
+
+#[cfg(any(target_os = "macos", feature = "mlx"))]
+mod group;
+pub(crate) mod hostfile;
+mod watch;
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use anyhow::{Context, Result, bail, ensure};
+use sha2::{Digest, Sha256};
+use zmlx_kernels::Shard;
+use zmlx_models::Checkpoint;
+
+use crate::output;
+
+/// The process's number.
+pub(crate) const MLX_RANK: &str = "MLX_RANK";
+/// The file with the addresses of all.
+pub(crate) const MLX_HOSTFILE: &str = "MLX_HOSTFILE";
+
+/// Commands that several ranks can run.
+pub(crate) const COMMANDS: [&str; 2] = ["generate", "logits"];
+
+#[cfg(any(target_os = "macos", feature = "mlx"))]
+static JOINED: OnceLock<group::Joined> = OnceLock::new();
+#[cfg(not(any(target_os = "macos", feature = "mlx")))]
+static JOINED: OnceLock<Never> = OnceLock::new();
+
+/// In builds without MLX there is no group.
+#[cfg(not(any(target_os = "macos", feature = "mlx")))]
+enum Never {}
+
+#[cfg(not(any(target_os = "macos", feature = "mlx")))]
+impl Never {
+    fn shard(&self) -> Shard {
+        match *self {}
+    }
+
+    fn all_gather(&self, _: &[u32]) -> Result<Vec<u32>> {
+        match *self {}
+    }
+
+    fn leave(&self, _: u8, _: Option<&str>) -> ! {
+        match *self {}
+    }
+}
+
+/// What the environment says of this process.
+#[derive(Debug)]
+struct Place {
+    shard: Shard,
+    /// Of each rank, as `host:port`.
+    addresses: Vec<Vec<String>>,
+}
+
+fn variable(name: &str) -> Option<OsString> {
+    std::env::var_os(name).filter(|value| !value.is_empty())
+}
+
+/// True for a process that another than rank 0 is: it prints errors only.
+pub(crate) fn is_silent() -> bool {
+    let is_other = variable(MLX_RANK).is_some_and(|rank| rank != "0");
+    is_other && variable(MLX_HOSTFILE).is_some()
+}
+
+/// Reads the environment; `None` for a process that is alone.
+fn place() -> Result<Option<Place>> {
+    let (rank, hostfile) = match (variable(MLX_RANK), variable(MLX_HOSTFILE)) {
+        // MLX's launcher sets the first one whatever connects the ranks.
+        (Some(_), None) => bail!(
+            "{MLX_RANK} is set and {MLX_HOSTFILE} is not: of what connects MLX's processes, zmlx has the ring only"
+        ),
+        (None, _) => return Ok(None),
+        (Some(rank), Some(hostfile)) => (rank, PathBuf::from(hostfile)),
+    };
+    let rank: Option<usize> = rank.to_str().and_then(|rank| rank.parse().ok());
+    let rank =
+        rank.with_context(|| format!("{MLX_RANK}: expected a number, got {:?}", variable(MLX_RANK)))?;
+    let addresses = hostfile::addresses(&hostfile).with_context(|| format!("rank {rank}"))?;
+    if addresses.len() < 2 {
+        return Ok(None);
+    }
+    let n_ranks = addresses.len();
+    ensure!(
+        rank < n_ranks,
+        "{MLX_RANK} is {rank}, but {} has the addresses of {n_ranks} ranks",
+        hostfile.display()
+    );
+    Ok(Some(Place { shard: Shard { rank, n_ranks }, addresses }))
+}
+
+/// Joins the other ranks, if this process has any.
+///
+/// # Errors
+/// If the environment or the hostfile is wrong, the ranks do not find each other in time, or they are of other versions.
+pub(crate) fn join(command: &str) -> Result<()> {
+    let Some(place) = place()? else { return Ok(()) };
+    let Shard { rank, n_ranks } = place.shard;
+    ensure!(
+        COMMANDS.contains(&command),
+        "rank {rank}: {n_ranks} ranks can run {}, not {command}",
+        COMMANDS.join(" and ")
+    );
+    #[cfg(any(target_os = "macos", feature = "mlx"))]
+    {
+        let joined = group::Joined::new(&place).with_context(|| format!("rank {rank}"))?;
+        let _ = JOINED.set(joined);
+        Ok(())
+    }
+    #[cfg(not(any(target_os = "macos", feature = "mlx")))]
+    {
+        let Place { addresses, .. } = place;
+        bail!("rank {rank} of {}: this zmlx is built without MLX, which connects ranks", addresses.len())
+    }
+}
+
+/// The group of MLX's, for a process that is one of several ranks.
+#[cfg(any(target_os = "macos", feature = "mlx"))]
+pub(crate) fn group() -> Option<zmlx_kernels::mlx::Group> {
+    JOINED.get().map(group::Joined::group)
+}
+
+/// Which rank this process is, if it is one of several.
+pub(crate) fn shard() -> Option<Shard> {
+    JOINED.get().map(|joined| joined.shard())
+}
+
+/// The values that rank 0 has, on every rank.
+pub(crate) fn of_rank_0(values: Vec<u32>) -> Result<Vec<u32>> {
+    let Some(joined) = JOINED.get() else { return Ok(values) };
+    let n = joined.all_gather(&[values.len() as u32])?[0] as usize;
+    let mut sent = values;
+    sent.resize(n.max(1), 0);
+    let mut all = joined.all_gather(&sent)?;
+    all.truncate(n);
+    Ok(all)
+}
+
+/// Checks that all ranks have opened the same checkpoint and do the same work, which a text describes.
+pub(crate) fn agree(checkpoint: &Checkpoint, work: &str) -> Result<()> {
+    let Some(joined) = JOINED.get() else { return Ok(()) };
+    let own = [words(&checkpoint.fingerprint()), words(&Sha256::digest(work))].concat();
+    let all = joined.all_gather(&own)?;
+    let of_rank_0 = &all[..own.len()];
+    for (rank, of_rank) in all.chunks_exact(own.len()).enumerate() {
+        let [checkpoint_is, work_is] =
+            [0..own.len() / 2, own.len() / 2..own.len()].map(|part| of_rank[part.clone()] == of_rank_0[part]);
+        ensure!(checkpoint_is, "the checkpoint of rank {rank} is not that of rank 0 ({})", checkpoint.name());
+        ensure!(work_is, "the arguments of rank {rank} are not those of rank 0");
+    }
+    Ok(())
+}
+
+/// The bytes as numbers that can be gathered.
+fn words(bytes: &[u8]) -> Vec<u32> {
+    let word = |bytes: &[u8]| bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
+    bytes.chunks(4).map(word).collect()
+}
+
+/// Ends a process that is one of several ranks: all end together, or for the error of one. Returns if the process is alone.
+pub(crate) fn leave(code: u8, error: Option<&str>) {
+    if let Some(joined) = JOINED.get() {
+        joined.leave(code, error);
+    }
+}
+
+/// Ends the process without the destructors of MLX's group: after a failure they would wait for ever.
+fn exit(code: u8) -> ! {
+    use std::io::Write;
+    output::remove_temporary();
+    let _ = std::io::stdout().flush();
+    #[cfg(unix)]
+    signal_hook::low_level::exit(code.into());
+    #[cfg(not(unix))]
+    std::process::exit(code.into());
+}

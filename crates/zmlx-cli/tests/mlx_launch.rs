@@ -1,0 +1,431 @@
+//! Several ranks over MLX's ring on this machine: `zmlx launch`, and processes that are started as MLX's launcher starts them.
+#![cfg(feature = "mlx")]
+#![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+use zmlx_oracle::golden::{Golden, TensorFile};
+
+const GLM: &str = "austen-glm4-moe-lite-4bit";
+const QWEN: &str = "austen-qwen3-moe-4bit";
+
+/// A rank that has not ended by then hangs: after a fault they end within 10 seconds.
+const LIMIT: Duration = Duration::from_secs(60);
+
+/// Ranks wait for each other at full speed, so groups of them run one after the other.
+static ALONE: Mutex<()> = Mutex::new(());
+
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn fixtures() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures")
+}
+
+fn model(name: &str) -> String {
+    fixtures().join("models").join(name).to_str().unwrap().to_owned()
+}
+
+fn zmlx(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zmlx"));
+    command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    for name in ["RUST_LOG", "MLX_RANK", "MLX_HOSTFILE"] {
+        command.env_remove(name);
+    }
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[track_caller]
+fn ok(output: &Output) -> String {
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(text(&output.stderr), "", "{output:?}");
+    text(&output.stdout)
+}
+
+fn join(tokens: &[u32]) -> String {
+    tokens.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+/// As MLX's launcher does it: a file with the addresses, and the number of each rank in its environment.
+struct Group {
+    hostfile: tempfile::NamedTempFile,
+    ranks: Vec<Child>,
+}
+
+impl Group {
+    fn new(hostfile: &str) -> Self {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        file.write_all(hostfile.as_bytes()).unwrap();
+        Self { hostfile: file, ranks: Vec::new() }
+    }
+
+    /// With an address for each of `n` ranks.
+    fn of(n: usize) -> Self {
+        Self::new(&hostfile(&free_ports(n)))
+    }
+
+    fn start(&mut self, rank: usize, args: &[&str]) {
+        let hostfile = self.hostfile.path().to_owned();
+        self.start_with(rank, &hostfile, args);
+    }
+
+    fn start_with(&mut self, rank: usize, hostfile: &Path, args: &[&str]) {
+        let mut command = zmlx(args);
+        command.env("MLX_RANK", rank.to_string()).env("MLX_HOSTFILE", hostfile);
+        self.ranks.push(command.spawn().unwrap());
+    }
+
+    /// What the ranks said, in the order of their start.
+    fn end(mut self) -> Vec<Output> {
+        std::mem::take(&mut self.ranks).into_iter().map(end).collect()
+    }
+
+    /// Every rank fails, and says why with the text at its place in the list.
+    fn fail(self, want: &[&str]) {
+        let outputs = self.end();
+        assert_eq!(outputs.len(), want.len());
+        for (output, want) in outputs.iter().zip(want) {
+            assert_eq!(output.status.code(), Some(2), "{outputs:#?}");
+            assert!(text(&output.stderr).contains(want), "{want:?} is not in {outputs:#?}");
+            assert_eq!(text(&output.stdout), "", "{outputs:#?}");
+        }
+    }
+}
+
+/// What a process said that must end.
+#[track_caller]
+fn end(mut process: Child) -> Output {
+    let started = Instant::now();
+    while process.try_wait().unwrap().is_none() {
+        if started.elapsed() > LIMIT {
+            process.kill().unwrap();
+            panic!("a process hangs: {:?}", process.wait_with_output());
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    process.wait_with_output().unwrap()
+}
+
+/// Waits until rank 0 has printed something: all ranks compute.
+fn wait_for_text(process: &mut Child) {
+    process.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        for rank in &mut self.ranks {
+            let _ = rank.kill();
+            let _ = rank.wait();
+        }
+    }
+}
+
+fn free_ports(n: usize) -> Vec<u16> {
+    let listeners: Vec<_> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
+}
+
+fn hostfile(ports: &[u16]) -> String {
+    serde_json::json!(ports.iter().map(|port| [format!("127.0.0.1:{port}")]).collect::<Vec<_>>()).to_string()
+}
+
+fn generate<'a>(model: &'a str, prompt: &'a str, n: &'a str) -> Vec<&'a str> {
+    vec!["generate", "--json", "--model", model, "--ignore-eos", "--prompt-tokens", prompt, "-m", n]
+}
+
+/// Both tiny models: the recorded tokens of mlx-lm, from rank 0 alone. No step of this text has a small margin.
+#[test]
+fn mlx_ranks_give_the_recorded_tokens() {
+    let _alone = alone();
+    for (name, n_ranks, n) in [(GLM, "2", 96), (GLM, "4", 32), (QWEN, "2", 96), (QWEN, "4", 32)] {
+        let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
+        let prompt = golden.prompt("novel").unwrap();
+        let (model, tokens, n_tokens) = (model(name), join(&prompt.prompt_tokens), n.to_string());
+        let command = generate(&model, &tokens, &n_tokens);
+        let run = end(zmlx(&[&["launch", "-n", n_ranks, "--"][..], &command].concat()).spawn().unwrap());
+        let report: Value = serde_json::from_str(&ok(&run)).unwrap();
+        let tokens: Vec<u32> = serde_json::from_value(report["tokens"].clone()).unwrap();
+        assert_eq!(tokens, prompt.bf16.tokens[..n], "{name} {n_ranks}");
+    }
+}
+
+/// Whatever is fused, the logits have the same bits.
+#[test]
+fn mlx_ranks_give_the_same_bits_for_every_fusion() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let fusions =
+        ["stock", "concat", "fused", "stock,+combine", "stock,+dense_swiglu", "stock,+route", "stock,+qkv"];
+    for (name, n_ranks, n_fusions) in [(GLM, "2", fusions.len()), (QWEN, "2", fusions.len()), (QWEN, "4", 3)]
+    {
+        let mut first = None;
+        for fusion in &fusions[..n_fusions] {
+            let out = dir.path().join(format!("{name} {n_ranks} {fusion}"));
+            let model = model(name);
+            let logits = ["logits", "--model", &model, "--tokens", "3,250,17,4,4,99,1,42", "--chunk", "7"];
+            let more = ["--fusion", fusion, "--out", out.to_str().unwrap()];
+            let run =
+                zmlx(&[&["launch", "-n", n_ranks, "--"][..], &logits, &more].concat()).output().unwrap();
+            assert_eq!(ok(&run), "");
+            let logits = TensorFile::open(&out).unwrap().floats("logits").unwrap();
+            assert!(logits.data.iter().all(|v| v.is_finite()) && logits.shape == [8, 3072]);
+            let first = first.get_or_insert_with(|| logits.data.clone());
+            assert!(*first == logits.data, "{name} {n_ranks} {fusion}");
+        }
+    }
+}
+
+/// The environment and the file of MLX's launcher; chance, a text, and a prompt that only rank 0 has.
+#[test]
+fn mlx_ranks_start_under_another_launcher() {
+    let _alone = alone();
+    let model = model(QWEN);
+    let args = ["generate", "--model", &model, "--temp", "0.8", "-m", "12", "-p", "-"];
+    let mut texts = Vec::new();
+    for n_ranks in [2, 4] {
+        let mut group = Group::of(n_ranks);
+        let hostfile = group.hostfile.path().to_owned();
+        for rank in 0..n_ranks {
+            let mut command = zmlx(&args);
+            command.env("MLX_RANK", rank.to_string()).env("MLX_HOSTFILE", &hostfile);
+            let mut child = command.stdin(Stdio::piped()).spawn().unwrap();
+            let mut stdin = child.stdin.take().unwrap();
+            if rank == 0 {
+                stdin.write_all(b"It is a truth").unwrap();
+            }
+            group.ranks.push(child);
+        }
+        let outputs = group.end();
+        for output in &outputs {
+            assert!(output.status.success(), "{outputs:#?}");
+        }
+        for other in &outputs[1..] {
+            assert!(other.stdout.is_empty() && other.stderr.is_empty(), "{outputs:#?}");
+        }
+        assert!(text(&outputs[0].stderr).contains("Generation: 12 tokens"), "{outputs:#?}");
+        texts.push(text(&outputs[0].stdout));
+    }
+    assert!(texts.iter().all(|text| text.trim().len() > 10), "{texts:?}");
+    // One process has a file without addresses, and is alone.
+    let mut group = Group::new("\n");
+    group.start(0, &generate(&model, "3,4", "2"));
+    let outputs = group.end();
+    assert!(ok(&outputs[0]).contains("\"tokens\""));
+}
+
+/// Other machines are reached by ssh: here a stand-in, which runs the command in a shell.
+#[test]
+fn mlx_ranks_start_by_ssh() {
+    use std::os::unix::fs::PermissionsExt;
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let ssh = dir.path().join("ssh");
+    std::fs::write(&ssh, "#!/bin/sh\nwhile [ \"$1\" != -- ]; do shift; done\nshift 2\nexec sh -c \"$*\"\n")
+        .unwrap();
+    std::fs::set_permissions(&ssh, PermissionsExt::from_mode(0o755)).unwrap();
+    let hosts = dir.path().join("hosts.json");
+    std::fs::write(
+        &hosts,
+        r#"{"hosts": [{"ssh": "127.0.0.1", "ips": ["127.0.0.1"]}, {"ssh": "me@other", "ips": ["127.0.0.1"]}]}"#,
+    )
+    .unwrap();
+    let path = format!("{}:{}", dir.path().display(), std::env::var("PATH").unwrap());
+    let (model, port) = (model(QWEN), free_ports(1)[0].to_string());
+    let launch = ["launch", "--hostfile", hosts.to_str().unwrap(), "--starting-port", &port, "--"];
+    let run =
+        zmlx(&[&launch[..], &generate(&model, "3,4", "4")].concat()).env("PATH", path).output().unwrap();
+    assert!(ok(&run).contains("\"tokens\""));
+}
+
+#[test]
+fn mlx_launch_refuses_what_it_cannot_start() {
+    let _alone = alone();
+    let (glm, qwen) = (model(GLM), model(QWEN));
+    for (args, want) in [
+        (&["launch", "-n", "2", "--", "serve"][..], "launch can start generate and logits, not \"serve\""),
+        (&["launch", "--", "generate"], "--n-ranks"),
+        (&["launch", "-n", "0", "--", "generate"], "0 is not in 1..=64"),
+        (&["launch", "--hosts", "a,,b", "--", "generate"], "got an empty one"),
+        (&["launch", "--hostfile", "/no/such/file", "--", "generate"], "/no/such/file"),
+        (
+            &["launch", "-n", "3", "--", "generate", "--model", &glm, "-p", "x"],
+            "cannot be split among 3 ranks, as model.layers.0.self_attn.o_proj follows 4 heads; it can be split among 2 or 4",
+        ),
+        (
+            &["launch", "-n", "2", "--", "generate", "--backend", "cpu", "--model", &qwen, "-p", "x"],
+            "several ranks can share a model on mlx only",
+        ),
+    ] {
+        let output = end(zmlx(args).spawn().unwrap());
+        assert_eq!(output.status.code(), Some(2), "{args:?}: {output:?}");
+        assert!(text(&output.stderr).contains(want), "{args:?}: {want:?} is not in {output:?}");
+    }
+    for (rank, file, command, want) in [
+        (0, "[]", "doctor", ""),
+        (0, r#"[["127.0.0.1:1"], ["127.0.0.1:2"]]"#, "doctor", "2 ranks can run generate and logits"),
+        (2, r#"[["127.0.0.1:1"], ["127.0.0.1:2"]]"#, "generate", "has the addresses of 2 ranks"),
+        (0, r#"[["127.0.0.1:1"], ["127.0.0.1"]]"#, "generate", "expected host:port, got \"127.0.0.1\""),
+        (
+            0,
+            r#"[["192.0.2.1:1"], ["127.0.0.1:2"]]"#,
+            "generate",
+            "an address that this machine does not have",
+        ),
+        (0, r#"[["no-such-host.invalid:1"], ["127.0.0.1:2"]]"#, "generate", "the host is not known"),
+    ] {
+        let mut group = Group::new(file);
+        group.start(rank, &[command]);
+        if want.is_empty() {
+            assert!(group.end()[0].status.success());
+        } else {
+            group.fail(&[want]);
+        }
+    }
+}
+
+/// A rank that never comes.
+#[test]
+fn mlx_ranks_do_not_wait_for_ever() {
+    let _alone = alone();
+    let (model, mut group) = (model(QWEN), Group::of(3));
+    for rank in [0, 1] {
+        group.start(rank, &generate(&model, "3,4", "4"));
+    }
+    group.fail(&[
+        "rank 0: the 3 ranks did not find each other",
+        "rank 1: the 3 ranks did not find each other",
+    ]);
+}
+
+/// Somebody else at the port of rank 0: it says so, and the other does not hang.
+#[test]
+fn mlx_ranks_notice_a_port_in_use() {
+    let _alone = alone();
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let (model, mut group) = (model(QWEN), Group::new(&hostfile(&[port, free_ports(1)[0]])));
+    for rank in [0, 1] {
+        group.start(rank, &generate(&model, "3,4", "4"));
+    }
+    let in_use = format!("rank 0: 127.0.0.1:{port}: the port is in use");
+    group.fail(&[&in_use, "rank 1: the 2 ranks did not find each other"]);
+}
+
+/// Hostfiles, checkpoints and arguments that differ.
+#[test]
+fn mlx_ranks_notice_that_they_differ() {
+    let _alone = alone();
+    let (glm, qwen) = (model(GLM), model(QWEN));
+    let differ = |of_0: &[&str], of_1: &[&str], want: &str| {
+        let mut group = Group::of(2);
+        group.start(0, of_0);
+        group.start(1, of_1);
+        group.fail(&[want, want]);
+    };
+    let checkpoint = "the checkpoint of rank 1 is not that of rank 0";
+    differ(&generate(&qwen, "3,4", "4"), &generate(&glm, "3,4", "4"), checkpoint);
+    // The same model with one other weight.
+    let other = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(&qwen).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), other.path().join(entry.file_name())).unwrap();
+    }
+    let weights = other.path().join("model.safetensors");
+    let mut bytes = std::fs::read(&weights).unwrap();
+    let data = 8 + u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+    bytes[data] ^= 1;
+    std::fs::write(&weights, bytes).unwrap();
+    differ(&generate(&qwen, "3,4", "4"), &generate(other.path().to_str().unwrap(), "3,4", "4"), checkpoint);
+    let arguments = "the arguments of rank 1 are not those of rank 0";
+    differ(&generate(&qwen, "3,4", "4"), &generate(&qwen, "3,4", "5"), arguments);
+
+    let ports = free_ports(3);
+    let mut group = Group::new(&hostfile(&ports[..2]));
+    let swapped = tempfile::NamedTempFile::new().unwrap();
+    let same = format!(r#"[["127.0.0.1:{}"], ["localhost:{}"]]"#, ports[0], ports[1]);
+    std::fs::write(swapped.path(), same).unwrap();
+    group.start(0, &generate(&qwen, "3,4", "4"));
+    group.start_with(1, swapped.path(), &generate(&qwen, "3,4", "4"));
+    let want = "the hostfile of rank 1 is not that of rank 0";
+    group.fail(&[want, want]);
+}
+
+/// A rank fails, or dies, while the others compute.
+#[test]
+fn mlx_ranks_end_when_one_fails_or_dies() {
+    let _alone = alone();
+    let (qwen, bad) = (model(QWEN), tempfile::tempdir().unwrap());
+    let args = generate(&qwen, "3,4", "4");
+    let nothing = generate(bad.path().to_str().unwrap(), "3,4", "4");
+    let mut group = Group::of(4);
+    for rank in 0..4 {
+        group.start(rank, if rank == 2 { &nothing } else { &args });
+    }
+    let want = "rank 2: ";
+    group.fail(&[want, want, "there is no config.json", want]);
+
+    let long = ["generate", "--model", &qwen, "--ignore-eos", "--prompt-tokens", "3,4", "-m", "1500"];
+    let mut group = Group::of(4);
+    for rank in 0..4 {
+        group.start(rank, &long);
+    }
+    wait_for_text(&mut group.ranks[0]);
+    group.ranks[1].kill().unwrap();
+    let outputs = group.end();
+    for (rank, output) in outputs.iter().enumerate().filter(|(rank, _)| *rank != 1) {
+        assert_eq!(output.status.code(), Some(2), "{outputs:#?}");
+        let message = text(&output.stderr);
+        assert!(message.contains(&format!("error: rank {rank}: rank 1 has died")), "{outputs:#?}");
+    }
+}
+
+/// The launcher ends with its ranks, and they with it.
+#[test]
+#[cfg(target_os = "linux")]
+fn mlx_launch_ends_when_a_rank_dies() {
+    let _alone = alone();
+    let model = model(QWEN);
+    let long = ["generate", "--model", &model, "--ignore-eos", "--prompt-tokens", "3,4", "-m", "1500"];
+    let start = || {
+        let mut launcher = zmlx(&[&["launch", "-n", "2", "--"][..], &long].concat()).spawn().unwrap();
+        wait_for_text(&mut launcher);
+        let ranks = children(launcher.id());
+        assert_eq!(ranks.len(), 2);
+        (launcher, ranks)
+    };
+    let kill = |args: &[&str]| assert!(Command::new("kill").args(args).status().unwrap().success());
+    let (launcher, ranks) = start();
+    kill(&["-9", &ranks[1].to_string()]);
+    let output = end(launcher);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    let message = text(&output.stderr);
+    assert!(message.contains("error: rank 0: rank 1 has died"), "{message}");
+    assert!(message.contains("rank 1 ended with signal: 9"), "{message}");
+
+    let (launcher, ranks) = start();
+    kill(&[&launcher.id().to_string()]);
+    let output = end(launcher);
+    assert_eq!(output.status.code(), Some(2), "{output:?}");
+    assert!(text(&output.stderr).contains("ended by a signal, and all ranks with it"), "{output:?}");
+    for rank in ranks {
+        assert!(!Path::new(&format!("/proc/{rank}")).exists(), "rank {rank} is left: {output:?}");
+    }
+}
+
+/// The processes that a process has started.
+#[cfg(target_os = "linux")]
+fn children(of: u32) -> Vec<u32> {
+    let path = format!("/proc/{of}/task/{of}/children");
+    std::fs::read_to_string(path).unwrap().split_whitespace().map(|id| id.parse().unwrap()).collect()
+}
