@@ -159,7 +159,7 @@ fn default_backend() -> BackendKind {
 
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 fn has_metal() -> bool {
-    zmlx_kernels::mlx::Runtime::start().is_ok_and(|mlx| mlx.has_metal())
+    zmlx_kernels::mlx::Runtime::start().is_ok_and(|mlx| mlx.gpu() == Some(zmlx_kernels::mlx::Gpu::Metal))
 }
 
 #[cfg(not(any(target_os = "macos", feature = "mlx")))]
@@ -225,13 +225,13 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
     let about = About {
         name: "mlx",
         engine: Some(("mlx", runtime.version().to_string())),
-        text: format!("mlx {} ({})", runtime.version(), if runtime.has_metal() { "Metal" } else { "CPU" }),
+        text: format!("mlx {} ({})", runtime.version(), runtime.gpu().map_or("CPU", mlx::Gpu::name)),
         n_threads: std::thread::available_parallelism().map_or(1, usize::from),
         #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,
         memory_bytes: None,
-        remark: (!runtime.has_metal())
-            .then_some("no Metal here: every fused op is the composition of MLX's own ops"),
+        remark: (runtime.gpu().is_none())
+            .then_some("no GPU here: every fused op is the composition of MLX's own ops"),
         settings: mlx::command_buffers().into_iter().chain(mlx::hold_memory(runtime)?).map(setting).collect(),
         checks_itself: true,
         default_fusion: {
