@@ -12,8 +12,17 @@ use anyhow::{Context, Result, bail, ensure};
 
 use crate::project::{self, MLX_VERSION};
 
+/// The build of MLX that is set up.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Device {
+    /// For the CPU only.
+    Cpu,
+    /// Also for NVIDIA GPUs.
+    Cuda,
+}
+
 /// Installs, compiles, and writes `.cargo/mlx-linux.toml`.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(device: Device) -> Result<()> {
     let host = project::host()?;
     if host.contains("apple") {
         println!("Nothing to set up: on macOS mlx-sys builds MLX itself.");
@@ -28,7 +37,43 @@ pub(crate) fn run() -> Result<()> {
     let library = build_mlx_c(&root, &out, &mlx, &host)?;
     write_override(&root, &library, &host)?;
     println!("MLX {MLX_VERSION} is ready: cargo test --workspace --features mlx");
+    if device == Device::Cuda {
+        ensure!(
+            host == "x86_64-unknown-linux-gnu",
+            "MLX {MLX_VERSION} for CUDA is published for x86-64 only"
+        );
+        let cuda = out.join("cuda");
+        install_cuda(&root, &cuda)?;
+        // mlx-c is linked with the library for the CPU, whose interface is the same: that needs no NVIDIA library.
+        println!("To run on an NVIDIA GPU: export LD_LIBRARY_PATH={}", library_path(&cuda)?);
+    }
     Ok(())
+}
+
+/// MLX's build for CUDA, and NVIDIA's libraries that it loads.
+fn install_cuda(root: &Path, out: &Path) -> Result<()> {
+    if out.join("mlx/lib/libmlx.so").exists() {
+        return Ok(());
+    }
+    println!("Installing MLX {MLX_VERSION} for CUDA into {}", out.display());
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
+    pip.args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--upgrade", "--target"]).arg(out);
+    pip.arg("--requirement").arg(root.join("tools/mlx-linux/requirements-cuda.txt"));
+    project::run(&mut pip).context("python3 with pip is needed")?;
+    ensure!(out.join("mlx/lib/libmlx.so").exists(), "{}: no mlx/lib/libmlx.so", out.display());
+    Ok(())
+}
+
+/// The folders of all libraries under `cuda`, for `LD_LIBRARY_PATH`.
+fn library_path(cuda: &Path) -> Result<String> {
+    let mut folders = vec![cuda.join("mlx/lib")];
+    for entry in std::fs::read_dir(cuda.join("nvidia"))? {
+        folders.push(entry?.path().join("lib"));
+    }
+    folders.retain(|folder| folder.is_dir());
+    let folders: Vec<_> = folders.iter().map(|folder| folder.display().to_string()).collect();
+    Ok(folders.join(":"))
 }
 
 /// Installs MLX's library and headers, and checks the recorded hash. Returns their folder.

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-#[cfg(feature = "proof")]
-use anyhow::bail;
 use anyhow::{Result, bail};
 #[cfg(feature = "proof")]
 use zmlx_bench::BackendInfo;
@@ -217,7 +215,7 @@ fn default_backend() -> BackendKind {
 
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 fn has_metal() -> bool {
-    zmlx_kernels::mlx::Runtime::start().is_ok_and(|mlx| mlx.has_metal())
+    zmlx_kernels::mlx::Runtime::start().is_ok_and(|mlx| mlx.gpu() == Some(zmlx_kernels::mlx::Gpu::Metal))
 }
 
 #[cfg(not(any(target_os = "macos", feature = "mlx")))]
@@ -282,7 +280,7 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         backend = backend.with_group(group);
     }
     let runtime = backend.runtime();
-    let device = if runtime.has_metal() { "Metal" } else { "CPU" };
+    let device = runtime.gpu().map_or("CPU", mlx::Gpu::name);
     let setting =
         |s: mlx::Setting| Setting { name: s.name, value: s.value, chosen_by: s.chosen_by.name(), why: s.why };
     let about = About {
@@ -296,8 +294,8 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         #[cfg(feature = "proof")]
         rounding: Rounding::Checkpoint,
         memory_bytes: None,
-        remark: (!runtime.has_metal())
-            .then_some("no Metal here: every fused op is composed of MLX's own ops"),
+        remark: (runtime.gpu().is_none())
+            .then_some("no GPU here: every fused op is composed of MLX's own ops"),
         settings: mlx::command_buffers().into_iter().chain(mlx::hold_memory(runtime)?).map(setting).collect(),
         room_for_copies: {
             let runtime = runtime.clone();

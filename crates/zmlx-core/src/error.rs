@@ -3,7 +3,7 @@
 use crate::DType;
 
 /// Why an operation was refused. Every check happens before the first write.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// A tensor, weight or argument does not have the shape or type that the op needs.

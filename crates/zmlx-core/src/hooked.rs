@@ -66,6 +66,14 @@ pub trait Hooks<B: Backend> {
         backend.sample(logits, row, settings)
     }
 
+    /// What [`Backend::eval_caches`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn eval_caches(&self, backend: &B, caches: &[B::Cache]) -> Result<()> {
+        backend.eval_caches(caches)
+    }
+
     /// What [`Backend::shard`] says.
     fn shard(&self, backend: &B) -> Shard {
         backend.shard()
@@ -203,7 +211,6 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         rollback(cache: &mut B::Cache, step: &B::Step) -> ();
         wait(x: &B::Tensor) -> Result<()>;
         prefill_style() -> PrefillStyle;
-        eval_caches(caches: &[B::Cache]) -> Result<()>;
         read_choice(chosen: &B::Indices) -> Result<Option<Choice>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
@@ -224,6 +231,10 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         settings: &SampleSettings<'_, B::Indices>,
     ) -> Result<Option<B::Indices>> {
         self.hooks.sample(&self.inner, logits, row, settings)
+    }
+
+    fn eval_caches(&self, caches: &[B::Cache]) -> Result<()> {
+        self.hooks.eval_caches(&self.inner, caches)
     }
 
     fn shard(&self) -> Shard {

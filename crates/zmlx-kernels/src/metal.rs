@@ -100,7 +100,7 @@ use text;
 ///
 /// In every launch MLX writes a kernel's header and body into one string, hashes or compares it and keeps it in the graph. So
 /// the host pays for each byte of them with every token.
-fn stripped(source: &str) -> String {
+pub(crate) fn stripped(source: &str) -> String {
     let code = |line: &'_ str| line.split_once("//").map_or(line, |(code, _)| code).trim().to_owned();
     let lines = source.lines().map(code).filter(|line| !line.is_empty());
     lines.fold(String::new(), |text, line| text + &line + "\n")

@@ -4,6 +4,7 @@
 //! model: [`MlxBackend`].
 
 mod backend;
+mod cuda;
 mod dispatches;
 mod distributed;
 mod experts;
@@ -25,4 +26,4 @@ pub use primitive::{
     GatherOptions, gather_qmm_combine, gather_qmm_swiglu, qmm_swiglu, route_noaux_tc, route_softmax_top_k,
     self_check,
 };
-pub use runtime::Runtime;
+pub use runtime::{Gpu, Runtime};

@@ -7,7 +7,7 @@ use rstest::rstest;
 use zmlx_kernels::mlx::mlx_rs::{Dtype, ops, random};
 use zmlx_kernels::mlx::self_check::{self, Outcome};
 use zmlx_kernels::mlx::{
-    Array, GatherOptions, MlxBackend, MlxIndices, MlxWeight, Numerics, QuantizedExperts, Runtime,
+    Array, GatherOptions, Gpu, MlxBackend, MlxIndices, MlxWeight, Numerics, QuantizedExperts, Runtime,
     gather_qmm_combine, gather_qmm_swiglu, qmm_swiglu, route_noaux_tc, route_softmax_top_k,
 };
 use zmlx_kernels::{Error, GateUp, NoauxTc, QuantMode, QuantSpec, Renormalize, Result, SoftmaxTopK, stock};
@@ -355,7 +355,7 @@ fn self_checks_report_what_was_launched() {
         (self_check::route_softmax_top_k(&logits, &softmax, exact), vec![2, 4]),
         (self_check::route_noaux_tc(&logits, &normal(&[16], 6, bf16), &noaux, exact), vec![2, 4]),
     ];
-    let has_metal = Runtime::start().unwrap().has_metal();
+    let has_metal = Runtime::start().unwrap().gpu() == Some(Gpu::Metal);
     for (check, shape) in checks {
         let check = check.unwrap();
         assert!(check.kernel.starts_with("zmlx_"), "{check:?}");

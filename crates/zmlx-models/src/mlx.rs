@@ -16,7 +16,7 @@
 //! # }
 //! ```
 
-use zmlx_kernels::mlx::{Array, MlxBackend, MlxWeight};
+use zmlx_kernels::mlx::{Array, Gpu, MlxBackend, MlxWeight};
 use zmlx_kernels::{Backend, ExpertFusion, Fusion, Switch};
 
 use crate::loader::Loader;
@@ -35,7 +35,9 @@ pub struct FusionChoice {
 ///
 /// | backend | model | experts, combine, route | dense_swiglu | qkv, add_rms_norm |
 /// |---|---|---|---|---|
-/// | MLX without Metal | any | stock | off | off |
+/// | MLX without a GPU | any | stock | off | off |
+/// | MLX with CUDA | with experts | fused experts | off | off |
+/// | MLX with CUDA | without | stock | off | off |
 /// | MLX with Metal | with experts | fused | on if it has shared experts or dense layers | on |
 /// | MLX with Metal | without | stock | on | on |
 ///
@@ -52,12 +54,25 @@ pub struct FusionChoice {
 ///   of them, as stock does. Queries and keys are normed and rotated in one launch instead of four.
 /// - *add_rms_norm*: one launch instead of two, twice a layer.
 ///
-/// Without Metal every fused op is the composition of the same stock ops, so nothing is gained. In exact numerics the
+/// Without a GPU every fused op is the composition of the same stock ops, so nothing is gained. In exact numerics the
 /// results have the same bits with any choice. No speed on Metal has been measured; the choice is based on counts.
 pub fn default_fusion(architecture: &Architecture, backend: &MlxBackend) -> FusionChoice {
-    if !backend.runtime().has_metal() {
-        let reason = "MLX runs without Metal: fused ops would be compositions of the same stock ops";
+    let Some(gpu) = backend.runtime().gpu() else {
+        let reason = "MLX runs without a GPU: fused ops would be compositions of the same stock ops";
         return FusionChoice { fusion: Fusion::STOCK, reason: reason.to_owned() };
+    };
+    if gpu == Gpu::Cuda {
+        return match architecture.moe_layers().next() {
+            Some(_) => FusionChoice {
+                fusion: Fusion { experts: ExpertFusion::Fused, ..Fusion::STOCK },
+                reason: "one kernel for gate, up and SwiGLU of the experts: the only fused kernel for CUDA"
+                    .to_owned(),
+            },
+            None => FusionChoice {
+                fusion: Fusion::STOCK,
+                reason: "there are no experts, and the only fused kernel for CUDA is theirs".to_owned(),
+            },
+        };
     }
     let has_mlps = architecture.layers.iter().any(|layer| layer.dense_mlp().is_some());
     let dense_swiglu = if has_mlps { Switch::On } else { Switch::Off };

@@ -160,7 +160,7 @@ trait Call<const N: usize> {
 
 fn run<const N: usize>(call: &impl Call<N>) -> Result<[Array; N]> {
     // Nothing is built for a kernel that cannot be launched.
-    let fused = if call.backend().runtime().can_launch() { call.fused()? } else { None };
+    let fused = if call.backend().runtime().launches().is_some() { call.fused()? } else { None };
     fused.map_or_else(|| call.composed(), Ok)
 }
 

@@ -1,4 +1,4 @@
-//! MLX functions that mlx-rs leaves out, restricts to affine weights, or leaves unsafe: custom Metal kernels.
+//! MLX functions that mlx-rs leaves out, restricts to affine weights, or leaves unsafe: custom kernels.
 //!
 //! The callers check shapes first: where MLX refuses all the same, its own text is not at hand here.
 
@@ -15,8 +15,8 @@ use mlx_rs::fast::{
 use mlx_rs::{Array, Dtype, Stream};
 use mlx_sys::{mlx_array, mlx_optional_dtype, mlx_optional_int};
 
-use super::dispatches;
-use super::runtime::{NAME, fault};
+use super::runtime::{Gpu, NAME, fault};
+use super::{cuda, dispatches};
 use crate::metal::{KernelSpec, Output, Template};
 use crate::{DType, Error, QuantMode, QuantSpec, Result};
 
@@ -228,8 +228,8 @@ pub(crate) fn attention(
 }
 
 thread_local! {
-    /// The kernels that this thread has launched, by name: a name has one text.
-    static KERNELS: RefCell<HashMap<&'static str, MetalKernel>> = RefCell::default();
+    /// The Metal kernels that this thread has launched, by name: a name has one text.
+    static METAL_KERNELS: RefCell<HashMap<&'static str, MetalKernel>> = RefCell::default();
     /// Launches of this thread, by op.
     static LAUNCHES: RefCell<HashMap<&'static str, u64>> = RefCell::default();
 }
@@ -239,10 +239,11 @@ pub(crate) fn n_launches(op: &str) -> u64 {
     LAUNCHES.with_borrow(|launches| launches.get(op).copied().unwrap_or(0))
 }
 
-/// Launches a Metal kernel on `inputs`, which stand in the order of `spec.inputs`. Its text is compiled, and its faults
+/// Launches a kernel of that GPU on `inputs`, which stand in the order of `spec.inputs`. Its text is compiled, and its faults
 /// come to light, when the results are computed.
 pub(crate) fn launch<const N: usize>(
     op: &'static str,
+    gpu: Gpu,
     spec: &KernelSpec,
     inputs: &[&Array],
 ) -> Result<[Array; N]> {
@@ -256,6 +257,15 @@ pub(crate) fn launch<const N: usize>(
         dispatches::note(spec.name, inputs, &results);
         return as_many(op, spec, results);
     }
+    let results = match gpu {
+        Gpu::Metal => launch_metal(op, spec, inputs)?,
+        Gpu::Cuda => cuda::launch(op, spec, inputs)?,
+    };
+    LAUNCHES.with_borrow_mut(|launches| *launches.entry(op).or_default() += 1);
+    as_many(op, spec, results)
+}
+
+fn launch_metal(op: &'static str, spec: &KernelSpec, inputs: &[&Array]) -> Result<Vec<Array>> {
     let size = |[x, y, z]: [usize; 3]| (x as i32, y as i32, z as i32);
     let outputs: Vec<_> = spec
         .outputs
@@ -272,7 +282,7 @@ pub(crate) fn launch<const N: usize>(
     };
     let template_args = spec.template.iter().map(|(name, t)| ((*name).to_owned(), argument(*t))).collect();
     let options = MetalKernelApplyOptions { template_args, ..Default::default() };
-    let results = KERNELS.with_borrow_mut(|kernels| {
+    let results = METAL_KERNELS.with_borrow_mut(|kernels| {
         let kernel = match kernels.entry(spec.name) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(new) => {
@@ -289,9 +299,7 @@ pub(crate) fn launch<const N: usize>(
         // every element of the outputs and nothing else, which the simulator's tests show for each kernel.
         unsafe { kernel.apply(inputs, &outputs, size(spec.grid), size(spec.threadgroup), options) }
     });
-    let results = results.map_err(fault(op))?;
-    LAUNCHES.with_borrow_mut(|launches| *launches.entry(op).or_default() += 1);
-    as_many(op, spec, results)
+    results.map_err(fault(op))
 }
 
 /// The results of a kernel as its caller wants them.

@@ -11,15 +11,34 @@ use crate::{Error, Result};
 /// The name of this backend in errors and on the command line.
 pub(crate) const NAME: &str = "mlx";
 
+/// What MLX reaches a GPU through.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gpu {
+    /// Metal, on Apple's systems.
+    Metal,
+    /// CUDA, with MLX's build for it.
+    Cuda,
+}
+
+impl Gpu {
+    /// Its name: `Metal` or `CUDA`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Metal => "Metal",
+            Self::Cuda => "CUDA",
+        }
+    }
+}
+
 /// MLX, started: the proof that its functions may be called, and what was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Runtime {
     version: String,
-    has_metal: bool,
+    gpu: Option<Gpu>,
 }
 
 impl Runtime {
-    /// Starts MLX and asks it for Metal. Cheap, may be called any number of times.
+    /// Starts MLX and asks it for a GPU. Cheap, may be called any number of times.
     ///
     /// # Errors
     /// [`Error::Unavailable`] if MLX has no device to run on.
@@ -27,14 +46,17 @@ impl Runtime {
         // First of all, for its side effect too: mlx-rs installs its error handler here, and without it a failure
         // within MLX ends the process.
         Device::try_default().map_err(|e| unavailable(format!("MLX does not start: {}", e.what())))?;
-        let mut has_metal = false;
-        // SAFETY: the call writes one bool through a pointer to a live one.
-        let status = unsafe { mlx_sys::mlx_metal_is_available(&mut has_metal) };
+        let (mut has_metal, mut has_cuda) = (false, false);
+        // SAFETY: each call writes one bool through a pointer to a live one.
+        let status = unsafe {
+            mlx_sys::mlx_metal_is_available(&mut has_metal) | mlx_sys::mlx_cuda_is_available(&mut has_cuda)
+        };
         if status != 0 {
-            return Err(unavailable("MLX does not tell whether there is Metal".to_owned()));
+            return Err(unavailable("MLX does not tell whether there is a GPU".to_owned()));
         }
+        let gpu = has_metal.then_some(Gpu::Metal).or(has_cuda.then_some(Gpu::Cuda));
         let version = version().ok_or_else(|| unavailable("MLX does not tell its version".to_owned()))?;
-        Ok(Self { version, has_metal })
+        Ok(Self { version, gpu })
     }
 
     /// The version of MLX: `0.32.2`.
@@ -42,10 +64,10 @@ impl Runtime {
         &self.version
     }
 
-    /// Whether MLX can use a GPU through Metal. If not, mlx-rs panics wherever a scope asks for the GPU, and a custom
-    /// Metal kernel fails: everything runs on MLX's CPU device then.
-    pub fn has_metal(&self) -> bool {
-        self.has_metal
+    /// The GPU that MLX can use. Without one mlx-rs panics wherever a scope asks for it, and a custom kernel fails: everything
+    /// runs on MLX's CPU device then.
+    pub fn gpu(&self) -> Option<Gpu> {
+        self.gpu
     }
 
     /// Bytes that the GPU's working set should not exceed, if MLX has a GPU and its system tells.
@@ -80,11 +102,18 @@ impl Runtime {
         dispatches::is_recording() || device_of_next_op() == Some(mlx_sys::mlx_device_type__MLX_GPU)
     }
 
-    /// Whether the next op of this thread would run on a GPU through Metal, so that a kernel can be launched: there may be
-    /// Metal, and yet a scope or the default device that asks for the CPU.
-    pub(crate) fn can_launch(&self) -> bool {
-        let runs_on_gpu = || device_of_next_op() == Some(mlx_sys::mlx_device_type__MLX_GPU);
-        dispatches::is_recording() || self.has_metal && runs_on_gpu()
+    /// The GPU that the next op of this thread would run on, so that a kernel can be launched: there may be a GPU, and yet a
+    /// scope or the default device that asks for the CPU.
+    pub(crate) fn launches(&self) -> Option<Gpu> {
+        if dispatches::is_recording() {
+            return Some(Gpu::Metal);
+        }
+        self.gpu.filter(|_| device_of_next_op() == Some(mlx_sys::mlx_device_type__MLX_GPU))
+    }
+
+    /// Whether the next op of this thread would run on a GPU through Metal.
+    pub(crate) fn launches_metal(&self) -> bool {
+        self.launches() == Some(Gpu::Metal)
     }
 }
 
@@ -138,7 +167,7 @@ mod tests {
     fn it_starts_and_names_its_version() {
         let runtime = Runtime::start().unwrap();
         assert_eq!(runtime.version(), "0.32.2", "the version that the goldens were recorded with");
-        assert!(cfg!(target_os = "macos") || !runtime.has_metal());
+        assert!(cfg!(target_os = "macos") || runtime.gpu() != Some(Gpu::Metal));
         assert_eq!(Runtime::start().unwrap(), runtime);
     }
 

@@ -86,7 +86,8 @@ impl<B: Backend> Engine<'_, B> {
     /// Computes the tokens of some sequences, and chooses the next token of those that have no more to compute.
     ///
     /// # Errors
-    /// Errors of the step itself. Then the caches are unchanged. An error in one sequence ends only that sequence.
+    /// Errors of the step itself. Then the caches are unchanged. An error in one sequence ends only that sequence. Work that fails
+    /// later, on a lazy device, ends all sequences of the step.
     fn compute_parts(&mut self, parts: &[usize], events: &mut Vec<Event>) -> Result<()> {
         let mut inputs = Vec::with_capacity(parts.len());
         let mut chosen = Vec::with_capacity(parts.len());
@@ -104,9 +105,15 @@ impl<B: Backend> Engine<'_, B> {
             }
         }
         let y = self.model.forward(&mut self.pool, &inputs, &self.options.fusion)?;
-        if chosen.len() < parts.len() {
+        if chosen.len() < parts.len()
             // A lazy device must not collect the work of a whole prompt.
-            self.model.backend().eval_caches(&self.pool.caches)?;
+            && let Err(error) = self.model.backend().eval_caches(&self.pool.caches)
+        {
+            // The caches already hold the tokens whose computation failed, so it cannot be tried again.
+            for &at in parts {
+                self.running[at].outcome = Some(Err(error.clone().into()));
+            }
+            return Ok(());
         }
         for &at in parts {
             self.keep_snapshot(at);
@@ -152,7 +159,6 @@ impl<B: Backend> Engine<'_, B> {
         let mut logits = std::mem::take(&mut self.logits);
         let mut is_read = false;
         for (row, (&at, id)) in sequences.iter().zip(ids).enumerate() {
-            // The first one that needs them reads them for all; if that fails, each of the others tries again for itself.
             let choice = match &id {
                 Ok(Some(id)) => self.running[at].choice(b, id),
                 _ => Ok(None),
@@ -161,6 +167,7 @@ impl<B: Backend> Engine<'_, B> {
                 self.take_choice(at, choice, events);
                 continue;
             }
+            // The first sequence that needs the logits reads them for all. If that fails, each of the others tries again.
             let token = id.and_then(|id| {
                 if !is_read {
                     b.read(&y, &mut logits)?;

@@ -6,7 +6,7 @@ use serde_json::Value;
 use zmlx_kernels::{DType, QuantMode};
 use zmlx_models::{Action, Checkpoint, ConvertOptions, Quantize, Recipe};
 
-use crate::{convert_to_end, describe, digest, json, sources};
+use crate::{convert_to_end, describe, json, sources};
 
 /// The arguments of mlx_lm.convert as options.
 pub(crate) fn options(arguments: &Value) -> ConvertOptions {

@@ -4,7 +4,7 @@ use std::cell::Cell;
 
 use rstest::rstest;
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_kernels::{Error as Fault, Hooked, Hooks, Result};
+use zmlx_kernels::{Backend, Error as Fault, Hooked, Hooks, Result};
 use zmlx_models::{Engine, Error, Request};
 
 use crate::support::{GLM, QWEN, Seen, alone, caching, load_on, plain, prompt};
@@ -16,6 +16,8 @@ struct Broken {
     n_left: Cell<Option<usize>>,
     /// Whether it continues to fail.
     stays: Cell<bool>,
+    /// Whether what was computed for the caches turns out to have failed.
+    fails_late: Cell<bool>,
 }
 
 impl Hooks<CpuBackend> for Broken {
@@ -30,6 +32,13 @@ impl Hooks<CpuBackend> for Broken {
             left => self.n_left.set(left.map(|n| n - 1)),
         }
         run()
+    }
+
+    fn eval_caches(&self, backend: &CpuBackend, caches: &[<CpuBackend as Backend>::Cache]) -> Result<()> {
+        if self.fails_late.get() {
+            return Err(Fault::Fault { op: "eval_caches", backend: "broken", why: "on purpose".to_owned() });
+        }
+        backend.eval_caches(caches)
     }
 }
 
@@ -81,4 +90,23 @@ fn a_device_that_is_gone_ends_every_request_and_no_more() {
     let id = engine.submit(Request::new(prompt(QWEN, "novel"), 12)).unwrap();
     seen.run(&mut engine);
     want.assert_same(&seen.ids(id));
+}
+
+/// A lazy device finds out that a part of a prompt failed when the caches already count its tokens.
+#[test]
+fn a_prompt_that_fails_late_ends_with_the_error() {
+    let model = load_on(Hooked::new(CpuBackend::new(Some(1)).unwrap(), Broken::default()), QWEN);
+    let mut engine = Engine::new(&model, None, plain()).unwrap();
+    let mut seen = Seen::default();
+    let decoding = engine.submit(Request::new(prompt(QWEN, "novel"), 100)).unwrap();
+    while !seen.tokens.contains_key(&decoding) {
+        seen.step(&mut engine);
+    }
+    model.backend().hooks().fails_late.set(true);
+    // Beside a sequence that decodes, a step takes only a part of a prompt.
+    let late = engine.submit(Request::new(prompt(QWEN, "novel").repeat(8), 12)).unwrap();
+    seen.run(&mut engine);
+    let error = &seen.failed[&late];
+    assert!(matches!(error, Error::Kernels(Fault::Fault { op: "eval_caches", .. })), "{error}");
+    assert_eq!(engine.stats().kv_bytes, 0);
 }

@@ -1,12 +1,12 @@
-//! The fused Metal kernels on the backend's arrays. Each function gives none where the call is to be composed of stock
-//! ops: without Metal, without a kernel for the shape, or where many sorted choices make MLX's tile kernels the better
+//! The fused kernels on the backend's arrays. Each function gives none where the call is to be composed of stock
+//! ops: without a GPU, without a kernel for the shape, or where many sorted choices make MLX's tile kernels the better
 //! and, in exact numerics, the only equal way.
 
 use mlx_rs::{Array, Dtype};
 
 use super::{MlxBackend, MlxIndices, MlxStep, MlxWeight, dims, f, shape_i32};
 use crate::metal::{self, CombineShape, KernelSpec, NotFused, SwigluShape};
-use crate::mlx::{QuantizedExperts, raw};
+use crate::mlx::{Gpu, QuantizedExperts, cuda, raw};
 use crate::{DType, GateUp, NoauxTc, NormRope, Result, Rope, SoftmaxTopK};
 
 /// The type as this crate names it, if kernels know it.
@@ -41,7 +41,7 @@ fn fits(op: &'static str, spec: std::result::Result<KernelSpec, NotFused>) -> Op
 
 /// The only result of a kernel.
 fn one(op: &'static str, spec: &KernelSpec, inputs: &[&Array]) -> Result<Array> {
-    let [y] = raw::launch(op, spec, inputs)?;
+    let [y] = raw::launch(op, Gpu::Metal, spec, inputs)?;
     Ok(y)
 }
 
@@ -56,7 +56,7 @@ pub(in crate::mlx) struct Pairs<'a> {
     pub(in crate::mlx) sorted: bool,
 }
 
-/// [`metal::gather_qmm_swiglu`] for x `[.., K]` of the given number of rows; the result is `[pairs, M, N]`.
+/// [`metal::gather_qmm_swiglu`], or [`cuda::gather_qmm_swiglu`], for x `[.., K]` of the given number of rows; the result is `[pairs, M, N]`.
 pub(in crate::mlx) fn launch_gather_qmm_swiglu(
     b: &MlxBackend,
     x: &Array,
@@ -65,17 +65,21 @@ pub(in crate::mlx) fn launch_gather_qmm_swiglu(
     pairs: Pairs<'_>,
 ) -> Result<Option<Array>> {
     const OP: &str = "gather_qmm_swiglu";
-    let ready = b.runtime.can_launch() && takes(gate, x) && takes(up, x) && gate.spec() == up.spec();
-    let Some(dtype) = dtype(x).filter(|_| ready) else { return Ok(None) };
+    let ready = takes(gate, x) && takes(up, x) && gate.spec() == up.spec();
+    let (true, Some(gpu), Some(dtype)) = (ready, b.runtime.launches(), dtype(x)) else { return Ok(None) };
     let ([x_batch, n_rows], n_pairs, n_in) = (pairs.x_shape, pairs.experts.size(), gate.n_in());
     let (n_experts, n_out, sorted) = (gate.n_experts(), gate.n_out(), pairs.sorted);
     let shape = SwigluShape { n_pairs, x_batch, n_rows, n_experts, n_out, n_in, sorted };
-    let spec = metal::gather_qmm_swiglu(dtype, gate.spec(), &shape, b.numerics);
+    let spec = match gpu {
+        Gpu::Metal => metal::gather_qmm_swiglu(dtype, gate.spec(), &shape, b.numerics),
+        Gpu::Cuda => cuda::gather_qmm_swiglu(dtype, gate.spec(), &shape, b.numerics),
+    };
     let Some(spec) = fits(OP, spec) else { return Ok(None) };
     let x = x.reshape(&shape_i32(&[x_batch, n_rows, n_in])).map_err(f(OP))?;
     let rhs = pairs.experts.reshape(&shape_i32(&[n_pairs])).map_err(f(OP))?;
     let ([gw, gs, gb], [uw, us, ub]) = (arrays(gate), arrays(up));
-    one(OP, &spec, &[&x, gw, gs, gb, uw, us, ub, &rhs]).map(Some)
+    let [y] = raw::launch(OP, gpu, &spec, &[&x, gw, gs, gb, uw, us, ub, &rhs])?;
+    Ok(Some(y))
 }
 
 impl MlxBackend {
@@ -108,7 +112,7 @@ impl MlxBackend {
         let &[n_tokens, top_k, n_in] = &dims(x)[..] else { return Ok(None) };
         let types = (dtype(x), dtype(weights), bank(down, x));
         let (Some(dtype), Some(weights_dtype), Some(down)) = types else { return Ok(None) };
-        if !self.runtime.can_launch() || experts.sorted().is_some() {
+        if !self.runtime.launches_metal() || experts.sorted().is_some() {
             return Ok(None);
         }
         let shape = CombineShape { n_tokens, top_k, n_experts: down.n_experts(), n_out: down.n_out(), n_in };
@@ -128,7 +132,7 @@ impl MlxBackend {
         let &[n_rows, n_in] = &dims(x)[..] else { return Ok(None) };
         let banks = (dtype(x), bank(weights.gate, x), bank(weights.up, x));
         let (Some(dtype), Some(gate), Some(up)) = banks else { return Ok(None) };
-        if !self.runtime.can_launch() || gate.spec() != up.spec() {
+        if !self.runtime.launches_metal() || gate.spec() != up.spec() {
             return Ok(None);
         }
         let n_out = gate.n_out();
@@ -149,12 +153,12 @@ impl MlxBackend {
     ) -> Result<Option<(MlxIndices, Array)>> {
         const OP: &str = "route_softmax_top_k";
         let (&[n, n_experts], Some(dtype)) = (&dims(logits)[..], dtype(logits)) else { return Ok(None) };
-        if !self.runtime.can_launch() {
+        if !self.runtime.launches_metal() {
             return Ok(None);
         }
         let spec = metal::route_softmax_top_k(dtype, [n, n_experts], settings, self.numerics);
         let Some(spec) = fits(OP, spec) else { return Ok(None) };
-        let [experts, weights] = raw::launch(OP, &spec, &[logits])?;
+        let [experts, weights] = raw::launch(OP, Gpu::Metal, &spec, &[logits])?;
         Ok(Some((MlxIndices::computed(OP, experts, n_experts)?, weights)))
     }
 
@@ -167,14 +171,14 @@ impl MlxBackend {
     ) -> Result<Option<(MlxIndices, Array)>> {
         const OP: &str = "route_noaux_tc";
         let (&[n, n_experts], Some(dtype)) = (&dims(logits)[..], dtype(logits)) else { return Ok(None) };
-        if !self.runtime.can_launch() {
+        if !self.runtime.launches_metal() {
             return Ok(None);
         }
         let spec = metal::route_noaux_tc(dtype, [n, n_experts], settings);
         let Some(spec) = fits(OP, spec) else { return Ok(None) };
         let bias = bias.vector(OP, n_experts)?;
         let factors = Array::from_slice(&[settings.routed_scaling_factor, settings.eps], &[2]);
-        let [experts, weights] = raw::launch(OP, &spec, &[logits, &bias, &factors])?;
+        let [experts, weights] = raw::launch(OP, Gpu::Metal, &spec, &[logits, &bias, &factors])?;
         Ok(Some((MlxIndices::computed(OP, experts, n_experts)?, weights)))
     }
 
@@ -187,11 +191,11 @@ impl MlxBackend {
         const OP: &str = "add_rms_norm";
         let (&[n, width], Some(dtype)) = (&dims(x)[..], dtype(x)) else { return Ok(None) };
         let is_one_type = residual.dtype() == x.dtype() && weight.dtype() == x.dtype();
-        if !is_one_type || !self.runtime.can_launch() {
+        if !is_one_type || !self.runtime.launches_metal() {
             return Ok(None);
         }
         let Some(spec) = fits(OP, metal::add_rms_norm(dtype, [n, width], eps)) else { return Ok(None) };
-        raw::launch(OP, &spec, &[x, residual, weight]).map(Some)
+        raw::launch(OP, Gpu::Metal, &spec, &[x, residual, weight]).map(Some)
     }
 
     /// [`metal::norm_rope`].
@@ -206,7 +210,7 @@ impl MlxBackend {
         let (&[n, n_heads, d], &[n_keys, n_kv_heads, k_dim]) = (&dims(q)[..], &dims(k)[..]) else {
             return Ok(None);
         };
-        let Some(dtype) = dtype(q).filter(|_| self.runtime.can_launch()) else { return Ok(None) };
+        let Some(dtype) = dtype(q).filter(|_| self.runtime.launches_metal()) else { return Ok(None) };
         let (q_norm, k_norm) = (inputs.q_norm.vector(OP, d)?, inputs.k_norm.vector(OP, k_dim)?);
         let is_one_type = [k, &q_norm, &k_norm].iter().all(|x| x.dtype() == q.dtype());
         if !is_one_type || [n, d] != [n_keys, k_dim] || n != step.n_tokens() {
@@ -216,6 +220,6 @@ impl MlxBackend {
         let spec = metal::norm_rope(dtype, [n, n_heads, n_kv_heads, d], inputs.eps, rope);
         let Some(spec) = fits(OP, spec) else { return Ok(None) };
         let periods = super::attention::periods(rope).unwrap_or_else(|| Array::from_slice(&[1.0_f32], &[1]));
-        raw::launch(OP, &spec, &[q, k, &q_norm, &k_norm, step.positions(), &periods]).map(Some)
+        raw::launch(OP, Gpu::Metal, &spec, &[q, k, &q_norm, &k_norm, step.positions(), &periods]).map(Some)
     }
 }

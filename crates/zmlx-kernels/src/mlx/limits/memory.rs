@@ -6,8 +6,8 @@
 //! mlx-lm's interval, and what may be kept in between has a limit.
 
 use super::{ChosenBy, Setting};
-use crate::mlx::Runtime;
 use crate::mlx::runtime::{NAME, fault};
+use crate::mlx::{Gpu, Runtime};
 use crate::{Error, Result};
 
 /// Steps after which unused memory is given back: mlx-lm's number, and that by which caches grow.
@@ -28,7 +28,7 @@ const KEPT: &str = "cache limit";
 /// before macOS 15 have none.
 pub fn hold_memory(runtime: &Runtime) -> Result<[Setting; 2]> {
     const OP: &str = "hold_memory";
-    if !runtime.has_metal() {
+    if runtime.gpu() != Some(Gpu::Metal) {
         return Ok([WIRED, KEPT].map(|name| Setting::of_mlx(name, "there is no Metal on this system")));
     }
     let unknown = || Error::Fault {
@@ -55,7 +55,7 @@ pub fn hold_memory(runtime: &Runtime) -> Result<[Setting; 2]> {
 /// Bytes that more arrays may take: what is left of the working set that Metal recommends, without Metal what the system has
 /// free; `None` where that is not known.
 pub fn free_bytes(runtime: &Runtime) -> Option<u64> {
-    if !runtime.has_metal() {
+    if runtime.gpu() != Some(Gpu::Metal) {
         return crate::available_bytes();
     }
     let used = mlx_rs::memory::active_memory().ok()?;

@@ -118,14 +118,14 @@ fn check<const N: usize, C: Call<N>>(call: &C) -> Result<SelfCheck> {
         let max_difference = pairs.map(|(a, b)| difference(*a, *b)).fold(0.0, f32::max);
         Ok(Outcome::Compared { max_difference })
     };
-    let outcome = if call.backend().runtime().can_launch() {
+    let outcome = if call.backend().runtime().launches().is_some() {
         match call.fused().map(|fused| fused.map(compare).transpose()) {
             Ok(Ok(Some(outcome))) => outcome,
             Ok(Ok(None)) => Outcome::NotAvailable { why: "there is no kernel for these shapes and types" },
             Ok(Err(e)) | Err(e) => Outcome::Failed { why: e.to_string() },
         }
     } else {
-        Outcome::NotAvailable { why: "there is no Metal here, or the CPU was asked for" }
+        Outcome::NotAvailable { why: "there is no GPU here, or the CPU was asked for" }
     };
     Ok(SelfCheck { kernel: C::KERNEL, shape: composed[0].shape().to_vec(), outcome })
 }
