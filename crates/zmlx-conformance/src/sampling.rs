@@ -78,9 +78,12 @@ pub fn recent_tokens_become_less_likely<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
+/// Top-k, top-p, min-p, and the tokens that they keep.
+type Case<'a> = (Option<usize>, Option<f32>, Option<f32>, &'a [u32]);
+
 /// The sets that the host's sampler keeps of the same probabilities.
 pub fn filters_keep<B: Backend>(instances: &[Instance<B>]) {
-    let cases: [(Option<usize>, Option<f32>, Option<f32>, &[u32]); 12] = [
+    let cases: [Case<'_>; 12] = [
         (None, None, None, &[0, 1, 2, 3, 4]),
         (Some(1), None, None, &[1]),
         (Some(3), None, None, &[1, 2, 4]),

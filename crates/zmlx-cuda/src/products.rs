@@ -93,7 +93,7 @@ pub(crate) enum Beside {
     /// Nothing.
     None,
     /// The results are the first part of queries of `width` values each; the rest is made beside them, and the new key.
-    Queries { positions: PositionsArgs, queries: Arc<Buffer>, width: usize, _sources: [View; 3] },
+    Queries { positions: Box<PositionsArgs>, queries: Arc<Buffer>, width: usize, _sources: [View; 3] },
     /// The activations are merged from what blocks of attention found.
     Merge { partial: Arc<Buffer>, n_splits: usize },
 }
@@ -387,7 +387,7 @@ impl Product {
                         Beside::Queries { positions, width, .. } => {
                             grid.blocks[1] += 1;
                             args.y_stride = *width as u32;
-                            let args = QueriesArgs { product: args, positions: *positions };
+                            let args = QueriesArgs { product: args, positions: **positions };
                             device.launch(self.op, kernel, grid, &args)?;
                         }
                         Beside::Merge { partial, n_splits } => {

@@ -68,14 +68,14 @@ pub(crate) fn attend_latents(
     let (step_args, cache_args) = (step.args(), cache_args(cache));
     let queries = Buffer::scratch(device, 4 * n_tokens * n_heads * pages.key_width)?;
     embed.beside = Beside::Queries {
-        positions: PositionsArgs {
+        positions: Box::new(PositionsArgs {
             query,
             latent,
             key,
             step: step_args,
             cache: cache_args,
             n_heads: n_heads as u32,
-        },
+        }),
         queries: Arc::clone(&queries),
         width: pages.key_width,
         _sources: [query_view, latent_view, key_view],
