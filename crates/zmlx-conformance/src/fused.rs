@@ -144,6 +144,72 @@ pub fn gather_qmm_combine<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
+/// What a token's experts give, plus what an MLP that all tokens share gives, plus a residual: a backend may make that of fewer
+/// kernels, where the shared matrices have the experts' size and format, and where they do not.
+pub fn experts_and_a_shared_mlp<B: Backend>(instances: &[Instance<B>]) {
+    for i in instances {
+        let b = &i.backend;
+        for (f, format) in cases::formats_of(i.grid).into_iter().enumerate() {
+            let group = cases::group_size(format);
+            let sizes = [(1, 64, 128), (3, 96, 128), (15, 128, 256), (17, 128, 128), (2, 64, 64)][f % 5];
+            let (n, top_k, n_experts) = (sizes.0, 1 + f % 4, 5);
+            let (inter, hidden) =
+                (sizes.1.max(group).next_multiple_of(group), sizes.2.max(group).next_multiple_of(group));
+            let shared_inter = if f % 7 == 6 { inter + group } else { inter };
+            let shared_format = if f % 7 == 5 { cases::formats()[0] } else { format };
+            let weight = |format, dims, seed: usize| TestWeight::random(format, dims, (10 * f + seed) as u64);
+            let [gate, up] = [0, 1].map(|s| weight(format, [n_experts, inter, hidden], s));
+            let down = weight(format, [n_experts, hidden, inter], 2);
+            let [shared_gate, shared_up] =
+                [3, 4].map(|s| weight(shared_format, [1, shared_inter, hidden], s));
+            let shared_down = weight(shared_format, [1, hidden, shared_inter], 5);
+            let x = random_f32(n * hidden, 1.0, 6 + f as u64);
+            let residual = random_f32(n * hidden, 1.0, 7 + f as u64);
+            let experts = random_experts(n, top_k, n_experts, 8 + f as u64);
+            let weights = random_f32(n * top_k, 0.5, 9 + f as u64);
+
+            let banks = [&gate, &up, &down, &shared_gate, &shared_up, &shared_down].map(|w| b.load(w));
+            let [of_gate, of_up, of_down, of_shared_gate, of_shared_up, of_shared_down] = &banks;
+            let put_experts = b.put_indices(&experts, &[n, top_k]);
+            let put_weights = b.put(&weights, &[n, top_k]);
+            let put_x = b.put(&x, &[n, hidden]);
+            let parts = || {
+                let routed =
+                    b.gather_qmm_swiglu(&put_x, GateUp::swiglu(of_gate, of_up), &put_experts).unwrap();
+                let shared = b.qmm_swiglu(&put_x, GateUp::swiglu(of_shared_gate, of_shared_up)).unwrap();
+                (routed, shared)
+            };
+            // What lies between, read: nothing of these is one kernel with what follows.
+            let (routed, shared) = parts();
+            let (routed, shared) = (b.get(&routed), b.get(&shared));
+            let of_experts =
+                bounds::combine(&bounds::gather(&routed, &down, &experts, top_k), &weights, top_k);
+            let of_shared = bounds::linear(&shared, &shared_down);
+            let (of_experts, of_shared) = (of_experts.on(i), of_shared.on(i));
+            let want: Vec<f64> = (0..n * hidden)
+                .map(|at| of_experts.want[at] + of_shared.want[at] + f64::from(residual[at]))
+                .collect();
+            // Two sums are rounded. Between gate, up and down a backend that fuses rounds in another order at most, which is
+            // within as much again.
+            let allowed = |at: usize| {
+                2.0 * (of_experts.allowed[at] + of_shared.allowed[at]) + 4.0 * U * want[at].abs().max(1.0)
+            };
+            let want = bounds::Bounded {
+                allowed: (0..want.len()).map(allowed).collect(),
+                want: want.clone(),
+                formats: Vec::new(),
+            };
+
+            let (routed, shared) = parts();
+            let y = b.gather_qmm_combine(&routed, Down::plain(of_down), &put_experts, &put_weights).unwrap();
+            let y = b.add(&y, &b.linear(&shared, of_shared_down).unwrap()).unwrap();
+            let y = b.add(&b.put(&residual, &[n, hidden]), &y).unwrap();
+            assert_eq!(b.shape(&y), [n, hidden]);
+            want.check(&b.get(&y), format_args!("{}: {n} × {top_k}, {}", i.name, cases::name(format)));
+        }
+    }
+}
+
 /// Sum and norm: the bits of the composition, and the values of the oracle.
 pub fn add_rms_norm<B: Backend>(instances: &[Instance<B>]) {
     for (n, width) in [(1, 1), (1, 7), (3, 8), (2, 9), (5, 64), (1, 257), (2, 2048), (33, 1536)] {

@@ -55,6 +55,7 @@ pub mod linear;
 pub mod recurrent;
 pub mod rope_norm;
 pub mod router;
+pub mod sampling;
 pub mod session;
 pub mod suite;
 pub mod tiles;

@@ -109,7 +109,7 @@ macro_rules! conformance {
                 }
                 fused {
                     gather_qmm_swiglu, gather_qmm_swiglu_of_two_formats, qmm_swiglu, gather_qmm_combine,
-                    add_rms_norm, rms_norm_gated
+                    experts_and_a_shared_mlp, add_rms_norm, rms_norm_gated
                 }
                 activations {
                     elementwise, soft_cap, experts_with_biases, experts_without_biases, dense, combine_with_biases,
@@ -146,6 +146,11 @@ macro_rules! conformance {
                 router {
                     top_k, softmax_top_k, noaux_tc, fused_routers_equal_compositions, ties_go_to_the_lower_index,
                     groups
+                }
+                sampling {
+                    greedy_takes_the_first_of_the_largest, recent_tokens_become_less_likely, filters_keep,
+                    ties_at_the_end_of_a_filter, draws_follow_the_distribution, the_seed_decides,
+                    choices_are_assessed, bad_arguments_are_errors
                 }
                 invariance { linear, experts, rows_of_one_expert }
                 tiles { many_tokens, experts_of_many_tokens, heads_of_many_tokens, very_many_rows }

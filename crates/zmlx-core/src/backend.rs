@@ -11,8 +11,8 @@ pub use recurrent::{ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWe
 pub use shard::Shard;
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Activation, Barriers, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, PrefillStyle, Renormalize,
-    Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
+    Activation, Barriers, Choice, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, PrefillStyle,
+    Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
 };
 
 use crate::ops::{fused_ops, output, plain_ops};
@@ -258,6 +258,16 @@ pub trait Backend {
         _row: usize,
         _settings: &SampleSettings<'_, Self::Indices>,
     ) -> Result<Option<Self::Indices>> {
+        Ok(None)
+    }
+
+    /// The token that [`Backend::sample`] chose, with what the host would find in its logits; `None` where it must look itself.
+    ///
+    /// **Numerics** f32.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn read_choice(&self, _chosen: &Self::Indices) -> Result<Option<Choice>> {
         Ok(None)
     }
 

@@ -5,7 +5,7 @@ use std::ops::Range;
 use crate::ops::{fused_ops, output, plain_ops};
 use crate::stock::{self, Routers};
 use crate::{
-    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostWeight, Instrumented, MlaInputs, MlaWeights,
     NoauxTc, NormRope, Op, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span, StepKey,
 };
@@ -211,6 +211,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         rollback(cache: &mut B::Cache, step: &B::Step) -> ();
         wait(x: &B::Tensor) -> Result<()>;
         prefill_style() -> PrefillStyle;
+        read_choice(chosen: &B::Indices) -> Result<Option<Choice>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
         slice_last(x: &B::Tensor, range: Range<usize>) -> Result<B::Tensor>;

@@ -1,12 +1,15 @@
 //! Launching rotations, appends and attention.
 
+mod latents;
 mod tensor_cores;
+
+pub(crate) use latents::{Latents, PositionsArgs, attend_latents};
 
 use std::sync::Arc;
 
 use zmlx_core::Result;
 
-use crate::cache::CudaCache;
+use crate::cache::TokenCache;
 use crate::compile::Unit;
 use crate::device::{Device, N_COUNTERS};
 use crate::driver::Grid;
@@ -16,7 +19,7 @@ use crate::step::{StepArgs, StepData};
 use crate::tensor::{CudaTensor, Heads, Pending, Rows, Shape, View};
 use crate::weight::Vector;
 
-use tensor_cores::{Call, ONE_POSITIONS, latent_unit};
+use tensor_cores::{Call, ONE_POSITIONS, latent_kernel};
 
 /// Threads of a block of `rope` and `append`: a warp per head.
 const THREADS: usize = 128;
@@ -28,7 +31,7 @@ const TILE: usize = 32;
 const MAX_SPLITS: usize = 64;
 
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Debug, Default)]
 struct RotationArgs {
     half_turns: u64,
     dims: u32,
@@ -83,7 +86,7 @@ pub(crate) fn rope(device: &Arc<Device>, heads: &Heads, len: usize) -> Result<Vi
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct SourceArgs {
     x: Rows,
     width: u32,
@@ -126,7 +129,7 @@ fn source(
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct CacheArgs {
     pages: u64,
     pages_per_slot: u32,
@@ -135,7 +138,7 @@ struct CacheArgs {
     values_at: u32,
 }
 
-fn cache_args(cache: &CudaCache) -> CacheArgs {
+fn cache_args(cache: &TokenCache) -> CacheArgs {
     let (pages, per_slot) = cache.table();
     let shape = &cache.shape;
     CacheArgs {
@@ -190,6 +193,7 @@ struct AttentionArgs {
 /// Queries, keys and values: each one or two tensors whose heads are side by side, with their widths.
 pub(crate) struct Inputs<'a> {
     pub(crate) q: &'a [(&'a CudaTensor, usize)],
+    /// Empty where the step's keys and values are in the cache already.
     pub(crate) k: &'a [(&'a CudaTensor, usize)],
     /// None where values are the first part of the keys.
     pub(crate) v: Option<(&'a CudaTensor, usize)>,
@@ -201,19 +205,17 @@ pub(crate) struct Inputs<'a> {
     pub(crate) sinks: Option<Vector>,
 }
 
-/// Writes the new keys and values and attends. The backend has checked shapes and spans.
+/// Writes the new keys and values, if there are any, and attends. The backend has checked shapes and spans, and has got the memory
+/// for the step's tokens.
 pub(crate) fn attend(
     device: &Arc<Device>,
     op: &'static str,
     inputs: &Inputs<'_>,
-    cache: &mut CudaCache,
+    cache: &TokenCache,
     step: &Arc<StepData>,
 ) -> Result<CudaTensor> {
     let (n_tokens, n_heads) = (step.n_tokens, inputs.n_heads);
     let shape = Shape::new(op, &[n_tokens, n_heads, inputs.v_width])?;
-    for span in &step.spans {
-        cache.reserve(span.slot, span.start + span.n_tokens)?;
-    }
     let mut keep = Vec::new();
     let mut two = |parts: &[(&CudaTensor, usize)]| -> Result<[SourceArgs; 2]> {
         let mut out = [NO_SOURCE; 2];
@@ -232,8 +234,11 @@ pub(crate) fn attend(
     let pages = cache.shape;
     let (step_args, cache_args) = (step.args(), cache_args(cache));
     // A token alone sees only itself of what this step adds: attention can make its key and value on the way.
-    let latent = latent_unit(device, &pages, inputs);
-    let is_fused = latent.is_none() && step.spans.iter().all(|s| s.n_tokens <= 1);
+    let latent = latent_kernel(device, &pages, inputs, n_tokens);
+    let has_new = !inputs.k.is_empty();
+    let is_fused = has_new && latent.is_none() && step.spans.iter().all(|s| s.n_tokens <= 1);
+    // Key heads that are written.
+    let n_new_heads = if has_new { pages.n_kv_heads } else { 0 };
     let queries = if is_fused {
         None
     } else {
@@ -246,14 +251,14 @@ pub(crate) fn attend(
             v,
             n_tokens: n_tokens as u32,
             n_heads: n_heads as u32,
-            n_kv_heads: pages.n_kv_heads as u32,
+            n_kv_heads: n_new_heads as u32,
             key_width: pages.key_width as u32,
             value_width: pages.value_width as u32,
             step: step_args,
             cache: cache_args,
             queries: queries.at(),
         };
-        let n_warps = n_tokens * (n_heads + pages.n_kv_heads * if inputs.v.is_some() { 2 } else { 1 });
+        let n_warps = n_tokens * (n_heads + n_new_heads * if inputs.v.is_some() { 2 } else { 1 });
         let grid = Grid {
             blocks: [n_warps.div_ceil(THREADS / 32), 1, 1],
             threads: THREADS,
@@ -268,8 +273,8 @@ pub(crate) fn attend(
 
     let call = Call { device, op, inputs, step, pages, step_args, cache_args, shape };
     if let Some(queries) = &queries {
-        if let Some(unit) = latent {
-            return call.latent(unit, queries);
+        if let Some(kernel) = latent {
+            return call.latent(kernel, queries);
         }
         if let Some(steps) = call.flash_steps() {
             return call.flash(steps, queries);
@@ -282,7 +287,7 @@ pub(crate) fn attend(
     let heads_per_key = call.heads_per_key();
     let n_block_heads = heads_per_key.min(HEADS_PER_BLOCK);
     let n_head_blocks = pages.n_kv_heads * heads_per_key.div_ceil(n_block_heads);
-    let n_splits = splits(device, step, n_head_blocks * n_tokens);
+    let n_splits = splits(device, step, inputs.window, n_head_blocks * n_tokens);
     let row = pages.value_width + 4;
     let partial = match n_splits {
         1 => None,
@@ -328,11 +333,12 @@ pub(crate) fn attend(
 
 /// How many parts each sequence is split into, where `n_blocks` would not fill the GPU. A power of two that grows with the
 /// sequences: recorded graphs stay right until it changes.
-fn splits(device: &Device, step: &StepData, n_blocks: usize) -> usize {
+fn splits(device: &Device, step: &StepData, window: Option<usize>, n_blocks: usize) -> usize {
     let room = 2 * device.driver.properties.n_multiprocessors as usize / n_blocks.max(1);
     let most = room.clamp(1, MAX_SPLITS);
     let most = 1 << most.ilog2();
-    step.longest.div_ceil(TILE).max(1).next_power_of_two().min(most)
+    let n_tiles = step.longest.div_ceil(TILE).min(window.map_or(usize::MAX, |w| w.div_ceil(TILE) + 1));
+    n_tiles.max(1).next_power_of_two().min(most)
 }
 
 /// A number that is equal for steps whose sequences are split alike.

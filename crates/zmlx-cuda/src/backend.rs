@@ -2,14 +2,15 @@
 
 mod attention;
 mod products;
+mod recurrent;
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use zmlx_core::{
-    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
+    Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
-    NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey,
+    MlaWeights, NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey, stock,
 };
 
 use crate::NAME;
@@ -20,6 +21,7 @@ use crate::host_copy::HostCopy;
 use crate::matmul::Grouped;
 use crate::memory::Buffer;
 use crate::rows::{self, Route};
+use crate::sample;
 use crate::step::{CudaStep, StepData};
 use crate::tensor::{CudaIndices, CudaTensor, Heads, Norm, Pending, Rotation, Shape, Staged, View, ensure};
 use crate::weight::CudaWeight;
@@ -136,7 +138,11 @@ impl Backend for CudaBackend {
 
     fn read_indices(&self, indices: &CudaIndices, out: &mut Vec<u32>) -> Result<()> {
         match &indices.copy {
-            Some(copy) => copy.read(out),
+            Some(copy) => {
+                copy.read(out)?;
+                out.truncate(indices.shape.len());
+                Ok(())
+            }
             None => indices.buffer.read(0, indices.shape.len(), out),
         }
     }
@@ -195,6 +201,10 @@ impl Backend for CudaBackend {
         cache.release(slot);
     }
 
+    fn shortest(&self, cache: &CudaCache, slot: usize) -> usize {
+        cache.shortest(slot)
+    }
+
     fn commit(&self, cache: &mut CudaCache, step: &CudaStep) {
         cache.commit(&step.0.spans);
     }
@@ -208,19 +218,17 @@ impl Backend for CudaBackend {
         self.device.driver.synchronize()
     }
 
-    /// The most probable token; what needs chance or a penalty is left to the host.
     fn sample(
         &self,
         logits: &CudaTensor,
         row: usize,
         settings: &SampleSettings<'_, CudaIndices>,
     ) -> Result<Option<CudaIndices>> {
-        if settings.temperature != 0.0 || settings.repetition.is_some() {
-            return Ok(None);
-        }
-        let mut chosen = rows::argmax(&self.device, logits, row)?;
-        chosen.copy = Some(Arc::new(HostCopy::start(&chosen.buffer, 0, 4)?));
-        Ok(Some(chosen))
+        sample::sample(&self.device, logits, row, settings)
+    }
+
+    fn read_choice(&self, chosen: &CudaIndices) -> Result<Option<Choice>> {
+        sample::read_choice(chosen)
     }
 
     fn eval_async(&self, logits: CudaTensor, _: &CudaIndices) -> Result<CudaTensor> {
@@ -276,7 +284,9 @@ impl Backend for CudaBackend {
     }
 
     fn head_linear(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
-        self.head_product(x, weight)
+        let product = self.head_product(x, weight)?;
+        let view = product.launch(&self.device, None)?;
+        Ok(CudaTensor::ready(x.shape.with_last(weight.n_out), view))
     }
 
     fn rope(&self, x: &CudaTensor, step: &CudaStep, rope: &Rope) -> Result<CudaTensor> {
@@ -295,14 +305,12 @@ impl Backend for CudaBackend {
 
     fn attention_shared(
         &self,
-        _: &CudaTensor,
-        _: &CudaCache,
-        _: &CudaStep,
-        _: &AttentionSettings,
+        q: &CudaTensor,
+        cache: &CudaCache,
+        step: &CudaStep,
+        settings: &AttentionSettings,
     ) -> Result<CudaTensor> {
-        let why =
-            "layers that share another's keys and values are not implemented: use --backend cpu".to_owned();
-        Err(Error::Unsupported { op: "attention_shared", backend: NAME, why })
+        self.attend_to_shared(q, cache, step, settings)
     }
 
     fn latent_attention(
@@ -331,27 +339,25 @@ impl Backend for CudaBackend {
         rows::unary(&self.device, OP, x, cap)
     }
 
-    /// No cache of its kind is made.
     fn causal_conv(
         &self,
-        _x: &CudaTensor,
-        _weights: ConvWeights<'_, CudaWeight>,
+        x: &CudaTensor,
+        weights: ConvWeights<'_, CudaWeight>,
         cache: &mut CudaCache,
-        _step: &CudaStep,
-        _activation: ConvActivation,
+        step: &CudaStep,
+        activation: ConvActivation,
     ) -> Result<CudaTensor> {
-        Err(precondition("causal_conv", "cache", "a state", &cache.kind))
+        self.convolve(x, weights, cache, step, activation)
     }
 
-    /// No cache of its kind is made.
     fn gated_delta(
         &self,
-        _inputs: DeltaInputs<'_, CudaTensor>,
-        _weights: DeltaWeights<'_, CudaWeight>,
+        inputs: DeltaInputs<'_, CudaTensor>,
+        weights: DeltaWeights<'_, CudaWeight>,
         cache: &mut CudaCache,
-        _step: &CudaStep,
+        step: &CudaStep,
     ) -> Result<CudaTensor> {
-        Err(precondition("gated_delta", "cache", "a state", &cache.kind))
+        self.delta_rule(inputs, weights, cache, step)
     }
 
     fn mul(&self, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
@@ -507,6 +513,20 @@ impl Backend for CudaBackend {
         let sum = self.sum("add_rms_norm", x, residual)?;
         let normed = self.rms_norm(&sum, weight, eps)?;
         Ok((sum, normed))
+    }
+
+    fn mla_attention(
+        &self,
+        inputs: MlaInputs<'_, CudaTensor>,
+        weights: MlaWeights<'_, CudaWeight>,
+        cache: &mut CudaCache,
+        step: &CudaStep,
+        scale: f32,
+    ) -> Result<CudaTensor> {
+        match self.attend_mla(inputs, weights, cache, step, scale)? {
+            Some(y) => Ok(y),
+            None => stock::mla_attention(self, inputs, weights, cache, step, scale),
+        }
     }
 
     fn route_softmax_top_k(

@@ -7,7 +7,7 @@ use std::ptr::null_mut;
 use libloading::Library;
 use sha2::{Digest, Sha256};
 
-const HEADERS: [(&str, &str); 9] = [
+const HEADERS: [(&str, &str); 10] = [
     ("activations.cuh", include_str!("kernels/activations.cuh")),
     ("device.cuh", include_str!("kernels/device.cuh")),
     ("element.cuh", include_str!("kernels/element.cuh")),
@@ -15,17 +15,20 @@ const HEADERS: [(&str, &str); 9] = [
     ("fragments.cuh", include_str!("kernels/fragments.cuh")),
     ("matvec.cuh", include_str!("kernels/matvec.cuh")),
     ("position.cuh", include_str!("kernels/position.cuh")),
+    ("recurrent.cuh", include_str!("kernels/recurrent.cuh")),
     ("route.cuh", include_str!("kernels/route.cuh")),
     ("tensor_core.cuh", include_str!("kernels/tensor_core.cuh")),
 ];
 
-const SOURCES: [(&str, &str); 14] = [
+const SOURCES: [(&str, &str); 17] = [
     ("attention", include_str!("kernels/attention.cu")),
+    ("causal_conv", include_str!("kernels/causal_conv.cu")),
     ("dense", include_str!("kernels/dense.cu")),
     ("embed", include_str!("kernels/embed.cu")),
     ("embed_dense", include_str!("kernels/embed_dense.cu")),
     ("flash", include_str!("kernels/flash.cu")),
     ("flash_one", include_str!("kernels/flash_one.cu")),
+    ("gated_delta", include_str!("kernels/gated_delta.cu")),
     ("group", include_str!("kernels/group.cu")),
     ("latent", include_str!("kernels/latent.cu")),
     ("matmul", include_str!("kernels/matmul.cu")),
@@ -33,11 +36,12 @@ const SOURCES: [(&str, &str); 14] = [
     ("rope", include_str!("kernels/rope.cu")),
     ("route", include_str!("kernels/route.cu")),
     ("rows", include_str!("kernels/rows.cu")),
+    ("sample", include_str!("kernels/sample.cu")),
     ("split", include_str!("kernels/split.cu")),
 ];
 
 /// Most macros that a unit sets.
-pub(crate) const MAX_DEFINES: usize = 15;
+pub(crate) const MAX_DEFINES: usize = 18;
 
 /// One compilation: a source, and the macros that are set from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,15 +97,21 @@ impl std::fmt::Display for Unit {
 /// Units that together have every source and every branch of it, of each format one: a part of what ops may ask for.
 pub fn units() -> Vec<Unit> {
     let mut all = vec![Unit::new("rows", &[]), Unit::new("rope", &[]), Unit::new("group", &[])];
+    all.push(Unit::new("causal_conv", &[]));
+    all.extend([1, 4, 8].map(|columns| Unit::new("gated_delta", &[("PER_LANE", columns)])));
     all.extend([4, 32].map(|lanes| Unit::new("route", &[("PER_LANE", lanes)])));
     all.extend(
         [(1, 0), (2, 1), (4, 1)].map(|(v, f)| Unit::new("attention", &[("VECTORS", v), ("FUSED", f)])),
     );
     all.extend([1, 2, 4, 8].map(|steps| Unit::new("flash", &[("STEPS", steps)])));
-    all.extend([2, 4, 8].map(|steps| Unit::new("flash_one", &[("STEPS", steps)])));
     all.extend(
-        [(4, 1), (36, 8)].map(|(steps, tiles)| Unit::new("latent", &[("STEPS", steps), ("TILES", tiles)])),
+        [(2, 0), (4, 1), (8, 0), (8, 1)]
+            .map(|(s, c)| Unit::new("flash_one", &[("STEPS", s), ("CLUSTER", c)])),
     );
+    all.extend([(4, 1, 32, 32), (36, 8, 32, 32), (36, 8, 64, 16)].map(|(steps, tiles, rows, tile)| {
+        Unit::new("latent", &[("STEPS", steps), ("TILES", tiles), ("N_ROWS", rows), ("TILE", tile)])
+    }));
+    all.extend([1, 19, 32].map(|values| Unit::new("sample", &[("PER_THREAD", values)])));
     for element in 0..4 {
         all.push(Unit::new("embed_dense", &[("ELEMENT", element)]));
         let vector = [4, 8, 8, 16][element as usize];
@@ -130,7 +140,11 @@ pub fn units() -> Vec<Unit> {
             let group = ("GROUP", [32, 64, 128][i % 3]);
             let streams = ("STREAMS", 1 + i as u32 % 2);
             all.push(Unit::new("split", &[format[0], group]));
-            all.push(Unit::new("matmul", &[format[0], format[1], format[2], group, streams]));
+            for (jobs, shared) in [(8, 0), (8, 1), (16, 1), (32, 0)] {
+                let shape = [("JOBS", jobs), ("SHARED_ROWS", shared)];
+                let all_of = [format[0], format[1], format[2], group, streams, shape[0], shape[1]];
+                all.push(Unit::new("matmul", &all_of));
+            }
         }
         let names = ["ROWS", "DEPTH", "LOOP", "STREAMS", "STEPS", "NORM"];
         let shape = names.into_iter().zip(shapes[i % shapes.len()]);
@@ -138,10 +152,13 @@ pub fn units() -> Vec<Unit> {
         let route = [
             ("REPEATS", i as u32 % 2),
             ("STAGED", i as u32 % 3),
+            ("SHARED", u32::from(i == 1 || i == 2)),
             ("THREADS", 256 << route),
             ("ROUTE", route),
             ("CLUSTER", 0),
             ("PER_LANE", 4),
+            ("QUERIES", u32::from(i == 0 || i == 4)),
+            ("MERGE", u32::from(i == 1 || i == 3)),
         ];
         all.push(Unit::new("matvec", &format.into_iter().chain(shape).chain(route).collect::<Vec<_>>()));
     }

@@ -42,6 +42,13 @@ pub(crate) struct Properties {
     pub(crate) driver: i32,
 }
 
+impl Properties {
+    /// Most blocks of a cluster: 8 everywhere, 16 where the processors of a group are as many.
+    pub(crate) fn most_in_cluster(&self) -> usize {
+        if matches!(self.arch, 90 | 100) && self.n_multiprocessors >= 100 { 16 } else { 8 }
+    }
+}
+
 /// A GPU with one stream, on which everything happens in order, and another one that carries results to the host.
 pub(crate) struct Driver {
     device: sys::CUdevice,
@@ -73,7 +80,8 @@ pub(crate) struct Grid {
     pub(crate) blocks: [usize; 3],
     pub(crate) threads: usize,
     pub(crate) shared_bytes: usize,
-    /// Blocks along y that reach each other's shared memory; 1 where they need not, and the most is 8.
+    /// Blocks along y that reach each other's shared memory; 1 where they need not, and the most is
+    /// [`Properties::most_in_cluster`].
     pub(crate) cluster: usize,
 }
 
@@ -184,6 +192,11 @@ impl Driver {
             let kind = sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
             let most = self.properties.shared_bytes as i32 - own;
             check("cuFuncSetAttribute", sys::cuFuncSetAttribute(function, kind, most))?;
+            if self.properties.most_in_cluster() > 8 {
+                let kind =
+                    sys::CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_NON_PORTABLE_CLUSTER_SIZE_ALLOWED;
+                check("cuFuncSetAttribute", sys::cuFuncSetAttribute(function, kind, 1))?;
+            }
         }
         Ok(Kernel(function))
     }

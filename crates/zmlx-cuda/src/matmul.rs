@@ -12,10 +12,30 @@ use crate::products::{Epilogue, InputArgs, MAX_PARTS, PartArgs, Product};
 use crate::tensor::CudaIndices;
 use crate::weight::{Part, PartFormat};
 
-/// From this many tokens on a product runs on tensor cores. Fewer have the same sums as one alone.
-pub(crate) const MIN_TOKENS: usize = 16;
-/// Jobs of a tile; `JOBS` of the kernel.
-const TILE_JOBS: usize = 32;
+/// From this many tokens on a product may run on tensor cores. Fewer have the same sums as one alone.
+pub(crate) const MIN_TOKENS: usize = 8;
+/// From this many tokens on routers do, too, and choose in a kernel of their own.
+pub(crate) const MIN_ROUTED_TOKENS: usize = 64;
+/// Rows of the matrix of a warp.
+const WARP_ROWS: usize = 32;
+/// Jobs of a tile, `JOBS` of the kernel, where a matrix has so many on average: tensor cores multiply all that a tile has room
+/// for.
+fn tile_jobs(product: &Product) -> usize {
+    let n = product.n_jobs;
+    match &product.experts {
+        // Some experts have more jobs than others.
+        Some(_) => match n / product.n_mats.min(n).max(1) {
+            0..=4 => 8,
+            5..=10 => 16,
+            _ => 32,
+        },
+        None => match n / product.n_mats.max(1) {
+            0..=8 => 8,
+            9..=127 => 16,
+            _ => 32,
+        },
+    }
+}
 /// Rows of the matrix that a block takes.
 const BLOCK_ROWS: usize = 128;
 /// Columns of a unit; `UNIT` of the kernels.
@@ -28,6 +48,8 @@ pub(crate) struct Groups {
     jobs: Arc<Buffer>,
     tiles: Arc<Buffer>,
     n_tiles: Arc<Buffer>,
+    /// Jobs of a tile.
+    tile_jobs: usize,
     /// More tiles than there can be.
     most_tiles: usize,
 }
@@ -47,24 +69,30 @@ struct GroupArgs {
 }
 
 /// The jobs of `experts` by expert. The caller has checked that all are below `n_experts`.
-fn groups(device: &Arc<Device>, experts: &CudaIndices, n_experts: usize) -> Result<Arc<Groups>> {
+fn groups(
+    device: &Arc<Device>,
+    experts: &CudaIndices,
+    n_experts: usize,
+    tile_jobs: usize,
+) -> Result<Arc<Groups>> {
     let mut made = lock(&experts.grouped);
-    if let Some(groups) = &*made {
+    if let Some(groups) = made.as_ref().filter(|g| g.tile_jobs == tile_jobs) {
         return Ok(Arc::clone(groups));
     }
     let n = experts.shape.len();
-    let most_tiles = n / TILE_JOBS + n_experts.min(n);
+    let most_tiles = n / tile_jobs + n_experts.min(n);
     let groups = Groups {
         jobs: Buffer::scratch(device, 4 * n)?,
         tiles: Buffer::scratch(device, 16 * most_tiles)?,
         n_tiles: Buffer::scratch(device, 4)?,
+        tile_jobs,
         most_tiles,
     };
     let args = GroupArgs {
         experts: experts.buffer.at(),
         n: n as u32,
         n_experts: n_experts as u32,
-        tile_jobs: TILE_JOBS as u32,
+        tile_jobs: tile_jobs as u32,
         jobs: groups.jobs.at(),
         tiles: groups.tiles.at(),
         n_tiles: groups.n_tiles.at(),
@@ -148,9 +176,11 @@ pub(crate) fn launch(
     // sum for each 32 values at most.
     unsafe { device.launch(product.op, (unit, "split"), grid, &args)? };
 
-    let groups = product.experts.as_ref().map(|e| groups(device, e, product.n_mats)).transpose()?;
+    let tile_jobs = tile_jobs(product);
+    let groups =
+        product.experts.as_ref().map(|e| groups(device, e, product.n_mats, tile_jobs)).transpose()?;
     let n_mats = if groups.is_some() { 1 } else { product.n_mats };
-    let n_tiles = groups.as_ref().map_or((product.n_jobs / n_mats).div_ceil(TILE_JOBS), |g| g.most_tiles);
+    let n_tiles = groups.as_ref().map_or((product.n_jobs / n_mats).div_ceil(tile_jobs), |g| g.most_tiles);
     let streams = if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 };
     let args = MatmulArgs {
         parts,
@@ -168,10 +198,26 @@ pub(crate) fn launch(
         y,
         y_stride: product.n_out as u32,
     };
+    let n_blocks = n_out.div_ceil(BLOCK_ROWS / streams) * n_tiles * n_mats;
+    let are_shared = tile_jobs <= 16
+        && groups.is_none()
+        && n_blocks < 2 * device.driver.properties.n_multiprocessors as usize;
+    let rows = if are_shared { WARP_ROWS } else { BLOCK_ROWS };
     let [bits, code, scales, group] = format;
-    let unit = Unit::new("matmul", &[bits, code, scales, group, ("STREAMS", streams as u32)]);
+    let unit = Unit::new(
+        "matmul",
+        &[
+            bits,
+            code,
+            scales,
+            group,
+            ("STREAMS", streams as u32),
+            ("JOBS", tile_jobs as u32),
+            ("SHARED_ROWS", u32::from(are_shared)),
+        ],
+    );
     let grid = Grid {
-        blocks: [n_out.div_ceil(BLOCK_ROWS / streams), n_tiles, n_mats],
+        blocks: [n_out.div_ceil(rows / streams), n_tiles, n_mats],
         threads: 128,
         shared_bytes: 0,
         cluster: 1,

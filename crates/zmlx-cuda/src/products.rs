@@ -5,6 +5,7 @@ use std::sync::Arc;
 use zmlx_core::{Error, Result};
 
 use crate::NAME;
+use crate::attention::PositionsArgs;
 use crate::compile::Unit;
 use crate::device::Device;
 use crate::driver::Grid;
@@ -70,7 +71,8 @@ pub(crate) struct Product {
     pub(crate) n_mats: usize,
     pub(crate) n_out: usize,
     pub(crate) n_in: usize,
-    pub(crate) input: Input,
+    /// The activations, which may not have been launched.
+    pub(crate) x: CudaTensor,
     /// Output rows.
     pub(crate) n_jobs: usize,
     /// Rows of activations that are summed up in one output row.
@@ -79,7 +81,21 @@ pub(crate) struct Product {
     pub(crate) rows_per_x: usize,
     pub(crate) experts: Option<CudaIndices>,
     pub(crate) slot_weights: Option<View>,
+    /// Matrices that every token takes as one more choice behind its experts, without a weight: as many as `parts`.
+    pub(crate) shared: Vec<Part>,
     pub(crate) epilogue: Epilogue,
+    pub(crate) beside: Beside,
+}
+
+/// What the products before and after attention on latents have besides.
+#[derive(Clone)]
+pub(crate) enum Beside {
+    /// Nothing.
+    None,
+    /// The results are the first part of queries of `width` values each; the rest is made beside them, and the new key.
+    Queries { positions: Box<PositionsArgs>, queries: Arc<Buffer>, width: usize, _sources: [View; 3] },
+    /// The activations are merged from what blocks of attention found.
+    Merge { partial: Arc<Buffer>, n_splits: usize },
 }
 
 /// What becomes of the sums.
@@ -131,6 +147,20 @@ struct MatvecArgs {
     route: RouteArgs,
 }
 
+/// The parameter with what [`Beside`] adds to it.
+#[repr(C)]
+struct QueriesArgs {
+    product: MatvecArgs,
+    positions: PositionsArgs,
+}
+
+#[repr(C)]
+struct MergeArgs {
+    product: MatvecArgs,
+    partial: u64,
+    n_splits: u32,
+}
+
 #[repr(C)]
 struct DenseArgs {
     parts: [PartArgs; MAX_PARTS],
@@ -153,6 +183,13 @@ impl Product {
             Epilogue::None => 1,
             Epilogue::SwiGlu => 2,
         }
+    }
+
+    /// Whether it is one launch of `matvec.cu`.
+    pub(crate) fn is_matvec(&self) -> bool {
+        self.parts.len() == 1
+            && matches!(self.parts[0].format, PartFormat::Coded { .. })
+            && !matmul::suits(self)
     }
 
     /// Whether one block can hold the activations.
@@ -185,12 +222,17 @@ impl Product {
         mut route: Option<RouteTail>,
     ) -> Result<View> {
         let len = self.n_jobs * self.n_out;
-        let y = Buffer::scratch(device, 4 * len)?;
         if !self.fits(device) {
             let why = format!("{} rows of {} values at once", self.n_slots, self.n_in);
             return Err(Error::Unsupported { op: self.op, backend: NAME, why });
         }
+        let input = Input::new(device, &self.x, self.n_in, self.n_jobs * self.n_slots)?;
+        let y = match &self.beside {
+            Beside::Queries { queries, .. } => Arc::clone(queries),
+            Beside::None | Beside::Merge { .. } => Buffer::scratch(device, 4 * len)?,
+        };
         let mut first_row = 0;
+        debug_assert!(self.shared.is_empty() || self.shared.len() == self.parts.len());
         // Rows of several banks are not found by one number.
         let most = if self.n_mats > 1 && self.streams() == 1 { 1 } else { MAX_PARTS };
         for run in self.parts.chunk_by(|a, b| a.format == b.format).flat_map(|run| run.chunks(most)) {
@@ -199,7 +241,7 @@ impl Product {
                 route.args.x = y.at();
             }
             let ends = (residual.map_or(0, |r| at(r.at())), at(y.at()));
-            let n_rows = self.launch_run(device, run, ends, route.as_ref())?;
+            let n_rows = self.launch_run(device, &input, run, ends, route.as_ref())?;
             first_row += n_rows;
         }
         Ok(View::whole(y, len))
@@ -210,13 +252,14 @@ impl Product {
     fn staged(
         &self,
         device: &Arc<Device>,
+        input: &Input,
         n_items: usize,
         is_small: bool,
     ) -> Result<(Option<Arc<Buffer>>, u32)> {
-        if self.input.norm.is_none() || self.n_slots > 1 {
+        if input.norm.is_none() || self.n_slots > 1 {
             return Ok((None, 0));
         }
-        let mut staged = lock(&self.input.staged);
+        let mut staged = lock(&input.staged);
         if let Some(buffer) = &*staged {
             return Ok((Some(Arc::clone(buffer)), 2));
         }
@@ -233,6 +276,7 @@ impl Product {
     fn launch_run(
         &self,
         device: &Arc<Device>,
+        of_x: &Input,
         run: &[Part],
         (residual, y): (u64, u64),
         route: Option<&RouteTail>,
@@ -243,7 +287,7 @@ impl Product {
         let n_out = if streams == 2 { self.n_out } else { run.iter().map(|p| p.n_rows).sum() };
         let mut parts = [PartArgs::default(); MAX_PARTS];
         let mut first_row = 0;
-        for (to, part) in parts.iter_mut().zip(run) {
+        for (to, part) in parts.iter_mut().zip(run.iter().chain(&self.shared)) {
             *to = PartArgs {
                 data: part.data.at(),
                 scales: part.scales.as_ref().map_or(0, |s| s.at()),
@@ -253,11 +297,11 @@ impl Product {
             first_row += part.n_rows as u32;
         }
         let input = InputArgs {
-            x: self.input.x.at(),
-            stride: self.input.stride as u32,
+            x: of_x.x.at(),
+            stride: of_x.stride as u32,
             rows_per_x: self.rows_per_x as u32,
-            norm: self.input.norm.as_ref().map_or(0, |n| n.weight.0.at()),
-            eps: self.input.norm.as_ref().map_or(0.0, |n| n.eps),
+            norm: of_x.norm.as_ref().map_or(0, |n| n.weight.0.at()),
+            eps: of_x.norm.as_ref().map_or(0.0, |n| n.eps),
             slot_weights: self.slot_weights.as_ref().map_or(0, View::at),
         };
         if rule == 0 && matmul::suits(self) {
@@ -285,8 +329,8 @@ impl Product {
                 plan.rows = shares.rows.unwrap_or(plan.rows);
                 let repeats =
                     rule == 0 && self.n_jobs == 1 && n_out.div_ceil(plan.rows * threads / 32) > 8 * at_once;
-                let (staged, how) = self.staged(device, n_items, plan.is_small)?;
-                let args = MatvecArgs {
+                let (staged, how) = self.staged(device, of_x, n_items, plan.is_small)?;
+                let mut args = MatvecArgs {
                     parts,
                     n_parts,
                     n_out: n_out as u32,
@@ -322,18 +366,37 @@ impl Product {
                         ("LOOP", u32::from(n_items > 32 * plan.depth)),
                         ("STREAMS", streams as u32),
                         ("STEPS", (4 * n_items).div_ceil(threads).min(3) as u32),
-                        ("NORM", u32::from(self.input.norm.is_some())),
+                        ("NORM", u32::from(of_x.norm.is_some())),
                         ("STAGED", how),
+                        ("SHARED", u32::from(!self.shared.is_empty())),
                         ("THREADS", threads as u32),
                         ("ROUTE", rule),
                         ("CLUSTER", u32::from(shares.is_cluster)),
                         ("PER_LANE", per_lane),
+                        ("QUERIES", u32::from(matches!(self.beside, Beside::Queries { .. }))),
+                        ("MERGE", u32::from(matches!(self.beside, Beside::Merge { .. }))),
                     ],
                 );
-                let grid = grid(plan.rows, n_items * 72 + 4 * threads, repeats);
-                // SAFETY: the struct is the kernel's; shapes and indices were checked when the product was made, and it
-                // keeps what it reads until its result is there.
-                unsafe { device.launch(self.op, (unit, "matvec"), grid, &args)? };
+                let mut grid = grid(plan.rows, n_items * 72 + 4 * threads, repeats);
+                let kernel = (unit, "matvec");
+                // SAFETY: the struct is the kernel's, with what the macros add; shapes and indices were checked when the product
+                // was made, and it keeps what it reads until its result is there.
+                unsafe {
+                    match &self.beside {
+                        Beside::None => device.launch(self.op, kernel, grid, &args)?,
+                        Beside::Queries { positions, width, .. } => {
+                            grid.blocks[1] += 1;
+                            args.y_stride = *width as u32;
+                            let args = QueriesArgs { product: args, positions: **positions };
+                            device.launch(self.op, kernel, grid, &args)?;
+                        }
+                        Beside::Merge { partial, n_splits } => {
+                            let (partial, n_splits) = (partial.at(), *n_splits as u32);
+                            let args = MergeArgs { product: args, partial, n_splits };
+                            device.launch(self.op, kernel, grid, &args)?;
+                        }
+                    }
+                }
             }
             PartFormat::Element(element) => {
                 let n_bytes = [4, 2, 2, 1][element as usize];

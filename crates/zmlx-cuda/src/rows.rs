@@ -9,7 +9,7 @@ use crate::NAME;
 use crate::compile::Unit;
 use crate::device::{Device, N_COUNTERS};
 use crate::driver::Grid;
-use crate::matmul::{Grouped, MIN_TOKENS};
+use crate::matmul::{Grouped, MIN_ROUTED_TOKENS};
 use crate::memory::Buffer;
 use crate::tensor::{CudaIndices, CudaTensor, Heads, Pending, Rows, Shape, View, ensure};
 use crate::weight::{CudaWeight, PartFormat, Vector};
@@ -24,7 +24,7 @@ fn per_row(n_rows: usize, threads: usize) -> Grid {
     Grid { blocks: [n_rows, 1, 1], threads, shared_bytes: 0, cluster: 1 }
 }
 
-fn rows_unit() -> Unit {
+pub(crate) fn rows_unit() -> Unit {
     Unit::new("rows", &[])
 }
 
@@ -323,48 +323,6 @@ pub(crate) fn weighted_sum(
 }
 
 #[repr(C)]
-struct ArgmaxArgs {
-    x: u64,
-    y: u64,
-    width: u32,
-    best: u64,
-    n_done: u64,
-}
-
-/// The index of the largest value of a row.
-pub(crate) fn argmax(device: &Arc<Device>, x: &CudaTensor, row: usize) -> Result<CudaIndices> {
-    const OP: &str = "sample";
-    ensure(x.dims().len() == 2 && x.shape.last() > 0, OP, "logits", "[n, vocab]", x)?;
-    let [n, width] = [x.dims()[0], x.dims()[1]];
-    if row >= n {
-        return Err(Error::IndexOutOfRange { op: OP, what: "row", index: row, len: n });
-    }
-    let from = x.contiguous(device)?;
-    let y = Buffer::scratch(device, 4)?;
-    let args = ArgmaxArgs {
-        x: from.at() + 4 * (row * width) as u64,
-        y: y.at(),
-        width: width as u32,
-        best: device.counters,
-        n_done: device.counters + 4 * N_COUNTERS as u64,
-    };
-    let grid =
-        Grid { blocks: [width.div_ceil(2048).min(128), 1, 1], threads: 256, shared_bytes: 0, cluster: 1 };
-    // SAFETY: the struct is the kernel's; x has the row, y room for one index, and there is a counter of each kind.
-    unsafe { device.launch(OP, (rows_unit(), "argmax"), grid, &args)? };
-    let launch = device.driver.last_launch();
-    Ok(CudaIndices {
-        shape: Shape::new(OP, &[1])?,
-        buffer: y,
-        host: None,
-        bound: width,
-        grouped: Grouped::default(),
-        launch,
-        copy: None,
-    })
-}
-
-#[repr(C)]
 #[derive(Clone, Copy, Default)]
 pub(crate) struct RouteArgs {
     /// The logits.
@@ -500,7 +458,7 @@ pub(crate) fn route(
         copy: None,
     };
     if rule > 0
-        && n < MIN_TOKENS
+        && n < MIN_ROUTED_TOKENS
         && let Some(Pending::Product(product)) = x.op()
         && product.parts.len() == 1
     {

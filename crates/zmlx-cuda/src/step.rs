@@ -22,8 +22,8 @@ pub(crate) struct StepData {
     pub(crate) longest: usize,
     /// Bytes of the buffer that are in use.
     pub(crate) n_bytes: usize,
-    /// Blocks of tokens of one sequence each, by the most tokens of a block: made when they are first asked for.
-    blocks: Mutex<Option<TokenBlocks>>,
+    /// Blocks of tokens of one sequence each, made when they are first asked for.
+    blocks: Mutex<Vec<TokenBlocks>>,
     /// `[n_tokens]` rows of the caches' tables, `[n_tokens]` positions, `[n_logits]` rows; where each sequence has one token, a
     /// block for each, first token and number of tokens, at the end.
     pub(crate) buffer: Arc<Buffer>,
@@ -52,6 +52,13 @@ impl TokenBlocks {
 pub(crate) struct StepArgs {
     slots: u64,
     positions: u64,
+}
+
+impl StepArgs {
+    /// Where the slots and the positions of all tokens are.
+    pub(crate) fn both(&self) -> (u64, u64) {
+        (self.slots, self.positions)
+    }
 }
 
 impl StepData {
@@ -88,7 +95,7 @@ impl StepData {
             return Ok(TokenBlocks { most_tokens, n: self.n_tokens, buffer, offset });
         }
         let mut made = lock(&self.blocks);
-        if let Some(blocks) = made.as_ref().filter(|b| b.most_tokens == most_tokens) {
+        if let Some(blocks) = made.iter().find(|b| b.most_tokens == most_tokens) {
             return Ok(blocks.clone());
         }
         let (mut first, mut words) = (0, Vec::new());
@@ -101,8 +108,13 @@ impl StepData {
         let buffer = Buffer::scratch(device, 4 * words.len())?;
         buffer.write(0, &words.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<_>>())?;
         let blocks = TokenBlocks { most_tokens, n: words.len() / 2, buffer, offset: 0 };
-        *made = Some(blocks.clone());
+        made.push(blocks.clone());
         Ok(blocks)
+    }
+
+    /// A block for each sequence that has tokens in the step.
+    pub(crate) fn whole_spans(&self, device: &Arc<Device>) -> Result<TokenBlocks> {
+        self.blocks(device, usize::MAX)
     }
 
     pub(crate) fn args(&self) -> StepArgs {

@@ -26,12 +26,12 @@ fn instances() -> Vec<Instance<CudaBackend>> {
         name: "cuda".to_owned(),
         backend,
         grid: Grid::Full,
-        // From 16 tokens on products run on tensor cores.
-        same_path_below: 16,
+        // From 8 tokens on products run on tensor cores.
+        same_path_below: 8,
         product_error: activations_of_16_bits,
-        // Of several tokens queries, keys, weights and values are sums of two bf16 values, each off by up to 2^-18. Of results of
-        // up to 6 one was off by 1.5e-5.
-        attention_error: 4.0,
+        // Keys and values are f16, off by up to 2^-12 of themselves, 1.4e-4 in the root mean square. A value of 6 alone is off by
+        // 1.5e-3, and scores of about 1 by as much as their keys.
+        attention_error: 200.0,
         // Weights are split after they were divided by the largest of their tile, which differs: by 1.2e-5 at most.
         chunk_error: 2.0,
         exponential_error: 1.0,

@@ -1,98 +1,136 @@
-//! Measures the decoding speed of a synthetic model on the GPU. Chosen tokens stay on the device. Run it as
-//! `cuda_decode [SPEC] [N_TOKENS] [DEPTH]`, for example `cuda_decode qwen3-30b-a3b,layers=24 128 1024`.
+//! Decoding speed of a synthetic model on the GPU: `cuda_decode [SPEC] [N_STEPS] [DEPTH] [BATCH]`, as in
+//! `cuda_decode qwen3-30b-a3b,layers=24 128 1024 1`.
 //!
-//! Prints tokens per second and the time per token: for steps that wait for each token, and for steps that do not.
+//! Prints what a step takes that waits for its logits, that reads them, and whose tokens the device chooses (the most probable
+//! ones, or by chance) and the host reads; for one sequence also of steps that wait for nothing, the token never leaving the
+//! device.
 
 #[cfg(target_os = "linux")]
 mod on_linux {
     use std::time::Instant;
 
     use zmlx_kernels::cuda::{CudaBackend, CudaIndices, CudaTensor};
-    use zmlx_kernels::{Backend, Fusion, SampleSettings};
-    use zmlx_models::{Checkpoint, Model, PoolOptions};
+    use zmlx_kernels::{Backend, Fusion, Logits, SampleSettings};
+    use zmlx_models::{CachePool, Checkpoint, Input, Model, PoolOptions, Slot};
 
-    pub(super) fn main() -> Result<(), Box<dyn std::error::Error>> {
+    type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
+
+    pub(super) fn main() -> Outcome<()> {
         let arguments: Vec<String> = std::env::args().skip(1).collect();
         let argument =
             |i: usize, default: &str| arguments.get(i).cloned().unwrap_or_else(|| default.to_owned());
-        let (spec, n, depth) =
-            (argument(0, "qwen3-30b-a3b"), argument(1, "128").parse()?, argument(2, "0").parse()?);
+        let (spec, n) = (argument(0, "qwen3-30b-a3b"), argument(1, "128").parse()?);
+        let (depth, batch) = (argument(2, "0").parse()?, argument(3, "1").parse()?);
         let backend = CudaBackend::new(0)?;
         println!("{}, driver for CUDA {}, {spec}", backend.device_name(), backend.driver_version());
         let started = Instant::now();
         let model = Model::load(backend, &Checkpoint::synthetic(&spec, 1)?, &mut |_, _| {})?;
         println!("loaded in {:.1} s", started.elapsed().as_secs_f64());
-        let mut reference: Option<Vec<u32>> = None;
-        for (name, fusion) in [("fused", Fusion::FUSED), ("stock", Fusion::STOCK)] {
-            let tokens = measure(&model, name, &fusion, n, depth)?;
-            let first = reference.get_or_insert_with(|| tokens.clone());
-            let same = first.iter().zip(&tokens).take_while(|(a, b)| a == b).count();
-            println!("{name}: the first {same} of {} tokens are those of fused", tokens.len());
-        }
-        Ok(())
+        Run::new(&model, depth, batch)?.measure(n)
     }
 
-    fn measure(
-        model: &Model<CudaBackend>,
-        name: &str,
-        fusion: &Fusion,
-        n: usize,
-        depth: usize,
-    ) -> Result<Vec<u32>, Box<dyn std::error::Error>> {
-        let b = model.backend();
-        let mut pool = model.pool(PoolOptions::default())?;
-        let slot = pool.allocate()?;
-        let prompt: Vec<u32> = (0..depth.max(4) as u32).map(|i| i * 7 % 1000).collect();
-        let started = Instant::now();
-        let logits = model.prefill(&mut pool, slot, &prompt, fusion, &mut |_, _| {})?;
-        b.wait(&logits)?;
-        println!("{name}: {} prompt tokens in {:.3} s", prompt.len(), started.elapsed().as_secs_f64());
-        let mut id = choose(b, &logits)?;
-        let (mut tokens, mut values) = (Vec::new(), Vec::new());
-        let mut times = Vec::new();
-        for _ in 0..n {
+    /// Sequences of a depth.
+    struct Run<'m> {
+        model: &'m Model<CudaBackend>,
+        pool: CachePool<CudaBackend>,
+        slots: Vec<Slot>,
+    }
+
+    impl<'m> Run<'m> {
+        fn new(model: &'m Model<CudaBackend>, depth: usize, batch: usize) -> Outcome<Self> {
+            let mut pool = model.pool(PoolOptions::default())?;
+            let mut slots = Vec::new();
+            let prompt: Vec<u32> = (0..depth.max(4) as u32).map(|i| i * 7 % 1000).collect();
             let started = Instant::now();
-            let logits = model.forward_id(&mut pool, slot, &id, fusion)?;
-            id = choose(b, &logits)?;
-            b.read_indices(&id, &mut values)?;
-            tokens.push(values[0]);
-            times.push(started.elapsed().as_secs_f64());
-        }
-        times.sort_by(f64::total_cmp);
-        let median = times[times.len() / 2];
-        println!(
-            "{name}: waiting for each token: median {:.3} ms, {:.0} tokens/s",
-            1e3 * median,
-            median.recip()
-        );
-        for round in 0..3 {
-            let started = Instant::now();
-            for _ in 0..n {
-                let logits = model.forward_id(&mut pool, slot, &id, fusion)?;
-                id = choose(b, &logits)?;
+            for _ in 0..batch {
+                let slot = pool.allocate()?;
+                let logits = model.prefill(&mut pool, slot, &prompt, &Fusion::FUSED, &mut |_, _| {})?;
+                model.backend().wait(&logits)?;
+                slots.push(slot);
             }
-            b.read_indices(&id, &mut values)?;
-            let per_token = started.elapsed().as_secs_f64() / n as f64;
-            println!(
-                "{name}: round {round}, not waiting: {:.3} ms, {:.0} tokens/s",
-                1e3 * per_token,
-                per_token.recip()
-            );
+            let seconds = started.elapsed().as_secs_f64();
+            println!("{batch} × {} prompt tokens in {seconds:.3} s", prompt.len());
+            Ok(Self { model, pool, slots })
         }
-        Ok(tokens)
+
+        /// A step of one token for each sequence.
+        fn step(&mut self, seed: usize) -> Outcome<CudaTensor> {
+            let tokens: Vec<[u32; 1]> =
+                (0..self.slots.len()).map(|i| [((seed * 131 + i * 977) % 5000) as u32]).collect();
+            let inputs: Vec<Input<'_>> = self
+                .slots
+                .iter()
+                .zip(&tokens)
+                .map(|(slot, tokens)| Input { slot: *slot, tokens, logits: Logits::Last })
+                .collect();
+            Ok(self.model.forward(&mut self.pool, &inputs, &Fusion::FUSED)?)
+        }
+
+        fn measure(&mut self, n: usize) -> Outcome<()> {
+            let b = self.model.backend();
+            let mut values = Vec::new();
+            self.time("waiting for logits", n, |run, i| Ok(b.wait(&run.step(i)?)?))?;
+            self.time("reading logits", n, |run, i| Ok(b.read(&run.step(i)?, &mut values)?))?;
+            for (name, temperature) in [("the most probable tokens", 0.0), ("tokens by chance", 0.8)] {
+                self.time(name, n, |run, i| {
+                    let logits = run.step(i)?;
+                    let rows = 0..run.slots.len();
+                    let ids = rows.map(|row| choose(b, &logits, row, temperature));
+                    for id in ids.collect::<Outcome<Vec<_>>>()? {
+                        b.read_indices(&id, &mut Vec::new())?;
+                    }
+                    Ok(())
+                })?;
+            }
+            if let [slot] = self.slots[..] {
+                for temperature in [0.0, 0.8] {
+                    let mut id = b.indices(&[1], &[1])?;
+                    let started = Instant::now();
+                    for _ in 0..n {
+                        let logits = self.model.forward_id(&mut self.pool, slot, &id, &Fusion::FUSED)?;
+                        id = choose(b, &logits, 0, temperature)?;
+                    }
+                    b.read_indices(&id, &mut Vec::new())?;
+                    let ms = 1e3 * started.elapsed().as_secs_f64() / n as f64;
+                    let speed = 1e3 / ms;
+                    println!("not waiting, temperature {temperature}: {ms:.3} ms, {speed:.0} tokens/s");
+                }
+            }
+            Ok(())
+        }
+
+        /// The median of what `n` steps take.
+        fn time(
+            &mut self,
+            name: &str,
+            n: usize,
+            mut step: impl FnMut(&mut Self, usize) -> Outcome<()>,
+        ) -> Outcome<()> {
+            let mut times = Vec::with_capacity(n);
+            for i in 0..n {
+                let started = Instant::now();
+                step(self, i)?;
+                times.push(started.elapsed().as_secs_f64());
+            }
+            times.sort_by(f64::total_cmp);
+            let median = times[times.len() / 2];
+            let speed = self.slots.len() as f64 / median;
+            println!("{name}: median {:.3} ms, {speed:.0} tokens/s", 1e3 * median);
+            Ok(())
+        }
     }
 
-    /// The most probable token, which stays on the device.
-    fn choose(b: &CudaBackend, logits: &CudaTensor) -> Result<CudaIndices, Box<dyn std::error::Error>> {
+    fn choose(b: &CudaBackend, logits: &CudaTensor, row: usize, temperature: f32) -> Outcome<CudaIndices> {
+        let filtered = temperature > 0.0;
         let settings = SampleSettings {
-            temperature: 0.0,
-            top_k: None,
-            top_p: None,
+            temperature,
+            top_k: filtered.then_some(40),
+            top_p: filtered.then_some(0.95),
             min_p: None,
             repetition: None,
-            seed: 0,
+            seed: 0x9e37_79b9_7f4a_7c15,
         };
-        Ok(b.sample(logits, 0, &settings)?.ok_or("the device does not choose")?)
+        Ok(b.sample(logits, row, &settings)?.ok_or("the device does not choose")?)
     }
 }
 

@@ -31,7 +31,7 @@ const BACKENDS: &str = "
 |---|---|
 | cpu | all |
 | mlx | all |
-| cuda | keys and values, latents |
+| cuda | all |
 
 A model with a cache that a backend lacks is refused when it is loaded, and the message says so. `--backend cpu` runs it.
 

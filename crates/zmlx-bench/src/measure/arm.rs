@@ -161,9 +161,16 @@ fn begin<B: Backend>(
     if let [Some(id)] = &ids[..] {
         return Ok(Some(Ahead { logits: b.eval_async(y, id)?, id: id.clone() }));
     }
-    b.read(&y, &mut Vec::new())?;
+    // The engine reads the logits only if the device does not tell everything about its choices.
+    let mut needs_logits = ids.iter().any(Option::is_none);
     for id in ids.iter().flatten() {
-        b.read_indices(id, &mut Vec::new())?;
+        needs_logits |= b.read_choice(id)?.is_none();
+    }
+    if needs_logits {
+        b.read(&y, &mut Vec::new())?;
+        for id in ids.iter().flatten() {
+            b.read_indices(id, &mut Vec::new())?;
+        }
     }
     Ok(None)
 }
@@ -226,7 +233,9 @@ impl<B: Instrumented> Arm for Loaded<B> {
             let is_waited_for = i < n && next.is_none();
             // The device computes step `i` while the one before is read.
             let done = std::mem::replace(&mut ahead, next);
-            if let Some(Ahead { logits, id }) = &done {
+            if let Some(Ahead { logits, id }) = &done
+                && b.read_choice(id)?.is_none()
+            {
                 b.read(logits, &mut Vec::new())?;
                 b.read_indices(id, &mut Vec::new())?;
             }

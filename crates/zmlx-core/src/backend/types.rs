@@ -261,6 +261,17 @@ pub struct SampleSettings<'a, I> {
     pub seed: u64,
 }
 
+/// A token that a device chose, and what its logits say of it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// Its id.
+    pub token: u32,
+    /// Its natural-log probability at temperature 1, after the repetition penalty and before any filter.
+    pub logprob: f32,
+    /// The largest logit minus the second largest, as the model gave them; NaN if one of them is no number, or infinite.
+    pub margin: f32,
+}
+
 /// Divides the positive logits of recent tokens by a penalty and multiplies the negative ones by it. A token that
 /// occurs several times is penalised once.
 #[derive(Debug)]

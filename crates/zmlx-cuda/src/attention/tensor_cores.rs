@@ -40,8 +40,8 @@ struct FlashArgs {
     y: u64,
 }
 
-/// Rows of a block of `latent`: heads of consecutive tokens.
-const LATENT_ROWS: usize = 32;
+/// Rows of a block of `latent`, which are heads of consecutive tokens, and positions of its tiles: of few tokens, and of many.
+const LATENT_SHAPES: [[usize; 2]; 2] = [[32, 32], [64, 16]];
 
 #[repr(C)]
 struct LatentArgs {
@@ -53,6 +53,7 @@ struct LatentArgs {
     key_width: u32,
     value_width: u32,
     scale: f32,
+    is_early: u32,
     y: u64,
     partial: u64,
 }
@@ -71,20 +72,45 @@ fn latent_steps(pages: &PageShape) -> usize {
 }
 
 /// Bytes of the kernel's `Shared`.
-fn latent_bytes(pages: &PageShape) -> usize {
-    let planes = 2 * 2 * LATENT_ROWS * (16 * latent_steps(pages) + 8);
-    2 * planes + 2 * 2 * LATENT_ROWS * (TILE + 8) + 4 * LATENT_ROWS * (TILE + 4) + 3 * 4 * LATENT_ROWS
+fn latent_bytes(pages: &PageShape, [n_rows, tile]: [usize; 2]) -> usize {
+    let pitch = 16 * latent_steps(pages) + 8;
+    2 * pitch * (2 * n_rows + 2 * tile)
+        + 2 * 2 * n_rows * (tile + 8)
+        + 4 * n_rows * (tile + 4)
+        + 3 * 4 * n_rows
+}
+
+/// `latent.cu` with one of its shapes.
+#[derive(Clone, Copy)]
+pub(super) struct LatentKernel {
+    unit: Unit,
+    shape: [usize; 2],
 }
 
 /// The kernel for latents, where their widths are for it and the GPU has the shared memory.
-pub(super) fn latent_unit(device: &Device, pages: &PageShape, inputs: &Inputs<'_>) -> Option<Unit> {
+pub(super) fn latent_kernel(
+    device: &Device,
+    pages: &PageShape,
+    inputs: &Inputs<'_>,
+    n_tokens: usize,
+) -> Option<LatentKernel> {
     let tiles = pages.value_width.div_ceil(64);
-    let fits = pages.values_are_keys
-        && pages.value_width == inputs.v_width
-        && pages.value_width.is_multiple_of(8)
-        && tiles <= 8
-        && latent_bytes(pages) + 1024 <= device.driver.properties.shared_bytes as usize;
-    fits.then(|| Unit::new("latent", &[("STEPS", latent_steps(pages) as u32), ("TILES", tiles as u32)]))
+    let fits = |shape: &[usize; 2]| {
+        pages.values_are_keys
+            && pages.value_width == inputs.v_width
+            && tiles <= 8
+            && latent_bytes(pages, *shape) + 1024 <= device.driver.properties.shared_bytes as usize
+    };
+    let [few, many] = LATENT_SHAPES;
+    let wanted = if n_tokens * inputs.n_heads > few[0] { [many, few] } else { [few, many] };
+    let shape = wanted.into_iter().find(fits)?;
+    let defines = [
+        ("STEPS", latent_steps(pages) as u32),
+        ("TILES", tiles as u32),
+        ("N_ROWS", shape[0] as u32),
+        ("TILE", shape[1] as u32),
+    ];
+    Some(LatentKernel { unit: Unit::new("latent", &defines), shape })
 }
 
 /// Positions that the warps of a block of `flash_one` take at once.
@@ -105,6 +131,14 @@ struct FlashOneArgs {
     q: SourceArgs,
     k: SourceArgs,
     v: SourceArgs,
+}
+
+/// What attention on latents gives.
+pub(super) enum Found {
+    /// The result.
+    Whole(CudaTensor),
+    /// What blocks found that share a sequence: sums, the largest score and the total of each, side by side for a head.
+    Parts { partial: Arc<Buffer>, n_splits: usize },
 }
 
 /// A call of an attention op, whose new keys and values have room in the cache.
@@ -144,17 +178,31 @@ impl Call<'_> {
     }
 
     /// Latents: queries have been made, and keys are in the cache.
-    pub(super) fn latent(&self, unit: Unit, queries: &Buffer) -> Result<CudaTensor> {
+    pub(super) fn latent(&self, kernel: LatentKernel, queries: &Buffer) -> Result<CudaTensor> {
+        match self.latent_parts(kernel, queries)? {
+            Found::Whole(y) => Ok(y),
+            Found::Parts { partial, n_splits } => self.merge(kernel, &partial, n_splits),
+        }
+    }
+
+    /// As [`Call::latent`]; long sequences are left in parts.
+    pub(super) fn latent_parts(&self, kernel: LatentKernel, queries: &Buffer) -> Result<Found> {
         let Call { device, op, inputs, step, pages, step_args, cache_args, shape } = *self;
         let (n_tokens, n_heads) = (step.n_tokens, inputs.n_heads);
-        let most_tokens = (LATENT_ROWS / n_heads).max(1);
+        let (unit, [n_rows, _]) = (kernel.unit, kernel.shape);
+        let most_tokens = (n_rows / n_heads).max(1);
         let blocks = step.blocks(device, most_tokens)?;
-        let n_row_blocks = (most_tokens * n_heads).div_ceil(LATENT_ROWS);
-        let n_splits = splits(device, step, blocks.n * n_row_blocks);
-        let n_partial =
-            if n_splits == 1 { 0 } else { n_tokens * n_heads * n_splits * (pages.value_width + 4) };
-        let partial = Buffer::scratch(device, 4 * n_partial)?;
-        let (y, y_at) = CudaTensor::fresh(device, shape)?;
+        let n_row_blocks = (most_tokens * n_heads).div_ceil(n_rows);
+        let n_splits = splits(device, step, None, blocks.n * n_row_blocks);
+        let (found, y, partial) = if n_splits == 1 {
+            let (y, at) = CudaTensor::fresh(device, shape)?;
+            (Found::Whole(y), at, 0)
+        } else {
+            let n = n_tokens * n_heads * n_splits * (pages.value_width + 4);
+            let partial = Buffer::scratch(device, 4 * n)?;
+            let at = partial.at();
+            (Found::Parts { partial, n_splits }, 0, at)
+        };
         let args = LatentArgs {
             queries: queries.at(),
             tiles: blocks.at(),
@@ -164,29 +212,40 @@ impl Call<'_> {
             key_width: pages.key_width as u32,
             value_width: pages.value_width as u32,
             scale: inputs.scale,
-            y: y_at,
-            partial: partial.at(),
+            is_early: u32::from(step.spans.iter().all(|s| s.n_tokens <= 1)),
+            y,
+            partial,
         };
         let grid = Grid {
             blocks: [n_row_blocks, blocks.n, n_splits],
             threads: 256,
-            shared_bytes: latent_bytes(&pages),
+            shared_bytes: latent_bytes(&pages, kernel.shape),
             cluster: 1,
         };
-        // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
-        // sequence, whose heads are LATENT_ROWS rows at most, or of one token; `partial` has a row for each split.
+        // SAFETY: the struct is the kernel's; the kernel in front writes queries and pages; blocks are of tokens of one
+        // sequence, whose heads are as many rows as it has at most, or of one token; `partial` has a row for each split.
         unsafe { device.launch(op, (unit, "latent"), grid, &args)? };
-        if n_splits > 1 {
-            let args = LatentMergeArgs {
-                partial: partial.at(),
-                y: y_at,
-                n_splits: n_splits as u32,
-                value_width: pages.value_width as u32,
-            };
-            let grid = Grid { blocks: [n_tokens * n_heads, 1, 1], threads: 128, shared_bytes: 0, cluster: 1 };
-            // SAFETY: the struct is the kernel's; the kernel in front has written all of `partial`.
-            unsafe { device.launch(op, (unit, "latent_merge"), grid, &args)? };
-        }
+        Ok(found)
+    }
+
+    /// The result of parts.
+    pub(super) fn merge(
+        &self,
+        kernel: LatentKernel,
+        partial: &Buffer,
+        n_splits: usize,
+    ) -> Result<CudaTensor> {
+        let (y, y_at) = CudaTensor::fresh(self.device, self.shape)?;
+        let args = LatentMergeArgs {
+            partial: partial.at(),
+            y: y_at,
+            n_splits: n_splits as u32,
+            value_width: self.pages.value_width as u32,
+        };
+        let n = self.step.n_tokens * self.inputs.n_heads;
+        let grid = Grid { blocks: [n, 1, 1], threads: 128, shared_bytes: 0, cluster: 1 };
+        // SAFETY: the struct is the kernel's; the kernel in front has written all of `partial`.
+        unsafe { self.device.launch(self.op, (kernel.unit, "latent_merge"), grid, &args)? };
         Ok(y)
     }
 
@@ -225,11 +284,16 @@ impl Call<'_> {
         let n_head_blocks = pages.n_kv_heads * heads_per_key.div_ceil(HEADS_PER_BLOCK);
         // One block fits a multiprocessor, and few blocks are worth less than one pass for each.
         let room = device.driver.properties.n_multiprocessors as usize / (n_head_blocks * n_tokens).max(1);
-        let n_splits = split_class(step)
-            .div_ceil(ONE_POSITIONS as u32 / TILE as u32)
-            .min(room.clamp(1, MAX_SPLITS) as u32);
-        let n_splits = n_splits as usize;
+        let n_passes = (split_class(step) as usize).div_ceil(ONE_POSITIONS / TILE);
+        let of_window = inputs.window.map_or(MAX_SPLITS, |w| w.div_ceil(ONE_POSITIONS) + 1);
+        let is_cluster = device.driver.properties.arch >= 90;
+        let most =
+            room.clamp(1, if is_cluster { device.driver.properties.most_in_cluster() } else { MAX_SPLITS });
+        let n_splits = n_passes.min(of_window).min(most);
+        // Clusters have a power of two of blocks.
+        let n_splits = if is_cluster { 1 << n_splits.ilog2() } else { n_splits };
         let partial = match n_splits {
+            _ if is_cluster => None,
             1 => None,
             _ => Some(Buffer::scratch(device, 4 * n_tokens * n_heads * n_splits * (pages.key_width + 4))?),
         };
@@ -249,9 +313,10 @@ impl Call<'_> {
             k,
             v,
         };
-        let unit = Unit::new("flash_one", &[("STEPS", steps)]);
-        let blocks = [n_head_blocks, n_tokens, n_splits];
-        let grid = Grid { blocks, threads: 32 * HEADS_PER_BLOCK, shared_bytes: 0, cluster: 1 };
+        let unit = Unit::new("flash_one", &[("STEPS", steps), ("CLUSTER", u32::from(is_cluster))]);
+        let blocks = [n_head_blocks, n_splits, n_tokens];
+        let cluster = if is_cluster { n_splits } else { 1 };
+        let grid = Grid { blocks, threads: 32 * HEADS_PER_BLOCK, shared_bytes: 0, cluster };
         // SAFETY: the struct is the kernel's; sources have a row per token and head, pages are reserved up to the step's
         // positions; where there are splits, they are so few that each block of heads of each token has a counter.
         unsafe { device.launch(op, (unit, "flash_one"), grid, &args)? };

@@ -2,12 +2,16 @@
 
 use std::sync::Arc;
 
-use zmlx_core::{AttentionInputs, AttentionSettings, CacheKind, MlaInputs, Result, Rope, RopePairing};
+use zmlx_core::{
+    AttentionInputs, AttentionSettings, CacheKind, MlaInputs, MlaWeights, Result, Rope, RopePairing,
+};
 
 use super::{CudaBackend, precondition};
-use crate::attention::{Inputs, attend};
-use crate::cache::CudaCache;
+use crate::attention::{Inputs, Latents, attend, attend_latents};
+use crate::cache::{CudaCache, TokenCache};
+use crate::matmul::MIN_TOKENS;
 use crate::memory::{Buffer, lock};
+use crate::products::Product;
 use crate::step::CudaStep;
 use crate::tensor::{CudaTensor, Heads, Pending, Rotation, Staged, ensure};
 use crate::weight::CudaWeight;
@@ -60,41 +64,14 @@ impl CudaBackend {
     ) -> Result<CudaTensor> {
         const OP: &str = "attention";
         let AttentionInputs { q, k, v, sinks } = inputs;
-        let (n_kv_heads, head_dim, window) = match cache.kind {
-            CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
-            CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
-            _ => {
-                return Err(precondition(OP, "cache", "keys and values of heads", &cache.kind));
-            }
-        };
-        for (name, x) in [("q", q), ("k", k), ("v", v)] {
-            step.0.check(OP, name, x)?;
-            ensure(
-                x.dims().len() == 3 && x.shape.last() == head_dim,
-                OP,
-                name,
-                format_args!("[n, _, {head_dim}]"),
-                x,
-            )?;
-        }
-        let n_heads = q.dims()[1];
-        ensure(
-            n_heads > 0 && n_heads.is_multiple_of(n_kv_heads),
-            OP,
-            "q",
-            format_args!("heads that {n_kv_heads} divide"),
-            q,
-        )?;
+        let cache = cache.tokens_mut(OP)?;
+        let (n_kv_heads, head_dim) = heads_of(OP, cache, settings)?;
+        let n_heads = check_queries(OP, q, (n_kv_heads, head_dim), step)?;
         for (name, x) in [("k", k), ("v", v)] {
-            ensure(x.dims()[1] == n_kv_heads, OP, name, format_args!("{n_kv_heads} heads"), x)?;
+            step.0.check(OP, name, x)?;
+            let fits = x.dims().len() == 3 && x.dims()[1..] == [n_kv_heads, head_dim];
+            ensure(fits, OP, name, format_args!("[n, {n_kv_heads}, {head_dim}]"), x)?;
         }
-        ensure(
-            settings.window == window,
-            OP,
-            "window",
-            format_args!("the cache's, {window:?}"),
-            settings.window,
-        )?;
         let sinks = sinks.map(|s| s.vector(OP, n_heads)).transpose()?;
         cache.check(OP, &step.0.spans)?;
         let inputs = Inputs {
@@ -104,8 +81,36 @@ impl CudaBackend {
             n_heads,
             v_width: head_dim,
             scale: settings.scale,
-            window,
+            window: settings.window,
             sinks,
+        };
+        cache.reserve_all(&step.0.spans)?;
+        attend(&self.device, OP, &inputs, cache, &step.0)
+    }
+
+    /// [`Backend::attention_shared`](zmlx_core::Backend::attention_shared).
+    pub(super) fn attend_to_shared(
+        &self,
+        q: &CudaTensor,
+        cache: &CudaCache,
+        step: &CudaStep,
+        settings: &AttentionSettings,
+    ) -> Result<CudaTensor> {
+        const OP: &str = "attention_shared";
+        let cache = cache.tokens(OP)?;
+        let (n_kv_heads, head_dim) = heads_of(OP, cache, settings)?;
+        let n_heads = check_queries(OP, q, (n_kv_heads, head_dim), step)?;
+        cache.check(OP, &step.0.spans)?;
+        cache.check_room(OP, &step.0.spans)?;
+        let inputs = Inputs {
+            q: &[(q, head_dim)],
+            k: &[],
+            v: None,
+            n_heads,
+            v_width: head_dim,
+            scale: settings.scale,
+            window: settings.window,
+            sinks: None,
         };
         attend(&self.device, OP, &inputs, cache, &step.0)
     }
@@ -119,6 +124,7 @@ impl CudaBackend {
     ) -> Result<CudaTensor> {
         const OP: &str = "latent_attention";
         let MlaInputs { q_nope, q_pe, kv, k_pe } = inputs;
+        let cache = cache.tokens_mut(OP)?;
         let CacheKind::Latent { rank, rope_dim } = cache.kind else {
             return Err(precondition(OP, "cache", "latents", &cache.kind));
         };
@@ -144,6 +150,75 @@ impl CudaBackend {
             window: None,
             sinks: None,
         };
+        cache.reserve_all(&step.0.spans)?;
         attend(&self.device, OP, &inputs, cache, &step.0)
     }
+
+    /// [`Backend::mla_attention`](zmlx_core::Backend::mla_attention) of few tokens in kernels that take the products along; `None`
+    /// where these do not fit, or the arguments do not: its parts say what is wrong then.
+    pub(super) fn attend_mla(
+        &self,
+        inputs: MlaInputs<'_, CudaTensor>,
+        weights: MlaWeights<'_, CudaWeight>,
+        cache: &mut CudaCache,
+        step: &CudaStep,
+        scale: f32,
+    ) -> Result<Option<CudaTensor>> {
+        const OP: &str = "mla_attention";
+        let MlaInputs { q_nope, q_pe, kv, k_pe } = inputs;
+        let Ok(cache) = cache.tokens_mut(OP) else { return Ok(None) };
+        let CacheKind::Latent { rank, rope_dim } = cache.kind else { return Ok(None) };
+        let (n, n_heads) = (step.0.n_tokens, weights.embed_q.n_mats);
+        let fits = (1..MIN_TOKENS).contains(&n)
+            && n_heads > 0
+            && q_nope.dims()[0] == n
+            && q_pe.dims() == [n, n_heads, rope_dim]
+            && kv.dims() == [n, rank]
+            && k_pe.dims() == [n, rope_dim]
+            && weights.embed_q.n_out == rank
+            && (weights.unembed_out.n_mats, weights.unembed_out.n_in) == (n_heads, rank)
+            && cache.check(OP, &step.0.spans).is_ok();
+        if !fits {
+            return Ok(None);
+        }
+        let embed = self.head_product(q_nope, weights.embed_q)?;
+        // The activations are those that attention gives.
+        let unembed = Product {
+            n_in: rank,
+            n_out: weights.unembed_out.n_out,
+            parts: weights.unembed_out.parts.clone(),
+            ..embed.clone()
+        };
+        cache.reserve_all(&step.0.spans)?;
+        let of = Latents { q_pe, kv, k_pe, n_heads, rank, rope_dim, scale };
+        attend_latents(&self.device, &of, (embed, unembed), cache, &step.0)
+    }
+}
+
+/// Heads and their width of a cache of keys and values, whose window must be that of the settings.
+fn heads_of(op: &'static str, cache: &TokenCache, settings: &AttentionSettings) -> Result<(usize, usize)> {
+    let (n_kv_heads, head_dim, window) = match cache.kind {
+        CacheKind::Full { n_kv_heads, head_dim } => (n_kv_heads, head_dim, None),
+        CacheKind::Window { n_kv_heads, head_dim, window } => (n_kv_heads, head_dim, Some(window)),
+        _ => return Err(precondition(op, "cache", "keys and values of heads", &cache.kind)),
+    };
+    let want = format_args!("the cache's, {window:?}");
+    ensure(settings.window == window, op, "window", want, settings.window)?;
+    Ok((n_kv_heads, head_dim))
+}
+
+/// Checks queries, and tells how many heads they have.
+fn check_queries(
+    op: &'static str,
+    q: &CudaTensor,
+    (n_kv_heads, head_dim): (usize, usize),
+    step: &CudaStep,
+) -> Result<usize> {
+    step.0.check(op, "q", q)?;
+    let fits = q.dims().len() == 3 && q.shape.last() == head_dim;
+    ensure(fits, op, "q", format_args!("[n, _, {head_dim}]"), q)?;
+    let n_heads = q.dims()[1];
+    let fits = n_heads > 0 && n_heads.is_multiple_of(n_kv_heads);
+    ensure(fits, op, "q", format_args!("heads that {n_kv_heads} divide"), q)?;
+    Ok(n_heads)
 }

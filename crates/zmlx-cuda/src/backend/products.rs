@@ -3,16 +3,20 @@
 use zmlx_core::{Down, GateUp, Result, stock};
 
 use super::CudaBackend;
+use crate::device::Device;
 use crate::matmul::MIN_TOKENS;
-use crate::products::{Epilogue, Input, Product};
+use crate::products::{Beside, Epilogue, Product};
 use crate::rows;
 use crate::tensor::{CudaIndices, CudaTensor, Pending, Shape, ensure};
-use crate::weight::CudaWeight;
+use crate::weight::{CudaWeight, PartFormat};
 
 impl CudaBackend {
     /// The sum of two tensors; a product that has not been launched takes the other one along.
     pub(super) fn sum(&self, op: &'static str, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
         ensure(a.dims() == b.dims(), op, "b", format_args!("{:?}", a.shape), b)?;
+        if let Some(both) = with_shared(&self.device, a, b).or_else(|| with_shared(&self.device, b, a)) {
+            return Ok(both);
+        }
         for (product, other) in [(a, b), (b, a)] {
             if let Some(Pending::Product(product)) = product.op() {
                 let other = other.contiguous(&self.device)?;
@@ -46,13 +50,15 @@ impl CudaBackend {
             n_mats: w.n_mats,
             n_out: w.n_out,
             n_in: w.n_in,
-            input: Input::new(&self.device, x, w.n_in, n_jobs)?,
+            x: x.clone(),
             n_jobs,
             n_slots: 1,
             rows_per_x: if per_token { top_k.max(1) } else { 1 },
             experts: Some(experts.clone()),
             slot_weights: None,
+            shared: Vec::new(),
             epilogue: Epilogue::None,
+            beside: Beside::None,
         })
     }
 
@@ -73,37 +79,39 @@ impl CudaBackend {
             n_mats: 1,
             n_out: w.n_out,
             n_in: w.n_in,
-            input: Input::new(&self.device, x, w.n_in, n_jobs)?,
+            x: x.clone(),
             n_jobs,
             n_slots: 1,
             rows_per_x: 1,
             experts: None,
             slot_weights: None,
+            shared: Vec::new(),
             epilogue: Epilogue::None,
+            beside: Beside::None,
         })
     }
 
-    pub(super) fn head_product(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<CudaTensor> {
+    /// The product of each head's rows with its matrix.
+    pub(super) fn head_product(&self, x: &CudaTensor, weight: &CudaWeight) -> Result<Product> {
         const OP: &str = "head_linear";
         let (n, n_heads, n_in) = (x.dims()[0], weight.n_mats, weight.n_in);
         ensure(x.dims() == [n, n_heads, n_in], OP, "x", format_args!("[n, {n_heads}, {n_in}]"), x)?;
-        let n_jobs = n * n_heads;
-        let product = Product {
+        Ok(Product {
             op: OP,
             parts: weight.parts.clone(),
             n_mats: n_heads,
             n_out: weight.n_out,
             n_in,
-            input: Input::new(&self.device, x, n_in, n_jobs)?,
-            n_jobs,
+            x: x.clone(),
+            n_jobs: n * n_heads,
             n_slots: 1,
             rows_per_x: 1,
             experts: None,
             slot_weights: None,
+            shared: Vec::new(),
             epilogue: Epilogue::None,
-        };
-        let view = product.launch(&self.device, None)?;
-        Ok(CudaTensor::ready(x.shape.with_last(weight.n_out), view))
+            beside: Beside::None,
+        })
     }
 
     pub(super) fn gathered_swiglu(
@@ -119,7 +127,7 @@ impl CudaBackend {
         let mut product = self.gathered(OP, x, &[weights.gate, weights.up], experts)?;
         product.epilogue = Epilogue::SwiGlu;
         let shape = Shape::new(OP, &[experts.dims()[0], experts.dims()[1], weights.gate.n_out])?;
-        Ok(CudaTensor::ready(shape, product.launch(&self.device, None)?))
+        Ok(CudaTensor::pending(shape, Pending::Product(Box::new(product))))
     }
 
     pub(super) fn gathered_sum(
@@ -159,8 +167,8 @@ impl CudaBackend {
         }
         let mut product = self.product(OP, x, &[weights.gate, weights.up])?;
         product.epilogue = Epilogue::SwiGlu;
-        let view = product.launch(&self.device, None)?;
-        Ok(CudaTensor::ready(x.shape.with_last(weights.gate.n_out), view))
+        let shape = x.shape.with_last(weights.gate.n_out);
+        Ok(CudaTensor::pending(shape, Pending::Product(Box::new(product))))
     }
 }
 
@@ -173,4 +181,48 @@ fn check_gate_up(op: &'static str, w: GateUp<'_, CudaWeight>) -> Result<bool> {
         && gate.parts.len() == 1
         && up.parts.len() == 1
         && gate.parts[0].format == up.parts[0].format)
+}
+
+/// The sum of what a token's experts give and what an MLP that all tokens share gives, where that is another matrix of the same
+/// format and size: one product in which the shared one is one more choice, and one for gate and up. `None` if it is not.
+fn with_shared(device: &Device, of_experts: &CudaTensor, of_shared: &CudaTensor) -> Option<CudaTensor> {
+    let product = |x: &CudaTensor| match x.op() {
+        Some(Pending::Product(product)) => Some(product),
+        _ => None,
+    };
+    let (mut down, shared_down) = (product(of_experts)?, product(of_shared)?);
+    down.slot_weights.as_ref()?;
+    let (mut gate_up, shared_gate_up) = (product(&down.x)?, product(&shared_down.x)?);
+    let is_alike = |routed: &Product, shared: &Product| {
+        let formats = |p: &Product| p.parts.iter().map(|part| part.format).collect::<Vec<_>>();
+        routed.experts.is_some()
+            && routed.shared.is_empty()
+            && shared.experts.is_none()
+            && shared.n_mats == 1
+            && shared.slot_weights.is_none()
+            && (routed.n_in, routed.n_out, routed.epilogue) == (shared.n_in, shared.n_out, shared.epilogue)
+            && formats(routed) == formats(shared)
+            && formats(routed)
+                .iter()
+                .all(|f| matches!(f, PartFormat::Coded { .. }) && *f == routed.parts[0].format)
+    };
+    let fits = gate_up.x.is_same(&shared_gate_up.x)
+        && gate_up.epilogue == Epilogue::SwiGlu
+        && down.epilogue == Epilogue::None
+        && is_alike(&gate_up, &shared_gate_up)
+        && is_alike(&down, &shared_down)
+        && gate_up.n_jobs == down.n_jobs * down.n_slots
+        && gate_up.rows_per_x == down.n_slots
+        && down.n_jobs < MIN_TOKENS;
+    if !fits {
+        return None;
+    }
+    let (n, n_slots) = (down.n_jobs, down.n_slots + 1);
+    (gate_up.n_jobs, gate_up.rows_per_x) = (n * n_slots, n_slots);
+    gate_up.shared = shared_gate_up.parts;
+    let shape = Shape::new(down.op, &[n, n_slots, gate_up.n_out]).ok()?;
+    down.x = CudaTensor::pending(shape, Pending::Product(gate_up));
+    down.n_slots = n_slots;
+    down.shared = shared_down.parts;
+    down.fits(device).then(|| CudaTensor::pending(of_experts.shape, Pending::Product(down)))
 }

@@ -19,7 +19,7 @@ struct AttentionArgs {
     Cache cache;
     u32 n_heads;
     u32 heads_per_key;  // query heads that share a key head
-    u32 key_width;      // multiples of 4
+    u32 key_width;      // multiples of 8
     u32 value_width;
     u32 y_width;        // values of a head that are wanted
     float scale;
@@ -31,18 +31,26 @@ struct AttentionArgs {
     Source q, q_more, k, k_more, v; // where FUSED
 };
 
-// A tile of cached rows on its way into shared memory, where it is when `wait_for_rows` has returned: no thread waits for a row
-// before it asks for the next.
-__device__ __forceinline__ void load_rows(float4* to, u32 to_stride, const float* from, u32 from_stride, u32 n_rows, u32 n_vectors) {
-    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, n_warps = blockDim.x >> 5;
-    for (u32 row = warp; row < n_rows; row += n_warps)
-        for (u32 i = lane; i < n_vectors; i += 32)
-            asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"((u32)__cvta_generic_to_shared(to + row * to_stride + i)),
-                         "l"((const float4*)(from + (u64)row * from_stride) + i)
-                         : "memory");
+// A tile of cached rows, as f32 in shared memory.
+__device__ __forceinline__ void load_rows(float4* to, u32 to_stride, const u16* from, u32 from_stride, u32 n_rows, u32 n_vectors) {
+    for (u32 at = threadIdx.x; at < n_rows * (n_vectors / 2); at += blockDim.x) {
+        const u32 row = at / (n_vectors / 2), i = at % (n_vectors / 2);
+        const uint4 v = *(const uint4*)(from + (u64)row * from_stride + 8 * i);
+        float4* y = to + row * to_stride + 2 * i;
+        y[0] = make_float4(f16_to_f32((u16)v.x), f16_to_f32((u16)(v.x >> 16)), f16_to_f32((u16)v.y), f16_to_f32((u16)(v.y >> 16)));
+        y[1] = make_float4(f16_to_f32((u16)v.z), f16_to_f32((u16)(v.z >> 16)), f16_to_f32((u16)v.w), f16_to_f32((u16)(v.w >> 16)));
+    }
 }
 
-__device__ __forceinline__ void wait_for_rows() { asm volatile("cp.async.wait_all;" ::: "memory"); }
+// Rounds a new row to what the cache has of it, and puts it there unless `kept` is null; one warp's work.
+__device__ __forceinline__ void round_and_keep(float* row, u16* kept, u32 width) {
+    for (u32 i = threadIdx.x & 31; i < width; i += 32) {
+        u16 bits;
+        put_value(&bits, row[i]);
+        row[i] = f16_to_f32(bits);
+        if (kept) kept[i] = bits;
+    }
+}
 
 extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constant__ AttentionArgs a) {
     extern __shared__ float4 shared[];
@@ -83,7 +91,7 @@ extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constan
         const u32 tile_at = tile * TILE, n_here = is_real ? min((u32)TILE, end - tile_at) : 0;
         const bool has_new = FUSED && is_real && tile_at + n_here == end;
         const u32 n_cached = has_new ? n_here - 1 : n_here, in_page = tile_at % PAGE_TOKENS;
-        float* page = is_real ? a.cache.page(slot, tile_at) : nullptr;
+        u16* page = is_real ? a.cache.page(slot, tile_at) : nullptr;
         if (has_query) __syncthreads();
         if (is_real) {
             load_rows(keys, key_vectors + 1, page + (u64)in_page * a.cache.key_stride + key_head * a.key_width, a.cache.key_stride, n_cached, key_vectors);
@@ -116,20 +124,16 @@ extern "C" __global__ void __launch_bounds__(320) attention(const __grid_constan
                 float* own = (float*)(keys + n_cached * (key_vectors + 1));
                 put_head(a.k, a.k_more, row, end - 1, new_turn, own, a.key_width);
                 __syncwarp();
-                float* kept = page + (u64)(in_page + n_cached) * a.cache.key_stride + key_head * a.key_width;
-                if (keeps)
-                    for (u32 i = lane; i < a.key_width; i += 32) kept[i] = own[i];
+                round_and_keep(own, keeps ? page + (u64)(in_page + n_cached) * a.cache.key_stride + key_head * a.key_width : nullptr, a.key_width);
             } else if (!values_are_keys) {
                 float* own = (float*)(values + n_cached * value_row);
                 const Source none = {};
                 put_head(a.v, none, row, end - 1, HeadTurn(), own, a.value_width);
                 __syncwarp();
-                float* kept = page + a.cache.values_at + (u64)(in_page + n_cached) * a.cache.value_stride + key_head * a.value_width;
-                if (keeps)
-                    for (u32 i = lane; i < a.value_width; i += 32) kept[i] = own[i];
+                u16* kept = page + a.cache.values_at + (u64)(in_page + n_cached) * a.cache.value_stride + key_head * a.value_width;
+                round_and_keep(own, keeps ? kept : nullptr, a.value_width);
             }
         }
-        wait_for_rows();
         __syncthreads();
         if (!has_head || !is_real) continue;
 

@@ -2,8 +2,8 @@
 // token of a sequence.
 //
 // A block has up to 64 rows, which are heads of consecutive tokens that share a key head, 16 of each warp. It goes through
-// tiles of 32 positions, which it brings from the cache into shared memory as fragments. Queries, keys, probabilities and
-// values are sums of two bf16 values each; of the four products the one of both low parts is left out.
+// tiles of 32 positions, which it copies from the cache into shared memory one tile ahead. Queries and probabilities are sums of
+// two f16 values each; keys and values are f16.
 //
 // Set from outside: STEPS, the head's width divided by 16.
 
@@ -14,7 +14,7 @@
 #define N_WARPS 4
 #define TILE 32
 #define WIDTH (16 * STEPS)
-#define BROUGHT (TILE * WIDTH / 4 / (32 * N_WARPS)) // fragments of keys, and of values, that a thread brings
+#define PITCH (WIDTH + 8) // of a row in shared memory: rows fall into different banks
 
 struct FlashArgs {
     const float* queries; // [n_tokens, n_heads, WIDTH]
@@ -29,24 +29,8 @@ struct FlashArgs {
     float* y;           // [n_tokens, n_heads, WIDTH]
 };
 
-// Where a thread's fragment i of keys comes from: a position and four columns.
-__device__ __forceinline__ u32 key_position(u32 i) { return (threadIdx.x + 32 * N_WARPS * i) / (WIDTH / 4); }
-__device__ __forceinline__ u32 key_quad(u32 i) { return (threadIdx.x + 32 * N_WARPS * i) % (WIDTH / 4); }
-// Of values: a column, and the positions 2·q, 2·q + 1, 2·q + 8 and 2·q + 9 of 16.
-__device__ __forceinline__ u32 value_column(u32 i) { return (threadIdx.x + 32 * N_WARPS * i) % WIDTH; }
-__device__ __forceinline__ u32 value_quad(u32 i) { return (threadIdx.x + 32 * N_WARPS * i) / WIDTH; }
-
-// Four values as pairs of high parts and pairs of low parts.
-__device__ __forceinline__ uint4 split_four(float4 v) {
-    uint4 y;
-    split_pair(v.x, v.y, y.x, y.z);
-    split_pair(v.z, v.w, y.y, y.w);
-    return y;
-}
-
 extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid_constant__ FlashArgs a) {
-    // Steps are padded, and columns of values mixed, so that writes fall into different banks.
-    __shared__ uint4 keys[STEPS][TILE * 4 + 4], values[TILE / 16][WIDTH][4];
+    __shared__ __align__(16) u16 keys[2][TILE][PITCH], values[2][TILE][PITCH];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane / 4, q = lane % 4, key_head = blockIdx.x;
     wait_for_inputs();
     const uint2 of_block = a.tiles[gridDim.y - 1 - blockIdx.y]; // the longest first
@@ -62,60 +46,51 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid
         const u32 row = min(16 * warp + 8 * half + r, n_rows - 1), token = of_block.x + row / a.heads_per_key;
         heads[half] = token * a.n_heads + key_head * a.heads_per_key + row % a.heads_per_key;
         ends[half] = a.step.positions[token] + 1;
-        const float4* x = (const float4*)(a.queries + (u64)heads[half] * WIDTH);
+        const float* x = a.queries + (u64)heads[half] * WIDTH + 2 * q;
 #pragma unroll
-        for (int s = 0; s < STEPS; ++s) {
-            float4 v = x[4 * s + q];
-            v.x *= a.scale, v.y *= a.scale, v.z *= a.scale, v.w *= a.scale;
-            const uint4 parts = split_four(v);
-            query[0][s][half] = parts.x, query[0][s][half + 2] = parts.y;
-            query[1][s][half] = parts.z, query[1][s][half + 2] = parts.w;
-        }
+        for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+            for (int k = 0; k < 2; ++k) {
+                const float2 v = *(const float2*)(x + 16 * s + 8 * k);
+                split_f16(v.x * a.scale, v.y * a.scale, query[0][s][half + 2 * k], query[1][s][half + 2 * k]);
+            }
     }
 
-    float4 key_values[BROUGHT], value_values[BROUGHT];
-    auto ask = [&](u32 tile) {
+    auto bring = [&](u32 tile) {
         // Positions past the end: the last one, which is masked out.
         const u32 last = min((u32)TILE, last_end - tile * TILE) - 1;
-        const float* page = a.cache.page(slot, tile * TILE);
-        const float* of_keys = page + (u64)(tile * TILE % PAGE_TOKENS) * a.cache.key_stride + key_head * WIDTH;
-        const float* of_values = page + a.cache.values_at + (u64)(tile * TILE % PAGE_TOKENS) * a.cache.value_stride + key_head * WIDTH;
-#pragma unroll
-        for (int i = 0; i < BROUGHT; ++i) {
-            key_values[i] = *(const float4*)(of_keys + (u64)min(key_position(i), last) * a.cache.key_stride + 4 * key_quad(i));
-            const u32 at = value_quad(i) / 4 * 16 + 2 * (value_quad(i) % 4);
-            const float* column = of_values + value_column(i);
-            value_values[i].x = column[(u64)min(at, last) * a.cache.value_stride], value_values[i].y = column[(u64)min(at + 1, last) * a.cache.value_stride];
-            value_values[i].z = column[(u64)min(at + 8, last) * a.cache.value_stride], value_values[i].w = column[(u64)min(at + 9, last) * a.cache.value_stride];
+        const u16* page = a.cache.page(slot, tile * TILE);
+        const u16* of_keys = page + (u64)(tile * TILE % PAGE_TOKENS) * a.cache.key_stride + key_head * WIDTH;
+        const u16* of_values = page + a.cache.values_at + (u64)(tile * TILE % PAGE_TOKENS) * a.cache.value_stride + key_head * WIDTH;
+        for (u32 at = threadIdx.x; at < TILE * WIDTH / 8; at += 32 * N_WARPS) {
+            const u32 row = at / (WIDTH / 8), column = at % (WIDTH / 8) * 8, from = min(row, last);
+            copy_async<16>(&keys[tile % 2][row][column], of_keys + (u64)from * a.cache.key_stride + column);
+            copy_async<16>(&values[tile % 2][row][column], of_values + (u64)from * a.cache.value_stride + column);
         }
+        end_of_copies();
     };
 
     float sum[2 * STEPS][4] = {}, most[2] = {-infinity(), -infinity()}, total[2] = {};
-    ask(first_tile);
+    bring(first_tile);
     for (u32 tile = first_tile; tile < n_tiles; ++tile) {
-        __syncthreads();
-#pragma unroll
-        for (int i = 0; i < BROUGHT; ++i) {
-            keys[key_quad(i) / 4][key_position(i) * 4 + key_quad(i) % 4] = split_four(key_values[i]);
-            const u32 column = value_column(i);
-            values[value_quad(i) / 4][column][value_quad(i) % 4 ^ column / 2 % 4] = split_four(value_values[i]);
-        }
-        __syncthreads();
-        if (tile + 1 < n_tiles) ask(tile + 1);
+        wait_for_copies<0>();
+        __syncthreads(); // the tile is there, and nobody needs the one before it
+        if (tile + 1 < n_tiles) bring(tile + 1);
+        const u16 (&key)[TILE][PITCH] = keys[tile % 2], (&value)[TILE][PITCH] = values[tile % 2];
 
         float score[TILE / 8][4] = {};
 #pragma unroll
-        for (int s = 0; s < STEPS; ++s) {
-            uint4 k[TILE / 8];
+        for (int s = 0; s < STEPS; s += 2)
 #pragma unroll
-            for (int j = 0; j < TILE / 8; ++j) k[j] = keys[s][(8 * j + r) * 4 + q];
+            for (int j = 0; j < TILE / 8; ++j) {
+                u32 k[4]; // of two steps
+                load_matrices(&key[8 * j + lane % 8][min(16 * s + lane / 8 * 8, WIDTH - 8)], k);
 #pragma unroll
-            for (int j = 0; j < TILE / 8; ++j) multiply(score[j], query[0][s], k[j].x, k[j].y);
-#pragma unroll
-            for (int j = 0; j < TILE / 8; ++j) multiply(score[j], query[1][s], k[j].x, k[j].y);
-#pragma unroll
-            for (int j = 0; j < TILE / 8; ++j) multiply(score[j], query[0][s], k[j].z, k[j].w);
-        }
+                for (int i = 0; i < 2 && s + i < STEPS; ++i) {
+                    multiply_f16(score[j], query[0][s + i], k[2 * i], k[2 * i + 1]);
+                    multiply_f16(score[j], query[1][s + i], k[2 * i], k[2 * i + 1]);
+                }
+            }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float now = most[half];
@@ -149,14 +124,16 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid
         for (int t = 0; t < TILE / 16; ++t) {
             u32 high[4], low[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) split_pair(score[2 * t + i / 2][2 * (i % 2)], score[2 * t + i / 2][2 * (i % 2) + 1], high[i], low[i]);
+            for (int i = 0; i < 4; ++i) split_f16(score[2 * t + i / 2][2 * (i % 2)], score[2 * t + i / 2][2 * (i % 2) + 1], high[i], low[i]);
 #pragma unroll
-            for (int n8 = 0; n8 < 2 * STEPS; ++n8) {
-                const u32 column = 8 * n8 + r;
-                const uint4 v = values[t][column][q ^ column / 2 % 4];
-                multiply(sum[n8], high, v.x, v.y);
-                multiply(sum[n8], low, v.x, v.y);
-                multiply(sum[n8], high, v.z, v.w);
+            for (int n8 = 0; n8 < 2 * STEPS; n8 += 2) {
+                u32 v[4]; // of two times 8 columns
+                load_transposed(&value[16 * t + lane % 16][8 * n8 + lane / 16 * 8], v);
+#pragma unroll
+                for (int i = 0; i < 2; ++i) {
+                    multiply_f16(sum[n8 + i], high, v[2 * i], v[2 * i + 1]);
+                    multiply_f16(sum[n8 + i], low, v[2 * i], v[2 * i + 1]);
+                }
             }
         }
     }

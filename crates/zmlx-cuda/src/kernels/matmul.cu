@@ -1,12 +1,16 @@
 // Products of quantised matrices with many rows of activations, on tensor cores: the ops of matvec.cu but for the sum over
 // experts.
 //
-// A block takes 32 jobs (rows of activations, of one expert where there are experts) and 4 warps' rows of the matrix: 32 of a
+// A block takes JOBS jobs (rows of activations, of one expert where there are experts) and 4 warps' rows of the matrix: 32 of a
 // warp, or 16 of gate and 16 of up. Codes go from memory into registers, where they become bf16, exactly; activations come
 // through shared memory from where split.cu has put them; both some units of 64 columns ahead. The products of a span of
 // weights are summed up before its scale and bias are applied, in f32.
 //
-// Set from outside: the format (BITS 4 or 8, CODE, SCALES, GROUP 32, 64 or 128) and STREAMS, as in matvec.cu.
+// Where that gives few blocks the warps of a block share a warp's rows instead: each takes every fourth unit, for itself, and the
+// first one adds up what all have.
+//
+// Set from outside: the format (BITS 4 or 8, CODE, SCALES, GROUP 32, 64 or 128) and STREAMS, as in matvec.cu; JOBS, 8, 16 or 32;
+// SHARED_ROWS, whether warps share rows (JOBS is at most 16 then).
 
 #include "device.cuh"
 #include "format.cuh"
@@ -14,8 +18,9 @@
 #include "fragments.cuh"
 
 #define N_WARPS 4
-#define JOBS 32
-#define STAGES 4
+#define N8 (JOBS / 8)
+#define STAGES (SHARED_ROWS && JOBS > 8 ? 2 : 4)
+#define PIPES (SHARED_ROWS ? N_WARPS : 1) // of activations on their way
 #define TILES 2 // of 16 rows, of a warp
 #define PIECE_WORDS (BITS / 2) // of a lane, in a row's unit
 #define OFFSET (CODE == CODE_AFFINE && BITS == 4 ? 128.0f : 0.0f)
@@ -94,12 +99,12 @@ __device__ __forceinline__ void load_piece(const u32* unit, u32 q, u32 (&piece)[
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __grid_constant__ MatmulArgs a) {
-    __shared__ uint4 x[STAGES][4][JOBS][4];
-    __shared__ float x_sums[STAGES][N_SPANS][JOBS];
+extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 8 ? 5 : 3) matmul(const __grid_constant__ MatmulArgs a) {
+    __shared__ uint4 x[PIPES][STAGES][4][JOBS][4];
+    __shared__ float x_sums[PIPES][STAGES][N_SPANS][JOBS];
     __shared__ u32 x_rows[JOBS], jobs[JOBS];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane / 4, q = lane % 4;
-    wait_for_inputs();
+    if (a.tiles) wait_for_inputs();
     // With several matrices and no experts, job j has matrix j % n_mats: a block takes one matrix's jobs, z says which.
     u32 mat = blockIdx.z, first = blockIdx.y * JOBS, n = min((u32)JOBS, a.n_jobs / gridDim.z - first);
     if (a.tiles) {
@@ -116,7 +121,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
 
     // Tiles of 16 rows past the end are read as the last one and not written. No tile has rows of two parts.
     constexpr u32 ROWS = 16 * TILES / STREAMS;
-    const u32 row0 = (blockIdx.x * N_WARPS + warp) * ROWS, n_groups = a.n_units * UNIT / GROUP;
+    const u32 row0 = (SHARED_ROWS ? blockIdx.x : blockIdx.x * N_WARPS + warp) * ROWS, n_groups = a.n_units * UNIT / GROUP;
     const u32* data[TILES];
     const ScaleWord* scales[TILES];
 #pragma unroll
@@ -131,23 +136,48 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
         scales[m] = a.parts[p].scales + at * n_groups;
     }
 
-    // A thread brings 16 bytes of each step: of job `threadIdx.x / 4`.
-    const uint4* const from = a.x + (u64)x_rows[threadIdx.x / 4] * a.n_units * 16 + threadIdx.x % 4;
+    // The units that a warp takes, by their order.
+    auto unit_of = [&](u32 i) { return SHARED_ROWS ? warp + N_WARPS * i : i; };
+    const u32 n_own = SHARED_ROWS ? (a.n_units + N_WARPS - 1 - warp) / N_WARPS : a.n_units, pipe = SHARED_ROWS ? warp : 0;
+#if SHARED_ROWS
+    // A lane brings 16 bytes of each step, of every eighth job.
+    const uint4* from[N8];
+#pragma unroll
+    for (int n8 = 0; n8 < N8; ++n8) from[n8] = a.x + (u64)x_rows[8 * n8 + r] * a.n_units * 16 + q;
+    const float* const sums_from = a.x_sums + (u64)x_rows[lane % JOBS] * a.n_units * N_SPANS + lane / JOBS;
+    auto bring = [&](u32 i) {
+        const u32 unit = unit_of(i);
+        if (unit < a.n_units) {
+#pragma unroll
+            for (int s = 0; s < 4; ++s)
+#pragma unroll
+                for (int n8 = 0; n8 < N8; ++n8) copy_async<16>(&x[pipe][i % STAGES][s][8 * n8 + r][q], from[n8] + (u64)unit * 16 + 4 * s);
+            if (CODE == CODE_AFFINE && lane < JOBS * N_SPANS)
+                copy_async<4>(&x_sums[pipe][i % STAGES][lane / JOBS][lane % JOBS], sums_from + unit * N_SPANS);
+        }
+        end_of_copies();
+    };
+#else
+    // A thread brings 16 bytes of one job, of steps that are APART steps from each other.
+    const uint4* const from = a.x + (u64)x_rows[threadIdx.x / 4 % JOBS] * a.n_units * 16 + threadIdx.x / (4 * JOBS) * 4 + threadIdx.x % 4;
+    constexpr u32 APART = 4 / N8;
     const float* const sums_from = a.x_sums + (u64)x_rows[threadIdx.x % JOBS] * a.n_units * N_SPANS + threadIdx.x / JOBS;
     auto bring = [&](u32 unit) {
         if (unit < a.n_units) {
 #pragma unroll
-            for (int s = 0; s < 4; ++s) copy_async<16>(&x[unit % STAGES][s][threadIdx.x / 4][threadIdx.x % 4], from + (u64)unit * 16 + 4 * s);
+            for (int i = 0; i < N8; ++i)
+                copy_async<16>(&x[0][unit % STAGES][threadIdx.x / (4 * JOBS) + APART * i][threadIdx.x / 4 % JOBS][threadIdx.x % 4], from + (u64)unit * 16 + 4 * APART * i);
             if (CODE == CODE_AFFINE && threadIdx.x < JOBS * N_SPANS)
-                copy_async<4>(&x_sums[unit % STAGES][threadIdx.x / JOBS][threadIdx.x % JOBS], sums_from + unit * N_SPANS);
+                copy_async<4>(&x_sums[0][unit % STAGES][threadIdx.x / JOBS][threadIdx.x % JOBS], sums_from + unit * N_SPANS);
         }
         end_of_copies();
     };
+#endif
     // Codes and scales are asked for two units ahead.
     u32 pieces[2][TILES][2][PIECE_WORDS];
     ScaleWord words[2][TILES][2][N_SPANS];
-    auto ask = [&](u32 unit, const int at) {
-        const u32 u = min(unit, a.n_units - 1);
+    auto ask = [&](u32 i, const int at) {
+        const u32 u = min(unit_of(i), a.n_units - 1);
 #pragma unroll
         for (int m = 0; m < TILES; ++m)
 #pragma unroll
@@ -158,25 +188,27 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
                     words[at][m][half][span] = load_weight(scales[m] + 8 * half * n_groups + (GROUP == 128 ? u / 2 : u * N_SPANS + span));
             }
     };
-#pragma unroll
-    for (int s = 0; s < STAGES - 1; ++s) bring(s);
     ask(0, 0);
     ask(1, 1);
-    float sum[TILES][4][4] = {};
-    auto compute = [&](u32 unit, const int at) {
+    if (!a.tiles) wait_for_inputs();
+#pragma unroll
+    for (int s = 0; s < STAGES - 1; ++s) bring(s);
+    float sum[TILES][N8][4] = {};
+    auto compute = [&](u32 i_unit, const int at) {
         wait_for_copies<STAGES - 2>();
-        __syncthreads();
-        bring(unit + STAGES - 1);
-        const u32 stage = unit % STAGES;
+        if (SHARED_ROWS) __syncwarp();
+        else __syncthreads();
+        bring(i_unit + STAGES - 1);
+        const u32 stage = i_unit % STAGES;
 #pragma unroll
         for (int span = 0; span < N_SPANS; ++span) {
-            float product[TILES][4][4] = {};
+            float product[TILES][N8][4] = {};
 #pragma unroll
             for (int i = 0; i < 4 / N_SPANS; ++i) {
                 const int s = span * (4 / N_SPANS) + i;
-                uint4 b[4];
+                uint4 b[N8];
 #pragma unroll
-                for (int n8 = 0; n8 < 4; ++n8) b[n8] = x[stage][s][8 * n8 + r][q];
+                for (int n8 = 0; n8 < N8; ++n8) b[n8] = x[pipe][stage][s][8 * n8 + r][q];
                 u32 w[TILES][4];
 #pragma unroll
                 for (int m = 0; m < TILES; ++m) {
@@ -186,15 +218,15 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
 #pragma unroll
                 for (int m = 0; m < TILES; ++m)
 #pragma unroll
-                    for (int n8 = 0; n8 < 4; ++n8) multiply(product[m][n8], w[m], b[n8].x, b[n8].y);
+                    for (int n8 = 0; n8 < N8; ++n8) multiply(product[m][n8], w[m], b[n8].x, b[n8].y);
 #pragma unroll
                 for (int m = 0; m < TILES; ++m)
 #pragma unroll
-                    for (int n8 = 0; n8 < 4; ++n8) multiply(product[m][n8], w[m], b[n8].z, b[n8].w);
+                    for (int n8 = 0; n8 < N8; ++n8) multiply(product[m][n8], w[m], b[n8].z, b[n8].w);
             }
-            float2 of_x[4];
+            float2 of_x[N8];
 #pragma unroll
-            for (int n8 = 0; n8 < 4; ++n8) of_x[n8] = *(const float2*)&x_sums[stage][span][8 * n8 + 2 * q];
+            for (int n8 = 0; n8 < N8; ++n8) of_x[n8] = *(const float2*)&x_sums[pipe][stage][span][8 * n8 + 2 * q];
 #pragma unroll
             for (int m = 0; m < TILES; ++m)
 #pragma unroll
@@ -202,7 +234,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
                     const ScaleWord word = words[at][m][half][span];
                     const float scale = scale_of(word, 0), bias = fmaf(-OFFSET, scale, bias_of(word));
 #pragma unroll
-                    for (int n8 = 0; n8 < 4; ++n8) {
+                    for (int n8 = 0; n8 < N8; ++n8) {
                         float* of = &sum[m][n8][2 * half];
                         of[0] = fmaf(scale, product[m][n8][2 * half], of[0]);
                         of[1] = fmaf(scale, product[m][n8][2 * half + 1], of[1]);
@@ -210,17 +242,29 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 3) matmul(const __gri
                     }
                 }
         }
-        ask(unit + 2, at);
+        ask(i_unit + 2, at);
     };
-    for (u32 unit = 0; unit < a.n_units; unit += 2) {
-        compute(unit, 0);
-        if (unit + 1 < a.n_units) compute(unit + 1, 1);
+    for (u32 i = 0; i < n_own; i += 2) {
+        compute(i, 0);
+        if (i + 1 < n_own) compute(i + 1, 1);
     }
+#if SHARED_ROWS
+    __shared__ float of_others[N_WARPS - 1][TILES * N8 * 4][32];
+    if (warp > 0)
+#pragma unroll
+        for (int e = 0; e < TILES * N8 * 4; ++e) of_others[warp - 1][e][lane] = sum[e / (4 * N8)][e / 4 % N8][e % 4];
+    __syncthreads();
+    if (warp > 0) return;
+#pragma unroll
+    for (int e = 0; e < TILES * N8 * 4; ++e)
+#pragma unroll
+        for (int w = 0; w < N_WARPS - 1; ++w) sum[e / (4 * N8)][e / 4 % N8][e % 4] += of_others[w][e][lane];
+#endif
 
 #pragma unroll
     for (int m = 0; m < TILES / STREAMS; ++m)
 #pragma unroll
-        for (int n8 = 0; n8 < 4; ++n8)
+        for (int n8 = 0; n8 < N8; ++n8)
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const u32 row = row0 + 16 * m + 8 * (i / 2) + r, column = 8 * n8 + 2 * q + i % 2;

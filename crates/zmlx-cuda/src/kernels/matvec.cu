@@ -9,13 +9,17 @@
 //
 // One kernel per compilation. Set from outside: the format, ROWS, REPEATS (whether a warp takes more rows when it has those),
 // DEPTH, LOOP (whether a lane has more chunks than DEPTH),
-// STREAMS (2 for gate and up; ROWS · STREAMS is at most 4), STEPS, NORM and STAGED (see matvec.cuh), THREADS, ROUTE, CLUSTER and
-// PER_LANE (see route.cuh; 0 for other products).
+// STREAMS (2 for gate and up; ROWS · STREAMS is at most 4), STEPS, NORM, STAGED and SHARED (see matvec.cuh), THREADS, ROUTE,
+// CLUSTER and PER_LANE (see route.cuh; 0 for other products), QUERIES and MERGE (what comes before and after attention on latents,
+// see matvec.cuh).
 
 #include "device.cuh"
 #include "format.cuh"
 #include "activations.cuh"
 #include "route.cuh"
+#if QUERIES
+#include "position.cuh"
+#endif
 #include "matvec.cuh"
 
 // So few registers that several blocks fit a multiprocessor, of this kernel and of the next one.
@@ -32,7 +36,13 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
     float* squares_of_threads = (float*)((float2*)(shared + 4 * n_items) + n_items);
     float* kept_factor = (float*)((float2*)((uint4*)staged + 4 * n_items) + n_items);
     const u32 n_groups = a.n_chunks >> a.group_shift;
+    // Where SHARED, a sum's last slot is the shared one, or else a token's last job.
+    const u32 choices = STREAMS == 2 ? a.in.rows_per_x : a.n_slots;
+    const bool is_shared_job = SHARED && STREAMS == 2 && job % choices == choices - 1;
 
+#if QUERIES
+    if (blockIdx.y == gridDim.y - 1) return put_positions(a.positions, job, a.y + (u64)job * a.y_stride, a.n_out, a.y_stride);
+#endif
     float factor = 1.0f;
     bool is_first = true;
 #if ROUTE
@@ -62,7 +72,7 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
 
         EarlyNorm norm;
         if (NORM && STAGED != STAGED_TAKE && is_first) load_norm(a, threadIdx.x, norm);
-        const bool is_early = !a.experts || a.experts_are_early;
+        const bool is_early = !a.experts || a.experts_are_early || is_shared_job;
         if (!is_early && is_first) wait_for_inputs();
         float sum[4] = {}; // of stream and row
         float residual = 0.0f;
@@ -75,11 +85,18 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
                 u32 item = base + 32 * d;
                 if (item < n_items) {
                     u32 slot = slot_of(a, item), chunk = item - slot * a.n_chunks;
-                    u32 mat = a.experts ? a.experts[job * a.n_slots + slot] : a.n_mats == 1 ? 0 : job % a.n_mats;
+                    const bool is_shared = SHARED && (STREAMS == 2 ? is_shared_job : slot + 1 == a.n_slots);
+                    const u32 choice = SHARED && STREAMS == 2 ? job - job / choices : job * (a.n_slots - SHARED) + slot;
+                    u32 mat = is_shared ? 0 : a.experts ? a.experts[choice] : a.n_mats == 1 ? 0 : job % a.n_mats;
 #pragma unroll
                     for (int s = 0; s < STREAMS; ++s) {
                         const u64 before = (u64)mat * mat_rows[s];
-                        const u64 data_at = (before * a.n_chunks + chunk) * BITS, scale_at = before * n_groups + (chunk >> a.group_shift);
+                        u64 data_at = (before * a.n_chunks + chunk) * BITS, scale_at = before * n_groups + (chunk >> a.group_shift);
+                        if (is_shared) {
+                            // As far from the experts' matrices, which are aligned as all buffers are.
+                            data_at += a.parts[STREAMS + s].data - a.parts[s].data;
+                            scale_at += a.parts[STREAMS + s].scales - a.parts[s].scales;
+                        }
 #pragma unroll
                         for (int r = 0; r < ROWS; ++r) {
                             chunks[d][s][r] = load_chunk(data[s][r] + data_at);
@@ -92,7 +109,13 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
                 if (is_early && is_first) wait_for_inputs();
                 if (a.residual && row0 + lane / 8 < a.n_out) residual = a.residual[(u64)job * a.y_stride + row0 + lane / 8];
                 if (STAGED != STAGED_TAKE && is_first) {
-                    float squares = stage_planes(a, job, planes, sums, norm);
+#if MERGE
+                    const float* x = merged_row(a, job);
+#else
+                    const u32 first = job * a.n_slots;
+                    const float* x = a.in.x + (u64)(a.in.rows_per_x == 1 ? first : first / a.in.rows_per_x) * a.in.stride;
+#endif
+                    float squares = stage_planes(a, job, x, planes, sums, norm);
                     if (NORM) squares_of_threads[threadIdx.x] = squares;
                     __syncthreads();
                     if (STAGED == STAGED_KEEP && blockIdx.y == gridDim.y - 1 && job % a.in.rows_per_x == 0)

@@ -9,6 +9,34 @@ struct Part {
 
 #define MAX_PARTS 4
 
+#if QUERIES
+// What is put beside the products, which are the first part of queries on latents: their rotated part, and the new key.
+struct Positions {
+    Source query;         // a row per token and head
+    Source latent, key;   // a row per token
+    Step step;
+    Cache cache;
+    u32 n_heads;
+};
+
+// Job `job`'s rotated part behind the `width` products at `y`; with a token's first head also its key, into the cache.
+__device__ __forceinline__ void put_positions(const Positions& p, u32 job, float* y, u32 width, u32 key_width) {
+    const u32 warp = threadIdx.x >> 5, token = job / p.n_heads, position = p.step.positions[token];
+    const bool is_query = warp == 0, is_key = warp == 1 && job % p.n_heads == 0;
+    // All but the rows themselves is older than the kernel in front.
+    HeadTurn turn = {};
+    u16* row = nullptr;
+    if (is_query) turn = head_turn(p.query, {}, position);
+    if (is_key) {
+        turn = head_turn(p.latent, p.key, position);
+        row = p.cache.page(p.step.slots[token], position) + (u64)(position % PAGE_TOKENS) * p.cache.key_stride;
+    }
+    wait_for_inputs();
+    if (is_query) put_head(p.query, {}, job, position, turn, y + width, key_width - width);
+    if (is_key) put_head(p.latent, p.key, token, position, turn, row, p.cache.key_stride);
+}
+#endif
+
 struct MatvecArgs {
     Part parts[MAX_PARTS]; // the matrices whose rows are the output's, one after the other, or one bank; gate and up
     u32 n_parts;
@@ -20,18 +48,28 @@ struct MatvecArgs {
     u32 n_mats;      // without `experts`, job j takes matrix j % n_mats
     u32 experts_are_early; // they were written before the kernel in front of this one
     Inputs in;
-    const u32* experts; // of each job and slot, or null
+    const u32* experts; // of each job and slot, or null; where SHARED, of all but the last slot of a token
     const float* residual; // added to the result, or null
     float* y;
     u32 y_stride;
     u8* staged; // where STAGED is set, planes, sums and factor of each row of activations: made here, or taken from here
     RouteArgs route; // where ROUTE is set: what becomes of the row when all of it is there
+#if QUERIES
+    Positions positions;
+#endif
+#if MERGE
+    const float* partial; // in place of `in.x`: for each job what `n_splits` blocks of `latent` found
+    u32 n_splits;
+#endif
 };
 
 // STAGED, set from outside: what other products of the same activations make of them can be used again.
 #define STAGED_NO 0
 #define STAGED_KEEP 1 // made here and kept
 #define STAGED_TAKE 2 // made by another kernel
+
+// SHARED, set from outside: behind its experts each token takes one more choice, the same for all, without a weight. Its
+// matrices follow those of the experts in `parts`.
 
 // Bytes of the planes, sums and factor of one row of activations.
 __device__ __forceinline__ u32 staged_bytes(u32 n_items) { return n_items * 72 + 16; }
@@ -55,12 +93,62 @@ __device__ __forceinline__ void load_norm(const MatvecArgs& a, u32 first_piece, 
     }
 }
 
-// Rows of activations as planes of bytes, `[4][n_items]` vectors, and the scale and sum of each chunk. Returns this thread's
-// part of the sum of squares, for the norm: its factor is the same for all of a row and is applied to the products.
-__device__ __forceinline__ float stage_planes(const MatvecArgs& a, u32 job, uint4* planes, float2* sums, EarlyNorm& norm) {
+#if MERGE
+#define MOST_MERGED 512 // values of a row
+#define MAX_SPLITS 64
+// The row of a job whose attention several blocks of `latent` shared: their sums, weighted by what each saw.
+__device__ __forceinline__ const float* merged_row(const MatvecArgs& a, u32 job) {
+    __shared__ __align__(16) float of_warps[THREADS / 32][MOST_MERGED];
+    const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, width = 32 * a.n_chunks, row = width + 4;
+    const float* partial = a.partial + (u64)job * a.n_splits * row;
+    // A lane has the largest score and the total of every 32nd split.
+    float2 of_lane[MAX_SPLITS / 32];
+    float most = -infinity(), total = 0.0f;
+#pragma unroll
+    for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
+        const u32 s = lane + 32 * i;
+        of_lane[i] = s < a.n_splits ? *(const float2*)(partial + s * row + width) : make_float2(-infinity(), 0.0f);
+        most = max_or_nan(most, of_lane[i].x);
+    }
+    most = warp_max(most);
+#pragma unroll
+    for (u32 i = 0; i < MAX_SPLITS / 32; ++i) {
+        of_lane[i].x = of_lane[i].x == -infinity() ? 0.0f : expf(of_lane[i].x - most);
+        total = fmaf(of_lane[i].y, of_lane[i].x, total);
+    }
+    const float inverse = 1.0f / warp_sum(total);
+    float4 sum[MOST_MERGED / 128] = {};
+#pragma unroll 2
+    for (u32 s = warp; s < a.n_splits; s += THREADS / 32) {
+        const float of = __shfl_sync(FULL_WARP, s < 32 ? of_lane[0].x : of_lane[1].x, s % 32) * inverse;
+#pragma unroll
+        for (u32 v = 0; v < MOST_MERGED / 128; ++v) {
+            if (4 * (lane + 32 * v) >= width) continue;
+            const float4 x = *(const float4*)(partial + s * row + 4 * (lane + 32 * v));
+            sum[v].x = fmaf(x.x, of, sum[v].x), sum[v].y = fmaf(x.y, of, sum[v].y);
+            sum[v].z = fmaf(x.z, of, sum[v].z), sum[v].w = fmaf(x.w, of, sum[v].w);
+        }
+    }
+#pragma unroll
+    for (u32 v = 0; v < MOST_MERGED / 128; ++v) *(float4*)&of_warps[warp][4 * (lane + 32 * v)] = sum[v];
+    __syncthreads();
+    for (u32 column = threadIdx.x; column < width; column += THREADS) {
+        float total = 0.0f;
+#pragma unroll
+        for (u32 w = 0; w < THREADS / 32; ++w) total += of_warps[w][column];
+        of_warps[0][column] = total;
+    }
+    __syncthreads();
+    return of_warps[0];
+}
+#endif
+
+// Rows of activations, from `x` on, as planes of bytes, `[4][n_items]` vectors, and the scale and sum of each chunk. Returns
+// this thread's part of the sum of squares, for the norm: its factor is the same for all of a row and is applied to the
+// products.
+__device__ __forceinline__ float stage_planes(const MatvecArgs& a, u32 job, const float* x, uint4* planes, float2* sums, EarlyNorm& norm) {
     const Inputs& in = a.in;
-    const u32 n_items = a.n_slots * a.n_chunks, n_pieces = 4 * n_items, first = job * a.n_slots;
-    const float* x = in.x + (u64)(in.rows_per_x == 1 ? first : first / in.rows_per_x) * in.stride;
+    const u32 n_items = a.n_slots * a.n_chunks, n_pieces = 4 * n_items;
     u32* words = (u32*)planes;
     float squares = 0.0f;
     for (u32 base = threadIdx.x; base - threadIdx.x < n_pieces; base += STEPS * blockDim.x) {
@@ -122,7 +210,10 @@ __device__ __forceinline__ float stage_planes(const MatvecArgs& a, u32 job, uint
             if (quarter == 0) {
                 // What is smaller than any use is nothing.
                 float scale = most < 1e-33f ? 0.0f : most * (1.0f / 32767.0f);
-                if (in.slot_weights) scale *= in.slot_weights[first + slot_of(a, item)];
+                if (in.slot_weights) {
+                    const u32 slot = slot_of(a, item);
+                    if (!SHARED || slot + 1 < a.n_slots) scale *= in.slot_weights[job * (a.n_slots - SHARED) + slot];
+                }
                 sums[item] = make_float2(scale, scale * (float)sum);
             }
         }

@@ -20,18 +20,26 @@ __device__ __forceinline__ void turn(const Rotation& r, u32 pair, u32 position, 
     sine *= r.scale, cosine *= r.scale;
 }
 
+// Where a head goes: f32 for queries, f16 in caches, where larger values than f16 has become its largest.
+__device__ __forceinline__ void put_value(float* y, float v) { *y = v; }
+__device__ __forceinline__ void put_value(u16* y, float v) {
+    v = v > 65504.0f ? 65504.0f : v < -65504.0f ? -65504.0f : v;
+    asm("{ .reg .f16 h; cvt.rn.f16.f32 h, %1; mov.b16 %0, h; }" : "=h"(*y) : "f"(v));
+}
+
 // Writes a head that is multiplied by `factor` and the norm's weights (or null), then rotated to its position; one warp's work.
-__device__ __forceinline__ void put_rotated(const float* x, float* y, u32 width, float factor, const float* norm, const Rotation& r, u32 position) {
+template <typename T>
+__device__ __forceinline__ void put_rotated(const float* x, T* y, u32 width, float factor, const float* norm, const Rotation& r, u32 position) {
     const u32 lane = threadIdx.x & 31, dims = r.half_turns ? r.dims : 0, half = dims / 2;
     for (u32 pair = lane; pair < half; pair += 32) {
         const u32 i = r.is_interleaved ? 2 * pair : pair, j = r.is_interleaved ? i + 1 : pair + half;
         float sine, cosine;
         turn(r, pair, position, sine, cosine);
         const float a = norm ? x[i] * factor * norm[i] : x[i], b = norm ? x[j] * factor * norm[j] : x[j];
-        y[i] = a * cosine - b * sine;
-        y[j] = b * cosine + a * sine;
+        put_value(y + i, a * cosine - b * sine);
+        put_value(y + j, b * cosine + a * sine);
     }
-    for (u32 i = dims + lane; i < width; i += 32) y[i] = norm ? x[i] * factor * norm[i] : x[i];
+    for (u32 i = dims + lane; i < width; i += 32) put_value(y + i, norm ? x[i] * factor * norm[i] : x[i]);
 }
 
 // The factor of a norm over one head, by a warp.
@@ -44,14 +52,14 @@ __device__ __forceinline__ float head_norm_factor(const float* x, u32 width, flo
 
 #define PAGE_TOKENS 64
 
-// A cache: pages of PAGE_TOKENS tokens, found by slot and number. A page has the keys of all tokens, then the values.
+// A cache: pages of PAGE_TOKENS tokens, found by slot and number. A page has the keys of all tokens, then the values; all f16.
 struct Cache {
-    float* const* pages; // [n_slots, pages_per_slot]
+    u16* const* pages; // [n_slots, pages_per_slot]
     u32 pages_per_slot;
-    u32 key_stride;   // floats from one token to the next: all heads
+    u32 key_stride;   // values from one token to the next: all heads; a multiple of 8, as the widths of heads
     u32 value_stride;
     u32 values_at;    // where values begin in a page; 0 where they are the first part of the keys
-    __device__ __forceinline__ float* page(u32 slot, u32 position) const {
+    __device__ __forceinline__ u16* page(u32 slot, u32 position) const {
         return pages[(u64)slot * pages_per_slot + position / PAGE_TOKENS];
     }
 };
@@ -87,8 +95,8 @@ __device__ __forceinline__ Turn turn_of(const Source& s, u32 position) {
 }
 
 // Norms and rotates a head, of which lane l has element `l + 32·j` in `v[j]`, and writes it; one warp's work.
-template <u32 N>
-__device__ __forceinline__ void finish_head(const Source& s, float (&v)[N], Turn t, float* y) {
+template <u32 N, typename T>
+__device__ __forceinline__ void finish_head(const Source& s, float (&v)[N], Turn t, T* y) {
     const u32 lane = threadIdx.x & 31, dims = s.rotation.half_turns ? s.rotation.dims : 0;
     if (s.norm) {
         float norm[N], sum = 0.0f;
@@ -118,7 +126,7 @@ __device__ __forceinline__ void finish_head(const Source& s, float (&v)[N], Turn
     }
 #pragma unroll
     for (u32 j = 0; j < N; ++j)
-        if (lane + 32 * j < s.width) y[lane + 32 * j] = v[j];
+        if (lane + 32 * j < s.width) put_value(y + lane + 32 * j, v[j]);
 }
 
 // Asks for a head's elements.
@@ -132,7 +140,8 @@ __device__ __forceinline__ void load_head(const Source& s, u32 row, float (&v)[N
 
 // Writes a head, normed and rotated; one warp's work. Not inlined: kernels that do this for queries, keys and values would be
 // longer than the instruction caches like.
-__device__ __noinline__ void put_source(const Source& s, u32 row, u32 position, Turn t, float* y) {
+template <typename T>
+__device__ __noinline__ void put_source(const Source& s, u32 row, u32 position, Turn t, T* y) {
     if (s.width > 32 * MOST_OF_LANE || (s.rotation.half_turns && !is_even(s.rotation))) {
         const float* x = s.x.row(row, s.width);
         float factor = s.norm ? head_norm_factor(x, s.width, s.eps) : 1.0f;
@@ -154,8 +163,9 @@ __device__ __forceinline__ HeadTurn head_turn(const Source& first, const Source&
 }
 
 // Writes a head of two sources, and zeros up to `width`.
-__device__ __forceinline__ void put_head(const Source& first, const Source& second, u32 row, u32 position, const HeadTurn& t, float* y, u32 width) {
+template <typename T>
+__device__ __forceinline__ void put_head(const Source& first, const Source& second, u32 row, u32 position, const HeadTurn& t, T* y, u32 width) {
     put_source(first, row, position, t.first, y);
     if (second.width) put_source(second, row, position, t.second, y + first.width);
-    for (u32 i = first.width + second.width + (threadIdx.x & 31); i < width; i += 32) y[i] = 0.0f;
+    for (u32 i = first.width + second.width + (threadIdx.x & 31); i < width; i += 32) y[i] = T();
 }

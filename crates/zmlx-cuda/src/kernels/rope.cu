@@ -33,7 +33,7 @@ struct AppendArgs {
     u32 n_tokens;
     u32 n_heads;
     u32 n_kv_heads;
-    u32 key_width; // of a head, padded to a multiple of 4 as all that is written here
+    u32 key_width; // of a head, padded to a multiple of 8 as all that is written here
     u32 value_width;
     Step step;
     Cache cache;
@@ -53,15 +53,15 @@ extern "C" __global__ void __launch_bounds__(128) append(const __grid_constant__
         put_head(a.q, a.q_more, row, position, head_turn(a.q, a.q_more, position), a.queries + (u64)row * a.key_width, a.key_width);
         return;
     }
-    float* page = a.cache.page(a.step.slots[token], position);
+    u16* page = a.cache.page(a.step.slots[token], position);
     u32 at = position % PAGE_TOKENS;
     head -= a.n_heads;
     if (head < a.n_kv_heads) {
-        float* y = page + (u64)at * a.cache.key_stride + head * a.key_width;
+        u16* y = page + (u64)at * a.cache.key_stride + head * a.key_width;
         put_head(a.k, a.k_more, token * a.n_kv_heads + head, position, head_turn(a.k, a.k_more, position), y, a.key_width);
     } else {
         head -= a.n_kv_heads;
-        float* y = page + a.cache.values_at + (u64)at * a.cache.value_stride + head * a.value_width;
+        u16* y = page + a.cache.values_at + (u64)at * a.cache.value_stride + head * a.value_width;
         const Source none = {};
         put_head(a.v, none, token * a.n_kv_heads + head, position, HeadTurn(), y, a.value_width);
     }

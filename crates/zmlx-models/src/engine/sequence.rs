@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use zmlx_kernels::{Backend, Repetition, SampleSettings};
+use zmlx_kernels::{Backend, Choice, Repetition, SampleSettings};
 
 use super::prefix::Keep;
 use super::{Finished, Request, RequestId, StopReason, Token};
 use crate::{
-    Detokenizer, Model, Result, SampleContext, Sampled, Sampler, Slot, StopStrings, Tokenizer, top_logprobs,
+    Detokenizer, Model, Result, SampleContext, Sampled, Sampler, Slot, StopStrings, TokenLogprob, Tokenizer,
+    top_logprobs,
 };
 
 /// A token that the device has chosen. The host may not have read it yet.
@@ -142,6 +143,27 @@ impl<'m, B: Backend> Sequence<'m, B> {
         Ok(backend.sample(logits, row, &settings)?)
     }
 
+    /// What the device says of the token that it chose; `None` if the host must look at the logits: where they are asked for, or
+    /// are no numbers.
+    pub(super) fn choice(&self, backend: &B, chosen: &B::Indices) -> Result<Option<Choice>> {
+        if self.request.wants_logits || self.request.top_logprobs > 0 {
+            return Ok(None);
+        }
+        let is_sound = |choice: &Choice| choice.logprob.is_finite() && !choice.margin.is_nan();
+        Ok(backend.read_choice(chosen)?.filter(is_sound))
+    }
+
+    /// As [`Sequence::take_token`] of a token of which nothing else is asked.
+    pub(super) fn take_choice(
+        &mut self,
+        choice: Choice,
+        limit: usize,
+    ) -> Result<(Token, Option<StopReason>)> {
+        let Choice { token, logprob, margin } = choice;
+        let sampled = Sampled { token, logprob: f64::from(logprob), margin };
+        self.take_sampled(sampled, (Vec::new(), Vec::new()), limit)
+    }
+
     /// Takes the next token from its logits, `[vocab]`: the one that the device chose, or the choice of the sampler.
     /// Also returns whether the request is done.
     pub(super) fn take_token(
@@ -153,6 +175,15 @@ impl<'m, B: Backend> Sequence<'m, B> {
         let raw = if self.request.wants_logits { logits.to_vec() } else { Vec::new() };
         let sampled = self.sample(logits, chosen)?;
         let top_logprobs = top_logprobs(logits, self.request.top_logprobs);
+        self.take_sampled(sampled, (top_logprobs, raw), limit)
+    }
+
+    fn take_sampled(
+        &mut self,
+        sampled: Sampled,
+        (top_logprobs, raw): (Vec<TokenLogprob>, Vec<f32>),
+        limit: usize,
+    ) -> Result<(Token, Option<StopReason>)> {
         self.tokens.push(sampled.token);
         let now = Instant::now();
         self.times.first_token.get_or_insert(now);

@@ -2,10 +2,10 @@
 
 use std::time::Instant;
 
-use zmlx_kernels::{Backend, Logits};
+use zmlx_kernels::{Backend, Choice, Logits};
 
 use super::sequence::{Ahead, Sequence};
-use super::{Engine, Event, StopReason};
+use super::{Engine, Event, StopReason, Token};
 use crate::{Input, Result};
 
 impl<B: Backend> Engine<'_, B> {
@@ -159,7 +159,15 @@ impl<B: Backend> Engine<'_, B> {
         let mut logits = std::mem::take(&mut self.logits);
         let mut is_read = false;
         for (row, (&at, id)) in sequences.iter().zip(ids).enumerate() {
-            // The first sequence reads the logits for all. If that fails, each of the others tries again.
+            let choice = match &id {
+                Ok(Some(id)) => self.running[at].choice(b, id),
+                _ => Ok(None),
+            };
+            if let Ok(Some(choice)) = choice {
+                self.take_choice(at, choice, events);
+                continue;
+            }
+            // The first sequence that needs the logits reads them for all. If that fails, each of the others tries again.
             let token = id.and_then(|id| {
                 if !is_read {
                     b.read(&y, &mut logits)?;
@@ -184,6 +192,17 @@ impl<B: Backend> Engine<'_, B> {
         let Some(ahead) = self.running[at].ahead.take() else { return };
         let following = self.start_following(at, &ahead);
         let b = self.model.backend();
+        let following = match (self.running[at].choice(b, &ahead.id), following) {
+            (Ok(Some(choice)), Ok(following)) => {
+                self.running[at].ahead = following;
+                return self.take_choice(at, choice, events);
+            }
+            (Ok(None), following) => following,
+            (Err(error), _) | (Ok(Some(_)), Err(error)) => {
+                self.running[at].outcome = Some(Err(error));
+                return;
+            }
+        };
         let mut logits = std::mem::take(&mut self.logits);
         let read = b.read(&ahead.logits, &mut logits).map_err(Into::into);
         match read.and_then(|()| read_token(b, &ahead.id)).and_then(|token| Ok((token, following?))) {
@@ -214,8 +233,20 @@ impl<B: Backend> Engine<'_, B> {
 
     fn take_token(&mut self, at: usize, row: &mut [f32], chosen: Option<u32>, events: &mut Vec<Event>) {
         let limit = self.context();
+        let taken = self.running[at].take_token(row, chosen, limit);
+        self.tell_token(at, taken, events);
+    }
+
+    /// Takes a token of which the device says all that is asked for.
+    fn take_choice(&mut self, at: usize, choice: Choice, events: &mut Vec<Event>) {
+        let limit = self.context();
+        let taken = self.running[at].take_choice(choice, limit);
+        self.tell_token(at, taken, events);
+    }
+
+    fn tell_token(&mut self, at: usize, taken: Result<(Token, Option<StopReason>)>, events: &mut Vec<Event>) {
         let sequence = &mut self.running[at];
-        match sequence.take_token(row, chosen, limit) {
+        match taken {
             Ok((token, reason)) => {
                 self.stats.n_generated_tokens += 1;
                 events.push(Event::Token { id: sequence.id, token });
