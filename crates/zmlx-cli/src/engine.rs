@@ -338,6 +338,6 @@ mod tests {
         assert!(room_for(10_900_000_000, Some(12_000_000_000)).unwrap().ends_with("10.9 GB"));
         assert!(room_for(10_900_000_000, None).is_ok());
         let error = room_for(10_900_000_000, Some(3_200_000_000)).unwrap_err().to_string();
-        assert!(error.contains("10.9 GB") && error.contains("3.2 GB are free"), "{error}");
+        assert!(error.contains("10.9 GB") && error.contains("3.20 GB are free"), "{error}");
     }
 }
