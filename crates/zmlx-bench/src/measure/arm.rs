@@ -68,6 +68,8 @@ struct Filled<B: Backend> {
     /// Snapshots of the sequences at the depth, for caches that cannot be shortened to it.
     kept: Vec<Slot>,
     depth: usize,
+    /// Where logits are read to, as in an engine: not into new memory in each step.
+    logits: Vec<f32>,
 }
 
 impl<B: Backend> Filled<B> {
@@ -75,7 +77,7 @@ impl<B: Backend> Filled<B> {
     fn new(model: &Model<B>, n_slots: usize) -> Result<Self> {
         let mut pool = model.pool(PoolOptions::default())?;
         let slots = (0..n_slots).map(|_| pool.allocate()).collect::<zmlx_models::Result<_>>()?;
-        Ok(Self { pool, slots, kept: Vec::new(), depth: 0 })
+        Ok(Self { pool, slots, kept: Vec::new(), depth: 0, logits: Vec::new() })
     }
 }
 
@@ -93,7 +95,7 @@ impl<B: Backend> Loaded<B> {
 
     /// Removes the decoded tokens.
     fn rewind(&mut self) -> Result<()> {
-        let Filled { pool, slots, kept, depth } = &mut self.filled;
+        let Filled { pool, slots, kept, depth, .. } = &mut self.filled;
         for (i, slot) in slots.iter_mut().enumerate() {
             match kept.get(i) {
                 Some(kept) => {
@@ -132,7 +134,7 @@ fn step<B: Backend>(
     tap: Option<Tap<'_, B>>,
 ) -> Result<()> {
     let y = forward(model, filled, fusion, i, tap)?;
-    model.backend().read(&y, &mut Vec::new())?;
+    model.backend().read(&y, &mut filled.logits)?;
     Ok(())
 }
 
@@ -167,7 +169,7 @@ fn begin<B: Backend>(
         needs_logits |= b.read_choice(id)?.is_none();
     }
     if needs_logits {
-        b.read(&y, &mut Vec::new())?;
+        b.read(&y, &mut filled.logits)?;
         for id in ids.iter().flatten() {
             b.read_indices(id, &mut Vec::new())?;
         }
@@ -203,7 +205,7 @@ impl<B: Instrumented> Arm for Loaded<B> {
         batch: usize,
         on_progress: OnProgress<'_>,
     ) -> Result<()> {
-        let Filled { mut pool, slots, .. } = Filled::new(&self.model, batch)?;
+        let Filled { mut pool, slots, logits, .. } = Filled::new(&self.model, batch)?;
         for (i, slot) in slots.iter().enumerate().filter(|_| depth > 0) {
             let tokens = seeded_tokens(i as u64 + 1, depth, self.model.architecture().vocab_size);
             let mut on_chunk =
@@ -219,7 +221,7 @@ impl<B: Instrumented> Arm for Loaded<B> {
                 kept.push(pool.fork(*slot, depth)?);
             }
         }
-        self.filled = Filled { pool, slots, kept, depth };
+        self.filled = Filled { pool, slots, kept, depth, logits };
         Ok(())
     }
 
@@ -236,7 +238,7 @@ impl<B: Instrumented> Arm for Loaded<B> {
             if let Some(Ahead { logits, id }) = &done
                 && b.read_choice(id)?.is_none()
             {
-                b.read(logits, &mut Vec::new())?;
+                b.read(logits, &mut self.filled.logits)?;
                 b.read_indices(id, &mut Vec::new())?;
             }
             if done.is_some() || is_waited_for {
