@@ -30,11 +30,7 @@ fn install_nvrtc(root: &Path) -> Result<PathBuf> {
     if library.exists() {
         return Ok(library);
     }
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
-    pip.args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--upgrade", "--target"]).arg(&site);
-    pip.arg("--requirement").arg(root.join("tools/cuda-check/requirements.txt"));
-    project::run(&mut pip).context("python3 with pip is needed")?;
+    project::pip_install(&root.join("tools/cuda-check/requirements.txt"), &site)?;
     ensure!(library.exists(), "{}: not there", library.display());
     Ok(library)
 }

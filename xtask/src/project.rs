@@ -44,6 +44,16 @@ pub(crate) fn host() -> Result<String> {
     Ok(host.context("rustc -vV prints no host")?.to_owned())
 }
 
+/// Installs what a file of requirements names, with its hashes and nothing beside, into a folder.
+///
+/// Uses pip instead of a download of our own, because pip respects the user's proxy, mirror and certificates.
+pub(crate) fn pip_install(requirements: &Path, target: &Path) -> Result<()> {
+    let mut pip = Command::new("python3");
+    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
+    pip.args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--upgrade", "--target"]).arg(target);
+    run(pip.arg("--requirement").arg(requirements)).context("python3 with pip is needed")
+}
+
 /// Runs a program; its failure is an error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let name = command.get_program().to_string_lossy().into_owned();

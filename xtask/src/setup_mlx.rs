@@ -6,7 +6,6 @@
 //! remove.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -56,11 +55,7 @@ fn install_cuda(root: &Path, out: &Path) -> Result<()> {
         return Ok(());
     }
     println!("Installing MLX {MLX_VERSION} for CUDA into {}", out.display());
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
-    pip.args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--upgrade", "--target"]).arg(out);
-    pip.arg("--requirement").arg(root.join("tools/mlx-linux/requirements-cuda.txt"));
-    project::run(&mut pip).context("python3 with pip is needed")?;
+    project::pip_install(&root.join("tools/mlx-linux/requirements-cuda.txt"), out)?;
     ensure!(out.join("mlx/lib/libmlx.so").exists(), "{}: no mlx/lib/libmlx.so", out.display());
     Ok(())
 }
@@ -85,12 +80,7 @@ fn install_mlx(root: &Path, out: &Path) -> Result<PathBuf> {
     }
     std::fs::create_dir_all(out)?;
     println!("Installing MLX {MLX_VERSION} into {}", wheel.display());
-    // Uses pip instead of a download of our own, because pip respects the user's proxy, mirror and certificates.
-    let mut pip = Command::new("python3");
-    pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--root-user-action=ignore"]);
-    pip.args(["--no-deps", "--only-binary=:all:", "--require-hashes", "--upgrade", "--target"]).arg(&wheel);
-    pip.arg("--requirement").arg(root.join("tools/mlx-linux/requirements.txt"));
-    project::run(&mut pip).context("python3 with pip is needed")?;
+    project::pip_install(&root.join("tools/mlx-linux/requirements.txt"), &wheel)?;
     ensure!(mlx.join("lib/libmlx.so").exists(), "{}: no lib/libmlx.so", mlx.display());
     Ok(mlx)
 }
