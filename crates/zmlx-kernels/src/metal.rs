@@ -24,6 +24,8 @@ mod swiglu;
 pub use combine::{CombineShape, gather_qmm_combine};
 pub use norm::{add_rms_norm, norm_rope};
 pub use router::{route_noaux_tc, route_softmax_top_k};
+#[cfg(feature = "mlx")]
+pub(crate) use swiglu::GATE_UP_INPUTS;
 pub use swiglu::{SwigluShape, gather_qmm_swiglu, qmm_swiglu};
 
 use crate::{DType, QuantMode, QuantSpec};
@@ -114,7 +116,7 @@ const LANES: usize = 32;
 const DEVICE_WORDS: usize = 8;
 
 /// `Ok` if `ok`.
-fn need(ok: bool, why: &'static str) -> std::result::Result<(), NotFused> {
+pub(crate) fn need(ok: bool, why: &'static str) -> std::result::Result<(), NotFused> {
     if ok { Ok(()) } else { Err(NotFused(why)) }
 }
 

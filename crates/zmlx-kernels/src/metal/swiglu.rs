@@ -12,6 +12,10 @@ const SIMDGROUPS: usize = 2;
 /// The most rows per pair that a kernel takes; above, tile kernels read the weights fewer times.
 const MAX_ROWS: usize = 16;
 
+/// The inputs of [`gather_qmm_swiglu`], in order.
+pub(crate) const GATE_UP_INPUTS: &[&str] =
+    &["x", "gate_w", "gate_scales", "gate_biases", "up_w", "up_scales", "up_biases", "rhs"];
+
 /// The sizes of [`gather_qmm_swiglu`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SwigluShape {
@@ -105,7 +109,7 @@ fn spec(
         name: "zmlx_gather_qmm_swiglu",
         header: text!("quantized.h", "activation.h"),
         body: text!("gather_qmm_swiglu.metal"),
-        inputs: &["x", "gate_w", "gate_scales", "gate_biases", "up_w", "up_scales", "up_biases", "rhs"],
+        inputs: GATE_UP_INPUTS,
         outputs: vec![Output { name: "out", dtype, shape: vec![n_pairs, n_rows, n_out] }],
         template,
         grid: [LANES * n_rows.div_ceil(tile), SIMDGROUPS * n_out.div_ceil(SIMDGROUPS * ROWS), n_pairs],

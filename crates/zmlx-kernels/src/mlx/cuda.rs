@@ -17,7 +17,9 @@ use mlx_sys::{
 
 use super::raw::mlx_dtype;
 use super::runtime::NAME;
-use crate::metal::{KernelSpec, NotFused, Numerics, Output, SwigluShape, Template, stripped};
+use crate::metal::{
+    GATE_UP_INPUTS, KernelSpec, NotFused, Numerics, Output, SwigluShape, Template, need, stripped,
+};
 use crate::{DType, Error, QuantMode, QuantSpec, Result};
 
 static HEADER: LazyLock<String> = LazyLock::new(|| stripped(include_str!("../shaders/cuda/swiglu.cuh")));
@@ -43,7 +45,6 @@ pub(super) fn gather_qmm_swiglu(
     numerics: Numerics,
 ) -> std::result::Result<KernelSpec, NotFused> {
     let SwigluShape { n_pairs, x_batch, n_rows, n_out, n_in, sorted, .. } = *shape;
-    let need = |ok, why| if ok { Ok(()) } else { Err(NotFused(why)) };
     need(numerics == Numerics::Exact, "the kernels for CUDA have exact numerics only")?;
     need(matches!(dtype, DType::BF16 | DType::F16), "activations must be f16 or bf16")?;
     need(format.mode() == QuantMode::Affine && format.bits() == 4, "weights must be affine, of 4 bits")?;
@@ -65,7 +66,7 @@ pub(super) fn gather_qmm_swiglu(
         name,
         header: HEADER.as_str(),
         body: body.as_str(),
-        inputs: &["x", "gate_w", "gate_scales", "gate_biases", "up_w", "up_scales", "up_biases", "rhs"],
+        inputs: GATE_UP_INPUTS,
         outputs: vec![Output { name: "out", dtype, shape: vec![n_pairs, n_rows, n_out] }],
         template: vec![("T", Template::Type(dtype)), ("GROUP", Template::Int(format.group_size() as i32))],
         grid: [32 * n_out.div_ceil(rows), WARPS, n_pairs],
