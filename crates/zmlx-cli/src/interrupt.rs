@@ -29,6 +29,9 @@ impl std::error::Error for Interrupted {}
 
 /// Installs the handler of Ctrl-C. Before [`begin`] and after [`Busy`] is dropped, Ctrl-C still ends the process.
 pub(crate) fn install() -> Result<()> {
+    if ranks::is_follower() {
+        return Ok(());
+    }
     ctrlc::set_handler(|| {
         if STATE.compare_exchange(BUSY, ASKED, Ordering::SeqCst, Ordering::SeqCst).is_err() {
             output::remove_temporary();
@@ -36,6 +39,12 @@ pub(crate) fn install() -> Result<()> {
             std::process::exit(130);
         }
     })?;
+    Ok(())
+}
+
+/// Lets Ctrl-C pass, which a terminal sends to all ranks: rank 0 decides, and the others end with it.
+pub(crate) fn leave_to_rank_0() -> Result<()> {
+    ctrlc::set_handler(|| ())?;
     Ok(())
 }
 
@@ -89,12 +98,9 @@ fn is_ignored(signal: i32) -> bool {
     mask >> (signal - 1) & 1 == 1
 }
 
-/// From here on Ctrl-C only sets a flag, until the returned value is dropped. It still ends one of several ranks at once, because
-/// ranks would not stop at the same token.
+/// From here on Ctrl-C only sets a flag, until the returned value is dropped.
 pub(crate) fn begin() -> Busy {
-    if ranks::shard().is_none() {
-        STATE.store(BUSY, Ordering::SeqCst);
-    }
+    STATE.store(BUSY, Ordering::SeqCst);
     Busy
 }
 

@@ -2,7 +2,7 @@
 //!
 //! A rank finds its number in the environment as `MLX_RANK`, and the addresses of all in the file that `MLX_HOSTFILE` names. The
 //! sums go over MLX's ring, whose ops wait forever for a rank that has died. So each rank also holds a connection to its two
-//! neighbours ([`watch`]): over it a rank says how it ended, and its silence is its death.
+//! neighbours ([`watch`]): over it rank 0 tells the others what to compute, a rank says how it ended, and its silence is its death.
 
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 mod group;
@@ -15,10 +15,10 @@ use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
-use zmlx_kernels::Shard;
-use zmlx_models::Checkpoint;
+use zmlx_kernels::{Backend, Fusion, Shard};
+use zmlx_models::{Checkpoint, Model, Order};
 
-use crate::output;
+use crate::{interrupt, output};
 
 /// The process's number.
 pub(crate) const MLX_RANK: &str = "MLX_RANK";
@@ -26,7 +26,12 @@ pub(crate) const MLX_RANK: &str = "MLX_RANK";
 pub(crate) const MLX_HOSTFILE: &str = "MLX_HOSTFILE";
 
 /// Commands that several ranks can run.
-pub(crate) const COMMANDS: [&str; 2] = ["generate", "logits"];
+pub(crate) const COMMANDS: [&str; 3] = ["generate", "logits", "serve"];
+
+/// The commands in a sentence.
+pub(crate) fn commands() -> String {
+    COMMANDS.join(", ").replace(", serve", " and serve")
+}
 
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 static JOINED: OnceLock<group::Joined> = OnceLock::new();
@@ -44,6 +49,18 @@ impl Never {
     }
 
     fn all_gather(&self, _: &[u32]) -> Result<Vec<u32>> {
+        match *self {}
+    }
+
+    fn leader(&self) -> std::sync::Arc<dyn zmlx_models::Lead> {
+        match *self {}
+    }
+
+    fn next_order(&self) -> Option<String> {
+        match *self {}
+    }
+
+    fn set_farewell(&self, _: watch::Farewell) {
         match *self {}
     }
 
@@ -106,12 +123,15 @@ pub(crate) fn join(command: &str) -> Result<()> {
     ensure!(
         COMMANDS.contains(&command),
         "rank {rank}: {n_ranks} ranks can run {}, not {command}",
-        COMMANDS.join(" and ")
+        commands()
     );
     #[cfg(any(target_os = "macos", feature = "mlx"))]
     {
         let joined = group::Joined::new(&place).with_context(|| format!("rank {rank}"))?;
         let _ = JOINED.set(joined);
+        if rank > 0 {
+            interrupt::leave_to_rank_0()?;
+        }
         Ok(())
     }
     #[cfg(not(any(target_os = "macos", feature = "mlx")))]
@@ -132,15 +152,46 @@ pub(crate) fn shard() -> Option<Shard> {
     JOINED.get().map(|joined| joined.shard())
 }
 
-/// The values that rank 0 has, on every rank.
-pub(crate) fn of_rank_0(values: Vec<u32>) -> Result<Vec<u32>> {
-    let Some(joined) = JOINED.get() else { return Ok(values) };
-    let n = joined.all_gather(&[values.len() as u32])?[0] as usize;
-    let mut sent = values;
-    sent.resize(n.max(1), 0);
-    let mut all = joined.all_gather(&sent)?;
-    all.truncate(n);
-    Ok(all)
+/// Whether this process does what rank 0 tells it.
+pub(crate) fn is_follower() -> bool {
+    shard().is_some_and(|shard| shard.rank > 0)
+}
+
+/// Lets the model of rank 0 lead those of the others. On the others it follows until rank 0 has done its work, and returns true.
+///
+/// # Errors
+/// If this rank cannot do what rank 0 does.
+pub(crate) fn follows<B: Backend>(model: &mut Model<B>, fusion: &Fusion) -> Result<bool> {
+    let Some(joined) = JOINED.get() else { return Ok(false) };
+    if joined.shard().rank == 0 {
+        model.lead(joined.leader());
+        return Ok(false);
+    }
+    let mut unreadable = None;
+    let next = || {
+        let order = serde_json::from_str::<Order>(&joined.next_order()?);
+        order.map_err(|error| unreadable = Some(error)).ok()
+    };
+    zmlx_models::follow(model, fusion, next)?;
+    match unreadable {
+        Some(error) => Err(error).context("an order of rank 0 cannot be read"),
+        None => Ok(true),
+    }
+}
+
+/// The smallest of the numbers of all ranks.
+pub(crate) fn least(n: u64) -> Result<u64> {
+    let Some(joined) = JOINED.get() else { return Ok(n) };
+    let all = joined.all_gather(&[(n >> 32) as u32, n as u32])?;
+    let numbers = all.chunks_exact(2).map(|of| u64::from(of[0]) << 32 | u64::from(of[1]));
+    Ok(numbers.min().unwrap_or(n))
+}
+
+/// Says what this process does when another rank has failed, before it ends: it is told why.
+pub(crate) fn before_failure(farewell: impl Fn(&str) + Send + Sync + 'static) {
+    if let Some(joined) = JOINED.get() {
+        joined.set_farewell(Box::new(farewell));
+    }
 }
 
 /// Checks that all ranks have opened the same checkpoint and do the same work, which a text describes.

@@ -2,10 +2,10 @@
 #![cfg(feature = "mlx")]
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -253,7 +253,7 @@ fn mlx_launch_refuses_what_it_cannot_start() {
     let _alone = alone();
     let (glm, qwen) = (model(GLM), model(QWEN));
     for (args, want) in [
-        (&["launch", "-n", "2", "--", "serve"][..], "launch can start generate and logits, not \"serve\""),
+        (&["launch", "-n", "2", "--", "chat"][..], "launch can start generate, logits and serve, not \"chat\""),
         (&["launch", "--", "generate"], "--n-ranks"),
         (&["launch", "-n", "0", "--", "generate"], "0 is not in 1..=64"),
         (&["launch", "--hosts", "a,,b", "--", "generate"], "got an empty one"),
@@ -273,7 +273,7 @@ fn mlx_launch_refuses_what_it_cannot_start() {
     }
     for (rank, file, command, want) in [
         (0, "[]", "doctor", ""),
-        (0, r#"[["127.0.0.1:1"], ["127.0.0.1:2"]]"#, "doctor", "2 ranks can run generate and logits"),
+        (0, r#"[["127.0.0.1:1"], ["127.0.0.1:2"]]"#, "doctor", "2 ranks can run generate, logits and serve"),
         (2, r#"[["127.0.0.1:1"], ["127.0.0.1:2"]]"#, "generate", "has the addresses of 2 ranks"),
         (0, r#"[["127.0.0.1:1"], ["127.0.0.1"]]"#, "generate", "expected host:port, got \"127.0.0.1\""),
         (
@@ -428,4 +428,157 @@ fn mlx_launch_ends_when_a_rank_dies() {
 fn children(of: u32) -> Vec<u32> {
     let path = format!("/proc/{of}/task/{of}/children");
     std::fs::read_to_string(path).unwrap().split_whitespace().map(|id| id.parse().unwrap()).collect()
+}
+
+/// A server of several ranks, at a free port.
+struct Served {
+    group: Group,
+    address: String,
+    log: BufReader<ChildStderr>,
+}
+
+/// A conversation of one message is continued as a text: so its tokens are recorded ones.
+const AS_IT_IS: &str = "{{ messages[0].content }}";
+
+impl Served {
+    fn start(model: &str, n_ranks: usize) -> Self {
+        let mut group = Group::of(n_ranks);
+        let args = ["serve", "--model", model, "--port", "0", "--chat-template", AS_IT_IS];
+        (0..n_ranks).for_each(|rank| group.start(rank, &args));
+        let mut log = BufReader::new(group.ranks[0].stderr.take().unwrap());
+        let mut line = String::new();
+        log.read_line(&mut line).unwrap();
+        let address = line.trim().strip_prefix("Listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
+        let served = Self { group, address, log };
+        let until = Instant::now() + LIMIT;
+        while served.health().0 != 200 {
+            assert!(Instant::now() < until, "the server does not start");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        served
+    }
+
+    fn health(&self) -> (u16, Value) {
+        let mut reply = agent().get(format!("{}/health", self.address)).call().unwrap();
+        (reply.status().as_u16(), serde_json::from_str(&reply.body_mut().read_to_string().unwrap()).unwrap())
+    }
+
+    /// Waits until all ranks have ended. What rank 0 said, and the exit codes.
+    fn end(mut self) -> (String, Vec<Option<i32>>) {
+        let outputs: Vec<Output> = self.group.ranks.drain(..).map(end).collect();
+        let mut log = String::new();
+        self.log.read_to_string(&mut log).unwrap();
+        (log, outputs.iter().map(|output| output.status.code()).collect())
+    }
+}
+
+fn agent() -> ureq::Agent {
+    let config = ureq::Agent::config_builder().http_status_as_error(false);
+    config.timeout_global(Some(LIMIT)).build().into()
+}
+
+/// Status and body of the answer.
+fn post(address: &str, path: &str, body: &Value) -> (u16, String) {
+    let request = agent().post(format!("{address}{path}")).header("content-type", "application/json");
+    let mut reply = request.send(body.to_string()).unwrap();
+    (reply.status().as_u16(), reply.body_mut().read_to_string().unwrap())
+}
+
+/// The texts of a stream's events, joined.
+fn streamed(body: &str) -> String {
+    let data = body.lines().filter_map(|line| line.strip_prefix("data: ")).filter(|data| *data != "[DONE]");
+    let event = |data| serde_json::from_str::<Value>(data).unwrap();
+    let text = |event: Value| event["choices"][0]["delta"]["content"].as_str().unwrap_or_default().to_owned();
+    data.map(event).map(text).collect()
+}
+
+/// A request for the first `n` tokens that a golden file has for a text.
+fn conversation(content: &str, n: usize) -> Value {
+    serde_json::json!({
+        "messages": [{"role": "user", "content": content}], "max_tokens": n, "temperature": 0,
+        "ignore_eos": true, "stream": true
+    })
+}
+
+/// The recorded text over HTTP: alone, again from the caches, and beside another request. Then the server ends, and all ranks
+/// with it.
+#[test]
+fn mlx_ranks_serve_the_recorded_text() {
+    let _alone = alone();
+    for (name, n_ranks, n) in [(GLM, 2, 96), (QWEN, 2, 96), (QWEN, 4, 32)] {
+        let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
+        let tokenizer = zmlx_models::Tokenizer::open(Path::new(&model(name))).unwrap();
+        let recorded = |name: &str, n: usize| {
+            let prompt = golden.prompt(name).unwrap();
+            (prompt.text.clone(), tokenizer.decode(&prompt.bf16.tokens[..n]).unwrap())
+        };
+        let (novel, want) = recorded("novel", n);
+        let served = Served::start(&model(name), n_ranks);
+        let (status, text) = post(&served.address, "/v1/chat/completions", &conversation(&novel, n));
+        assert_eq!((status, streamed(&text)), (200, want.clone()), "{name} {n_ranks}");
+
+        let again = serde_json::json!({"prompt": novel, "max_tokens": n, "temperature": 0, "ignore_eos": true});
+        let (status, text) = post(&served.address, "/v1/completions", &again);
+        let answer: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!((status, answer["choices"][0]["text"].as_str()), (200, Some(want.as_str())), "{text}");
+        let n_cached = answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+        assert!(n_cached.is_some_and(|n| n > 32), "{text}");
+
+        let (other, of_other) = recorded("long", 12);
+        let texts = std::thread::scope(|scope| {
+            let texts = [(&novel, n), (&other, 12)].map(|(content, n)| {
+                let (address, body) = (&served.address, conversation(content, n));
+                scope.spawn(move || post(address, "/v1/chat/completions", &body).1)
+            });
+            texts.map(|text| streamed(&text.join().unwrap()))
+        });
+        assert_eq!(texts, [want, of_other], "{name} {n_ranks}");
+
+        let ended = Command::new("kill").arg(served.group.ranks[0].id().to_string()).status().unwrap();
+        assert!(ended.success());
+        let (log, codes) = served.end();
+        assert_eq!(codes, vec![Some(0); n_ranks], "{log}");
+    }
+}
+
+/// A rank dies: requests that run and new ones get status 503, and then the others end.
+#[test]
+fn mlx_ranks_that_serve_say_when_one_dies() {
+    let _alone = alone();
+    let mut served = Served::start(&model(QWEN), 2);
+    let (sender, begun) = std::sync::mpsc::channel();
+    let address = served.address.clone();
+    // One answer has begun, and another is to come as a whole.
+    let running = std::thread::spawn(move || {
+        let request = agent().post(format!("{address}/v1/chat/completions"));
+        let body = conversation("It is a truth", 1500).to_string();
+        let reply = request.header("content-type", "application/json").send(body).unwrap();
+        assert_eq!(reply.status().as_u16(), 200);
+        let mut lines = BufReader::new(reply.into_body().into_reader()).lines();
+        lines.by_ref().map_while(Result::ok).find(|line| line.contains("content")).unwrap();
+        sender.send(()).unwrap();
+        lines.map_while(Result::ok).collect::<Vec<_>>().join("\n")
+    });
+    let address = served.address.clone();
+    let whole = std::thread::spawn(move || {
+        let body = serde_json::json!({"prompt": "It is", "max_tokens": 1500, "ignore_eos": true});
+        post(&address, "/v1/completions", &body)
+    });
+    begun.recv().unwrap();
+    std::thread::sleep(Duration::from_millis(300));
+    let killed = Instant::now();
+    served.group.ranks[1].kill().unwrap();
+    let (status, text) = whole.join().unwrap();
+    assert_eq!(status, 503, "{text}");
+    assert!(text.contains("the model has failed: rank 1 has died"), "{text}");
+    let text = running.join().unwrap();
+    assert!(text.contains("rank 1 has died") && !text.contains("[DONE]"), "{text}");
+    assert_eq!(served.health(), (503, serde_json::json!({"status": "failed"})));
+    let (status, text) = post(&served.address, "/v1/chat/completions", &conversation("It is", 2));
+    assert!(status == 503 && text.contains("rank 1 has died"), "{status} {text}");
+    assert!(killed.elapsed() < Duration::from_secs(10));
+    let (log, codes) = served.end();
+    assert!(killed.elapsed() < Duration::from_secs(10));
+    assert_eq!(codes, [Some(2), None], "{log}");
+    assert!(log.contains("error: rank 0: rank 1 has died"), "{log}");
 }

@@ -16,7 +16,7 @@ pub use types::{
 };
 
 use crate::ops::{fused_ops, output, plain_ops};
-use crate::{HostWeight, Result, stock};
+use crate::{Error, HostWeight, Result, stock};
 
 /// Methods that every backend has.
 macro_rules! required {
@@ -282,7 +282,7 @@ pub trait Backend {
 
     // ---- several ranks: default bodies for backends that run alone
 
-    /// Which part of a model this process holds: the weights that it is given are that part's.
+    /// Which part of every layer this process holds (tensor parallelism): the weights that it is given are that part's.
     fn shard(&self) -> Shard {
         Shard::WHOLE
     }
@@ -296,6 +296,51 @@ pub trait Backend {
     /// A device fault.
     fn all_sum(&self, x: Self::Tensor) -> Result<Self::Tensor> {
         Ok(x)
+    }
+
+    /// The columns of all ranks, one rank's after the other's: `width` of each, `n` together. The last rank may give fewer.
+    ///
+    /// **Shapes** x `[n_rows, width]` → `[n_rows, n]`. **Source** `mx.distributed.all_gather`.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn gather_columns(&self, x: Self::Tensor, _width: usize, _n: usize) -> Result<Self::Tensor> {
+        Ok(x)
+    }
+
+    /// The indices of rank 0, all below `n_values`, on every rank. Those of other ranks do not count, but their shape.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn of_rank_0(&self, indices: Self::Indices, _n_values: usize) -> Result<Self::Indices> {
+        Ok(indices)
+    }
+
+    /// Which layers this process holds, where each holds some of them whole (pipeline parallelism): its part of all layers in a
+    /// row.
+    fn stage(&self) -> Shard {
+        Shard::WHOLE
+    }
+
+    /// Begins to compute `x` and to send it to the rank `to`, a neighbour of this one. `like` is a weight whose products and
+    /// norms have the type of `x`.
+    ///
+    /// **Source** `mx.distributed.send`.
+    ///
+    /// # Errors
+    /// If `x` has another type; a device fault.
+    fn send(&self, _x: &Self::Tensor, _like: &Self::Weight, _to: usize) -> Result<()> {
+        Err(Error::Unsupported { op: "send", backend: self.name(), why: "it runs alone".into() })
+    }
+
+    /// What the rank `from`, a neighbour, [sends](Backend::send), in the type of `like`.
+    ///
+    /// **Shapes** → `shape`. **Source** `mx.distributed.recv`.
+    ///
+    /// # Errors
+    /// A device fault.
+    fn receive(&self, _shape: &[usize], _like: &Self::Weight, _from: usize) -> Result<Self::Tensor> {
+        Err(Error::Unsupported { op: "receive", backend: self.name(), why: "it runs alone".into() })
     }
 
     /// What of a choice of experts falls on the experts `held`: for each of these its index among them, and its weight; for

@@ -87,6 +87,35 @@ pub trait Hooks<B: Backend> {
         backend.all_sum(x)
     }
 
+    /// What [`Backend::gather_columns`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn gather_columns(&self, backend: &B, x: B::Tensor, width: usize, n: usize) -> Result<B::Tensor> {
+        backend.gather_columns(x, width, n)
+    }
+
+    /// What [`Backend::stage`] says.
+    fn stage(&self, backend: &B) -> Shard {
+        backend.stage()
+    }
+
+    /// What [`Backend::send`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn send(&self, backend: &B, x: &B::Tensor, like: &B::Weight, to: usize) -> Result<()> {
+        backend.send(x, like, to)
+    }
+
+    /// What [`Backend::receive`] does.
+    ///
+    /// # Errors
+    /// Those of the method.
+    fn receive(&self, backend: &B, shape: &[usize], like: &B::Weight, from: usize) -> Result<B::Tensor> {
+        backend.receive(shape, like, from)
+    }
+
     fused_ops! { hooks, B }
 }
 
@@ -213,6 +242,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         prefill_style() -> PrefillStyle;
         read_choice(chosen: &B::Indices) -> Result<Option<Choice>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
+        of_rank_0(indices: B::Indices, n_values: usize) -> Result<B::Indices>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
         slice_last(x: &B::Tensor, range: Range<usize>) -> Result<B::Tensor>;
     }
@@ -243,6 +273,22 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
 
     fn all_sum(&self, x: B::Tensor) -> Result<B::Tensor> {
         self.hooks.all_sum(&self.inner, x)
+    }
+
+    fn gather_columns(&self, x: B::Tensor, width: usize, n: usize) -> Result<B::Tensor> {
+        self.hooks.gather_columns(&self.inner, x, width, n)
+    }
+
+    fn stage(&self) -> Shard {
+        self.hooks.stage(&self.inner)
+    }
+
+    fn send(&self, x: &B::Tensor, like: &B::Weight, to: usize) -> Result<()> {
+        self.hooks.send(&self.inner, x, like, to)
+    }
+
+    fn receive(&self, shape: &[usize], like: &B::Weight, from: usize) -> Result<B::Tensor> {
+        self.hooks.receive(&self.inner, shape, like, from)
     }
 
     fn held_experts(

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use zmlx_kernels::{Backend, CacheSpec, KvFormat, MAX_SLOTS, Span};
 
-use crate::{Error, Result};
+use crate::follow::Action;
+use crate::{Error, Lead, Order, Result};
 
 /// The settings of a pool.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,6 +37,8 @@ pub struct CachePool<B: Backend> {
     pub(crate) caches: Vec<B::Cache>,
     sequences: Vec<Option<Sequence>>,
     max_bytes: Option<u64>,
+    /// Of a model that other ranks follow.
+    lead: Option<Arc<dyn Lead>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -55,10 +58,22 @@ impl<B: Backend> CachePool<B> {
         model_id: u64,
         backend: Arc<B>,
         specs: Vec<CacheSpec>,
-        max_bytes: Option<u64>,
+        options: PoolOptions,
+        lead: Option<Arc<dyn Lead>>,
     ) -> Result<Self> {
         let caches = specs.iter().map(|spec| backend.cache(spec)).collect::<zmlx_kernels::Result<_>>()?;
-        Ok(Self { id: unique_id(), model_id, backend, specs, caches, sequences: Vec::new(), max_bytes })
+        let PoolOptions { max_bytes, format } = options;
+        let (id, sequences) = (unique_id(), Vec::new());
+        let pool = Self { id, model_id, backend, specs, caches, sequences, max_bytes, lead };
+        pool.tell(|| Action::Open { format: format.into() });
+        Ok(pool)
+    }
+
+    /// Tells the other ranks what happens to this pool, if there are any.
+    pub(crate) fn tell(&self, action: impl FnOnce() -> Action) {
+        if let Some(lead) = &self.lead {
+            lead.tell(&Order { pool: self.id, action: action() });
+        }
     }
 
     /// A slot for a new, empty sequence. It takes memory as tokens are added.
@@ -90,6 +105,7 @@ impl<B: Backend> CachePool<B> {
         for cache in &mut self.caches {
             self.backend.release(cache, index);
         }
+        self.tell(|| Action::Release { slot: index });
         self.sequences[index] = None;
         Ok(())
     }
@@ -137,6 +153,7 @@ impl<B: Backend> CachePool<B> {
         for cache in &mut self.caches {
             self.backend.fork(cache, from, to, n_tokens)?;
         }
+        self.tell(|| Action::Fork { from, to, n_tokens });
         if let Some(Some(sequence)) = self.sequences.get_mut(to) {
             sequence.n_tokens = n_tokens;
         }
@@ -153,6 +170,7 @@ impl<B: Backend> CachePool<B> {
         for cache in &mut self.caches {
             self.backend.truncate(cache, index, n_tokens)?;
         }
+        self.tell(|| Action::Truncate { slot: index, n_tokens });
         self.set_length(index, n_tokens);
         Ok(())
     }
@@ -283,5 +301,11 @@ impl<B: Backend> CachePool<B> {
         if let Some(Some(sequence)) = self.sequences.get_mut(index) {
             sequence.n_tokens = n_tokens;
         }
+    }
+}
+
+impl<B: Backend> Drop for CachePool<B> {
+    fn drop(&mut self) {
+        self.tell(|| Action::Close);
     }
 }

@@ -11,7 +11,8 @@ use crate::architecture::Architecture;
 use crate::attention::Rows;
 use crate::layer::{FeedForward, Layer, PerLayerInputs};
 use crate::loader::Progress;
-use crate::{CachePool, Error, PoolOptions, Result, Slot};
+use crate::follow::Action;
+use crate::{CachePool, Error, Lead, PoolOptions, Result, Slot};
 
 /// Number of prompt tokens that are computed at once. It bounds the memory that a long prompt needs. A backend may
 /// prefer another size ([`Backend::prefill_style`]).
@@ -24,14 +25,26 @@ pub struct Model<B: Backend> {
     pub(crate) backend: Arc<B>,
     pub(crate) architecture: Architecture,
     pub(crate) eps: f32,
-    pub(crate) embed: B::Weight,
+    /// Of several ranks that each hold some layers, the first has it, and the last if it is the head too.
+    pub(crate) embed: Option<B::Weight>,
     pub(crate) per_layer_inputs: Option<PerLayerInputs<B::Weight>>,
     /// The index of the cache that each layer uses.
     pub(crate) cache_of: Vec<usize>,
     pub(crate) layers: Vec<Layer<B::Weight>>,
-    pub(crate) norm: B::Weight,
+    /// What follows the layers, where this rank holds the last of them.
+    pub(crate) end: Option<End<B::Weight>>,
+    weight_bytes: u64,
+    lead: Option<Arc<dyn Lead>>,
+}
+
+/// The final norm and the head.
+#[derive(Debug)]
+pub(crate) struct End<W> {
+    pub(crate) norm: W,
     /// This is the embedding if the checkpoint ties the two.
-    head: B::Weight,
+    head: W,
+    /// Rows of the head on each rank, if it is split.
+    head_rows: Option<usize>,
 }
 
 /// The new tokens of one sequence.
@@ -76,10 +89,27 @@ impl<B: Backend> Model<B> {
     /// # Errors
     /// If the backend does not have the format.
     pub fn pool(&self, options: PoolOptions) -> Result<CachePool<B>> {
-        let PoolOptions { max_bytes, format } = options;
         let kinds = self.architecture.layers.iter().filter_map(|layer| layer.mixer.cache_kind());
-        let specs = kinds.map(|kind| CacheSpec { kind, format });
-        CachePool::new(self.id, Arc::clone(&self.backend), specs.collect(), max_bytes)
+        let specs = kinds.map(|kind| CacheSpec { kind, format: options.format });
+        CachePool::new(self.id, Arc::clone(&self.backend), specs.collect(), options, self.lead.clone())
+    }
+
+    /// Bytes of the weights that it has given to the backend: of one of several ranks those of its part.
+    pub fn weight_bytes(&self) -> u64 {
+        self.weight_bytes
+    }
+
+    /// From here on the other ranks are told what this one does: they [follow](crate::follow()). Pools that exist are not
+    /// theirs.
+    pub fn lead(&mut self, lead: Arc<dyn Lead>) {
+        self.lead = Some(lead);
+    }
+
+    /// Ends all ranks if an error has come between them: the others were told to compute what has failed here.
+    pub(crate) fn check_alike(&self, error: &Error) {
+        if let (Some(lead), Error::Kernels(_)) = (&self.lead, error.root()) {
+            lead.give_up(error);
+        }
     }
 
     /// Computes the new tokens of some sequences and appends them to their caches.
@@ -113,14 +143,16 @@ impl<B: Backend> Model<B> {
     ) -> Result<B::Tensor> {
         let spans = self.spans(pool, inputs)?;
         pool.check_room(&spans)?;
+        let all = || inputs.iter().flat_map(|i| i.tokens).copied().collect::<Vec<u32>>();
         let ids = match inputs {
             [one] => self.backend.indices(one.tokens, &[one.tokens.len()])?,
             _ => {
-                let ids: Vec<u32> = inputs.iter().flat_map(|i| i.tokens).copied().collect();
+                let ids = all();
                 self.backend.indices(&ids, &[ids.len()])?
             }
         };
-        self.run(pool, (&ids, &spans), fusion, tap)
+        pool.tell(|| Action::Step { spans: spans.iter().map(Into::into).collect(), ids: Some(all()) });
+        self.run(pool, (&ids, &spans), fusion, tap).inspect_err(|error| self.check_alike(error))
     }
 
     /// As [`Model::forward`] with one token whose id may still be on the device: the result of [`Backend::sample`].
@@ -140,7 +172,12 @@ impl<B: Backend> Model<B> {
         // The embedding checks the id. Everything else is checked with the placeholder token 0.
         let spans = self.spans(pool, &[Input { slot, tokens: &[0], logits: Logits::Last }])?;
         pool.check_room(&spans)?;
-        self.run(pool, (id, &spans), fusion, None)
+        if self.lead.is_none() {
+            return self.run(pool, (id, &spans), fusion, None);
+        }
+        pool.tell(|| Action::Step { spans: spans.iter().map(Into::into).collect(), ids: None });
+        let id = self.backend.of_rank_0(id.clone(), self.architecture.vocab_size)?;
+        self.run(pool, (&id, &spans), fusion, None).inspect_err(|error| self.check_alike(error))
     }
 
     /// Appends a prompt to a sequence in chunks and returns the logits of its last token, `[1, vocab]`.
@@ -221,7 +258,7 @@ impl<B: Backend> Model<B> {
     }
 
     /// Runs a step whose spans have been checked. It succeeds completely or changes nothing.
-    fn run(
+    pub(crate) fn run(
         &self,
         pool: &mut CachePool<B>,
         (ids, spans): (&B::Indices, &[Span]),
@@ -263,25 +300,24 @@ impl<B: Backend> Model<B> {
         let At { step, n_logits } = at;
         let mut show =
             |name: std::fmt::Arguments<'_>, value: TapValue<'_, B>| tap.as_mut()?(&name.to_string(), value);
-        let extras = &self.architecture.extras;
-        let mut h = b.embed(&self.embed, ids)?;
-        if let Some(factor) = extras.embed_factor {
-            h = b.scale(&h, factor)?;
-        }
+        let mut h = self.enter(ids, b.n_tokens(step))?;
         show(format_args!("embed"), TapValue::Tensor(&h));
-        let Some(first) = self.layers.first() else {
-            return b.linear(&b.take_logit_rows(&h, step)?, &self.head);
+        let (first, end) = match (self.layers.first(), &self.end) {
+            (None, None) => return self.no_logits(),
+            (None, Some(end)) => return self.logits(end, &b.take_logit_rows(&h, step)?),
+            (Some(first), end) => (first, end.as_ref()),
         };
         let inputs = self.per_layer_inputs.as_ref().map(|of| of.of(b, ids, &h, self.eps)).transpose()?;
         let mut x = b.rms_norm(&h, &first.input_norm, self.eps)?;
         for (i, (layer, cache)) in self.layers.iter().zip(&self.cache_of).enumerate() {
             let cache = &mut caches[*cache];
             // In the last layer, what no later layer sees is computed only for the positions whose logits are wanted.
-            let is_last = i + 1 == self.layers.len();
+            let is_last_here = i + 1 == self.layers.len();
+            let is_last = is_last_here && end.is_some();
             let rows = if is_last && n_logits < b.n_tokens(step) { Rows::Wanted } else { Rows::All };
             let y = layer.attention.forward(b, &x, (cache, step), rows, fusion)?;
             if is_last && n_logits == 0 {
-                return b.tensor(&[], &[0, self.architecture.vocab_size]);
+                return self.no_logits();
             }
             let y = self.normed(b.all_sum(y)?, layer.extras.mixer_norm.as_ref())?;
             h = rows.of(b, h, step)?;
@@ -303,7 +339,12 @@ impl<B: Backend> Model<B> {
                 }
             };
             let y = self.normed(b.all_sum(y)?, layer.extras.feed_forward_norm.as_ref())?;
-            let next_norm = self.layers.get(i + 1).map_or(&self.norm, |next| &next.input_norm);
+            let next_norm = match (self.layers.get(i + 1), end) {
+                (Some(next), _) => &next.input_norm,
+                (None, Some(end)) => &end.norm,
+                // Another rank goes on from here.
+                (None, None) => &layer.input_norm,
+            };
             if layer.extras.ends_with_sum() {
                 (h, x) = self.add_norm(&h, &y, next_norm, fusion)?;
             } else {
@@ -319,13 +360,63 @@ impl<B: Backend> Model<B> {
                 h = other;
             }
         }
+        let Some(end) = end else { return self.pass_on(&h, n_logits) };
         show(format_args!("norm"), TapValue::Tensor(&x));
-        let mut y = b.linear(&x, &self.head)?;
-        if let Some(cap) = extras.logit_cap {
-            y = b.soft_cap(&y, cap)?;
-        }
+        let y = self.logits(end, &x)?;
         show(format_args!("logits"), TapValue::Tensor(&y));
+        let stage = b.stage();
+        if !stage.is_whole() {
+            b.send(&y, &end.norm, 0)?;
+        }
         Ok(y)
+    }
+
+    /// The residual stream before the first layer that this rank holds.
+    pub(crate) fn enter(&self, ids: &B::Indices, n_tokens: usize) -> zmlx_kernels::Result<B::Tensor> {
+        let b = &*self.backend;
+        let stage = b.stage();
+        if let (0, Some(embed)) = (stage.rank, &self.embed) {
+            let h = b.embed(embed, ids)?;
+            return match self.architecture.extras.embed_factor {
+                Some(factor) => b.scale(&h, factor),
+                None => Ok(h),
+            };
+        }
+        match self.layers.first() {
+            Some(first) => {
+                let shape = [n_tokens, self.architecture.hidden_size];
+                b.receive(&shape, &first.input_norm, stage.rank - 1)
+            }
+            None => b.tensor(&[], &[0, self.architecture.hidden_size]),
+        }
+    }
+
+    /// Sends the residual stream to the rank that holds the next layer. Rank 0 gets the logits from the last.
+    pub(crate) fn pass_on(&self, h: &B::Tensor, n_logits: usize) -> zmlx_kernels::Result<B::Tensor> {
+        let b = &*self.backend;
+        let (stage, Some(last)) = (b.stage(), self.layers.last()) else { return self.no_logits() };
+        b.send(h, &last.input_norm, stage.rank + 1)?;
+        if stage.rank > 0 || n_logits == 0 {
+            return self.no_logits();
+        }
+        b.receive(&[n_logits, self.architecture.vocab_size], &last.input_norm, stage.n_ranks - 1)
+    }
+
+    fn no_logits(&self) -> zmlx_kernels::Result<B::Tensor> {
+        self.backend.tensor(&[], &[0, self.architecture.vocab_size])
+    }
+
+    /// **Shapes** x `[n_logits, hidden]` → `[n_logits, vocab]`.
+    fn logits(&self, end: &End<B::Weight>, x: &B::Tensor) -> zmlx_kernels::Result<B::Tensor> {
+        let b = &*self.backend;
+        let mut y = b.linear(x, &end.head)?;
+        if let Some(rows) = end.head_rows {
+            y = b.gather_columns(y, rows, self.architecture.vocab_size)?;
+        }
+        match self.architecture.extras.logit_cap {
+            Some(cap) => b.soft_cap(&y, cap),
+            None => Ok(y),
+        }
     }
 
     /// The norm of `y`, if there is one.

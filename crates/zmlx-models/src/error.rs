@@ -262,6 +262,22 @@ pub enum Error {
         /// Numbers of ranks that would do.
         fits: Vec<usize>,
     },
+    /// A model whose layers cannot be shared out among so many ranks.
+    #[error("the layers of {model} cannot be shared out among {n_ranks} ranks, as {what}")]
+    Stages {
+        /// The checkpoint.
+        model: String,
+        /// The number of ranks that was asked for.
+        n_ranks: usize,
+        /// What does not divide.
+        what: String,
+    },
+    /// Rank 0 gave an order that this rank cannot follow.
+    #[error("rank 0 asked for {what}, which this rank does not have: the ranks are no longer alike")]
+    Order {
+        /// What is missing.
+        what: &'static str,
+    },
     /// The kernels refused a weight or an operation.
     #[error(transparent)]
     Kernels(#[from] zmlx_kernels::Error),

@@ -1,5 +1,7 @@
 //! Turns an architecture and the tensors of a checkpoint into a backend's weights.
 
+use std::cell::Cell;
+
 use zmlx_kernels::{AttentionSettings, Backend, DeltaDims, HostWeight};
 use zmlx_moe::{ExpertBank, Mlp, MoeBlock, Router};
 
@@ -20,11 +22,17 @@ pub type Progress<'a> = &'a mut dyn FnMut(usize, usize);
 pub(crate) struct Loader<'a, B> {
     backend: &'a B,
     pub(crate) reader: TensorReader<'a>,
+    n_bytes: Cell<u64>,
 }
 
 impl<'a, B: Backend> Loader<'a, B> {
     pub(crate) fn new(backend: &'a B, checkpoint: &'a Checkpoint) -> Self {
-        Self { backend, reader: checkpoint.reader() }
+        Self { backend, reader: checkpoint.reader(), n_bytes: Cell::new(0) }
+    }
+
+    /// Bytes of the weights that the backend was given.
+    pub(crate) fn n_bytes(&self) -> u64 {
+        self.n_bytes.get()
     }
 
     pub(crate) fn matrix(&mut self, spec: &MatrixSpec) -> Result<B::Weight> {
@@ -317,6 +325,7 @@ impl<'a, B: Backend> Loader<'a, B> {
     }
 
     fn upload(&self, weight: HostWeight) -> Result<B::Weight> {
+        self.n_bytes.set(self.n_bytes.get() + (weight.n_mats() * weight.mat_bytes()) as u64);
         Ok(self.backend.upload(weight)?)
     }
 

@@ -99,10 +99,7 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
     let mut pool = model.pool(PoolOptions::default())?;
     let token = (model.architecture.vocab_size / 2) as u32;
     let ids = b.indices(&[token], &[1])?;
-    let mut h = b.embed(&model.embed, &ids)?;
-    if let Some(factor) = model.architecture.extras.embed_factor {
-        h = b.scale(&h, factor)?;
-    }
+    let mut h = model.enter(&ids, 1)?;
     let inputs = model.per_layer_inputs.as_ref().map(|of| of.of(b, &ids, &h, model.eps)).transpose()?;
     let Some(first) = model.layers.first() else { return Ok(check.finish()) };
     let mut x = b.rms_norm(&h, &first.input_norm, model.eps)?;
@@ -144,7 +141,11 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             }
             _ => unreachable!("a layer is made from its spec"),
         };
-        let next_norm = model.layers.get(layer_idx + 1).map_or(&model.norm, |next| &next.input_norm);
+        let next_norm = match (model.layers.get(layer_idx + 1), &model.end) {
+            (Some(next), _) => &next.input_norm,
+            (None, Some(end)) => &end.norm,
+            (None, None) => &layer.input_norm,
+        };
         let y = model.normed(b.all_sum(y)?, layer.extras.feed_forward_norm.as_ref())?;
         if layer.extras.ends_with_sum() {
             (h, x) = check.add_norm(&h, &y, next_norm)?;
@@ -155,6 +156,10 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             })?;
             x = b.rms_norm(&h, next_norm, model.eps)?;
         }
+    }
+    if model.end.is_none() {
+        // The next rank checks its layers with what this one has computed.
+        model.pass_on(&h, 0)?;
     }
     Ok(check.finish())
 }

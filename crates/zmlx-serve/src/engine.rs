@@ -5,7 +5,7 @@
 pub(crate) mod driver;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc as blocking};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, mpsc as blocking};
 use std::time::Duration;
 
 use tokio::sync::mpsc;
@@ -43,6 +43,9 @@ pub(crate) enum Failure {
     /// The server is shutting down.
     #[error("the server is stopping")]
     Stopping,
+    /// The engine can go on no more.
+    #[error("the model has failed: {why}")]
+    Lost { why: Arc<str> },
 }
 
 /// A command for the engine's thread.
@@ -68,6 +71,10 @@ pub(crate) struct Status {
 pub(crate) struct EngineHandle {
     commands: Mutex<blocking::Sender<Command>>,
     status: Mutex<Status>,
+    /// To the clients of all requests.
+    clients: Mutex<Vec<mpsc::WeakSender<Update>>>,
+    /// Why the engine can go on no more.
+    lost: OnceLock<Arc<str>>,
     n_active: Arc<AtomicUsize>,
     n_slots: usize,
     max_queue: usize,
@@ -79,6 +86,8 @@ impl EngineHandle {
         let handle = Self {
             commands: Mutex::new(commands),
             status: Mutex::default(),
+            clients: Mutex::default(),
+            lost: OnceLock::new(),
             n_active: Arc::default(),
             n_slots,
             max_queue,
@@ -94,6 +103,15 @@ impl EngineHandle {
             return Err(Failure::QueueFull { n_waiting: self.max_queue });
         }
         let (updates, receiver) = mpsc::channel(N_UPDATES);
+        {
+            let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+            clients.retain(|client| client.strong_count() > 0);
+            clients.push(updates.downgrade());
+        }
+        // Whoever sets this tells the clients that it finds afterwards.
+        if let Some(why) = self.lost() {
+            return Err(Failure::Lost { why });
+        }
         let command = Command::Submit { request: Box::new(request), updates };
         self.send(command).map_err(|_| Failure::Stopping)?;
         Ok(Ticket { updates: receiver, _active: active })
@@ -103,6 +121,23 @@ impl EngineHandle {
     pub(crate) fn stop(&self) {
         // If the engine's thread has ended, there is nothing to stop.
         let _ = self.send(Command::Stop);
+    }
+
+    /// Ends all requests: the engine's thread goes on no more.
+    pub(crate) fn lose(&self, why: &str) {
+        let why: Arc<str> = why.into();
+        // The first reason counts.
+        let _ = self.lost.set(Arc::clone(&why));
+        let clients = std::mem::take(&mut *self.clients.lock().unwrap_or_else(PoisonError::into_inner));
+        for client in clients.iter().filter_map(mpsc::WeakSender::upgrade) {
+            // A client that does not read its answer will not read this either.
+            let _ = client.try_send(Update::Failed(Failure::Lost { why: Arc::clone(&why) }));
+        }
+    }
+
+    /// Why the engine can go on no more, if that is so.
+    pub(crate) fn lost(&self) -> Option<Arc<str>> {
+        self.lost.get().cloned()
     }
 
     pub(crate) fn status(&self) -> Status {

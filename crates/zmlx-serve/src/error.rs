@@ -55,6 +55,9 @@ pub(crate) struct ApiError {
     pub(crate) retry_after: Option<u64>,
 }
 
+/// After so many seconds a client may try again where the server has to be started anew.
+pub(crate) const RESTART_SECONDS: u64 = 60;
+
 /// The code of prompts that are too long.
 pub(crate) const TOO_LONG: &str = "context_length_exceeded";
 
@@ -103,6 +106,7 @@ impl ApiError {
             Failure::QueueFull { .. } | Failure::QueueTimeout { .. } | Failure::Stopping => {
                 Self::unavailable(failure.to_string(), retry_after)
             }
+            Failure::Lost { .. } => Self::unavailable(failure.to_string(), RESTART_SECONDS),
             Failure::Engine(error) => Self::of_engine(&error, param),
         }
     }

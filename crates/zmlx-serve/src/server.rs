@@ -36,7 +36,7 @@ pub struct Server {
     address: SocketAddr,
 }
 
-/// Stops a server from another thread.
+/// Stops a server from another thread, or says that it has failed.
 #[derive(Clone, Debug)]
 pub struct StopHandle {
     state: Arc<State>,
@@ -48,6 +48,12 @@ impl StopHandle {
     pub fn stop(&self) {
         self.state.stop();
         self.phase.send_replace(Phase::Draining);
+    }
+
+    /// Says to all clients, those whose requests run and those that come, that the model has failed: status 503. The server
+    /// listens on, so that clients hear it. The engine need not answer any more.
+    pub fn fail(&self, why: &str) {
+        self.state.engine.lose(why);
     }
 }
 
@@ -88,11 +94,12 @@ impl Server {
         StopHandle { state: Arc::clone(&self.state), phase: self.phase.clone() }
     }
 
-    /// Stops the server at SIGTERM and SIGINT. The first signal lets answers finish, the second ends the process.
+    /// Stops the server at SIGTERM and SIGINT. The first signal lets answers finish; the second ends the process with `exit`, which
+    /// gets the exit code, and so does the first while the model is being loaded.
     ///
     /// # Errors
     /// If the system refuses to handle the signals.
-    pub fn stop_at_signals(&self) -> Result<(), Error> {
+    pub fn stop_at_signals(&self, exit: impl Fn(u8) + Send + 'static) -> Result<(), Error> {
         let stop = self.stop_handle();
         let _in_runtime = self.runtime.enter();
         let mut signals = Signals::new().map_err(|source| Error::Start { source })?;
@@ -100,12 +107,12 @@ impl Server {
             signals.next().await;
             if stop.state.try_loaded().is_none() {
                 // No client waits for an answer yet.
-                std::process::exit(0);
+                return exit(0);
             }
             tracing::info!("stopping: answers that have begun may finish");
             stop.stop();
             signals.next().await;
-            std::process::exit(130);
+            exit(130);
         });
         Ok(())
     }

@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Semaphore;
 
-use crate::engine::EngineHandle;
+use crate::engine::{EngineHandle, Failure};
 use crate::error::ApiError;
 use crate::generation::Generation;
 use crate::metrics::Metrics;
@@ -54,8 +54,11 @@ impl State {
     /// The model.
     ///
     /// # Errors
-    /// While it is being loaded, and after the server was stopped.
+    /// While it is being loaded, after it has failed, and after the server was stopped.
     pub(crate) fn loaded(&self) -> Result<Arc<Loaded>, ApiError> {
+        if let Some(why) = self.engine.lost() {
+            return Err(ApiError::of_failure(Failure::Lost { why }, "", 1));
+        }
         if self.is_stopping() {
             return Err(ApiError::unavailable("the server is stopping", 1));
         }

@@ -15,7 +15,7 @@ use crate::embedded;
 use crate::engine::{self, About, Job};
 use crate::interrupt::{self, Busy};
 use crate::memory;
-use crate::output::{self, Outcome, note};
+use crate::output::{Outcome, note};
 use crate::progress::Progress;
 use crate::ranks;
 use crate::source::Source;
@@ -92,8 +92,8 @@ pub(crate) fn run(args: Args, verbose: bool) -> Result<Outcome> {
             (tokens, Some(tokenizer))
         }
     };
-    let prompt = ranks::of_rank_0(prompt)?;
-    if prompt.is_empty() {
+    // The others are told what rank 0 has read.
+    if prompt.is_empty() && !ranks::is_follower() {
         return Err(Error::EmptyPrompt.into());
     }
     let eos_token_ids =
@@ -130,8 +130,7 @@ fn prompt_text(args: &Args, source: &Source) -> Result<String> {
     let text = match args.prompt.as_deref() {
         None if needs_template => bail!("--system-prompt and --chat-template-config need --prompt"),
         None => return Ok(embedded::NOVEL.to_owned()),
-        // Other ranks are told what rank 0 has read.
-        Some("-") if output::is_silent() => return Ok(String::new()),
+        Some("-") if ranks::is_follower() => return Ok(String::new()),
         Some("-") => {
             let mut text = String::new();
             std::io::stdin().lock().read_to_string(&mut text).context("stdin")?;
@@ -171,8 +170,11 @@ struct Continue {
 
 impl Job for Continue {
     fn run<B: Instrumented>(self, backend: B, about: &About) -> Result<Outcome> {
-        let (model, load_time) = engine::load(backend, &self.checkpoint)?;
+        let (mut model, load_time) = engine::load(backend, &self.checkpoint)?;
         let fusion = about.fusion(&model, self.fusion)?;
+        if ranks::follows(&mut model, &fusion)? {
+            return Ok(Outcome::Done);
+        }
         let Self { checkpoint, tokenizer, prompt, request, opening, format, verbose, .. } = self;
         // While the prompt is computed there is no result to keep, so Ctrl-C ends the process at once.
         let busy = OnceCell::new();

@@ -5,7 +5,7 @@ use std::net::TcpListener;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -13,7 +13,7 @@ use clap::builder::RangedU64ValueParser;
 
 use crate::output::Outcome;
 use crate::ranks::hostfile::{self, Host};
-use crate::ranks::{COMMANDS, MLX_HOSTFILE, MLX_RANK};
+use crate::ranks::{self, COMMANDS, MLX_HOSTFILE, MLX_RANK};
 
 /// Arguments of `zmlx launch`.
 #[derive(Debug, clap::Args)]
@@ -40,7 +40,7 @@ pub(crate) struct Args {
     /// The first port of hosts; each address has the next one. On one machine free ports are found.
     #[arg(long, value_name = "PORT", default_value_t = 32323, value_parser = clap::value_parser!(u16).range(1..))]
     starting_port: u16,
-    /// The command and its arguments: generate or logits.
+    /// The command and its arguments: generate, logits or serve.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }
@@ -54,7 +54,7 @@ const POLL: Duration = Duration::from_millis(20);
 /// Starts the ranks and waits for them.
 pub(crate) fn run(args: Args) -> Result<Outcome> {
     let name = args.command.first().and_then(|name| name.to_str()).unwrap_or_default();
-    ensure!(COMMANDS.contains(&name), "launch can start {}, not {name:?}", COMMANDS.join(" and "));
+    ensure!(COMMANDS.contains(&name), "launch can start {}, not {name:?}", ranks::commands());
     let hosts = match (&args.hostfile, args.n_ranks) {
         (Some(file), _) => hostfile::hosts(file)?,
         (None, Some(n_ranks)) => vec![here(); n_ranks],
@@ -84,6 +84,9 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
         };
         if rank > 0 {
             command.stdin(Stdio::null());
+            // Ctrl-C is for rank 0, which ends the others.
+            #[cfg(unix)]
+            std::os::unix::process::CommandExt::process_group(&mut command, 0);
         }
         let child =
             command.spawn().with_context(|| format!("rank {rank} on {} could not be started", host.ssh))?;
@@ -143,11 +146,13 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// From here on the flags say that the user wants an end; the ranks hear of Ctrl-C themselves.
+/// From here on the flags say that the user wants an end.
 fn watch_signals() -> Result<Asked> {
-    let asked = Asked { interrupted: Arc::default(), terminated: Arc::default() };
-    let interrupted = Arc::clone(&asked.interrupted);
-    ctrlc::set_handler(move || interrupted.store(true, Ordering::SeqCst))?;
+    let asked = Asked { n_interrupts: Arc::default(), terminated: Arc::default() };
+    let n_interrupts = Arc::clone(&asked.n_interrupts);
+    ctrlc::set_handler(move || {
+        n_interrupts.fetch_add(1, Ordering::SeqCst);
+    })?;
     #[cfg(unix)]
     for signal in [signal_hook::consts::SIGTERM, signal_hook::consts::SIGHUP] {
         signal_hook::flag::register(signal, Arc::clone(&asked.terminated))?;
@@ -156,7 +161,8 @@ fn watch_signals() -> Result<Asked> {
 }
 
 struct Asked {
-    interrupted: Arc<AtomicBool>,
+    /// How often Ctrl-C was pressed. Rank 0 hears of it itself.
+    n_interrupts: Arc<AtomicUsize>,
     terminated: Arc<AtomicBool>,
 }
 
@@ -182,7 +188,8 @@ impl Ranks {
             if asked.terminated.load(Ordering::SeqCst) {
                 bail!("ended by a signal, and all ranks with it");
             }
-            if asked.interrupted.load(Ordering::SeqCst) || self.failed().next().is_some() {
+            // After the first Ctrl-C a server finishes its answers.
+            if asked.n_interrupts.load(Ordering::SeqCst) > 1 || self.failed().next().is_some() {
                 let since = ending.get_or_insert_with(Instant::now);
                 if since.elapsed() >= GRACE {
                     bail!("not all ranks ended within {} seconds: they were killed", GRACE.as_secs());
@@ -190,7 +197,8 @@ impl Ranks {
             }
             std::thread::sleep(POLL);
         }
-        if asked.interrupted.load(Ordering::SeqCst) {
+        let is_interrupted = asked.n_interrupts.load(Ordering::SeqCst) > 0;
+        if is_interrupted && self.failed().next().is_some() {
             return Ok(Outcome::Interrupted);
         }
         // A rank that a signal ended is why others failed.

@@ -68,8 +68,11 @@ struct Logits {
 
 impl Job for Logits {
     fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
-        let (model, _) = engine::load(backend, &self.checkpoint)?;
+        let (mut model, _) = engine::load(backend, &self.checkpoint)?;
         let fusion = about.fusion(&model, self.fusion)?;
+        if ranks::follows(&mut model, &fusion)? {
+            return Ok(Outcome::Done);
+        }
         let mut pool = model.pool(PoolOptions::default())?;
         let slot = pool.allocate()?;
         let mut progress = Progress::new("Tokens");

@@ -9,14 +9,17 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use zmlx_kernels::Backend;
 use zmlx_models::engine::PrefixCacheOptions;
-use zmlx_models::{ChatTemplate, Checkpoint, Engine, EngineOptions, Tokenizer};
+use zmlx_models::{ChatTemplate, Checkpoint, Engine, EngineOptions, Model, PoolOptions, Tokenizer};
 use zmlx_serve::{SamplingDefaults, ServedModel, Server};
 
 use crate::engine::{self, About, Job};
 use crate::output::{Outcome, note};
+use crate::ranks;
 use crate::source::Source;
 pub(crate) use flags::Args;
 
+/// How long the server answers that another rank has failed, before it ends.
+const FAREWELL: Duration = Duration::from_secs(4);
 /// A context with fewer tokens is refused as too small to work with.
 const FEWEST_TOKENS: usize = 2048;
 
@@ -29,14 +32,26 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
     let checkpoint = source.checkpoint()?;
     let tokenizer = source.need_tokenizer()?;
     let template = template(&args, &source, &checkpoint)?;
+    ranks::agree(&checkpoint, &format!("{:?}", (args.fusion, args.kv_format()?)))?;
+    let kind = args.backend;
+    if ranks::is_follower() {
+        return engine::with_backend(kind, Follow { args, checkpoint });
+    }
     let server = Server::bind(options)?;
-    server.stop_at_signals()?;
+    server.stop_at_signals(|code| {
+        ranks::leave(code, Some("the server was stopped"));
+        std::process::exit(code.into());
+    })?;
     note(format_args!("Listening on http://{}", server.address()));
     if args.is_open_to_all() {
         tracing::warn!("everyone who reaches this machine can use the server: --api-key asks for a key");
     }
+    let stop = server.stop_handle();
+    ranks::before_failure(move |why| {
+        stop.fail(why);
+        std::thread::sleep(FAREWELL);
+    });
     let id = model_id(&args, &source, &checkpoint);
-    let kind = args.backend;
     engine::with_backend(kind, Serve { args, source, checkpoint, tokenizer, template, server, id })
 }
 
@@ -89,12 +104,11 @@ struct Serve {
 impl Job for Serve {
     fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
         let Self { args, source, checkpoint, tokenizer, template, server, id } = self;
-        let (model, load_time) = engine::load(backend, &checkpoint)?;
+        let (mut model, load_time) = engine::load(backend, &checkpoint)?;
         let tokenizer = Arc::new(tokenizer);
-        let max_kv_bytes = match args.kv_cache_bytes {
-            Some(bytes) => bytes,
-            None => memory::kv_budget(about.memory_bytes, checkpoint.total_bytes())?,
-        };
+        let fusion = about.fusion(&model, args.fusion)?;
+        let (n_tokens, max_kv_bytes) = room(&args, about, &model)?;
+        ranks::follows(&mut model, &fusion)?;
         let options = EngineOptions {
             max_sequences: args.decode_concurrency,
             max_prompts: args.prompt_concurrency,
@@ -107,10 +121,9 @@ impl Job for Serve {
                 max_bytes: args.prompt_cache_bytes.unwrap_or(u64::MAX),
                 ..PrefixCacheOptions::default()
             },
-            ..EngineOptions::new(about.fusion(&model, args.fusion)?)
+            ..EngineOptions::new(fusion)
         };
         let mut engine = Engine::new(&model, Some(&tokenizer), options)?;
-        let n_tokens = n_tokens(&engine, max_kv_bytes);
         let fewest = FEWEST_TOKENS.min(engine.context());
         if n_tokens < fewest {
             bail!(
@@ -140,15 +153,37 @@ impl Job for Serve {
     }
 }
 
-/// The number of tokens of a sequence whose keys and values fit into `bytes`.
-fn n_tokens<B: Backend>(engine: &Engine<'_, B>, bytes: u64) -> usize {
+/// A rank that follows the one which answers.
+struct Follow {
+    args: Args,
+    checkpoint: Checkpoint,
+}
+
+impl Job for Follow {
+    fn run<B: Backend>(self, backend: B, about: &About) -> Result<Outcome> {
+        let (mut model, _) = engine::load(backend, &self.checkpoint)?;
+        let fusion = about.fusion(&model, self.args.fusion)?;
+        room(&self.args, about, &model)?;
+        ranks::follows(&mut model, &fusion)?;
+        Ok(Outcome::Done)
+    }
+}
+
+/// The number of tokens whose keys and values fit into the memory, of several ranks into that of each, and their bytes here.
+fn room<B: Backend>(args: &Args, about: &About, model: &Model<B>) -> Result<(usize, u64)> {
+    let max_bytes = match args.kv_cache_bytes {
+        Some(bytes) => bytes,
+        None => memory::kv_budget(about.memory_bytes, model.weight_bytes())?,
+    };
+    let pool = model.pool(PoolOptions { max_bytes: None, format: args.kv_format()? })?;
     // A binary search: the size of a sequence grows with its length.
     let (mut fits, mut fits_not) = (0usize, 1usize << 32);
     while fits + 1 < fits_not {
         let middle = fits + (fits_not - fits) / 2;
-        if engine.kv_bytes_for(middle) <= bytes { fits = middle } else { fits_not = middle }
+        if pool.bytes_for(middle) <= max_bytes { fits = middle } else { fits_not = middle }
     }
-    fits
+    let least = usize::try_from(ranks::least(fits as u64)?).unwrap_or(usize::MAX);
+    Ok((least, if least < fits { pool.bytes_for(least) } else { max_bytes }))
 }
 
 fn generation_config(source: &Source) -> SamplingDefaults {

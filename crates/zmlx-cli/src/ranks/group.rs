@@ -1,16 +1,16 @@
 //! How ranks find each other.
 
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use sha2::{Digest, Sha256};
 use zmlx_kernels::Shard;
 use zmlx_kernels::mlx::{Group, Runtime};
+use zmlx_models::{Lead, Order};
 
-use super::watch::Watch;
+use super::watch::{Farewell, Watch};
 use super::{Place, hostfile, words};
 
 /// How long ranks wait for each other.
@@ -19,10 +19,11 @@ const PATIENCE: Duration = Duration::from_secs(8);
 const ANSWER: Duration = Duration::from_millis(300);
 
 /// A process that has joined the others.
-#[derive(Debug)]
 pub(super) struct Joined {
     group: Group,
     watch: Arc<Watch>,
+    /// Those of rank 0.
+    orders: Mutex<mpsc::Receiver<String>>,
 }
 
 impl Joined {
@@ -56,7 +57,23 @@ impl Joined {
             addresses.iter().map(|of_rank| hostfile::split(&of_rank[0]).map(|(host, _)| host.to_owned()));
         let hosts = hosts.collect::<Result<Vec<_>>>()?;
         let others: Vec<_> = hosts.into_iter().zip(cards.iter().map(|card| card.port)).collect();
-        Ok(Self { group, watch: Watch::new(*shard, &listener, &others)? })
+        let (watch, orders) = Watch::new(*shard, &listener, &others)?;
+        Ok(Self { group, watch, orders: Mutex::new(orders) })
+    }
+
+    /// With what rank 0 tells the others what it does.
+    pub(super) fn leader(&self) -> Arc<dyn Lead> {
+        Arc::new(Leader(Arc::clone(&self.watch)))
+    }
+
+    /// From here on this rank does something before it ends for the failure of another.
+    pub(super) fn set_farewell(&self, farewell: Farewell) {
+        self.watch.set_farewell(farewell);
+    }
+
+    /// Waits for the next order of rank 0; none after the last one.
+    pub(super) fn next_order(&self) -> Option<String> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).recv().ok()
     }
 
     pub(super) fn group(&self) -> Group {
@@ -75,12 +92,39 @@ impl Joined {
     pub(super) fn leave(&self, code: u8, error: Option<&str>) -> ! {
         let all_are_here = match error {
             Some(_) => Ok(()),
-            None => self.all_gather(&[0]).map(drop),
+            None => {
+                if self.shard().rank == 0 {
+                    self.watch.order(None);
+                }
+                self.all_gather(&[0]).map(drop)
+            }
         };
         match all_are_here {
             Ok(()) => self.watch.leave(code, error),
             Err(fault) => self.watch.leave(2, Some(&fault.to_string())),
         }
+    }
+}
+
+/// Rank 0, as its model sees it.
+struct Leader(Arc<Watch>);
+
+impl std::fmt::Debug for Leader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Leader")
+    }
+}
+
+impl Lead for Leader {
+    fn tell(&self, order: &Order) {
+        match serde_json::to_string(order) {
+            Ok(order) => self.0.order(Some(&order)),
+            Err(error) => self.0.fail(&format!("an order of rank 0 cannot be written: {error}")),
+        }
+    }
+
+    fn give_up(&self, error: &zmlx_models::Error) {
+        self.0.fail(&format!("a step of rank 0 has failed: {error}"));
     }
 }
 

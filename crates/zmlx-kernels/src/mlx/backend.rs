@@ -58,7 +58,10 @@ const PREFILL_CHUNK: usize = 2048;
 pub struct MlxBackend {
     runtime: Runtime,
     numerics: Numerics,
+    /// The ranks that share every layer.
     group: Option<Group>,
+    /// The ranks that each hold some of the layers.
+    stages: Option<Group>,
     /// Steps so far, of all clones.
     n_steps: Arc<AtomicU64>,
 }
@@ -69,19 +72,32 @@ impl MlxBackend {
     /// # Errors
     /// [`Error::Unavailable`] if MLX does not start.
     pub fn new(numerics: Numerics) -> Result<Self> {
-        Ok(Self { runtime: Runtime::start()?, numerics, group: None, n_steps: Arc::default() })
+        let runtime = Runtime::start()?;
+        Ok(Self { runtime, numerics, group: None, stages: None, n_steps: Arc::default() })
     }
 
-    /// The same backend as one of several ranks, each of which computes its part of a model. Partial sums are rounded to the
+    /// The same backend as one of several ranks, each of which computes its part of every layer. Partial sums are rounded to the
     /// type of activations before they are added, so results have other bits than on one rank: the same on all ranks.
     #[must_use]
     pub fn with_group(self, group: Group) -> Self {
         Self { group: Some(group), ..self }
     }
 
+    /// The same backend as one of several ranks, each of which computes some of a model's layers: the results are those of one
+    /// rank.
+    #[must_use]
+    pub fn with_stages(self, group: Group) -> Self {
+        Self { stages: Some(group), ..self }
+    }
+
     /// What its results are equal to.
     pub fn numerics(&self) -> Numerics {
         self.numerics
+    }
+
+    fn stages(&self, op: &'static str) -> Result<Group> {
+        let alone = || Error::Unsupported { op, backend: NAME, why: "it runs alone".to_owned() };
+        self.stages.ok_or_else(alone)
     }
 
     /// What was found when MLX started.
@@ -330,11 +346,7 @@ impl Backend for MlxBackend {
         row: usize,
         settings: &SampleSettings<'_, MlxIndices>,
     ) -> Result<Option<MlxIndices>> {
-        let chosen = sample::sample(logits, row, settings)?;
-        match self.group {
-            Some(group) => ranks::of_rank_0(group, &chosen, last_width(logits)).map(Some),
-            None => Ok(Some(chosen)),
-        }
+        sample::sample(logits, row, settings).map(Some)
     }
 
     fn shard(&self) -> Shard {
@@ -346,6 +358,34 @@ impl Backend for MlxBackend {
             Some(group) if x.size() > 0 => group.all_sum(&x),
             _ => Ok(x),
         }
+    }
+
+    fn gather_columns(&self, x: Array, width: usize, n: usize) -> Result<Array> {
+        match self.group {
+            Some(group) => ranks::gather_columns(group, &x, width, n),
+            None => Ok(x),
+        }
+    }
+
+    fn of_rank_0(&self, indices: MlxIndices, n_values: usize) -> Result<MlxIndices> {
+        match self.group {
+            Some(group) => ranks::of_rank_0(group, &indices, n_values),
+            None => Ok(indices),
+        }
+    }
+
+    fn stage(&self) -> Shard {
+        self.stages.map_or(Shard::WHOLE, Group::shard)
+    }
+
+    fn send(&self, x: &Array, like: &MlxWeight, to: usize) -> Result<()> {
+        let like = like.vector("send", like.n_in())?;
+        ranks::send(self.stages("send")?, x, &like, to)
+    }
+
+    fn receive(&self, shape: &[usize], like: &MlxWeight, from: usize) -> Result<Array> {
+        let like = like.vector("receive", like.n_in())?;
+        ranks::receive(self.stages("receive")?, shape, &like, from)
     }
 
     fn held_experts(

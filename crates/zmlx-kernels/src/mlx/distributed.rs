@@ -98,6 +98,35 @@ impl Group {
         })
     }
 
+    /// Sends `x` to the process `to`, which must be a neighbour in the ring. Nothing is sent before the result, which is `x`, is
+    /// computed.
+    ///
+    /// **Source** `mx.distributed.send`.
+    ///
+    /// # Errors
+    /// As [`Group::all_sum`].
+    pub fn send(self, x: &Array, to: usize) -> Result<Array> {
+        let to = i32::try_from(to).unwrap_or(i32::MAX);
+        call("send", |result, group, stream| {
+            // SAFETY: as in `all_sum`.
+            unsafe { mlx_sys::mlx_distributed_send(result, x.as_ptr(), to, group, stream) }
+        })
+    }
+
+    /// An array of the shape and type of `like`, which the process `from` sends, a neighbour in the ring. `like` is not computed.
+    ///
+    /// **Source** `mx.distributed.recv_like`.
+    ///
+    /// # Errors
+    /// As [`Group::all_sum`].
+    pub fn receive_like(self, like: &Array, from: usize) -> Result<Array> {
+        let from = i32::try_from(from).unwrap_or(i32::MAX);
+        call("receive", |result, group, stream| {
+            // SAFETY: as in `all_sum`.
+            unsafe { mlx_sys::mlx_distributed_recv_like(result, like.as_ptr(), from, group, stream) }
+        })
+    }
+
     /// The values of all processes in their order: for a few numbers of the host. Waits for all.
     ///
     /// # Errors

@@ -1,21 +1,28 @@
-//! What one of several ranks holds and computes of a model (tensor parallelism).
+//! What one of several ranks holds and computes of a model.
+//!
+//! # Tensor parallelism
 //!
 //! Attention is split by heads: the rows of the projections into heads, the columns of the projection out of them. MLPs are
 //! split by their inner width: the rows of gate and up, the columns of down. So each rank's result is one summand of the
 //! layer's, and the sums meet in [`Backend::all_sum`](zmlx_kernels::Backend::all_sum), once after attention and once after
-//! the MLP. Norms, routers, the embedding and the head are whole on every rank.
+//! the MLP. The rows of the head are split, and the logits gathered. Norms, routers and the embedding are whole on every rank, and
+//! so is a head that is the embedding.
 //!
 //! Columns of quantised weights are split between groups only. Where experts' groups cannot be shared out evenly, each rank
 //! holds some of the experts whole. MLPs that every token goes through may be split unevenly, and a rank may have no part of the
 //! shared experts at all.
+//!
+//! # Pipeline parallelism
+//!
+//! Each rank holds some layers in a row. The first has the embedding, the last the final norm and the head.
 
 use std::ops::Range;
 
 use zmlx_kernels::Shard;
 
 use super::{
-    Architecture, ExpertsSpec, FeedForwardSpec, GqaSpec, LinearSpec, MatrixSpec, MixerSpec, MlaSpec, MlpSpec,
-    MoeSpec, QuerySpec, VectorSpec,
+    Architecture, ExpertsSpec, FeedForwardSpec, GqaSpec, HeadSpec, LayerSpec, LinearSpec, MatrixSpec,
+    MixerSpec, MlaSpec, MlpSpec, MoeSpec, QuerySpec, VectorSpec,
 };
 use crate::{Error, Result, TensorReader};
 
@@ -102,8 +109,56 @@ impl Architecture {
                 FeedForwardSpec::Beside(_) => return Err(refused("an MLP beside a mixture")),
             }
         }
+        if let HeadSpec::Own(head) = &mut part.head {
+            let (n, rows) = (head.n_out, shard.block(head.n_out));
+            let own = (rows * shard.rank).min(n)..(rows * (shard.rank + 1)).min(n);
+            if rows * (shard.n_ranks - 1) >= n {
+                return Err(format!("{} has {n} rows", head.path));
+            }
+            matrix_rows(head, own);
+        }
         part.extras.held_elsewhere = held_elsewhere;
         Ok(part)
+    }
+
+    /// The layers of one rank of those that each hold some.
+    ///
+    /// # Errors
+    /// [`Error::Stages`] if there are fewer layers than ranks, or layers need what another rank has.
+    pub(crate) fn stage(mut self, model: &str, stage: Shard) -> Result<Self> {
+        let (n_ranks, n_layers) = (stage.n_ranks, self.layers.len());
+        if stage.is_whole() {
+            return Ok(self);
+        }
+        let refused = |what: String| Err(Error::Stages { model: model.to_owned(), n_ranks, what });
+        if n_layers < n_ranks {
+            return refused(format!("it has {n_layers} layers"));
+        }
+        let is_shared = |layer: &LayerSpec| matches!(layer.mixer, MixerSpec::Shared(_));
+        if let Some(i) = self.layers.iter().position(is_shared) {
+            return refused(format!("{}.{i} has attention to another layer's keys", self.layers_path));
+        }
+        if let Some(inputs) = &self.extras.per_layer_inputs {
+            return refused(format!("{} gives every layer a part of the embedding", inputs.table.path));
+        }
+        let own = stage.range(n_layers);
+        let others = (0..n_layers).filter(|i| !own.contains(i)).map(|i| format!("{}.{i}", self.layers_path));
+        let elsewhere = &mut self.extras.held_elsewhere;
+        elsewhere.extend(others);
+        let (is_first, is_last) = (stage.rank == 0, stage.rank + 1 == n_ranks);
+        let is_tied = matches!(self.head, HeadSpec::Tied(_));
+        if !is_first && !(is_last && is_tied) {
+            elsewhere.push(self.embed.path.clone());
+        }
+        if !is_last {
+            elsewhere.push(self.norm.name.clone());
+            if let HeadSpec::Own(head) = &self.head {
+                elsewhere.push(head.path.clone());
+            }
+        }
+        self.layers.drain(own.end..);
+        self.layers.drain(..own.start);
+        Ok(self)
     }
 }
 

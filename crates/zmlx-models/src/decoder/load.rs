@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use zmlx_kernels::Backend;
 
-use super::Model;
-use crate::architecture::HeadSpec;
+use super::{End, Model};
+use crate::architecture::{HeadSpec, Split};
 use crate::cache_pool::unique_id;
 use crate::loader::{Loader, Progress};
 use crate::{Checkpoint, Result};
@@ -20,24 +20,40 @@ impl<B: Backend> Model<B> {
     pub fn load(backend: B, checkpoint: &Checkpoint, progress: Progress<'_>) -> Result<Self> {
         let backend = Arc::new(backend);
         let reader = checkpoint.reader();
-        let architecture = &checkpoint.architecture().shard(checkpoint.name(), backend.shard(), &reader)?;
+        let (shard, stage) = (backend.shard(), backend.stage());
+        let name = checkpoint.name();
+        let architecture = &checkpoint.architecture().shard(name, shard, &reader)?.stage(name, stage)?;
         let n_layers = architecture.layers.len();
         let mut loader = Loader::new(&*backend, checkpoint);
-        let embed = loader.matrix(&architecture.embed)?;
+        let is_end = stage.rank + 1 == stage.n_ranks;
+        let is_tied = matches!(architecture.head, HeadSpec::Tied(_));
+        let needs_embed = stage.rank == 0 || is_end && is_tied;
+        let embed = if needs_embed { Some(loader.matrix(&architecture.embed)?) } else { None };
         let mut layers = Vec::with_capacity(n_layers);
         for spec in &architecture.layers {
             layers.push(loader.layer(spec)?);
             progress(layers.len(), n_layers);
         }
-        let norm = loader.vector(&architecture.norm)?;
-        let head = match &architecture.head {
-            HeadSpec::Own(head) => loader.matrix(head)?,
-            HeadSpec::Tied(_) => embed.clone(),
+        let end = match (&architecture.head, &embed) {
+            _ if !is_end => None,
+            (HeadSpec::Tied(_), None) => None,
+            (HeadSpec::Tied(_), Some(embed)) => {
+                Some(End { norm: loader.vector(&architecture.norm)?, head: embed.clone(), head_rows: None })
+            }
+            (HeadSpec::Own(head), _) => {
+                let head_rows = match head.split {
+                    Split::Rows(part) => Some(shard.block(part.of)),
+                    _ => None,
+                };
+                let norm = loader.vector(&architecture.norm)?;
+                Some(End { norm, head: loader.matrix(head)?, head_rows })
+            }
         };
         let inputs = &architecture.extras.per_layer_inputs;
         let per_layer_inputs = inputs.as_ref().map(|spec| loader.per_layer_inputs(spec)).transpose()?;
         architecture.extras.held_elsewhere.iter().for_each(|path| loader.reader.ignore(path));
         loader.reader.ignore_what_may_be_left();
+        let weight_bytes = loader.n_bytes();
         loader.reader.finish()?;
         Ok(Self {
             id: unique_id(),
@@ -47,8 +63,9 @@ impl<B: Backend> Model<B> {
             per_layer_inputs,
             embed,
             layers,
-            norm,
-            head,
+            end,
+            weight_bytes,
+            lead: None,
             backend,
         })
     }

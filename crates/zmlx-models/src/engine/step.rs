@@ -271,6 +271,7 @@ impl<B: Backend> Engine<'_, B> {
                 }
                 Err(error) => {
                     self.stats.n_failed += 1;
+                    self.model.check_alike(&error);
                     // The results of a failed step are not kept.
                     if let Some(slot) = sequence.slot {
                         self.free(slot);

@@ -17,7 +17,9 @@ use crate::state::State as Shared;
 
 /// `GET /health`.
 pub(crate) async fn health(State(state): State<Arc<Shared>>) -> Response<Body> {
-    let (status, text) = if state.is_stopping() {
+    let (status, text) = if state.engine.lost().is_some() {
+        (StatusCode::SERVICE_UNAVAILABLE, "failed")
+    } else if state.is_stopping() {
         (StatusCode::SERVICE_UNAVAILABLE, "stopping")
     } else if state.try_loaded().is_none() {
         (StatusCode::SERVICE_UNAVAILABLE, "loading")

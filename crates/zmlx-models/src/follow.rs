@@ -1,0 +1,163 @@
+//! A model that several ranks share: rank 0 leads, the others follow.
+//!
+//! Rank 0 alone has requests, an engine and a sampler. What it does to its caches it tells the others as [`Order`]s, and each of
+//! them does the same with its own part of the model ([`follow`]). So the ranks take part in the same sums in the same order,
+//! whatever rank 0 schedules.
+
+use std::collections::HashMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use zmlx_kernels::{Backend, Fusion, KvFormat, Logits, SampleSettings, Span};
+
+use crate::{CachePool, Error, Model, PoolOptions, Result};
+
+/// Tells the other ranks what rank 0 does.
+pub trait Lead: fmt::Debug + Send + Sync {
+    /// Passes an order on. All ranks get all orders, in the order in which they were given.
+    fn tell(&self, order: &Order);
+
+    /// A step has failed on rank 0 that the others were told to compute: they are no longer alike, and must end.
+    fn give_up(&self, error: &Error);
+}
+
+/// What rank 0 has done, or begins to do, with one of its pools of caches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    pub(crate) pool: u64,
+    pub(crate) action: Action,
+}
+
+/// Slots are those of the caches.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Action {
+    Open {
+        format: Format,
+    },
+    Close,
+    Release {
+        slot: usize,
+    },
+    Fork {
+        from: usize,
+        to: usize,
+        n_tokens: usize,
+    },
+    Truncate {
+        slot: usize,
+        n_tokens: usize,
+    },
+    /// A step. Without ids it is one of the token that rank 0 chooses from the logits of the step before.
+    Step {
+        spans: Vec<Part>,
+        ids: Option<Vec<u32>>,
+    },
+}
+
+/// A [`KvFormat`]: the bits, 0 for the backend's own, and the size of groups.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Format(u8, usize);
+
+impl From<KvFormat> for Format {
+    fn from(format: KvFormat) -> Self {
+        match format {
+            KvFormat::Native => Self(0, 0),
+            KvFormat::Int8 { group_size } => Self(8, group_size),
+            KvFormat::Int4 { group_size } => Self(4, group_size),
+        }
+    }
+}
+
+impl From<Format> for KvFormat {
+    fn from(Format(bits, group_size): Format) -> Self {
+        match bits {
+            0 => Self::Native,
+            4 => Self::Int4 { group_size },
+            _ => Self::Int8 { group_size },
+        }
+    }
+}
+
+/// A [`Span`]: slot, start, number of tokens and of logits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Part(usize, usize, usize, usize);
+
+impl From<&Span> for Part {
+    fn from(span: &Span) -> Self {
+        Self(span.slot, span.start, span.n_tokens, span.n_logits())
+    }
+}
+
+impl From<Part> for Span {
+    fn from(Part(slot, start, n_tokens, n_logits): Part) -> Self {
+        let logits = match n_logits {
+            0 => Logits::None,
+            n if n == n_tokens => Logits::All,
+            _ => Logits::Last,
+        };
+        Self { slot, start, n_tokens, logits }
+    }
+}
+
+/// Does what rank 0 does, with this rank's part of the model, until `next` has no more orders.
+///
+/// # Errors
+/// If this rank cannot do what rank 0 did: the ranks are no longer alike then.
+pub fn follow<B: Backend>(
+    model: &Model<B>,
+    fusion: &Fusion,
+    mut next: impl FnMut() -> Option<Order>,
+) -> Result<()> {
+    let b = model.backend();
+    let (mut pools, mut last) = (HashMap::new(), None);
+    while let Some(Order { pool: id, action }) = next() {
+        if let Action::Open { format } = action {
+            let options = PoolOptions { max_bytes: None, format: format.into() };
+            pools.insert(id, model.pool(options)?);
+            continue;
+        }
+        let pool: &mut CachePool<B> = pools.get_mut(&id).ok_or(Error::Order { what: "a pool of caches" })?;
+        match action {
+            Action::Open { .. } => {}
+            Action::Close => drop(pools.remove(&id)),
+            Action::Release { slot } => pool.caches.iter_mut().for_each(|cache| b.release(cache, slot)),
+            Action::Fork { from, to, n_tokens } => {
+                pool.caches.iter_mut().try_for_each(|cache| b.fork(cache, from, to, n_tokens))?;
+            }
+            Action::Truncate { slot, n_tokens } => {
+                pool.caches.iter_mut().try_for_each(|cache| b.truncate(cache, slot, n_tokens))?;
+            }
+            Action::Step { spans, ids } => {
+                let spans: Vec<Span> = spans.into_iter().map(Span::from).collect();
+                let ids = match (ids, &last) {
+                    (Some(ids), _) => b.indices(&ids, &[ids.len()])?,
+                    (None, Some(logits)) => chosen(model, logits)?,
+                    (None, None) => return Err(Error::Order { what: "logits of a step before" }),
+                };
+                let logits = model.run(pool, (&ids, &spans), fusion, None)?;
+                let logits = b.eval_async(logits, &ids)?;
+                if spans.iter().any(|span| span.n_logits() == 0) {
+                    b.eval_caches(&pool.caches)?;
+                }
+                last = Some(logits);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The token that rank 0 has chosen from these logits and not read yet.
+fn chosen<B: Backend>(model: &Model<B>, logits: &B::Tensor) -> Result<B::Indices> {
+    let b = model.backend();
+    if b.shard().is_whole() {
+        // Rank 0 alone has the embedding.
+        return Ok(b.indices(&[0], &[1])?);
+    }
+    let most_probable =
+        SampleSettings { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition: None, seed: 0 };
+    let vocab = model.architecture().vocab_size;
+    match b.sample(logits, 0, &most_probable)? {
+        Some(own) => Ok(b.of_rank_0(own, vocab)?),
+        None => Err(Error::Order { what: "a token that the device chooses" }),
+    }
+}
