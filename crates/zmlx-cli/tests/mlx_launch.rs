@@ -253,7 +253,10 @@ fn mlx_launch_refuses_what_it_cannot_start() {
     let _alone = alone();
     let (glm, qwen) = (model(GLM), model(QWEN));
     for (args, want) in [
-        (&["launch", "-n", "2", "--", "chat"][..], "launch can start generate, logits and serve, not \"chat\""),
+        (
+            &["launch", "-n", "2", "--", "chat"][..],
+            "launch can start generate, logits and serve, not \"chat\"",
+        ),
         (&["launch", "--", "generate"], "--n-ranks"),
         (&["launch", "-n", "0", "--", "generate"], "0 is not in 1..=64"),
         (&["launch", "--hosts", "a,,b", "--", "generate"], "got an empty one"),
@@ -448,7 +451,8 @@ impl Served {
         let mut log = BufReader::new(group.ranks[0].stderr.take().unwrap());
         let mut line = String::new();
         log.read_line(&mut line).unwrap();
-        let address = line.trim().strip_prefix("Listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
+        let address =
+            line.trim().strip_prefix("Listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
         let served = Self { group, address, log };
         let until = Instant::now() + LIMIT;
         while served.health().0 != 200 {
@@ -517,7 +521,8 @@ fn mlx_ranks_serve_the_recorded_text() {
         let (status, text) = post(&served.address, "/v1/chat/completions", &conversation(&novel, n));
         assert_eq!((status, streamed(&text)), (200, want.clone()), "{name} {n_ranks}");
 
-        let again = serde_json::json!({"prompt": novel, "max_tokens": n, "temperature": 0, "ignore_eos": true});
+        let again =
+            serde_json::json!({"prompt": novel, "max_tokens": n, "temperature": 0, "ignore_eos": true});
         let (status, text) = post(&served.address, "/v1/completions", &again);
         let answer: Value = serde_json::from_str(&text).unwrap();
         assert_eq!((status, answer["choices"][0]["text"].as_str()), (200, Some(want.as_str())), "{text}");

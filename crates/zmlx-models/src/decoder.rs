@@ -9,9 +9,9 @@ use zmlx_moe::Routing;
 
 use crate::architecture::Architecture;
 use crate::attention::Rows;
+use crate::follow::Action;
 use crate::layer::{FeedForward, Layer, PerLayerInputs};
 use crate::loader::Progress;
-use crate::follow::Action;
 use crate::{CachePool, Error, Lead, PoolOptions, Result, Slot};
 
 /// Number of prompt tokens that are computed at once. It bounds the memory that a long prompt needs. A backend may

@@ -144,8 +144,11 @@ impl<'a, B: Backend> Loader<'a, B> {
         if !spec.is_biased {
             return Ok(bank);
         }
-        let [gate, up, down] = self.reader.expert_biases(spec).map(|bias| self.upload(bias));
-        Ok(bank.with_biases([gate?, up?, down?]))
+        let [gate, up, down] = self.reader.expert_biases(spec);
+        // Another rank may be the one that adds it to the sum.
+        let adds_down = !matches!(spec.split, ExpertSplit::Width(part) if part.start > 0);
+        let down = adds_down.then(|| self.upload(down)).transpose()?;
+        Ok(bank.with_biases([self.upload(gate)?, self.upload(up)?], down))
     }
 
     fn mlp(&mut self, spec: &MlpSpec) -> Result<Mlp<B::Weight>> {
@@ -190,7 +193,10 @@ impl<'a, B: Backend> Loader<'a, B> {
     ) -> Result<Option<HeadNorm<B::Weight>>> {
         let Some(spec) = spec else { return Ok(None) };
         let weight = self.vector(spec)?;
-        Ok(Some(if spec.len == head_dim { HeadNorm::Each(weight) } else { HeadNorm::All(weight) }))
+        if spec.len == head_dim {
+            return Ok(Some(HeadNorm::Each(weight)));
+        }
+        Ok(Some(HeadNorm::All { weight, n: spec.len, own: self.backend.shard().range(spec.len) }))
     }
 
     /// The vector times its factor.

@@ -13,8 +13,9 @@ pub struct ExpertBank<W> {
     gate: W,
     up: W,
     down: W,
-    /// The biases of gate, up and down.
-    biases: Option<[W; 3]>,
+    /// The biases of gate and up.
+    gate_up_biases: Option<[W; 2]>,
+    down_bias: Option<W>,
     activation: Activation,
     /// Which of the experts that a router chooses these are, if not all.
     held: Option<Range<usize>>,
@@ -25,8 +26,16 @@ pub struct ExpertBank<W> {
 impl<W: Clone> ExpertBank<W> {
     /// A bank of these projections without biases, with SwiGLU as the activation.
     pub fn new(gate: W, up: W, down: W) -> Self {
-        let (biases, activation) = (None, Activation::SwiGlu);
-        Self { gate, up, down, biases, activation, held: None, gate_up: OnceLock::new() }
+        Self {
+            gate,
+            up,
+            down,
+            gate_up_biases: None,
+            down_bias: None,
+            activation: Activation::SwiGlu,
+            held: None,
+            gate_up: OnceLock::new(),
+        }
     }
 
     /// The same bank with another activation.
@@ -35,10 +44,11 @@ impl<W: Clone> ExpertBank<W> {
         Self { activation, ..self }
     }
 
-    /// The same bank with biases of gate, up and down: `n_experts × [1, inter]` twice and `n_experts × [1, hidden]`.
+    /// The same bank with biases of gate and up, `n_experts × [1, inter]` each, and of down, `n_experts × [1, hidden]`. Of several
+    /// ranks that hold a part of each expert, one alone adds that of down.
     #[must_use]
-    pub fn with_biases(self, biases: [W; 3]) -> Self {
-        Self { biases: Some(biases), ..self }
+    pub fn with_biases(self, gate_up: [W; 2], down: Option<W>) -> Self {
+        Self { gate_up_biases: Some(gate_up), down_bias: down, ..self }
     }
 
     /// The same bank as a part of a larger one: its matrices are those of the experts `held`. The outputs of others count as 0.
@@ -63,10 +73,10 @@ impl<W: Clone> ExpertBank<W> {
         let held = self.held.clone().map(|held| b.held_experts(experts, weights, held)).transpose()?;
         let (experts, weights) =
             held.as_ref().map_or((experts, weights), |(experts, weights)| (experts, weights));
-        let of_gate_up = self.biases.as_ref().map(|[gate, up, _]| [gate, up]);
+        let of_gate_up = self.gate_up_biases.as_ref().map(|[gate, up]| [gate, up]);
         let gate_up =
             GateUp { gate: &self.gate, up: &self.up, biases: of_gate_up, activation: self.activation };
-        let down = Down { weight: &self.down, bias: self.biases.as_ref().map(|[_, _, down]| down) };
+        let down = Down { weight: &self.down, bias: self.down_bias.as_ref() };
         let h = match fusion.experts {
             ExpertFusion::Stock => stock::gather_qmm_swiglu(b, x, gate_up, experts)?,
             ExpertFusion::Concat => {

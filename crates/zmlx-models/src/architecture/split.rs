@@ -10,7 +10,7 @@
 //!
 //! Columns of quantised weights are split between groups only. Where experts' groups cannot be shared out evenly, each rank
 //! holds some of the experts whole. MLPs that every token goes through may be split unevenly, and a rank may have no part of the
-//! shared experts at all.
+//! shared experts at all. Biases after partial sums are those of rank 0 alone. Norms over all heads gather the heads.
 //!
 //! # Pipeline parallelism
 //!
@@ -87,8 +87,8 @@ impl Architecture {
     }
 
     fn part(&self, shard: Shard, reader: &TensorReader<'_>) -> Fits<Self> {
-        let cut = Cut { shard, reader };
-        let (mut part, mut held_elsewhere) = (self.clone(), Vec::new());
+        let mut cut = Cut { shard, reader, held_elsewhere: Vec::new() };
+        let mut part = self.clone();
         for (i, layer) in part.layers.iter_mut().enumerate() {
             let refused = |what: &str| format!("{}.{i} has {what}", self.layers_path);
             match &mut layer.mixer {
@@ -105,7 +105,7 @@ impl Architecture {
                         return Err(format!("{} has {n_groups} groups of columns", mlp.down.path));
                     }
                 }
-                FeedForwardSpec::Moe(moe) => cut.mixture(moe, &mut held_elsewhere)?,
+                FeedForwardSpec::Moe(moe) => cut.mixture(moe)?,
                 FeedForwardSpec::Beside(_) => return Err(refused("an MLP beside a mixture")),
             }
         }
@@ -117,7 +117,7 @@ impl Architecture {
             }
             matrix_rows(head, own);
         }
-        part.extras.held_elsewhere = held_elsewhere;
+        part.extras.held_elsewhere = cut.held_elsewhere;
         Ok(part)
     }
 
@@ -166,15 +166,16 @@ impl Architecture {
 struct Cut<'a> {
     shard: Shard,
     reader: &'a TensorReader<'a>,
+    held_elsewhere: Vec<String>,
 }
 
 impl Cut<'_> {
-    fn attention(&self, a: &mut GqaSpec) -> Fits<()> {
+    fn attention(&mut self, a: &mut GqaSpec) -> Fits<()> {
         let Shard { rank, n_ranks } = self.shard;
-        for norm in [&a.q_norm, &a.k_norm].into_iter().flatten() {
-            if norm.len != a.head_dim {
-                return Err(format!("{} is a norm over all heads", norm.name));
-            }
+        if let Some(norm) = a.k_norm.as_ref().filter(|norm| norm.len != a.head_dim)
+            && !a.n_kv_heads.is_multiple_of(n_ranks)
+        {
+            return Err(format!("{} is a norm over all {} heads", norm.name, a.n_kv_heads));
         }
         self.output(&mut a.o, a.n_heads)?;
         // Ranks that are more than the heads of keys and values share these.
@@ -193,7 +194,7 @@ impl Cut<'_> {
         Ok(())
     }
 
-    fn latent(&self, a: &mut MlaSpec) -> Fits<()> {
+    fn latent(&mut self, a: &mut MlaSpec) -> Fits<()> {
         self.output(&mut a.o, a.n_heads)?;
         match &mut a.q {
             QuerySpec::Direct(q) | QuerySpec::LowRank { b: q, .. } => rows(q, self.shard),
@@ -205,12 +206,13 @@ impl Cut<'_> {
     }
 
     /// The projection out of the heads, by columns: as many for each rank.
-    fn output(&self, o: &mut LinearSpec, n_heads: usize) -> Fits<()> {
-        let (matrix, n_ranks) = (&mut o.matrix, self.shard.n_ranks);
-        if let Some(bias) = &o.bias {
-            // Every rank would add it.
-            return Err(format!("{} is a bias of partial sums", bias.name));
+    fn output(&mut self, o: &mut LinearSpec, n_heads: usize) -> Fits<()> {
+        let Shard { rank, n_ranks } = self.shard;
+        if rank > 0 {
+            // Rank 0 alone adds it to the sum.
+            self.held_elsewhere.extend(o.bias.take().map(|bias| bias.name));
         }
+        let matrix = &mut o.matrix;
         if !n_heads.is_multiple_of(n_ranks) {
             return Err(format!("{} follows {n_heads} heads", matrix.path));
         }
@@ -222,23 +224,20 @@ impl Cut<'_> {
         Ok(())
     }
 
-    fn mixture(&self, moe: &mut MoeSpec, held_elsewhere: &mut Vec<String>) -> Fits<()> {
+    fn mixture(&mut self, moe: &mut MoeSpec) -> Fits<()> {
         self.experts(&mut moe.experts)?;
         let Some(shared) = &mut moe.shared else { return Ok(()) };
         self.mlp(shared);
         if shared.gate.n_out == 0 {
             let gate = moe.shared_gate.take();
             let matrices = [&shared.gate, &shared.up, &shared.down].into_iter().chain(&gate);
-            held_elsewhere.extend(matrices.map(|matrix| matrix.path.clone()));
+            self.held_elsewhere.extend(matrices.map(|matrix| matrix.path.clone()));
             moe.shared = None;
         }
         Ok(())
     }
 
     fn experts(&self, e: &mut ExpertsSpec) -> Fits<()> {
-        if e.is_biased {
-            return Err(format!("the experts of {} have biases", e.path));
-        }
         let n_groups = e.inter / self.reader.group_size_of_experts(e);
         if n_groups.is_multiple_of(self.shard.n_ranks) {
             let part = self.shard.range(e.inter);

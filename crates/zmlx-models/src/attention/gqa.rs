@@ -1,5 +1,7 @@
 //! Grouped-query attention.
 
+use std::ops::Range;
+
 use zmlx_kernels::{AttentionInputs, AttentionSettings, Backend, Fusion, NormRope, Result, Rope};
 
 use super::Rows;
@@ -44,8 +46,15 @@ type Projected<T> = (T, T, Option<T>);
 pub(crate) enum HeadNorm<W> {
     /// Each head is normed on its own, `[head_dim]`.
     Each(W),
-    /// All heads are normed at once, `[n_heads · head_dim]`.
-    All(W),
+    /// All heads are normed at once.
+    All {
+        /// `[n]`.
+        weight: W,
+        /// Values of all heads of all ranks.
+        n: usize,
+        /// Those that this rank has.
+        own: Range<usize>,
+    },
 }
 
 impl<W> Gqa<W> {
@@ -145,8 +154,15 @@ impl<W> Gqa<W> {
         n_heads: usize,
         norm: Option<&HeadNorm<W>>,
     ) -> Result<B::Tensor> {
-        if let Some(HeadNorm::All(weight)) = norm {
+        if let Some(HeadNorm::All { weight, n, own }) = norm {
+            let is_whole = own.len() == *n;
+            if !is_whole {
+                x = b.gather_columns(x, own.len(), *n)?;
+            }
             x = b.rms_norm(&x, weight, self.eps)?;
+            if !is_whole {
+                x = b.slice_last(&x, own.clone())?;
+            }
         }
         let n_tokens = b.shape(&x).first().copied().unwrap_or(0);
         let x = b.reshape(&x, &[n_tokens, n_heads, self.head_dim])?;

@@ -42,8 +42,26 @@ impl TensorReader<'_> {
         [gate, up, down].map(|projection| self.projection(spec, projection))
     }
 
-    /// The biases of gate, up and down of all experts, a vector for each expert.
+    /// The biases of gate, up and down of the experts that the spec describes, a vector for each expert.
     pub fn expert_biases(&mut self, spec: &ExpertsSpec) -> [HostWeight; 3] {
+        let n_problems = self.problems.len();
+        let whole = match spec.split {
+            ExpertSplit::None => return self.all_expert_biases(spec),
+            ExpertSplit::Width(part) => ExpertsSpec { inter: part.of, ..spec.clone() },
+            ExpertSplit::Experts(part) => ExpertsSpec { n_experts: part.of, ..spec.clone() },
+        };
+        let mut is_down = [false, false, true].into_iter();
+        self.all_expert_biases(&whole).map(|bank| {
+            let is_down = is_down.next().unwrap_or_default();
+            self.part_of(&spec.path, (bank, n_problems), |bank| match spec.split {
+                ExpertSplit::Width(part) if !is_down => bank.columns(part.range(spec.inter)),
+                ExpertSplit::Experts(part) => bank.mats(part.range(spec.n_experts)),
+                _ => Ok(bank),
+            })
+        })
+    }
+
+    fn all_expert_biases(&mut self, spec: &ExpertsSpec) -> [HostWeight; 3] {
         if self.has_blocks(spec) {
             return self.block_biases(spec);
         }
