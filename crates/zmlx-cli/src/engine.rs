@@ -274,10 +274,13 @@ fn with_cuda(_: impl Job) -> Result<Outcome> {
 
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 fn with_mlx(job: impl Job) -> Result<Outcome> {
+    use ranks::Parallel;
     use zmlx_kernels::mlx::{self, MlxBackend, Numerics};
     let mut backend = MlxBackend::new(Numerics::Exact)?;
-    if let Some(group) = ranks::group() {
-        backend = backend.with_group(group);
+    match ranks::group() {
+        Some((group, Parallel::Tensor)) => backend = backend.with_group(group),
+        Some((group, Parallel::Pipeline)) => backend = backend.with_stages(group),
+        None => {}
     }
     let runtime = backend.runtime();
     let device = runtime.gpu().map_or("CPU", mlx::Gpu::name);

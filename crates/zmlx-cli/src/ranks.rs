@@ -25,6 +25,35 @@ pub(crate) const MLX_RANK: &str = "MLX_RANK";
 /// The file with the addresses of all.
 pub(crate) const MLX_HOSTFILE: &str = "MLX_HOSTFILE";
 
+/// How ranks share a model.
+pub(crate) const ZMLX_PARALLEL: &str = "ZMLX_PARALLEL";
+
+/// How ranks share a model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Parallel {
+    /// Each rank computes a part of every layer.
+    #[default]
+    Tensor,
+    /// Each rank computes some of the layers.
+    Pipeline,
+}
+
+impl Parallel {
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Tensor => "tensor",
+            Self::Pipeline => "pipeline",
+        }
+    }
+}
+
+/// How the ranks share the model, as the environment says it.
+fn parallel() -> Result<Parallel> {
+    let Some(value) = variable(ZMLX_PARALLEL) else { return Ok(Parallel::default()) };
+    let known = [Parallel::Tensor, Parallel::Pipeline].into_iter().find(|known| value == known.name());
+    known.with_context(|| format!("{ZMLX_PARALLEL}: expected tensor or pipeline, got {value:?}"))
+}
+
 /// Commands that several ranks can run.
 pub(crate) const COMMANDS: [&str; 3] = ["generate", "logits", "serve"];
 
@@ -45,6 +74,10 @@ enum Never {}
 #[cfg(not(any(target_os = "macos", feature = "mlx")))]
 impl Never {
     fn shard(&self) -> Shard {
+        match *self {}
+    }
+
+    fn parallel(&self) -> Parallel {
         match *self {}
     }
 
@@ -73,6 +106,7 @@ impl Never {
 #[derive(Debug)]
 struct Place {
     shard: Shard,
+    parallel: Parallel,
     /// Of each rank, as `host:port`.
     addresses: Vec<Vec<String>>,
 }
@@ -110,7 +144,8 @@ fn place() -> Result<Option<Place>> {
         "{MLX_RANK} is {rank}, but {} has the addresses of {n_ranks} ranks",
         hostfile.display()
     );
-    Ok(Some(Place { shard: Shard { rank, n_ranks }, addresses }))
+    let parallel = parallel().with_context(|| format!("rank {rank}"))?;
+    Ok(Some(Place { shard: Shard { rank, n_ranks }, parallel, addresses }))
 }
 
 /// Joins the other ranks, if this process has any.
@@ -141,10 +176,10 @@ pub(crate) fn join(command: &str) -> Result<()> {
     }
 }
 
-/// The group of MLX's, for a process that is one of several ranks.
+/// The group of MLX's, for a process that is one of several ranks, and how they share the model.
 #[cfg(any(target_os = "macos", feature = "mlx"))]
-pub(crate) fn group() -> Option<zmlx_kernels::mlx::Group> {
-    JOINED.get().map(group::Joined::group)
+pub(crate) fn group() -> Option<(zmlx_kernels::mlx::Group, Parallel)> {
+    JOINED.get().map(|joined| (joined.group(), joined.parallel()))
 }
 
 /// Which rank this process is, if it is one of several.
@@ -197,6 +232,7 @@ pub(crate) fn before_failure(farewell: impl Fn(&str) + Send + Sync + 'static) {
 /// Checks that all ranks have opened the same checkpoint and do the same work, which a text describes.
 pub(crate) fn agree(checkpoint: &Checkpoint, work: &str) -> Result<()> {
     let Some(joined) = JOINED.get() else { return Ok(()) };
+    let work = format!("{work} {}", joined.parallel().name());
     let own = [words(&checkpoint.fingerprint()), words(&Sha256::digest(work))].concat();
     let all = joined.all_gather(&own)?;
     let of_rank_0 = &all[..own.len()];

@@ -36,7 +36,7 @@ fn model(name: &str) -> String {
 fn zmlx(args: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zmlx"));
     command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    for name in ["RUST_LOG", "MLX_RANK", "MLX_HOSTFILE"] {
+    for name in ["RUST_LOG", "MLX_RANK", "MLX_HOSTFILE", "ZMLX_PARALLEL"] {
         command.env_remove(name);
     }
     command
@@ -60,6 +60,8 @@ fn join(tokens: &[u32]) -> String {
 /// As MLX's launcher does it: a file with the addresses, and the number of each rank in its environment.
 struct Group {
     hostfile: tempfile::NamedTempFile,
+    /// How they share the model.
+    how: Option<String>,
     ranks: Vec<Child>,
 }
 
@@ -67,7 +69,7 @@ impl Group {
     fn new(hostfile: &str) -> Self {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         file.write_all(hostfile.as_bytes()).unwrap();
-        Self { hostfile: file, ranks: Vec::new() }
+        Self { hostfile: file, how: None, ranks: Vec::new() }
     }
 
     /// With an address for each of `n` ranks.
@@ -83,6 +85,7 @@ impl Group {
     fn start_with(&mut self, rank: usize, hostfile: &Path, args: &[&str]) {
         let mut command = zmlx(args);
         command.env("MLX_RANK", rank.to_string()).env("MLX_HOSTFILE", hostfile);
+        command.envs(self.how.iter().map(|how| ("ZMLX_PARALLEL", how)));
         self.ranks.push(command.spawn().unwrap());
     }
 
@@ -148,16 +151,56 @@ fn generate<'a>(model: &'a str, prompt: &'a str, n: &'a str) -> Vec<&'a str> {
 #[test]
 fn mlx_ranks_give_the_recorded_tokens() {
     let _alone = alone();
-    for (name, n_ranks, n) in [(GLM, "2", 96), (GLM, "4", 32), (QWEN, "2", 96), (QWEN, "4", 32)] {
+    let (tensor, pipeline) = ("tensor", "pipeline");
+    for (name, n_ranks, how, n) in [
+        (GLM, "2", tensor, 96),
+        (GLM, "4", tensor, 32),
+        (QWEN, "2", tensor, 96),
+        (QWEN, "4", tensor, 32),
+        (GLM, "2", pipeline, 96),
+        (GLM, "4", pipeline, 32),
+        (QWEN, "2", pipeline, 96),
+        (QWEN, "3", pipeline, 32),
+    ] {
         let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
         let prompt = golden.prompt("novel").unwrap();
         let (model, tokens, n_tokens) = (model(name), join(&prompt.prompt_tokens), n.to_string());
         let command = generate(&model, &tokens, &n_tokens);
-        let run = end(zmlx(&[&["launch", "-n", n_ranks, "--"][..], &command].concat()).spawn().unwrap());
+        let launch = ["launch", "-n", n_ranks, "--parallel", how, "--"];
+        let run = end(zmlx(&[&launch[..], &command].concat()).spawn().unwrap());
         let report: Value = serde_json::from_str(&ok(&run)).unwrap();
         let tokens: Vec<u32> = serde_json::from_value(report["tokens"].clone()).unwrap();
-        assert_eq!(tokens, prompt.bf16.tokens[..n], "{name} {n_ranks}");
+        assert_eq!(tokens, prompt.bf16.tokens[..n], "{name} {n_ranks} {how}");
     }
+}
+
+/// Layers shared out among ranks give the bits of one process, also those of families that cannot be split within a layer. What
+/// does not fit is refused by name.
+#[test]
+fn mlx_ranks_in_a_pipeline_give_the_bits_of_one() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let family = |name: &str| fixtures().join("families").join(name).to_str().unwrap().to_owned();
+    for (model, n_ranks) in
+        [(model(GLM), "4"), (family("qwen3_next"), "2"), (family("lfm2_moe"), "3"), (family("gpt_oss"), "2")]
+    {
+        let [alone, shared] = [None, Some(n_ranks)].map(|n_ranks| {
+            let out = dir.path().join(format!("{n_ranks:?}"));
+            let args = ["logits", "--backend", "mlx", "--model", &model, "--tokens", "3,250,17,4,4,99,1,42"];
+            let more = ["--chunk", "7", "--force", "--out", out.to_str().unwrap()];
+            let launch = n_ranks.map_or(vec![], |n| vec!["launch", "-n", n, "--parallel", "pipeline", "--"]);
+            let run = end(zmlx(&[&launch[..], &args, &more].concat()).spawn().unwrap());
+            assert_eq!(ok(&run), "");
+            TensorFile::open(&out).unwrap().floats("logits").unwrap().data
+        });
+        assert!(alone == shared && alone.iter().all(|v| v.is_finite()), "{model} {n_ranks}");
+    }
+    let qwen = model(QWEN);
+    let launch = ["launch", "-n", "4", "--parallel", "pipeline", "--"];
+    let run = end(zmlx(&[&launch[..], &generate(&qwen, "3,4", "4")].concat()).spawn().unwrap());
+    let message = text(&run.stderr);
+    assert_eq!(run.status.code(), Some(2), "{message}");
+    assert!(message.contains("cannot be shared out among 4 ranks, as it has 3 layers"), "{message}");
 }
 
 /// Whatever is fused, the logits have the same bits.
@@ -286,8 +329,18 @@ fn mlx_launch_refuses_what_it_cannot_start() {
             "an address that this machine does not have",
         ),
         (0, r#"[["no-such-host.invalid:1"], ["127.0.0.1:2"]]"#, "generate", "the host is not known"),
+        (
+            1,
+            r#"[["127.0.0.1:1"], ["127.0.0.1:2"]]"#,
+            "how",
+            "rank 1: ZMLX_PARALLEL: expected tensor or pipeline, got \"both\"",
+        ),
     ] {
         let mut group = Group::new(file);
+        if command == "how" {
+            group.how = Some("both".to_owned());
+        }
+        let command = if command == "how" { "generate" } else { command };
         group.start(rank, &[command]);
         if want.is_empty() {
             assert!(group.end()[0].status.success());
@@ -444,8 +497,9 @@ struct Served {
 const AS_IT_IS: &str = "{{ messages[0].content }}";
 
 impl Served {
-    fn start(model: &str, n_ranks: usize) -> Self {
+    fn start(model: &str, n_ranks: usize, how: &str) -> Self {
         let mut group = Group::of(n_ranks);
+        group.how = Some(how.to_owned());
         let args = ["serve", "--model", model, "--port", "0", "--chat-template", AS_IT_IS];
         (0..n_ranks).for_each(|rank| group.start(rank, &args));
         let mut log = BufReader::new(group.ranks[0].stderr.take().unwrap());
@@ -509,7 +563,10 @@ fn conversation(content: &str, n: usize) -> Value {
 #[test]
 fn mlx_ranks_serve_the_recorded_text() {
     let _alone = alone();
-    for (name, n_ranks, n) in [(GLM, 2, 96), (QWEN, 2, 96), (QWEN, 4, 32)] {
+    let (tensor, pipeline) = ("tensor", "pipeline");
+    for (name, n_ranks, how, n) in
+        [(GLM, 2, tensor, 96), (QWEN, 2, tensor, 96), (QWEN, 4, tensor, 24), (GLM, 4, pipeline, 24)]
+    {
         let golden = Golden::open(fixtures().join(format!("golden/{name}.json"))).unwrap();
         let tokenizer = zmlx_models::Tokenizer::open(Path::new(&model(name))).unwrap();
         let recorded = |name: &str, n: usize| {
@@ -517,7 +574,7 @@ fn mlx_ranks_serve_the_recorded_text() {
             (prompt.text.clone(), tokenizer.decode(&prompt.bf16.tokens[..n]).unwrap())
         };
         let (novel, want) = recorded("novel", n);
-        let served = Served::start(&model(name), n_ranks);
+        let served = Served::start(&model(name), n_ranks, how);
         let (status, text) = post(&served.address, "/v1/chat/completions", &conversation(&novel, n));
         assert_eq!((status, streamed(&text)), (200, want.clone()), "{name} {n_ranks}");
 
@@ -550,7 +607,7 @@ fn mlx_ranks_serve_the_recorded_text() {
 #[test]
 fn mlx_ranks_that_serve_say_when_one_dies() {
     let _alone = alone();
-    let mut served = Served::start(&model(QWEN), 2);
+    let mut served = Served::start(&model(QWEN), 2, "tensor");
     let (sender, begun) = std::sync::mpsc::channel();
     let address = served.address.clone();
     // One answer has begun, and another is to come as a whole.

@@ -13,12 +13,12 @@ use clap::builder::RangedU64ValueParser;
 
 use crate::output::Outcome;
 use crate::ranks::hostfile::{self, Host};
-use crate::ranks::{self, COMMANDS, MLX_HOSTFILE, MLX_RANK};
+use crate::ranks::{self, COMMANDS, MLX_HOSTFILE, MLX_RANK, Parallel, ZMLX_PARALLEL};
 
 /// Arguments of `zmlx launch`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Each rank holds and computes a part of the model (--backend mlx). Rank 0 prints; the others print errors only.\n\n\
+    after_help = "Each rank holds and computes a part of the model (--backend mlx). Rank 0 prints and serves; the others print errors only.\n\n\
                   Example: zmlx launch --hosts 10.0.0.1,10.0.0.2 -- generate --model mlx-community/Qwen3-30B-A3B-4bit -p Hello"
 )]
 pub(crate) struct Args {
@@ -40,6 +40,10 @@ pub(crate) struct Args {
     /// The first port of hosts; each address has the next one. On one machine free ports are found.
     #[arg(long, value_name = "PORT", default_value_t = 32323, value_parser = clap::value_parser!(u16).range(1..))]
     starting_port: u16,
+    /// How the ranks share the model: each computes a part of every layer (tensor), or some of the layers (pipeline). Pipeline suits
+    /// slow connections; the ranks then compute one after the other.
+    #[arg(long, value_enum, value_name = "HOW", default_value_t)]
+    parallel: Parallel,
     /// The command and its arguments: generate, logits or serve.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
@@ -75,9 +79,10 @@ pub(crate) fn run(args: Args) -> Result<Outcome> {
         let mut command = if is_here(host) {
             let mut command = Command::new(&program);
             command.args(&args.command).env(MLX_RANK, rank.to_string()).env(MLX_HOSTFILE, file.path());
+            command.env(ZMLX_PARALLEL, args.parallel.name());
             command
         } else {
-            let script = script(rank, &json, program.as_os_str(), &args.command)?;
+            let script = script((rank, args.parallel), &json, program.as_os_str(), &args.command)?;
             let mut command = Command::new("ssh");
             command.args(["-o", "BatchMode=yes", "--", &host.ssh, &script]);
             command
@@ -130,14 +135,20 @@ fn addresses_of(hosts: &[Host], starting_port: u16) -> Result<Vec<Vec<String>>> 
 }
 
 /// What a shell on another machine runs: the hostfile must be a file there.
-fn script(rank: usize, hostfile: &str, program: &OsStr, command: &[OsString]) -> Result<String> {
+fn script(
+    (rank, parallel): (usize, Parallel),
+    hostfile: &str,
+    program: &OsStr,
+    command: &[OsString],
+) -> Result<String> {
     let mut words = Vec::new();
     for word in std::iter::once(program).chain(command.iter().map(OsString::as_os_str)) {
         words.push(quoted(word.to_str().with_context(|| format!("{}: not UTF-8", word.display()))?));
     }
-    let (hostfile, words) = (quoted(hostfile), words.join(" "));
+    let (hostfile, words, how) = (quoted(hostfile), words.join(" "), parallel.name());
+    let environment = format!("{MLX_RANK}={rank} {MLX_HOSTFILE}=\"$f\" {ZMLX_PARALLEL}={how}");
     Ok(format!(
-        "f=$(mktemp) && printf %s {hostfile} >\"$f\" && env {MLX_RANK}={rank} {MLX_HOSTFILE}=\"$f\" {words}; s=$?; rm -f \"$f\"; exit $s"
+        "f=$(mktemp) && printf %s {hostfile} >\"$f\" && env {environment} {words}; s=$?; rm -f \"$f\"; exit $s"
     ))
 }
 
@@ -239,14 +250,16 @@ mod tests {
         assert!(addresses_of(&hosts, u16::MAX).is_err() && of_name("me@").is_err());
         assert_eq!(quoted("it's"), r"'it'\''s'");
         let script = script(
-            1,
+            (1, Parallel::Pipeline),
             "[[\"a:1\"]]",
             OsStr::new("/opt/zm lx"),
             &["generate".into(), "-p".into(), "$x".into()],
         );
         let script = script.unwrap();
         assert!(
-            script.contains("env MLX_RANK=1 MLX_HOSTFILE=\"$f\" '/opt/zm lx' 'generate' '-p' '$x'"),
+            script.contains(
+                "env MLX_RANK=1 MLX_HOSTFILE=\"$f\" ZMLX_PARALLEL=pipeline '/opt/zm lx' 'generate' '-p' '$x'"
+            ),
             "{script}"
         );
     }

@@ -11,7 +11,7 @@ use zmlx_kernels::mlx::{Group, Runtime};
 use zmlx_models::{Lead, Order};
 
 use super::watch::{Farewell, Watch};
-use super::{Place, hostfile, words};
+use super::{Parallel, Place, hostfile, words};
 
 /// How long ranks wait for each other.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -21,6 +21,7 @@ const ANSWER: Duration = Duration::from_millis(300);
 /// A process that has joined the others.
 pub(super) struct Joined {
     group: Group,
+    parallel: Parallel,
     watch: Arc<Watch>,
     /// Those of rank 0.
     orders: Mutex<mpsc::Receiver<String>>,
@@ -29,7 +30,7 @@ pub(super) struct Joined {
 impl Joined {
     /// Joins the ranks that `place` describes.
     pub(super) fn new(place: &Place) -> Result<Self> {
-        let Place { shard, addresses } = place;
+        let Place { shard, parallel, addresses } = place;
         check_addresses(place)?;
         let (host, _) = hostfile::split(&addresses[shard.rank][0])?;
         let listener = TcpListener::bind((host, 0)).with_context(|| format!("{host}: no port is free"))?;
@@ -58,7 +59,7 @@ impl Joined {
         let hosts = hosts.collect::<Result<Vec<_>>>()?;
         let others: Vec<_> = hosts.into_iter().zip(cards.iter().map(|card| card.port)).collect();
         let (watch, orders) = Watch::new(*shard, &listener, &others)?;
-        Ok(Self { group, watch, orders: Mutex::new(orders) })
+        Ok(Self { group, parallel: *parallel, watch, orders: Mutex::new(orders) })
     }
 
     /// With what rank 0 tells the others what it does.
@@ -78,6 +79,10 @@ impl Joined {
 
     pub(super) fn group(&self) -> Group {
         self.group
+    }
+
+    pub(super) fn parallel(&self) -> Parallel {
+        self.parallel
     }
 
     pub(super) fn shard(&self) -> Shard {

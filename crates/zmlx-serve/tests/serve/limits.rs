@@ -237,3 +237,23 @@ fn the_end_lets_answers_end() {
             || server.connect().read(&mut [0]).is_ok_and(|n| n == 0)
     );
 }
+
+/// The model fails while the engine's thread is stuck: whoever waits hears of it, and so does whoever comes.
+#[test]
+fn a_failed_model_answers_503() {
+    let server = start();
+    let body = long(json!({"max_tokens": 1500}));
+    let (status, error) = std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| server.post(PATH, &body));
+        while server.get("/slots").1[0]["is_processing"] != true {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        server.stop.fail("rank 1 has died");
+        waiting.join().unwrap()
+    });
+    assert_eq!((status, &error["error"]["message"]), (503, &json!("the model has failed: rank 1 has died")));
+    assert_eq!(server.get("/health"), (503, json!({"status": "failed"})));
+    let refused = server.post(PATH, &long(json!({"max_tokens": 2})));
+    assert_eq!((refused.0, &refused.1["error"]["code"]), (503, &json!("overloaded")));
+    assert_eq!(server.get("/v1/models").0, 503);
+}
