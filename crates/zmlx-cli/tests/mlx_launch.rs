@@ -479,6 +479,41 @@ fn mlx_launch_ends_when_a_rank_dies() {
     }
 }
 
+/// Ctrl-C, which a terminal sends to the launcher and to rank 0: the answer is finished, and all end.
+#[test]
+#[cfg(target_os = "linux")]
+fn mlx_launch_serves_until_ctrl_c() {
+    use std::os::unix::process::CommandExt;
+    let _alone = alone();
+    let model = model(QWEN);
+    let args = ["launch", "-n", "2", "--", "serve", "--model", &model, "--port", "0"];
+    let mut launcher = zmlx(&args).process_group(0).spawn().unwrap();
+    let mut log = BufReader::new(launcher.stderr.take().unwrap());
+    let mut line = String::new();
+    log.read_line(&mut line).unwrap();
+    let address = line.trim().strip_prefix("Listening on ").unwrap_or_else(|| panic!("{line}")).to_owned();
+    let body = serde_json::json!({"prompt": "It is", "max_tokens": 200, "ignore_eos": true});
+    let until = Instant::now() + LIMIT;
+    while post(&address, "/tokenize", &serde_json::json!({"content": ""})).0 == 503 {
+        assert!(Instant::now() < until, "the server does not start");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let answer = std::thread::spawn(move || post(&address, "/v1/completions", &body));
+    std::thread::sleep(Duration::from_millis(500));
+    let ranks = children(launcher.id());
+    let group = format!("-{}", launcher.id());
+    assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
+    let (status, answer) = answer.join().unwrap();
+    assert!(status == 200 && answer.contains("\"completion_tokens\":200"), "{status} {answer}");
+    let output = end(launcher);
+    let mut rest = String::new();
+    log.read_to_string(&mut rest).unwrap();
+    assert!(output.status.success(), "{output:?} {rest}");
+    for rank in ranks {
+        assert!(!Path::new(&format!("/proc/{rank}")).exists(), "rank {rank} is left: {rest}");
+    }
+}
+
 /// The processes that a process has started.
 #[cfg(target_os = "linux")]
 fn children(of: u32) -> Vec<u32> {

@@ -25,7 +25,7 @@ pub struct Model<B: Backend> {
     pub(crate) backend: Arc<B>,
     pub(crate) architecture: Architecture,
     pub(crate) eps: f32,
-    /// Of several ranks that each hold some layers, the first has it, and the last if it is the head too.
+    /// Of several ranks that each hold some layers, the first has it.
     pub(crate) embed: Option<B::Weight>,
     pub(crate) per_layer_inputs: Option<PerLayerInputs<B::Weight>>,
     /// The index of the cache that each layer uses.
@@ -375,7 +375,7 @@ impl<B: Backend> Model<B> {
     pub(crate) fn enter(&self, ids: &B::Indices, n_tokens: usize) -> zmlx_kernels::Result<B::Tensor> {
         let b = &*self.backend;
         let stage = b.stage();
-        if let (0, Some(embed)) = (stage.rank, &self.embed) {
+        if let Some(embed) = &self.embed {
             let h = b.embed(embed, ids)?;
             return match self.architecture.extras.embed_factor {
                 Some(factor) => b.scale(&h, factor),
@@ -387,6 +387,7 @@ impl<B: Backend> Model<B> {
                 let shape = [n_tokens, self.architecture.hidden_size];
                 b.receive(&shape, &first.input_norm, stage.rank - 1)
             }
+            // Each of several ranks has a layer.
             None => b.tensor(&[], &[0, self.architecture.hidden_size]),
         }
     }

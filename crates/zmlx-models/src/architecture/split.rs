@@ -147,7 +147,8 @@ impl Architecture {
         elsewhere.extend(others);
         let (is_first, is_last) = (stage.rank == 0, stage.rank + 1 == n_ranks);
         let is_tied = matches!(self.head, HeadSpec::Tied(_));
-        if !is_first && !(is_last && is_tied) {
+        let has_embed = is_first || is_last && is_tied;
+        if !has_embed {
             elsewhere.push(self.embed.path.clone());
         }
         if !is_last {

@@ -25,30 +25,25 @@ impl<B: Backend> Model<B> {
         let architecture = &checkpoint.architecture().shard(name, shard, &reader)?.stage(name, stage)?;
         let n_layers = architecture.layers.len();
         let mut loader = Loader::new(&*backend, checkpoint);
-        let is_end = stage.rank + 1 == stage.n_ranks;
-        let is_tied = matches!(architecture.head, HeadSpec::Tied(_));
-        let needs_embed = stage.rank == 0 || is_end && is_tied;
-        let embed = if needs_embed { Some(loader.matrix(&architecture.embed)?) } else { None };
+        let embed = (stage.rank == 0).then(|| loader.matrix(&architecture.embed)).transpose()?;
         let mut layers = Vec::with_capacity(n_layers);
         for spec in &architecture.layers {
             layers.push(loader.layer(spec)?);
             progress(layers.len(), n_layers);
         }
-        let end = match (&architecture.head, &embed) {
-            _ if !is_end => None,
-            (HeadSpec::Tied(_), None) => None,
-            (HeadSpec::Tied(_), Some(embed)) => {
-                Some(End { norm: loader.vector(&architecture.norm)?, head: embed.clone(), head_rows: None })
-            }
-            (HeadSpec::Own(head), _) => {
-                let head_rows = match head.split {
-                    Split::Rows(part) => Some(shard.block(part.of)),
-                    _ => None,
-                };
-                let norm = loader.vector(&architecture.norm)?;
-                Some(End { norm, head: loader.matrix(head)?, head_rows })
-            }
-        };
+        let mut end = None;
+        if stage.rank + 1 == stage.n_ranks {
+            let norm = loader.vector(&architecture.norm)?;
+            let (head, head_rows) = match (&architecture.head, &embed) {
+                (HeadSpec::Own(head), _) => match head.split {
+                    Split::Rows(part) => (loader.matrix(head)?, Some(shard.block(part.of))),
+                    _ => (loader.matrix(head)?, None),
+                },
+                (HeadSpec::Tied(_), Some(embed)) => (embed.clone(), None),
+                (HeadSpec::Tied(_), None) => (loader.matrix(&architecture.embed)?, None),
+            };
+            end = Some(End { norm, head, head_rows });
+        }
         let inputs = &architecture.extras.per_layer_inputs;
         let per_layer_inputs = inputs.as_ref().map(|spec| loader.per_layer_inputs(spec)).transpose()?;
         architecture.extras.held_elsewhere.iter().for_each(|path| loader.reader.ignore(path));
