@@ -18,7 +18,7 @@ use sha2::{Digest, Sha256};
 use zmlx_kernels::{Backend, Fusion, Shard};
 use zmlx_models::{Checkpoint, Model, Order};
 
-use crate::{interrupt, output};
+use crate::output;
 
 /// The process's number.
 pub(crate) const MLX_RANK: &str = "MLX_RANK";
@@ -165,7 +165,7 @@ pub(crate) fn join(command: &str) -> Result<()> {
         let joined = group::Joined::new(&place).with_context(|| format!("rank {rank}"))?;
         let _ = JOINED.set(joined);
         if rank > 0 {
-            interrupt::leave_to_rank_0()?;
+            crate::interrupt::leave_to_rank_0()?;
         }
         Ok(())
     }

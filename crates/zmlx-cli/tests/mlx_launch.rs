@@ -9,7 +9,10 @@ use std::process::{Child, ChildStderr, Command, Output, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde_json::Value;
+use zmlx_oracle::compare::rel_rms;
 use zmlx_oracle::golden::{Golden, TensorFile};
 
 const GLM: &str = "austen-glm4-moe-lite-4bit";
@@ -172,6 +175,52 @@ fn mlx_ranks_give_the_recorded_tokens() {
         let tokens: Vec<u32> = serde_json::from_value(report["tokens"].clone()).unwrap();
         assert_eq!(tokens, prompt.bf16.tokens[..n], "{name} {n_ranks} {how}");
     }
+}
+
+/// A copy of a fixture with fewer tokens than ranks can share evenly.
+fn with_vocabulary(of: &Path, n: usize, to: &Path) {
+    let config = std::fs::read_to_string(of.join("config.json")).unwrap();
+    let mut config: Value = serde_json::from_str(&config).unwrap();
+    config["vocab_size"] = n.into();
+    std::fs::write(to.join("config.json"), config.to_string()).unwrap();
+    let file = std::fs::read(of.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&file).unwrap();
+    let cut = |(name, view): (String, TensorView<'_>)| {
+        let mut shape = view.shape().to_vec();
+        let is_table = name.contains("embed_tokens") || name.contains("lm_head");
+        let n_rows = if is_table { n } else { shape[0] };
+        let n_bytes = view.data().len() / shape[0] * n_rows;
+        shape[0] = n_rows;
+        (name, view.dtype(), shape, view.data()[..n_bytes].to_vec())
+    };
+    let cut: Vec<_> = tensors.tensors().into_iter().map(cut).collect();
+    let views = cut
+        .iter()
+        .map(|(name, dtype, shape, data)| (name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+    std::fs::write(to.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+}
+
+/// Biases of partial sums, and a head whose last part is smaller.
+#[test]
+fn mlx_ranks_share_biases_and_uneven_heads() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    with_vocabulary(&fixtures().join("families/gpt_oss"), 301, dir.path());
+    let model = dir.path().to_str().unwrap();
+    let logits = |launch: &[&str], backend: &str| {
+        let out = dir.path().join(format!("{} {backend}", launch.len()));
+        let args = ["logits", "--backend", backend, "--model", model, "--tokens", "3,250,17,4,4,99,1,42"];
+        let run = end(zmlx(&[launch, &args, &["--out", out.to_str().unwrap()]].concat()).spawn().unwrap());
+        assert_eq!(ok(&run), "");
+        let logits = TensorFile::open(&out).unwrap().floats("logits").unwrap();
+        assert_eq!(logits.shape, [8, 301]);
+        logits.data
+    };
+    let truth: Vec<f64> = logits(&[], "cpu").into_iter().map(f64::from).collect();
+    let alone = rel_rms(&logits(&[], "mlx"), &truth);
+    let shared = rel_rms(&logits(&["launch", "-n", "2", "--"], "mlx"), &truth);
+    // Partial sums are rounded to bf16 as all activations are: that adds less than there is.
+    assert!(shared <= 1.5 * alone && alone < 0.05, "{shared:e} {alone:e}");
 }
 
 /// Layers shared out among ranks give the bits of one process, also those of families that cannot be split within a layer. What

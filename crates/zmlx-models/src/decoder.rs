@@ -176,8 +176,9 @@ impl<B: Backend> Model<B> {
             return self.run(pool, (id, &spans), fusion, None);
         }
         pool.tell(|| Action::Step { spans: spans.iter().map(Into::into).collect(), ids: None });
-        let id = self.backend.of_rank_0(id.clone(), self.architecture.vocab_size)?;
-        self.run(pool, (&id, &spans), fusion, None).inspect_err(|error| self.check_alike(error))
+        let id = self.backend.of_rank_0(id.clone(), self.architecture.vocab_size).map_err(Error::from);
+        let logits = id.and_then(|id| self.run(pool, (&id, &spans), fusion, None));
+        logits.inspect_err(|error| self.check_alike(error))
     }
 
     /// Appends a prompt to a sequence in chunks and returns the logits of its last token, `[1, vocab]`.

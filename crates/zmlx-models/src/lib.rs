@@ -24,7 +24,7 @@ mod error;
 mod families;
 mod fields;
 mod floats;
-pub mod follow;
+mod follow;
 mod generate;
 mod jinja;
 mod layer;
