@@ -106,6 +106,10 @@ impl Never {
 #[derive(Debug)]
 struct Place {
     shard: Shard,
+    #[cfg_attr(
+        not(any(target_os = "macos", feature = "mlx")),
+        allow(dead_code, reason = "only MLX connects ranks")
+    )]
     parallel: Parallel,
     /// Of each rank, as `host:port`.
     addresses: Vec<Vec<String>>,
