@@ -37,7 +37,7 @@ const SOURCES: [(&str, &str); 17] = [
     ("route", include_str!("kernels/route.cu")),
     ("rows", include_str!("kernels/rows.cu")),
     ("sample", include_str!("kernels/sample.cu")),
-    ("split", include_str!("kernels/split.cu")),
+    ("to_f16", include_str!("kernels/to_f16.cu")),
 ];
 
 /// Most macros that a unit sets.
@@ -139,10 +139,15 @@ pub fn units() -> Vec<Unit> {
         if matches!(bits, 4 | 8) && scales < 3 {
             let group = ("GROUP", [32, 64, 128][i % 3]);
             let streams = ("STREAMS", 1 + i as u32 % 2);
-            all.push(Unit::new("split", &[format[0], group]));
-            for (jobs, shared) in [(8, 0), (8, 1), (16, 1), (32, 0)] {
-                let shape = [("JOBS", jobs), ("SHARED_ROWS", shared)];
-                let all_of = [format[0], format[1], format[2], group, streams, shape[0], shape[1]];
+            all.push(Unit::new("to_f16", &[format[0], group]));
+            let long = if (bits, scales, group.1) == (4, 0, 64) { 4 } else { 2 };
+            for (jobs, tiles, units, shared) in
+                [(8, 2, long, 0), (8, 1, long, 1), (16, 2, 2, 1), (32, 2, 1, 0), (64, 2, 1, 0)]
+            {
+                let streams = if tiles == 1 { ("STREAMS", 1) } else { streams };
+                let shape = [("JOBS", jobs), ("TILES", tiles), ("UNITS", units), ("SHARED_ROWS", shared)];
+                let format = [format[0], format[1], format[2], group, streams];
+                let all_of: Vec<_> = format.into_iter().chain(shape).collect();
                 all.push(Unit::new("matmul", &all_of));
             }
         }

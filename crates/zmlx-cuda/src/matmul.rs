@@ -16,28 +16,88 @@ use crate::weight::{Part, PartFormat};
 pub(crate) const MIN_TOKENS: usize = 8;
 /// From this many tokens on routers do, too, and choose in a kernel of their own.
 pub(crate) const MIN_ROUTED_TOKENS: usize = 64;
-/// Rows of the matrix of a warp.
-const WARP_ROWS: usize = 32;
-/// Jobs of a tile, `JOBS` of the kernel, where a matrix has so many on average: tensor cores multiply all that a tile has room
-/// for.
-fn tile_jobs(product: &Product) -> usize {
-    let n = product.n_jobs;
-    match &product.experts {
-        // Some experts have more jobs than others.
-        Some(_) => match n / product.n_mats.min(n).max(1) {
-            0..=4 => 8,
-            5..=10 => 16,
-            _ => 32,
-        },
-        None => match n / product.n_mats.max(1) {
-            0..=8 => 8,
-            9..=127 => 16,
-            _ => 32,
-        },
+/// Rows of a tile of the matrix.
+const TILE_ROWS: usize = 16;
+/// Warps of a block.
+const N_WARPS: usize = 4;
+/// Groups of units whose activations a block holds, `STAGES` of the kernel.
+const STAGES: usize = 4;
+
+/// How a product is divided among blocks.
+#[derive(Clone, Copy, Debug)]
+struct Tiling {
+    /// Jobs of a block: 8, 16, 32 or 64.
+    jobs: usize,
+    /// Tiles of 16 rows of a warp.
+    tiles: usize,
+    /// Whether the warps of a block share rows.
+    shares_rows: bool,
+}
+
+impl Tiling {
+    fn new(device: &Device, product: &Product, n_out: usize) -> Self {
+        let n_multiprocessors = device.driver.properties.n_multiprocessors as usize;
+        let n = product.n_jobs;
+        if product.experts.is_some() {
+            // Tensor cores multiply all that a tile has room for. Some experts have more jobs than others.
+            let jobs = match n / product.n_mats.min(n).max(1) {
+                0..=4 => 8,
+                5..=10 => 16,
+                11..=47 => 32,
+                _ => {
+                    if std::env::var_os("ZMLX_T32").is_some() {
+                        32
+                    } else {
+                        64
+                    }
+                }
+            };
+            return Self { jobs, tiles: 2, shares_rows: false };
+        }
+        let of_mat = n / product.n_mats.max(1);
+        let n_blocks =
+            |jobs: usize, rows: usize| n_out.div_ceil(rows) * of_mat.div_ceil(jobs) * product.n_mats;
+        let block_rows = 2 * TILE_ROWS * N_WARPS / streams(product);
+        let fills = |jobs: &usize| of_mat >= 2 * jobs && n_blocks(*jobs, block_rows) >= 2 * n_multiprocessors;
+        if let Some(jobs) =
+            [64, 32].into_iter().skip(usize::from(std::env::var_os("ZMLX_D32").is_some())).find(fills)
+        {
+            return Self { jobs, tiles: 2, shares_rows: false };
+        }
+        let jobs = if of_mat <= 8 { 8 } else { 16 };
+        let shares_rows = n_blocks(jobs, block_rows) < 2 * n_multiprocessors;
+        let is_short =
+            shares_rows && streams(product) == 1 && n_blocks(jobs, 2 * TILE_ROWS) < n_multiprocessors;
+        Self { jobs, tiles: if is_short { 1 } else { 2 }, shares_rows }
+    }
+
+    /// Rows of the output of a block.
+    fn rows(&self, streams: usize) -> usize {
+        let rows = TILE_ROWS * self.tiles / streams;
+        if self.shares_rows { rows } else { rows * N_WARPS }
+    }
+
+    /// Units that a warp asks for at once, `UNITS` of the kernel, where a row has `n_units`.
+    fn units(&self, [bits, _, scales, group]: [(&str, u32); 4], n_units: usize) -> usize {
+        match self.jobs {
+            8 if (bits.1, scales.1, group.1) == (4, 0, 64) && n_units.is_multiple_of(4) => 4,
+            8 | 16 => 2,
+            _ => 1,
+        }
+    }
+
+    /// Bytes of activations that a block holds.
+    fn shared_bytes(&self, units: usize) -> usize {
+        let pipes = if self.shares_rows { N_WARPS } else { 1 };
+        pipes * STAGES * units * self.jobs * UNIT * 2
     }
 }
-/// Rows of the matrix that a block takes.
-const BLOCK_ROWS: usize = 128;
+
+/// Matrices whose products make one output.
+fn streams(product: &Product) -> usize {
+    if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 }
+}
+
 /// Columns of a unit; `UNIT` of the kernels.
 const UNIT: usize = 64;
 /// Most experts that `group.cu` puts in order.
@@ -89,7 +149,7 @@ fn groups(
         most_tiles,
     };
     let args = GroupArgs {
-        experts: experts.buffer.at(),
+        experts: experts.at(),
         n: n as u32,
         n_experts: n_experts as u32,
         tile_jobs: tile_jobs as u32,
@@ -107,11 +167,12 @@ fn groups(
 }
 
 #[repr(C)]
-struct SplitArgs {
+struct ToF16Args {
     input: InputArgs,
     n_in: u32,
     y: u64,
     sums: u64,
+    factors: u64,
 }
 
 #[repr(C)]
@@ -124,6 +185,7 @@ struct MatmulArgs {
     jobs_per_x: u32,
     x: u64,
     x_sums: u64,
+    x_factors: u64,
     tiles: u64,
     n_tiles: u64,
     jobs: u64,
@@ -167,21 +229,22 @@ pub(crate) fn launch(
     let Some(format) = format(&run[0]) else { return Ok(()) };
     let n_rows = product.n_jobs / product.rows_per_x;
     let n_in = product.n_in;
-    let x = Buffer::scratch(device, 4 * n_rows * n_in)?;
+    let x = Buffer::scratch(device, 2 * n_rows * n_in)?;
     let sums = Buffer::scratch(device, 4 * n_rows * n_in / 32)?;
-    let args = SplitArgs { input, n_in: n_in as u32, y: x.at(), sums: sums.at() };
-    let unit = Unit::new("split", &[format[0], format[3]]);
+    let factors = Buffer::scratch(device, 4 * n_rows)?;
+    let args = ToF16Args { input, n_in: n_in as u32, y: x.at(), sums: sums.at(), factors: factors.at() };
+    let unit = Unit::new("to_f16", &[format[0], format[3]]);
     let grid = Grid { blocks: [n_rows, 1, 1], threads: 256, shared_bytes: 0, cluster: 1 };
-    // SAFETY: the struct is the kernel's; the input has n_rows rows of n_in; the results have room for 4 bytes a value, and a
-    // sum for each 32 values at most.
-    unsafe { device.launch(product.op, (unit, "split"), grid, &args)? };
+    // SAFETY: the struct is the kernel's; the input has n_rows rows of n_in; the results have room for 2 bytes a value, a sum for
+    // each 32 values at most, and a factor for each row.
+    unsafe { device.launch(product.op, (unit, "to_f16"), grid, &args)? };
 
-    let tile_jobs = tile_jobs(product);
+    let tiling = Tiling::new(device, product, n_out);
     let groups =
-        product.experts.as_ref().map(|e| groups(device, e, product.n_mats, tile_jobs)).transpose()?;
+        product.experts.as_ref().map(|e| groups(device, e, product.n_mats, tiling.jobs)).transpose()?;
     let n_mats = if groups.is_some() { 1 } else { product.n_mats };
-    let n_tiles = groups.as_ref().map_or((product.n_jobs / n_mats).div_ceil(tile_jobs), |g| g.most_tiles);
-    let streams = if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 };
+    let n_tiles = groups.as_ref().map_or((product.n_jobs / n_mats).div_ceil(tiling.jobs), |g| g.most_tiles);
+    let streams = streams(product);
     let args = MatmulArgs {
         parts,
         n_parts: run.len() as u32,
@@ -191,6 +254,7 @@ pub(crate) fn launch(
         jobs_per_x: product.rows_per_x as u32,
         x: x.at(),
         x_sums: sums.at(),
+        x_factors: factors.at(),
         tiles: groups.as_ref().map_or(0, |g| g.tiles.at()),
         n_tiles: groups.as_ref().map_or(0, |g| g.n_tiles.at()),
         jobs: groups.as_ref().map_or(0, |g| g.jobs.at()),
@@ -198,11 +262,7 @@ pub(crate) fn launch(
         y,
         y_stride: product.n_out as u32,
     };
-    let n_blocks = n_out.div_ceil(BLOCK_ROWS / streams) * n_tiles * n_mats;
-    let are_shared = tile_jobs <= 16
-        && groups.is_none()
-        && n_blocks < 2 * device.driver.properties.n_multiprocessors as usize;
-    let rows = if are_shared { WARP_ROWS } else { BLOCK_ROWS };
+    let units = tiling.units(format, n_in / UNIT);
     let [bits, code, scales, group] = format;
     let unit = Unit::new(
         "matmul",
@@ -212,14 +272,16 @@ pub(crate) fn launch(
             scales,
             group,
             ("STREAMS", streams as u32),
-            ("JOBS", tile_jobs as u32),
-            ("SHARED_ROWS", u32::from(are_shared)),
+            ("JOBS", tiling.jobs as u32),
+            ("TILES", tiling.tiles as u32),
+            ("UNITS", units as u32),
+            ("SHARED_ROWS", u32::from(tiling.shares_rows)),
         ],
     );
     let grid = Grid {
-        blocks: [n_out.div_ceil(rows / streams), n_tiles, n_mats],
-        threads: 128,
-        shared_bytes: 0,
+        blocks: [n_out.div_ceil(tiling.rows(streams)), n_tiles, n_mats],
+        threads: 32 * N_WARPS,
+        shared_bytes: tiling.shared_bytes(units),
         cluster: 1,
     };
     // SAFETY: the struct is the kernel's; `suits` has checked sizes and format, the product's maker shapes and indices; what is

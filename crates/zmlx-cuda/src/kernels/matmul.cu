@@ -2,15 +2,16 @@
 // experts.
 //
 // A block takes JOBS jobs (rows of activations, of one expert where there are experts) and 4 warps' rows of the matrix: 32 of a
-// warp, or 16 of gate and 16 of up. Codes go from memory into registers, where they become bf16, exactly; activations come
-// through shared memory from where split.cu has put them; both some units of 64 columns ahead. The products of a span of
+// warp, or 16 of gate and 16 of up. Codes go from memory into registers, where they become f16, exactly; activations come
+// through shared memory from where to_f16.cu has put them; both some groups of units of 64 columns ahead. The products of a span of
 // weights are summed up before its scale and bias are applied, in f32.
 //
-// Where that gives few blocks the warps of a block share a warp's rows instead: each takes every fourth unit, for itself, and the
+// Where that gives few blocks the warps of a block share a warp's rows instead: each takes every fourth group of units, for itself, and the
 // first one adds up what all have.
 //
-// Set from outside: the format (BITS 4 or 8, CODE, SCALES, GROUP 32, 64 or 128) and STREAMS, as in matvec.cu; JOBS, 8, 16 or 32;
-// SHARED_ROWS, whether warps share rows (JOBS is at most 16 then).
+// Set from outside: the format (BITS 4 or 8, CODE, SCALES, GROUP 32, 64 or 128) and STREAMS, as in matvec.cu; JOBS, 8, 16, 32 or 64;
+// TILES, tiles of 16 rows of a warp, 1 or 2; UNITS, units that a warp asks for at once, 1, 2 or 4 (with few
+// jobs memory limits, which likes long runs of a row; 4 is for scales of one word for each unit and rows of whole groups); SHARED_ROWS, whether warps share rows (JOBS is at most 16 then).
 
 #include "device.cuh"
 #include "format.cuh"
@@ -18,12 +19,12 @@
 #include "fragments.cuh"
 
 #define N_WARPS 4
-#define N8 (JOBS / 8)
-#define STAGES (SHARED_ROWS && JOBS > 8 ? 2 : 4)
+#define N8 (JOBS / 8) // tiles of 8 jobs
+#define STAGES 4
 #define PIPES (SHARED_ROWS ? N_WARPS : 1) // of activations on their way
-#define TILES 2 // of 16 rows, of a warp
 #define PIECE_WORDS (BITS / 2) // of a lane, in a row's unit
-#define OFFSET (CODE == CODE_AFFINE && BITS == 4 ? 128.0f : 0.0f)
+// What codes have more than their value.
+#define OFFSET (CODE == CODE_AFFINE ? BITS == 4 ? 16.0f : 1024.0f : 0.0f)
 
 struct Part {
     const u32* data;
@@ -41,8 +42,9 @@ struct MatmulArgs {
     u32 n_units; // of a row
     u32 n_jobs;
     u32 jobs_per_x; // so many jobs in turn use the same row of activations
-    const uint4* x; // as split.cu writes them
+    const uint4* x; // as to_f16.cu writes them
     const float* x_sums;
+    const float* x_factors;
     const uint4* tiles; // as group.cu writes them, or null: all jobs in order
     const u32* n_tiles;
     const u32* jobs;
@@ -58,24 +60,29 @@ __device__ __forceinline__ u32 masked_or(u32 a, u32 mask, u32 bits) {
     return y;
 }
 
+// Two f16 values times 2^14.
+__device__ __forceinline__ u32 scaled_up(u32 pair) {
+    u32 y;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(pair), "r"(0x74007400u));
+    return y;
+}
+
 // The part of step `s` in a row's piece: codes plus OFFSET, as two pairs.
 __device__ __forceinline__ void fragment_of(const u32 (&piece)[PIECE_WORDS], const int s, u32& first, u32& second) {
     if constexpr (BITS == 8) {
-        // A byte below the bits of 2^23, minus 2^23, is an f32 whose upper half is exact.
-        float v[4];
-#pragma unroll
-        for (int i = 0; i < 4; ++i) v[i] = __uint_as_float(__byte_perm(piece[s], 0x4b000000u, 0x7440 + i)) - 8388608.0f;
-        first = __byte_perm(__float_as_uint(v[0]), __float_as_uint(v[1]), 0x7632);
-        second = __byte_perm(__float_as_uint(v[2]), __float_as_uint(v[3]), 0x7632);
+        // The lower byte of 1024.
+        first = __byte_perm(piece[s], 0x64646464u, 0x4140);
+        second = __byte_perm(piece[s], 0x64646464u, 0x4342);
     } else if constexpr (CODE == CODE_FP4) {
-        // Exponent and mantissa where bf16 has them, times 2^126.
+        // Exponent and mantissa where f16 has them, for 2^-14 of the value.
         const u32 w = piece[s / 2] >> (8 * (s % 2));
-        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(first) : "r"((w & 0x00070007u) << 6 | (w & 0x00080008u) << 12), "r"(0x7e807e80u), "r"(0x80008000u));
-        asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(second) : "r"((w & 0x00700070u) << 2 | (w & 0x00800080u) << 8), "r"(0x7e807e80u), "r"(0x80008000u));
+        first = scaled_up((w & 0x00070007u) << 9 | (w & 0x00080008u) << 12);
+        second = scaled_up((w & 0x00700070u) << 5 | (w & 0x00800080u) << 8);
     } else {
+        // The four bits of 16's mantissa that count from 1 to 8.
         const u32 w = piece[s / 2];
-        first = masked_or(s % 2 ? w >> 8 : w, 0x000f000fu, 0x43004300u);
-        second = masked_or(s % 2 ? w >> 12 : w >> 4, 0x000f000fu, 0x43004300u);
+        first = masked_or(s % 2 ? w >> 2 : w << 6, 0x03c003c0u, 0x4c004c00u);
+        second = masked_or(s % 2 ? w >> 6 : w << 2, 0x03c003c0u, 0x4c004c00u);
     }
 }
 
@@ -99,9 +106,12 @@ __device__ __forceinline__ void load_piece(const u32* unit, u32 q, u32 (&piece)[
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 8 ? 5 : 3) matmul(const __grid_constant__ MatmulArgs a) {
-    __shared__ uint4 x[PIPES][STAGES][4][JOBS][4];
-    __shared__ float x_sums[PIPES][STAGES][N_SPANS][JOBS];
+extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 ? 2 : 3) matmul(const __grid_constant__ MatmulArgs a) {
+    typedef uint4 Stage[UNITS][2][JOBS][4]; // two steps of 16 columns each, as lanes take them
+    extern __shared__ __align__(16) char shared[];
+    Stage (&x)[PIPES][STAGES] = *(Stage (*)[PIPES][STAGES])shared;
+    __shared__ float x_sums[PIPES][STAGES][UNITS][N_SPANS][JOBS];
+    __shared__ float x_factors[JOBS];
     __shared__ u32 x_rows[JOBS], jobs[JOBS];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane / 4, q = lane % 4;
     if (a.tiles) wait_for_inputs();
@@ -136,113 +146,121 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 8 ? 5 : 3) ma
         scales[m] = a.parts[p].scales + at * n_groups;
     }
 
-    // The units that a warp takes, by their order.
-    auto unit_of = [&](u32 i) { return SHARED_ROWS ? warp + N_WARPS * i : i; };
-    const u32 n_own = SHARED_ROWS ? (a.n_units + N_WARPS - 1 - warp) / N_WARPS : a.n_units, pipe = SHARED_ROWS ? warp : 0;
-#if SHARED_ROWS
-    // A lane brings 16 bytes of each step, of every eighth job.
-    const uint4* from[N8];
+    // Groups of units that the warp takes, by their order.
+    const u32 n_all = (a.n_units + UNITS - 1) / UNITS, n_own = SHARED_ROWS ? (n_all + N_WARPS - 1 - warp) / N_WARPS : n_all;
+    const u32 pipe = SHARED_ROWS ? warp : 0;
+    auto unit_of = [&](u32 group) { return (SHARED_ROWS ? warp + N_WARPS * group : group) * UNITS; };
+    // A thread brings 16 bytes of one job, or of some.
+    constexpr u32 N_THREADS = SHARED_ROWS ? 32 : 32 * N_WARPS, N_COPIES = (8 * JOBS + N_THREADS - 1) / N_THREADS;
+    const u32 thread = SHARED_ROWS ? lane : threadIdx.x;
+    const uint4* from[N_COPIES];
 #pragma unroll
-    for (int n8 = 0; n8 < N8; ++n8) from[n8] = a.x + (u64)x_rows[8 * n8 + r] * a.n_units * 16 + q;
-    const float* const sums_from = a.x_sums + (u64)x_rows[lane % JOBS] * a.n_units * N_SPANS + lane / JOBS;
-    auto bring = [&](u32 i) {
-        const u32 unit = unit_of(i);
-        if (unit < a.n_units) {
+    for (int i = 0; i < N_COPIES; ++i) {
+        const u32 at = thread + N_THREADS * i;
+        from[i] = a.x + (u64)x_rows[at / 4 % JOBS] * a.n_units * 8 + at / (4 * JOBS) % 2 * 4 + at % 4;
+    }
+    auto bring = [&](u32 group) {
+        const u32 first = unit_of(group);
+        if (group < n_own) {
 #pragma unroll
-            for (int s = 0; s < 4; ++s)
+            for (int u = 0; u < UNITS; ++u) {
+                if (first + u >= a.n_units) break;
+                uint4* to = x[pipe][group % STAGES][u][0][0] + thread;
 #pragma unroll
-                for (int n8 = 0; n8 < N8; ++n8) copy_async<16>(&x[pipe][i % STAGES][s][8 * n8 + r][q], from[n8] + (u64)unit * 16 + 4 * s);
-            if (CODE == CODE_AFFINE && lane < JOBS * N_SPANS)
-                copy_async<4>(&x_sums[pipe][i % STAGES][lane / JOBS][lane % JOBS], sums_from + unit * N_SPANS);
+                for (int i = 0; i < N_COPIES; ++i)
+                    if (8 * JOBS % N_THREADS == 0 || thread < 8 * JOBS) copy_async<16>(to + N_THREADS * i, from[i] + (u64)(first + u) * 8);
+            }
+            if (CODE == CODE_AFFINE)
+#pragma unroll
+                for (u32 at = thread; at < JOBS * UNITS * N_SPANS; at += N_THREADS) {
+                    const u32 job = at % JOBS, span = first * N_SPANS + at / JOBS;
+                    if (span < a.n_units * N_SPANS)
+                        copy_async<4>((float*)x_sums[pipe][group % STAGES] + at, a.x_sums + (u64)x_rows[job] * a.n_units * N_SPANS + span);
+                }
         }
         end_of_copies();
     };
-#else
-    // A thread brings 16 bytes of one job, of steps that are APART steps from each other.
-    const uint4* const from = a.x + (u64)x_rows[threadIdx.x / 4 % JOBS] * a.n_units * 16 + threadIdx.x / (4 * JOBS) * 4 + threadIdx.x % 4;
-    constexpr u32 APART = 4 / N8;
-    const float* const sums_from = a.x_sums + (u64)x_rows[threadIdx.x % JOBS] * a.n_units * N_SPANS + threadIdx.x / JOBS;
-    auto bring = [&](u32 unit) {
-        if (unit < a.n_units) {
-#pragma unroll
-            for (int i = 0; i < N8; ++i)
-                copy_async<16>(&x[0][unit % STAGES][threadIdx.x / (4 * JOBS) + APART * i][threadIdx.x / 4 % JOBS][threadIdx.x % 4], from + (u64)unit * 16 + 4 * APART * i);
-            if (CODE == CODE_AFFINE && threadIdx.x < JOBS * N_SPANS)
-                copy_async<4>(&x_sums[0][unit % STAGES][threadIdx.x / JOBS][threadIdx.x % JOBS], sums_from + unit * N_SPANS);
-        }
-        end_of_copies();
-    };
-#endif
-    // Codes and scales are asked for two units ahead.
-    u32 pieces[2][TILES][2][PIECE_WORDS];
-    ScaleWord words[2][TILES][2][N_SPANS];
-    auto ask = [&](u32 i, const int at) {
-        const u32 u = min(unit_of(i), a.n_units - 1);
+    // Codes and scales are asked for two groups ahead.
+    u32 pieces[2][UNITS][TILES][2][PIECE_WORDS];
+    ScaleWord words[2][TILES][2][UNITS][N_SPANS];
+    auto ask = [&](u32 group, const int at) {
 #pragma unroll
         for (int m = 0; m < TILES; ++m)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                load_piece(data[m] + (8 * half * a.n_units + u) * (UNIT * BITS / 32), q, pieces[at][m][half]);
+                const ScaleWord* const of_row = scales[m] + 8 * half * n_groups;
 #pragma unroll
-                for (int span = 0; span < N_SPANS; ++span)
-                    words[at][m][half][span] = load_weight(scales[m] + 8 * half * n_groups + (GROUP == 128 ? u / 2 : u * N_SPANS + span));
+                for (int i = 0; i < UNITS; ++i) {
+                    const u32 u = min(unit_of(group) + i, a.n_units - 1);
+                    load_piece(data[m] + (8 * half * a.n_units + u) * (UNIT * BITS / 32), q, pieces[at][i][m][half]);
+                    if (UNITS == 4) continue;
+#pragma unroll
+                    for (int span = 0; span < N_SPANS; ++span)
+                        words[at][m][half][i][span] = __ldg(of_row + (GROUP == 128 ? u / 2 : u * N_SPANS + span));
+                }
+                if constexpr (UNITS == 4) *(uint4*)words[at][m][half] = __ldg((const uint4*)(of_row + min(unit_of(group), a.n_units - 4)));
             }
     };
     ask(0, 0);
     ask(1, 1);
     if (!a.tiles) wait_for_inputs();
+    if (threadIdx.x < JOBS) x_factors[threadIdx.x] = a.x_factors[x_rows[threadIdx.x]];
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) bring(s);
     float sum[TILES][N8][4] = {};
-    auto compute = [&](u32 i_unit, const int at) {
+    auto compute = [&](u32 group, const int at) {
         wait_for_copies<STAGES - 2>();
         if (SHARED_ROWS) __syncwarp();
         else __syncthreads();
-        bring(i_unit + STAGES - 1);
-        const u32 stage = i_unit % STAGES;
+        bring(group + STAGES - 1);
+        const u32 stage = group % STAGES;
 #pragma unroll
-        for (int span = 0; span < N_SPANS; ++span) {
-            float product[TILES][N8][4] = {};
+        for (int u = 0; u < UNITS; ++u) {
+            if (UNITS > 1 && unit_of(group) + u >= a.n_units) break;
 #pragma unroll
-            for (int i = 0; i < 4 / N_SPANS; ++i) {
-                const int s = span * (4 / N_SPANS) + i;
-                uint4 b[N8];
+            for (int span = 0; span < N_SPANS; ++span) {
+                float product[TILES][N8][4] = {};
 #pragma unroll
-                for (int n8 = 0; n8 < N8; ++n8) b[n8] = x[pipe][stage][s][8 * n8 + r][q];
-                u32 w[TILES][4];
+                for (int i = 0; i < 2 / N_SPANS; ++i) {
+                    const int pair = span * (2 / N_SPANS) + i;
+                    uint4 b[N8];
 #pragma unroll
-                for (int m = 0; m < TILES; ++m) {
-                    fragment_of(pieces[at][m][0], s, w[m][0], w[m][2]);
-                    fragment_of(pieces[at][m][1], s, w[m][1], w[m][3]);
-                }
+                    for (int n8 = 0; n8 < N8; ++n8) b[n8] = x[pipe][stage][u][pair][8 * n8 + r][q];
 #pragma unroll
-                for (int m = 0; m < TILES; ++m)
+                    for (int s = 0; s < 2; ++s) {
+                        u32 w[TILES][4];
 #pragma unroll
-                    for (int n8 = 0; n8 < N8; ++n8) multiply(product[m][n8], w[m], b[n8].x, b[n8].y);
+                        for (int m = 0; m < TILES; ++m) {
+                            fragment_of(pieces[at][u][m][0], 2 * pair + s, w[m][0], w[m][2]);
+                            fragment_of(pieces[at][u][m][1], 2 * pair + s, w[m][1], w[m][3]);
+                        }
 #pragma unroll
-                for (int m = 0; m < TILES; ++m)
+                        for (int m = 0; m < TILES; ++m)
 #pragma unroll
-                    for (int n8 = 0; n8 < N8; ++n8) multiply(product[m][n8], w[m], b[n8].z, b[n8].w);
-            }
-            float2 of_x[N8];
-#pragma unroll
-            for (int n8 = 0; n8 < N8; ++n8) of_x[n8] = *(const float2*)&x_sums[pipe][stage][span][8 * n8 + 2 * q];
-#pragma unroll
-            for (int m = 0; m < TILES; ++m)
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    const ScaleWord word = words[at][m][half][span];
-                    const float scale = scale_of(word, 0), bias = fmaf(-OFFSET, scale, bias_of(word));
-#pragma unroll
-                    for (int n8 = 0; n8 < N8; ++n8) {
-                        float* of = &sum[m][n8][2 * half];
-                        of[0] = fmaf(scale, product[m][n8][2 * half], of[0]);
-                        of[1] = fmaf(scale, product[m][n8][2 * half + 1], of[1]);
-                        if (CODE == CODE_AFFINE) of[0] = fmaf(bias, of_x[n8].x, of[0]), of[1] = fmaf(bias, of_x[n8].y, of[1]);
+                            for (int n8 = 0; n8 < N8; ++n8)
+                                multiply(product[m][n8], w[m], s ? b[n8].z : b[n8].x, s ? b[n8].w : b[n8].y);
                     }
                 }
+                float2 of_x[N8];
+#pragma unroll
+                for (int n8 = 0; n8 < N8; ++n8) of_x[n8] = *(const float2*)&x_sums[pipe][stage][u][span][8 * n8 + 2 * q];
+#pragma unroll
+                for (int m = 0; m < TILES; ++m)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) {
+                        const ScaleWord word = words[at][m][half][u][span];
+                        const float scale = scale_of(word, 0), bias = fmaf(-OFFSET, scale, bias_of(word));
+#pragma unroll
+                        for (int n8 = 0; n8 < N8; ++n8) {
+                            float* of = &sum[m][n8][2 * half];
+                            of[0] = fmaf(scale, product[m][n8][2 * half], of[0]);
+                            of[1] = fmaf(scale, product[m][n8][2 * half + 1], of[1]);
+                            if (CODE == CODE_AFFINE) of[0] = fmaf(bias, of_x[n8].x, of[0]), of[1] = fmaf(bias, of_x[n8].y, of[1]);
+                        }
+                    }
+            }
         }
-        ask(i_unit + 2, at);
+        ask(group + 2, at);
     };
     for (u32 i = 0; i < n_own; i += 2) {
         compute(i, 0);
@@ -268,8 +286,8 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 8 ? 5 : 3) ma
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const u32 row = row0 + 16 * m + 8 * (i / 2) + r, column = 8 * n8 + 2 * q + i % 2;
-                float value = sum[m][n8][i];
-                if (STREAMS == 2) value = silu_times(value, sum[m + TILES / 2][n8][i]);
+                float value = sum[m][n8][i] * x_factors[column];
+                if (STREAMS == 2) value = silu_times(value, sum[m + TILES / 2][n8][i] * x_factors[column]);
                 if (row < a.n_out && column < n) {
                     const u64 at = (u64)jobs[column] * a.y_stride + row;
                     a.y[at] = a.residual ? value + a.residual[at] : value;
