@@ -8,7 +8,7 @@ use crate::compile::Unit;
 use crate::device::Device;
 use crate::driver::Grid;
 use crate::memory::{Buffer, lock};
-use crate::products::{Epilogue, InputArgs, MAX_PARTS, PartArgs, Product};
+use crate::products::{Epilogue, InputArgs, MAX_PARTS, Product};
 use crate::tensor::CudaIndices;
 use crate::weight::{Part, PartFormat};
 
@@ -59,9 +59,7 @@ impl Tiling {
             |jobs: usize, rows: usize| n_out.div_ceil(rows) * of_mat.div_ceil(jobs) * product.n_mats;
         let block_rows = 2 * TILE_ROWS * N_WARPS / streams(product);
         let fills = |jobs: &usize| of_mat >= 2 * jobs && n_blocks(*jobs, block_rows) >= 2 * n_multiprocessors;
-        if let Some(jobs) =
-            [64, 32].into_iter().skip(usize::from(std::env::var_os("ZMLX_D32").is_some())).find(fills)
-        {
+        if let Some(jobs) = [64, 32].into_iter().find(fills) {
             return Self { jobs, tiles: 2, shares_rows: false };
         }
         let jobs = if of_mat <= 8 { 8 } else { 16 };
@@ -171,20 +169,28 @@ struct ToF16Args {
     input: InputArgs,
     n_in: u32,
     y: u64,
-    sums: u64,
     factors: u64,
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct MatmulPartArgs {
+    data: u64,
+    scales: u64,
+    row_factors: u64,
+    first_row: u32,
+    n_rows: u32,
+}
+
+#[repr(C)]
 struct MatmulArgs {
-    parts: [PartArgs; MAX_PARTS],
+    parts: [MatmulPartArgs; MAX_PARTS],
     n_parts: u32,
     n_out: u32,
     n_units: u32,
     n_jobs: u32,
     jobs_per_x: u32,
     x: u64,
-    x_sums: u64,
     x_factors: u64,
     tiles: u64,
     n_tiles: u64,
@@ -222,7 +228,7 @@ pub(crate) fn suits(product: &Product) -> bool {
 pub(crate) fn launch(
     device: &Arc<Device>,
     product: &Product,
-    (run, parts, n_out): (&[Part], [PartArgs; MAX_PARTS], usize),
+    (run, n_out): (&[Part], usize),
     input: InputArgs,
     (residual, y): (u64, u64),
 ) -> Result<()> {
@@ -230,13 +236,12 @@ pub(crate) fn launch(
     let n_rows = product.n_jobs / product.rows_per_x;
     let n_in = product.n_in;
     let x = Buffer::scratch(device, 2 * n_rows * n_in)?;
-    let sums = Buffer::scratch(device, 4 * n_rows * n_in / 32)?;
     let factors = Buffer::scratch(device, 4 * n_rows)?;
-    let args = ToF16Args { input, n_in: n_in as u32, y: x.at(), sums: sums.at(), factors: factors.at() };
+    let args = ToF16Args { input, n_in: n_in as u32, y: x.at(), factors: factors.at() };
     let unit = Unit::new("to_f16", &[format[0], format[3]]);
     let grid = Grid { blocks: [n_rows, 1, 1], threads: 256, shared_bytes: 0, cluster: 1 };
-    // SAFETY: the struct is the kernel's; the input has n_rows rows of n_in; the results have room for 2 bytes a value, a sum for
-    // each 32 values at most, and a factor for each row.
+    // SAFETY: the struct is the kernel's; the input has n_rows rows of n_in; the results have room for 2 bytes a value and a
+    // factor for each row.
     unsafe { device.launch(product.op, (unit, "to_f16"), grid, &args)? };
 
     let tiling = Tiling::new(device, product, n_out);
@@ -245,6 +250,19 @@ pub(crate) fn launch(
     let n_mats = if groups.is_some() { 1 } else { product.n_mats };
     let n_tiles = groups.as_ref().map_or((product.n_jobs / n_mats).div_ceil(tiling.jobs), |g| g.most_tiles);
     let streams = streams(product);
+    let mut parts = [MatmulPartArgs::default(); MAX_PARTS];
+    let mut first_row = 0;
+    for (to, part) in parts.iter_mut().zip(run) {
+        let at = |buffer: &Option<Arc<Buffer>>| buffer.as_ref().map_or(0, |b| b.at());
+        *to = MatmulPartArgs {
+            data: part.data.at(),
+            scales: at(&part.scales),
+            row_factors: at(&part.row_factors),
+            first_row,
+            n_rows: part.n_rows as u32,
+        };
+        first_row += part.n_rows as u32;
+    }
     let args = MatmulArgs {
         parts,
         n_parts: run.len() as u32,
@@ -253,7 +271,6 @@ pub(crate) fn launch(
         n_jobs: product.n_jobs as u32,
         jobs_per_x: product.rows_per_x as u32,
         x: x.at(),
-        x_sums: sums.at(),
         x_factors: factors.at(),
         tiles: groups.as_ref().map_or(0, |g| g.tiles.at()),
         n_tiles: groups.as_ref().map_or(0, |g| g.n_tiles.at()),

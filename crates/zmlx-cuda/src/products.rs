@@ -306,7 +306,7 @@ impl Product {
             slot_weights: self.slot_weights.as_ref().map_or(0, View::at),
         };
         if rule == 0 && matmul::suits(self) {
-            matmul::launch(device, self, (run, parts, n_out), input, (residual, y))?;
+            matmul::launch(device, self, (run, n_out), input, (residual, y))?;
             return Ok(n_out);
         }
         let experts = self.experts.as_ref().map_or(0, CudaIndices::at);

@@ -2,9 +2,9 @@
 // experts.
 //
 // A block takes JOBS jobs (rows of activations, of one expert where there are experts) and 4 warps' rows of the matrix: 32 of a
-// warp, or 16 of gate and 16 of up. Codes go from memory into registers, where they become f16, exactly; activations come
-// through shared memory from where to_f16.cu has put them; both some groups of units of 64 columns ahead. The products of a span of
-// weights are summed up before its scale and bias are applied, in f32.
+// warp, or 16 of gate and 16 of up. Codes go from memory into registers, where they become weights, rounded to f16; activations
+// come through shared memory from where to_f16.cu has put them; both some groups of units of 64 columns ahead. Each row of the
+// matrix is multiplied by a power of two, so that its scales and biases lie below 2^-9, and its sums are divided by it.
 //
 // Where that gives few blocks the warps of a block share a warp's rows instead: each takes every fourth group of units, for itself, and the
 // first one adds up what all have.
@@ -23,12 +23,11 @@
 #define STAGES 4
 #define PIPES (SHARED_ROWS ? N_WARPS : 1) // of activations on their way
 #define PIECE_WORDS (BITS / 2) // of a lane, in a row's unit
-// What codes have more than their value.
-#define OFFSET (CODE == CODE_AFFINE ? BITS == 4 ? 16.0f : 1024.0f : 0.0f)
 
 struct Part {
     const u32* data;
     const ScaleWord* scales;
+    const float* row_factors; // what multiplies each row of each matrix
     u32 first_row; // in the output
     u32 n_rows;
 };
@@ -43,7 +42,6 @@ struct MatmulArgs {
     u32 n_jobs;
     u32 jobs_per_x; // so many jobs in turn use the same row of activations
     const uint4* x; // as to_f16.cu writes them
-    const float* x_sums;
     const float* x_factors;
     const uint4* tiles; // as group.cu writes them, or null: all jobs in order
     const u32* n_tiles;
@@ -53,36 +51,45 @@ struct MatmulArgs {
     u32 y_stride;
 };
 
-// `(a & mask) | bits` in one instruction.
-__device__ __forceinline__ u32 masked_or(u32 a, u32 mask, u32 bits) {
+// A group's scale and bias, as pairs of equal f16 values. A code in the lowest bits of an f16 stands for 2^-24 of itself, four
+// bits higher for 2^-20.
+struct Group {
+    u32 scale, scale_of_upper, bias;
+};
+
+__device__ __forceinline__ Group group_of(ScaleWord word, float row_factor) {
+    const float scale = scale_of(word, 0) * row_factor, bias = bias_of(word) * row_factor;
+    if constexpr (CODE == CODE_FP4) return {f16_pair(scale * 0x1p14f, scale * 0x1p14f), 0, 0};
+    const float of_lowest = scale * 0x1p24f, of_upper = scale * 0x1p20f;
+    return {f16_pair(of_lowest, of_lowest), f16_pair(of_upper, of_upper), f16_pair(bias, bias)};
+}
+
+__device__ __forceinline__ u32 fma_pairs(u32 a, u32 b, u32 c) {
     u32 y;
-    asm("lop3.b32 %0, %1, %2, %3, 0xea;" : "=r"(y) : "r"(a), "r"(mask), "r"(bits));
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(y) : "r"(a), "r"(b), "r"(c));
+    return y;
+}
+__device__ __forceinline__ u32 multiply_pairs(u32 a, u32 b) {
+    u32 y;
+    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(a), "r"(b));
     return y;
 }
 
-// Two f16 values times 2^14.
-__device__ __forceinline__ u32 scaled_up(u32 pair) {
-    u32 y;
-    asm("mul.rn.f16x2 %0, %1, %2;" : "=r"(y) : "r"(pair), "r"(0x74007400u));
-    return y;
-}
-
-// The part of step `s` in a row's piece: codes plus OFFSET, as two pairs.
-__device__ __forceinline__ void fragment_of(const u32 (&piece)[PIECE_WORDS], const int s, u32& first, u32& second) {
+// The part of step `s` in a row's piece: weights, as two pairs.
+__device__ __forceinline__ void fragment_of(const u32 (&piece)[PIECE_WORDS], const int s, const Group& g, u32& first, u32& second) {
     if constexpr (BITS == 8) {
-        // The lower byte of 1024.
-        first = __byte_perm(piece[s], 0x64646464u, 0x4140);
-        second = __byte_perm(piece[s], 0x64646464u, 0x4342);
-    } else if constexpr (CODE == CODE_FP4) {
-        // Exponent and mantissa where f16 has them, for 2^-14 of the value.
-        const u32 w = piece[s / 2] >> (8 * (s % 2));
-        first = scaled_up((w & 0x00070007u) << 9 | (w & 0x00080008u) << 12);
-        second = scaled_up((w & 0x00700070u) << 5 | (w & 0x00800080u) << 8);
+        first = fma_pairs(__byte_perm(piece[s], 0, 0x4140), g.scale, g.bias);
+        second = fma_pairs(__byte_perm(piece[s], 0, 0x4342), g.scale, g.bias);
     } else {
-        // The four bits of 16's mantissa that count from 1 to 8.
-        const u32 w = piece[s / 2];
-        first = masked_or(s % 2 ? w >> 2 : w << 6, 0x03c003c0u, 0x4c004c00u);
-        second = masked_or(s % 2 ? w >> 6 : w << 2, 0x03c003c0u, 0x4c004c00u);
+        const u32 w = piece[s / 2] >> (8 * (s % 2));
+        if constexpr (CODE == CODE_FP4) {
+            // Exponent and mantissa where f16 has them, for 2^-14 of the value.
+            first = multiply_pairs((w & 0x00070007u) << 9 | (w & 0x00080008u) << 12, g.scale);
+            second = multiply_pairs((w & 0x00700070u) << 5 | (w & 0x00800080u) << 8, g.scale);
+        } else {
+            first = fma_pairs(w & 0x000f000fu, g.scale, g.bias);
+            second = fma_pairs(w & 0x00f000f0u, g.scale_of_upper, g.bias);
+        }
     }
 }
 
@@ -106,11 +113,10 @@ __device__ __forceinline__ void load_piece(const u32* unit, u32 q, u32 (&piece)[
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 ? 2 : 3) matmul(const __grid_constant__ MatmulArgs a) {
+extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 || UNITS == 4 ? 3 : 4) matmul(const __grid_constant__ MatmulArgs a) {
     typedef uint4 Stage[UNITS][2][JOBS][4]; // two steps of 16 columns each, as lanes take them
     extern __shared__ __align__(16) char shared[];
     Stage (&x)[PIPES][STAGES] = *(Stage (*)[PIPES][STAGES])shared;
-    __shared__ float x_sums[PIPES][STAGES][UNITS][N_SPANS][JOBS];
     __shared__ float x_factors[JOBS];
     __shared__ u32 x_rows[JOBS], jobs[JOBS];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane / 4, q = lane % 4;
@@ -134,6 +140,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 ? 2 : 3) m
     const u32 row0 = (SHARED_ROWS ? blockIdx.x : blockIdx.x * N_WARPS + warp) * ROWS, n_groups = a.n_units * UNIT / GROUP;
     const u32* data[TILES];
     const ScaleWord* scales[TILES];
+    float row_factors[TILES][2];
 #pragma unroll
     for (int m = 0; m < TILES; ++m) {
         u32 row = min(row0 + 16 * m % ROWS, a.n_out - 16), p = 16 * m / ROWS;
@@ -144,6 +151,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 ? 2 : 3) m
         const u64 at = (u64)mat * a.parts[p].n_rows + row + r;
         data[m] = a.parts[p].data + at * a.n_units * (UNIT * BITS / 32);
         scales[m] = a.parts[p].scales + at * n_groups;
+        row_factors[m][0] = a.parts[p].row_factors[at], row_factors[m][1] = a.parts[p].row_factors[at + 8];
     }
 
     // Groups of units that the warp takes, by their order.
@@ -170,13 +178,6 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 ? 2 : 3) m
                 for (int i = 0; i < N_COPIES; ++i)
                     if (8 * JOBS % N_THREADS == 0 || thread < 8 * JOBS) copy_async<16>(to + N_THREADS * i, from[i] + (u64)(first + u) * 8);
             }
-            if (CODE == CODE_AFFINE)
-#pragma unroll
-                for (u32 at = thread; at < JOBS * UNITS * N_SPANS; at += N_THREADS) {
-                    const u32 job = at % JOBS, span = first * N_SPANS + at / JOBS;
-                    if (span < a.n_units * N_SPANS)
-                        copy_async<4>((float*)x_sums[pipe][group % STAGES] + at, a.x_sums + (u64)x_rows[job] * a.n_units * N_SPANS + span);
-                }
         }
         end_of_copies();
     };
@@ -219,7 +220,11 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 ? 2 : 3) m
             if (UNITS > 1 && unit_of(group) + u >= a.n_units) break;
 #pragma unroll
             for (int span = 0; span < N_SPANS; ++span) {
-                float product[TILES][N8][4] = {};
+                Group groups[TILES][2];
+#pragma unroll
+                for (int m = 0; m < TILES; ++m)
+#pragma unroll
+                    for (int half = 0; half < 2; ++half) groups[m][half] = group_of(words[at][m][half][u][span], row_factors[m][half]);
 #pragma unroll
                 for (int i = 0; i < 2 / N_SPANS; ++i) {
                     const int pair = span * (2 / N_SPANS) + i;
@@ -231,33 +236,15 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 ? 2 : 3) m
                         u32 w[TILES][4];
 #pragma unroll
                         for (int m = 0; m < TILES; ++m) {
-                            fragment_of(pieces[at][u][m][0], 2 * pair + s, w[m][0], w[m][2]);
-                            fragment_of(pieces[at][u][m][1], 2 * pair + s, w[m][1], w[m][3]);
+                            fragment_of(pieces[at][u][m][0], 2 * pair + s, groups[m][0], w[m][0], w[m][2]);
+                            fragment_of(pieces[at][u][m][1], 2 * pair + s, groups[m][1], w[m][1], w[m][3]);
                         }
 #pragma unroll
                         for (int m = 0; m < TILES; ++m)
 #pragma unroll
-                            for (int n8 = 0; n8 < N8; ++n8)
-                                multiply(product[m][n8], w[m], s ? b[n8].z : b[n8].x, s ? b[n8].w : b[n8].y);
+                            for (int n8 = 0; n8 < N8; ++n8) multiply(sum[m][n8], w[m], s ? b[n8].z : b[n8].x, s ? b[n8].w : b[n8].y);
                     }
                 }
-                float2 of_x[N8];
-#pragma unroll
-                for (int n8 = 0; n8 < N8; ++n8) of_x[n8] = *(const float2*)&x_sums[pipe][stage][u][span][8 * n8 + 2 * q];
-#pragma unroll
-                for (int m = 0; m < TILES; ++m)
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        const ScaleWord word = words[at][m][half][u][span];
-                        const float scale = scale_of(word, 0), bias = fmaf(-OFFSET, scale, bias_of(word));
-#pragma unroll
-                        for (int n8 = 0; n8 < N8; ++n8) {
-                            float* of = &sum[m][n8][2 * half];
-                            of[0] = fmaf(scale, product[m][n8][2 * half], of[0]);
-                            of[1] = fmaf(scale, product[m][n8][2 * half + 1], of[1]);
-                            if (CODE == CODE_AFFINE) of[0] = fmaf(bias, of_x[n8].x, of[0]), of[1] = fmaf(bias, of_x[n8].y, of[1]);
-                        }
-                    }
             }
         }
         ask(group + 2, at);
@@ -286,8 +273,8 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 ? 2 : 3) m
 #pragma unroll
             for (int i = 0; i < 4; ++i) {
                 const u32 row = row0 + 16 * m + 8 * (i / 2) + r, column = 8 * n8 + 2 * q + i % 2;
-                float value = sum[m][n8][i] * x_factors[column];
-                if (STREAMS == 2) value = silu_times(value, sum[m + TILES / 2][n8][i] * x_factors[column]);
+                float value = sum[m][n8][i] * x_factors[column] / row_factors[m][i / 2];
+                if (STREAMS == 2) value = silu_times(value, sum[m + TILES / 2][n8][i] * x_factors[column] / row_factors[m + TILES / 2][i / 2]);
                 if (row < a.n_out && column < n) {
                     const u64 at = (u64)jobs[column] * a.y_stride + row;
                     a.y[at] = a.residual ? value + a.residual[at] : value;

@@ -10,8 +10,7 @@ struct ToF16Args {
     Inputs in;
     u32 n_in; // a multiple of UNIT
     uint4* y; // [n_rows, n_in / UNIT, 2 pairs of steps, 4 quarters]
-    float* sums;    // [n_rows, n_in / SPAN], of what y has
-    float* factors; // [n_rows]: what y must be multiplied by
+    float* factors; // [n_rows]: what products with y must be multiplied by
 };
 
 // A block per row.
@@ -51,25 +50,15 @@ extern "C" __global__ void __launch_bounds__(256) to_f16(const __grid_constant__
     if (threadIdx.x == 0) a.factors[blockIdx.x] = __uint_as_float((u32)(127 - 13 + exponent) << 23);
 
     uint4* y = a.y + (u64)blockIdx.x * (a.n_in / UNIT) * 8;
-    float* sums = a.sums + (u64)blockIdx.x * (a.n_in / SPAN);
-    for (u32 first = 0; first < n_runs; first += blockDim.x) { // whole warps
-        const u32 run = first + threadIdx.x;
+    for (u32 run = threadIdx.x; run < n_runs; run += blockDim.x) {
         float v[8];
-        load(min(run, n_runs - 1), v);
+        load(run, v);
         // The order of codes in a word: of 8 columns 0 and 4, 1 and 5 fall out together, or of bytes 0 and 1, 2 and 3.
         const int order[8] = {0, BITS == 8 ? 1 : 4, BITS == 8 ? 2 : 1, BITS == 8 ? 3 : 5, BITS == 8 ? 4 : 2, BITS == 8 ? 5 : 6, BITS == 8 ? 6 : 3, 7};
         u32 pairs[4];
-        float sum = 0.0f;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) {
-            pairs[i] = f16_pair(v[order[2 * i]] * up, v[order[2 * i + 1]] * up);
-            sum += f16_to_f32((u16)pairs[i]) + f16_to_f32((u16)(pairs[i] >> 16));
-        }
-#pragma unroll
-        for (int offset = 1; offset < SPAN / 8; offset *= 2) sum += __shfl_xor_sync(FULL_WARP, sum, offset);
-        if (run >= n_runs) continue;
+        for (int i = 0; i < 4; ++i) pairs[i] = f16_pair(v[order[2 * i]] * up, v[order[2 * i + 1]] * up);
         const u32 j = run % 8;
         y[run / 8 * 8 + pair_of(j) * 4 + quarter_of(j)] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
-        if (run % (SPAN / 8) == 0) sums[run / (SPAN / 8)] = sum;
     }
 }
