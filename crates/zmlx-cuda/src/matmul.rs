@@ -20,8 +20,8 @@ pub(crate) const MIN_ROUTED_TOKENS: usize = 64;
 const TILE_ROWS: usize = 16;
 /// Warps of a block.
 const N_WARPS: usize = 4;
-/// Groups of units whose activations a block holds, `STAGES` of the kernel.
-const STAGES: usize = 4;
+/// Chunks whose activations a block holds, `STAGES` of the kernel.
+const STAGES: usize = 3;
 
 /// How a product is divided among blocks.
 #[derive(Clone, Copy, Debug)]
@@ -44,13 +44,7 @@ impl Tiling {
                 0..=4 => 8,
                 5..=10 => 16,
                 11..=47 => 32,
-                _ => {
-                    if std::env::var_os("ZMLX_T32").is_some() {
-                        32
-                    } else {
-                        64
-                    }
-                }
+                _ => 64,
             };
             return Self { jobs, tiles: 2, shares_rows: false };
         }
@@ -75,19 +69,17 @@ impl Tiling {
         if self.shares_rows { rows } else { rows * N_WARPS }
     }
 
-    /// Units that a warp asks for at once, `UNITS` of the kernel, where a row has `n_units`.
-    fn units(&self, [bits, _, scales, group]: [(&str, u32); 4], n_units: usize) -> usize {
-        match self.jobs {
-            8 if (bits.1, scales.1, group.1) == (4, 0, 64) && n_units.is_multiple_of(4) => 4,
-            8 | 16 => 2,
-            _ => 1,
-        }
+    /// Consecutive columns of a lane, `LANE` of the kernel, where codes have that many bits: up to 32 bytes, or 16 where sums take
+    /// most registers, as far as rows are whole chunks.
+    fn lane(&self, bits: u32, n_in: usize) -> usize {
+        let most = if self.jobs <= 16 { 256 } else { 128 } / bits as usize;
+        [64, 32].into_iter().find(|lane| *lane <= most && n_in.is_multiple_of(4 * lane)).unwrap_or(16)
     }
 
     /// Bytes of activations that a block holds.
-    fn shared_bytes(&self, units: usize) -> usize {
+    fn shared_bytes(&self, lane: usize) -> usize {
         let pipes = if self.shares_rows { N_WARPS } else { 1 };
-        pipes * STAGES * units * self.jobs * UNIT * 2
+        pipes * STAGES * self.jobs * 4 * lane * 2
     }
 }
 
@@ -96,8 +88,8 @@ fn streams(product: &Product) -> usize {
     if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 }
 }
 
-/// Columns of a unit; `UNIT` of the kernels.
-const UNIT: usize = 64;
+/// Columns of the smallest chunk.
+const CHUNK: usize = 64;
 /// Most experts that `group.cu` puts in order.
 const MAX_EXPERTS: usize = 1024;
 
@@ -187,7 +179,7 @@ struct MatmulArgs {
     parts: [MatmulPartArgs; MAX_PARTS],
     n_parts: u32,
     n_out: u32,
-    n_units: u32,
+    n_chunks: u32,
     n_jobs: u32,
     jobs_per_x: u32,
     x: u64,
@@ -220,7 +212,7 @@ pub(crate) fn suits(product: &Product) -> bool {
         && (product.experts.is_none() || product.n_mats <= MAX_EXPERTS)
         && product.n_slots == 1
         && product.slot_weights.is_none()
-        && product.n_in.is_multiple_of(UNIT)
+        && product.n_in.is_multiple_of(CHUNK)
         && product.parts.iter().all(|p| p.n_rows.is_multiple_of(16) && format(p).is_some())
 }
 
@@ -235,16 +227,18 @@ pub(crate) fn launch(
     let Some(format) = format(&run[0]) else { return Ok(()) };
     let n_rows = product.n_jobs / product.rows_per_x;
     let n_in = product.n_in;
+    let tiling = Tiling::new(device, product, n_out);
+    let [bits, code, scales, group] = format;
+    let lane = tiling.lane(bits.1, n_in);
     let x = Buffer::scratch(device, 2 * n_rows * n_in)?;
     let factors = Buffer::scratch(device, 4 * n_rows)?;
     let args = ToF16Args { input, n_in: n_in as u32, y: x.at(), factors: factors.at() };
-    let unit = Unit::new("to_f16", &[format[0], format[3]]);
+    let unit = Unit::new("to_f16", &[bits, ("LANE", lane as u32)]);
     let grid = Grid { blocks: [n_rows, 1, 1], threads: 256, shared_bytes: 0, cluster: 1 };
     // SAFETY: the struct is the kernel's; the input has n_rows rows of n_in; the results have room for 2 bytes a value and a
     // factor for each row.
     unsafe { device.launch(product.op, (unit, "to_f16"), grid, &args)? };
 
-    let tiling = Tiling::new(device, product, n_out);
     let groups =
         product.experts.as_ref().map(|e| groups(device, e, product.n_mats, tiling.jobs)).transpose()?;
     let n_mats = if groups.is_some() { 1 } else { product.n_mats };
@@ -267,7 +261,7 @@ pub(crate) fn launch(
         parts,
         n_parts: run.len() as u32,
         n_out: n_out as u32,
-        n_units: (n_in / UNIT) as u32,
+        n_chunks: (n_in / (4 * lane)) as u32,
         n_jobs: product.n_jobs as u32,
         jobs_per_x: product.rows_per_x as u32,
         x: x.at(),
@@ -279,8 +273,6 @@ pub(crate) fn launch(
         y,
         y_stride: product.n_out as u32,
     };
-    let units = tiling.units(format, n_in / UNIT);
-    let [bits, code, scales, group] = format;
     let unit = Unit::new(
         "matmul",
         &[
@@ -291,14 +283,14 @@ pub(crate) fn launch(
             ("STREAMS", streams as u32),
             ("JOBS", tiling.jobs as u32),
             ("TILES", tiling.tiles as u32),
-            ("UNITS", units as u32),
+            ("LANE", lane as u32),
             ("SHARED_ROWS", u32::from(tiling.shares_rows)),
         ],
     );
     let grid = Grid {
         blocks: [n_out.div_ceil(tiling.rows(streams)), n_tiles, n_mats],
         threads: 32 * N_WARPS,
-        shared_bytes: tiling.shared_bytes(units),
+        shared_bytes: tiling.shared_bytes(lane),
         cluster: 1,
     };
     // SAFETY: the struct is the kernel's; `suits` has checked sizes and format, the product's maker shapes and indices; what is

@@ -3,26 +3,30 @@
 //
 // A block takes JOBS jobs (rows of activations, of one expert where there are experts) and 4 warps' rows of the matrix: 32 of a
 // warp, or 16 of gate and 16 of up. Codes go from memory into registers, where they become weights, rounded to f16; activations
-// come through shared memory from where to_f16.cu has put them; both some groups of units of 64 columns ahead. Each row of the
-// matrix is multiplied by a power of two, so that its scales and biases lie below 2^-9, and its sums are divided by it.
+// come through shared memory from where to_f16.cu has put them. Both come in chunks of columns, some chunks ahead; a lane has LANE
+// consecutive columns of a chunk. Each row of the matrix is multiplied by a power of two, so that its scales and biases lie below
+// 2^-9, and its sums are divided by it.
 //
-// Where that gives few blocks the warps of a block share a warp's rows instead: each takes every fourth group of units, for itself, and the
+// Where that gives few blocks the warps of a block share a warp's rows instead: each takes every fourth chunk, for itself, and the
 // first one adds up what all have.
 //
 // Set from outside: the format (BITS 4 or 8, CODE, SCALES, GROUP 32, 64 or 128) and STREAMS, as in matvec.cu; JOBS, 8, 16, 32 or 64;
-// TILES, tiles of 16 rows of a warp, 1 or 2; UNITS, units that a warp asks for at once, 1, 2 or 4 (with few
-// jobs memory limits, which likes long runs of a row; 4 is for scales of one word for each unit and rows of whole groups); SHARED_ROWS, whether warps share rows (JOBS is at most 16 then).
+// TILES, tiles of 16 rows of a warp, 1 or 2; LANE, 16, 32 or 64 (with few jobs memory limits, which likes long runs of a row);
+// SHARED_ROWS, whether warps share rows (JOBS is at most 16 then).
 
 #include "device.cuh"
 #include "format.cuh"
 #include "tensor_core.cuh"
-#include "fragments.cuh"
 
 #define N_WARPS 4
 #define N8 (JOBS / 8) // tiles of 8 jobs
-#define STAGES 4
+#define STAGES 3
 #define PIPES (SHARED_ROWS ? N_WARPS : 1) // of activations on their way
-#define PIECE_WORDS (BITS / 2) // of a lane, in a row's unit
+#define CHUNK (4 * LANE)
+#define CHUNK_WORDS (CHUNK * BITS / 32)
+#define PIECE_WORDS (LANE * BITS / 32) // of a lane, in a row's chunk
+#define PAIRS (LANE / 8)               // of steps of 16 columns, 4 of each lane
+#define GROUPS (LANE > GROUP ? LANE / GROUP : 1) // of a lane, in a row's chunk
 
 struct Part {
     const u32* data;
@@ -38,7 +42,7 @@ struct MatmulArgs {
     Part parts[MAX_PARTS]; // as in matvec.cuh
     u32 n_parts;
     u32 n_out;
-    u32 n_units; // of a row
+    u32 n_chunks; // of a row
     u32 n_jobs;
     u32 jobs_per_x; // so many jobs in turn use the same row of activations
     const uint4* x; // as to_f16.cu writes them
@@ -93,28 +97,21 @@ __device__ __forceinline__ void fragment_of(const u32 (&piece)[PIECE_WORDS], con
     }
 }
 
-__device__ __forceinline__ void load_piece(const u32* unit, u32 q, u32 (&piece)[PIECE_WORDS]) {
-    if constexpr (GROUP == 32) {
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            if constexpr (BITS == 4) {
-                piece[half] = load_weight(unit + 4 * half + q);
-            } else {
-                uint2 v = load_weight((const uint2*)(unit + 8 * half + 2 * q));
-                piece[2 * half] = v.x, piece[2 * half + 1] = v.y;
-            }
-        }
-    } else if constexpr (BITS == 4) {
-        uint2 v = load_weight((const uint2*)(unit + 2 * q));
+__device__ __forceinline__ void load_piece(const u32* p, u32 (&piece)[PIECE_WORDS]) {
+    if constexpr (PIECE_WORDS == 2) {
+        const uint2 v = load_weight((const uint2*)p);
         piece[0] = v.x, piece[1] = v.y;
     } else {
-        uint4 v = load_weight((const uint4*)(unit + 4 * q));
-        piece[0] = v.x, piece[1] = v.y, piece[2] = v.z, piece[3] = v.w;
+#pragma unroll
+        for (int i = 0; i < PIECE_WORDS; i += 4) {
+            const uint4 v = load_weight((const uint4*)(p + i));
+            piece[i] = v.x, piece[i + 1] = v.y, piece[i + 2] = v.z, piece[i + 3] = v.w;
+        }
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 || UNITS == 4 ? 3 : 4) matmul(const __grid_constant__ MatmulArgs a) {
-    typedef uint4 Stage[UNITS][2][JOBS][4]; // two steps of 16 columns each, as lanes take them
+extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS <= 16 && LANE * BITS <= 128 ? 4 : 3) matmul(const __grid_constant__ MatmulArgs a) {
+    typedef uint4 Stage[PAIRS][JOBS][4]; // two steps each, as lanes take them
     extern __shared__ __align__(16) char shared[];
     Stage (&x)[PIPES][STAGES] = *(Stage (*)[PIPES][STAGES])shared;
     __shared__ float x_factors[JOBS];
@@ -137,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 || UNITS =
 
     // Tiles of 16 rows past the end are read as the last one and not written. No tile has rows of two parts.
     constexpr u32 ROWS = 16 * TILES / STREAMS;
-    const u32 row0 = (SHARED_ROWS ? blockIdx.x : blockIdx.x * N_WARPS + warp) * ROWS, n_groups = a.n_units * UNIT / GROUP;
+    const u32 row0 = (SHARED_ROWS ? blockIdx.x : blockIdx.x * N_WARPS + warp) * ROWS, n_groups = a.n_chunks * CHUNK / GROUP;
     const u32* data[TILES];
     const ScaleWord* scales[TILES];
     float row_factors[TILES][2];
@@ -149,57 +146,51 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 || UNITS =
             row -= a.parts[p].first_row;
         }
         const u64 at = (u64)mat * a.parts[p].n_rows + row + r;
-        data[m] = a.parts[p].data + at * a.n_units * (UNIT * BITS / 32);
+        data[m] = a.parts[p].data + at * a.n_chunks * CHUNK_WORDS + q * PIECE_WORDS;
         scales[m] = a.parts[p].scales + at * n_groups;
         row_factors[m][0] = a.parts[p].row_factors[at], row_factors[m][1] = a.parts[p].row_factors[at + 8];
     }
 
-    // Groups of units that the warp takes, by their order.
-    const u32 n_all = (a.n_units + UNITS - 1) / UNITS, n_own = SHARED_ROWS ? (n_all + N_WARPS - 1 - warp) / N_WARPS : n_all;
-    const u32 pipe = SHARED_ROWS ? warp : 0;
-    auto unit_of = [&](u32 group) { return (SHARED_ROWS ? warp + N_WARPS * group : group) * UNITS; };
+    // Chunks that the warp takes, by their order.
+    const u32 n_own = SHARED_ROWS ? (a.n_chunks + N_WARPS - 1 - warp) / N_WARPS : a.n_chunks, pipe = SHARED_ROWS ? warp : 0;
+    auto chunk_of = [&](u32 i) { return SHARED_ROWS ? warp + N_WARPS * i : i; };
     // A thread brings 16 bytes of one job, or of some.
-    constexpr u32 N_THREADS = SHARED_ROWS ? 32 : 32 * N_WARPS, N_COPIES = (8 * JOBS + N_THREADS - 1) / N_THREADS;
+    constexpr u32 N_THREADS = SHARED_ROWS ? 32 : 32 * N_WARPS, STAGE_VECTORS = PAIRS * JOBS * 4;
+    constexpr u32 N_COPIES = (STAGE_VECTORS + N_THREADS - 1) / N_THREADS;
+    // Behind so many copies a thread has the same job again.
+    constexpr u32 N_JOBS = 4 * JOBS > N_THREADS ? 4 * JOBS / N_THREADS : 1;
     const u32 thread = SHARED_ROWS ? lane : threadIdx.x;
-    const uint4* from[N_COPIES];
+    const uint4* from[N_JOBS];
 #pragma unroll
-    for (int i = 0; i < N_COPIES; ++i) {
+    for (int i = 0; i < N_JOBS; ++i) {
         const u32 at = thread + N_THREADS * i;
-        from[i] = a.x + (u64)x_rows[at / 4 % JOBS] * a.n_units * 8 + at / (4 * JOBS) % 2 * 4 + at % 4;
+        from[i] = a.x + (u64)x_rows[at / 4 % JOBS] * a.n_chunks * (CHUNK / 8) + at / (4 * JOBS) * 4 + at % 4;
     }
-    auto bring = [&](u32 group) {
-        const u32 first = unit_of(group);
-        if (group < n_own) {
+    auto bring = [&](u32 i_chunk) {
+        if (i_chunk < n_own) {
+            uint4* const to = x[pipe][i_chunk % STAGES][0][0] + thread;
+            const u32 first = chunk_of(i_chunk) * (CHUNK / 8);
 #pragma unroll
-            for (int u = 0; u < UNITS; ++u) {
-                if (first + u >= a.n_units) break;
-                uint4* to = x[pipe][group % STAGES][u][0][0] + thread;
-#pragma unroll
-                for (int i = 0; i < N_COPIES; ++i)
-                    if (8 * JOBS % N_THREADS == 0 || thread < 8 * JOBS) copy_async<16>(to + N_THREADS * i, from[i] + (u64)(first + u) * 8);
+            for (u32 i = 0; i < N_COPIES; ++i) {
+                constexpr u32 PAIRS_APART = N_THREADS > 4 * JOBS ? N_THREADS / (4 * JOBS) : 1; // of copies of the same job
+                if (STAGE_VECTORS % N_THREADS == 0 || thread + N_THREADS * i < STAGE_VECTORS)
+                    copy_async<16>(to + N_THREADS * i, from[i % N_JOBS] + first + i / N_JOBS * PAIRS_APART * 4);
             }
         }
         end_of_copies();
     };
-    // Codes and scales are asked for two groups ahead.
-    u32 pieces[2][UNITS][TILES][2][PIECE_WORDS];
-    ScaleWord words[2][TILES][2][UNITS][N_SPANS];
-    auto ask = [&](u32 group, const int at) {
+    // Codes and scales are asked for two chunks ahead.
+    u32 pieces[2][TILES][2][PIECE_WORDS];
+    ScaleWord words[2][TILES][2][GROUPS];
+    auto ask = [&](u32 i_chunk, const int at) {
+        const u32 chunk = min(chunk_of(i_chunk), a.n_chunks - 1), group = (chunk * CHUNK + q * LANE) / GROUP;
 #pragma unroll
         for (int m = 0; m < TILES; ++m)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const ScaleWord* const of_row = scales[m] + 8 * half * n_groups;
+                load_piece(data[m] + (8 * half * a.n_chunks + chunk) * CHUNK_WORDS, pieces[at][m][half]);
 #pragma unroll
-                for (int i = 0; i < UNITS; ++i) {
-                    const u32 u = min(unit_of(group) + i, a.n_units - 1);
-                    load_piece(data[m] + (8 * half * a.n_units + u) * (UNIT * BITS / 32), q, pieces[at][i][m][half]);
-                    if (UNITS == 4) continue;
-#pragma unroll
-                    for (int span = 0; span < N_SPANS; ++span)
-                        words[at][m][half][i][span] = __ldg(of_row + (GROUP == 128 ? u / 2 : u * N_SPANS + span));
-                }
-                if constexpr (UNITS == 4) *(uint4*)words[at][m][half] = __ldg((const uint4*)(of_row + min(unit_of(group), a.n_units - 4)));
+                for (int i = 0; i < GROUPS; ++i) words[at][m][half][i] = __ldg(scales[m] + 8 * half * n_groups + group + i);
             }
     };
     ask(0, 0);
@@ -209,45 +200,40 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, JOBS == 64 || UNITS =
 #pragma unroll
     for (int s = 0; s < STAGES - 1; ++s) bring(s);
     float sum[TILES][N8][4] = {};
-    auto compute = [&](u32 group, const int at) {
+    auto compute = [&](u32 i_chunk, const int at) {
         wait_for_copies<STAGES - 2>();
         if (SHARED_ROWS) __syncwarp();
         else __syncthreads();
-        bring(group + STAGES - 1);
-        const u32 stage = group % STAGES;
+        bring(i_chunk + STAGES - 1);
+        const Stage& stage = x[pipe][i_chunk % STAGES];
+        Group groups[TILES][2][GROUPS];
 #pragma unroll
-        for (int u = 0; u < UNITS; ++u) {
-            if (UNITS > 1 && unit_of(group) + u >= a.n_units) break;
+        for (int m = 0; m < TILES; ++m)
 #pragma unroll
-            for (int span = 0; span < N_SPANS; ++span) {
-                Group groups[TILES][2];
+            for (int half = 0; half < 2; ++half)
+#pragma unroll
+                for (int i = 0; i < GROUPS; ++i) groups[m][half][i] = group_of(words[at][m][half][i], row_factors[m][half]);
+#pragma unroll
+        for (int pair = 0; pair < PAIRS; ++pair) {
+            const int group = GROUPS > 1 ? 8 * pair / GROUP : 0;
+            uint4 b[N8];
+#pragma unroll
+            for (int n8 = 0; n8 < N8; ++n8) b[n8] = stage[pair][8 * n8 + r][q];
+#pragma unroll
+            for (int s = 0; s < 2; ++s) {
+                u32 w[TILES][4];
+#pragma unroll
+                for (int m = 0; m < TILES; ++m) {
+                    fragment_of(pieces[at][m][0], 2 * pair + s, groups[m][0][group], w[m][0], w[m][2]);
+                    fragment_of(pieces[at][m][1], 2 * pair + s, groups[m][1][group], w[m][1], w[m][3]);
+                }
 #pragma unroll
                 for (int m = 0; m < TILES; ++m)
 #pragma unroll
-                    for (int half = 0; half < 2; ++half) groups[m][half] = group_of(words[at][m][half][u][span], row_factors[m][half]);
-#pragma unroll
-                for (int i = 0; i < 2 / N_SPANS; ++i) {
-                    const int pair = span * (2 / N_SPANS) + i;
-                    uint4 b[N8];
-#pragma unroll
-                    for (int n8 = 0; n8 < N8; ++n8) b[n8] = x[pipe][stage][u][pair][8 * n8 + r][q];
-#pragma unroll
-                    for (int s = 0; s < 2; ++s) {
-                        u32 w[TILES][4];
-#pragma unroll
-                        for (int m = 0; m < TILES; ++m) {
-                            fragment_of(pieces[at][u][m][0], 2 * pair + s, groups[m][0], w[m][0], w[m][2]);
-                            fragment_of(pieces[at][u][m][1], 2 * pair + s, groups[m][1], w[m][1], w[m][3]);
-                        }
-#pragma unroll
-                        for (int m = 0; m < TILES; ++m)
-#pragma unroll
-                            for (int n8 = 0; n8 < N8; ++n8) multiply(sum[m][n8], w[m], s ? b[n8].z : b[n8].x, s ? b[n8].w : b[n8].y);
-                    }
-                }
+                    for (int n8 = 0; n8 < N8; ++n8) multiply(sum[m][n8], w[m], s ? b[n8].z : b[n8].x, s ? b[n8].w : b[n8].y);
             }
         }
-        ask(group + 2, at);
+        ask(i_chunk + 2, at);
     };
     for (u32 i = 0; i < n_own; i += 2) {
         compute(i, 0);

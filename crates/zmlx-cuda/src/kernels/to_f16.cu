@@ -1,15 +1,15 @@
-// Rows of activations as matrix products take them: in f16, in the order of fragments.cuh. Each row is multiplied by a power of
-// two, so that its largest value lies between 2^13 and 2^14. Set from outside: BITS and GROUP of the weights.
+// Rows of activations as matrix products take them: in f16, in chunks of 4 times LANE columns, so that each of four
+// lanes finds its LANE consecutive columns. Each row is multiplied by a power of two, so that its largest value lies between 2^13 and
+// 2^14. Set from outside: BITS of the weights, and LANE.
 
 #include "device.cuh"
 #include "activations.cuh"
 #include "tensor_core.cuh"
-#include "fragments.cuh"
 
 struct ToF16Args {
     Inputs in;
-    u32 n_in; // a multiple of UNIT
-    uint4* y; // [n_rows, n_in / UNIT, 2 pairs of steps, 4 quarters]
+    u32 n_in; // a multiple of 4 times LANE
+    uint4* y; // [n_rows, n_in / (4 · LANE), LANE / 8 pairs of steps, 4 lanes], 8 columns each
     float* factors; // [n_rows]: what products with y must be multiplied by
 };
 
@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(256) to_f16(const __grid_constant__
     const float up = __uint_as_float((u32)(127 + 13 - exponent) << 23);
     if (threadIdx.x == 0) a.factors[blockIdx.x] = __uint_as_float((u32)(127 - 13 + exponent) << 23);
 
-    uint4* y = a.y + (u64)blockIdx.x * (a.n_in / UNIT) * 8;
+    uint4* y = a.y + (u64)blockIdx.x * n_runs;
     for (u32 run = threadIdx.x; run < n_runs; run += blockDim.x) {
         float v[8];
         load(run, v);
@@ -58,7 +58,8 @@ extern "C" __global__ void __launch_bounds__(256) to_f16(const __grid_constant__
         u32 pairs[4];
 #pragma unroll
         for (int i = 0; i < 4; ++i) pairs[i] = f16_pair(v[order[2 * i]] * up, v[order[2 * i + 1]] * up);
-        const u32 j = run % 8;
-        y[run / 8 * 8 + pair_of(j) * 4 + quarter_of(j)] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
+        constexpr u32 PAIRS = LANE / 8;
+        const u32 j = run % (4 * PAIRS);
+        y[run - j + j % PAIRS * 4 + j / PAIRS] = make_uint4(pairs[0], pairs[1], pairs[2], pairs[3]);
     }
 }
