@@ -253,10 +253,10 @@ pub fn rows_do_not_depend_on_each_other<B: Backend>(instances: &[Instance<B>]) {
         let recent: Vec<u32> = (0..40).map(|i| i * 7).collect();
         let of = |i: usize| Settings::<B> {
             temperature: [0.0, 0.7, 1.3][i % 3],
-            top_k: (i % 2 == 0).then_some(9 + i),
+            top_k: i.is_multiple_of(2).then_some(9 + i),
             top_p: (i % 4 < 2).then_some(0.9),
-            min_p: (i % 5 == 0).then_some(0.01),
-            repetition: (i % 3 > 0).then(|| Repetition { penalty: 1.3, recent: &recent[i..], last: None }),
+            min_p: i.is_multiple_of(5).then_some(0.01),
+            repetition: (!i.is_multiple_of(3)).then(|| Repetition { penalty: 1.3, recent: &recent[i..], last: None }),
             seed: 0x0123_4567_89ab_cdef * (i as u64 + 1),
         };
         for n in [2, 16, 20] {
