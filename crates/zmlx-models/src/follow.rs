@@ -156,8 +156,8 @@ fn chosen<B: Backend>(model: &Model<B>, logits: &B::Tensor) -> Result<B::Indices
     let most_probable =
         SampleSettings { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition: None, seed: 0 };
     let vocab = model.architecture().vocab_size;
-    match b.sample(logits, 0, &most_probable)? {
-        Some(own) => Ok(b.of_rank_0(own, vocab)?),
-        None => Err(Error::Order { what: "a token that the device chooses" }),
+    match b.sample(logits, &[(0, most_probable)])?.pop() {
+        Some(Some(own)) => Ok(b.of_rank_0(own, vocab)?),
+        _ => Err(Error::Order { what: "a token that the device chooses" }),
     }
 }

@@ -343,10 +343,9 @@ impl Backend for MlxBackend {
     fn sample(
         &self,
         logits: &Array,
-        row: usize,
-        settings: &SampleSettings<'_, MlxIndices>,
-    ) -> Result<Option<MlxIndices>> {
-        sample::sample(logits, row, settings).map(Some)
+        rows: &[(usize, SampleSettings<'_, MlxIndices>)],
+    ) -> Result<Vec<Option<MlxIndices>>> {
+        rows.iter().map(|(row, settings)| sample::sample(logits, *row, settings).map(Some)).collect()
     }
 
     fn shard(&self) -> Shard {
