@@ -16,12 +16,16 @@
 //! self-check of the MLX backend does.
 
 mod combine;
+mod launch;
+mod matmul;
 mod norm;
 mod router;
 pub mod stock;
 mod swiglu;
 
 pub use combine::{CombineShape, gather_qmm_combine};
+pub use launch::{BankOperands, Encode, Launch, Operand};
+pub use matmul::quantized_matmul;
 pub use norm::{add_rms_norm, norm_rope};
 pub use router::{route_noaux_tc, route_softmax_top_k};
 #[cfg(feature = "mlx")]
@@ -161,7 +165,7 @@ mod tests {
     }
 
     /// One of each kernel.
-    fn specs() -> [KernelSpec; 6] {
+    fn specs() -> [KernelSpec; 7] {
         let format = QuantSpec::new(QuantMode::Affine, 4, 64).unwrap();
         let swiglu = SwigluShape {
             n_pairs: 8,
@@ -187,6 +191,7 @@ mod tests {
         [
             gather_qmm_swiglu(DType::BF16, format, &swiglu, exact).unwrap(),
             gather_qmm_combine(DType::BF16, DType::BF16, format, &combine, exact).unwrap(),
+            quantized_matmul(DType::BF16, format, [1, 2048, 768]).unwrap(),
             route_softmax_top_k(DType::BF16, [1, 128], &softmax, exact).unwrap(),
             route_noaux_tc(DType::BF16, [1, 64], &noaux).unwrap(),
             add_rms_norm(DType::BF16, [1, 2048], 1e-6).unwrap(),
@@ -200,7 +205,10 @@ mod tests {
             let text = [spec.header, spec.body].concat();
             assert!(!text.contains("//") && !text.contains("\n\n") && !text.contains("\n "), "{text}");
             for (part, kernels) in [
-                ("add_products", &["zmlx_gather_qmm_swiglu", "zmlx_gather_qmm_combine"][..]),
+                (
+                    "add_products",
+                    &["zmlx_gather_qmm_swiglu", "zmlx_gather_qmm_combine", "zmlx_quantized_matmul"][..],
+                ),
                 ("rank_of", &["zmlx_route_softmax_top_k", "zmlx_route_noaux_tc"]),
                 ("inline T sigmoid", &["zmlx_gather_qmm_swiglu", "zmlx_route_noaux_tc"]),
             ] {

@@ -44,7 +44,7 @@ impl Case {
     }
 
     /// Against the weighted sum of products in f64: the bound is that of SwiGLU's products, summed over the slots.
-    fn check_accurate(&self, got: &[f32]) {
+    pub(crate) fn check_accurate(&self, got: &[f32]) {
         let chain = (self.shape.n_in / 32 + 64 + self.shape.top_k) as f64 * 2f64.powi(-24);
         for token in 0..self.shape.n_tokens {
             let slots = self.slots(token);

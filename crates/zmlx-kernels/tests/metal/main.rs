@@ -10,6 +10,7 @@ mod apple;
 mod combine;
 mod detector;
 mod inputs;
+mod launch;
 mod norm;
 mod router;
 mod sim;

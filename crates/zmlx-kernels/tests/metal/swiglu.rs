@@ -57,7 +57,7 @@ impl Case {
     /// Against products and SwiGLU in f64. The sums are off by at most a part of the sizes of their summands: f32's
     /// half ulp for each step of the longest chain of additions (a lane's steps, its values, the lanes). SiLU's slope is at
     /// most 1.1, exp and the divisions add a few ulps of f32, and the result is rounded once.
-    fn check_accurate(&self, got: &[f32]) {
+    pub(crate) fn check_accurate(&self, got: &[f32]) {
         let chain = (self.shape.n_in / 32 + 64) as f64 * 2f64.powi(-24);
         for (i, (x, expert, n)) in self.results().enumerate() {
             let (gate, gate_size) = self.gate.product(&x, expert, n);
