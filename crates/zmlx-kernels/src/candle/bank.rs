@@ -201,7 +201,7 @@ impl QuantizedBank {
 #[cfg(target_os = "macos")]
 pub(super) struct OnMetal<'a> {
     op: &'static str,
-    arrays: [(std::sync::RwLockReadGuard<'a, Storage>, &'a candle_core::Layout); 3],
+    arrays: [(candle_core::StorageRef<'a>, &'a candle_core::Layout); 3],
 }
 
 #[cfg(target_os = "macos")]
@@ -223,7 +223,7 @@ impl QuantizedBank {
 #[cfg(target_os = "macos")]
 impl OnMetal<'_> {
     pub(super) fn operands(&self) -> Result<BankOperands<'_, candle_metal_kernels::metal::Buffer>> {
-        let operand = |(i, what)| {
+        let operand = |(i, what): (usize, _)| {
             let (storage, layout) = &self.arrays[i];
             match &**storage {
                 Storage::Metal(storage) => super::device::operand(self.op, what, storage, layout),

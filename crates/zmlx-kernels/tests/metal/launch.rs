@@ -203,16 +203,62 @@ fn activations_of_f32_meet_scales_of_bf16() {
     }
 }
 
+/// An array of which only type and shape matter.
+fn operand(dtype: DType, shape: &[usize]) -> Operand<'static, Vec<u8>> {
+    static EMPTY: Vec<u8> = Vec::new();
+    Operand { buffer: &EMPTY, offset_bytes: 0, dtype, shape: shape.to_vec() }
+}
+
+/// Arrays of a bank of 4-bit matrices `[n_out, 256]`.
+fn four_bits(
+    scales: DType,
+    group_size: usize,
+    [n_mats, n_out]: [usize; 2],
+) -> BankOperands<'static, Vec<u8>> {
+    let groups = operand(scales, &[n_mats, n_out, 256 / group_size]);
+    [operand(DType::U32, &[n_mats, n_out, 32]), groups.clone(), groups]
+}
+
+/// Name and source of a launch of every op, with biases and without.
+pub(crate) fn sources() -> Vec<(String, String)> {
+    let mxfp4 = QuantSpec::new(QuantMode::Mxfp4, 4, 32).unwrap();
+    let of_format = |(format, scales): (QuantSpec, DType)| {
+        let bank = |n_mats| four_bits(scales, format.group_size(), [n_mats, 8]);
+        let (x, h) = (operand(DType::BF16, &[2, 256]), operand(DType::BF16, &[2, 3, 256]));
+        let (experts, weights) = (operand(DType::U32, &[2, 3]), operand(DType::F32, &[2, 3]));
+        let launches = [
+            Launch::quantized_matmul(format, x.clone(), bank(1)),
+            Launch::gather_qmm_swiglu(format, x, [bank(4), bank(4)], experts.clone()),
+            Launch::gather_qmm_combine(format, h, bank(4), experts, weights),
+        ];
+        launches.map(|launch| launch.map(|l| (l.name(), l.source())).unwrap())
+    };
+    [(four_bit(), DType::BF16), (mxfp4, DType::U8)].into_iter().flat_map(of_format).collect()
+}
+
+#[test]
+fn address_spaces_of_a_launch_are_those_of_metal() {
+    if !msl_sim::available() {
+        return;
+    }
+    for (name, source) in sources() {
+        if let Err(e) = Msl::source(name.clone(), source).check_address_spaces() {
+            panic!("{name}: {e}");
+        }
+    }
+}
+
+#[test]
+fn a_name_stands_for_one_source() {
+    let sources = sources();
+    let names: std::collections::HashSet<&str> = sources.iter().map(|(name, _)| &name[..]).collect();
+    assert_eq!(names.len(), sources.len(), "{names:?}");
+}
+
 #[test]
 fn arrays_that_do_not_fit_are_refused_by_name() {
     let format = four_bit();
-    static EMPTY: Vec<u8> = Vec::new();
-    let operand =
-        |dtype, shape: &[usize]| Operand { buffer: &EMPTY, offset_bytes: 0, dtype, shape: shape.to_vec() };
-    let bank = |n_mats: usize, n_out: usize| {
-        let groups = operand(DType::BF16, &[n_mats, n_out, 4]);
-        [operand(DType::U32, &[n_mats, n_out, 32]), groups.clone(), groups]
-    };
+    let bank = |n_mats, n_out| four_bits(DType::BF16, 64, [n_mats, n_out]);
     let x = || operand(DType::BF16, &[2, 256]);
     let experts = || operand(DType::U32, &[2, 3]);
     let h = || operand(DType::BF16, &[2, 3, 256]);
