@@ -209,7 +209,7 @@ mod tests {
                     "add_products",
                     &["zmlx_gather_qmm_swiglu", "zmlx_gather_qmm_combine", "zmlx_quantized_matmul"][..],
                 ),
-                ("rank_of", &["zmlx_route_softmax_top_k", "zmlx_route_noaux_tc"]),
+                ("order_of", &["zmlx_route_softmax_top_k", "zmlx_route_noaux_tc"]),
                 ("inline T sigmoid", &["zmlx_gather_qmm_swiglu", "zmlx_route_noaux_tc"]),
             ] {
                 assert_eq!(spec.header.contains(part), kernels.contains(&spec.name), "{}: {part}", spec.name);
