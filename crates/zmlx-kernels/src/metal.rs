@@ -134,11 +134,19 @@ fn check_bank(
     need(n_in.is_multiple_of(format.group_size()), "rows are not whole groups")?;
     let bytes = n_out.saturating_mul(format.packed_bytes(n_in));
     need(n_experts * bytes / 4 >= DEVICE_WORDS, "the weight has fewer than 8 words")?;
+    // Kernels count in int: bytes of an expert, and bits of a row.
+    need(n_in.saturating_mul(format.bits()) <= i32::MAX as usize, "a row is larger than 256 MiB")?;
     need(bytes <= i32::MAX as usize, "an expert is larger than 2 GiB")
 }
 
-/// The template arguments that say how a weight is read.
-fn format_template(format: QuantSpec, values: usize) -> [(&'static str, Template); 4] {
+/// Rows of a matrix that a simdgroup computes: as in MLX's matrix-vector kernels. Results do not depend on it. Kernels also take 8;
+/// neither has been measured on an Apple GPU.
+const ROWS: usize = 4;
+/// Simdgroups of a threadgroup that share nothing: as [`ROWS`]. Kernels also take 1.
+const SIMDGROUPS: usize = 2;
+
+/// The template arguments that say how a weight of rows of `n_in` is read.
+fn format_template(format: QuantSpec, values: usize, n_in: usize) -> [(&'static str, Template); 6] {
     let mode = match format.mode() {
         QuantMode::Affine => 0,
         QuantMode::Mxfp4 => 1,
@@ -150,6 +158,8 @@ fn format_template(format: QuantSpec, values: usize) -> [(&'static str, Template
         ("BITS", Template::Int(format.bits() as i32)),
         ("GROUP", Template::Int(format.group_size() as i32)),
         ("VALUES", Template::Int(values as i32)),
+        ("N_IN", Template::Int(n_in as i32)),
+        ("ROWS", Template::Int(ROWS as i32)),
     ]
 }
 

@@ -1,17 +1,15 @@
 //! The product with one quantised matrix. MLX has its own; this one is for hosts that have none for MLX's formats.
 
-use super::{KernelSpec, LANES, NotFused, Output, Template, check_bank, format_template, need, stock, text};
+use super::{
+    KernelSpec, LANES, NotFused, Output, ROWS, SIMDGROUPS, Template, check_bank, format_template, need,
+    stock, text,
+};
 use crate::{DType, QuantSpec};
-
-/// Rows of the matrix that a simdgroup computes.
-const ROWS: usize = 4;
-/// Simdgroups of a threadgroup.
-const SIMDGROUPS: usize = 2;
 
 /// `out[m] = x[m] · wᵀ`.
 ///
 /// **Shapes** inputs x `[M, K]`, w `[N, words]`, scales and biases `[N, groups]` → out `[M, N]`. A format without biases passes
-/// its scales in their place. **Dtypes** x, out and affine scales of one float type. **Numerics** accurate: f32, one rounding.
+/// its scales in their place. **Dtypes** x and out of one float type, affine scales of any. **Numerics** accurate: f32, one rounding.
 /// **Work** the matrix is read once for every 4 rows of x; 2·M·N·K FLOPs. **Source** `mx.quantized_matmul(transpose=True)`.
 ///
 /// # Errors
@@ -28,7 +26,8 @@ pub fn quantized_matmul(
         _ => 4,
     };
     let mut template = vec![("T", Template::Type(dtype))];
-    template.extend(format_template(format, stock::wide(format)));
+    template.extend(format_template(format, stock::wide(format), n_in));
+    template.push(("SIMDGROUPS", Template::Int(SIMDGROUPS as i32)));
     template.push(("TILE", Template::Int(tile as i32)));
     Ok(KernelSpec {
         name: "zmlx_quantized_matmul",

@@ -2,12 +2,12 @@
 //
 // x [M, K], w [N, words], scales and biases [N, groups] → out [M, N]. A format without biases passes its scales in their
 // place: they are not read.
-// Template: T, MODE, BITS, GROUP, VALUES, TILE.
-// One threadgroup: 2 simdgroups of 4 rows of w each, for TILE rows of x. Grid: (tiles of M, blocks of 8 rows of w, 1).
+// Template: T, MODE, BITS, GROUP, VALUES, N_IN (K), ROWS, SIMDGROUPS, TILE.
+// One threadgroup: SIMDGROUPS of ROWS rows of w each, for TILE rows of x.
+// Grid: (tiles of M, blocks of SIMDGROUPS · ROWS rows of w, 1).
 
-constexpr int ROWS = 4;
-const int n_in = x_shape[1], n_rows = x_shape[0], n_out = w_shape[0];
-const int row = int(threadgroup_position_in_grid.y) * 2 * ROWS + int(simdgroup_index_in_threadgroup) * ROWS;
+const int n_rows = x_shape[0], n_out = w_shape[0];
+const int row = (int(threadgroup_position_in_grid.y) * SIMDGROUPS + int(simdgroup_index_in_threadgroup)) * ROWS;
 if (row >= n_out) {
   return;
 }
@@ -15,14 +15,15 @@ const int lane = int(thread_index_in_simdgroup);
 const int tile = int(threadgroup_position_in_grid.x) * TILE;
 
 float acc[TILE][ROWS] = {};
-for (int k = lane * VALUES; k < n_in; k += 32 * VALUES) {
+ZMLX_UNROLL_STEPS
+for (int k = lane * VALUES; k < N_IN; k += 32 * VALUES) {
   float xs[TILE][VALUES], sums[TILE];
   for (int m = 0; m < TILE; m++) {
-    const device T* at = x + size_t(metal::min(tile + m, n_rows - 1)) * n_in + k;
+    const device T* at = x + size_t(metal::min(tile + m, n_rows - 1)) * N_IN + k;
     sums[m] = zmlx::load_activations<T, float, MODE, BITS, VALUES>(at, xs[m]);
   }
-  zmlx::add_products<MODE, BITS, GROUP, VALUES, TILE, ROWS>(
-      (const device uchar*)w, scales, biases, n_in, n_out - 1, row, k, xs, sums, acc);
+  zmlx::add_products<MODE, BITS, GROUP, VALUES, N_IN, TILE, ROWS>(
+      (const device uchar*)w, scales, biases, n_out - 1, row, k, xs, sums, acc);
 }
 
 // Every lane gets all sums; lane m · ROWS + r keeps its own.
