@@ -11,6 +11,7 @@ mod combine;
 mod detector;
 mod inputs;
 mod launch;
+mod mlx_sources;
 mod norm;
 mod router;
 mod sim;
