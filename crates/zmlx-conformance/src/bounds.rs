@@ -31,30 +31,32 @@ pub struct Bounded {
     pub allowed: Vec<f64>,
     /// The formats of the weights that were used.
     pub formats: Vec<WeightFormat>,
+    /// The number of values of a token.
+    pub per_token: usize,
 }
 
 impl Bounded {
     /// All bounds times `factor`.
     pub fn times(&self, factor: f64) -> Self {
         let allowed = self.allowed.iter().map(|a| factor * a).collect();
-        Self { want: self.want.clone(), allowed, formats: self.formats.clone() }
+        Self { want: self.want.clone(), allowed, formats: self.formats.clone(), ..*self }
     }
 
     /// The same bound for all.
     pub fn uniform(want: Vec<f64>, allowed: f64) -> Self {
-        Self { allowed: vec![allowed; want.len()], want, formats: Vec::new() }
+        Self { allowed: vec![allowed; want.len()], want, formats: Vec::new(), per_token: 1 }
     }
 
     /// The bound `abs + rel·|want|` for each value.
     pub fn relative(want: Vec<f64>, abs: f64, rel: f64) -> Self {
         let allowed = want.iter().map(|w| abs + rel * w.abs()).collect();
-        Self { allowed, want, formats: Vec::new() }
+        Self { allowed, want, formats: Vec::new(), per_token: 1 }
     }
 
     /// The first `n` values.
     pub fn first(&self, n: usize) -> Self {
         let formats = self.formats.clone();
-        Self { want: self.want[..n].to_vec(), allowed: self.allowed[..n].to_vec(), formats }
+        Self { want: self.want[..n].to_vec(), allowed: self.allowed[..n].to_vec(), formats, ..*self }
     }
 
     /// The bounds for another result, around `other`, if both are within these bounds of the wanted values.
@@ -62,17 +64,18 @@ impl Bounded {
         assert_eq!(other.len(), self.want.len());
         let want = other.iter().map(|v| f64::from(*v)).collect();
         let formats = self.formats.clone();
-        Self { want, allowed: self.allowed.iter().map(|a| 2.0 * a).collect(), formats }
+        Self { want, allowed: self.allowed.iter().map(|a| 2.0 * a).collect(), formats, ..*self }
     }
 
     /// The bounds scaled to what the instance declares for its products.
     pub fn on<B>(&self, instance: &Instance<B>) -> Cow<'_, Self> {
-        let factor = self.formats.iter().map(|f| (instance.product_error)(*f)).fold(1.0, f64::max);
+        let n_tokens = self.want.len() / self.per_token.max(1);
+        let factor = self.formats.iter().map(|f| (instance.product_error)(*f, n_tokens)).fold(1.0, f64::max);
         if factor == 1.0 {
             return Cow::Borrowed(self);
         }
         let allowed = self.allowed.iter().map(|a| factor * a).collect();
-        Cow::Owned(Self { want: self.want.clone(), allowed, formats: Vec::new() })
+        Cow::Owned(Self { want: self.want.clone(), allowed, formats: Vec::new(), ..*self })
     }
 
     /// Passes if there are as many values and each is within its bound. NaN is within no bound.
@@ -130,6 +133,7 @@ pub fn linear(x: &[f32], w: &TestWeight) -> Bounded {
         want: ops::matmul(x, &w.values, n_rows, w.n_out, w.n_in),
         allowed: allowed(x, w, (0..n_rows).map(|r| (r, 0))),
         formats: vec![w.host.format()],
+        per_token: w.n_out,
     }
 }
 
@@ -141,6 +145,7 @@ pub fn head_linear(x: &[f32], w: &TestWeight) -> Bounded {
         want: rows.flat_map(|(r, x)| ops::matmul(x, w.mat(r % w.n_mats), 1, w.n_out, w.n_in)).collect(),
         allowed: allowed(x, w, (0..n_rows).map(|r| (r, r % w.n_mats))),
         formats: vec![w.host.format()],
+        per_token: w.n_mats * w.n_out,
     }
 }
 
@@ -160,6 +165,7 @@ pub fn gather(x: &[f32], w: &TestWeight, experts: &[u32], top_k: usize) -> Bound
         want: ops::gather_matmul(x, &w.values, experts, sizes),
         allowed: allowed(x, w, experts.iter().enumerate().map(|(s, e)| (row(s), *e as usize))),
         formats: vec![w.host.format()],
+        per_token: top_k * w.n_out,
     }
 }
 
@@ -176,7 +182,7 @@ pub fn swiglu(gate: &Bounded, up: &Bounded) -> Bounded {
                 + SILU_UNDERFLOW * u
         })
         .collect();
-    Bounded { want, allowed, formats: [&gate.formats[..], &up.formats].concat() }
+    Bounded { want, allowed, formats: [&gate.formats[..], &up.formats].concat(), ..*gate }
 }
 
 /// The activation of results that are themselves within their bounds.
@@ -205,6 +211,7 @@ pub fn gated(gate: &Bounded, up: &Bounded, activation: Activation) -> Bounded {
         want: ops::gated(&gate.want, &up.want, activation),
         allowed: (0..gate.want.len()).map(allowed).collect(),
         formats: [&gate.formats[..], &up.formats].concat(),
+        ..*gate
     }
 }
 
@@ -213,7 +220,7 @@ pub fn plus(x: &Bounded, bias: &TestWeight, mats: impl Iterator<Item = usize>) -
     let biases = mats.flat_map(|mat| bias.mat(mat).to_vec());
     let want: Vec<f64> = x.want.iter().zip(biases).map(|(x, b)| x + b).collect();
     let allowed = x.allowed.iter().zip(&want).map(|(a, w)| a + U * w.abs()).collect();
-    Bounded { want, allowed, formats: x.formats.clone() }
+    Bounded { want, allowed, formats: x.formats.clone(), ..*x }
 }
 
 /// `Σ_s weights[t, s] · x[t, s]`, in any order of s.
@@ -228,6 +235,7 @@ pub fn combine(x: &Bounded, weights: &[f32], top_k: usize) -> Bounded {
         want: ops::combine(&x.want, weights, sizes),
         allowed: ops::combine(&terms, &magnitudes, sizes),
         formats: x.formats.clone(),
+        per_token: hidden,
     }
 }
 

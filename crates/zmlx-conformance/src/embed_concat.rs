@@ -43,7 +43,8 @@ fn side_by_side(parts: &[Bounded], n_rows: usize) -> Bounded {
         (0..n_rows).flat_map(row).collect()
     };
     let formats = parts.iter().flat_map(|p| p.formats.clone()).collect();
-    Bounded { want: take(|p| &p.want), allowed: take(|p| &p.allowed), formats }
+    let per_token = parts.iter().map(|p| p.per_token).sum();
+    Bounded { want: take(|p| &p.want), allowed: take(|p| &p.allowed), formats, per_token }
 }
 
 fn check_concat<B: Backend>(instances: &[Instance<B>], parts: &[TestWeight]) {

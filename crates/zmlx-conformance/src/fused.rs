@@ -198,6 +198,7 @@ pub fn experts_and_a_shared_mlp<B: Backend>(instances: &[Instance<B>]) {
                 allowed: (0..want.len()).map(allowed).collect(),
                 want: want.clone(),
                 formats: Vec::new(),
+                per_token: hidden,
             };
 
             let (routed, shared) = parts();

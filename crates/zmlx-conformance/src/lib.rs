@@ -13,7 +13,7 @@
 //!         backend,
 //!         grid: Grid::Full,
 //!         same_path_below: 0,
-//!         product_error: |_| 1.0,
+//!         product_error: |_, _| 1.0,
 //!         attention_error: 1.0,
 //!         chunk_error: 1.0,
 //!         exponential_error: 1.0,

@@ -19,13 +19,23 @@ fn hot<'a, B: Backend>() -> Settings<'a, B> {
 fn with_chance<B: Backend>(instances: &[Instance<B>]) -> impl Iterator<Item = &B> {
     instances.iter().map(|i| &i.backend).filter(|b| {
         let logits = b.put(&[0.0, 1.0], &[1, 2]);
-        b.sample(&logits, 0, &hot::<B>()).unwrap().is_some()
+        b.sample(&logits, &[(0, hot::<B>())]).unwrap()[0].is_some()
     })
+}
+
+/// What the device chooses from one row.
+fn choose<B: Backend>(
+    b: &B,
+    logits: &B::Tensor,
+    row: usize,
+    settings: Settings<'_, B>,
+) -> zmlx_core::Result<B::Indices> {
+    Ok(b.sample(logits, &[(row, settings)])?.remove(0).unwrap())
 }
 
 fn sample<B: Backend>(b: &B, rows: &[&[f32]], row: usize, settings: &Settings<'_, B>) -> u32 {
     let logits = b.put(&rows.concat(), &[rows.len(), rows[0].len()]);
-    let id = b.get_indices(&b.sample(&logits, row, settings).unwrap().unwrap());
+    let id = b.get_indices(&choose(b, &logits, row, *settings).unwrap());
     assert_eq!(id.len(), 1);
     id[0]
 }
@@ -186,7 +196,7 @@ pub fn choices_are_assessed<B: Backend>(instances: &[Instance<B>]) {
             for repetition in [None, Some(Repetition { penalty: 1.5, recent: &recent, last: None })] {
                 let settings =
                     SampleSettings { temperature, repetition, seed: 0x7123_4567_89ab_cdef, ..greedy::<B>() };
-                let chosen = b.sample(&b.put(&logits, &[1, width]), 0, &settings).unwrap().unwrap();
+                let chosen = choose(b, &b.put(&logits, &[1, width]), 0, settings).unwrap();
                 let Some(choice) = b.read_choice(&chosen).unwrap() else { continue };
                 assert_eq!([choice.token], b.get_indices(&chosen)[..], "{width}");
                 let mut sorted: Vec<f64> = logits.iter().map(|l| f64::from(*l)).collect();
@@ -207,7 +217,7 @@ pub fn choices_are_assessed<B: Backend>(instances: &[Instance<B>]) {
             }
         }
         let broken = b.put(&[0.0, f32::NAN, 1.0], &[1, 3]);
-        let chosen = b.sample(&broken, 0, &greedy::<B>()).unwrap().unwrap();
+        let chosen = choose(b, &broken, 0, greedy::<B>()).unwrap();
         if let Some(choice) = b.read_choice(&chosen).unwrap() {
             assert!(choice.margin.is_nan(), "{choice:?}");
         }
@@ -218,10 +228,10 @@ pub fn choices_are_assessed<B: Backend>(instances: &[Instance<B>]) {
 pub fn bad_arguments_are_errors<B: Backend>(instances: &[Instance<B>]) {
     for b in with_chance(instances) {
         let logits = b.put(&[0.0; 6], &[2, 3]);
-        let row = b.sample(&logits, 2, &greedy::<B>());
+        let row = choose(b, &logits, 2, greedy::<B>());
         assert!(matches!(row, Err(Error::IndexOutOfRange { op: "sample", index: 2, len: 2, .. })));
         let refused = |repetition| {
-            b.sample(&logits, 0, &Settings::<B> { repetition: Some(repetition), ..greedy::<B>() })
+            choose(b, &logits, 0, Settings::<B> { repetition: Some(repetition), ..greedy::<B>() })
         };
         let known = refused(Repetition { penalty: 1.1, recent: &[3], last: None });
         assert!(matches!(known, Err(Error::IndexOutOfRange { op: "sample", index: 3, len: 3, .. })));
@@ -231,6 +241,39 @@ pub fn bad_arguments_are_errors<B: Backend>(instances: &[Instance<B>]) {
         let two = b.put_indices(&[1, 2], &[2]);
         assert!(refused(Repetition { penalty: 1.1, recent: &[], last: Some(&two) }).is_err());
         let vector = b.put(&[0.0; 6], &[6]);
-        assert!(b.sample(&vector, 0, &greedy::<B>()).is_err());
+        assert!(choose(b, &vector, 0, greedy::<B>()).is_err());
+    }
+}
+
+/// Several rows at once: each has the token that it has alone, whatever the settings of the others.
+pub fn rows_do_not_depend_on_each_other<B: Backend>(instances: &[Instance<B>]) {
+    const WIDTH: usize = 5000;
+    for b in with_chance(instances) {
+        let logits = b.put(&zmlx_oracle::testing::random_f32(20 * WIDTH, 4.0, 1), &[20, WIDTH]);
+        let recent: Vec<u32> = (0..40).map(|i| i * 7).collect();
+        let of = |i: usize| Settings::<B> {
+            temperature: [0.0, 0.7, 1.3][i % 3],
+            top_k: i.is_multiple_of(2).then_some(9 + i),
+            top_p: (i % 4 < 2).then_some(0.9),
+            min_p: i.is_multiple_of(5).then_some(0.01),
+            repetition: (!i.is_multiple_of(3)).then(|| Repetition { penalty: 1.3, recent: &recent[i..], last: None }),
+            seed: 0x0123_4567_89ab_cdef * (i as u64 + 1),
+        };
+        for n in [2, 16, 20] {
+            // The rows are chosen out of order.
+            let rows: Vec<_> = (0..n).map(|i| (n - 1 - i, of(i))).collect();
+            let together = b.sample(&logits, &rows).unwrap();
+            assert_eq!(together.len(), n);
+            for ((row, settings), id) in rows.into_iter().zip(together) {
+                let id = id.unwrap();
+                let alone = choose(b, &logits, row, settings).unwrap();
+                assert_eq!(b.get_indices(&id), b.get_indices(&alone), "{n} rows, row {row}");
+                assert_eq!(
+                    b.read_choice(&id).unwrap(),
+                    b.read_choice(&alone).unwrap(),
+                    "{n} rows, row {row}"
+                );
+            }
+        }
     }
 }

@@ -15,9 +15,9 @@ pub struct Instance<B> {
     pub grid: Grid,
     /// Batches of fewer rows than this give each row the same bits as the row alone.
     pub same_path_below: usize,
-    /// The error of a product with weights of that format, as a multiple of the error with f32 activations and f32
-    /// sums.
-    pub product_error: fn(WeightFormat) -> f64,
+    /// The error of a product of so many tokens with weights of that format, as a multiple of the error with f32
+    /// activations and f32 sums.
+    pub product_error: fn(WeightFormat, usize) -> f64,
     /// The error of attention, as a multiple of the error with a cache in f32.
     pub attention_error: f64,
     /// The difference between results if a prompt is split differently, as a multiple of the effect of another order of
@@ -150,7 +150,7 @@ macro_rules! conformance {
                 sampling {
                     greedy_takes_the_first_of_the_largest, recent_tokens_become_less_likely, filters_keep,
                     ties_at_the_end_of_a_filter, draws_follow_the_distribution, the_seed_decides,
-                    choices_are_assessed, bad_arguments_are_errors
+                    choices_are_assessed, rows_do_not_depend_on_each_other, bad_arguments_are_errors
                 }
                 invariance { linear, experts, rows_of_one_expert }
                 tiles { many_tokens, experts_of_many_tokens, heads_of_many_tokens, very_many_rows }

@@ -11,8 +11,8 @@ pub use recurrent::{ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWe
 pub use shard::Shard;
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Activation, Barriers, Choice, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, PrefillStyle,
-    Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
+    Activation, Barriers, Choice, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, PREFILL_CHUNK,
+    PrefillStyle, Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
 };
 
 use crate::ops::{fused_ops, output, plain_ops};
@@ -227,7 +227,7 @@ pub trait Backend {
 
     /// How prompts are cut.
     fn prefill_style(&self) -> PrefillStyle {
-        PrefillStyle::Whole
+        PrefillStyle::Whole { chunk: PREFILL_CHUNK }
     }
 
     /// Computes what the caches hold, so that a lazy device does not collect the work of a whole prompt.
@@ -238,27 +238,26 @@ pub trait Backend {
         Ok(())
     }
 
-    /// Chooses the next token of one sequence from row `row` of the logits. The token stays on the device, so the next
-    /// step can be built on it before it is computed. `None` on backends whose ops compute at once, where there is
-    /// nothing to overlap.
+    /// Chooses the next tokens of some sequences, each from a row of the logits. The tokens stay on the device, so the next
+    /// step can be built on them before they are computed. `None` for tokens that the host must choose: all of them on
+    /// backends whose ops compute at once, where there is nothing to overlap.
     ///
     /// **Formula** apply the repetition penalty; `p = softmax(logits)`; rank the tokens by p; keep the tokens with less
     /// than `top_p` of probability above them, the first `top_k`, and those with at least `min_p` times the largest p;
     /// draw one of them at random with weight `p^(1 / temperature)`. At temperature 0 take the most probable one.
-    /// **Shapes** logits `[n, vocab]` → `[1]`. **Numerics** f32. Of equal logits the lowest index ranks first. A
+    /// **Shapes** logits `[n, vocab]` → `[1]` for each row. **Numerics** f32. Of equal logits the lowest index ranks first. A
     /// backend that follows a stock engine may take the most probable token from that engine's rounded
     /// log-probabilities. Equal settings and logits give equal tokens.
     /// **Source** mlx-lm `sample_utils`.
     ///
     /// # Errors
-    /// If the logits are not a matrix or lack the row, or if a recent token has no logit.
+    /// If the logits are not a matrix or lack a row, or if a recent token has no logit.
     fn sample(
         &self,
         _logits: &Self::Tensor,
-        _row: usize,
-        _settings: &SampleSettings<'_, Self::Indices>,
-    ) -> Result<Option<Self::Indices>> {
-        Ok(None)
+        rows: &[(usize, SampleSettings<'_, Self::Indices>)],
+    ) -> Result<Vec<Option<Self::Indices>>> {
+        Ok(rows.iter().map(|_| None).collect())
     }
 
     /// The token that [`Backend::sample`] chose, with what the host would find in its logits; `None` where it must look itself.

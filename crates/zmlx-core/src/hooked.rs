@@ -60,10 +60,9 @@ pub trait Hooks<B: Backend> {
         &self,
         backend: &B,
         logits: &B::Tensor,
-        row: usize,
-        settings: &SampleSettings<'_, B::Indices>,
-    ) -> Result<Option<B::Indices>> {
-        backend.sample(logits, row, settings)
+        rows: &[(usize, SampleSettings<'_, B::Indices>)],
+    ) -> Result<Vec<Option<B::Indices>>> {
+        backend.sample(logits, rows)
     }
 
     /// What [`Backend::eval_caches`] does.
@@ -227,10 +226,9 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
     fn sample(
         &self,
         logits: &B::Tensor,
-        row: usize,
-        settings: &SampleSettings<'_, B::Indices>,
-    ) -> Result<Option<B::Indices>> {
-        self.hooks.sample(&self.inner, logits, row, settings)
+        rows: &[(usize, SampleSettings<'_, B::Indices>)],
+    ) -> Result<Vec<Option<B::Indices>>> {
+        self.hooks.sample(&self.inner, logits, rows)
     }
 
     fn eval_caches(&self, caches: &[B::Cache]) -> Result<()> {

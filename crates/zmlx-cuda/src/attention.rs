@@ -21,7 +21,10 @@ use crate::weight::Vector;
 
 use tensor_cores::{Call, ONE_POSITIONS, latent_kernel};
 
-/// Threads of a block of `rope` and `append`: a warp per head.
+/// Heads that a warp of `append` takes, and the number of tokens from which on it takes more than one.
+const HEADS_PER_WARP: usize = 8;
+const FEW_TOKENS: usize = 64;
+/// Threads of a block of `rope` and `append`.
 const THREADS: usize = 128;
 /// Query heads of a block of `attention`, a warp each.
 const HEADS_PER_BLOCK: usize = 8;
@@ -160,6 +163,7 @@ struct AppendArgs {
     n_tokens: u32,
     n_heads: u32,
     n_kv_heads: u32,
+    heads_per_warp: u32,
     key_width: u32,
     value_width: u32,
     step: StepArgs,
@@ -243,6 +247,10 @@ pub(crate) fn attend(
         None
     } else {
         let queries = Buffer::scratch(device, 4 * n_tokens * n_heads * pages.key_width)?;
+        // Heads of a token are turned by the same angles, which take longer to compute than the rest.
+        let heads_per_warp = if n_tokens < FEW_TOKENS { 1 } else { HEADS_PER_WARP };
+        let per_token = n_heads + n_new_heads * if inputs.v.is_some() { 2 } else { 1 };
+        let n_warps = n_tokens * per_token.div_ceil(heads_per_warp);
         let args = AppendArgs {
             q,
             q_more,
@@ -252,13 +260,13 @@ pub(crate) fn attend(
             n_tokens: n_tokens as u32,
             n_heads: n_heads as u32,
             n_kv_heads: n_new_heads as u32,
+            heads_per_warp: heads_per_warp as u32,
             key_width: pages.key_width as u32,
             value_width: pages.value_width as u32,
             step: step_args,
             cache: cache_args,
             queries: queries.at(),
         };
-        let n_warps = n_tokens * (n_heads + n_new_heads * if inputs.v.is_some() { 2 } else { 1 });
         let grid = Grid {
             blocks: [n_warps.div_ceil(THREADS / 32), 1, 1],
             threads: THREADS,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use zmlx_core::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
-    MlaWeights, NoauxTc, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey, stock,
+    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey, stock,
 };
 
 use crate::NAME;
@@ -25,6 +25,9 @@ use crate::sample;
 use crate::step::{CudaStep, StepData};
 use crate::tensor::{CudaIndices, CudaTensor, Heads, Norm, Pending, Rotation, Shape, Staged, View, ensure};
 use crate::weight::CudaWeight;
+
+/// Tokens of a prompt that are computed at once: so many that each expert has many of them.
+const PREFILL_CHUNK: usize = 2048;
 
 /// An NVIDIA GPU as a [`Backend`].
 pub struct CudaBackend {
@@ -128,6 +131,7 @@ impl Backend for CudaBackend {
         Ok(CudaIndices {
             shape,
             buffer,
+            offset: 0,
             host: Some(values.into()),
             bound: 0,
             grouped: Grouped::default(),
@@ -139,11 +143,12 @@ impl Backend for CudaBackend {
     fn read_indices(&self, indices: &CudaIndices, out: &mut Vec<u32>) -> Result<()> {
         match &indices.copy {
             Some(copy) => {
-                copy.read(out)?;
+                copy.values.read(out)?;
+                out.drain(..indices.offset);
                 out.truncate(indices.shape.len());
                 Ok(())
             }
-            None => indices.buffer.read(0, indices.shape.len(), out),
+            None => indices.buffer.read(4 * indices.offset, indices.shape.len(), out),
         }
     }
 
@@ -213,6 +218,10 @@ impl Backend for CudaBackend {
         cache.rollback(&step.0.spans);
     }
 
+    fn prefill_style(&self) -> PrefillStyle {
+        PrefillStyle::Whole { chunk: PREFILL_CHUNK }
+    }
+
     fn wait(&self, x: &CudaTensor) -> Result<()> {
         x.view(&self.device)?;
         self.device.driver.synchronize()
@@ -221,10 +230,9 @@ impl Backend for CudaBackend {
     fn sample(
         &self,
         logits: &CudaTensor,
-        row: usize,
-        settings: &SampleSettings<'_, CudaIndices>,
-    ) -> Result<Option<CudaIndices>> {
-        sample::sample(&self.device, logits, row, settings)
+        rows: &[(usize, SampleSettings<'_, CudaIndices>)],
+    ) -> Result<Vec<Option<CudaIndices>>> {
+        sample::sample(&self.device, logits, rows)
     }
 
     fn read_choice(&self, chosen: &CudaIndices) -> Result<Option<Choice>> {

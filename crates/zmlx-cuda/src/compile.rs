@@ -7,12 +7,11 @@ use std::ptr::null_mut;
 use libloading::Library;
 use sha2::{Digest, Sha256};
 
-const HEADERS: [(&str, &str); 10] = [
+const HEADERS: [(&str, &str); 9] = [
     ("activations.cuh", include_str!("kernels/activations.cuh")),
     ("device.cuh", include_str!("kernels/device.cuh")),
     ("element.cuh", include_str!("kernels/element.cuh")),
     ("format.cuh", include_str!("kernels/format.cuh")),
-    ("fragments.cuh", include_str!("kernels/fragments.cuh")),
     ("matvec.cuh", include_str!("kernels/matvec.cuh")),
     ("position.cuh", include_str!("kernels/position.cuh")),
     ("recurrent.cuh", include_str!("kernels/recurrent.cuh")),
@@ -37,7 +36,7 @@ const SOURCES: [(&str, &str); 17] = [
     ("route", include_str!("kernels/route.cu")),
     ("rows", include_str!("kernels/rows.cu")),
     ("sample", include_str!("kernels/sample.cu")),
-    ("split", include_str!("kernels/split.cu")),
+    ("to_f16", include_str!("kernels/to_f16.cu")),
 ];
 
 /// Most macros that a unit sets.
@@ -139,10 +138,16 @@ pub fn units() -> Vec<Unit> {
         if matches!(bits, 4 | 8) && scales < 3 {
             let group = ("GROUP", [32, 64, 128][i % 3]);
             let streams = ("STREAMS", 1 + i as u32 % 2);
-            all.push(Unit::new("split", &[format[0], group]));
-            for (jobs, shared) in [(8, 0), (8, 1), (16, 1), (32, 0)] {
-                let shape = [("JOBS", jobs), ("SHARED_ROWS", shared)];
-                let all_of = [format[0], format[1], format[2], group, streams, shape[0], shape[1]];
+            for (jobs, tiles, shared) in [(8, 2, 0), (8, 1, 1), (16, 2, 1), (32, 2, 0), (64, 2, 0)] {
+                let streams = if tiles == 1 { ("STREAMS", 1) } else { streams };
+                let lane = ("LANE", if jobs <= 16 { 256 / bits } else { 128 / bits });
+                let to_f16 = Unit::new("to_f16", &[format[0], lane]);
+                if !all.contains(&to_f16) {
+                    all.push(to_f16);
+                }
+                let shape = [("JOBS", jobs), ("TILES", tiles), ("SHARED_ROWS", shared)];
+                let format = [format[0], format[1], format[2], group, streams, lane];
+                let all_of: Vec<_> = format.into_iter().chain(shape).collect();
                 all.push(Unit::new("matmul", &all_of));
             }
         }

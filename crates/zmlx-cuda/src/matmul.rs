@@ -8,7 +8,7 @@ use crate::compile::Unit;
 use crate::device::Device;
 use crate::driver::Grid;
 use crate::memory::{Buffer, lock};
-use crate::products::{Epilogue, InputArgs, MAX_PARTS, PartArgs, Product};
+use crate::products::{Epilogue, InputArgs, MAX_PARTS, Product};
 use crate::tensor::CudaIndices;
 use crate::weight::{Part, PartFormat};
 
@@ -16,30 +16,80 @@ use crate::weight::{Part, PartFormat};
 pub(crate) const MIN_TOKENS: usize = 8;
 /// From this many tokens on routers do, too, and choose in a kernel of their own.
 pub(crate) const MIN_ROUTED_TOKENS: usize = 64;
-/// Rows of the matrix of a warp.
-const WARP_ROWS: usize = 32;
-/// Jobs of a tile, `JOBS` of the kernel, where a matrix has so many on average: tensor cores multiply all that a tile has room
-/// for.
-fn tile_jobs(product: &Product) -> usize {
-    let n = product.n_jobs;
-    match &product.experts {
-        // Some experts have more jobs than others.
-        Some(_) => match n / product.n_mats.min(n).max(1) {
-            0..=4 => 8,
-            5..=10 => 16,
-            _ => 32,
-        },
-        None => match n / product.n_mats.max(1) {
-            0..=8 => 8,
-            9..=127 => 16,
-            _ => 32,
-        },
+/// Rows of a tile of the matrix.
+const TILE_ROWS: usize = 16;
+/// Warps of a block.
+const N_WARPS: usize = 4;
+/// Chunks whose activations a block holds, `STAGES` of the kernel.
+const STAGES: usize = 3;
+
+/// How a product is divided among blocks.
+#[derive(Clone, Copy, Debug)]
+struct Tiling {
+    /// Jobs of a block: 8, 16, 32 or 64.
+    jobs: usize,
+    /// Tiles of 16 rows of a warp.
+    tiles: usize,
+    /// Whether the warps of a block share rows.
+    shares_rows: bool,
+}
+
+impl Tiling {
+    fn new(device: &Device, product: &Product, n_out: usize) -> Self {
+        let n_multiprocessors = device.driver.properties.n_multiprocessors as usize;
+        let n = product.n_jobs;
+        if product.experts.is_some() {
+            // Tensor cores multiply all that a tile has room for. Some experts have more jobs than others.
+            let jobs = match n / product.n_mats.min(n).max(1) {
+                0..=4 => 8,
+                5..=10 => 16,
+                11..=47 => 32,
+                _ => 64,
+            };
+            return Self { jobs, tiles: 2, shares_rows: false };
+        }
+        let of_mat = n / product.n_mats.max(1);
+        let n_blocks =
+            |jobs: usize, rows: usize| n_out.div_ceil(rows) * of_mat.div_ceil(jobs) * product.n_mats;
+        let block_rows = 2 * TILE_ROWS * N_WARPS / streams(product);
+        let fills = |jobs: &usize| of_mat >= 2 * jobs && n_blocks(*jobs, block_rows) >= 2 * n_multiprocessors;
+        if let Some(jobs) = [64, 32].into_iter().find(fills) {
+            return Self { jobs, tiles: 2, shares_rows: false };
+        }
+        let jobs = if of_mat <= 8 { 8 } else { 16 };
+        let shares_rows = n_blocks(jobs, block_rows) < 2 * n_multiprocessors;
+        let is_short =
+            shares_rows && streams(product) == 1 && n_blocks(jobs, 2 * TILE_ROWS) < n_multiprocessors;
+        Self { jobs, tiles: if is_short { 1 } else { 2 }, shares_rows }
+    }
+
+    /// Rows of the output of a block.
+    fn rows(&self, streams: usize) -> usize {
+        let rows = TILE_ROWS * self.tiles / streams;
+        if self.shares_rows { rows } else { rows * N_WARPS }
+    }
+
+    /// Consecutive columns of a lane, `LANE` of the kernel, where codes have that many bits: up to 32 bytes, or 16 where sums take
+    /// most registers, as far as rows are whole chunks.
+    fn lane(&self, bits: u32, n_in: usize) -> usize {
+        let most = if self.jobs <= 16 { 256 } else { 128 } / bits as usize;
+        [64, 32].into_iter().find(|lane| *lane <= most && n_in.is_multiple_of(4 * lane)).unwrap_or(16)
+    }
+
+    /// Bytes of activations that a block holds.
+    fn shared_bytes(&self, lane: usize) -> usize {
+        let pipes = if self.shares_rows { N_WARPS } else { 1 };
+        pipes * STAGES * self.jobs * 4 * lane * 2
     }
 }
-/// Rows of the matrix that a block takes.
-const BLOCK_ROWS: usize = 128;
-/// Columns of a unit; `UNIT` of the kernels.
-const UNIT: usize = 64;
+
+/// Matrices whose products make one output.
+fn streams(product: &Product) -> usize {
+    if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 }
+}
+
+/// Columns of the smallest chunk.
+const CHUNK: usize = 64;
 /// Most experts that `group.cu` puts in order.
 const MAX_EXPERTS: usize = 1024;
 
@@ -89,7 +139,7 @@ fn groups(
         most_tiles,
     };
     let args = GroupArgs {
-        experts: experts.buffer.at(),
+        experts: experts.at(),
         n: n as u32,
         n_experts: n_experts as u32,
         tile_jobs: tile_jobs as u32,
@@ -107,23 +157,33 @@ fn groups(
 }
 
 #[repr(C)]
-struct SplitArgs {
+struct ToF16Args {
     input: InputArgs,
     n_in: u32,
     y: u64,
-    sums: u64,
+    factors: u64,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct MatmulPartArgs {
+    data: u64,
+    scales: u64,
+    row_factors: u64,
+    first_row: u32,
+    n_rows: u32,
 }
 
 #[repr(C)]
 struct MatmulArgs {
-    parts: [PartArgs; MAX_PARTS],
+    parts: [MatmulPartArgs; MAX_PARTS],
     n_parts: u32,
     n_out: u32,
-    n_units: u32,
+    n_chunks: u32,
     n_jobs: u32,
     jobs_per_x: u32,
     x: u64,
-    x_sums: u64,
+    x_factors: u64,
     tiles: u64,
     n_tiles: u64,
     jobs: u64,
@@ -152,7 +212,7 @@ pub(crate) fn suits(product: &Product) -> bool {
         && (product.experts.is_none() || product.n_mats <= MAX_EXPERTS)
         && product.n_slots == 1
         && product.slot_weights.is_none()
-        && product.n_in.is_multiple_of(UNIT)
+        && product.n_in.is_multiple_of(CHUNK)
         && product.parts.iter().all(|p| p.n_rows.is_multiple_of(16) && format(p).is_some())
 }
 
@@ -160,37 +220,52 @@ pub(crate) fn suits(product: &Product) -> bool {
 pub(crate) fn launch(
     device: &Arc<Device>,
     product: &Product,
-    (run, parts, n_out): (&[Part], [PartArgs; MAX_PARTS], usize),
+    (run, n_out): (&[Part], usize),
     input: InputArgs,
     (residual, y): (u64, u64),
 ) -> Result<()> {
     let Some(format) = format(&run[0]) else { return Ok(()) };
     let n_rows = product.n_jobs / product.rows_per_x;
     let n_in = product.n_in;
-    let x = Buffer::scratch(device, 4 * n_rows * n_in)?;
-    let sums = Buffer::scratch(device, 4 * n_rows * n_in / 32)?;
-    let args = SplitArgs { input, n_in: n_in as u32, y: x.at(), sums: sums.at() };
-    let unit = Unit::new("split", &[format[0], format[3]]);
+    let tiling = Tiling::new(device, product, n_out);
+    let [bits, code, scales, group] = format;
+    let lane = tiling.lane(bits.1, n_in);
+    let x = Buffer::scratch(device, 2 * n_rows * n_in)?;
+    let factors = Buffer::scratch(device, 4 * n_rows)?;
+    let args = ToF16Args { input, n_in: n_in as u32, y: x.at(), factors: factors.at() };
+    let unit = Unit::new("to_f16", &[bits, ("LANE", lane as u32)]);
     let grid = Grid { blocks: [n_rows, 1, 1], threads: 256, shared_bytes: 0, cluster: 1 };
-    // SAFETY: the struct is the kernel's; the input has n_rows rows of n_in; the results have room for 4 bytes a value, and a
-    // sum for each 32 values at most.
-    unsafe { device.launch(product.op, (unit, "split"), grid, &args)? };
+    // SAFETY: the struct is the kernel's; the input has n_rows rows of n_in; the results have room for 2 bytes a value and a
+    // factor for each row.
+    unsafe { device.launch(product.op, (unit, "to_f16"), grid, &args)? };
 
-    let tile_jobs = tile_jobs(product);
     let groups =
-        product.experts.as_ref().map(|e| groups(device, e, product.n_mats, tile_jobs)).transpose()?;
+        product.experts.as_ref().map(|e| groups(device, e, product.n_mats, tiling.jobs)).transpose()?;
     let n_mats = if groups.is_some() { 1 } else { product.n_mats };
-    let n_tiles = groups.as_ref().map_or((product.n_jobs / n_mats).div_ceil(tile_jobs), |g| g.most_tiles);
-    let streams = if product.epilogue == Epilogue::SwiGlu { 2 } else { 1 };
+    let n_tiles = groups.as_ref().map_or((product.n_jobs / n_mats).div_ceil(tiling.jobs), |g| g.most_tiles);
+    let streams = streams(product);
+    let mut parts = [MatmulPartArgs::default(); MAX_PARTS];
+    let mut first_row = 0;
+    for (to, part) in parts.iter_mut().zip(run) {
+        let at = |buffer: &Option<Arc<Buffer>>| buffer.as_ref().map_or(0, |b| b.at());
+        *to = MatmulPartArgs {
+            data: part.data.at(),
+            scales: at(&part.scales),
+            row_factors: at(&part.row_factors),
+            first_row,
+            n_rows: part.n_rows as u32,
+        };
+        first_row += part.n_rows as u32;
+    }
     let args = MatmulArgs {
         parts,
         n_parts: run.len() as u32,
         n_out: n_out as u32,
-        n_units: (n_in / UNIT) as u32,
+        n_chunks: (n_in / (4 * lane)) as u32,
         n_jobs: product.n_jobs as u32,
         jobs_per_x: product.rows_per_x as u32,
         x: x.at(),
-        x_sums: sums.at(),
+        x_factors: factors.at(),
         tiles: groups.as_ref().map_or(0, |g| g.tiles.at()),
         n_tiles: groups.as_ref().map_or(0, |g| g.n_tiles.at()),
         jobs: groups.as_ref().map_or(0, |g| g.jobs.at()),
@@ -198,12 +273,6 @@ pub(crate) fn launch(
         y,
         y_stride: product.n_out as u32,
     };
-    let n_blocks = n_out.div_ceil(BLOCK_ROWS / streams) * n_tiles * n_mats;
-    let are_shared = tile_jobs <= 16
-        && groups.is_none()
-        && n_blocks < 2 * device.driver.properties.n_multiprocessors as usize;
-    let rows = if are_shared { WARP_ROWS } else { BLOCK_ROWS };
-    let [bits, code, scales, group] = format;
     let unit = Unit::new(
         "matmul",
         &[
@@ -212,14 +281,16 @@ pub(crate) fn launch(
             scales,
             group,
             ("STREAMS", streams as u32),
-            ("JOBS", tile_jobs as u32),
-            ("SHARED_ROWS", u32::from(are_shared)),
+            ("JOBS", tiling.jobs as u32),
+            ("TILES", tiling.tiles as u32),
+            ("LANE", lane as u32),
+            ("SHARED_ROWS", u32::from(tiling.shares_rows)),
         ],
     );
     let grid = Grid {
-        blocks: [n_out.div_ceil(rows / streams), n_tiles, n_mats],
-        threads: 128,
-        shared_bytes: 0,
+        blocks: [n_out.div_ceil(tiling.rows(streams)), n_tiles, n_mats],
+        threads: 32 * N_WARPS,
+        shared_bytes: tiling.shared_bytes(lane),
         cluster: 1,
     };
     // SAFETY: the struct is the kernel's; `suits` has checked sizes and format, the product's maker shapes and indices; what is

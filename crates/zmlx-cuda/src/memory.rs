@@ -98,11 +98,12 @@ impl Buffer {
         staging.copy_in(&self.device.driver, self.at + offset as u64, bytes)
     }
 
-    /// Copies `n_bytes` from another buffer.
-    pub(crate) fn copy_from(&self, from: &Self, n_bytes: usize) -> Result<()> {
-        assert!(n_bytes <= self.n_bytes && n_bytes <= from.n_bytes, "copies stay within buffers");
+    /// Copies `n_bytes` from byte `offset` of another buffer.
+    pub(crate) fn copy_from(&self, from: &Self, offset: usize, n_bytes: usize) -> Result<()> {
+        let is_within = n_bytes <= self.n_bytes && offset + n_bytes <= from.n_bytes;
+        assert!(is_within, "copies stay within buffers");
         // SAFETY: both ranges were just checked.
-        unsafe { self.device.driver.copy_within(self.at, from.at, n_bytes) }
+        unsafe { self.device.driver.copy_within(self.at, from.at + offset as u64, n_bytes) }
     }
 
     /// Replaces `out` by `n` values from byte `offset` on, when all ops in front are done.

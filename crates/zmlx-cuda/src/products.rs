@@ -31,13 +31,12 @@ pub(crate) struct Input {
 }
 
 impl Input {
-    /// The rows of `width` values of a tensor; a norm over them that has not been launched goes along where few rows share
-    /// the work of it.
-    pub(crate) fn new(device: &Arc<Device>, x: &CudaTensor, width: usize, n_jobs: usize) -> Result<Self> {
+    /// The rows of `width` values of a tensor. A norm over them that has not been launched goes along if it may.
+    pub(crate) fn new(device: &Arc<Device>, x: &CudaTensor, width: usize, takes_norm: bool) -> Result<Self> {
         if let Some(Pending::Heads(heads)) = x.op()
             && let (width_of, None, Some(norm)) = (heads.width, &heads.rotation, &heads.norm)
             && width_of == width
-            && n_jobs <= 16
+            && takes_norm
             && let Some(rows) = heads.x.rows(width)
             && rows.per_segment == 1
             && heads.x.is_aligned()
@@ -226,7 +225,9 @@ impl Product {
             let why = format!("{} rows of {} values at once", self.n_slots, self.n_in);
             return Err(Error::Unsupported { op: self.op, backend: NAME, why });
         }
-        let input = Input::new(device, &self.x, self.n_in, self.n_jobs * self.n_slots)?;
+        // Every block of a matrix-vector product computes the norms of its rows, but a matrix product does it once.
+        let takes_norm = self.n_jobs * self.n_slots <= 16 || (route.is_none() && matmul::suits(self));
+        let input = Input::new(device, &self.x, self.n_in, takes_norm)?;
         let y = match &self.beside {
             Beside::Queries { queries, .. } => Arc::clone(queries),
             Beside::None | Beside::Merge { .. } => Buffer::scratch(device, 4 * len)?,
@@ -305,10 +306,10 @@ impl Product {
             slot_weights: self.slot_weights.as_ref().map_or(0, View::at),
         };
         if rule == 0 && matmul::suits(self) {
-            matmul::launch(device, self, (run, parts, n_out), input, (residual, y))?;
+            matmul::launch(device, self, (run, n_out), input, (residual, y))?;
             return Ok(n_out);
         }
-        let experts = self.experts.as_ref().map_or(0, |e| e.buffer.at());
+        let experts = self.experts.as_ref().map_or(0, CudaIndices::at);
         let (n_parts, y_stride) = (run.len() as u32, self.n_out as u32);
         let (n_slots, n_mats) = (self.n_slots as u32, self.n_mats as u32);
         let shares = Shares::new(device, rule, n_out);

@@ -103,14 +103,8 @@ pub(crate) fn gather_add(
     let from = x.contiguous(device)?;
     let (tensor, y) = CudaTensor::fresh(device, x.shape)?;
     let (n, width) = (x.shape.len(), x.shape.last() as u32);
-    let args = GatherAddArgs {
-        x: from.at(),
-        bank: bank.0.at(),
-        experts: experts.buffer.at(),
-        y,
-        width,
-        n: n as u64,
-    };
+    let args =
+        GatherAddArgs { x: from.at(), bank: bank.0.at(), experts: experts.at(), y, width, n: n as u64 };
     // SAFETY: the struct is the kernel's; x and y have n values in rows of width, the bank a row for each index.
     unsafe { device.launch("gather_add", (rows_unit(), "gather_add"), each(n), &args)? };
     Ok(tensor)
@@ -135,8 +129,7 @@ pub(crate) fn mul_taken(
     let from = x.contiguous(device)?;
     let (tensor, y) = CudaTensor::fresh(device, x.shape)?;
     let n = x.shape.len();
-    let args =
-        MulTakenArgs { x: from.at(), vector: vector.0.at(), indices: indices.buffer.at(), y, n: n as u64 };
+    let args = MulTakenArgs { x: from.at(), vector: vector.0.at(), indices: indices.at(), y, n: n as u64 };
     // SAFETY: the struct is the kernel's; x, indices and y have n values, the vector one for each index.
     unsafe { device.launch("mul_taken", (rows_unit(), "mul_taken"), each(n), &args)? };
     Ok(tensor)
@@ -284,7 +277,7 @@ pub(crate) fn take_last(device: &Arc<Device>, x: &CudaTensor, indices: &CudaIndi
     let (tensor, y) = CudaTensor::fresh(device, indices.shape)?;
     let (k, n) = (indices.shape.last(), indices.shape.len());
     let width = x.shape.last() as u32;
-    let args = TakeArgs { x: from.at(), indices: indices.buffer.at(), y, width, k: k as u32, n: n as u64 };
+    let args = TakeArgs { x: from.at(), indices: indices.at(), y, width, k: k as u32, n: n as u64 };
     // SAFETY: the struct is the kernel's; the backend checked the rows and that indices are below width.
     unsafe { device.launch("take_last", (rows_unit(), "take_last"), each(n), &args)? };
     Ok(tensor)
@@ -451,6 +444,7 @@ pub(crate) fn route(
     let choice = |launch| CudaIndices {
         shape,
         buffer: experts,
+        offset: 0,
         host: None,
         bound: width,
         grouped: Grouped::default(),
@@ -508,7 +502,7 @@ pub(crate) fn embed(device: &Arc<Device>, table: &CudaWeight, ids: &CudaIndices)
     let grid = Grid { blocks: [n_in.div_ceil(256), n, 1], threads: 256, shared_bytes: 0, cluster: 1 };
     for part in &table.parts {
         let (data, scales) = (part.data.at(), part.scales.as_ref().map_or(0, |s| s.at()));
-        let (ids, y_stride, n_in, n_rows) = (ids.buffer.at(), n_in as u32, n_in as u32, part.n_rows as u32);
+        let (ids, y_stride, n_in, n_rows) = (ids.at(), n_in as u32, n_in as u32, part.n_rows as u32);
         match part.format {
             PartFormat::Coded { bits, code, scales: kind, group_shift } => {
                 let args = EmbedArgs { data, scales, ids, y, y_stride, n_in, group_shift, first_row, n_rows };

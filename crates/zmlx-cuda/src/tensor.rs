@@ -284,6 +284,8 @@ impl std::fmt::Debug for CudaTensor {
 pub struct CudaIndices {
     pub(crate) shape: Shape,
     pub(crate) buffer: Arc<Buffer>,
+    /// Words before the first of them.
+    pub(crate) offset: usize,
     /// The values, where they came from the host.
     pub(crate) host: Option<Arc<[u32]>>,
     /// All indices are below this, where they were made on the device.
@@ -293,7 +295,15 @@ pub struct CudaIndices {
     /// The launch that wrote them.
     pub(crate) launch: u64,
     /// The values on their way to the host.
-    pub(crate) copy: Option<Arc<HostCopy>>,
+    pub(crate) copy: Option<CopiedIndices>,
+}
+
+/// Indices on their way to the host, among others and what else is told of each.
+#[derive(Clone)]
+pub(crate) struct CopiedIndices {
+    pub(crate) values: Arc<HostCopy>,
+    /// Words that belong to an index; the first is the index.
+    pub(crate) n_words: usize,
 }
 
 impl std::fmt::Debug for CudaIndices {
@@ -307,6 +317,11 @@ impl CudaIndices {
         self.shape.dims()
     }
 
+    /// Where they are.
+    pub(crate) fn at(&self) -> u64 {
+        self.buffer.at() + 4 * self.offset as u64
+    }
+
     /// Checks that every index is below `len`; reads them back only where that is not known.
     pub(crate) fn check(&self, op: &'static str, what: &'static str, len: usize) -> Result<()> {
         let mut values = Vec::new();
@@ -314,7 +329,7 @@ impl CudaIndices {
             Some(host) => host,
             None if self.bound <= len => return Ok(()),
             None => {
-                self.buffer.read(0, self.shape.len(), &mut values)?;
+                self.buffer.read(4 * self.offset, self.shape.len(), &mut values)?;
                 &values
             }
         };

@@ -35,6 +35,8 @@ pub(crate) struct Part {
     pub(crate) n_rows: usize,
     pub(crate) data: Arc<Buffer>,
     pub(crate) scales: Option<Arc<Buffer>>,
+    /// For each row of each matrix the power of two that brings its scales and biases below 2^-9; f32. For `matmul.cu`.
+    pub(crate) row_factors: Option<Arc<Buffer>>,
 }
 
 /// A vector in f32.
@@ -73,8 +75,8 @@ impl CudaWeight {
             let bytes = &weight.mat(i).data;
             data.write(i * bytes.len(), bytes)?;
         }
-        let (format, scales) = match weight.format() {
-            WeightFormat::Dense(dtype) => (PartFormat::Element(element(dtype)), None),
+        let (format, scales, row_factors) = match weight.format() {
+            WeightFormat::Dense(dtype) => (PartFormat::Element(element(dtype)), None, None),
             WeightFormat::Quantized { spec, scale_dtype } => {
                 let all: Vec<Vec<u8>> =
                     (0..n_mats).map(|i| scale_words(spec.mode(), scale_dtype, weight, i)).collect();
@@ -82,6 +84,14 @@ impl CudaWeight {
                 for (i, words) in all.iter().enumerate() {
                     scales.write(i * words.len(), words)?;
                 }
+                let are_f32 = spec.mode() == QuantMode::Affine && scale_dtype != DType::BF16;
+                let factors: Vec<u8> = all
+                    .iter()
+                    .flat_map(|words| words.chunks_exact(words.len() / n_out))
+                    .flat_map(|words| row_factor(words, are_f32).to_le_bytes())
+                    .collect();
+                let row_factors = Buffer::lasting(device, factors.len())?;
+                row_factors.write(0, &factors)?;
                 let coded = |code, scales| PartFormat::Coded {
                     bits: spec.bits() as u32,
                     code,
@@ -94,7 +104,7 @@ impl CudaWeight {
                     QuantMode::Nvfp4 => coded(1, 3),
                     QuantMode::Mxfp8 => PartFormat::Element(FP8),
                 };
-                (format, Some(scales))
+                (format, Some(scales), Some(row_factors))
             }
         };
         let mut vector = None;
@@ -104,7 +114,7 @@ impl CudaWeight {
             buffer.write(0, &values)?;
             vector = Some(Vector(buffer));
         }
-        let part = Part { format, n_rows: n_out, data, scales };
+        let part = Part { format, n_rows: n_out, data, scales, row_factors };
         Ok(Self { parts: vec![part], n_mats, n_out, n_in, vector })
     }
 
@@ -182,6 +192,20 @@ fn scale_words(mode: QuantMode, dtype: DType, weight: &HostWeight, mat: usize) -
             m.scales.iter().flat_map(|s| bf16::from_f32(value(*s)).to_le_bytes()).collect()
         }
     }
+}
+
+/// The power of two that brings the largest of a row's scales and biases, as [`scale_words`] has them, to between 2^-10 and 2^-9.
+/// What is not finite does not count. Extremes are cut off, so that the factor and its reciprocal are normal numbers.
+fn row_factor(words: &[u8], are_f32: bool) -> f32 {
+    // Bits of positive floats are ordered as the floats are.
+    let exponent = if are_f32 {
+        let bits = words.chunks_exact(4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7fff_ffff);
+        bits.filter(|b| *b < 0x7f80_0000).max().unwrap_or(0) >> 23
+    } else {
+        let bits = words.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]) & 0x7fff);
+        u32::from(bits.filter(|b| *b < 0x7f80).max().unwrap_or(0) >> 7)
+    };
+    f32::from_bits((127 + 117 - exponent.clamp(27, 227)) << 23)
 }
 
 /// The value of an e4m3 code.

@@ -8,6 +8,9 @@ use zmlx_cuda::CudaBackend;
 
 conformance!(cuda, crate::instances);
 
+/// From so many tokens on products run on tensor cores.
+const SAME_PATH_BELOW: usize = 8;
+
 /// The backend, or none on a machine without a GPU that it can use.
 fn backend() -> Option<CudaBackend> {
     let is_required = std::env::var_os("ZMLX_REQUIRE_CUDA").is_some_and(|v| v == "1");
@@ -26,14 +29,14 @@ fn instances() -> Vec<Instance<CudaBackend>> {
         name: "cuda".to_owned(),
         backend,
         grid: Grid::Full,
-        // From 8 tokens on products run on tensor cores.
-        same_path_below: 8,
-        product_error: activations_of_16_bits,
+        same_path_below: SAME_PATH_BELOW,
+        product_error: rounded_products,
         // Keys and values are f16, off by up to 2^-12 of themselves, 1.4e-4 in the root mean square. A value of 6 alone is off by
         // 1.5e-3, and scores of about 1 by as much as their keys.
         attention_error: 200.0,
-        // Weights are split after they were divided by the largest of their tile, which differs: by 1.2e-5 at most.
-        chunk_error: 2.0,
+        // Weights are rounded to f16 after they were divided by the largest so far, which differs: by up to 2^-12 of themselves, in both
+        // results.
+        chunk_error: 100.0,
         exponential_error: 1.0,
         // Angles are computed in f64.
         angle_error: 0.0,
@@ -42,10 +45,14 @@ fn instances() -> Vec<Instance<CudaBackend>> {
 }
 
 /// Activations are integers of 16 bits wherever codes are: each is off by up to 2^-16 of the largest of its 32, evenly
-/// spread, so by 2^-16/√3 in the root mean square. Six times that, times the norms, is 111 times the bound of f32.
-fn activations_of_16_bits(format: WeightFormat) -> f64 {
+/// spread, so by 2^-16/√3 in the root mean square. Six times that, times the norms, is 111 times the bound of f32. On tensor
+/// cores they and the weights are f16: each is off by up to 2^-12 of itself, by 2^-12/√6 in the root mean square. Both together are
+/// 1,775 times the bound.
+fn rounded_products(format: WeightFormat, n_tokens: usize) -> f64 {
     match format {
-        WeightFormat::Quantized { spec, .. } if spec.mode() != QuantMode::Mxfp8 => 112.0,
+        WeightFormat::Quantized { spec, .. } if spec.mode() != QuantMode::Mxfp8 => {
+            if n_tokens < SAME_PATH_BELOW { 112.0 } else { 1800.0 }
+        }
         _ => 1.0,
     }
 }

@@ -74,9 +74,7 @@ mod on_linux {
             for (name, temperature) in [("the most probable tokens", 0.0), ("tokens by chance", 0.8)] {
                 self.time(name, n, |run, i| {
                     let logits = run.step(i)?;
-                    let rows = 0..run.slots.len();
-                    let ids = rows.map(|row| choose(b, &logits, row, temperature));
-                    for id in ids.collect::<Outcome<Vec<_>>>()? {
+                    for id in choose(b, &logits, run.slots.len(), temperature)? {
                         b.read_indices(&id, &mut Vec::new())?;
                     }
                     Ok(())
@@ -88,7 +86,7 @@ mod on_linux {
                     let started = Instant::now();
                     for _ in 0..n {
                         let logits = self.model.forward_id(&mut self.pool, slot, &id, &Fusion::FUSED)?;
-                        id = choose(b, &logits, 0, temperature)?;
+                        id = choose(b, &logits, 1, temperature)?.remove(0);
                     }
                     b.read_indices(&id, &mut Vec::new())?;
                     let ms = 1e3 * started.elapsed().as_secs_f64() / n as f64;
@@ -120,7 +118,8 @@ mod on_linux {
         }
     }
 
-    fn choose(b: &CudaBackend, logits: &CudaTensor, row: usize, temperature: f32) -> Outcome<CudaIndices> {
+    /// The next token of each of the first `n` rows.
+    fn choose(b: &CudaBackend, logits: &CudaTensor, n: usize, temperature: f32) -> Outcome<Vec<CudaIndices>> {
         let filtered = temperature > 0.0;
         let settings = SampleSettings {
             temperature,
@@ -130,7 +129,9 @@ mod on_linux {
             repetition: None,
             seed: 0x9e37_79b9_7f4a_7c15,
         };
-        Ok(b.sample(logits, row, &settings)?.ok_or("the device does not choose")?)
+        let rows: Vec<_> = (0..n).map(|row| (row, settings)).collect();
+        let chosen = b.sample(logits, &rows)?.into_iter();
+        Ok(chosen.collect::<Option<_>>().ok_or("the device does not choose")?)
     }
 }
 

@@ -13,10 +13,6 @@ use crate::layer::{FeedForward, Layer, PerLayerInputs};
 use crate::loader::Progress;
 use crate::{CachePool, Error, PoolOptions, Result, Slot};
 
-/// Number of prompt tokens that are computed at once. It bounds the memory that a long prompt needs. A backend may
-/// prefer another size ([`Backend::prefill_style`]).
-pub const PREFILL_CHUNK: usize = 512;
-
 /// A loaded model on a backend.
 #[derive(Debug)]
 pub struct Model<B: Backend> {
@@ -178,15 +174,14 @@ impl<B: Backend> Model<B> {
     /// Tokens of a prompt that are computed at once.
     pub(crate) fn prompt_chunk(&self) -> usize {
         match self.backend.prefill_style() {
-            PrefillStyle::Whole => PREFILL_CHUNK,
-            PrefillStyle::LastTokenAlone { chunk } => chunk.max(1),
+            PrefillStyle::Whole { chunk } | PrefillStyle::LastTokenAlone { chunk } => chunk.max(1),
         }
     }
 
     /// Number of tokens at the end of a prompt that are computed in a step of their own.
     pub(crate) fn n_last_alone(&self) -> usize {
         match self.backend.prefill_style() {
-            PrefillStyle::Whole => 0,
+            PrefillStyle::Whole { .. } => 0,
             PrefillStyle::LastTokenAlone { .. } => 1,
         }
     }

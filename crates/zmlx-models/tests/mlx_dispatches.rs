@@ -39,7 +39,7 @@ fn count(model: &Model<MlxBackend>, fusion: &Fusion) -> Step {
     let y = model.forward_tapped(&mut pool, &[input], fusion, Some(&mut tap)).unwrap();
     let settings =
         SampleSettings { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition: None, seed: 0 };
-    let chosen = b.sample(&y, 0, &settings).unwrap().unwrap();
+    let chosen = b.sample(&y, &[(0, settings)]).unwrap().remove(0).unwrap();
     let counts: Vec<Dispatches> = outs.iter().map(|x| recording.count(&[x]).unwrap()).collect();
     let all = recording.count(&[chosen.array()]).unwrap();
     let mut layers: Vec<Dispatches> = counts.windows(2).map(|pair| pair[1].since(&pair[0])).collect();

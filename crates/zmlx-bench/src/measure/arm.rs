@@ -156,10 +156,8 @@ fn begin<B: Backend>(
     let y = forward(model, filled, fusion, i, None)?;
     let settings =
         SampleSettings { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition: None, seed: 0 };
-    let mut ids = Vec::with_capacity(filled.slots.len());
-    for row in 0..filled.slots.len() {
-        ids.push(b.sample(&y, row, &settings)?);
-    }
+    let rows: Vec<_> = (0..filled.slots.len()).map(|row| (row, settings)).collect();
+    let ids = b.sample(&y, &rows)?;
     if let [Some(id)] = &ids[..] {
         return Ok(Some(Ahead { logits: b.eval_async(y, id)?, id: id.clone() }));
     }
@@ -330,10 +328,9 @@ mod tests {
             &self,
             backend: &CpuBackend,
             _: &<CpuBackend as Backend>::Tensor,
-            _: usize,
-            _: &SampleSettings<'_, <CpuBackend as Backend>::Indices>,
-        ) -> Result<Option<<CpuBackend as Backend>::Indices>> {
-            backend.indices(&[1], &[1]).map(Some)
+            rows: &[(usize, SampleSettings<'_, <CpuBackend as Backend>::Indices>)],
+        ) -> Result<Vec<Option<<CpuBackend as Backend>::Indices>>> {
+            rows.iter().map(|_| backend.indices(&[1], &[1]).map(Some)).collect()
         }
     }
 

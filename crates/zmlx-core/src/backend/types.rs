@@ -125,11 +125,18 @@ pub struct NoauxTc {
     pub routed_scaling_factor: f32,
 }
 
+/// Number of prompt tokens that are computed at once, if a backend prefers no other. It bounds the memory that a long prompt
+/// needs.
+pub const PREFILL_CHUNK: usize = 512;
+
 /// How a prompt is best cut into steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PrefillStyle {
-    /// In chunks of the caller's choice, the last token among them.
-    Whole,
+    /// In chunks of up to this size, the last token among them.
+    Whole {
+        /// The largest number of tokens in a chunk.
+        chunk: usize,
+    },
     /// All but the last token in chunks of this size, without logits. The last token follows as a decode step. mlx-lm
     /// does the same, so this gives mlx-lm's rounding.
     LastTokenAlone {

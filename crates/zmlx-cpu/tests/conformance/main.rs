@@ -45,7 +45,7 @@ fn cpu_instance(level: Level, n_threads: usize) -> Instance<CpuBackend> {
 /// Activations are integers of 16 bits if the weights are codes. Each is off by up to 2^-16 of the largest of its
 /// group, evenly distributed, so by 2^-16/√3 in the root mean square. Six times that, times the norms, is 111 times the
 /// bound of f32.
-fn activations_of_16_bits(format: WeightFormat) -> f64 {
+fn activations_of_16_bits(format: WeightFormat, _: usize) -> f64 {
     match format {
         WeightFormat::Quantized { spec, .. } if spec.mode() != QuantMode::Mxfp8 => 112.0,
         _ => 1.0,
@@ -53,11 +53,13 @@ fn activations_of_16_bits(format: WeightFormat) -> f64 {
 }
 
 /// The same with 8 bits: off by up to 1/254 of the largest, which is 258 times as much.
-fn activations_of_8_bits(format: WeightFormat) -> f64 {
+fn activations_of_8_bits(format: WeightFormat, n_tokens: usize) -> f64 {
     let is_wide = |spec: QuantSpec| spec.bits() == 8;
     match format {
-        WeightFormat::Quantized { spec, .. } if !is_wide(spec) => 258.0 * activations_of_16_bits(format),
-        _ => activations_of_16_bits(format),
+        WeightFormat::Quantized { spec, .. } if !is_wide(spec) => {
+            258.0 * activations_of_16_bits(format, n_tokens)
+        }
+        _ => activations_of_16_bits(format, n_tokens),
     }
 }
 

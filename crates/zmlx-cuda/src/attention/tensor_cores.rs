@@ -26,6 +26,11 @@ impl RotationArgs {
 /// Rows of a block of `flash`: heads of consecutive tokens.
 const FLASH_ROWS: usize = 64;
 
+/// Bytes of shared memory of a block of `flash`: two tiles of 64 positions of keys and of values, whose rows are padded.
+fn flash_bytes(steps: u32) -> usize {
+    4 * 64 * (16 * steps as usize + 8) * 2
+}
+
 #[repr(C)]
 struct FlashArgs {
     queries: u64,
@@ -268,8 +273,12 @@ impl Call<'_> {
             y: y_at,
         };
         let unit = Unit::new("flash", &[("STEPS", steps)]);
-        let grid =
-            Grid { blocks: [pages.n_kv_heads, blocks.n, 1], threads: 128, shared_bytes: 0, cluster: 1 };
+        let grid = Grid {
+            blocks: [pages.n_kv_heads, blocks.n, 1],
+            threads: 128,
+            shared_bytes: flash_bytes(steps),
+            cluster: 1,
+        };
         // SAFETY: the struct is the kernel's; the append in front writes queries and pages; blocks are of tokens of one
         // sequence, whose heads that share a key head are FLASH_ROWS rows at most.
         unsafe { device.launch(op, (unit, "flash"), grid, &args)? };

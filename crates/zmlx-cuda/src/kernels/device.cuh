@@ -89,6 +89,15 @@ __device__ __forceinline__ float block_max(float v, float* scratch) {
     return v;
 }
 
+#define LOG2_E 1.4426950408889634f
+
+// `2^x` to 2^-22 of itself.
+__device__ __forceinline__ float power_of_two(float x) {
+    float y;
+    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
 __device__ __forceinline__ float sigmoid_of(float v) { return 1.0f / (1.0f + expf(-v)); }
 __device__ __forceinline__ float silu_times(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
 

@@ -2,8 +2,8 @@
 // token of a sequence.
 //
 // A block has up to 64 rows, which are heads of consecutive tokens that share a key head, 16 of each warp. It goes through
-// tiles of 32 positions, which it copies from the cache into shared memory one tile ahead. Queries and probabilities are sums of
-// two f16 values each; keys and values are f16.
+// tiles of 64 positions, which it copies from the cache into shared memory one tile ahead. Queries,
+// probabilities, keys and values are f16.
 //
 // Set from outside: STEPS, the head's width divided by 16.
 
@@ -12,7 +12,7 @@
 #include "tensor_core.cuh"
 
 #define N_WARPS 4
-#define TILE 32
+#define TILE 64
 #define WIDTH (16 * STEPS)
 #define PITCH (WIDTH + 8) // of a row in shared memory: rows fall into different banks
 
@@ -30,7 +30,9 @@ struct FlashArgs {
 };
 
 extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid_constant__ FlashArgs a) {
-    __shared__ __align__(16) u16 keys[2][TILE][PITCH], values[2][TILE][PITCH];
+    typedef u16 Tile[TILE][PITCH];
+    extern __shared__ __align__(16) u8 shared[];
+    Tile (&keys)[2] = *(Tile (*)[2])shared, (&values)[2] = *(Tile (*)[2])(shared + 2 * sizeof(Tile));
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, r = lane / 4, q = lane % 4, key_head = blockIdx.x;
     wait_for_inputs();
     const uint2 of_block = a.tiles[gridDim.y - 1 - blockIdx.y]; // the longest first
@@ -38,9 +40,11 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid
     const u32 slot = a.step.slots[of_block.x], first_end = a.step.positions[of_block.x] + 1, last_end = a.step.positions[last_token] + 1;
     const u32 first_tile = a.window && first_end > a.window ? (first_end - a.window) / TILE : 0, n_tiles = (last_end + TILE - 1) / TILE;
 
+    // Scores are in units of ln 2, so that weights are powers of two.
+    const float scale = a.scale * LOG2_E;
     // Rows past the end are read as the last one and not written.
     u32 heads[2], ends[2];
-    u32 query[2][STEPS][4]; // high and low parts
+    u32 query[STEPS][4];
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const u32 row = min(16 * warp + 8 * half + r, n_rows - 1), token = of_block.x + row / a.heads_per_key;
@@ -52,7 +56,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid
 #pragma unroll
             for (int k = 0; k < 2; ++k) {
                 const float2 v = *(const float2*)(x + 16 * s + 8 * k);
-                split_f16(v.x * a.scale, v.y * a.scale, query[0][s][half + 2 * k], query[1][s][half + 2 * k]);
+                query[s][half + 2 * k] = f16_pair(v.x * scale, v.y * scale);
             }
     }
 
@@ -62,10 +66,14 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid
         const u16* page = a.cache.page(slot, tile * TILE);
         const u16* of_keys = page + (u64)(tile * TILE % PAGE_TOKENS) * a.cache.key_stride + key_head * WIDTH;
         const u16* of_values = page + a.cache.values_at + (u64)(tile * TILE % PAGE_TOKENS) * a.cache.value_stride + key_head * WIDTH;
-        for (u32 at = threadIdx.x; at < TILE * WIDTH / 8; at += 32 * N_WARPS) {
-            const u32 row = at / (WIDTH / 8), column = at % (WIDTH / 8) * 8, from = min(row, last);
-            copy_async<16>(&keys[tile % 2][row][column], of_keys + (u64)from * a.cache.key_stride + column);
-            copy_async<16>(&values[tile % 2][row][column], of_values + (u64)from * a.cache.value_stride + column);
+        // A thread has the same columns of every so many rows.
+        constexpr u32 APART = 32 * N_WARPS / (WIDTH / 8);
+        const u32 column = threadIdx.x % (WIDTH / 8) * 8;
+#pragma unroll
+        for (u32 i = 0; i < TILE / APART; ++i) {
+            const u32 row = threadIdx.x / (WIDTH / 8) + APART * i, from = min(row, last);
+            copy_async<16>(&keys[tile % 2][row][column], of_keys + from * a.cache.key_stride + column);
+            copy_async<16>(&values[tile % 2][row][column], of_values + from * a.cache.value_stride + column);
         }
         end_of_copies();
     };
@@ -86,26 +94,27 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid
                 u32 k[4]; // of two steps
                 load_matrices(&key[8 * j + lane % 8][min(16 * s + lane / 8 * 8, WIDTH - 8)], k);
 #pragma unroll
-                for (int i = 0; i < 2 && s + i < STEPS; ++i) {
-                    multiply_f16(score[j], query[0][s + i], k[2 * i], k[2 * i + 1]);
-                    multiply_f16(score[j], query[1][s + i], k[2 * i], k[2 * i + 1]);
-                }
+                for (int i = 0; i < 2 && s + i < STEPS; ++i) multiply(score[j], query[s + i], k[2 * i], k[2 * i + 1]);
             }
+        // Most tiles lie in the sight of all rows.
+        if (tile * TILE + TILE > first_end || (a.window && tile * TILE + a.window < last_end)) {
+#pragma unroll
+            for (int j = 0; j < TILE / 8; ++j)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const u32 position = tile * TILE + 8 * j + 2 * q + i % 2, end = ends[i / 2];
+                    if (position >= end || (a.window && position + a.window < end)) score[j][i] = -infinity();
+                }
+        }
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             float now = most[half];
 #pragma unroll
-            for (int j = 0; j < TILE / 8; ++j)
-#pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    const u32 position = tile * TILE + 8 * j + 2 * q + i;
-                    float& s = score[j][2 * half + i];
-                    if (position >= ends[half] || (a.window && position + a.window < ends[half])) s = -infinity();
-                    now = max_or_nan(now, s);
-                }
+            for (int j = 0; j < TILE / 8; ++j) now = max_or_nan(now, max_or_nan(score[j][2 * half], score[j][2 * half + 1]));
             now = max_or_nan(now, __shfl_xor_sync(FULL_WARP, now, 1));
             now = max_or_nan(now, __shfl_xor_sync(FULL_WARP, now, 2));
-            const float shrink = now == -infinity() ? 1.0f : expf(most[half] - now);
+            // Before a row sees something, its weights are those of 0.
+            const float least = now == -infinity() ? 0.0f : now, shrink = power_of_two(most[half] - least);
             most[half] = now;
             float of_tile = 0.0f;
 #pragma unroll
@@ -113,27 +122,25 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid
 #pragma unroll
                 for (int i = 0; i < 2; ++i) {
                     float& s = score[j][2 * half + i];
-                    s = s == -infinity() ? 0.0f : expf(s - now);
+                    s = power_of_two(s - least);
                     of_tile += s;
                 }
             total[half] = fmaf(total[half], shrink, of_tile);
+            if (__any_sync(FULL_WARP, shrink != 1.0f))
 #pragma unroll
-            for (int n8 = 0; n8 < 2 * STEPS; ++n8) sum[n8][2 * half] *= shrink, sum[n8][2 * half + 1] *= shrink;
+                for (int n8 = 0; n8 < 2 * STEPS; ++n8) sum[n8][2 * half] *= shrink, sum[n8][2 * half + 1] *= shrink;
         }
 #pragma unroll
         for (int t = 0; t < TILE / 16; ++t) {
-            u32 high[4], low[4];
+            u32 weight[4];
 #pragma unroll
-            for (int i = 0; i < 4; ++i) split_f16(score[2 * t + i / 2][2 * (i % 2)], score[2 * t + i / 2][2 * (i % 2) + 1], high[i], low[i]);
+            for (int i = 0; i < 4; ++i) weight[i] = f16_pair(score[2 * t + i / 2][2 * (i % 2)], score[2 * t + i / 2][2 * (i % 2) + 1]);
 #pragma unroll
             for (int n8 = 0; n8 < 2 * STEPS; n8 += 2) {
                 u32 v[4]; // of two times 8 columns
                 load_transposed(&value[16 * t + lane % 16][8 * n8 + lane / 16 * 8], v);
 #pragma unroll
-                for (int i = 0; i < 2; ++i) {
-                    multiply_f16(sum[n8 + i], high, v[2 * i], v[2 * i + 1]);
-                    multiply_f16(sum[n8 + i], low, v[2 * i], v[2 * i + 1]);
-                }
+                for (int i = 0; i < 2; ++i) multiply(sum[n8 + i], weight, v[2 * i], v[2 * i + 1]);
             }
         }
     }
@@ -145,9 +152,9 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid
         float shrink = 1.0f;
         if (a.sinks) {
             // A sink takes part in the sum of weights only.
-            const float sink = a.sinks[heads[half] % a.n_heads], now = max_or_nan(most[half], sink);
-            shrink = expf(most[half] - now);
-            total[half] = fmaf(total[half], shrink, expf(sink - now));
+            const float sink = a.sinks[heads[half] % a.n_heads] * LOG2_E, now = max_or_nan(most[half], sink);
+            shrink = power_of_two(most[half] - now);
+            total[half] = fmaf(total[half], shrink, power_of_two(sink - now));
         }
         if (16 * warp + 8 * half + r >= n_rows) continue;
         const float factor = shrink / total[half];

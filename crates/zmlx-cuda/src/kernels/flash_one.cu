@@ -155,7 +155,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
 #pragma unroll
                 for (int s = 0; s < STEPS; ++s) {
                     const uint2 v = is_new ? *(const uint2*)&new_key[16 * s + 4 * q] : key[j][s];
-                    multiply_f16(score[j], query[s], v.x, v.y);
+                    multiply(score[j], query[s], v.x, v.y);
                 }
             }
             // The next tile's are asked for as soon as nobody needs these.
@@ -198,7 +198,7 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) flash_one(const __
                     // Of column c, two positions each.
                     const u32 first = __byte_perm(of[0][c / 2], of[1][c / 2], c % 2 ? 0x7632 : 0x5410);
                     const u32 second = __byte_perm(of[2][c / 2], of[3][c / 2], c % 2 ? 0x7632 : 0x5410);
-                    multiply_f16(sum[4 * p + c], parts, first, second);
+                    multiply(sum[4 * p + c], parts, first, second);
                 }
             }
             tile = next;

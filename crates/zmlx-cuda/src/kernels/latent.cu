@@ -121,8 +121,8 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) latent(const __gri
                     u32 high[4], low[4];
                     load_matrices(&shared.queries[0][m + lane % 16][16 * (s + i) + lane / 16 * 8], high);
                     load_matrices(&shared.queries[1][m + lane % 16][16 * (s + i) + lane / 16 * 8], low);
-                    multiply_f16(score[2 * i], high, k[2 * i], k[2 * i + 1]);
-                    multiply_f16(score[2 * i + 1], low, k[2 * i], k[2 * i + 1]);
+                    multiply(score[2 * i], high, k[2 * i], k[2 * i + 1]);
+                    multiply(score[2 * i + 1], low, k[2 * i], k[2 * i + 1]);
                 }
             }
 #pragma unroll
@@ -178,8 +178,8 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 1) latent(const __gri
                 for (int i = 0; i < 2 && t + i < TILES; ++i)
 #pragma unroll
                     for (int m = 0; m < M_TILES; ++m) {
-                        multiply_f16(sum[m][t + i], high[m], v[2 * i], v[2 * i + 1]);
-                        multiply_f16(sum[m][t + i], low[m], v[2 * i], v[2 * i + 1]);
+                        multiply(sum[m][t + i], high[m], v[2 * i], v[2 * i + 1]);
+                        multiply(sum[m][t + i], low[m], v[2 * i], v[2 * i + 1]);
                     }
             }
         }

@@ -148,9 +148,15 @@ __device__ __noinline__ void put_source(const Source& s, u32 row, u32 position, 
         put_rotated(x, y, s.width, factor, s.norm, s.rotation, position);
         return;
     }
-    float v[MOST_OF_LANE];
-    load_head(s, row, v);
-    finish_head(s, v, t, y);
+    if (s.width <= 32 * 4) {
+        float v[4];
+        load_head(s, row, v);
+        finish_head(s, v, t, y);
+    } else {
+        float v[MOST_OF_LANE];
+        load_head(s, row, v);
+        finish_head(s, v, t, y);
+    }
 }
 __device__ __noinline__ Turn turn_of_called(const Source& s, u32 position) { return turn_of(s, position); }
 

@@ -1,6 +1,6 @@
 // Choosing a token from a row of logits, and saying how probable it was: repetition penalty, top-k, top-p, min-p, temperature, and a number by chance.
 //
-// The 8 blocks of a cluster share a row, whose values stay in registers. Each filter keeps the first tokens of the ranking, so a
+// Rows are independent. The 8 blocks of a cluster share one, whose values stay in registers. Each filter keeps the first tokens of the ranking, so a
 // key says how far the shortest of these goes: it is found two bits at a time, from how many values have at least that key and
 // how probable they are together. Sums are made in an order that never changes, so equal inputs give equal tokens.
 //
@@ -12,9 +12,10 @@
 #define N_BLOCKS 8
 #define CHUNK (PER_THREAD * THREADS) // values of a block
 
-struct SampleArgs {
+#define MAX_ROWS 16
+
+struct Row {
     const float* x;
-    u32 width;
     u32 top_k;   // at least 1
     float top_p; // 1 or more: no such filter
     float floor; // of min-p: logits below the largest plus this are left out
@@ -25,6 +26,11 @@ struct SampleArgs {
     u32 n_recent;
     const u32* last; // one more recent token, or null
     u32* y; // the token, its log-probability, and by how much the largest value exceeds the second largest
+};
+
+struct SampleArgs {
+    u32 width;
+    Row rows[MAX_ROWS];
 };
 
 #if __CUDA_ARCH__ >= 900
@@ -51,12 +57,8 @@ __device__ __forceinline__ void sync_cluster() {
 // The float whose key `ordered` gives; infinite or no number past the ends.
 __device__ __forceinline__ float value_of(u32 key) { return __uint_as_float(key & 0x80000000u ? key & 0x7fffffffu : ~key); }
 
-// `e^x` to 2^-22, for sums that say how far a filter goes.
-__device__ __forceinline__ float mass_of(float x) {
-    float y;
-    asm("ex2.approx.f32 %0, %1;" : "=f"(y) : "f"(x * 1.44269504f));
-    return y;
-}
+// `e^x`, for sums that say how far a filter goes.
+__device__ __forceinline__ float mass_of(float x) { return power_of_two(x * LOG2_E); }
 
 // Sums of six numbers over all threads of all blocks; `turn` alternates.
 __device__ __forceinline__ void sum_of_all(Shared& shared, u32 turn, float (&v)[6]) {
@@ -85,8 +87,9 @@ __device__ __forceinline__ void sum_of_all(Shared& shared, u32 turn, float (&v)[
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_constant__ SampleArgs a) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_constant__ SampleArgs args) {
     __shared__ Shared shared;
+    const Row& a = args.rows[blockIdx.x];
     const u32 lane = threadIdx.x & 31, warp = threadIdx.x >> 5, block = blockIdx.y, first = block * CHUNK;
     const bool has_recent = a.penalty != 1.0f;
     for (u32 i = threadIdx.x; has_recent && i < CHUNK / 32; i += THREADS) shared.recent[i] = 0;
@@ -107,12 +110,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
 #pragma unroll
     for (u32 j = 0; j < PER_THREAD; ++j) {
         const u32 at = threadIdx.x + THREADS * j;
-        v[j] = first + at < a.width ? a.x[first + at] : -infinity();
+        v[j] = first + at < args.width ? a.x[first + at] : -infinity();
         is_bad |= !(v[j] < infinity());
         two[1] = fmaxf(two[1], fminf(two[0], v[j])), two[0] = fmaxf(two[0], v[j]);
         if (has_recent && shared.recent[at / 32] >> at % 32 & 1) v[j] = v[j] > 0.0f ? v[j] / a.penalty : v[j] * a.penalty;
         const u64 key = (u64)ordered(v[j]) << 32 | (u32)~(first + at); // of equal values the lower index
-        if (first + at < a.width) best = key > best ? key : best;
+        if (first + at < args.width) best = key > best ? key : best;
     }
     // The most probable token.
 #pragma unroll
@@ -180,13 +183,13 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     }
 
     const float mass = a.top_p < 1.0f ? a.top_p * total[0] : infinity();
-    const float n_most = (float)min(a.top_k, a.width);
+    const float n_most = (float)min(a.top_k, args.width);
     // The largest key with enough values from there on; 0 takes all.
     u32 key = 0;
     float above[2] = {}; // how many values are above the key, and their mass
-    float from_key = (float)a.width; // how many are not below it
+    float from_key = (float)args.width; // how many are not below it
     bool is_between = false; // the key lies between two values
-    if (n_most < (float)a.width || mass < infinity()) {
+    if (n_most < (float)args.width || mass < infinity()) {
         for (int shift = 30; shift >= 0; shift -= 2) {
             float least[3], sums[6] = {}; // count and mass from each of three keys on
 #pragma unroll
@@ -221,12 +224,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
         n_equal = fminf(n_most - above[0], weight > 0.0f ? ceilf((mass - above[1]) / weight) : infinity());
         n_equal = fmaxf(n_equal, 1.0f);
     }
-    u32 end = a.width; // of those indices
+    u32 end = args.width; // of those indices
     if (n_equal < infinity()) {
-        u32 from = 0, to = a.width;
+        u32 from = 0, to = args.width;
         float sums[6] = {};
 #pragma unroll
-        for (u32 j = 0; j < PER_THREAD; ++j) sums[0] += first + threadIdx.x + THREADS * j < a.width && ordered(v[j]) == key;
+        for (u32 j = 0; j < PER_THREAD; ++j) sums[0] += first + threadIdx.x + THREADS * j < args.width && ordered(v[j]) == key;
         sum_of_all(shared, turn++, sums);
         if (sums[0] > n_equal) {
             while (to - from > 1) {
@@ -247,7 +250,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     float own = 0.0f;
     auto weight_of = [&](u32 j) {
         const u32 at = first + threadIdx.x + THREADS * j, of = ordered(v[j]);
-        const bool is_kept = at < a.width && of && of >= least && (of > key || (of == key && (is_between || at < end)));
+        const bool is_kept = at < args.width && of && of >= least && (of > key || (of == key && (is_between || at < end)));
         return is_kept ? expf((v[j] - most) * a.inverse_temperature) : 0.0f;
     };
 #pragma unroll

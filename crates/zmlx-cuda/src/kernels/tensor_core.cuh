@@ -1,40 +1,25 @@
 // Products on tensor cores: 16 rows by 8 columns, 16 values deep. Sums are f32.
-//
-// Activations are f32: each becomes the sum of two bf16 values, which hold 16 of its 24 bits, and is multiplied twice.
 
 // D += A·B. Of A, lane 4·r + q has rows r and r + 8, columns 2·q and 2·q + 1, then the same rows, columns 2·q + 8 and
 // 2·q + 9; of B column r, the same four deep; of D rows r and r + 8, columns 2·q and 2·q + 1.
 __device__ __forceinline__ void multiply(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
-    asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
-        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
-}
-
-// Two values as bf16, the first in the lower half.
-__device__ __forceinline__ u32 bf16_pair(float first, float second) {
-    u32 pair;
-    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
-    return pair;
-}
-
-// Two values as pairs of bf16 whose sums they are.
-__device__ __forceinline__ void split_pair(float first, float second, u32& high, u32& low) {
-    high = bf16_pair(first, second);
-    low = bf16_pair(first - bf16_low(high), second - bf16_high(high));
-}
-
-// As `multiply`, of f16 values.
-__device__ __forceinline__ void multiply_f16(float (&d)[4], const u32 (&a)[4], u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// Two values as f16, the first in the lower half.
+__device__ __forceinline__ u32 f16_pair(float first, float second) {
+    u32 pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(second), "f"(first));
+    return pair;
+}
+
 // Two values as pairs of f16 whose sums they are, to 2^-22 of themselves or 2^-25.
 __device__ __forceinline__ void split_f16(float first, float second, u32& high, u32& low) {
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(high) : "f"(second), "f"(first));
+    high = f16_pair(first, second);
     const float of_first = f16_to_f32((u16)high), of_second = f16_to_f32((u16)(high >> 16));
-    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(low) : "f"(second - of_second), "f"(first - of_first));
+    low = f16_pair(first - of_first, second - of_second);
 }
 
 // Four matrices of 8 by 8 values of 16 bits from shared memory, lane l giving the address of row `l % 8` of matrix `l / 8`: as

@@ -327,14 +327,16 @@ impl Backend for MlxBackend {
     fn sample(
         &self,
         logits: &Array,
-        row: usize,
-        settings: &SampleSettings<'_, MlxIndices>,
-    ) -> Result<Option<MlxIndices>> {
-        let chosen = sample::sample(logits, row, settings)?;
-        match self.group {
-            Some(group) => ranks::of_rank_0(group, &chosen, last_width(logits)).map(Some),
-            None => Ok(Some(chosen)),
-        }
+        rows: &[(usize, SampleSettings<'_, MlxIndices>)],
+    ) -> Result<Vec<Option<MlxIndices>>> {
+        let chosen = rows.iter().map(|(row, settings)| {
+            let chosen = sample::sample(logits, *row, settings)?;
+            match self.group {
+                Some(group) => ranks::of_rank_0(group, &chosen, last_width(logits)).map(Some),
+                None => Ok(Some(chosen)),
+            }
+        });
+        chosen.collect()
     }
 
     fn shard(&self) -> Shard {

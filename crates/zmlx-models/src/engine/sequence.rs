@@ -114,16 +114,14 @@ impl<'m, B: Backend> Sequence<'m, B> {
         Some(now - self.times.submitted)
     }
 
-    /// Lets the device choose the next token from row `row` of some logits, if the device can and the request allows
-    /// it. `last` is the previous token if it has not been read yet.
-    pub(super) fn choose_on_device(
-        &self,
-        backend: &B,
-        (logits, row): (&B::Tensor, usize),
-        last: Option<&B::Indices>,
-    ) -> Result<Option<B::Indices>> {
+    /// How a device chooses the next token; `None` if the request needs the host for that. `last` is the previous token if it has
+    /// not been read yet.
+    pub(super) fn device_settings<'a>(
+        &'a self,
+        last: Option<&'a B::Indices>,
+    ) -> Option<SampleSettings<'a, B::Indices>> {
         if !self.request.suits_devices() {
-            return Ok(None);
+            return None;
         }
         let params = self.sampler.params();
         let n_unread = usize::from(last.is_some());
@@ -132,15 +130,14 @@ impl<'m, B: Backend> Sequence<'m, B> {
             let recent = &self.tokens[self.tokens.len().saturating_sub(n_known)..];
             Repetition { penalty, recent, last: last.filter(|_| params.repetition_context_size > 0) }
         });
-        let settings = SampleSettings {
+        Some(SampleSettings {
             temperature: params.temperature,
             top_k: params.top_k,
             top_p: params.top_p,
             min_p: params.min_p,
             repetition,
             seed: seed_of(params.seed, self.n_generated() + n_unread),
-        };
-        Ok(backend.sample(logits, row, &settings)?)
+        })
     }
 
     /// What the device says of the token that it chose; `None` if the host must look at the logits: where they are asked for, or

@@ -139,13 +139,25 @@ impl<B: Backend> Engine<'_, B> {
     /// Chooses the next token of each of these sequences from its row of the logits.
     fn choose(&mut self, sequences: &[usize], y: B::Tensor, events: &mut Vec<Event>) {
         let b = self.model.backend();
-        let mut ids = Vec::with_capacity(sequences.len());
-        for (row, &at) in sequences.iter().enumerate() {
-            ids.push(self.running[at].choose_on_device(b, (&y, row), None));
+        let settings = sequences.iter().map(|&at| self.running[at].device_settings(None));
+        let rows: Vec<_> = settings.enumerate().filter_map(|(row, s)| Some((row, s?))).collect();
+        let mut ids = vec![None; sequences.len()];
+        match b.sample(&y, &rows) {
+            Ok(chosen) => {
+                for ((row, _), id) in rows.iter().zip(chosen) {
+                    ids[*row] = id;
+                }
+            }
+            Err(error) => {
+                for &at in sequences {
+                    self.running[at].outcome = Some(Err(error.clone().into()));
+                }
+                return;
+            }
         }
-        if let ([at], [Ok(Some(_))]) = (sequences, &ids[..])
+        if let ([at], [id @ Some(_)]) = (sequences, &mut ids[..])
             && self.running.len() == 1
-            && let Some(Ok(Some(id))) = ids.pop()
+            && let Some(id) = id.take()
         {
             match b.eval_async(y, &id) {
                 Ok(logits) => {
@@ -159,23 +171,20 @@ impl<B: Backend> Engine<'_, B> {
         let mut logits = std::mem::take(&mut self.logits);
         let mut is_read = false;
         for (row, (&at, id)) in sequences.iter().zip(ids).enumerate() {
-            let choice = match &id {
-                Ok(Some(id)) => self.running[at].choice(b, id),
-                _ => Ok(None),
-            };
-            if let Ok(Some(choice)) = choice {
+            let choice = id.as_ref().map(|id| self.running[at].choice(b, id));
+            if let Some(Ok(Some(choice))) = choice {
                 self.take_choice(at, choice, events);
                 continue;
             }
             // The first sequence that needs the logits reads them for all. If that fails, each of the others tries again.
-            let token = id.and_then(|id| {
+            let mut token = || {
                 if !is_read {
                     b.read(&y, &mut logits)?;
                     is_read = true;
                 }
-                id.map(|id| read_token(b, &id)).transpose()
-            });
-            match token {
+                id.as_ref().map(|id| read_token(b, id)).transpose()
+            };
+            match token() {
                 Ok(token) => {
                     let vocab = self.model.architecture().vocab_size;
                     self.take_token(at, &mut logits[row * vocab..][..vocab], token, events);
@@ -225,7 +234,8 @@ impl<B: Backend> Engine<'_, B> {
         }
         let y = self.model.forward_id(&mut self.pool, slot, &ahead.id, &self.options.fusion)?;
         let b = self.model.backend();
-        match sequence.choose_on_device(b, (&y, 0), Some(&ahead.id))? {
+        let Some(settings) = sequence.device_settings(Some(&ahead.id)) else { return Ok(None) };
+        match b.sample(&y, &[(0, settings)])?.pop().flatten() {
             Some(id) => Ok(Some(Ahead { logits: b.eval_async(y, &id)?, id })),
             None => Ok(None),
         }
