@@ -256,7 +256,11 @@ pub fn rows_do_not_depend_on_each_other<B: Backend>(instances: &[Instance<B>]) {
             top_k: i.is_multiple_of(2).then_some(9 + i),
             top_p: (i % 4 < 2).then_some(0.9),
             min_p: i.is_multiple_of(5).then_some(0.01),
-            repetition: (!i.is_multiple_of(3)).then(|| Repetition { penalty: 1.3, recent: &recent[i..], last: None }),
+            repetition: (!i.is_multiple_of(3)).then(|| Repetition {
+                penalty: 1.3,
+                recent: &recent[i..],
+                last: None,
+            }),
             seed: 0x0123_4567_89ab_cdef * (i as u64 + 1),
         };
         for n in [2, 16, 20] {
