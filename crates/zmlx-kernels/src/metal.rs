@@ -16,12 +16,16 @@
 //! self-check of the MLX backend does.
 
 mod combine;
+mod launch;
+mod matmul;
 mod norm;
 mod router;
 pub mod stock;
 mod swiglu;
 
 pub use combine::{CombineShape, gather_qmm_combine};
+pub use launch::{BankOperands, Encode, Launch, Operand};
+pub use matmul::quantized_matmul;
 pub use norm::{add_rms_norm, norm_rope};
 pub use router::{route_noaux_tc, route_softmax_top_k};
 #[cfg(feature = "mlx")]
@@ -130,11 +134,19 @@ fn check_bank(
     need(n_in.is_multiple_of(format.group_size()), "rows are not whole groups")?;
     let bytes = n_out.saturating_mul(format.packed_bytes(n_in));
     need(n_experts * bytes / 4 >= DEVICE_WORDS, "the weight has fewer than 8 words")?;
+    // Kernels count in int: bytes of an expert, and bits of a row.
+    need(n_in.saturating_mul(format.bits()) <= i32::MAX as usize, "a row is larger than 256 MiB")?;
     need(bytes <= i32::MAX as usize, "an expert is larger than 2 GiB")
 }
 
-/// The template arguments that say how a weight is read.
-fn format_template(format: QuantSpec, values: usize) -> [(&'static str, Template); 4] {
+/// Rows of a matrix that a simdgroup computes: as in MLX's matrix-vector kernels. Results do not depend on it. Kernels also take 8;
+/// neither has been measured on an Apple GPU.
+const ROWS: usize = 4;
+/// Simdgroups of a threadgroup that share nothing: as [`ROWS`]. Kernels also take 1.
+const SIMDGROUPS: usize = 2;
+
+/// The template arguments that say how a weight of rows of `n_in` is read.
+fn format_template(format: QuantSpec, values: usize, n_in: usize) -> [(&'static str, Template); 6] {
     let mode = match format.mode() {
         QuantMode::Affine => 0,
         QuantMode::Mxfp4 => 1,
@@ -146,6 +158,8 @@ fn format_template(format: QuantSpec, values: usize) -> [(&'static str, Template
         ("BITS", Template::Int(format.bits() as i32)),
         ("GROUP", Template::Int(format.group_size() as i32)),
         ("VALUES", Template::Int(values as i32)),
+        ("N_IN", Template::Int(n_in as i32)),
+        ("ROWS", Template::Int(ROWS as i32)),
     ]
 }
 
@@ -161,7 +175,7 @@ mod tests {
     }
 
     /// One of each kernel.
-    fn specs() -> [KernelSpec; 6] {
+    fn specs() -> [KernelSpec; 7] {
         let format = QuantSpec::new(QuantMode::Affine, 4, 64).unwrap();
         let swiglu = SwigluShape {
             n_pairs: 8,
@@ -187,6 +201,7 @@ mod tests {
         [
             gather_qmm_swiglu(DType::BF16, format, &swiglu, exact).unwrap(),
             gather_qmm_combine(DType::BF16, DType::BF16, format, &combine, exact).unwrap(),
+            quantized_matmul(DType::BF16, format, [1, 2048, 768]).unwrap(),
             route_softmax_top_k(DType::BF16, [1, 128], &softmax, exact).unwrap(),
             route_noaux_tc(DType::BF16, [1, 64], &noaux).unwrap(),
             add_rms_norm(DType::BF16, [1, 2048], 1e-6).unwrap(),
@@ -200,8 +215,11 @@ mod tests {
             let text = [spec.header, spec.body].concat();
             assert!(!text.contains("//") && !text.contains("\n\n") && !text.contains("\n "), "{text}");
             for (part, kernels) in [
-                ("add_products", &["zmlx_gather_qmm_swiglu", "zmlx_gather_qmm_combine"][..]),
-                ("rank_of", &["zmlx_route_softmax_top_k", "zmlx_route_noaux_tc"]),
+                (
+                    "add_products",
+                    &["zmlx_gather_qmm_swiglu", "zmlx_gather_qmm_combine", "zmlx_quantized_matmul"][..],
+                ),
+                ("order_of", &["zmlx_route_softmax_top_k", "zmlx_route_noaux_tc"]),
                 ("inline T sigmoid", &["zmlx_gather_qmm_swiglu", "zmlx_route_noaux_tc"]),
             ] {
                 assert_eq!(spec.header.contains(part), kernels.contains(&spec.name), "{}: {part}", spec.name);

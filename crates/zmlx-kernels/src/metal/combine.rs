@@ -1,12 +1,11 @@
 //! Down projection, routing weights and the sum over slots in one kernel.
 
 use super::{
-    KernelSpec, LANES, NotFused, Numerics, Output, Template, check_bank, format_template, need, stock, text,
+    KernelSpec, LANES, NotFused, Numerics, Output, ROWS, Template, check_bank, format_template, need, stock,
+    text,
 };
 use crate::{DType, QuantSpec};
 
-/// Rows that a threadgroup computes for every slot.
-const ROWS: usize = 4;
 /// The most slots of a token: a simdgroup each.
 const MAX_TOP_K: usize = 16;
 
@@ -62,7 +61,7 @@ pub fn gather_qmm_combine(
         }
     };
     let mut template = vec![("T", Template::Type(dtype)), ("W", Template::Type(weights))];
-    template.extend(format_template(format, values));
+    template.extend(format_template(format, values, n_in));
     template.push(("EXACT", Template::Bool(numerics == Numerics::Exact)));
     Ok(KernelSpec {
         name: "zmlx_gather_qmm_combine",

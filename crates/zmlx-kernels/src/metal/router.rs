@@ -32,6 +32,7 @@ pub fn route_softmax_top_k(
         ("T", Template::Type(dtype)),
         ("W", Template::Type(weights)),
         ("TOP_K", Template::Int(settings.top_k as i32)),
+        ("PER_LANE", per_lane(n_experts)),
         ("NORMALIZE", Template::Bool(settings.renormalize == Renormalize::Yes)),
         ("EXACT", Template::Bool(exact)),
     ];
@@ -75,11 +76,17 @@ pub fn route_noaux_tc(
         template: vec![
             ("T", Template::Type(dtype)),
             ("TOP_K", Template::Int(settings.top_k as i32)),
+            ("PER_LANE", per_lane(n_experts)),
             ("NORMALIZE", Template::Bool(normalize)),
         ],
         grid,
         threadgroup,
     })
+}
+
+/// Scores for each lane of the simdgroup that chooses.
+fn per_lane(n_experts: usize) -> Template {
+    Template::Int(n_experts.div_ceil(LANES) as i32)
 }
 
 fn check(dtype: DType, n_rows: usize, n_experts: usize, top_k: usize) -> std::result::Result<(), NotFused> {

@@ -1,14 +1,11 @@
 //! Gate, up and SwiGLU in one kernel.
 
 use super::{
-    KernelSpec, LANES, NotFused, Numerics, Output, Template, check_bank, format_template, need, stock, text,
+    KernelSpec, LANES, NotFused, Numerics, Output, ROWS, SIMDGROUPS, Template, check_bank, format_template,
+    need, stock, text,
 };
 use crate::{DType, QuantSpec};
 
-/// Rows of gate, and as many of up, that a simdgroup computes.
-const ROWS: usize = 4;
-/// Simdgroups of a threadgroup.
-const SIMDGROUPS: usize = 2;
 /// The most rows per pair that a kernel takes; above, tile kernels read the weights fewer times.
 const MAX_ROWS: usize = 16;
 
@@ -102,7 +99,8 @@ fn spec(
         _ => 4,
     };
     let mut template = vec![("T", Template::Type(dtype))];
-    template.extend(format_template(format, values));
+    template.extend(format_template(format, values, n_in));
+    template.push(("SIMDGROUPS", Template::Int(SIMDGROUPS as i32)));
     template.push(("TILE", Template::Int(tile as i32)));
     template.push(("EXACT", Template::Bool(numerics == Numerics::Exact)));
     Ok(KernelSpec {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Output};
 
-use crate::{detector, sim};
+use crate::{detector, launch, sim};
 
 /// Versions of the language: the first one with `bfloat`, which MLX needs, and later ones.
 const LANGUAGES: [&str; 3] = ["metal3.1", "metal3.2", "metal4.0"];
@@ -27,9 +27,13 @@ fn apples_compiler_takes_every_kernel() {
         eprintln!("skipped, as there is no Metal compiler (it takes the full Xcode): {problem}");
         return;
     }
-    for (i, (spec, inputs)) in detector::launches().into_iter().enumerate() {
-        let file = dir.join(format!("{}-{i}.metal", spec.name));
+    // As MLX compiles them, and as programs without MLX do.
+    let of_mlx = detector::launches().into_iter().enumerate().map(|(i, (spec, inputs))| {
         let source = sim::body(&spec, &inputs.iter().collect::<Vec<_>>()).source_with_preamble();
+        (format!("{}-{i}", spec.name), source)
+    });
+    for (name, source) in of_mlx.chain(launch::sources()) {
+        let file = dir.join(format!("{name}.metal"));
         std::fs::write(&file, source).unwrap();
         for language in &known {
             let output = compile(&file, language);

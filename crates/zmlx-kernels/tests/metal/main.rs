@@ -10,6 +10,8 @@ mod apple;
 mod combine;
 mod detector;
 mod inputs;
+mod launch;
+mod mlx_sources;
 mod norm;
 mod router;
 mod sim;

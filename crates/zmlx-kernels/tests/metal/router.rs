@@ -188,3 +188,37 @@ fn logits_that_are_no_numbers_choose_different_experts_all_the_same() {
         assert!(indices.len() == 8 && indices.iter().all(|&e| e < 64), "{indices:?}");
     }
 }
+
+#[test]
+fn noaux_tc_orders_infinities_and_what_is_no_number() {
+    if !msl_sim::available() {
+        return;
+    }
+    // Biases decide: infinity, a large one, minus infinity, no number; the rest are scores of one value.
+    let (n_experts, top_k) = (70, 6);
+    let mut bias = vec![f32::NEG_INFINITY; n_experts];
+    (bias[69], bias[3], bias[40]) = (f32::INFINITY, 4.0, f32::INFINITY);
+    bias[5] = f32::NAN;
+    let settings = NoauxTc {
+        top_k,
+        n_group: 1,
+        topk_group: 1,
+        renormalize: Renormalize::No,
+        eps: 1e-20,
+        routed_scaling_factor: 1.0,
+    };
+    let choose = |bias: &[f32]| {
+        let inputs = [
+            Buffer::of_floats(DType::F32, &vec![0.5; n_experts], &[1, n_experts]),
+            Buffer::of_floats(DType::F32, bias, &[n_experts]),
+            Buffer::of_floats(DType::F32, &[1.0, 1e-20], &[2]),
+        ];
+        let spec = metal::route_noaux_tc(DType::F32, [1, n_experts], &settings).unwrap();
+        sim::run(&spec, &inputs.iter().collect::<Vec<_>>())[0].words()
+    };
+    assert_eq!(choose(&bias), [40, 69, 3, 0, 1, 2]);
+    // No number stands last, and of several the lower index stands first.
+    let mut bias = vec![f32::NAN; n_experts];
+    (bias[33], bias[50]) = (f32::NEG_INFINITY, -1.0);
+    assert_eq!(choose(&bias), [50, 33, 0, 1, 2, 3]);
+}

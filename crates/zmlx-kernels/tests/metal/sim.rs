@@ -84,3 +84,18 @@ pub(crate) fn run_all_ways(spec: &KernelSpec, inputs: &[&Buffer]) -> Vec<Buffer>
     }
     first
 }
+
+/// The launch of a kernel with a threadgroup of other rows for each simdgroup and other simdgroups, for results of `n_out` rows.
+pub(crate) fn with_block(spec: &KernelSpec, n_out: usize, [rows, simdgroups]: [usize; 2]) -> KernelSpec {
+    let mut spec = spec.clone();
+    for (name, value) in &mut spec.template {
+        match *name {
+            "ROWS" => *value = Template::Int(rows as i32),
+            "SIMDGROUPS" => *value = Template::Int(simdgroups as i32),
+            _ => {}
+        }
+    }
+    spec.grid[1] = simdgroups * n_out.div_ceil(simdgroups * rows);
+    spec.threadgroup[1] = simdgroups;
+    spec
+}

@@ -57,7 +57,7 @@ impl Case {
     /// Against products and SwiGLU in f64. The sums are off by at most a part of the sizes of their summands: f32's
     /// half ulp for each step of the longest chain of additions (a lane's steps, its values, the lanes). SiLU's slope is at
     /// most 1.1, exp and the divisions add a few ulps of f32, and the result is rounded once.
-    fn check_accurate(&self, got: &[f32]) {
+    pub(crate) fn check_accurate(&self, got: &[f32]) {
         let chain = (self.shape.n_in / 32 + 64) as f64 * 2f64.powi(-24);
         for (i, (x, expert, n)) in self.results().enumerate() {
             let (gate, gate_size) = self.gate.product(&x, expert, n);
@@ -96,9 +96,10 @@ fn decode(n_pairs: usize, n_out: usize, n_in: usize) -> SwigluShape {
     SwigluShape { n_pairs, x_batch: 1, n_rows: 1, n_experts: 3, n_out, n_in, sorted: false }
 }
 
-/// Odd heights (a rest of a block of eight, less than four) and widths (one group, a rest of a step).
+/// Odd heights (a rest of a block of eight, less than four) and widths (one group, a rest of a step). Each width is a kernel to
+/// compile.
 fn odd_shapes(format: QuantSpec) -> [SwigluShape; 4] {
-    [decode(1, 13, 384), decode(3, 3, format.group_size()), decode(8, 8, 768), decode(2, 17, 1152)]
+    [decode(1, 13, 1152), decode(3, 3, format.group_size()), decode(8, 8, 1152), decode(2, 17, 1152)]
 }
 
 #[test]
@@ -134,7 +135,7 @@ fn exact_mode_equals_the_stock_ops_in_every_way_of_reading_codes() {
     }
     for format in readings() {
         // The order for any shape, then the wide one.
-        for shape in odd_shapes(format).into_iter().chain([decode(2, 8, 512), decode(8, 16, 1024)]) {
+        for shape in odd_shapes(format).into_iter().chain([decode(2, 8, 1024), decode(8, 16, 1024)]) {
             Case::new(DType::BF16, format, shape).check(Numerics::Exact);
         }
     }
@@ -243,5 +244,21 @@ fn large_gates_saturate_as_the_ops_do() {
         let large: Vec<f32> = case.inputs[0].floats().iter().map(|v| v * 8192.0).collect();
         case.inputs[0] = Buffer::of_floats(DType::BF16, &large, &[1, 1, 128]);
         case.check(numerics);
+    }
+}
+
+#[test]
+fn rows_of_a_simdgroup_and_simdgroups_of_a_threadgroup_do_not_change_a_bit() {
+    if !msl_sim::available() {
+        return;
+    }
+    for n_rows in [1, 5] {
+        let case = Case::new(DType::BF16, four_bit(), SwigluShape { n_rows, ..decode(3, 29, 768) });
+        let spec = case.spec(Numerics::Exact).unwrap();
+        let want = sim::run(&spec, &case.inputs());
+        for block in [[4, 1], [8, 1], [8, 2]] {
+            let got = sim::run_all_ways(&sim::with_block(&spec, 29, block), &case.inputs());
+            assert!(got[0].bytes == want[0].bytes, "{n_rows} rows, {block:?}");
+        }
     }
 }

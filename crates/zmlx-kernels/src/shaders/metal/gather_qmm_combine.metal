@@ -2,14 +2,14 @@
 //
 // x [tokens, top_k, K], w [E, N, words], scales and biases [E, N, groups], rhs and weights [tokens, top_k] → out
 // [tokens, N]. A format without biases passes its scales in their place: they are not read.
-// Template: T, W (the type of the routing weights), MODE, BITS, GROUP, VALUES, EXACT.
-// One threadgroup: one simdgroup per slot, 4 rows of w. Grid: (1, blocks of 4 rows, tokens).
+// Template: T, W (the type of the routing weights), MODE, BITS, GROUP, VALUES, N_IN (K), ROWS, EXACT.
+// One threadgroup: one simdgroup per slot, ROWS rows of w. Grid: (1, blocks of ROWS rows, tokens).
 
-constexpr int ROWS = 4, MAX_TOP_K = 16, SUMMANDS = 8;
+constexpr int MAX_TOP_K = 16, SUMMANDS = 8;
 // Exact: a product has the type that MLX gives T times W, and sums stay in it. Accurate: float.
 using Product = metal::conditional_t<EXACT && !metal::is_same_v<W, float>, T, float>;
 using Sum = metal::conditional_t<EXACT, T, float>;
-const int n_in = x_shape[2], top_k = x_shape[1], n_out = w_shape[1];
+const int top_k = x_shape[1], n_out = w_shape[1];
 const int row = int(threadgroup_position_in_grid.y) * ROWS;
 const uint lane = thread_index_in_simdgroup, token = threadgroup_position_in_grid.z;
 const int slot = int(simdgroup_index_in_threadgroup);
@@ -21,13 +21,14 @@ const bool known = expert < uint(w_shape[0]);
 float acc[1][ROWS] = {};
 if (known) {
   const size_t matrix = size_t(expert) * n_out;
-  const size_t bytes = matrix * (n_in * BITS / 8), groups = matrix * (n_in / GROUP);
-  const device T* at = x + size_t(choice) * n_in;
-  for (int k = int(lane) * VALUES; k < n_in; k += 32 * VALUES) {
+  const size_t bytes = matrix * (N_IN * BITS / 8), groups = matrix * (N_IN / GROUP);
+  const device T* at = x + size_t(choice) * N_IN;
+  ZMLX_UNROLL_STEPS
+  for (int k = int(lane) * VALUES; k < N_IN; k += 32 * VALUES) {
     float xs[1][VALUES];
     const float sums[1] = {zmlx::load_activations<T, Sum, MODE, BITS, VALUES>(at + k, xs[0])};
-    zmlx::add_products<MODE, BITS, GROUP, VALUES, 1, ROWS>(
-        (const device uchar*)w + bytes, scales + groups, biases + groups, n_in, n_out - 1, row, k, xs, sums, acc);
+    zmlx::add_products<MODE, BITS, GROUP, VALUES, N_IN, 1, ROWS>(
+        (const device uchar*)w + bytes, scales + groups, biases + groups, n_out - 1, row, k, xs, sums, acc);
   }
 }
 float mine = 0;

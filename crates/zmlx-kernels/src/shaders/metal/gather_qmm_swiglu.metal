@@ -2,13 +2,12 @@
 //
 // x [L, M, K], weights [E, N, words], scales and biases [E, N, groups], rhs [P] → out [P, M, N]. Formats without biases
 // pass their scales in their place: they are not read.
-// Template: T, MODE, BITS, GROUP, VALUES, TILE, EXACT.
-// One threadgroup: 2 simdgroups of 4 gate rows and the same 4 up rows each, for TILE rows of x.
-// Grid: (tiles of M, blocks of 8 rows, pairs).
+// Template: T, MODE, BITS, GROUP, VALUES, N_IN (K), ROWS, SIMDGROUPS, TILE, EXACT.
+// One threadgroup: SIMDGROUPS of ROWS gate rows and the same up rows each, for TILE rows of x.
+// Grid: (tiles of M, blocks of SIMDGROUPS · ROWS rows, pairs).
 
-constexpr int ROWS = 4;
-const int n_in = x_shape[2], n_rows = x_shape[1], n_out = gate_w_shape[1];
-const int row = int(threadgroup_position_in_grid.y) * 2 * ROWS + int(simdgroup_index_in_threadgroup) * ROWS;
+const int n_rows = x_shape[1], n_out = gate_w_shape[1];
+const int row = (int(threadgroup_position_in_grid.y) * SIMDGROUPS + int(simdgroup_index_in_threadgroup)) * ROWS;
 if (row >= n_out) {
   return;
 }
@@ -23,20 +22,20 @@ float gate[TILE][ROWS] = {}, up[TILE][ROWS] = {};
 if (known) {
   using Sum = metal::conditional_t<EXACT, T, float>;
   const size_t matrix = size_t(expert) * n_out;
-  const size_t bytes = matrix * (n_in * BITS / 8), groups = matrix * (n_in / GROUP);
-  const device T* rows = x + size_t(pair / (rhs_shape[0] / x_shape[0])) * n_rows * n_in;
-  for (int k = int(lane) * VALUES; k < n_in; k += 32 * VALUES) {
+  const size_t bytes = matrix * (N_IN * BITS / 8), groups = matrix * (N_IN / GROUP);
+  const device T* rows = x + size_t(pair / (rhs_shape[0] / x_shape[0])) * n_rows * N_IN;
+  ZMLX_UNROLL_STEPS
+  for (int k = int(lane) * VALUES; k < N_IN; k += 32 * VALUES) {
     float xs[TILE][VALUES], sums[TILE];
     for (int m = 0; m < TILE; m++) {
-      const device T* at = rows + metal::min(tile + m, n_rows - 1) * n_in + k;
+      const device T* at = rows + metal::min(tile + m, n_rows - 1) * N_IN + k;
       sums[m] = zmlx::load_activations<T, Sum, MODE, BITS, VALUES>(at, xs[m]);
     }
-    zmlx::add_products<MODE, BITS, GROUP, VALUES, TILE, ROWS>(
-        (const device uchar*)gate_w + bytes, gate_scales + groups, gate_biases + groups, n_in, n_out - 1, row, k, xs,
-        sums, gate);
-    zmlx::add_products<MODE, BITS, GROUP, VALUES, TILE, ROWS>(
-        (const device uchar*)up_w + bytes, up_scales + groups, up_biases + groups, n_in, n_out - 1, row, k, xs, sums,
-        up);
+    zmlx::add_products<MODE, BITS, GROUP, VALUES, N_IN, TILE, ROWS>(
+        (const device uchar*)gate_w + bytes, gate_scales + groups, gate_biases + groups, n_out - 1, row, k, xs, sums,
+        gate);
+    zmlx::add_products<MODE, BITS, GROUP, VALUES, N_IN, TILE, ROWS>(
+        (const device uchar*)up_w + bytes, up_scales + groups, up_biases + groups, n_out - 1, row, k, xs, sums, up);
   }
 }
 

@@ -40,6 +40,9 @@ inline float scale_of(S scale) {
 
 // Loops whose every step has its own constants.
 #define ZMLX_UNROLL _Pragma("clang loop unroll(full)")
+// The steps of a lane along a row. Their number is constant, 3 or 4 in most models, so loads of later steps need not wait for the
+// products of earlier ones.
+#define ZMLX_UNROLL_STEPS _Pragma("clang loop unroll_count(4)")
 
 // The width of the units in which codes are masked.
 template <int BITS>
@@ -133,18 +136,18 @@ inline float dot_codes(const device uchar* w, const thread float (&x)[VALUES]) {
   return acc;
 }
 
-// The lane's part of the products of TILE rows of activations with ROWS rows of a matrix [last + 1, n_in], from `row`
+// The lane's part of the products of TILE rows of activations with ROWS rows of a matrix [last + 1, N_IN], from `row`
 // on and for the values from `k` on: adds scale · Σ code·x + bias · Σ x to `acc`. Rows past the matrix's end repeat its
 // last; their sums are never stored. S deduces where MLX has put the scales: `device`, or `constant` if they are few.
-template <int MODE, int BITS, int GROUP, int VALUES, int TILE, int ROWS, typename S>
+template <int MODE, int BITS, int GROUP, int VALUES, int N_IN, int TILE, int ROWS, typename S>
 inline void add_products(
-    const device uchar* w, S scales, S biases, int n_in, int last, int row, int k,
+    const device uchar* w, S scales, S biases, int last, int row, int k,
     const thread float (&xs)[TILE][VALUES], const thread float (&sums)[TILE], thread float (&acc)[TILE][ROWS]) {
   ZMLX_UNROLL
   for (int r = 0; r < ROWS; r++) {
     const int at = metal::min(row + r, last);
-    const device uchar* codes = w + at * (n_in * BITS / 8) + k * BITS / 8;
-    const int group = at * (n_in / GROUP) + k / GROUP;
+    const device uchar* codes = w + at * (N_IN * BITS / 8) + k * BITS / 8;
+    const int group = at * (N_IN / GROUP) + k / GROUP;
     const float scale = scale_of<MODE>(scales[group]);
     ZMLX_UNROLL
     for (int m = 0; m < TILE; m++) {

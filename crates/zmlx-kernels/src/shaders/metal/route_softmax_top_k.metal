@@ -1,7 +1,8 @@
 // The TOP_K most probable experts of each row of logits, and their probabilities.
 //
 // logits [rows, E] → indices u32 and weights [rows, TOP_K].
-// Template: T, W (the type of the weights: T in exact mode, float otherwise), TOP_K, NORMALIZE, EXACT.
+// Template: T, W (the type of the weights: T in exact mode, float otherwise), TOP_K, PER_LANE (scores for each lane that
+// chooses), NORMALIZE, EXACT.
 // Exact: ascending probability, and of equal ones the higher index is chosen and stands last (MLX's stable sort, whose
 // last TOP_K are taken). Accurate: descending probability, of equal ones the lower index first.
 // One threadgroup per row, a thread per 4 logits, whole simdgroups. Grid: (1, rows, 1).
@@ -48,17 +49,18 @@ for (int i = 0; i < zmlx::READS; i++) {
 }
 threadgroup_barrier(metal::mem_flags::mem_threadgroup);
 
-for (int i = 0; i < zmlx::READS && first + i < n_experts; i++) {
-  const int rank = zmlx::rank_of<EXACT, EXACT>(scores, n_experts, first + i);
-  if (rank < TOP_K) {
-    const int at = EXACT ? TOP_K - 1 - rank : rank;
-    indices[row * TOP_K + at] = uint(first + i);
-    chosen[at] = p[i];
-  }
+// One simdgroup chooses.
+if (group != 0) {
+  return;
 }
-threadgroup_barrier(metal::mem_flags::mem_threadgroup);
-
-if (group == 0 && lane < TOP_K) {
+const uint expert = zmlx::choose<TOP_K, PER_LANE, EXACT, EXACT>(scores, n_experts, lane);
+if (lane < TOP_K) {
+  const uint at = EXACT ? TOP_K - 1 - lane : lane;
+  indices[row * TOP_K + at] = expert;
+  chosen[at] = scores[expert];
+}
+simdgroup_barrier(metal::mem_flags::mem_threadgroup);
+if (lane < TOP_K) {
   using Sum = metal::conditional_t<EXACT, T, float>;
   const Sum v = Sum(chosen[lane]);
   weights[row * TOP_K + lane] = W(NORMALIZE ? Sum(v / zmlx::sum_of<Sum>(chosen, TOP_K)) : v);

@@ -7,22 +7,44 @@ constexpr constant int MAX_TOP_K = 32;
 // Scores a thread owns, neighbours as in MLX's softmax.
 constexpr constant int READS = 4;
 
-// How many of the n scores stand before number i in descending order. Of equal scores the lower index stands first, or
-// the higher one. NaN is the smallest score, or the largest: MLX's sort puts it last, ascending.
-template <bool HIGHER_FIRST, bool NAN_FIRST>
-inline int rank_of(const threadgroup float* scores, int n, int i) {
-  const float own = scores[i];
-  const bool own_nan = metal::isnan(own);
-  int rank = 0;
-  for (int j = 0; j < n; j++) {
-    const float other = scores[j];
-    const bool other_nan = metal::isnan(other);
-    const bool equal = own == other || (own_nan && other_nan);
-    const bool tie = HIGHER_FIRST ? j > i : j < i;
-    const bool nan = NAN_FIRST ? other_nan && !own_nan : own_nan && !other_nan;
-    rank += (equal && tie) || nan || other > own;
+// A score as a number: a better one is larger, equal scores have equal numbers, and none is 0. NaN is the smallest score, or the
+// largest: MLX's sort puts it last, ascending.
+template <bool NAN_FIRST>
+inline uint order_of(float score) {
+  if (metal::isnan(score)) {
+    return NAN_FIRST ? 0xffffffffu : 1u;
   }
-  return rank;
+  const uint bits = as_type<uint>(score == 0 ? 0.0f : score);
+  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
+}
+
+// The TOP_K best of the n scores, as a simdgroup finds them in as many rounds: lane s gets the index of number s in descending
+// order. Of equal scores the lower index stands first, or the higher one. A lane looks at PER_LANE scores, and 32 · PER_LANE >= n.
+template <int TOP_K, int PER_LANE, bool HIGHER_FIRST, bool NAN_FIRST>
+inline uint choose(const threadgroup float* scores, int n, uint lane) {
+  // 0: no score, or one that is chosen already.
+  uint order[PER_LANE];
+  for (int i = 0; i < PER_LANE; i++) {
+    const int index = int(lane) + 32 * i;
+    order[i] = index < n ? order_of<NAN_FIRST>(scores[index]) : 0;
+  }
+  uint mine = 0;
+  for (uint s = 0; s < TOP_K; s++) {
+    uint best = 0, index = 0;
+    for (int i = 0; i < PER_LANE; i++) {
+      if (HIGHER_FIRST ? order[i] >= best : order[i] > best) {
+        best = order[i];
+        index = lane + 32 * i;
+      }
+    }
+    const bool is_best = best == simd_max(best);
+    const uint winner = HIGHER_FIRST ? simd_max(is_best ? index : 0u) : simd_min(is_best ? index : 0xffffffffu);
+    for (int i = 0; i < PER_LANE; i++) {
+      order[i] = lane + 32 * i == winner ? 0 : order[i];
+    }
+    mine = lane == s ? winner : mine;
+  }
+  return mine;
 }
 
 // The sum of the chosen scores in their order, in T.
