@@ -106,15 +106,15 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
             let ids = Tensor::new(&ids[..], &Device::Cpu)?;
             let mut timed = [0.0; 2];
             let mut logits = Vec::new();
-            // Who begins changes from turn to turn.
-            for who in [turn % 2, (turn + 1) % 2] {
+            // The model that begins changes from turn to turn.
+            for model in [turn % 2, (turn + 1) % 2] {
                 theirs.clear_kv_cache();
                 let start = Instant::now();
-                let y = match who {
+                let y = match model {
                     0 => theirs.forward(&ids.unsqueeze(0)?, 0)?.flatten_all()?,
                     _ => ours.forward(&ids)?.flatten_all()?,
                 };
-                timed[who] = start.elapsed().as_secs_f64() * 1e3;
+                timed[model] = start.elapsed().as_secs_f64() * 1e3;
                 logits.push(y);
             }
             let size = |x: &Tensor| x.sqr()?.sum_all()?.to_scalar::<f32>().map(f32::sqrt);
@@ -124,7 +124,7 @@ fn main() -> std::result::Result<(), Box<dyn Error>> {
             }
             // The first turn warms up.
             if turn > 0 {
-                (0..2).for_each(|who| times[who].push(timed[who]));
+                (0..2).for_each(|model| times[model].push(timed[model]));
                 ratios.push(timed[0] / timed[1]);
             }
         }

@@ -25,7 +25,7 @@ pub(crate) const MLX_RANK: &str = "MLX_RANK";
 /// The file with the addresses of all.
 pub(crate) const MLX_HOSTFILE: &str = "MLX_HOSTFILE";
 
-/// How ranks share a model.
+/// The environment variable that says how ranks share a model: `tensor` or `pipeline`.
 pub(crate) const ZMLX_PARALLEL: &str = "ZMLX_PARALLEL";
 
 /// How ranks share a model.
@@ -119,7 +119,7 @@ fn variable(name: &str) -> Option<OsString> {
     std::env::var_os(name).filter(|value| !value.is_empty())
 }
 
-/// True for a process that another than rank 0 is: it prints errors only.
+/// True for a rank other than 0, which prints errors only.
 pub(crate) fn is_silent() -> bool {
     let is_other = variable(MLX_RANK).is_some_and(|rank| rank != "0");
     is_other && variable(MLX_HOSTFILE).is_some()

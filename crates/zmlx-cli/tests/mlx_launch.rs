@@ -413,7 +413,7 @@ fn mlx_ranks_do_not_wait_for_ever() {
     ]);
 }
 
-/// Somebody else at the port of rank 0: it says so, and the other does not hang.
+/// Another process at the port of rank 0: it says so, and the other does not hang.
 #[test]
 fn mlx_ranks_notice_a_port_in_use() {
     let _alone = alone();

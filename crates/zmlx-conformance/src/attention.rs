@@ -24,6 +24,18 @@ pub fn grouped_heads<B: Backend>(instances: &[Instance<B>]) {
     }
 }
 
+/// Every width that is a multiple of 16, with more positions than a tile has, in two chunks.
+pub fn long_prompts<B: Backend>(instances: &[Instance<B>]) {
+    for head_dim in (16..=128).step_by(16) {
+        let op = Heads { n_heads: 4, n_kv_heads: 2, head_dim };
+        for instance in instances.iter().filter(|i| i.is_full() || head_dim == 48) {
+            let mut session = Session::new(instance, &op, &[140], head_dim as u64);
+            session.feed(&[(0, 70)]);
+            session.feed(&[(0, 70)]);
+        }
+    }
+}
+
 const GROUPED: Heads = Heads { n_heads: 4, n_kv_heads: 2, head_dim: 32 };
 
 fn latent_op() -> Latent {

@@ -123,7 +123,7 @@ macro_rules! conformance {
                     rms_norm, rope, rope_far_out, rope_of_other_frequencies, rope_of_several_spans, norm_rope
                 }
                 attention {
-                    grouped_heads, chunks_equal_one_go, slots_in_one_batch_equal_each_alone,
+                    grouped_heads, long_prompts, chunks_equal_one_go, slots_in_one_batch_equal_each_alone,
                     truncate_and_continue, past_the_growth_step, latent, latent_with_projections
                 }
                 windows {

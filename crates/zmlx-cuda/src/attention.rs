@@ -21,8 +21,9 @@ use crate::weight::Vector;
 
 use tensor_cores::{Call, ONE_POSITIONS, latent_kernel};
 
-/// Heads that a warp of `append` takes, and the number of tokens from which on it takes more than one.
+/// Heads of a token that a warp of `append` takes, from [`FEW_TOKENS`] tokens on. Of fewer tokens it takes one head.
 const HEADS_PER_WARP: usize = 8;
+/// Fewer tokens than this would give few warps.
 const FEW_TOKENS: usize = 64;
 /// Threads of a block of `rope` and `append`.
 const THREADS: usize = 128;

@@ -102,7 +102,7 @@ pub fn units() -> Vec<Unit> {
     all.extend(
         [(1, 0), (2, 1), (4, 1)].map(|(v, f)| Unit::new("attention", &[("VECTORS", v), ("FUSED", f)])),
     );
-    all.extend([1, 2, 4, 8].map(|steps| Unit::new("flash", &[("STEPS", steps)])));
+    all.extend((1..=8).map(|steps| Unit::new("flash", &[("STEPS", steps)])));
     all.extend(
         [(2, 0), (4, 1), (8, 0), (8, 1)]
             .map(|(s, c)| Unit::new("flash_one", &[("STEPS", s), ("CLUSTER", c)])),
@@ -138,9 +138,17 @@ pub fn units() -> Vec<Unit> {
         if matches!(bits, 4 | 8) && scales < 3 {
             let group = ("GROUP", [32, 64, 128][i % 3]);
             let streams = ("STREAMS", 1 + i as u32 % 2);
-            for (jobs, tiles, shared) in [(8, 2, 0), (8, 1, 1), (16, 2, 1), (32, 2, 0), (64, 2, 0)] {
+            let long = 256 / bits;
+            for (jobs, tiles, shared, lane) in [
+                (8, 2, 0, long),
+                (8, 1, 1, long),
+                (16, 2, 1, long),
+                (16, 1, 1, 16),
+                (32, 2, 0, long / 2),
+                (64, 2, 0, long / 2),
+            ] {
                 let streams = if tiles == 1 { ("STREAMS", 1) } else { streams };
-                let lane = ("LANE", if jobs <= 16 { 256 / bits } else { 128 / bits });
+                let lane = ("LANE", lane);
                 let to_f16 = Unit::new("to_f16", &[format[0], lane]);
                 if !all.contains(&to_f16) {
                     all.push(to_f16);

@@ -23,6 +23,9 @@ const N_WARPS: usize = 4;
 /// Chunks whose activations a block holds, `STAGES` of the kernel.
 const STAGES: usize = 3;
 
+/// Most bytes of shared memory of a block beside its activations: sums of three warps, and three numbers of each job.
+const OTHER_BYTES: usize = 3 * 2 * 2 * 4 * 32 * 4 + 3 * 64 * 4;
+
 /// How a product is divided among blocks.
 #[derive(Clone, Copy, Debug)]
 struct Tiling {
@@ -70,10 +73,13 @@ impl Tiling {
     }
 
     /// Consecutive columns of a lane, `LANE` of the kernel, where codes have that many bits: up to 32 bytes, or 16 where sums take
-    /// most registers, as far as rows are whole chunks.
-    fn lane(&self, bits: u32, n_in: usize) -> usize {
+    /// most registers, as far as rows are whole chunks and a block has room for them.
+    fn lane(&self, device: &Device, bits: u32, n_in: usize) -> usize {
         let most = if self.jobs <= 16 { 256 } else { 128 } / bits as usize;
-        [64, 32].into_iter().find(|lane| *lane <= most && n_in.is_multiple_of(4 * lane)).unwrap_or(16)
+        let room = (device.driver.properties.shared_bytes as usize).saturating_sub(OTHER_BYTES);
+        let fits =
+            |lane: &usize| *lane <= most && n_in.is_multiple_of(4 * lane) && self.shared_bytes(*lane) <= room;
+        [64, 32].into_iter().find(fits).unwrap_or(16)
     }
 
     /// Bytes of activations that a block holds.
@@ -229,7 +235,7 @@ pub(crate) fn launch(
     let n_in = product.n_in;
     let tiling = Tiling::new(device, product, n_out);
     let [bits, code, scales, group] = format;
-    let lane = tiling.lane(bits.1, n_in);
+    let lane = tiling.lane(device, bits.1, n_in);
     let x = Buffer::scratch(device, 2 * n_rows * n_in)?;
     let factors = Buffer::scratch(device, 4 * n_rows)?;
     let args = ToF16Args { input, n_in: n_in as u32, y: x.at(), factors: factors.at() };

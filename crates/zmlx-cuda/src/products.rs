@@ -30,13 +30,20 @@ pub(crate) struct Input {
     staged: Staged,
 }
 
+/// Whether a norm that has not been launched goes along with a product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Norms {
+    Along,
+    Apart,
+}
+
 impl Input {
-    /// The rows of `width` values of a tensor. A norm over them that has not been launched goes along if it may.
-    pub(crate) fn new(device: &Arc<Device>, x: &CudaTensor, width: usize, takes_norm: bool) -> Result<Self> {
+    /// The rows of `width` values of a tensor. A norm over them that has not been launched may go along.
+    pub(crate) fn new(device: &Arc<Device>, x: &CudaTensor, width: usize, norms: Norms) -> Result<Self> {
         if let Some(Pending::Heads(heads)) = x.op()
             && let (width_of, None, Some(norm)) = (heads.width, &heads.rotation, &heads.norm)
             && width_of == width
-            && takes_norm
+            && norms == Norms::Along
             && let Some(rows) = heads.x.rows(width)
             && rows.per_segment == 1
             && heads.x.is_aligned()
@@ -226,8 +233,9 @@ impl Product {
             return Err(Error::Unsupported { op: self.op, backend: NAME, why });
         }
         // Every block of a matrix-vector product computes the norms of its rows, but a matrix product does it once.
-        let takes_norm = self.n_jobs * self.n_slots <= 16 || (route.is_none() && matmul::suits(self));
-        let input = Input::new(device, &self.x, self.n_in, takes_norm)?;
+        let is_once = route.is_none() && matmul::suits(self);
+        let norms = if is_once || self.n_jobs * self.n_slots <= 16 { Norms::Along } else { Norms::Apart };
+        let input = Input::new(device, &self.x, self.n_in, norms)?;
         let y = match &self.beside {
             Beside::Queries { queries, .. } => Arc::clone(queries),
             Beside::None | Beside::Merge { .. } => Buffer::scratch(device, 4 * len)?,

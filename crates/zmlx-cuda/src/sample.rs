@@ -105,10 +105,8 @@ pub(crate) fn sample(
             unsafe { device.launch(OP, (rows_unit(), "argmax"), grid, &args)? };
         }
     } else {
-        let recent = |settings: &SampleSettings<'_, CudaIndices>| -> Vec<u32> {
-            settings.repetition.map_or(Vec::new(), |r| r.recent.to_vec())
-        };
-        let all_recent: Vec<u32> = chosen.iter().flat_map(|(_, settings)| recent(settings)).collect();
+        let recent = chosen.iter().filter_map(|(_, s)| s.repetition).flat_map(|r| r.recent.iter().copied());
+        let all_recent: Vec<u32> = recent.collect();
         let of_recent = Buffer::scratch(device, 4 * all_recent.len())?;
         if !all_recent.is_empty() {
             of_recent.write(0, &all_recent.iter().flat_map(|t| t.to_le_bytes()).collect::<Vec<_>>())?;

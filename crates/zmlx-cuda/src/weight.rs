@@ -35,7 +35,8 @@ pub(crate) struct Part {
     pub(crate) n_rows: usize,
     pub(crate) data: Arc<Buffer>,
     pub(crate) scales: Option<Arc<Buffer>>,
-    /// For each row of each matrix the power of two that brings its scales and biases below 2^-9; f32. For `matmul.cu`.
+    /// For each row of each matrix the power of two that brings its scales and biases below 2^-9; f32. For `matmul.cu`; `None`
+    /// if it does not have the format.
     pub(crate) row_factors: Option<Arc<Buffer>>,
 }
 
@@ -84,14 +85,19 @@ impl CudaWeight {
                 for (i, words) in all.iter().enumerate() {
                     scales.write(i * words.len(), words)?;
                 }
-                let are_f32 = spec.mode() == QuantMode::Affine && scale_dtype != DType::BF16;
-                let factors: Vec<u8> = all
-                    .iter()
-                    .flat_map(|words| words.chunks_exact(words.len() / n_out))
-                    .flat_map(|words| row_factor(words, are_f32).to_le_bytes())
-                    .collect();
-                let row_factors = Buffer::lasting(device, factors.len())?;
-                row_factors.write(0, &factors)?;
+                let is_for_matmul = matches!(spec.mode(), QuantMode::Affine | QuantMode::Mxfp4)
+                    && matches!(spec.bits(), 4 | 8);
+                let row_factors = if is_for_matmul {
+                    let are_f32 = spec.mode() == QuantMode::Affine && scale_dtype != DType::BF16;
+                    let rows = all.iter().flat_map(|words| words.chunks_exact(words.len() / n_out));
+                    let factors: Vec<u8> =
+                        rows.flat_map(|words| row_factor(words, are_f32).to_le_bytes()).collect();
+                    let row_factors = Buffer::lasting(device, factors.len())?;
+                    row_factors.write(0, &factors)?;
+                    Some(row_factors)
+                } else {
+                    None
+                };
                 let coded = |code, scales| PartFormat::Coded {
                     bits: spec.bits() as u32,
                     code,
@@ -104,7 +110,7 @@ impl CudaWeight {
                     QuantMode::Nvfp4 => coded(1, 3),
                     QuantMode::Mxfp8 => PartFormat::Element(FP8),
                 };
-                (format, Some(scales), Some(row_factors))
+                (format, Some(scales), row_factors)
             }
         };
         let mut vector = None;

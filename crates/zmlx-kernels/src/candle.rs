@@ -10,7 +10,7 @@
 //!
 //! **Dtypes** activations and results are f32, f16 or bf16, experts are u32. **Numerics** accurate: sums in f32, and the result is
 //! rounded once to the type of x. On the CPU, activations are first rounded as [`crate::cpu`] says. No op has a gradient.
-//! **Layouts** `forward` copies arguments that are not contiguous; candle's `apply_op` refuses them.
+//! **Layouts** `forward` copies arguments that are not contiguous. The ops refuse them if they are called through candle's `apply_op`.
 
 mod bank;
 mod cpu;
@@ -195,8 +195,8 @@ impl CustomOp2 for GatherQmmSwiglu {
 
 /// `y[t] = Σ_s weights[t, s] · (x[t, s] · down[experts[t, s]]ᵀ)`.
 ///
-/// **Shapes** x `[n, top_k, K]`, down `n_experts × [N, K]`, experts and weights `[n, top_k]` → `[n, N]`. **Dtypes** weights of the
-/// type of x, or f32. **Work** as [`Backend::gather_qmm_combine`] on the CPU, and as [`crate::metal::gather_qmm_combine`] on
+/// **Shapes** x `[n, top_k, K]`, down `n_experts × [N, K]`, experts and weights `[n, top_k]` → `[n, N]`. **Dtypes** weights are
+/// f32, f16 or bf16; on Metal of the type of x, or f32. **Work** as [`Backend::gather_qmm_combine`] on the CPU, and as [`crate::metal::gather_qmm_combine`] on
 /// Metal, where a token has at most 16 experts.
 #[derive(Clone, Debug)]
 pub struct GatherQmmCombine {

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use zmlx_kernels::{Backend, CacheSpec, KvFormat, MAX_SLOTS, Span};
 
-use crate::follow::Action;
+use crate::follow::Change;
 use crate::{Error, Lead, Order, Result};
 
 /// The settings of a pool.
@@ -65,14 +65,14 @@ impl<B: Backend> CachePool<B> {
         let PoolOptions { max_bytes, format } = options;
         let (id, sequences) = (unique_id(), Vec::new());
         let pool = Self { id, model_id, backend, specs, caches, sequences, max_bytes, lead };
-        pool.tell(|| Action::Open { format: format.into() });
+        pool.tell(|| Change::Open { format: format.into() });
         Ok(pool)
     }
 
     /// Tells the other ranks what happens to this pool, if there are any.
-    pub(crate) fn tell(&self, action: impl FnOnce() -> Action) {
+    pub(crate) fn tell(&self, change: impl FnOnce() -> Change) {
         if let Some(lead) = &self.lead {
-            lead.tell(&Order { pool: self.id, action: action() });
+            lead.tell(&Order { pool: self.id, change: change() });
         }
     }
 
@@ -105,7 +105,7 @@ impl<B: Backend> CachePool<B> {
         for cache in &mut self.caches {
             self.backend.release(cache, index);
         }
-        self.tell(|| Action::Release { slot: index });
+        self.tell(|| Change::Release { slot: index });
         self.sequences[index] = None;
         Ok(())
     }
@@ -153,7 +153,7 @@ impl<B: Backend> CachePool<B> {
         for cache in &mut self.caches {
             self.backend.fork(cache, from, to, n_tokens)?;
         }
-        self.tell(|| Action::Fork { from, to, n_tokens });
+        self.tell(|| Change::Fork { from, to, n_tokens });
         if let Some(Some(sequence)) = self.sequences.get_mut(to) {
             sequence.n_tokens = n_tokens;
         }
@@ -170,7 +170,7 @@ impl<B: Backend> CachePool<B> {
         for cache in &mut self.caches {
             self.backend.truncate(cache, index, n_tokens)?;
         }
-        self.tell(|| Action::Truncate { slot: index, n_tokens });
+        self.tell(|| Change::Truncate { slot: index, n_tokens });
         self.set_length(index, n_tokens);
         Ok(())
     }
@@ -306,6 +306,6 @@ impl<B: Backend> CachePool<B> {
 
 impl<B: Backend> Drop for CachePool<B> {
     fn drop(&mut self) {
-        self.tell(|| Action::Close);
+        self.tell(|| Change::Close);
     }
 }

@@ -9,7 +9,7 @@ use zmlx_moe::Routing;
 
 use crate::architecture::Architecture;
 use crate::attention::Rows;
-use crate::follow::Action;
+use crate::follow::Change;
 use crate::layer::{FeedForward, Layer, PerLayerInputs};
 use crate::loader::Progress;
 use crate::{CachePool, Error, Lead, PoolOptions, Result, Slot};
@@ -147,7 +147,7 @@ impl<B: Backend> Model<B> {
                 self.backend.indices(&ids, &[ids.len()])?
             }
         };
-        pool.tell(|| Action::Step { spans: spans.iter().map(Into::into).collect(), ids: Some(all()) });
+        pool.tell(|| Change::Step { spans: spans.iter().map(Into::into).collect(), ids: Some(all()) });
         self.run(pool, (&ids, &spans), fusion, tap).inspect_err(|error| self.check_alike(error))
     }
 
@@ -171,7 +171,7 @@ impl<B: Backend> Model<B> {
         if self.lead.is_none() {
             return self.run(pool, (id, &spans), fusion, None);
         }
-        pool.tell(|| Action::Step { spans: spans.iter().map(Into::into).collect(), ids: None });
+        pool.tell(|| Change::Step { spans: spans.iter().map(Into::into).collect(), ids: None });
         let id = self.backend.of_rank_0(id.clone(), self.architecture.vocab_size).map_err(Error::from);
         let logits = id.and_then(|id| self.run(pool, (&id, &spans), fusion, None));
         logits.inspect_err(|error| self.check_alike(error))

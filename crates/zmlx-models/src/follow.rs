@@ -25,14 +25,14 @@ pub trait Lead: fmt::Debug + Send + Sync {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Order {
     pub(crate) pool: u64,
-    pub(crate) action: Action,
+    pub(crate) change: Change,
 }
 
 /// Slots are those of the caches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) enum Action {
+pub(crate) enum Change {
     Open {
-        format: Format,
+        format: PoolFormat,
     },
     Close,
     Release {
@@ -49,16 +49,16 @@ pub(crate) enum Action {
     },
     /// A step. Without ids it is one of the token that rank 0 chooses from the logits of the step before.
     Step {
-        spans: Vec<Part>,
+        spans: Vec<StepSpan>,
         ids: Option<Vec<u32>>,
     },
 }
 
 /// A [`KvFormat`]: the bits, 0 for the backend's own, and the size of groups.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Format(u8, usize);
+pub(crate) struct PoolFormat(u8, usize);
 
-impl From<KvFormat> for Format {
+impl From<KvFormat> for PoolFormat {
     fn from(format: KvFormat) -> Self {
         match format {
             KvFormat::Native => Self(0, 0),
@@ -68,8 +68,8 @@ impl From<KvFormat> for Format {
     }
 }
 
-impl From<Format> for KvFormat {
-    fn from(Format(bits, group_size): Format) -> Self {
+impl From<PoolFormat> for KvFormat {
+    fn from(PoolFormat(bits, group_size): PoolFormat) -> Self {
         match bits {
             0 => Self::Native,
             4 => Self::Int4 { group_size },
@@ -80,16 +80,16 @@ impl From<Format> for KvFormat {
 
 /// A [`Span`]: slot, start, number of tokens and of logits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub(crate) struct Part(usize, usize, usize, usize);
+pub(crate) struct StepSpan(usize, usize, usize, usize);
 
-impl From<&Span> for Part {
+impl From<&Span> for StepSpan {
     fn from(span: &Span) -> Self {
         Self(span.slot, span.start, span.n_tokens, span.n_logits())
     }
 }
 
-impl From<Part> for Span {
-    fn from(Part(slot, start, n_tokens, n_logits): Part) -> Self {
+impl From<StepSpan> for Span {
+    fn from(StepSpan(slot, start, n_tokens, n_logits): StepSpan) -> Self {
         let logits = match n_logits {
             0 => Logits::None,
             n if n == n_tokens => Logits::All,
@@ -110,24 +110,24 @@ pub fn follow<B: Backend>(
 ) -> Result<()> {
     let b = model.backend();
     let (mut pools, mut last) = (HashMap::new(), None);
-    while let Some(Order { pool: id, action }) = next() {
-        if let Action::Open { format } = action {
+    while let Some(Order { pool: id, change }) = next() {
+        if let Change::Open { format } = change {
             let options = PoolOptions { max_bytes: None, format: format.into() };
             pools.insert(id, model.pool(options)?);
             continue;
         }
         let pool: &mut CachePool<B> = pools.get_mut(&id).ok_or(Error::Order { what: "a pool of caches" })?;
-        match action {
-            Action::Open { .. } => {}
-            Action::Close => drop(pools.remove(&id)),
-            Action::Release { slot } => pool.caches.iter_mut().for_each(|cache| b.release(cache, slot)),
-            Action::Fork { from, to, n_tokens } => {
+        match change {
+            Change::Open { .. } => {}
+            Change::Close => drop(pools.remove(&id)),
+            Change::Release { slot } => pool.caches.iter_mut().for_each(|cache| b.release(cache, slot)),
+            Change::Fork { from, to, n_tokens } => {
                 pool.caches.iter_mut().try_for_each(|cache| b.fork(cache, from, to, n_tokens))?;
             }
-            Action::Truncate { slot, n_tokens } => {
+            Change::Truncate { slot, n_tokens } => {
                 pool.caches.iter_mut().try_for_each(|cache| b.truncate(cache, slot, n_tokens))?;
             }
-            Action::Step { spans, ids } => {
+            Change::Step { spans, ids } => {
                 let spans: Vec<Span> = spans.into_iter().map(Span::from).collect();
                 let ids = match (ids, &last) {
                     (Some(ids), _) => b.indices(&ids, &[ids.len()])?,

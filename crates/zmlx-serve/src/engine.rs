@@ -43,7 +43,7 @@ pub(crate) enum Failure {
     /// The server is shutting down.
     #[error("the server is stopping")]
     Stopping,
-    /// The engine can go on no more.
+    /// The engine cannot go on.
     #[error("the model has failed: {why}")]
     Lost { why: Arc<str> },
 }
@@ -73,7 +73,7 @@ pub(crate) struct EngineHandle {
     status: Mutex<Status>,
     /// To the clients of all requests.
     clients: Mutex<Vec<mpsc::WeakSender<Update>>>,
-    /// Why the engine can go on no more.
+    /// Why the engine cannot go on.
     lost: OnceLock<Arc<str>>,
     n_active: Arc<AtomicUsize>,
     n_slots: usize,
@@ -108,7 +108,7 @@ impl EngineHandle {
             clients.retain(|client| client.strong_count() > 0);
             clients.push(updates.downgrade());
         }
-        // Whoever sets this tells the clients that it finds afterwards.
+        // `lose` sets this first and then tells the clients that it finds.
         if let Some(why) = self.lost() {
             return Err(Failure::Lost { why });
         }
@@ -135,7 +135,7 @@ impl EngineHandle {
         }
     }
 
-    /// Why the engine can go on no more, if that is so.
+    /// Why the engine cannot go on, if that is so.
     pub(crate) fn lost(&self) -> Option<Arc<str>> {
         self.lost.get().cloned()
     }

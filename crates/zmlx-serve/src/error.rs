@@ -55,7 +55,7 @@ pub(crate) struct ApiError {
     pub(crate) retry_after: Option<u64>,
 }
 
-/// After so many seconds a client may try again where the server has to be started anew.
+/// Seconds after which a client may try again if the server must be restarted.
 pub(crate) const RESTART_SECONDS: u64 = 60;
 
 /// The code of prompts that are too long.

@@ -50,8 +50,8 @@ impl StopHandle {
         self.phase.send_replace(Phase::Draining);
     }
 
-    /// Says to all clients, those whose requests run and those that come, that the model has failed: status 503. The server
-    /// listens on, so that clients hear it. The engine need not answer any more.
+    /// Tells all clients that the model has failed: with status 503, or with an error event in a stream that has begun. The
+    /// server listens on, so that new clients hear it. The engine need not answer any more.
     pub fn fail(&self, why: &str) {
         self.state.engine.lose(why);
     }

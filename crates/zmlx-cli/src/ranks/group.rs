@@ -15,7 +15,7 @@ use super::{Parallel, Place, hostfile, words};
 
 /// How long ranks wait for each other.
 const PATIENCE: Duration = Duration::from_secs(8);
-/// How long somebody else on this machine may take to answer at a port.
+/// How long another process on this machine may take to answer at a port.
 const ANSWER: Duration = Duration::from_millis(300);
 
 /// A process that has joined the others.

@@ -2,7 +2,8 @@
 //!
 //! Lines of text: an empty one each second, `do …` with an order of rank 0, `done` after the last one, `end` from a rank that has
 //! done its work, `error …` from one that has failed. Orders go around the ring from rank 0 to the last rank. A rank that ends
-//! without a word, or is silent for too long, has died. Whoever hears of a failure passes it on to its other neighbour and ends.
+//! without a word, or is silent for too long, has died. A rank that hears of a
+//! failure passes it on to its other neighbour and ends.
 #![cfg_attr(
     not(any(target_os = "macos", feature = "mlx")),
     allow(dead_code, reason = "only MLX connects ranks")

@@ -66,12 +66,10 @@ extern "C" __global__ void __launch_bounds__(32 * N_WARPS, 2) flash(const __grid
         const u16* page = a.cache.page(slot, tile * TILE);
         const u16* of_keys = page + (u64)(tile * TILE % PAGE_TOKENS) * a.cache.key_stride + key_head * WIDTH;
         const u16* of_values = page + a.cache.values_at + (u64)(tile * TILE % PAGE_TOKENS) * a.cache.value_stride + key_head * WIDTH;
-        // A thread has the same columns of every so many rows.
-        constexpr u32 APART = 32 * N_WARPS / (WIDTH / 8);
-        const u32 column = threadIdx.x % (WIDTH / 8) * 8;
+        // 16 bytes of each thread, in as many rounds as a row has steps.
 #pragma unroll
-        for (u32 i = 0; i < TILE / APART; ++i) {
-            const u32 row = threadIdx.x / (WIDTH / 8) + APART * i, from = min(row, last);
+        for (u32 i = 0; i < STEPS; ++i) {
+            const u32 at = threadIdx.x + 32 * N_WARPS * i, row = at / (WIDTH / 8), column = at % (WIDTH / 8) * 8, from = min(row, last);
             copy_async<16>(&keys[tile % 2][row][column], of_keys + from * a.cache.key_stride + column);
             copy_async<16>(&values[tile % 2][row][column], of_values + from * a.cache.value_stride + column);
         }

@@ -1,8 +1,9 @@
-// Choosing a token from a row of logits, and saying how probable it was: repetition penalty, top-k, top-p, min-p, temperature, and a number by chance.
+// Choosing tokens from rows of logits, and saying how probable they were: repetition penalty, top-k, top-p, min-p, temperature, and
+// a number by chance.
 //
-// Rows are independent. The 8 blocks of a cluster share one, whose values stay in registers. Each filter keeps the first tokens of the ranking, so a
-// key says how far the shortest of these goes: it is found two bits at a time, from how many values have at least that key and
-// how probable they are together. Sums are made in an order that never changes, so equal inputs give equal tokens.
+// Rows are independent. The 8 blocks of a cluster share one row, whose values stay in registers. Each filter keeps the first tokens
+// of the ranking, so a key says how far the shortest of these goes: it is found two bits at a time, from how many values have at
+// least that key and how probable they are together. Sums are made in an order that never changes, so equal inputs give equal tokens.
 //
 // Set from outside: PER_THREAD, values of a thread. Needs compute capability 9.0: before that there are no clusters.
 
@@ -10,9 +11,8 @@
 
 #define THREADS 1024
 #define N_BLOCKS 8
+#define MAX_ROWS 16 // of one launch; as in sample.rs
 #define CHUNK (PER_THREAD * THREADS) // values of a block
-
-#define MAX_ROWS 16
 
 struct Row {
     const float* x;

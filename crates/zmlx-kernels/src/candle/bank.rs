@@ -59,19 +59,18 @@ impl QuantizedBank {
             _ => return Err(refused(WHAT, "scales", "[n_mats, n_out, groups]", scales.dims())),
         };
         let [n_mats, n_out, n_groups] = shape;
+        if n_mats == 0 || n_out == 0 || n_groups == 0 {
+            return Err(refused(WHAT, "scales", "no zero dimension", scales.dims()));
+        }
         let n_in = n_groups.saturating_mul(spec.group_size());
         let words = [&scales.dims()[..scales.rank() - 1], &[spec.packed_bytes(n_in) / 4]].concat();
         if weight.dims() != words {
             return Err(refused(WHAT, "weight", &format!("{words:?}"), weight.dims()));
         }
         if biases.is_some() != spec.has_biases() {
-            let want = if spec.has_biases() { "some" } else { "none" };
-            return Err(refused(
-                WHAT,
-                "biases",
-                &format!("{want}, as the format is {spec}"),
-                biases.is_some(),
-            ));
+            let word = |has| if has { "biases" } else { "no biases" };
+            let want = format!("{}, as the format is {spec}", word(spec.has_biases()));
+            return Err(refused(WHAT, "biases", &want, word(biases.is_some())));
         }
         for (what, tensor) in [("scales", Some(scales)), ("biases", biases)] {
             let Some(tensor) = tensor else { continue };

@@ -98,6 +98,7 @@ impl<'a, B> Launch<'a, B> {
         ensure(n_mats == 1, OP, "weight", "one matrix", n_mats)?;
         let [n_rows, width] = x.dims(OP, "x", "[M, K]")?;
         ensure(width == n_in, OP, "x", format_args!("[M, {n_in}]"), &x.shape)?;
+        check_int(OP, "x", &[n_rows])?;
         let spec = spec(OP, quantized_matmul(x.dtype, format, [n_rows, n_out, n_in]))?;
         let matrix = weight.map(|a| {
             let shape = a.shape[1..].to_vec();
@@ -305,6 +306,8 @@ fn bank<B>(
     let [n_experts, n_out, words] = weight.dims(op, "weight", "[n_experts, n_out, words]")?;
     ensure(weight.dtype == DType::U32, op, "weight", "u32", weight.dtype)?;
     let [_, _, n_groups] = scales.dims(op, "scales", "[n_experts, n_out, groups]")?;
+    check_int(op, "weight", &weight.shape)?;
+    check_int(op, "scales", &scales.shape)?;
     let n_in = n_groups * format.group_size();
     let is_whole = words * 4 == format.packed_bytes(n_in);
     let want = format_args!("{} bytes in a row, as scales have {n_groups} groups", format.packed_bytes(n_in));
@@ -315,7 +318,6 @@ fn bank<B>(
     ensure(is_as_scales, op, "biases", format_args!("{want:?} of {:?}", scales.dtype), &biases.shape)?;
     let fits = if format.has_biases() { scales.dtype.is_float() } else { scales.dtype == DType::U8 };
     ensure(fits, op, "scales", "floats in affine formats, otherwise u8", scales.dtype)?;
-    check_int(op, "weight", &weight.shape)?;
     Ok([n_experts, n_out, n_in])
 }
 

@@ -58,12 +58,19 @@ const PREFILL_CHUNK: usize = 2048;
 pub struct MlxBackend {
     runtime: Runtime,
     numerics: Numerics,
-    /// The ranks that share every layer.
-    group: Option<Group>,
-    /// The ranks that each hold some of the layers.
-    stages: Option<Group>,
+    sharing: Sharing,
     /// Steps so far, of all clones.
     n_steps: Arc<AtomicU64>,
+}
+
+/// Whether a model is shared among ranks.
+#[derive(Clone, Copy, Debug)]
+enum Sharing {
+    Alone,
+    /// Each rank computes a part of every layer.
+    Tensor(Group),
+    /// Each rank computes some of the layers.
+    Pipeline(Group),
 }
 
 impl MlxBackend {
@@ -73,21 +80,21 @@ impl MlxBackend {
     /// [`Error::Unavailable`] if MLX does not start.
     pub fn new(numerics: Numerics) -> Result<Self> {
         let runtime = Runtime::start()?;
-        Ok(Self { runtime, numerics, group: None, stages: None, n_steps: Arc::default() })
+        Ok(Self { runtime, numerics, sharing: Sharing::Alone, n_steps: Arc::default() })
     }
 
     /// The same backend as one of several ranks, each of which computes its part of every layer. Partial sums are rounded to the
     /// type of activations before they are added, so results have other bits than on one rank: the same on all ranks.
     #[must_use]
     pub fn with_group(self, group: Group) -> Self {
-        Self { group: Some(group), ..self }
+        Self { sharing: Sharing::Tensor(group), ..self }
     }
 
     /// The same backend as one of several ranks, each of which computes some of a model's layers: the results are those of one
     /// rank.
     #[must_use]
     pub fn with_stages(self, group: Group) -> Self {
-        Self { stages: Some(group), ..self }
+        Self { sharing: Sharing::Pipeline(group), ..self }
     }
 
     /// What its results are equal to.
@@ -95,9 +102,20 @@ impl MlxBackend {
         self.numerics
     }
 
+    /// The ranks that each compute a part of every layer.
+    fn tensor_group(&self) -> Option<Group> {
+        if let Sharing::Tensor(group) = self.sharing { Some(group) } else { None }
+    }
+
+    /// The ranks that each compute some of the layers.
     fn stages(&self, op: &'static str) -> Result<Group> {
-        let alone = || Error::Unsupported { op, backend: NAME, why: "it runs alone".to_owned() };
-        self.stages.ok_or_else(alone)
+        match self.sharing {
+            Sharing::Pipeline(group) => Ok(group),
+            Sharing::Alone | Sharing::Tensor(_) => {
+                let why = "its ranks do not share a model by layers".to_owned();
+                Err(Error::Unsupported { op, backend: NAME, why })
+            }
+        }
     }
 
     /// What was found when MLX started.
@@ -349,32 +367,32 @@ impl Backend for MlxBackend {
     }
 
     fn shard(&self) -> Shard {
-        self.group.map_or(Shard::WHOLE, Group::shard)
+        self.tensor_group().map_or(Shard::WHOLE, Group::shard)
     }
 
     fn all_sum(&self, x: Array) -> Result<Array> {
-        match self.group {
+        match self.tensor_group() {
             Some(group) if x.size() > 0 => group.all_sum(&x),
             _ => Ok(x),
         }
     }
 
     fn gather_columns(&self, x: Array, width: usize, n: usize) -> Result<Array> {
-        match self.group {
+        match self.tensor_group() {
             Some(group) => ranks::gather_columns(group, &x, width, n),
             None => Ok(x),
         }
     }
 
     fn of_rank_0(&self, indices: MlxIndices, n_values: usize) -> Result<MlxIndices> {
-        match self.group {
+        match self.tensor_group() {
             Some(group) => ranks::of_rank_0(group, &indices, n_values),
             None => Ok(indices),
         }
     }
 
     fn stage(&self) -> Shard {
-        self.stages.map_or(Shard::WHOLE, Group::shard)
+        if let Sharing::Pipeline(group) = self.sharing { group.shard() } else { Shard::WHOLE }
     }
 
     fn send(&self, x: &Array, like: &MlxWeight, to: usize) -> Result<()> {

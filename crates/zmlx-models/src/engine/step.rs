@@ -86,8 +86,8 @@ impl<B: Backend> Engine<'_, B> {
     /// Computes the tokens of some sequences, and chooses the next token of those that have no more to compute.
     ///
     /// # Errors
-    /// Errors of the step itself. Then the caches are unchanged. An error in one sequence ends only that sequence. Work that fails
-    /// later, on a lazy device, ends all sequences of the step.
+    /// Errors of the step itself. Then the caches are unchanged. A sequence whose token is refused ends alone. An error of the
+    /// device, while it chooses or, on a lazy device, later, ends all sequences of the step.
     fn compute_parts(&mut self, parts: &[usize], events: &mut Vec<Event>) -> Result<()> {
         let mut inputs = Vec::with_capacity(parts.len());
         let mut chosen = Vec::with_capacity(parts.len());

@@ -238,7 +238,7 @@ fn the_end_lets_answers_end() {
     );
 }
 
-/// The model fails while the engine's thread is stuck: whoever waits hears of it, and so does whoever comes.
+/// The model fails while the engine's thread is stuck: a request that waits hears of it, and so does a new one.
 #[test]
 fn a_failed_model_answers_503() {
     let server = start();
