@@ -9,7 +9,7 @@ use cargo_metadata::Message;
 
 use crate::project;
 
-/// The script for the machine with the GPU. It runs the suite and, if asked, the memory checker on a part of it.
+/// The script for the machine with the GPU. It runs the tests and, if asked, the memory checker on a part of the suite.
 const SCRIPT: &str = include_str!("gpu-check.sh");
 
 /// Compiles all kernels for several generations of GPUs, with the compiler from PyPI.
@@ -35,26 +35,34 @@ fn install_nvrtc(root: &Path) -> Result<PathBuf> {
     Ok(library)
 }
 
-/// Builds the conformance suite and puts it into `target/gpu-check`, together with a script that runs it.
+/// The tests that need a GPU: their crates and names.
+const GPU_TESTS: [(&str, &str); 2] = [("zmlx-cuda", "conformance"), ("zmlx-models", "cuda_families")];
+
+/// Builds the tests that need a GPU and puts them into `target/gpu-check`, together with a script that runs them.
 pub(crate) fn prepare() -> Result<()> {
     let root = project::root()?;
     let mut build = Command::new(env!("CARGO"));
-    build.args(["test", "--locked", "--no-run", "--message-format=json-render-diagnostics"]);
-    build.args(["--package", "zmlx-cuda", "--test", "conformance"]).current_dir(&root);
-    let output = build.stderr(Stdio::inherit()).output().context("cargo test --no-run")?;
-    ensure!(output.status.success(), "the conformance suite does not build");
-    let executable = Message::parse_stream(&output.stdout[..])
-        .filter_map(|message| match message {
-            Ok(Message::CompilerArtifact(artifact)) if artifact.target.name == "conformance" => {
-                artifact.executable
-            }
-            _ => None,
-        })
-        .next()
-        .context("cargo names no executable")?;
+    build.args(["test", "--locked", "--workspace", "--no-run", "--message-format=json-render-diagnostics"]);
+    for (_, name) in GPU_TESTS {
+        build.args(["--test", name]);
+    }
+    let output = build.current_dir(&root).stderr(Stdio::inherit()).output().context("cargo test --no-run")?;
+    ensure!(output.status.success(), "the tests do not build");
     let folder = root.join("target/gpu-check");
     std::fs::create_dir_all(&folder)?;
-    std::fs::copy(&executable, folder.join("conformance")).with_context(|| executable.to_string())?;
+    for (package, name) in GPU_TESTS {
+        let source = format!("{package}/tests/{name}.rs");
+        let executable = Message::parse_stream(&output.stdout[..])
+            .filter_map(|message| match message {
+                Ok(Message::CompilerArtifact(artifact)) if artifact.target.src_path.ends_with(&source) => {
+                    artifact.executable
+                }
+                _ => None,
+            })
+            .next()
+            .with_context(|| format!("cargo names no executable of {source}"))?;
+        std::fs::copy(&executable, folder.join(name)).with_context(|| executable.to_string())?;
+    }
     let commit = Command::new("git")
         .args(["describe", "--always", "--dirty", "--abbrev=12"])
         .current_dir(&root)
@@ -63,7 +71,8 @@ pub(crate) fn prepare() -> Result<()> {
     std::fs::write(folder.join("commit"), commit)?;
     std::fs::write(folder.join("run.sh"), SCRIPT)?;
     println!(
-        "{} is ready. On a machine with a GPU and CUDA's run-time compiler: bash run.sh [--memcheck]",
+        "{} is ready. On a machine with a GPU and CUDA's run-time compiler, where this checkout has the same path: \
+         bash run.sh [--memcheck]",
         folder.display()
     );
     Ok(())

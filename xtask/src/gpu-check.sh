@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# Runs the conformance suite of the CUDA backend on this machine's GPU and prints a summary as JSON: card, driver,
-# commit, and the tests that passed and failed. With --memcheck, a part of the suite also runs under memcheck and
-# racecheck of compute-sanitizer.
+# Runs the conformance suite of the CUDA backend and the tests of all families on this machine's GPU, and prints a summary
+# as JSON: card, driver, commit, and the tests that passed and failed. With --memcheck, a part of the suite also runs under
+# memcheck and racecheck of compute-sanitizer.
 set -uo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 export ZMLX_REQUIRE_CUDA=1
 log=$(mktemp)
-"$here/conformance" --test-threads=8 2>&1 | tee "$log"
+for tests in conformance cuda_families; do "$here/$tests" --test-threads=8 2>&1 | tee -a "$log"; done
 passed=$(grep -c '^test .* \.\.\. ok$' "$log")
 failed=$(grep '^test .* \.\.\. FAILED$' "$log" | sed 's/^test \(.*\) \.\.\. FAILED$/"\1"/' | paste -sd, -)
 memcheck=null racecheck=null
