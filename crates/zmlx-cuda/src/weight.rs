@@ -222,3 +222,42 @@ fn e4m3(code: u8) -> f32 {
     };
     if code & 0x80 == 0 { magnitude } else { -magnitude }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn bf16_words(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect()
+    }
+
+    fn f32_words(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    #[test]
+    fn the_largest_of_a_row_comes_between_2_pow_minus_10_and_minus_9() {
+        for largest in [1e-20, 3e-5, 0.0117, 1.0, 1.99, 7.5, 3e4, 1e25] {
+            let row = [0.001 * largest, -largest, 0.0, 0.5 * largest];
+            for factor in [row_factor(&bf16_words(&row), false), row_factor(&f32_words(&row), true)] {
+                let scaled = f64::from(largest) * f64::from(factor);
+                // bf16 may round the largest up to the next power of two.
+                assert!((0.99 / 1024.0..=1.0 / 512.0).contains(&scaled), "{largest}: {scaled}");
+                assert_eq!(factor.to_bits() & 0x7f_ffff, 0, "a power of two");
+            }
+        }
+    }
+
+    #[test]
+    fn extremes_give_normal_factors() {
+        let rows = [&[][..], &[0.0, -0.0], &[f32::NAN, f32::INFINITY], &[f32::MIN_POSITIVE], &[f32::MAX]];
+        for row in rows {
+            for factor in [row_factor(&bf16_words(row), false), row_factor(&f32_words(row), true)] {
+                assert!(factor.is_normal() && (1.0 / factor).is_normal(), "{row:?}: {factor}");
+            }
+        }
+        // What is not finite leaves the others alone.
+        let mixed = [f32::NAN, 1.0, f32::NEG_INFINITY];
+        assert_eq!(row_factor(&f32_words(&mixed), true), row_factor(&f32_words(&[1.0]), true));
+    }
+}
