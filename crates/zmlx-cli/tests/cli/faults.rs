@@ -71,13 +71,19 @@ fn pipes_and_devices_are_no_files() {
     zmlx(&["golden", "check", "/dev/zero", "--model", path]).refused(&["/dev/zero", "not a regular file"]);
 }
 
+/// A copy of a model, and tokens for it whose logits take much longer than anything else here, even on a busy machine.
+fn long_work(name: &str) -> (tempfile::TempDir, String) {
+    let dir = copy_without(name, &[]);
+    edit_json(dir.path(), "config.json", |config| config["max_position_embeddings"] = 100_000.into());
+    (dir, join(&[7; 20_000]))
+}
+
 /// The weights are truncated while the process computes with them. It must end with a message, not by a signal.
 #[test]
 #[cfg(unix)]
 fn weights_that_vanish_end_in_a_message() {
-    let dir = copy_without(QWEN, &[]);
+    let (dir, tokens) = long_work(QWEN);
     let (path, out) = (dir.path().to_str().unwrap(), tempfile::tempdir().unwrap());
-    let tokens = join(&[7; 2000]);
     let file = out.path().join("x");
     let args =
         ["logits", "--model", path, "--tokens", &tokens, "--chunk", "1", "--out", file.to_str().unwrap()];
@@ -96,20 +102,13 @@ fn weights_that_vanish_end_in_a_message() {
 #[cfg(unix)]
 fn a_signal_leaves_no_temporary_file() {
     use std::os::unix::process::ExitStatusExt;
+    let (dir, tokens) = long_work(GLM);
+    let path = dir.path().to_str().unwrap();
     for (name, number) in [("TERM", 15), ("HUP", 1)] {
         let out = tempfile::tempdir().unwrap();
-        let (model, tokens, file) = (model(GLM), join(&[7; 2000]), out.path().join("x"));
-        let args = [
-            "logits",
-            "--model",
-            &model,
-            "--tokens",
-            &tokens,
-            "--chunk",
-            "1",
-            "--out",
-            file.to_str().unwrap(),
-        ];
+        let file = out.path().join("x");
+        let args =
+            ["logits", "--model", path, "--tokens", &tokens, "--chunk", "1", "--out", file.to_str().unwrap()];
         let mut child = command(&args).spawn().unwrap();
         wait_until(&mut child, || names(out.path()).iter().any(|name| name.starts_with(".zmlx-")));
         let kill = Command::new("kill").arg(format!("-{name}")).arg(child.id().to_string()).status().unwrap();
