@@ -61,7 +61,8 @@ impl Terminal {
     }
 
     #[track_caller]
-    fn ends_with_code(self, code: i32) {
+    fn ends_with_code(mut self, code: i32) {
+        self.session.exp_eof().unwrap_or_else(|error| panic!("it does not end: {error}"));
         match self.session.process().wait().unwrap() {
             WaitStatus::Exited(_, got) => assert_eq!(got, code),
             other => panic!("{other:?}"),
@@ -197,6 +198,7 @@ fn what_a_file_says_is_not_obeyed_by_the_terminal() {
     terminal.sees("> ");
     terminal.types("/system");
     terminal.sees("a\\u{1b}]0;title\\u{7}b");
+    terminal.sees("> ");
     terminal.control('d');
     terminal.ends_with_code(0);
 }
