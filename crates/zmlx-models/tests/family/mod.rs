@@ -32,6 +32,10 @@ impl<B: Backend> Family<B> {
 
     /// Holds values to the recorded ones of that name.
     pub(crate) fn close(&self, tap: &str, got: &[f32]) {
+        self.close_within(self.bound, tap, got);
+    }
+
+    fn close_within(&self, bound: f64, tap: &str, got: &[f32]) {
         let want = self.taps.floats(&format!("f32.{tap}")).unwrap();
         let sorted = |values: &[f32]| {
             let mut values = values.to_vec();
@@ -44,7 +48,7 @@ impl<B: Backend> Family<B> {
         } else {
             rel_rms(got, &want.data)
         };
-        assert!(error <= self.bound, "{} {tap}: relative RMS {error:e}", self.name);
+        assert!(error <= bound, "{} {tap}: relative RMS {error:e}", self.name);
     }
 
     /// An empty sequence.
@@ -69,7 +73,9 @@ impl<B: Backend> Family<B> {
         let rows = self.ints("long_rows");
         let rows: Vec<f32> =
             rows.iter().flat_map(|&r| logits[r as usize * vocab..][..vocab].to_vec()).collect();
-        self.close("long_logits", &rows);
+        // One of so many tokens may have two experts that are almost equal. If it takes the other one, which is right, too, all
+        // rows behind it change: by up to 5.5e-4 in `minimax` on a Zen 4. A part that is left out changes more than 2e-2.
+        self.close_within(5.0 * self.bound, "long_logits", &rows);
     }
 
     /// A prompt, forced decode steps and a long pass.
