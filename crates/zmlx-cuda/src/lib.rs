@@ -10,9 +10,9 @@
 //! quantised matrix, they are rounded to 16-bit integers with a scale for each 32 of them, as on the CPU: off by 2⁻¹⁶ of the
 //! largest of these at most. Where 8 tokens or more do, tensor cores multiply f16 values: activations and dequantised weights,
 //! each row multiplied by a power of two, so that nothing overflows. Both are off by 2⁻¹¹ of themselves at most, or by 2⁻¹⁵ of
-//! the largest scale or bias of their row (weights) or 2⁻³⁸ of the largest value (activations) where that is more. Caches hold f16, so
-//! keys and values are off by 2⁻¹¹ of themselves. In prompts, queries and weights of attention are f16 too; for single tokens and for latent
-//! attention they are sums of two f16 values.
+//! the largest scale or bias of their row (weights) or 2⁻³⁸ of the largest value (activations) where that is more. Caches hold
+//! f16, so keys and values are off by 2⁻¹¹ of themselves. In prompts, queries and weights of attention are f16 too; for single
+//! tokens and for latent attention they are sums of two f16 values.
 //!
 //! # How ops become kernels
 //!

@@ -198,9 +198,14 @@ struct MatmulArgs {
     y_stride: u32,
 }
 
+/// Whether the kernels have a format.
+pub(crate) fn has_format(format: PartFormat) -> bool {
+    macros(format).is_some()
+}
+
 /// The macros of a format that the kernels have.
-fn format(part: &Part) -> Option<[(&'static str, u32); 4]> {
-    match part.format {
+fn macros(format: PartFormat) -> Option<[(&'static str, u32); 4]> {
+    match format {
         PartFormat::Coded { bits: bits @ (4 | 8), code, scales: scales @ 0..=2, group_shift }
             if group_shift <= 2 =>
         {
@@ -219,7 +224,7 @@ pub(crate) fn suits(product: &Product) -> bool {
         && product.n_slots == 1
         && product.slot_weights.is_none()
         && product.n_in.is_multiple_of(CHUNK)
-        && product.parts.iter().all(|p| p.n_rows.is_multiple_of(16) && format(p).is_some())
+        && product.parts.iter().all(|p| p.n_rows.is_multiple_of(16) && has_format(p.format))
 }
 
 /// Launches parts of one format, of a product that [`suits`].
@@ -230,7 +235,7 @@ pub(crate) fn launch(
     input: InputArgs,
     (residual, y): (u64, u64),
 ) -> Result<()> {
-    let Some(format) = format(&run[0]) else { return Ok(()) };
+    let Some(format) = macros(run[0].format) else { return Ok(()) };
     let n_rows = product.n_jobs / product.rows_per_x;
     let n_in = product.n_in;
     let tiling = Tiling::new(device, product, n_out);

@@ -6,6 +6,7 @@ use half::bf16;
 use zmlx_core::{DType, HostWeight, QuantMode, Result, WeightFormat};
 
 use crate::device::Device;
+use crate::matmul;
 use crate::memory::Buffer;
 use crate::tensor::ensure;
 
@@ -85,19 +86,6 @@ impl CudaWeight {
                 for (i, words) in all.iter().enumerate() {
                     scales.write(i * words.len(), words)?;
                 }
-                let is_for_matmul = matches!(spec.mode(), QuantMode::Affine | QuantMode::Mxfp4)
-                    && matches!(spec.bits(), 4 | 8);
-                let row_factors = if is_for_matmul {
-                    let are_f32 = spec.mode() == QuantMode::Affine && scale_dtype != DType::BF16;
-                    let rows = all.iter().flat_map(|words| words.chunks_exact(words.len() / n_out));
-                    let factors: Vec<u8> =
-                        rows.flat_map(|words| row_factor(words, are_f32).to_le_bytes()).collect();
-                    let row_factors = Buffer::lasting(device, factors.len())?;
-                    row_factors.write(0, &factors)?;
-                    Some(row_factors)
-                } else {
-                    None
-                };
                 let coded = |code, scales| PartFormat::Coded {
                     bits: spec.bits() as u32,
                     code,
@@ -109,6 +97,17 @@ impl CudaWeight {
                     QuantMode::Mxfp4 => coded(1, 2),
                     QuantMode::Nvfp4 => coded(1, 3),
                     QuantMode::Mxfp8 => PartFormat::Element(FP8),
+                };
+                let row_factors = if matmul::has_format(format) {
+                    let are_f32 = spec.mode() == QuantMode::Affine && scale_dtype != DType::BF16;
+                    let rows = all.iter().flat_map(|words| words.chunks_exact(words.len() / n_out));
+                    let factors: Vec<u8> =
+                        rows.flat_map(|words| row_factor(words, are_f32).to_le_bytes()).collect();
+                    let row_factors = Buffer::lasting(device, factors.len())?;
+                    row_factors.write(0, &factors)?;
+                    Some(row_factors)
+                } else {
+                    None
                 };
                 (format, Some(scales), row_factors)
             }

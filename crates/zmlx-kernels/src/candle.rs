@@ -196,8 +196,8 @@ impl CustomOp2 for GatherQmmSwiglu {
 /// `y[t] = Σ_s weights[t, s] · (x[t, s] · down[experts[t, s]]ᵀ)`.
 ///
 /// **Shapes** x `[n, top_k, K]`, down `n_experts × [N, K]`, experts and weights `[n, top_k]` → `[n, N]`. **Dtypes** weights are
-/// f32, f16 or bf16; on Metal of the type of x, or f32. **Work** as [`Backend::gather_qmm_combine`] on the CPU, and as [`crate::metal::gather_qmm_combine`] on
-/// Metal, where a token has at most 16 experts.
+/// f32, f16 or bf16; on Metal of the type of x, or f32. **Work** as [`Backend::gather_qmm_combine`] on the CPU, and as
+/// [`crate::metal::gather_qmm_combine`] on Metal, where a token has at most 16 experts.
 #[derive(Clone, Debug)]
 pub struct GatherQmmCombine {
     down: QuantizedBank,

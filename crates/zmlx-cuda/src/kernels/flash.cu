@@ -2,8 +2,8 @@
 // token of a sequence.
 //
 // A block has up to 64 rows, which are heads of consecutive tokens that share a key head, 16 of each warp. It goes through
-// tiles of 64 positions, which it copies from the cache into shared memory one tile ahead. Queries,
-// probabilities, keys and values are f16.
+// tiles of 64 positions, which it copies from the cache into shared memory one tile ahead. Queries, weights,
+// keys and values are f16.
 //
 // Set from outside: STEPS, the head's width divided by 16.
 
