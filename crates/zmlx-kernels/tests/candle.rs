@@ -199,7 +199,10 @@ fn what_does_not_fit_is_refused_by_name() {
     let fourth = Tensor::from_slice(&[0_u32, 2, 3, 1, 3, 5], (2, 3), &CPU).unwrap();
     for (result, want) in [
         (bank(scales, scales, biases, spec()), "weight: expected u32, got BF16"),
-        (bank(words, scales, None, spec()), "biases: expected some, as the format is"),
+        (
+            bank(words, scales, None, spec()),
+            "biases: expected biases, as the format is affine 4-bit g64, got",
+        ),
         (bank(words, scales, biases, mxfp4), "weight: expected [5, 24, 16], got [5, 24, 32]"),
         (bank(words, scales, biases, eight), "weight: expected [5, 24, 64], got [5, 24, 32]"),
         (bank(words, scales, Some(&f32s(scales)), spec()), "biases: expected [5, 24, 4] of BF16, as scales"),
