@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 #[cfg(feature = "proof")]
 use zmlx_bench::BackendInfo;
 #[cfg(feature = "proof")]
@@ -159,8 +159,8 @@ const HAS_MLX: bool = cfg!(any(target_os = "macos", feature = "mlx"));
 /// Runs a job on the backend that the arguments select. No other code names the backends.
 pub(crate) fn with_backend(args: BackendArgs, job: impl Job) -> Result<Outcome> {
     let kind = args.backend.unwrap_or_else(default_backend);
-    if ranks::shard().is_some() && kind != BackendKind::Mlx {
-        bail!("--backend: several ranks can share a model on mlx only");
+    if ranks::shard().is_some() && kind == BackendKind::Cpu {
+        bail!("--backend: several ranks can share a model on mlx or cuda, not on cpu");
     }
     match kind {
         BackendKind::Cpu => {
@@ -202,12 +202,14 @@ pub(crate) fn prepare() {
     zmlx_kernels::mlx::limit_command_buffers();
 }
 
-/// On Linux MLX computes on the CPU, slower than this project's own kernels, so it is never the default there.
+/// On Linux MLX computes on the CPU, slower than this project's own kernels, so it is the default there for several ranks only.
 fn default_backend() -> BackendKind {
-    if has_metal() || ranks::shard().is_some() {
+    if has_metal() {
         BackendKind::Mlx
     } else if has_gpu() {
         BackendKind::Cuda
+    } else if ranks::shard().is_some() {
+        BackendKind::Mlx
     } else {
         BackendKind::Cpu
     }
@@ -277,10 +279,13 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
     use ranks::Parallel;
     use zmlx_kernels::mlx::{self, MlxBackend, Numerics};
     let mut backend = MlxBackend::new(Numerics::Exact)?;
-    match ranks::group() {
-        Some((group, Parallel::Tensor)) => backend = backend.with_group(group),
-        Some((group, Parallel::Pipeline)) => backend = backend.with_stages(group),
-        None => {}
+    if let Some(parallel) = ranks::parallel() {
+        ranks::agree_on("engine", &format!("mlx {}", backend.runtime().version()))?;
+        let group = ring()?;
+        backend = match parallel {
+            Parallel::Tensor => backend.with_group(group),
+            Parallel::Pipeline => backend.with_stages(group),
+        };
     }
     let runtime = backend.runtime();
     let device = runtime.gpu().map_or("CPU", mlx::Gpu::name);
@@ -315,6 +320,24 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
         },
     };
     job.run(backend, &about)
+}
+
+/// MLX's ring of the ranks, which all of them join now.
+#[cfg(any(target_os = "macos", feature = "mlx"))]
+fn ring() -> Result<zmlx_kernels::mlx::Group> {
+    use zmlx_kernels::mlx::Group;
+    /// MLX waits for the others without an end.
+    const PATIENCE: Duration = Duration::from_secs(8);
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::Builder::new().name("ring".to_owned()).spawn(move || {
+        let _ = sender.send(Group::ring());
+    })?;
+    let group = receiver.recv_timeout(PATIENCE);
+    let group = group.with_context(|| {
+        format!("MLX has not connected the ranks within {} seconds", PATIENCE.as_secs())
+    })??;
+    ranks::set_barrier(move || Ok(group.all_gather_values(&[0]).map(drop)?));
+    Ok(group)
 }
 
 #[cfg(not(any(target_os = "macos", feature = "mlx")))]

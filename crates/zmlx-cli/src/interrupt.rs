@@ -43,7 +43,6 @@ pub(crate) fn install() -> Result<()> {
 }
 
 /// Lets Ctrl-C pass, which a terminal sends to all ranks: rank 0 decides, and the others end with it.
-#[cfg(any(target_os = "macos", feature = "mlx"))]
 pub(crate) fn leave_to_rank_0() -> Result<()> {
     ctrlc::set_handler(|| ())?;
     Ok(())

@@ -1,12 +1,12 @@
 //! Several processes that compute one model together: ranks, started by `zmlx launch` or by MLX's own launcher.
 //!
-//! A rank finds its number in the environment as `MLX_RANK`, and the addresses of all in the file that `MLX_HOSTFILE` names. The
-//! sums go over MLX's ring, whose ops wait forever for a rank that has died. So each rank also holds a connection to its two
-//! neighbours ([`watch`]): over it rank 0 tells the others what to compute, a rank says how it ended, and its silence is its death.
+//! A rank finds its number in the environment as `MLX_RANK`, and the addresses of all in the file that `MLX_HOSTFILE` names. It
+//! first connects to its two neighbours ([`watch`]): over these connections ranks compare what they are, rank 0 tells the others
+//! what to compute, a rank says how it ended, and its silence is its death. Sums are the backend's: they go over MLX's ring, at
+//! the same addresses, or over NCCL. Both wait forever for a rank that has died.
 
-#[cfg(any(target_os = "macos", feature = "mlx"))]
-mod group;
 pub(crate) mod hostfile;
+mod meeting;
 mod watch;
 
 use std::ffi::OsString;
@@ -19,6 +19,7 @@ use zmlx_kernels::{Backend, Fusion, Shard};
 use zmlx_models::{Checkpoint, Model, Order};
 
 use crate::output;
+use meeting::Joined;
 
 /// The process's number.
 pub(crate) const MLX_RANK: &str = "MLX_RANK";
@@ -48,7 +49,7 @@ impl Parallel {
 }
 
 /// How the ranks share the model, as the environment says it.
-fn parallel() -> Result<Parallel> {
+fn parallel_of_environment() -> Result<Parallel> {
     let Some(value) = variable(ZMLX_PARALLEL) else { return Ok(Parallel::default()) };
     let known = [Parallel::Tensor, Parallel::Pipeline].into_iter().find(|known| value == known.name());
     known.with_context(|| format!("{ZMLX_PARALLEL}: expected tensor or pipeline, got {value:?}"))
@@ -62,54 +63,12 @@ pub(crate) fn commands() -> String {
     COMMANDS.join(", ").replace(", serve", " and serve")
 }
 
-#[cfg(any(target_os = "macos", feature = "mlx"))]
-static JOINED: OnceLock<group::Joined> = OnceLock::new();
-#[cfg(not(any(target_os = "macos", feature = "mlx")))]
-static JOINED: OnceLock<Never> = OnceLock::new();
-
-/// In builds without MLX there is no group.
-#[cfg(not(any(target_os = "macos", feature = "mlx")))]
-enum Never {}
-
-#[cfg(not(any(target_os = "macos", feature = "mlx")))]
-impl Never {
-    fn shard(&self) -> Shard {
-        match *self {}
-    }
-
-    fn parallel(&self) -> Parallel {
-        match *self {}
-    }
-
-    fn all_gather(&self, _: &[u32]) -> Result<Vec<u32>> {
-        match *self {}
-    }
-
-    fn leader(&self) -> std::sync::Arc<dyn zmlx_models::Lead> {
-        match *self {}
-    }
-
-    fn next_order(&self) -> Option<String> {
-        match *self {}
-    }
-
-    fn set_farewell(&self, _: watch::Farewell) {
-        match *self {}
-    }
-
-    fn leave(&self, _: u8, _: Option<&str>) -> ! {
-        match *self {}
-    }
-}
+static JOINED: OnceLock<Joined> = OnceLock::new();
 
 /// What the environment says of this process.
 #[derive(Debug)]
 struct Place {
     shard: Shard,
-    #[cfg_attr(
-        not(any(target_os = "macos", feature = "mlx")),
-        allow(dead_code, reason = "only MLX connects ranks")
-    )]
     parallel: Parallel,
     /// Of each rank, as `host:port`.
     addresses: Vec<Vec<String>>,
@@ -130,7 +89,7 @@ fn place() -> Result<Option<Place>> {
     let (rank, hostfile) = match (variable(MLX_RANK), variable(MLX_HOSTFILE)) {
         // MLX's launcher sets the first one whatever connects the ranks.
         (Some(_), None) => bail!(
-            "{MLX_RANK} is set and {MLX_HOSTFILE} is not: of what connects MLX's processes, zmlx has the ring only"
+            "{MLX_RANK} is set and {MLX_HOSTFILE} is not: it names the file with the addresses of all ranks"
         ),
         (None, _) => return Ok(None),
         (Some(rank), Some(hostfile)) => (rank, PathBuf::from(hostfile)),
@@ -148,7 +107,7 @@ fn place() -> Result<Option<Place>> {
         "{MLX_RANK} is {rank}, but {} has the addresses of {n_ranks} ranks",
         hostfile.display()
     );
-    let parallel = parallel().with_context(|| format!("rank {rank}"))?;
+    let parallel = parallel_of_environment().with_context(|| format!("rank {rank}"))?;
     Ok(Some(Place { shard: Shard { rank, n_ranks }, parallel, addresses }))
 }
 
@@ -164,26 +123,43 @@ pub(crate) fn join(command: &str) -> Result<()> {
         "rank {rank}: {n_ranks} ranks can run {}, not {command}",
         commands()
     );
-    #[cfg(any(target_os = "macos", feature = "mlx"))]
-    {
-        let joined = group::Joined::new(&place).with_context(|| format!("rank {rank}"))?;
-        let _ = JOINED.set(joined);
-        if rank > 0 {
-            crate::interrupt::leave_to_rank_0()?;
-        }
-        Ok(())
+    let joined = Joined::new(place).with_context(|| format!("rank {rank}"))?;
+    let _ = JOINED.set(joined);
+    if rank > 0 {
+        crate::interrupt::leave_to_rank_0()?;
     }
-    #[cfg(not(any(target_os = "macos", feature = "mlx")))]
-    {
-        let Place { addresses, .. } = place;
-        bail!("rank {rank} of {}: this zmlx is built without MLX, which connects ranks", addresses.len())
+    Ok(())
+}
+
+/// How the ranks share the model, if this process is one of several.
+pub(crate) fn parallel() -> Option<Parallel> {
+    JOINED.get().map(Joined::parallel)
+}
+
+/// The ranks before this one on the same machine.
+pub(crate) fn n_before_on_host() -> usize {
+    JOINED.get().map_or(0, Joined::n_before_on_host)
+}
+
+/// From here on ranks that end without an error wait for each other with this.
+pub(crate) fn set_barrier(barrier: impl Fn() -> Result<()> + Send + Sync + 'static) {
+    if let Some(joined) = JOINED.get() {
+        joined.set_barrier(Box::new(barrier));
     }
 }
 
-/// The group of MLX's, for a process that is one of several ranks, and how they share the model.
-#[cfg(any(target_os = "macos", feature = "mlx"))]
-pub(crate) fn group() -> Option<(zmlx_kernels::mlx::Group, Parallel)> {
-    JOINED.get().map(|joined| (joined.group(), joined.parallel()))
+/// What each rank says, in their order: a text of one line. Alone, what this process says.
+pub(crate) fn gather(own: &str) -> Result<Vec<String>> {
+    JOINED.get().map_or_else(|| Ok(vec![own.to_owned()]), |joined| joined.gather(own))
+}
+
+/// Checks that all ranks say the same of something.
+pub(crate) fn agree_on(what: &str, own: &str) -> Result<()> {
+    let all = gather(own)?;
+    for (rank, of_rank) in all.iter().enumerate() {
+        ensure!(*of_rank == all[0], "the {what} of rank {rank} is {of_rank}, that of rank 0 is {}", all[0]);
+    }
+    Ok(())
 }
 
 /// Which rank this process is, if it is one of several.
@@ -220,10 +196,9 @@ pub(crate) fn follows<B: Backend>(model: &mut Model<B>, fusion: &Fusion) -> Resu
 
 /// The smallest of the numbers of all ranks.
 pub(crate) fn least(n: u64) -> Result<u64> {
-    let Some(joined) = JOINED.get() else { return Ok(n) };
-    let all = joined.all_gather(&[(n >> 32) as u32, n as u32])?;
-    let numbers = all.chunks_exact(2).map(|of| u64::from(of[0]) << 32 | u64::from(of[1]));
-    Ok(numbers.min().unwrap_or(n))
+    let all = gather(&n.to_string())?;
+    let numbers = all.iter().map(|of_rank| of_rank.parse::<u64>()).collect::<Result<Vec<_>, _>>()?;
+    Ok(numbers.into_iter().min().unwrap_or(n))
 }
 
 /// Says what this process does when another rank has failed, before it ends: it is told why.
@@ -237,19 +212,24 @@ pub(crate) fn before_failure(farewell: impl Fn(&str) + Send + Sync + 'static) {
 pub(crate) fn agree(checkpoint: &Checkpoint, work: &str) -> Result<()> {
     let Some(joined) = JOINED.get() else { return Ok(()) };
     let work = format!("{work} {}", joined.parallel().name());
-    let own = [words(&checkpoint.fingerprint()), words(&Sha256::digest(work))].concat();
-    let all = joined.all_gather(&own)?;
-    let of_rank_0 = &all[..own.len()];
-    for (rank, of_rank) in all.chunks_exact(own.len()).enumerate() {
-        let [checkpoint_is, work_is] =
-            [0..own.len() / 2, own.len() / 2..own.len()].map(|part| of_rank[part.clone()] == of_rank_0[part]);
-        ensure!(checkpoint_is, "the checkpoint of rank {rank} is not that of rank 0 ({})", checkpoint.name());
-        ensure!(work_is, "the arguments of rank {rank} are not those of rank 0");
+    let hex = |bytes: &[u8]| words(bytes).iter().map(|word| format!("{word:08x}")).collect::<String>();
+    let own = format!("{} {}", hex(&checkpoint.fingerprint()), hex(&Sha256::digest(work)));
+    let all = joined.gather(&own)?;
+    let parts = |of_rank: &str| of_rank.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
+    let of_rank_0 = parts(&all[0]).unwrap_or_default();
+    for (rank, of_rank) in all.iter().enumerate() {
+        let (its_checkpoint, its_work) = parts(of_rank).unwrap_or_default();
+        let name = checkpoint.name();
+        ensure!(
+            its_checkpoint == of_rank_0.0,
+            "the checkpoint of rank {rank} is not that of rank 0 ({name})"
+        );
+        ensure!(its_work == of_rank_0.1, "the arguments of rank {rank} are not those of rank 0");
     }
     Ok(())
 }
 
-/// The bytes as numbers that can be gathered.
+/// The bytes as numbers.
 fn words(bytes: &[u8]) -> Vec<u32> {
     let word = |bytes: &[u8]| bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
     bytes.chunks(4).map(word).collect()
@@ -262,7 +242,7 @@ pub(crate) fn leave(code: u8, error: Option<&str>) {
     }
 }
 
-/// Ends the process without the destructors of MLX's group: after a failure they would wait for ever.
+/// Ends the process without destructors: after a failure, those of a group of ranks would wait for ever.
 fn exit(code: u8) -> ! {
     use std::io::Write;
     output::remove_temporary();

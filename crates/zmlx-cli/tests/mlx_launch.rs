@@ -359,7 +359,7 @@ fn mlx_launch_refuses_what_it_cannot_start() {
         ),
         (
             &["launch", "-n", "2", "--", "generate", "--backend", "cpu", "--model", &qwen, "-p", "x"],
-            "several ranks can share a model on mlx only",
+            "several ranks can share a model on mlx or cuda, not on cpu",
         ),
     ] {
         let output = end(zmlx(args).spawn().unwrap());

@@ -1,13 +1,9 @@
 //! A rank's connections to its neighbours in the ring: over them each hears what rank 0 does, and how the others end.
 //!
-//! Lines of text: an empty one each second, `do …` with an order of rank 0, `done` after the last one, `end` from a rank that has
-//! done its work, `error …` from one that has failed. Orders go around the ring from rank 0 to the last rank. A rank that ends
-//! without a word, or is silent for too long, has died. A rank that hears of a
-//! failure passes it on to its other neighbour and ends.
-#![cfg_attr(
-    not(any(target_os = "macos", feature = "mlx")),
-    allow(dead_code, reason = "only MLX connects ranks")
-)]
+//! Lines of text: an empty one each second, `all RANK …` with what a rank tells all others, `do …` with an order of rank 0, `done`
+//! after the last one, `end` from a rank that has done its work, `error …` from one that has failed. Orders go around the ring from
+//! rank 0 to the last rank. A rank that ends without a word, or is silent for too long, has died. A rank that hears of a failure
+//! passes it on to its other neighbour and ends.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -21,8 +17,9 @@ use zmlx_kernels::Shard;
 use super::exit;
 use crate::output::note;
 
-/// How long neighbours may take to connect, once MLX's ring stands.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How long a connection may take to be answered, and how soon a refused one is tried again.
+const ANSWER: Duration = Duration::from_secs(1);
+const RETRY: Duration = Duration::from_millis(20);
 /// How often a rank shows that it lives.
 const BEAT: Duration = Duration::from_secs(1);
 /// A rank that was silent for so long has died.
@@ -44,6 +41,9 @@ pub(super) struct Watch {
     writers: [Mutex<TcpStream>; 2],
     /// Where orders go; none after the last one.
     orders: Mutex<Option<mpsc::Sender<String>>>,
+    /// What other ranks tell all: their numbers and texts.
+    said: mpsc::Sender<(usize, String)>,
+    heard: Mutex<mpsc::Receiver<(usize, String)>>,
     farewell: OnceLock<Farewell>,
     /// Neighbours that have ended as they should.
     n_ended: AtomicUsize,
@@ -52,29 +52,36 @@ pub(super) struct Watch {
 }
 
 impl Watch {
-    /// Connects a rank with its neighbours. `listener` is its own; `others` has host and port of each rank's. Also returns the
+    /// Connects a rank with its neighbours. `listener` is its own; `addresses` has host and port of each rank's. Also returns the
     /// orders of rank 0.
     pub(super) fn new(
         shard: Shard,
-        listener: &TcpListener,
-        others: &[(String, u16)],
+        listener: TcpListener,
+        addresses: &[(&str, u16)],
+        until: Instant,
     ) -> Result<(Arc<Self>, mpsc::Receiver<String>)> {
         let Shard { rank, n_ranks } = shard;
         let [left, right] = [(rank + n_ranks - 1) % n_ranks, (rank + 1) % n_ranks];
-        let to_right = connect(&others[right]).with_context(|| format!("no connection to rank {right}"))?;
+        let to_right =
+            connect(addresses[right], until).with_context(|| format!("no connection to rank {right}"))?;
         (&to_right).write_all(greeting(rank).as_bytes())?;
-        let to_left = accept(listener, left)?;
+        let to_left = accept(&listener, left, until)?;
+        // A backend may listen at the same address.
+        drop(listener);
         for link in [&to_left, &to_right] {
             link.set_nodelay(true)?;
             link.set_read_timeout(Some(SILENCE))?;
             link.set_write_timeout(Some(BEAT))?;
         }
         let (sender, orders) = mpsc::channel();
+        let (said, heard) = mpsc::channel();
         let watch = Arc::new(Self {
             shard,
             writers: [Mutex::new(to_left.try_clone()?), Mutex::new(to_right.try_clone()?)],
             links: [to_left, to_right],
             orders: Mutex::new(Some(sender)),
+            said,
+            heard: Mutex::new(heard),
             farewell: OnceLock::new(),
             n_ended: AtomicUsize::new(0),
             is_over: AtomicBool::new(false),
@@ -115,6 +122,47 @@ impl Watch {
         }
     }
 
+    /// Passes on what a rank tells all, unless the next rank is that one.
+    fn pass_on(&self, of: usize, text: &str) {
+        let to = (self.shard.rank + 1) % self.shard.n_ranks;
+        if to != of && !self.write(1, &format!("all {of} {text}\n")) {
+            self.fail(&format!("rank {to} does not listen"));
+        }
+    }
+
+    /// What each rank says, in their order. All ranks must call it equally often. A text has one line.
+    ///
+    /// # Errors
+    /// If not all have said something in time.
+    pub(super) fn gather(&self, own: &str, until: Option<Instant>) -> Result<Vec<String>> {
+        let Shard { rank, n_ranks } = self.shard;
+        let heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut all = vec![None; n_ranks];
+        all[rank] = Some(own.to_owned());
+        self.pass_on(rank, own);
+        while let Some(missing) = all.iter().position(Option::is_none) {
+            let next = match until {
+                Some(until) => heard.recv_timeout(until.saturating_duration_since(Instant::now())).ok(),
+                None => heard.recv().ok(),
+            };
+            let (of, text) = next.with_context(|| format!("rank {missing} says nothing"))?;
+            // A rank's texts come one after the other, and its second one only when it has all first ones.
+            *all.get_mut(of).with_context(|| format!("there is no rank {of}"))? = Some(text);
+        }
+        Ok(all.into_iter().flatten().collect())
+    }
+
+    /// Takes what a rank tells all: passed on first, so that what this rank says next comes after it everywhere.
+    fn hear(&self, line: &str) {
+        let Some((of, text)) = line.split_once(' ').and_then(|(of, text)| Some((of.parse().ok()?, text)))
+        else {
+            return self.fail(&format!("expected a rank and a text, got {line:?}"));
+        };
+        self.pass_on(of, text);
+        // The receiver lives as long as the watch.
+        drop(self.said.send((of, text.to_owned())));
+    }
+
     /// Takes an order of rank 0.
     fn take(&self, order: Option<&str>) {
         self.order(order);
@@ -138,6 +186,9 @@ impl Watch {
                 Ok(line) if line.is_empty() => {}
                 Ok(line) if line == "done" => self.take(None),
                 Ok(line) if line.starts_with("do ") => self.take(line.strip_prefix("do ")),
+                Ok(line) if line.starts_with("all ") => {
+                    self.hear(line.strip_prefix("all ").unwrap_or_default())
+                }
                 Ok(line) if line == "end" => {
                     self.n_ended.fetch_add(1, Ordering::SeqCst);
                     std::thread::sleep(AFTER_END);
@@ -200,23 +251,30 @@ fn greeting(rank: usize) -> String {
     format!("zmlx rank {rank}\n")
 }
 
-fn connect((host, port): &(String, u16)) -> Result<TcpStream> {
-    let mut last = None;
-    for address in (host.as_str(), *port).to_socket_addrs()? {
-        match TcpStream::connect_timeout(&address, PATIENCE) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last = Some(error),
+/// Connects with another rank, which may not be there yet.
+fn connect((host, port): (&str, u16), until: Instant) -> Result<TcpStream> {
+    loop {
+        let mut last = None;
+        for address in (host, port).to_socket_addrs()? {
+            match TcpStream::connect_timeout(&address, ANSWER) {
+                // A port that is free may be the connection's own: then it is one with itself.
+                Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {}
+                Ok(stream) => return Ok(stream),
+                Err(error) => last = Some(error),
+            }
         }
-    }
-    match last {
-        Some(error) => Err(error.into()),
-        None => bail!("{host} has no address"),
+        if Instant::now() >= until {
+            match last {
+                Some(error) => return Err(error.into()),
+                None => bail!("{host} has no address"),
+            }
+        }
+        std::thread::sleep(RETRY);
     }
 }
 
 /// The connection from the left neighbour; others are dropped.
-fn accept(listener: &TcpListener, left: usize) -> Result<TcpStream> {
-    let until = Instant::now() + PATIENCE;
+fn accept(listener: &TcpListener, left: usize, until: Instant) -> Result<TcpStream> {
     listener.set_nonblocking(true)?;
     while Instant::now() < until {
         let Ok((stream, _)) = listener.accept() else {
@@ -224,7 +282,7 @@ fn accept(listener: &TcpListener, left: usize) -> Result<TcpStream> {
             continue;
         };
         stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+        stream.set_read_timeout(Some(ANSWER))?;
         let want = greeting(left);
         let mut got = vec![0; want.len()];
         if (&stream).read_exact(&mut got).is_ok() && got == want.as_bytes() {
