@@ -35,8 +35,9 @@ fn install_nvrtc(root: &Path) -> Result<PathBuf> {
     Ok(library)
 }
 
-/// The tests that need a GPU: their crates and names.
-const GPU_TESTS: [(&str, &str); 2] = [("zmlx-cuda", "conformance"), ("zmlx-models", "cuda_families")];
+/// The tests that need GPUs: their crates and names. The last one starts the command.
+const GPU_TESTS: [(&str, &str); 3] =
+    [("zmlx-cuda", "conformance"), ("zmlx-models", "cuda_families"), ("zmlx-cli", "cuda_launch")];
 
 /// Builds the tests that need a GPU and puts them into `target/gpu-check`, together with a script that runs them.
 pub(crate) fn prepare() -> Result<()> {
@@ -50,11 +51,15 @@ pub(crate) fn prepare() -> Result<()> {
     ensure!(output.status.success(), "the tests do not build");
     let folder = root.join("target/gpu-check");
     std::fs::create_dir_all(&folder)?;
-    for (package, name) in GPU_TESTS {
-        let source = format!("{package}/tests/{name}.rs");
+    let tests = GPU_TESTS.map(|(package, name)| (format!("{package}/tests/{name}.rs"), name));
+    for (source, name) in tests.into_iter().chain([("zmlx-cli/src/main.rs".to_owned(), "zmlx")]) {
         let executable = Message::parse_stream(&output.stdout[..])
             .filter_map(|message| match message {
-                Ok(Message::CompilerArtifact(artifact)) if artifact.target.src_path.ends_with(&source) => {
+                // A crate's own tests have the source of its program.
+                Ok(Message::CompilerArtifact(artifact))
+                    if artifact.target.src_path.ends_with(&source)
+                        && (artifact.profile.test || artifact.target.is_bin()) =>
+                {
                     artifact.executable
                 }
                 _ => None,

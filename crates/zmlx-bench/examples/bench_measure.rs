@@ -31,7 +31,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         rounding: Rounding::F32,
     };
     let mut bench = Bench::new(&checkpoint, &plan)?;
-    bench.add(cpu, info, &mut |_, _, _| ())?;
+    bench.add(cpu, info, None, &mut |_, _, _| ())?;
     let measured = bench.run(&mut |_| None, &mut |_, _, _| ())?;
     print!("{}", measured.markdown(Width::Narrow));
     Ok(())

@@ -6,11 +6,12 @@ mod plan;
 mod probe;
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use serde::Serialize;
 use zmlx_kernels::{Fusion, Instrumented};
-use zmlx_models::{Checkpoint, Cost};
+use zmlx_models::{Checkpoint, Cost, Lead};
 use zmlx_oracle::golden::Rounding;
 
 use crate::capsule::bench::{Bandwidth, BenchRecord, BenchTest, PhaseTime};
@@ -157,7 +158,7 @@ impl<'a> Bench<'a> {
         Ok(Self { checkpoint, plan, tests, arms: Vec::new(), infos: Vec::new() })
     }
 
-    /// Loads the model on another backend.
+    /// Loads the model on another backend. Where it is one of several ranks, it leads the others with `lead`.
     ///
     /// # Errors
     /// If the model cannot be loaded on it.
@@ -165,9 +166,10 @@ impl<'a> Bench<'a> {
         &mut self,
         backend: B,
         info: BackendInfo,
+        lead: Option<Arc<dyn Lead>>,
         on_progress: OnProgress<'_>,
     ) -> Result<()> {
-        self.arms.push(Box::new(Loaded::new(backend, self.checkpoint, on_progress)?));
+        self.arms.push(Box::new(Loaded::new(backend, self.checkpoint, lead, on_progress)?));
         self.infos.push(info);
         Ok(())
     }

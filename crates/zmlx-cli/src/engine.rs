@@ -227,7 +227,7 @@ fn has_metal() -> bool {
 
 #[cfg(all(target_os = "linux", feature = "cuda"))]
 fn has_gpu() -> bool {
-    match zmlx_kernels::cuda::CudaBackend::new(0) {
+    match zmlx_kernels::cuda::CudaBackend::new(ranks::n_before_on_host()) {
         Ok(_) => true,
         Err(error) => {
             tracing::debug!("{error}");
@@ -243,16 +243,31 @@ fn has_gpu() -> bool {
 
 #[cfg(all(target_os = "linux", feature = "cuda"))]
 fn with_cuda(job: impl Job) -> Result<Outcome> {
-    let backend = zmlx_kernels::cuda::CudaBackend::new(0)?;
+    use ranks::Parallel;
+    use zmlx_kernels::cuda::CudaBackend;
+    // The ranks of a machine have a GPU each.
+    let mut backend = CudaBackend::new(ranks::n_before_on_host())?;
     let (arch, driver) = (backend.compute_capability(), backend.driver_version());
+    let capability = format!("compute capability {}.{}", arch / 10, arch % 10);
+    if let (Some(shard), Some(parallel)) = (ranks::shard(), ranks::parallel()) {
+        // Other kernels could round differently, and then the ranks would choose different experts.
+        ranks::agree_on("engine", &format!("cuda ({capability})"))?;
+        let exchange = |own: &str| ranks::gather(own).map_err(|error| error.to_string());
+        backend = match parallel {
+            Parallel::Tensor => backend.with_ranks(shard, &exchange)?,
+            Parallel::Pipeline => backend.with_stages(shard, &exchange)?,
+        };
+        if let Some(communicator) = backend.communicator().cloned() {
+            ranks::set_barrier(move || Ok(communicator.wait_for_all()?));
+        }
+    }
+    let ranks = backend.communicator().map(|c| format!(", {}", c.description())).unwrap_or_default();
     let about = About {
         name: "cuda",
         engine: None,
         text: format!(
-            "cuda ({}, compute capability {}.{}, driver for CUDA {}.{})",
+            "cuda ({}, {capability}, driver for CUDA {}.{}{ranks})",
             backend.device_name(),
-            arch / 10,
-            arch % 10,
             driver / 1000,
             driver % 1000 / 10
         ),

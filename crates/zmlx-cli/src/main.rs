@@ -115,6 +115,8 @@ impl Command {
         match self {
             Self::Generate(_) => "generate",
             Self::Logits(_) => "logits",
+            #[cfg(feature = "proof")]
+            Self::Bench(_) => "bench",
             #[cfg(feature = "serve")]
             Self::Serve(_) => "serve",
             _ => "other commands",

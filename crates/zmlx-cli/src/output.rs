@@ -63,7 +63,9 @@ pub(crate) fn is_silent() -> bool {
 /// Writes a line to stderr. An error is ignored, because there is no other place to report it. The line is escaped,
 /// because it may contain names and messages from files.
 pub(crate) fn note(line: fmt::Arguments<'_>) {
-    let _ = writeln!(std::io::stderr(), "{}", escaped(&line.to_string()));
+    // In one piece: stderr is not buffered, and ranks share it.
+    let line = format!("{}\n", escaped(&line.to_string()));
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// A text for a terminal: control characters that it would execute are spelled out. Line ends and tabs stay.

@@ -11,12 +11,12 @@ mod watch;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
 use zmlx_kernels::{Backend, Fusion, Shard};
-use zmlx_models::{Checkpoint, Model, Order};
+use zmlx_models::{Checkpoint, Lead, Model, Order};
 
 use crate::output;
 use meeting::Joined;
@@ -56,7 +56,7 @@ fn parallel_of_environment() -> Result<Parallel> {
 }
 
 /// Commands that several ranks can run.
-pub(crate) const COMMANDS: [&str; 3] = ["generate", "logits", "serve"];
+pub(crate) const COMMANDS: [&str; 4] = ["bench", "generate", "logits", "serve"];
 
 /// The commands in a sentence.
 pub(crate) fn commands() -> String {
@@ -172,16 +172,20 @@ pub(crate) fn is_follower() -> bool {
     shard().is_some_and(|shard| shard.rank > 0)
 }
 
+/// With what the model of rank 0 leads those of the others; `None` for a process that is alone or follows.
+pub(crate) fn leader() -> Option<Arc<dyn Lead>> {
+    JOINED.get().filter(|joined| joined.shard().rank == 0).map(Joined::leader)
+}
+
 /// Lets the model of rank 0 lead those of the others. On the others it follows until rank 0 has done its work, and returns true.
 ///
 /// # Errors
 /// If this rank cannot do what rank 0 does.
 pub(crate) fn follows<B: Backend>(model: &mut Model<B>, fusion: &Fusion) -> Result<bool> {
-    let Some(joined) = JOINED.get() else { return Ok(false) };
-    if joined.shard().rank == 0 {
-        model.lead(joined.leader());
-        return Ok(false);
+    if let Some(leader) = leader() {
+        model.lead(leader);
     }
+    let Some(joined) = JOINED.get().filter(|joined| joined.shard().rank > 0) else { return Ok(false) };
     let mut unreadable = None;
     let next = || {
         let order = serde_json::from_str::<Order>(&joined.next_order()?);

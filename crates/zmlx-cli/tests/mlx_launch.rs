@@ -347,7 +347,7 @@ fn mlx_launch_refuses_what_it_cannot_start() {
     for (args, want) in [
         (
             &["launch", "-n", "2", "--", "chat"][..],
-            "launch can start generate, logits and serve, not \"chat\"",
+            "launch can start bench, generate, logits and serve, not \"chat\"",
         ),
         (&["launch", "--", "generate"], "--n-ranks"),
         (&["launch", "-n", "0", "--", "generate"], "0 is not in 1..=64"),
@@ -368,7 +368,12 @@ fn mlx_launch_refuses_what_it_cannot_start() {
     }
     for (rank, file, command, want) in [
         (0, "[]", "doctor", ""),
-        (0, r#"[["127.0.0.1:1"], ["127.0.0.1:2"]]"#, "doctor", "2 ranks can run generate, logits and serve"),
+        (
+            0,
+            r#"[["127.0.0.1:1"], ["127.0.0.1:2"]]"#,
+            "doctor",
+            "2 ranks can run bench, generate, logits and serve",
+        ),
         (2, r#"[["127.0.0.1:1"], ["127.0.0.1:2"]]"#, "generate", "has the addresses of 2 ranks"),
         (0, r#"[["127.0.0.1:1"], ["127.0.0.1"]]"#, "generate", "expected host:port, got \"127.0.0.1\""),
         (
@@ -397,6 +402,22 @@ fn mlx_launch_refuses_what_it_cannot_start() {
             group.fail(&[want]);
         }
     }
+}
+
+/// One path, as the other ranks know no more.
+#[test]
+fn mlx_ranks_are_measured() {
+    let _alone = alone();
+    let model = model(QWEN);
+    let bench = ["launch", "-n", "2", "--", "bench", "--model", &model, "-p", "8", "-n", "2", "-r", "1"];
+    let run = end(zmlx(&[&bench[..], &["-o", "json"]].concat()).spawn().unwrap());
+    let report: Value = serde_json::from_slice(&run.stdout).unwrap_or_else(|_| panic!("{run:?}"));
+    let tests = report["tests"].as_array().unwrap();
+    assert_eq!(tests.len(), 2, "{report}");
+    assert!(tests.iter().all(|test| test["fusion"] == "fused"), "{report}");
+    let run = end(zmlx(&[&bench[..], &["--fusion", "stock", "--fusion", "fused"]].concat()).spawn().unwrap());
+    assert_eq!(run.status.code(), Some(2), "{run:?}");
+    assert!(text(&run.stderr).contains("--fusion: several ranks measure one path, got 2"), "{run:?}");
 }
 
 /// A rank that never comes.

@@ -2,6 +2,7 @@
 
 mod attention;
 mod products;
+mod ranks;
 mod recurrent;
 
 use std::ops::Range;
@@ -10,11 +11,13 @@ use std::sync::{Arc, Mutex};
 use zmlx_core::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
-    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, SoftmaxTopK, Span, StepKey, stock,
+    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span, StepKey,
+    stock,
 };
 
 use crate::NAME;
 use crate::cache::{CudaCache, cache_bytes};
+use crate::communicator::Communicator;
 use crate::device::Device;
 use crate::graph::{self, Graphs};
 use crate::host_copy::HostCopy;
@@ -35,6 +38,10 @@ pub struct CudaBackend {
     graphs: Mutex<Graphs>,
     /// The ropes of all models so far: a few.
     rotations: Mutex<Vec<(Rope, Rotation)>>,
+    /// The other GPUs, where each has a part of every layer.
+    ranks: Option<Arc<Communicator>>,
+    /// The other GPUs, where each has some of the layers.
+    stages: Option<Arc<Communicator>>,
     device: Arc<Device>,
 }
 
@@ -45,8 +52,13 @@ impl CudaBackend {
     /// [`Error::Unavailable`], which says what is missing and what to do: a driver, a newer driver, a GPU, NVRTC.
     pub fn new(ordinal: usize) -> Result<Self> {
         let ordinal = i32::try_from(ordinal).unwrap_or(i32::MAX);
-        let backend =
-            Self { graphs: Mutex::default(), rotations: Mutex::default(), device: Device::open(ordinal)? };
+        let backend = Self {
+            graphs: Mutex::default(),
+            rotations: Mutex::default(),
+            ranks: None,
+            stages: None,
+            device: Device::open(ordinal)?,
+        };
         // The first kernel shows whether there is a compiler, before a model is loaded.
         let one = backend.tensor(&[1.0], &[1])?;
         let two = backend.scale(&one, 2.0)?;
@@ -243,6 +255,36 @@ impl Backend for CudaBackend {
         let view = logits.contiguous(&self.device)?;
         let copy = HostCopy::start(&view.buffer, 4 * view.offset, 4 * view.len)?;
         Ok(logits.with_copy(copy))
+    }
+
+    fn shard(&self) -> Shard {
+        self.ranks.as_ref().map_or(Shard::WHOLE, |ranks| ranks.shard())
+    }
+
+    fn all_sum(&self, x: CudaTensor) -> Result<CudaTensor> {
+        self.sum_of_ranks(x)
+    }
+
+    fn gather_columns(&self, x: CudaTensor, width: usize, n: usize) -> Result<CudaTensor> {
+        self.columns_of_ranks(x, width, n)
+    }
+
+    fn of_rank_0(&self, indices: CudaIndices, n_values: usize) -> Result<CudaIndices> {
+        self.indices_of_rank_0(indices, n_values)
+    }
+
+    fn stage(&self) -> Shard {
+        self.stages.as_ref().map_or(Shard::WHOLE, |stages| stages.shard())
+    }
+
+    fn send(&self, x: &CudaTensor, _like: &CudaWeight, to: usize) -> Result<()> {
+        self.stages("send")?.send(&x.contiguous(&self.device)?, to)
+    }
+
+    fn receive(&self, shape: &[usize], _like: &CudaWeight, from: usize) -> Result<CudaTensor> {
+        const OP: &str = "receive";
+        let shape = Shape::new(OP, shape)?;
+        Ok(CudaTensor::ready(shape, self.stages(OP)?.receive(shape.len(), from)?))
     }
 
     fn embed(&self, table: &CudaWeight, ids: &CudaIndices) -> Result<CudaTensor> {

@@ -7,6 +7,8 @@ use std::ptr::null_mut;
 use libloading::Library;
 use sha2::{Digest, Sha256};
 
+use crate::library;
+
 const HEADERS: [(&str, &str); 9] = [
     ("activations.cuh", include_str!("kernels/activations.cuh")),
     ("device.cuh", include_str!("kernels/device.cuh")),
@@ -19,7 +21,8 @@ const HEADERS: [(&str, &str); 9] = [
     ("tensor_core.cuh", include_str!("kernels/tensor_core.cuh")),
 ];
 
-const SOURCES: [(&str, &str); 17] = [
+const SOURCES: [(&str, &str); 18] = [
+    ("all_sum", include_str!("kernels/all_sum.cu")),
     ("attention", include_str!("kernels/attention.cu")),
     ("causal_conv", include_str!("kernels/causal_conv.cu")),
     ("dense", include_str!("kernels/dense.cu")),
@@ -96,7 +99,7 @@ impl std::fmt::Display for Unit {
 /// Units that together have every source and every branch of it, of each format one: a part of what ops may ask for.
 pub fn units() -> Vec<Unit> {
     let mut all = vec![Unit::new("rows", &[]), Unit::new("rope", &[]), Unit::new("group", &[])];
-    all.push(Unit::new("causal_conv", &[]));
+    all.extend([Unit::new("all_sum", &[]), Unit::new("causal_conv", &[])]);
     all.extend([1, 4, 8].map(|columns| Unit::new("gated_delta", &[("PER_LANE", columns)])));
     all.extend([4, 32].map(|lanes| Unit::new("route", &[("PER_LANE", lanes)])));
     all.extend(
@@ -292,21 +295,8 @@ impl Nvrtc {
     /// Loads the library named by `ZMLX_NVRTC`, or the newest in the usual places.
     fn find() -> Result<Self, CompileError> {
         let names = ["libnvrtc.so.13", "libnvrtc.so.12", "libnvrtc.so"];
-        let mut places: Vec<String> = std::env::var("ZMLX_NVRTC").into_iter().collect();
-        if places.is_empty() {
-            places.extend(names.map(String::from));
-            for folder in ["/usr/local/cuda/lib64", "/opt/cuda/lib64", "/usr/lib/x86_64-linux-gnu"] {
-                places.extend(names.map(|name| format!("{folder}/{name}")));
-            }
-        }
-        for path in &places {
-            // SAFETY: NVRTC runs no code of consequence when it is loaded.
-            if let Ok(library) = unsafe { Library::new(path) } {
-                return Self::of(library)
-                    .map_err(|e| CompileError::Library { path: path.clone(), why: e.to_string() });
-            }
-        }
-        Err(CompileError::NoNvrtc)
+        let (path, library) = library::find("ZMLX_NVRTC", &names).ok_or(CompileError::NoNvrtc)?;
+        Self::of(library).map_err(|e| CompileError::Library { path, why: e.to_string() })
     }
 
     fn of(library: Library) -> Result<Self, libloading::Error> {

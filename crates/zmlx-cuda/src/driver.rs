@@ -2,7 +2,7 @@
 
 use std::ffi::{CString, c_void};
 use std::ptr::null_mut;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use cudarc::driver::sys::{self, CUdevice_attribute_enum as Attribute, CUresult};
 use zmlx_core::{Error, Result};
@@ -11,6 +11,9 @@ use crate::NAME;
 
 /// The oldest driver that works, as `cuDriverGetVersion` counts: CUDA 12.3.
 const OLDEST_DRIVER: i32 = 12030;
+
+/// Bytes of what another process opens an allocation with.
+pub(crate) const IPC_HANDLE_BYTES: usize = 64;
 
 /// An error of the driver, in the words of the driver.
 fn fault(op: &'static str, code: CUresult) -> Error {
@@ -58,6 +61,8 @@ pub(crate) struct Driver {
     pub(crate) properties: Properties,
     /// Kernels and copies so far.
     n_launched: AtomicU64,
+    /// Whether what was last put on the stream is not ours: the next kernel may not start before it has ended.
+    is_foreign: AtomicBool,
 }
 
 // SAFETY: the driver's handles may be used from any thread; `bind` makes the context current on the calling one.
@@ -141,7 +146,9 @@ impl Driver {
             let mut n = 0;
             check("cuDeviceGetCount", sys::cuDeviceGetCount(&mut n))?;
             if ordinal >= n {
-                return Err(unavailable(format!("there are {n} GPUs, none has number {ordinal}")));
+                return Err(unavailable(format!(
+                    "there is no GPU {ordinal}: this machine has {n}, counted from 0"
+                )));
             }
             check("cuDeviceGet", sys::cuDeviceGet(&mut device, ordinal))?;
             check("cuDevicePrimaryCtxRetain", sys::cuDevicePrimaryCtxRetain(&mut context, device))?;
@@ -158,7 +165,15 @@ impl Driver {
                 properties.name
             )));
         }
-        Ok(Self { device, context, stream, copies, properties, n_launched: AtomicU64::new(0) })
+        Ok(Self {
+            device,
+            context,
+            stream,
+            copies,
+            properties,
+            n_launched: AtomicU64::new(0),
+            is_foreign: AtomicBool::new(false),
+        })
     }
 
     /// Makes the context current on this thread.
@@ -221,20 +236,23 @@ impl Driver {
             let why = format!("{grid:?} is more than this GPU can take");
             return Err(Error::Unsupported { op, backend: NAME, why });
         }
-        let cluster = sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: grid.cluster as u32, z: 1 };
-        let mut attributes = [
-            sys::CUlaunchAttribute {
-                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
-                pad: [0; 4],
-                value: sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
-            },
-            sys::CUlaunchAttribute {
-                id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-                pad: [0; 4],
-                value: sys::CUlaunchAttributeValue { clusterDim: cluster },
-            },
-        ];
-        let n_attributes = if self.properties.arch < 90 { 0 } else { 1 + u32::from(grid.cluster > 1) };
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let mut attributes = Vec::with_capacity(2);
+        let has_attributes = self.properties.arch >= 90;
+        if has_attributes && !self.is_foreign.swap(false, Ordering::Relaxed) {
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+                sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
+            ));
+        }
+        if has_attributes && grid.cluster > 1 {
+            let cluster =
+                sys::CUlaunchAttributeValue_union__bindgen_ty_1 { x: 1, y: grid.cluster as u32, z: 1 };
+            attributes.push(attribute(
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
+                sys::CUlaunchAttributeValue { clusterDim: cluster },
+            ));
+        }
         let config = sys::CUlaunchConfig {
             gridDimX: x as u32,
             gridDimY: y as u32,
@@ -245,7 +263,7 @@ impl Driver {
             sharedMemBytes: grid.shared_bytes as u32,
             hStream: self.stream,
             attrs: attributes.as_mut_ptr(),
-            numAttrs: n_attributes,
+            numAttrs: attributes.len() as u32,
         };
         let mut params = [std::ptr::from_ref(args).cast_mut().cast::<c_void>()];
         // SAFETY: the driver copies the parameter before it returns; the rest is the caller's promise.
@@ -363,6 +381,70 @@ impl Driver {
         self.count();
         // SAFETY: the caller's promise.
         check("cuMemcpyDtoDAsync", unsafe { sys::cuMemcpyDtoDAsync_v2(to, from, n_bytes, self.stream) })
+    }
+
+    /// Copies rows of `n_bytes` within the device; `to` and `from` have the distance of their rows besides.
+    ///
+    /// # Safety
+    /// All rows are valid.
+    pub(crate) unsafe fn copy_rows(
+        &self,
+        (to, to_pitch): (u64, usize),
+        (from, from_pitch): (u64, usize),
+        n_bytes: usize,
+        n_rows: usize,
+    ) -> Result<()> {
+        if n_bytes == 0 || n_rows == 0 {
+            return Ok(());
+        }
+        self.count();
+        let copy = sys::CUDA_MEMCPY2D {
+            srcXInBytes: 0,
+            srcY: 0,
+            srcMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            srcHost: null_mut(),
+            srcDevice: from,
+            srcArray: null_mut(),
+            srcPitch: from_pitch,
+            dstXInBytes: 0,
+            dstY: 0,
+            dstMemoryType: sys::CUmemorytype::CU_MEMORYTYPE_DEVICE,
+            dstHost: null_mut(),
+            dstDevice: to,
+            dstArray: null_mut(),
+            dstPitch: to_pitch,
+            WidthInBytes: n_bytes,
+            Height: n_rows,
+        };
+        // SAFETY: the caller's promise.
+        check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream) })
+    }
+
+    /// The stream, for something that is not ours and is put there now.
+    pub(crate) fn foreign(&self) -> *mut c_void {
+        self.count();
+        self.is_foreign.store(true, Ordering::Relaxed);
+        self.stream.cast()
+    }
+
+    /// What another process opens an allocation with.
+    pub(crate) fn share(&self, at: u64) -> Result<[u8; IPC_HANDLE_BYTES]> {
+        self.bind()?;
+        let mut handle = sys::CUipcMemHandle { reserved: [0; IPC_HANDLE_BYTES] };
+        // SAFETY: the pointer is to a local; an address that is no allocation's is refused.
+        check("cuIpcGetMemHandle", unsafe { sys::cuIpcGetMemHandle(&mut handle, at) })?;
+        Ok(handle.reserved.map(|byte| byte as u8))
+    }
+
+    /// Opens an allocation of another process on this machine, which stays open as long as the context.
+    pub(crate) fn open_shared(&self, handle: &[u8; IPC_HANDLE_BYTES]) -> Result<u64> {
+        self.bind()?;
+        let handle = sys::CUipcMemHandle { reserved: handle.map(|byte| byte as std::ffi::c_char) };
+        let flags = sys::CUipcMem_flags::CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS as u32;
+        let mut at = 0;
+        // SAFETY: the pointer is to a local; a handle that the driver did not make is refused.
+        check("cuIpcOpenMemHandle", unsafe { sys::cuIpcOpenMemHandle_v2(&mut at, handle, flags) })?;
+        Ok(at)
     }
 
     /// Sets bytes of the device.

@@ -24,13 +24,16 @@
 mod attention;
 mod backend;
 mod cache;
+mod communicator;
 mod compile;
 mod device;
 mod driver;
 mod graph;
 mod host_copy;
+mod library;
 mod matmul;
 mod memory;
+mod nccl;
 mod products;
 mod recurrent;
 mod rows;
@@ -41,6 +44,7 @@ mod weight;
 
 pub use backend::CudaBackend;
 pub use cache::CudaCache;
+pub use communicator::{Communicator, Exchange};
 pub use compile::{CompileError, Unit, compile_all, units};
 pub use step::CudaStep;
 pub use tensor::{CudaIndices, CudaTensor};

@@ -4,6 +4,7 @@ use std::sync::{Arc, Mutex};
 
 use zmlx_core::Result;
 
+use crate::communicator::Communicator;
 use crate::device::Device;
 use crate::host_copy::HostCopy;
 use crate::matmul::Grouped;
@@ -173,6 +174,16 @@ pub(crate) enum Pending {
     Heads(Heads),
     /// A product, to which something may be added.
     Product(Box<Product>),
+    /// A sum over all ranks, to which something may be added.
+    RankSum(RankSum),
+}
+
+/// What the ranks will sum up.
+#[derive(Clone)]
+pub(crate) struct RankSum {
+    pub(crate) ranks: Arc<Communicator>,
+    /// This rank's summand.
+    pub(crate) x: View,
 }
 
 enum State {
@@ -245,6 +256,7 @@ impl CudaTensor {
             State::Ready(view) => return Ok(view.clone()),
             State::Pending(Pending::Heads(heads)) => rms_norm(device, heads, self.shape.len())?,
             State::Pending(Pending::Product(product)) => product.launch(device, None)?,
+            State::Pending(Pending::RankSum(sum)) => sum.ranks.all_sum(&sum.x, None)?,
         };
         *state = State::Ready(view.clone());
         Ok(view)

@@ -1,9 +1,10 @@
 //! A model on a backend that is ready to be measured, without the backend's types.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use zmlx_kernels::{Backend, Barriers, CacheKind, Fusion, Hooked, Instrumented, SampleSettings};
-use zmlx_models::{CachePool, Checkpoint, Input, Logits, Model, PoolOptions, Slot, Tap, TapValue};
+use zmlx_models::{CachePool, Checkpoint, Input, Lead, Logits, Model, PoolOptions, Slot, Tap, TapValue};
 
 use super::check::{Difference, Workload};
 use super::probe::{Mode, Part, Phase, Probe, phases};
@@ -82,9 +83,18 @@ impl<B: Backend> Filled<B> {
 }
 
 impl<B: Backend> Loaded<B> {
-    pub(super) fn new(backend: B, checkpoint: &Checkpoint, on_progress: OnProgress<'_>) -> Result<Self> {
+    pub(super) fn new(
+        backend: B,
+        checkpoint: &Checkpoint,
+        lead: Option<Arc<dyn Lead>>,
+        on_progress: OnProgress<'_>,
+    ) -> Result<Self> {
         let backend = Hooked::new(backend, Probe::default());
-        let model = Model::load(backend, checkpoint, &mut |done, of| on_progress(Work::Loading, done, of))?;
+        let mut model =
+            Model::load(backend, checkpoint, &mut |done, of| on_progress(Work::Loading, done, of))?;
+        if let Some(lead) = lead {
+            model.lead(lead);
+        }
         let filled = Filled::new(&model, 1)?;
         Ok(Self { model, filled })
     }
@@ -339,7 +349,7 @@ mod tests {
         let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/models/austen-qwen3-moe-4bit");
         let checkpoint = Checkpoint::open(dir.as_ref()).unwrap();
         let backend = Hooked::new(CpuBackend::new(Some(1)).unwrap(), Choosing::default());
-        let mut arm = Loaded::new(backend, &checkpoint, &mut |_, _, _| ()).unwrap();
+        let mut arm = Loaded::new(backend, &checkpoint, None, &mut |_, _, _| ()).unwrap();
         let log = |arm: &Loaded<Hooked<CpuBackend, Choosing>>| {
             arm.model.backend().inner().hooks().log.take().join(" ")
         };

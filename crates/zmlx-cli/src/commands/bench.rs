@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use zmlx_bench::bandwidth::read_bytes_per_second;
 use zmlx_bench::capsule::bench::{Bandwidth, BenchTest};
 use zmlx_bench::capsule::model::ModelFacts;
@@ -19,6 +19,7 @@ use crate::engine::{self, About, Job};
 use crate::memory;
 use crate::output::{self, Outcome, note, print, print_json};
 use crate::progress::WorkProgress;
+use crate::ranks::{self, MLX_HOSTFILE, MLX_RANK};
 use crate::source::Source;
 
 /// The seed of random weights. It is the same on every machine, so that capsules are comparable.
@@ -126,6 +127,8 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
     };
     if args.fusion.is_empty() {
         args.fusion = match args.compare {
+            // Followers know one path.
+            Compare::Fusion if ranks::shard().is_some() => vec![Fusion::FUSED],
             Compare::Fusion => vec![Fusion::STOCK, Fusion::CONCAT, Fusion::FUSED],
             Compare::Backend => vec![Fusion::STOCK, Fusion::FUSED],
         };
@@ -142,10 +145,21 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
         fusions: args.fusion.clone(),
         profile: args.profile,
     };
+    if ranks::shard().is_some() {
+        ensure!(
+            plan.fusions.len() == 1,
+            "--fusion: several ranks measure one path, got {}",
+            plan.fusions.len()
+        );
+        ranks::agree(&checkpoint, &format!("{plan:?}"))?;
+    }
     let mut bench = Bench::new(&checkpoint, &plan)?;
     for backend in backends {
         let job = Add { bench: &mut bench, checkpoint: &checkpoint, fusions: &plan.fusions };
         engine::with_backend(BackendArgs { backend, ..args.backend }, job)?;
+    }
+    if ranks::is_follower() {
+        return Ok(Outcome::Done);
     }
     if let Some(disagreement) = bench.disagreement()? {
         note(format_args!("error: {disagreement}"));
@@ -200,7 +214,14 @@ impl Job for Add<'_, '_> {
     fn run<B: Instrumented + 'static>(self, backend: B, about: &About) -> Result<Outcome> {
         let mut progress = WorkProgress::default();
         let Self { bench, checkpoint, fusions } = self;
-        bench.add(backend, about.info(), &mut |work, done, of| progress.update(work, done, of))?;
+        if ranks::is_follower() {
+            let (mut model, _) = engine::load(backend, checkpoint)?;
+            ranks::follows(&mut model, &fusions[0])?;
+            return Ok(Outcome::Done);
+        }
+        bench.add(backend, about.info(), ranks::leader(), &mut |work, done, of| {
+            progress.update(work, done, of)
+        })?;
         about.ensure_room(checkpoint, fusions.iter())?;
         Ok(Outcome::Done)
     }
@@ -211,6 +232,7 @@ impl Job for Add<'_, '_> {
 fn probe(n_threads: usize) -> Option<Bandwidth> {
     let mut command = Command::new(std::env::current_exe().ok()?);
     command.args(["bench", "--bandwidth", "-o", "json", "--threads", &n_threads.to_string()]);
+    command.env_remove(MLX_RANK).env_remove(MLX_HOSTFILE);
     let output = command.stdin(Stdio::null()).stderr(Stdio::null()).output().ok()?;
     serde_json::from_slice(&output.stdout).ok()
 }

@@ -18,7 +18,7 @@ use crate::ranks::{self, COMMANDS, MLX_HOSTFILE, MLX_RANK, Parallel, ZMLX_PARALL
 /// Arguments of `zmlx launch`.
 #[derive(Debug, clap::Args)]
 #[command(
-    after_help = "Each rank holds and computes a part of the model (--backend mlx). Rank 0 prints and serves; the others print errors only.\n\n\
+    after_help = "Each rank holds and computes a part of the model (--backend mlx or cuda; with cuda, each rank of a machine has its own GPU). Rank 0 prints and serves; the others print errors only.\n\n\
                   Example: zmlx launch --hosts 10.0.0.1,10.0.0.2 -- generate --model mlx-community/Qwen3-30B-A3B-4bit -p Hello"
 )]
 pub(crate) struct Args {
@@ -44,7 +44,7 @@ pub(crate) struct Args {
     /// slow connections; the ranks then compute one after the other.
     #[arg(long, value_enum, value_name = "HOW", default_value_t)]
     parallel: Parallel,
-    /// The command and its arguments: generate, logits or serve.
+    /// The command and its arguments: bench, generate, logits or serve.
     #[arg(last = true, required = true, value_name = "COMMAND")]
     command: Vec<OsString>,
 }

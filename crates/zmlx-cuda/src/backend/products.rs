@@ -11,17 +11,23 @@ use crate::tensor::{CudaIndices, CudaTensor, Pending, Shape, ensure};
 use crate::weight::{CudaWeight, PartFormat};
 
 impl CudaBackend {
-    /// The sum of two tensors; a product that has not been launched takes the other one along.
+    /// The sum of two tensors; a product or a sum over ranks that has not been launched takes the other one along.
     pub(super) fn sum(&self, op: &'static str, a: &CudaTensor, b: &CudaTensor) -> Result<CudaTensor> {
         ensure(a.dims() == b.dims(), op, "b", format_args!("{:?}", a.shape), b)?;
         if let Some(both) = with_shared(&self.device, a, b).or_else(|| with_shared(&self.device, b, a)) {
             return Ok(both);
         }
-        for (product, other) in [(a, b), (b, a)] {
-            if let Some(Pending::Product(product)) = product.op() {
-                let other = other.contiguous(&self.device)?;
-                return Ok(CudaTensor::ready(a.shape, product.launch(&self.device, Some(&other))?));
-            }
+        for (pending, other) in [(a, b), (b, a)] {
+            let sum = match pending.op() {
+                Some(Pending::Product(product)) => {
+                    product.launch(&self.device, Some(&other.contiguous(&self.device)?))?
+                }
+                Some(Pending::RankSum(sum)) => {
+                    sum.ranks.all_sum(&sum.x, Some(&other.contiguous(&self.device)?))?
+                }
+                Some(Pending::Heads(_)) | None => continue,
+            };
+            return Ok(CudaTensor::ready(a.shape, sum));
         }
         let b = b.contiguous(&self.device)?;
         rows::binary(&self.device, (op, "add"), a, (b.at(), b.len))
