@@ -36,6 +36,12 @@ impl<B> Instance<B> {
     }
 }
 
+/// The instances that run a case: those of the full grid, and the others if the thinned grid has it. A case that nobody runs is
+/// skipped before its results are computed.
+pub fn running<B>(instances: &[Instance<B>], is_in_thinned: bool) -> Vec<&Instance<B>> {
+    instances.iter().filter(|i| is_in_thinned || i.is_full()).collect()
+}
+
 /// Moves host values to a backend and back, for calls that must succeed.
 pub trait Host: Backend {
     /// A tensor with these values.
