@@ -549,10 +549,18 @@ fn mlx_launch_ends_when_a_rank_dies() {
     }
 }
 
-/// Ctrl-C, which a terminal sends to the launcher and to rank 0: the answer is finished, and all end.
+/// Ctrl-C, which a terminal sends to the launcher and to rank 0, and SIGTERM, which a service manager sends to the launcher: the
+/// answer is finished, and all end.
 #[test]
 #[cfg(target_os = "linux")]
-fn mlx_launch_serves_until_ctrl_c() {
+fn mlx_launch_serves_until_it_is_told_to_end() {
+    serves_until(|launcher| vec!["-INT".to_owned(), "--".to_owned(), format!("-{launcher}")]);
+    serves_until(|launcher| vec![launcher.to_string()]);
+}
+
+/// `signal` gives the arguments of `kill`.
+#[cfg(target_os = "linux")]
+fn serves_until(signal: impl Fn(u32) -> Vec<String>) {
     use std::os::unix::process::CommandExt;
     let _alone = alone();
     let model = model(QWEN);
@@ -571,8 +579,7 @@ fn mlx_launch_serves_until_ctrl_c() {
     let answer = std::thread::spawn(move || post(&address, "/v1/completions", &body));
     std::thread::sleep(Duration::from_millis(500));
     let ranks = children(launcher.id());
-    let group = format!("-{}", launcher.id());
-    assert!(Command::new("kill").args(["-INT", "--", &group]).status().unwrap().success());
+    assert!(Command::new("kill").args(signal(launcher.id())).status().unwrap().success());
     let (status, answer) = answer.join().unwrap();
     assert!(status == 200 && answer.contains("\"completion_tokens\":200"), "{status} {answer}");
     let output = end(launcher);

@@ -54,6 +54,7 @@ const HERE: &str = "127.0.0.1";
 /// How long ranks may take to end after one has failed: longer than they wait for each other.
 const GRACE: Duration = Duration::from_secs(9);
 const POLL: Duration = Duration::from_millis(20);
+const ENDED_BY_SIGNAL: &str = "ended by a signal, and all ranks with it";
 
 /// Starts the ranks and waits for them.
 pub(crate) fn run(args: Args) -> Result<Outcome> {
@@ -189,6 +190,7 @@ impl Ranks {
     fn wait(&mut self, asked: &Asked) -> Result<Outcome> {
         // Since a rank has failed, or the user has asked for an end.
         let mut ending = None;
+        let mut is_terminated = false;
         loop {
             for rank in self.0.iter_mut().filter(|rank| rank.status.is_none()) {
                 rank.status = rank.child.try_wait()?;
@@ -196,8 +198,12 @@ impl Ranks {
             if self.0.iter().all(|rank| rank.status.is_some()) {
                 break;
             }
-            if asked.terminated.load(Ordering::SeqCst) {
-                bail!("ended by a signal, and all ranks with it");
+            if asked.terminated.swap(false, Ordering::SeqCst) {
+                // The first one is for rank 0, as Ctrl-C is: it finishes its answers, and the others end with it.
+                if is_terminated || !self.terminate_rank_0() {
+                    bail!(ENDED_BY_SIGNAL);
+                }
+                is_terminated = true;
             }
             // After the first Ctrl-C a server finishes its answers.
             if asked.n_interrupts.load(Ordering::SeqCst) > 1 || self.failed().next().is_some() {
@@ -212,11 +218,27 @@ impl Ranks {
         if is_interrupted && self.failed().next().is_some() {
             return Ok(Outcome::Interrupted);
         }
+        if is_terminated && self.failed().next().is_some() {
+            bail!(ENDED_BY_SIGNAL);
+        }
         // A rank that a signal ended is why others failed.
         match self.failed().min_by_key(|(_, status)| status.code().is_some()) {
             Some((rank, status)) => bail!("rank {rank} ended with {status}"),
             None => Ok(Outcome::Done),
         }
+    }
+
+    /// Passes the wish for an end on to rank 0. Returns whether it has been told.
+    fn terminate_rank_0(&self) -> bool {
+        let Some(rank) = self.0.first().filter(|rank| rank.status.is_none()) else { return false };
+        #[cfg(unix)]
+        {
+            use nix::sys::signal::{Signal, kill};
+            let id = i32::try_from(rank.child.id()).map(nix::unistd::Pid::from_raw);
+            id.is_ok_and(|id| kill(id, Signal::SIGTERM).is_ok())
+        }
+        #[cfg(not(unix))]
+        false
     }
 
     fn failed(&self) -> impl Iterator<Item = (usize, ExitStatus)> {
