@@ -138,10 +138,12 @@ fn assert_empty<B: Backend>(mut engine: Engine<'_, B>) {
     assert_eq!(engine.stats().kv_bytes, 0);
 }
 
-/// Requests end at different steps, by their length, an end token and their caller, and others join meanwhile.
+/// Requests end at different steps, by their length, an end token and their caller, and others join meanwhile. While the last of
+/// them runs, the host has to choose a token.
 pub(crate) fn requests_come_and_go<B: Backend>(model: &Model<B>, temperature: f32) {
     let request = |i: u32, n: usize| Request {
         sampling: sampling(temperature, u64::from(i)),
+        min_tokens: usize::from(i == 4) * 3,
         ..Request::new(tokens(6 + i as usize, i), n)
     };
     let lengths = [14, 40, 30, 20, 5];
