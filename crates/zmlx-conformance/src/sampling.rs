@@ -1,8 +1,9 @@
 //! `sample`: the filters of the host's sampler, chance that follows the distribution, no bad argument. A backend that leaves the
-//! choice to the host has nothing to show.
+//! choice to the host has nothing to show. `join_indices`, which makes a step of what was chosen.
 
-use zmlx_core::{Backend, Error, Repetition, SampleSettings};
+use zmlx_core::{Backend, DType, Error, Repetition, SampleSettings, WeightFormat};
 
+use crate::inputs::TestWeight;
 use crate::suite::{Host, Instance};
 
 type Settings<'a, B> = SampleSettings<'a, <B as Backend>::Indices>;
@@ -279,5 +280,79 @@ pub fn rows_do_not_depend_on_each_other<B: Backend>(instances: &[Instance<B>]) {
                 );
             }
         }
+    }
+}
+
+/// The tokens that were chosen from some rows are the ids of a step, in any order, with others among them.
+pub fn chosen_tokens_are_joined<B: Backend>(instances: &[Instance<B>]) {
+    const WIDTH: usize = 700;
+    let table = TestWeight::random(WeightFormat::Dense(DType::F32), [1, WIDTH, 8], 3);
+    for b in with_chance(instances) {
+        let logits = b.put(&zmlx_oracle::testing::random_f32(20 * WIDTH, 4.0, 1), &[20, WIDTH]);
+        let table = b.load(&table);
+        let settings = |i: usize| Settings::<B> {
+            temperature: [0.0, 0.7][i % 2],
+            seed: 0x0123_4567_89ab_cdef * (i as u64 + 1),
+            ..greedy::<B>()
+        };
+        let rows: Vec<_> = (0..20).map(|i| (i, settings(i))).collect();
+        let chosen: Vec<B::Indices> =
+            b.sample(&logits, &rows).unwrap().into_iter().map(Option::unwrap).collect();
+        let known = b.put_indices(&[699, 0, 17], &[3]);
+        let some = |rows: &[usize]| rows.iter().map(|row| &chosen[*row]).collect::<Vec<_>>();
+        let lists = [
+            chosen.iter().collect(),
+            some(&[7]),
+            some(&[4, 5, 6]),
+            some(&[0, 1, 3, 4, 19]),
+            some(&[9, 8]),
+            some(&[2, 2]),
+            vec![&chosen[5], &known, &chosen[6]],
+            vec![&known, &chosen[19]],
+        ];
+        for (i, lists) in lists.iter().enumerate() {
+            let joined = b.join_indices(lists).unwrap();
+            // The host reads after the step, as an engine does.
+            let rows = b.get(&b.embed(&table, &joined).unwrap());
+            let want: Vec<u32> = lists.iter().flat_map(|list| b.get_indices(list)).collect();
+            assert_eq!(b.get_indices(&joined), want, "{i}");
+            let by_host = b.embed(&table, &b.put_indices(&want, &[want.len()])).unwrap();
+            assert_eq!(rows, b.get(&by_host), "{i}");
+        }
+    }
+}
+
+/// Lists that the host knows, of any length. A step refuses an id that is too large wherever it stands.
+pub fn lists_are_joined<B: Backend>(instances: &[Instance<B>]) {
+    let table = TestWeight::random(WeightFormat::Dense(DType::F32), [1, 9, 8], 3);
+    for Instance { name, backend: b, .. } in instances {
+        let list = |values: &[u32]| b.put_indices(values, &[values.len()]);
+        let (one, two, last) = (list(&[4]), list(&[8, 0]), list(&[2, 2, 7]));
+        for (lists, want) in [
+            (&[&two][..], &[8, 0][..]),
+            (&[&one, &two], &[4, 8, 0]),
+            (&[&last, &one, &last], &[2, 2, 7, 4, 2, 2, 7]),
+        ] {
+            assert_eq!(b.get_indices(&b.join_indices(lists).unwrap()), want, "{name}");
+        }
+        let table = b.load(&table);
+        let too_large = list(&[9]);
+        for lists in [[&too_large, &one], [&one, &too_large]] {
+            let ids = b.join_indices(&lists).unwrap();
+            let refused = b.embed(&table, &ids).map(|_| ());
+            assert!(
+                matches!(refused, Err(Error::IndexOutOfRange { op: "embed", .. })),
+                "{name}: {refused:?}"
+            );
+        }
+        let refused = |lists: &[&B::Indices]| {
+            let refused = b.join_indices(lists).map(|_| ());
+            assert!(
+                matches!(refused, Err(Error::Precondition { op: "join_indices", .. })),
+                "{name}: {refused:?}"
+            );
+        };
+        refused(&[]);
+        refused(&[&one, &b.put_indices(&[1, 2], &[1, 2])]);
     }
 }

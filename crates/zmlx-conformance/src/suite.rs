@@ -156,7 +156,8 @@ macro_rules! conformance {
                 sampling {
                     greedy_takes_the_first_of_the_largest, recent_tokens_become_less_likely, filters_keep,
                     ties_at_the_end_of_a_filter, draws_follow_the_distribution, the_seed_decides,
-                    choices_are_assessed, rows_do_not_depend_on_each_other, bad_arguments_are_errors
+                    choices_are_assessed, rows_do_not_depend_on_each_other, chosen_tokens_are_joined,
+                    lists_are_joined, bad_arguments_are_errors
                 }
                 invariance { linear, experts, rows_of_one_expert }
                 tiles { many_tokens, experts_of_many_tokens, heads_of_many_tokens, very_many_rows }

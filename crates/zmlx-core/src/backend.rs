@@ -11,8 +11,9 @@ pub use recurrent::{ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWe
 pub use shard::Shard;
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Activation, Barriers, Choice, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, PREFILL_CHUNK,
-    PrefillStyle, Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
+    Activation, Barriers, Choice, Down, GateUp, HostNeeds, MlaInputs, MlaWeights, NoauxTc, NormRope,
+    PREFILL_CHUNK, PrefillStyle, Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings,
+    SoftmaxTopK,
 };
 
 use crate::ops::{fused_ops, output, plain_ops};
@@ -119,6 +120,15 @@ pub trait Backend {
     /// # Errors
     /// A device fault.
     fn read_indices(&self, indices: &Self::Indices, out: &mut Vec<u32>) -> Result<()>;
+
+    /// One list of indices after the other. They stay on the device, so a step can be built on tokens of several sequences
+    /// before they are computed.
+    ///
+    /// **Shapes** each `[n_i]` → `[Σ n_i]`. **Source** `mx.concatenate`.
+    ///
+    /// # Errors
+    /// If there are no lists, or one of them is a matrix.
+    fn join_indices(&self, lists: &[&Self::Indices]) -> Result<Self::Indices>;
 
     // ---- steps and caches
 
@@ -247,7 +257,8 @@ pub trait Backend {
     /// draw one of them at random with weight `p^(1 / temperature)`. At temperature 0 take the most probable one.
     /// **Shapes** logits `[n, vocab]` → `[1]` for each row. **Numerics** f32. Of equal logits the lowest index ranks first. A
     /// backend that follows a stock engine may take the most probable token from that engine's rounded
-    /// log-probabilities. Equal settings and logits give equal tokens.
+    /// log-probabilities. Equal settings and logits give equal tokens. Which tokens are left to the host
+    /// depends on the settings alone, and neither on the seed nor on recent tokens.
     /// **Source** mlx-lm `sample_utils`.
     ///
     /// # Errors
@@ -270,12 +281,18 @@ pub trait Backend {
         Ok(None)
     }
 
-    /// Starts to compute a step's results without waiting for them. Returns its logits in a form that [`Backend::read`]
-    /// only has to copy: a read does not wait for steps that were started later.
+    /// Starts to compute a step's results, its logits and the tokens `chosen` from them, without waiting for them. Returns the
+    /// logits in a form that [`Backend::read`] only has to copy: a read of what the host needs does not wait for steps that
+    /// were started later.
     ///
     /// # Errors
     /// A device fault.
-    fn eval_async(&self, logits: Self::Tensor, _chosen: &Self::Indices) -> Result<Self::Tensor> {
+    fn eval_async(
+        &self,
+        logits: Self::Tensor,
+        _chosen: &[&Self::Indices],
+        _needs: HostNeeds,
+    ) -> Result<Self::Tensor> {
         Ok(logits)
     }
 

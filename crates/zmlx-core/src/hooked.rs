@@ -6,8 +6,9 @@ use crate::ops::{fused_ops, output, plain_ops};
 use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
-    ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostWeight, Instrumented, MlaInputs, MlaWeights,
-    NoauxTc, NormRope, Op, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span, StepKey,
+    ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostNeeds, HostWeight, Instrumented, MlaInputs,
+    MlaWeights, NoauxTc, NormRope, Op, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span,
+    StepKey,
 };
 
 /// Makes the method of [`Hooks`] for each fused op, which is called in place of the op.
@@ -223,6 +224,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         tensor(values: &[f32], shape: &[usize]) -> Result<B::Tensor>;
         shape(x: &B::Tensor) -> Vec<usize>;
         indices(values: &[u32], shape: &[usize]) -> Result<B::Indices>;
+        join_indices(lists: &[&B::Indices]) -> Result<B::Indices>;
         step(spans: &[Span]) -> Result<B::Step>;
         n_tokens(step: &B::Step) -> usize;
         cache(spec: &CacheSpec) -> Result<B::Cache>;
@@ -240,7 +242,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         wait(x: &B::Tensor) -> Result<()>;
         prefill_style() -> PrefillStyle;
         read_choice(chosen: &B::Indices) -> Result<Option<Choice>>;
-        eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;
+        eval_async(logits: B::Tensor, chosen: &[&B::Indices], needs: HostNeeds) -> Result<B::Tensor>;
         of_rank_0(indices: B::Indices, n_values: usize) -> Result<B::Indices>;
         reshape(x: &B::Tensor, shape: &[usize]) -> Result<B::Tensor>;
         slice_last(x: &B::Tensor, range: Range<usize>) -> Result<B::Tensor>;

@@ -23,8 +23,8 @@ mod weight;
 
 pub use backend::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheKind, CacheSpec, Choice,
-    ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights, Down, GateUp, KvFormat, Logits,
-    MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, NormRope, PREFILL_CHUNK, PrefillStyle,
+    ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights, Down, GateUp, HostNeeds, KvFormat,
+    Logits, MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, NormRope, PREFILL_CHUNK, PrefillStyle,
     Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, Shard, SoftmaxTopK, Span,
     StepKey, logit_rows,
 };

@@ -201,6 +201,16 @@ impl Backend for CpuBackend {
         Ok(())
     }
 
+    fn join_indices(&self, lists: &[&CpuIndices]) -> Result<CpuIndices> {
+        const OP: &str = "join_indices";
+        ensure(!lists.is_empty(), OP, "lists", "at least one", lists.len())?;
+        for list in lists {
+            ensure(list.dims().len() == 1, OP, "list", "[n]", list)?;
+        }
+        let values: Vec<u32> = lists.iter().flat_map(|list| list.values()).copied().collect();
+        self.indices(&values, &[values.len()])
+    }
+
     fn step(&self, spans: &[Span]) -> Result<CpuStep> {
         self.new_step(spans)
     }

@@ -10,9 +10,9 @@ use std::sync::{Arc, Mutex};
 
 use zmlx_core::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
-    ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
-    MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span, StepKey,
-    stock,
+    ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostNeeds, HostWeight, Instrumented,
+    MlaInputs, MlaWeights, NoauxTc, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span,
+    StepKey, stock,
 };
 
 use crate::NAME;
@@ -164,6 +164,10 @@ impl Backend for CudaBackend {
         }
     }
 
+    fn join_indices(&self, lists: &[&CudaIndices]) -> Result<CudaIndices> {
+        CudaIndices::join(&self.device, "join_indices", lists)
+    }
+
     fn step(&self, spans: &[Span]) -> Result<CudaStep> {
         Ok(CudaStep(Arc::new(StepData::new(&self.device, spans)?)))
     }
@@ -251,7 +255,16 @@ impl Backend for CudaBackend {
         sample::read_choice(chosen)
     }
 
-    fn eval_async(&self, logits: CudaTensor, _: &CudaIndices) -> Result<CudaTensor> {
+    fn eval_async(
+        &self,
+        logits: CudaTensor,
+        chosen: &[&CudaIndices],
+        needs: HostNeeds,
+    ) -> Result<CudaTensor> {
+        // Choosing has launched what computes the logits.
+        if needs == HostNeeds::Choices && chosen.iter().all(|id| sample::tells_choice(id)) {
+            return Ok(logits);
+        }
         let view = logits.contiguous(&self.device)?;
         let copy = HostCopy::start(&view.buffer, 4 * view.offset, 4 * view.len)?;
         Ok(logits.with_copy(copy))

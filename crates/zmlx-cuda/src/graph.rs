@@ -90,8 +90,8 @@ pub(crate) fn run(
     let graphs = lock(graphs);
     let recorded = &graphs.recorded[at];
     device.driver.bind()?;
-    recorded.step.buffer.copy_from(&step.buffer, 0, step.n_bytes)?;
-    recorded.ids.buffer.copy_from(&ids.buffer, 4 * ids.offset, 4 * step.n_tokens)?;
+    recorded.step.buffer.copy_from(0, (&step.buffer, 0), step.n_bytes)?;
+    recorded.ids.buffer.copy_from(0, (&ids.buffer, 4 * ids.offset), 4 * step.n_tokens)?;
     replay(device, recorded)
 }
 
@@ -102,7 +102,7 @@ fn replay(device: &Arc<Device>, recorded: &Recorded) -> Result<CudaTensor> {
     // The next replay writes over the recording's logits, which the caller may still hold.
     let (tensor, view) = &recorded.logits;
     let (copy, _) = CudaTensor::fresh(device, tensor.shape)?;
-    copy.view(device)?.buffer.copy_from(&view.buffer, 0, 4 * view.len)?;
+    copy.view(device)?.buffer.copy_from(0, (&view.buffer, 0), 4 * view.len)?;
     Ok(copy)
 }
 
@@ -115,7 +115,7 @@ fn record(
 ) -> Result<Recorded> {
     // The body sees its own step, whose buffer the recording takes over; the ids get one that stays.
     let own_ids = Buffer::scratch(device, 4 * step.n_tokens)?;
-    own_ids.copy_from(&ids.buffer, 4 * ids.offset, 4 * step.n_tokens)?;
+    own_ids.copy_from(0, (&ids.buffer, 4 * ids.offset), 4 * step.n_tokens)?;
     let ids =
         CudaIndices { buffer: own_ids, offset: 0, grouped: Grouped::default(), copy: None, ..ids.clone() };
     device.driver.bind()?;

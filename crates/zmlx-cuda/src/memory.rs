@@ -98,12 +98,12 @@ impl Buffer {
         staging.copy_in(&self.device.driver, self.at + offset as u64, bytes)
     }
 
-    /// Copies `n_bytes` from byte `offset` of another buffer.
-    pub(crate) fn copy_from(&self, from: &Self, offset: usize, n_bytes: usize) -> Result<()> {
-        let is_within = n_bytes <= self.n_bytes && offset + n_bytes <= from.n_bytes;
+    /// Copies `n_bytes` to byte `at` from byte `offset` of another buffer.
+    pub(crate) fn copy_from(&self, at: usize, (from, offset): (&Self, usize), n_bytes: usize) -> Result<()> {
+        let is_within = at + n_bytes <= self.n_bytes && offset + n_bytes <= from.n_bytes;
         assert!(is_within, "copies stay within buffers");
         // SAFETY: both ranges were just checked.
-        unsafe { self.device.driver.copy_within(self.at, from.at + offset as u64, n_bytes) }
+        unsafe { self.device.driver.copy_within(self.at + at as u64, from.at + offset as u64, n_bytes) }
     }
 
     /// Replaces `out` by `n` values from byte `offset` on, when all ops in front are done.

@@ -52,6 +52,7 @@ struct RowArgs {
 #[repr(C)]
 struct SampleArgs {
     width: u32,
+    stride: u32,
     rows: [RowArgs; MAX_ROWS],
 }
 
@@ -87,9 +88,10 @@ pub(crate) fn sample(
     }
     let from = logits.contiguous(device)?;
     let x_of = |row: usize| from.at() + 4 * (row * width) as u64;
+    // All tokens, then all log-probabilities, then all margins: so the tokens are the ids of a step.
     let n_words = if is_plain { 1 } else { N_WORDS };
     let y = Buffer::scratch(device, 4 * n_words * chosen.len())?;
-    let y_of = |i: usize| y.at() + 4 * (i * n_words) as u64;
+    let y_of = |i: usize| y.at() + 4 * i as u64;
     if is_plain {
         for (i, (row, _)) in chosen.iter().enumerate() {
             let args = ArgmaxArgs {
@@ -137,13 +139,14 @@ pub(crate) fn sample(
         });
         let args: Vec<RowArgs> = args.collect();
         for some in args.chunks(MAX_ROWS) {
-            let mut args = SampleArgs { width: width as u32, rows: [some[0]; MAX_ROWS] };
+            let mut args =
+                SampleArgs { width: width as u32, stride: chosen.len() as u32, rows: [some[0]; MAX_ROWS] };
             args.rows[..some.len()].copy_from_slice(some);
             let unit = Unit::new("sample", &[("PER_THREAD", per_thread as u32)]);
             let blocks = [some.len(), N_BLOCKS, 1];
             let grid = Grid { blocks, threads: THREADS, shared_bytes: 0, cluster: N_BLOCKS };
             // SAFETY: the struct is the kernel's; x has the rows of `width` values, which the blocks of a cluster together have
-            // room for; recent tokens are below `width`; y has room for N_WORDS words of each.
+            // room for; recent tokens are below `width`; y has room for N_WORDS words of each of all chosen.
             unsafe { device.launch(OP, (unit, "sample"), grid, &args)? };
         }
     }
@@ -154,7 +157,7 @@ pub(crate) fn sample(
         if !is_chosen(settings) {
             return Ok(None);
         }
-        let offset = i * n_words;
+        let offset = i;
         i += 1;
         Ok(Some(CudaIndices {
             shape: Shape::new(OP, &[1])?,
@@ -164,22 +167,23 @@ pub(crate) fn sample(
             bound: width,
             grouped: Grouped::default(),
             launch,
-            copy: Some(CopiedIndices { values: Arc::clone(&copy), n_words }),
+            copy: Some(CopiedIndices { values: Arc::clone(&copy), n: chosen.len(), n_words }),
         }))
     });
     indices.collect()
 }
 
+/// Whether the device says of a token that it chose all that the host would find in the logits: a GPU that only finds the largest
+/// value tells nothing else.
+pub(crate) fn tells_choice(chosen: &CudaIndices) -> bool {
+    chosen.copy.as_ref().is_some_and(|copy| copy.n_words == N_WORDS)
+}
+
 /// What the device says of a token that it chose; `None` where it says no more than which.
 pub(crate) fn read_choice(chosen: &CudaIndices) -> Result<Option<Choice>> {
-    // A GPU that only finds the largest value tells nothing else.
-    let Some(copy) = chosen.copy.as_ref().filter(|copy| copy.n_words == N_WORDS) else { return Ok(None) };
+    let Some(copy) = chosen.copy.as_ref().filter(|_| tells_choice(chosen)) else { return Ok(None) };
     let mut words = Vec::new();
     copy.values.read(&mut words)?;
-    Ok(match words[chosen.offset..][..N_WORDS] {
-        [token, logprob, margin] => {
-            Some(Choice { token, logprob: f32::from_bits(logprob), margin: f32::from_bits(margin) })
-        }
-        _ => None,
-    })
+    let [token, logprob, margin]: [u32; N_WORDS] = std::array::from_fn(|i| words[chosen.offset + i * copy.n]);
+    Ok(Some(Choice { token, logprob: f32::from_bits(logprob), margin: f32::from_bits(margin) }))
 }

@@ -310,11 +310,13 @@ pub struct CudaIndices {
     pub(crate) copy: Option<CopiedIndices>,
 }
 
-/// Indices on their way to the host, among others and what else is told of each.
+/// The buffer of indices on its way to the host: all indices that it holds, then what else is told of each.
 #[derive(Clone)]
 pub(crate) struct CopiedIndices {
     pub(crate) values: Arc<HostCopy>,
-    /// Words that belong to an index; the first is the index.
+    /// Number of indices in the buffer.
+    pub(crate) n: usize,
+    /// Words that belong to an index, the index itself included; `n` apart.
     pub(crate) n_words: usize,
 }
 
@@ -332,6 +334,43 @@ impl CudaIndices {
     /// Where they are.
     pub(crate) fn at(&self) -> u64 {
         self.buffer.at() + 4 * self.offset as u64
+    }
+
+    /// One list after the other. Nothing is copied if they lie in one buffer in this order.
+    pub(crate) fn join(device: &Arc<Device>, op: &'static str, lists: &[&Self]) -> Result<Self> {
+        ensure(!lists.is_empty(), op, "lists", "at least one", lists.len())?;
+        for list in lists {
+            ensure(list.dims().len() == 1, op, "list", "[n]", list)?;
+        }
+        let n = lists.iter().map(|list| list.shape.len()).sum();
+        let shape = Shape::new(op, &[n])?;
+        let bound = lists.iter().map(|list| list.least_bound()).max().unwrap_or(0);
+        let goes_on = |pair: &[&Self]| {
+            Arc::ptr_eq(&pair[0].buffer, &pair[1].buffer)
+                && pair[0].offset + pair[0].shape.len() == pair[1].offset
+        };
+        if lists.windows(2).all(goes_on) {
+            return Ok(Self { shape, bound, host: None, ..lists[0].clone() });
+        }
+        let buffer = Buffer::scratch(device, 4 * n)?;
+        device.driver.bind()?;
+        let mut n_before = 0;
+        for list in lists {
+            let len = list.shape.len();
+            buffer.copy_from(4 * n_before, (&list.buffer, 4 * list.offset), 4 * len)?;
+            n_before += len;
+        }
+        let launch = device.driver.last_launch();
+        let grouped = Grouped::default();
+        Ok(Self { shape, buffer, offset: 0, host: None, bound, grouped, launch, copy: None })
+    }
+
+    /// All indices are below this.
+    fn least_bound(&self) -> usize {
+        match &self.host {
+            Some(host) => host.iter().max().map_or(0, |most| *most as usize + 1),
+            None => self.bound,
+        }
     }
 
     /// Checks that every index is below `len`; reads them back only where that is not known.

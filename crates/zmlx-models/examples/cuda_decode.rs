@@ -2,8 +2,7 @@
 //! `cuda_decode qwen3-30b-a3b,layers=24 128 1024 1`.
 //!
 //! Prints what a step takes that waits for its logits, that reads them, and whose tokens the device chooses (the most probable
-//! ones, or by chance) and the host reads; for one sequence also of steps that wait for nothing, the token never leaving the
-//! device.
+//! ones, or by chance) and the host reads; and of steps that wait for nothing, the tokens never leaving the device.
 
 #[cfg(target_os = "linux")]
 mod on_linux {
@@ -11,7 +10,7 @@ mod on_linux {
 
     use zmlx_kernels::cuda::{CudaBackend, CudaIndices, CudaTensor};
     use zmlx_kernels::{Backend, Fusion, Logits, SampleSettings};
-    use zmlx_models::{CachePool, Checkpoint, Input, Model, PoolOptions, Slot};
+    use zmlx_models::{CachePool, Checkpoint, ChosenInput, Input, Model, PoolOptions, Slot};
 
     type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
@@ -80,19 +79,20 @@ mod on_linux {
                     Ok(())
                 })?;
             }
-            if let [slot] = self.slots[..] {
-                for temperature in [0.0, 0.8] {
-                    let mut id = b.indices(&[1], &[1])?;
-                    let started = Instant::now();
-                    for _ in 0..n {
-                        let logits = self.model.forward_id(&mut self.pool, slot, &id, &Fusion::FUSED)?;
-                        id = choose(b, &logits, 1, temperature)?.remove(0);
-                    }
-                    b.read_indices(&id, &mut Vec::new())?;
-                    let ms = 1e3 * started.elapsed().as_secs_f64() / n as f64;
-                    let speed = 1e3 / ms;
-                    println!("not waiting, temperature {temperature}: {ms:.3} ms, {speed:.0} tokens/s");
+            for temperature in [0.0, 0.8] {
+                let mut ids = vec![b.indices(&[1], &[1])?; self.slots.len()];
+                let started = Instant::now();
+                for _ in 0..n {
+                    let inputs = self.slots.iter().zip(&ids).enumerate();
+                    let inputs = inputs.map(|(row, (slot, id))| ChosenInput { slot: *slot, id, row });
+                    let inputs: Vec<_> = inputs.collect();
+                    let logits = self.model.forward_chosen(&mut self.pool, &inputs, &Fusion::FUSED)?;
+                    ids = choose(b, &logits, self.slots.len(), temperature)?;
                 }
+                b.read_indices(&ids[0], &mut Vec::new())?;
+                let ms = 1e3 * started.elapsed().as_secs_f64() / n as f64;
+                let speed = 1e3 * self.slots.len() as f64 / ms;
+                println!("not waiting, temperature {temperature}: {ms:.3} ms, {speed:.0} tokens/s");
             }
             Ok(())
         }

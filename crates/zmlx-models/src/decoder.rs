@@ -9,7 +9,7 @@ use zmlx_moe::Routing;
 
 use crate::architecture::Architecture;
 use crate::attention::Rows;
-use crate::follow::Change;
+use crate::follow::{Change, StepIds};
 use crate::layer::{FeedForward, Layer, PerLayerInputs};
 use crate::loader::Progress;
 use crate::{CachePool, Error, Lead, PoolOptions, Result, Slot};
@@ -52,6 +52,17 @@ pub struct Input<'a> {
     pub tokens: &'a [u32],
     /// Which of their logits are wanted.
     pub logits: Logits,
+}
+
+/// The new token of a sequence, as the device has chosen it from a row of the logits of the step before.
+#[derive(Debug)]
+pub struct ChosenInput<'a, B: Backend> {
+    /// The sequence.
+    pub slot: Slot,
+    /// The token.
+    pub id: &'a B::Indices,
+    /// The row.
+    pub row: usize,
 }
 
 /// A tensor inside the model, shown to a [`Tap`].
@@ -147,33 +158,37 @@ impl<B: Backend> Model<B> {
                 self.backend.indices(&ids, &[ids.len()])?
             }
         };
-        pool.tell(|| Change::Step { spans: spans.iter().map(Into::into).collect(), ids: Some(all()) });
+        let known = || StepIds::Known(all());
+        pool.tell(|| Change::Step { spans: spans.iter().map(Into::into).collect(), ids: known() });
         self.run(pool, (&ids, &spans), fusion, tap).inspect_err(|error| self.check_alike(error))
     }
 
-    /// As [`Model::forward`] with one token whose id may still be on the device: the result of [`Backend::sample`].
-    /// Returns its logits, `[1, vocab]`.
+    /// As [`Model::forward`] with one token for each sequence, whose id may still be on the device: the result of
+    /// [`Backend::sample`]. Returns their logits, `[n, vocab]`.
     ///
-    /// **Shapes** id `[1]`.
+    /// **Shapes** each id `[1]`.
     ///
     /// # Errors
     /// As [`Model::forward`].
-    pub fn forward_id(
+    pub fn forward_chosen(
         &self,
         pool: &mut CachePool<B>,
-        slot: Slot,
-        id: &B::Indices,
+        inputs: &[ChosenInput<'_, B>],
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
-        // The embedding checks the id. Everything else is checked with the placeholder token 0.
-        let spans = self.spans(pool, &[Input { slot, tokens: &[0], logits: Logits::Last }])?;
+        // The embedding checks the ids. Everything else is checked with the placeholder token 0.
+        let placeholder = |i: &ChosenInput<'_, B>| Input { slot: i.slot, tokens: &[0], logits: Logits::Last };
+        let spans = self.spans(pool, &inputs.iter().map(placeholder).collect::<Vec<_>>())?;
         pool.check_room(&spans)?;
+        let ids = self.backend.join_indices(&inputs.iter().map(|i| i.id).collect::<Vec<_>>())?;
         if self.lead.is_none() {
-            return self.run(pool, (id, &spans), fusion, None);
+            return self.run(pool, (&ids, &spans), fusion, None);
         }
-        pool.tell(|| Change::Step { spans: spans.iter().map(Into::into).collect(), ids: None });
-        let id = self.backend.of_rank_0(id.clone(), self.architecture.vocab_size).map_err(Error::from);
-        let logits = id.and_then(|id| self.run(pool, (&id, &spans), fusion, None));
+        let rows = inputs.iter().map(|i| i.row).collect();
+        let spans_of_others = spans.iter().map(Into::into).collect();
+        pool.tell(|| Change::Step { spans: spans_of_others, ids: StepIds::Chosen { rows } });
+        let ids = self.backend.of_rank_0(ids, self.architecture.vocab_size).map_err(Error::from);
+        let logits = ids.and_then(|ids| self.run(pool, (&ids, &spans), fusion, None));
         logits.inspect_err(|error| self.check_alike(error))
     }
 

@@ -3,6 +3,7 @@
 //! An [`Engine`] has no thread of its own: its owner calls [`Engine::step`] as long as there is work. A step gives
 //! every decoding sequence one token and computes a part of the waiting prompts. Requests join and leave at every step.
 //! The tokens of a request do not depend on other requests, and an error in one request ends only that request.
+//! If the device chooses the tokens of all sequences, it computes the next step while the host reads them.
 //!
 //! Finished sequences stay in the caches while there is room. A prompt that begins with the same tokens continues from
 //! there.

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-use zmlx_kernels::{Backend, Fusion, KvFormat, Logits, SampleSettings, Span};
+use zmlx_kernels::{Backend, Fusion, HostNeeds, KvFormat, Logits, SampleSettings, Span};
 
 use crate::{CachePool, Error, Model, PoolOptions, Result};
 
@@ -31,26 +31,21 @@ pub struct Order {
 /// Slots are those of the caches.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) enum Change {
-    Open {
-        format: PoolFormat,
-    },
+    Open { format: PoolFormat },
     Close,
-    Release {
-        slot: usize,
-    },
-    Fork {
-        from: usize,
-        to: usize,
-        n_tokens: usize,
-    },
-    Truncate {
-        slot: usize,
-        n_tokens: usize,
-    },
-    /// A step. Without ids it is one of the token that rank 0 chooses from the logits of the step before.
-    Step {
-        spans: Vec<StepSpan>,
-        ids: Option<Vec<u32>>,
+    Release { slot: usize },
+    Fork { from: usize, to: usize, n_tokens: usize },
+    Truncate { slot: usize, n_tokens: usize },
+    Step { spans: Vec<StepSpan>, ids: StepIds },
+}
+
+/// The tokens of a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum StepIds {
+    Known(Vec<u32>),
+    /// One for each span, which rank 0 chooses from this row of the logits of the step before.
+    Chosen {
+        rows: Vec<usize>,
     },
 }
 
@@ -130,12 +125,14 @@ pub fn follow<B: Backend>(
             Change::Step { spans, ids } => {
                 let spans: Vec<Span> = spans.into_iter().map(Span::from).collect();
                 let ids = match (ids, &last) {
-                    (Some(ids), _) => b.indices(&ids, &[ids.len()])?,
-                    (None, Some(logits)) => chosen(model, logits)?,
-                    (None, None) => return Err(Error::Order { what: "logits of a step before" }),
+                    (StepIds::Known(ids), _) => b.indices(&ids, &[ids.len()])?,
+                    (StepIds::Chosen { rows }, Some(logits)) => chosen(model, logits, &rows)?,
+                    (StepIds::Chosen { .. }, None) => {
+                        return Err(Error::Order { what: "logits of a step before" });
+                    }
                 };
                 let logits = model.run(pool, (&ids, &spans), fusion, None)?;
-                let logits = b.eval_async(logits, &ids)?;
+                let logits = b.eval_async(logits, &[&ids], HostNeeds::Choices)?;
                 if spans.iter().any(|span| span.n_logits() == 0) {
                     b.eval_caches(&pool.caches)?;
                 }
@@ -146,18 +143,19 @@ pub fn follow<B: Backend>(
     Ok(())
 }
 
-/// The token that rank 0 has chosen from these logits and not read yet.
-fn chosen<B: Backend>(model: &Model<B>, logits: &B::Tensor) -> Result<B::Indices> {
+/// The tokens that rank 0 has chosen from these rows of the logits and not read yet.
+fn chosen<B: Backend>(model: &Model<B>, logits: &B::Tensor, rows: &[usize]) -> Result<B::Indices> {
     let b = model.backend();
     if b.shard().is_whole() {
         // Rank 0 alone has the embedding.
-        return Ok(b.indices(&[0], &[1])?);
+        return Ok(b.indices(&vec![0; rows.len()], &[rows.len()])?);
     }
     let most_probable =
         SampleSettings { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition: None, seed: 0 };
     let vocab = model.architecture().vocab_size;
-    match b.sample(logits, &[(0, most_probable)])?.pop() {
-        Some(Some(own)) => Ok(b.of_rank_0(own, vocab)?),
-        _ => Err(Error::Order { what: "a token that the device chooses" }),
-    }
+    let rows: Vec<_> = rows.iter().map(|row| (*row, most_probable)).collect();
+    let own = b.sample(logits, &rows)?.into_iter().collect::<Option<Vec<_>>>();
+    let own = own.ok_or(Error::Order { what: "tokens that the device chooses" })?;
+    let own = b.join_indices(&own.iter().collect::<Vec<_>>())?;
+    Ok(b.of_rank_0(own, vocab)?)
 }

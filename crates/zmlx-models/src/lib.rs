@@ -45,7 +45,7 @@ pub use checkpoint::{Checkpoint, KvBDims, TensorInfo, TensorReader};
 pub use config::QuantConfig;
 pub use convert::{Action, ConvertOptions, Converted, Quantize, Recipe, convert};
 pub use cost::{Cost, human_bytes};
-pub use decoder::{Input, Model, Tap, TapValue};
+pub use decoder::{ChosenInput, Input, Model, Tap, TapValue};
 pub use detokenizer::Detokenizer;
 pub use engine::{Engine, EngineOptions, EngineStats, Event, Generation, Request, RequestId, StopReason};
 pub use error::{Error, Result, WeightProblem};

@@ -1,33 +1,32 @@
-//! The engine on MLX: a sequence that runs alone is one step ahead of the host, however its tokens are chosen.
+//! The engine on MLX: it is one step ahead of the host, however tokens are chosen.
 #![cfg(feature = "mlx")]
 #![allow(clippy::unwrap_used, reason = "a test may panic; clippy knows only functions marked as tests")]
 
+#[path = "engine/scenarios.rs"]
+mod scenarios;
+#[path = "engine/support.rs"]
+mod support;
+
 use std::ops::ControlFlow;
-use std::path::PathBuf;
 
 use rstest::rstest;
-use zmlx_kernels::Fusion;
 use zmlx_kernels::mlx::{MlxBackend, Numerics};
-use zmlx_models::engine::{Constraint, PrefixCacheOptions};
+use zmlx_kernels::{Fusion, Hooked};
+use zmlx_models::engine::Constraint;
 use zmlx_models::{
     Checkpoint, Engine, EngineOptions, Event, Generation, Model, Request, Result, SamplingParams, StopReason,
     TokenMask,
 };
 
-const GLM: &str = "austen-glm4-moe-lite-4bit";
-const QWEN: &str = "austen-qwen3-moe-4bit";
-
-fn folder(name: &str) -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/models").join(name)
-}
+use scenarios::{Watched, keeping, tokens};
+use support::{GLM, QWEN, fixtures, load_on};
 
 fn load(name: &str, numerics: Numerics) -> Model<MlxBackend> {
-    let backend = MlxBackend::new(numerics).unwrap();
-    Model::load(backend, &Checkpoint::open(&folder(name)).unwrap(), &mut |_, _| ()).unwrap()
+    load_on(MlxBackend::new(numerics).unwrap(), name)
 }
 
-fn tokens(n: usize, seed: u32) -> Vec<u32> {
-    (0..n as u32).map(|i| (i.wrapping_mul(2_654_435_761).wrapping_add(seed * 97) >> 7) % 3072).collect()
+fn watched(name: &str) -> Model<Hooked<MlxBackend, Watched>> {
+    load_on(Watched::device(MlxBackend::new(Numerics::Accurate).unwrap()), name)
 }
 
 /// Allows everything. But only the host can evaluate it, so no step is started ahead.
@@ -42,12 +41,6 @@ impl Constraint for Anything {
 
 fn eager(request: Request) -> Request {
     Request { constraint: Some(Box::new(Anything)), ..request }
-}
-
-/// Keeps every finished sequence, however short.
-fn keeping() -> EngineOptions {
-    let prefix_cache = PrefixCacheOptions { min_tokens: 1, ..PrefixCacheOptions::default() };
-    EngineOptions { prefix_cache, ..EngineOptions::new(Fusion::STOCK) }
 }
 
 fn anew(model: &Model<MlxBackend>, request: Request) -> Generation {
@@ -93,7 +86,7 @@ fn a_step_ahead_harms_nobody(#[values(GLM, QWEN)] name: &str) {
 #[rstest]
 fn the_context_ends(#[values(GLM, QWEN)] name: &str) {
     const LIMIT: usize = 12;
-    let dir = folder(name);
+    let dir = fixtures().join("models").join(name);
     let config = std::fs::read_to_string(dir.join("config.json")).unwrap();
     let short =
         config.replace("\"max_position_embeddings\": 2048", &format!("\"max_position_embeddings\": {LIMIT}"));
@@ -111,7 +104,28 @@ fn the_context_ends(#[values(GLM, QWEN)] name: &str) {
     }
 }
 
-/// A request that runs alone is a step ahead. Another request ends this while it runs. In f32 the number of rows
+#[rstest]
+fn requests_come_and_go(#[values(GLM, QWEN)] name: &str, #[values(0.0, 0.8)] temperature: f32) {
+    // In f32 the number of rows changes only the last bits of sums.
+    scenarios::requests_come_and_go(&load(name, Numerics::Accurate), temperature);
+}
+
+#[test]
+fn the_host_reads_last() {
+    scenarios::the_host_reads_last(&watched(QWEN), "embed");
+}
+
+#[test]
+fn a_step_ahead_that_fails() {
+    scenarios::a_step_ahead_that_fails(&watched(QWEN));
+}
+
+#[test]
+fn who_gives_way_loses_no_token() {
+    scenarios::who_gives_way_loses_no_token(&load(QWEN, Numerics::Accurate), 0.8);
+}
+
+/// Other requests join and leave while it runs. In f32 the number of rows
 /// changes only the last bits of sums.
 #[rstest]
 fn a_seed_gives_the_same_text_whatever_else_runs(#[values(0.0, 0.8)] temperature: f32) {

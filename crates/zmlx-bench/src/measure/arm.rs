@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use zmlx_kernels::{Backend, Barriers, CacheKind, Fusion, Hooked, Instrumented, SampleSettings};
+use zmlx_kernels::{Backend, Barriers, CacheKind, Fusion, Hooked, HostNeeds, Instrumented, SampleSettings};
 use zmlx_models::{CachePool, Checkpoint, Input, Lead, Logits, Model, PoolOptions, Slot, Tap, TapValue};
 
 use super::check::{Difference, Workload};
@@ -31,8 +31,8 @@ pub(super) trait Arm {
         on_progress: OnProgress<'_>,
     ) -> Result<()>;
 
-    /// Runs `n` steps that decode one token of every sequence, as the engine decodes them: if the device chooses the tokens of
-    /// one sequence, it computes a step while the host reads the one before. Afterwards the caches are as before.
+    /// Runs `n` steps that decode one token of every sequence, as the engine decodes them: if the device chooses the tokens, it
+    /// computes a step while the host reads the one before. Afterwards the caches are as before.
     fn decode(&mut self, fusion: &Fusion, n: usize) -> Result<Decoded>;
 
     /// The number of ops in one such step, with compositions counted as their parts.
@@ -148,14 +148,31 @@ fn step<B: Backend>(
     Ok(())
 }
 
-/// A step that the device has begun: its logits and the token that it chooses.
+/// A step that the device has begun: its logits and the tokens that it chooses.
 struct Ahead<B: Backend> {
     logits: B::Tensor,
-    id: B::Indices,
+    ids: Vec<B::Indices>,
 }
 
-/// Begins a step as the engine does: the device chooses the next tokens. For one sequence the step is left to the device and
-/// returned; for several, and where the device cannot choose, it is waited for.
+impl<B: Backend> Ahead<B> {
+    /// Waits for the tokens. As the engine does, it reads the logits only if the device does not tell everything about its choices.
+    fn read(&self, b: &B, logits: &mut Vec<f32>) -> Result<()> {
+        let mut needs_logits = false;
+        for id in &self.ids {
+            needs_logits |= b.read_choice(id)?.is_none();
+        }
+        if needs_logits {
+            b.read(&self.logits, logits)?;
+            for id in &self.ids {
+                b.read_indices(id, &mut Vec::new())?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Begins a step as the engine does: the device chooses the next tokens. It is left to the device and returned; where the device
+/// cannot choose, it is waited for.
 fn begin<B: Backend>(
     model: &Model<B>,
     filled: &mut Filled<B>,
@@ -168,21 +185,12 @@ fn begin<B: Backend>(
         SampleSettings { temperature: 0.0, top_k: None, top_p: None, min_p: None, repetition: None, seed: 0 };
     let rows: Vec<_> = (0..filled.slots.len()).map(|row| (row, settings)).collect();
     let ids = b.sample(&y, &rows)?;
-    if let [Some(id)] = &ids[..] {
-        return Ok(Some(Ahead { logits: b.eval_async(y, id)?, id: id.clone() }));
-    }
-    // The engine reads the logits only if the device does not tell everything about its choices.
-    let mut needs_logits = ids.iter().any(Option::is_none);
-    for id in ids.iter().flatten() {
-        needs_logits |= b.read_choice(id)?.is_none();
-    }
-    if needs_logits {
+    let Some(ids) = ids.into_iter().collect::<Option<Vec<_>>>() else {
         b.read(&y, &mut filled.logits)?;
-        for id in ids.iter().flatten() {
-            b.read_indices(id, &mut Vec::new())?;
-        }
-    }
-    Ok(None)
+        return Ok(None);
+    };
+    let logits = b.eval_async(y, &ids.iter().collect::<Vec<_>>(), HostNeeds::Choices)?;
+    Ok(Some(Ahead { logits, ids }))
 }
 
 impl<B: Instrumented> Arm for Loaded<B> {
@@ -243,11 +251,8 @@ impl<B: Instrumented> Arm for Loaded<B> {
             let is_waited_for = i < n && next.is_none();
             // The device computes step `i` while the one before is read.
             let done = std::mem::replace(&mut ahead, next);
-            if let Some(Ahead { logits, id }) = &done
-                && b.read_choice(id)?.is_none()
-            {
-                b.read(logits, &mut self.filled.logits)?;
-                b.read_indices(id, &mut Vec::new())?;
+            if let Some(done) = &done {
+                done.read(b, &mut self.filled.logits)?;
             }
             if done.is_some() || is_waited_for {
                 seconds.push(since.elapsed().as_secs_f64());
@@ -356,10 +361,10 @@ mod tests {
         assert_eq!(arm.decode(&Fusion::STOCK, 3).unwrap().seconds.len(), 3);
         let read = "read read_indices";
         assert_eq!(log(&arm), format!("embed embed {read} embed {read} {read}"));
-        // Several sequences are read step by step.
+        // The same for several sequences.
         arm.fill(&Fusion::STOCK, 0, 2, &mut |_, _, _| ()).unwrap();
         assert_eq!(arm.decode(&Fusion::STOCK, 2).unwrap().seconds.len(), 2);
-        let step = "embed read read_indices read_indices";
-        assert_eq!(log(&arm), format!("{step} {step}"));
+        let read = "read read_indices read_indices";
+        assert_eq!(log(&arm), format!("embed embed {read} {read}"));
     }
 }

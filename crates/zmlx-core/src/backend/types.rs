@@ -279,6 +279,15 @@ pub struct Choice {
     pub margin: f32,
 }
 
+/// What the host needs of a step that it does not wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum HostNeeds {
+    /// The chosen tokens, and the logits only where [`Backend::read_choice`](crate::Backend::read_choice) does not tell enough.
+    Choices,
+    /// The logits too.
+    Logits,
+}
+
 /// Divides the positive logits of recent tokens by a penalty and multiplies the negative ones by it. A token that
 /// occurs several times is penalised once.
 #[derive(Debug)]

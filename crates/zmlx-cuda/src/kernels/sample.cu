@@ -25,11 +25,12 @@ struct Row {
     const u32* recent;
     u32 n_recent;
     const u32* last; // one more recent token, or null
-    u32* y; // the token, its log-probability, and by how much the largest value exceeds the second largest
+    u32* y; // the token; `stride` words on its log-probability; as far on by how much the largest value exceeds the second largest
 };
 
 struct SampleArgs {
     u32 width;
+    u32 stride;
     Row rows[MAX_ROWS];
 };
 
@@ -174,8 +175,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) sample(const __grid_con
     const float margin = is_bad ? nan_f32() : two[0] - two[1];
     auto put = [&](u32 token, float value) {
         a.y[0] = token;
-        ((float*)a.y)[1] = value - most - logf(total[0]);
-        ((float*)a.y)[2] = margin;
+        ((float*)a.y)[args.stride] = value - most - logf(total[0]);
+        ((float*)a.y)[2 * args.stride] = margin;
     };
     if (a.inverse_temperature == 0.0f || best_key == 0) {
         if (block == 0 && threadIdx.x == 0) put(best_at, most);

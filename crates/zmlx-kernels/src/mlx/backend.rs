@@ -45,8 +45,9 @@ use crate::metal::Numerics;
 use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
-    ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
-    MlaWeights, NoauxTc, NormRope, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span,
+    ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostNeeds, HostWeight, Instrumented,
+    MlaInputs, MlaWeights, NoauxTc, NormRope, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK,
+    Span,
 };
 use router::Pick;
 
@@ -276,6 +277,10 @@ impl Backend for MlxBackend {
         copy_out(OP, indices.array(), out)
     }
 
+    fn join_indices(&self, lists: &[&MlxIndices]) -> Result<MlxIndices> {
+        MlxIndices::join("join_indices", lists)
+    }
+
     /// Also gives unused memory back every so many steps, as mlx-lm does.
     fn step(&self, spans: &[Span]) -> Result<MlxStep> {
         limits::free_unused(self.n_steps.fetch_add(1, Ordering::Relaxed))?;
@@ -414,9 +419,11 @@ impl Backend for MlxBackend {
         ranks::held_experts(experts, weights, held)
     }
 
-    fn eval_async(&self, logits: Array, chosen: &MlxIndices) -> Result<Array> {
+    /// Of its choices the host finds everything in the logits.
+    fn eval_async(&self, logits: Array, chosen: &[&MlxIndices], _needs: HostNeeds) -> Result<Array> {
         let logits = logits.as_dtype(Dtype::Float32).map_err(f("eval_async"))?;
-        mlx_rs::transforms::async_eval([&logits, chosen.array()]).map_err(f("eval_async"))?;
+        let chosen = chosen.iter().map(|id| id.array());
+        mlx_rs::transforms::async_eval(chosen.chain([&logits])).map_err(f("eval_async"))?;
         Ok(logits)
     }
 

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use zmlx_kernels::{Backend, Choice, Repetition, SampleSettings};
+use zmlx_kernels::{Backend, Choice, HostNeeds, Repetition, SampleSettings};
 
 use super::prefix::Keep;
 use super::{Finished, Request, RequestId, StopReason, Token};
@@ -11,12 +11,13 @@ use crate::{
     top_logprobs,
 };
 
-/// A token that the device has chosen. The host may not have read it yet.
+/// A token that the device has chosen. The host has not read it yet.
 #[derive(Debug)]
 pub(super) struct Ahead<B: Backend> {
     pub(super) id: B::Indices,
-    /// The logits from which it was chosen, `[1, vocab]`.
+    /// The logits of its step, `[n, vocab]`, and the row from which it was chosen.
     pub(super) logits: B::Tensor,
+    pub(super) row: usize,
 }
 
 /// A request and its results so far.
@@ -114,6 +115,12 @@ impl<'m, B: Backend> Sequence<'m, B> {
         Some(now - self.times.submitted)
     }
 
+    /// What the host needs of a step that chooses the next token.
+    pub(super) fn needs(&self) -> HostNeeds {
+        let wants_logits = self.request.wants_logits || self.request.top_logprobs > 0;
+        if wants_logits { HostNeeds::Logits } else { HostNeeds::Choices }
+    }
+
     /// How a device chooses the next token; `None` if the request needs the host for that. `last` is the previous token if it has
     /// not been read yet.
     pub(super) fn device_settings<'a>(
@@ -143,7 +150,7 @@ impl<'m, B: Backend> Sequence<'m, B> {
     /// What the device says of the token that it chose; `None` if the host must look at the logits: where they are asked for, or
     /// are no numbers.
     pub(super) fn choice(&self, backend: &B, chosen: &B::Indices) -> Result<Option<Choice>> {
-        if self.request.wants_logits || self.request.top_logprobs > 0 {
+        if self.needs() == HostNeeds::Logits {
             return Ok(None);
         }
         let is_sound = |choice: &Choice| choice.logprob.is_finite() && !choice.margin.is_nan();

@@ -2,11 +2,11 @@
 
 use std::time::Instant;
 
-use zmlx_kernels::{Backend, Choice, Logits};
+use zmlx_kernels::{Backend, Choice, Error as Fault, HostNeeds, Logits};
 
 use super::sequence::{Ahead, Sequence};
 use super::{Engine, Event, StopReason, Token};
-use crate::{Input, Result};
+use crate::{ChosenInput, Input, Result};
 
 impl<B: Backend> Engine<'_, B> {
     /// Runs one step and appends what happened to `events`. Every decoding sequence gets one token. Prompts advance as
@@ -24,9 +24,7 @@ impl<B: Backend> Engine<'_, B> {
         let prompts = self.running.iter().filter(|s| !self.is_decoder(s));
         let n_prompt_tokens: usize = prompts.map(|s| s.n_planned).sum();
         self.stats.n_prompt_tokens += n_prompt_tokens as u64;
-        for at in 0..self.running.len() {
-            self.read_ahead(at, events);
-        }
+        self.read_ahead(events);
         self.compute(events);
         self.sweep(events);
         self.pace.observe(n_decoding, n_prompt_tokens, started.elapsed());
@@ -110,9 +108,7 @@ impl<B: Backend> Engine<'_, B> {
             && let Err(error) = self.model.backend().eval_caches(&self.pool.caches)
         {
             // The caches already hold the tokens whose computation failed, so it cannot be tried again.
-            for &at in parts {
-                self.running[at].outcome = Some(Err(error.clone().into()));
-            }
+            self.end_all(parts, &error);
             return Ok(());
         }
         for &at in parts {
@@ -136,41 +132,124 @@ impl<B: Backend> Engine<'_, B> {
         }
     }
 
-    /// Chooses the next token of each of these sequences from its row of the logits.
+    /// Chooses the next token of each of these sequences from its row of the logits. Where the device chooses the tokens of all
+    /// that run, the next step is started before the host reads them.
     fn choose(&mut self, sequences: &[usize], y: B::Tensor, events: &mut Vec<Event>) {
-        let b = self.model.backend();
+        if sequences.is_empty() {
+            return;
+        }
         let settings = sequences.iter().map(|&at| self.running[at].device_settings(None));
         let rows: Vec<_> = settings.enumerate().filter_map(|(row, s)| Some((row, s?))).collect();
         let mut ids = vec![None; sequences.len()];
-        match b.sample(&y, &rows) {
+        match self.model.backend().sample(&y, &rows) {
             Ok(chosen) => {
                 for ((row, _), id) in rows.iter().zip(chosen) {
                     ids[*row] = id;
                 }
             }
-            Err(error) => {
-                for &at in sequences {
-                    self.running[at].outcome = Some(Err(error.clone().into()));
-                }
-                return;
-            }
+            Err(error) => return self.end_all(sequences, &error),
         }
-        if let ([at], [id @ Some(_)]) = (sequences, &mut ids[..])
-            && self.running.len() == 1
-            && let Some(id) = id.take()
-        {
-            match b.eval_async(y, &id) {
-                Ok(logits) => {
-                    self.running[*at].ahead = Some(Ahead { id, logits });
-                    self.read_ahead(*at, events);
-                }
-                Err(error) => self.running[*at].outcome = Some(Err(error.into())),
-            }
+        let chosen = if sequences.len() == self.n_going_on() { ids.iter().cloned().collect() } else { None };
+        let Some(chosen) = chosen else {
+            let chosen = sequences.iter().zip(ids).enumerate();
+            return self.take(chosen.map(|(row, (&at, id))| (at, row, id)), &y, events);
+        };
+        match self.go_ahead(sequences, chosen, y) {
+            Ok(()) => self.read_ahead(events),
+            Err(error) => self.end_all(sequences, &error),
+        }
+    }
+
+    /// Number of running sequences of which no end is known.
+    fn n_going_on(&self) -> usize {
+        self.running.iter().filter(|s| s.outcome.is_none()).count()
+    }
+
+    /// Starts to compute the results of a step, whose tokens `ids` the host reads later.
+    fn go_ahead(
+        &mut self,
+        sequences: &[usize],
+        ids: Vec<B::Indices>,
+        y: B::Tensor,
+    ) -> zmlx_kernels::Result<()> {
+        let needs = sequences.iter().map(|&at| self.running[at].needs()).max().unwrap_or(HostNeeds::Choices);
+        let logits = self.model.backend().eval_async(y, &ids.iter().collect::<Vec<_>>(), needs)?;
+        for (row, (&at, id)) in sequences.iter().zip(ids).enumerate() {
+            self.running[at].ahead = Some(Ahead { id, logits: logits.clone(), row });
+        }
+        Ok(())
+    }
+
+    /// Takes the tokens that the device has chosen. The following step is started first, so that the device computes while the
+    /// host reads the tokens and the caller prints them.
+    fn read_ahead(&mut self, events: &mut Vec<Event>) {
+        let running = self.running.iter_mut().enumerate();
+        let chosen: Vec<_> = running.filter_map(|(at, s)| Some((at, s.ahead.take()?))).collect();
+        let Some((_, Ahead { logits, .. })) = chosen.first() else { return };
+        let logits = logits.clone();
+        self.start_following(&chosen);
+        let chosen = chosen.into_iter().map(|(at, ahead)| (at, ahead.row, Some(ahead.id)));
+        self.take(chosen, &logits, events);
+    }
+
+    /// Starts to compute what follows tokens that the host has not read yet, if all sequences that run have such tokens.
+    fn start_following(&mut self, chosen: &[(usize, Ahead<B>)]) {
+        if chosen.len() < self.n_going_on() {
             return;
         }
+        let (mut sequences, mut inputs) = (Vec::new(), Vec::new());
+        for (at, ahead) in chosen {
+            let sequence = &self.running[*at];
+            // Any other sequence ends with the token that it has now.
+            if let Some(slot) = sequence.slot
+                && sequence.wants_after(1)
+                && self.pool.n_tokens(slot) < self.context()
+            {
+                sequences.push(*at);
+                inputs.push(ChosenInput { slot, id: &ahead.id, row: ahead.row });
+            }
+        }
+        if sequences.is_empty() {
+            return;
+        }
+        // A step that fails or does not fit changes nothing. It is planned again when the tokens are known.
+        let Ok(y) = self.model.forward_chosen(&mut self.pool, &inputs, &self.options.fusion) else { return };
+        let settings =
+            sequences.iter().zip(&inputs).map(|(&at, i)| self.running[at].device_settings(Some(i.id)));
+        let rows: Vec<_> = settings.enumerate().filter_map(|(row, s)| Some((row, s?))).collect();
+        let b = self.model.backend();
+        let ids = b.sample(&y, &rows).and_then(|ids| {
+            let ids: Option<Vec<_>> = ids.into_iter().collect();
+            let why = || "a device that chose one token does not choose the next".to_owned();
+            ids.ok_or_else(|| Fault::Fault { op: "sample", backend: b.name(), why: why() })
+        });
+        // The caches already hold the tokens, so it cannot be tried again.
+        if let Err(error) = ids.and_then(|ids| self.go_ahead(&sequences, ids, y)) {
+            self.end_all(&sequences, &error);
+        }
+    }
+
+    fn end_all(&mut self, sequences: &[usize], error: &Fault) {
+        for &at in sequences {
+            self.running[at].outcome = Some(Err(error.clone().into()));
+        }
+    }
+
+    /// Takes the next tokens of sequences, of each from its row of the logits: the one that the device chose, or the choice of the
+    /// sampler.
+    fn take(
+        &mut self,
+        chosen: impl Iterator<Item = (usize, usize, Option<B::Indices>)>,
+        y: &B::Tensor,
+        events: &mut Vec<Event>,
+    ) {
+        let b = self.model.backend();
         let mut logits = std::mem::take(&mut self.logits);
         let mut is_read = false;
-        for (row, (&at, id)) in sequences.iter().zip(ids).enumerate() {
+        for (at, row, id) in chosen {
+            if self.running[at].outcome.is_some() {
+                continue;
+            }
             let choice = id.as_ref().map(|id| self.running[at].choice(b, id));
             if let Some(Ok(Some(choice))) = choice {
                 self.take_choice(at, choice, events);
@@ -179,7 +258,7 @@ impl<B: Backend> Engine<'_, B> {
             // The first sequence that needs the logits reads them for all. If that fails, each of the others tries again.
             let mut token = || {
                 if !is_read {
-                    b.read(&y, &mut logits)?;
+                    b.read(y, &mut logits)?;
                     is_read = true;
                 }
                 id.as_ref().map(|id| read_token(b, id)).transpose()
@@ -193,52 +272,6 @@ impl<B: Backend> Engine<'_, B> {
             }
         }
         self.logits = logits;
-    }
-
-    /// Takes the token that the device has chosen for a sequence. If no other sequence runs, the following step is
-    /// started first, so that the device computes while the host reads the token and the caller prints it.
-    fn read_ahead(&mut self, at: usize, events: &mut Vec<Event>) {
-        let Some(ahead) = self.running[at].ahead.take() else { return };
-        let following = self.start_following(at, &ahead);
-        let b = self.model.backend();
-        let following = match (self.running[at].choice(b, &ahead.id), following) {
-            (Ok(Some(choice)), Ok(following)) => {
-                self.running[at].ahead = following;
-                return self.take_choice(at, choice, events);
-            }
-            (Ok(None), following) => following,
-            (Err(error), _) | (Ok(Some(_)), Err(error)) => {
-                self.running[at].outcome = Some(Err(error));
-                return;
-            }
-        };
-        let mut logits = std::mem::take(&mut self.logits);
-        let read = b.read(&ahead.logits, &mut logits).map_err(Into::into);
-        match read.and_then(|()| read_token(b, &ahead.id)).and_then(|token| Ok((token, following?))) {
-            Ok((token, following)) => {
-                self.running[at].ahead = following;
-                self.take_token(at, &mut logits, Some(token), events);
-            }
-            Err(error) => self.running[at].outcome = Some(Err(error)),
-        }
-        self.logits = logits;
-    }
-
-    /// Starts to compute what follows a token that the host has not read yet.
-    fn start_following(&mut self, at: usize, ahead: &Ahead<B>) -> Result<Option<Ahead<B>>> {
-        let sequence = &self.running[at];
-        let Some(slot) = sequence.slot else { return Ok(None) };
-        let has_room = self.pool.n_tokens(slot) < self.context() && self.fits(self.pool.growth(slot, 1)?);
-        if self.running.len() > 1 || !sequence.wants_after(1) || !has_room {
-            return Ok(None);
-        }
-        let y = self.model.forward_id(&mut self.pool, slot, &ahead.id, &self.options.fusion)?;
-        let b = self.model.backend();
-        let Some(settings) = sequence.device_settings(Some(&ahead.id)) else { return Ok(None) };
-        match b.sample(&y, &[(0, settings)])?.pop().flatten() {
-            Some(id) => Ok(Some(Ahead { logits: b.eval_async(y, &id)?, id })),
-            None => Ok(None),
-        }
     }
 
     fn take_token(&mut self, at: usize, row: &mut [f32], chosen: Option<u32>, events: &mut Vec<Event>) {

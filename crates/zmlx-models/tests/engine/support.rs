@@ -1,4 +1,5 @@
 //! Models, prompts and a driver for engines.
+#![allow(dead_code, reason = "each test binary uses a part of this")]
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Barrier, Condvar, Mutex, mpsc};
 
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_kernels::{Backend, Fusion, Hooked, Hooks, HostWeight, Logits, Result, Shard};
+use zmlx_kernels::{Backend, Fusion, Hooked, Hooks, HostWeight, Logits, Result, SampleSettings, Shard};
 use zmlx_models::{Checkpoint, Error, Input, Lead, Model, Order, PoolOptions, follow, self_check};
 
 pub(crate) const GLM: &str = "austen-glm4-moe-lite-4bit";
@@ -84,6 +84,7 @@ impl Rank {
 
 type Tensor = <CpuBackend as Backend>::Tensor;
 type Weight = <CpuBackend as Backend>::Weight;
+type Indices = <CpuBackend as Backend>::Indices;
 
 fn values(backend: &CpuBackend, x: &Tensor) -> Vec<f32> {
     let mut values = Vec::new();
@@ -107,6 +108,23 @@ impl Hooks<CpuBackend> for Rank {
 
     fn stage(&self, _: &CpuBackend) -> Shard {
         self.place_in(Parallel::Pipeline)
+    }
+
+    /// The CPU as a device that chooses the most probable tokens.
+    fn sample(
+        &self,
+        backend: &CpuBackend,
+        logits: &Tensor,
+        rows: &[(usize, SampleSettings<'_, Indices>)],
+    ) -> Result<Vec<Option<Indices>>> {
+        let (all, vocab) = (values(backend, logits), backend.shape(logits)[1]);
+        let choose = |(row, settings): &(usize, SampleSettings<'_, Indices>)| {
+            assert!(settings.temperature == 0.0 && settings.repetition.is_none());
+            let of_row = &all[row * vocab..][..vocab];
+            let best = (0..vocab).max_by(|a, b| of_row[*a].total_cmp(&of_row[*b]).then(b.cmp(a)));
+            backend.indices(&[best.unwrap() as u32], &[1]).map(Some)
+        };
+        rows.iter().map(choose).collect()
     }
 
     fn all_sum(&self, backend: &CpuBackend, x: Tensor) -> Result<Tensor> {

@@ -53,6 +53,20 @@ impl MlxIndices {
         Ok(Self { sorted: sorted(op, &array)?, array, max: values.iter().max().copied() })
     }
 
+    /// One list after the other.
+    pub(super) fn join(op: &'static str, lists: &[&Self]) -> Result<Self> {
+        ensure(!lists.is_empty(), op, "lists", "at least one", lists.len())?;
+        for list in lists {
+            ensure(list.array.ndim() == 1, op, "list", "[n]", list.array.shape())?;
+        }
+        if let [one] = lists {
+            return Ok((*one).clone());
+        }
+        let arrays: Vec<&Array> = lists.iter().map(|list| &list.array).collect();
+        let array = mlx_rs::ops::concatenate(&arrays, 0).map_err(f(op))?;
+        Ok(Self { array, max: lists.iter().filter_map(|list| list.max).max(), sorted: None })
+    }
+
     /// Indices that an mlx-rs program has, all below `n_values`. MLX itself does not check them, and reads wherever they point:
     /// so what is beyond, or negative, becomes the last.
     ///
