@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 #[cfg(feature = "proof")]
 use zmlx_bench::BackendInfo;
 #[cfg(feature = "proof")]
@@ -227,7 +227,7 @@ fn has_metal() -> bool {
 
 #[cfg(all(target_os = "linux", feature = "cuda"))]
 fn has_gpu() -> bool {
-    match zmlx_kernels::cuda::CudaBackend::new(ranks::n_before_on_host()) {
+    match zmlx_kernels::cuda::CudaBackend::new(0) {
         Ok(_) => true,
         Err(error) => {
             tracing::debug!("{error}");
@@ -261,12 +261,12 @@ fn with_cuda(job: impl Job) -> Result<Outcome> {
             ranks::set_barrier(move || Ok(communicator.wait_for_all()?));
         }
     }
-    let ranks = backend.communicator().map(|c| format!(", {}", c.description())).unwrap_or_default();
+    let together = backend.communicator().map(|c| format!(", {}", c.description())).unwrap_or_default();
     let about = About {
         name: "cuda",
         engine: None,
         text: format!(
-            "cuda ({}, {capability}, driver for CUDA {}.{}{ranks})",
+            "cuda ({}, {capability}, driver for CUDA {}.{}{together})",
             backend.device_name(),
             driver / 1000,
             driver % 1000 / 10
@@ -340,6 +340,7 @@ fn with_mlx(job: impl Job) -> Result<Outcome> {
 /// MLX's ring of the ranks, which all of them join now.
 #[cfg(any(target_os = "macos", feature = "mlx"))]
 fn ring() -> Result<zmlx_kernels::mlx::Group> {
+    use anyhow::Context as _;
     use zmlx_kernels::mlx::Group;
     /// MLX waits for the others without an end.
     const PATIENCE: Duration = Duration::from_secs(8);

@@ -42,9 +42,12 @@ pub(crate) fn install() -> Result<()> {
     Ok(())
 }
 
-/// Lets Ctrl-C pass, which a terminal sends to all ranks: rank 0 decides, and the others end with it.
+/// Lets Ctrl-C pass, which a terminal sends to all ranks: rank 0 decides, and the others end with it. So does SIGTERM, which a
+/// service manager may send to all, where no work is lost by it ([`take_signals`] has not been called).
 pub(crate) fn leave_to_rank_0() -> Result<()> {
     ctrlc::set_handler(|| ())?;
+    #[cfg(unix)]
+    signal_hook::flag::register(signal_hook::consts::SIGTERM, std::sync::Arc::default())?;
     Ok(())
 }
 

@@ -124,7 +124,8 @@ pub(crate) fn join(command: &str) -> Result<()> {
         commands()
     );
     let joined = Joined::new(place).with_context(|| format!("rank {rank}"))?;
-    let _ = JOINED.set(joined);
+    // From here on an error reaches the others.
+    JOINED.get_or_init(|| joined).compare()?;
     if rank > 0 {
         crate::interrupt::leave_to_rank_0()?;
     }
@@ -172,7 +173,7 @@ pub(crate) fn is_follower() -> bool {
     shard().is_some_and(|shard| shard.rank > 0)
 }
 
-/// With what the model of rank 0 leads those of the others; `None` for a process that is alone or follows.
+/// The channel through which the model of rank 0 leads those of the others; `None` for a process that is alone or follows.
 pub(crate) fn leader() -> Option<Arc<dyn Lead>> {
     JOINED.get().filter(|joined| joined.shard().rank == 0).map(Joined::leader)
 }

@@ -183,6 +183,9 @@ impl Backend for CudaBackend {
         ids: &CudaIndices,
         body: &mut dyn FnMut(&CudaIndices) -> Result<CudaTensor>,
     ) -> Result<CudaTensor> {
+        if !self.can_be_recorded(step.0.n_tokens) {
+            return body(ids);
+        }
         graph::run((&self.device, &self.graphs), key, &step.0, ids, body)
     }
 

@@ -9,11 +9,12 @@ use sha2::{Digest, Sha256};
 
 use crate::library;
 
-const HEADERS: [(&str, &str); 9] = [
+const HEADERS: [(&str, &str); 10] = [
     ("activations.cuh", include_str!("kernels/activations.cuh")),
     ("device.cuh", include_str!("kernels/device.cuh")),
     ("element.cuh", include_str!("kernels/element.cuh")),
     ("format.cuh", include_str!("kernels/format.cuh")),
+    ("mailbox.cuh", include_str!("kernels/mailbox.cuh")),
     ("matvec.cuh", include_str!("kernels/matvec.cuh")),
     ("position.cuh", include_str!("kernels/position.cuh")),
     ("recurrent.cuh", include_str!("kernels/recurrent.cuh")),
@@ -21,7 +22,7 @@ const HEADERS: [(&str, &str); 9] = [
     ("tensor_core.cuh", include_str!("kernels/tensor_core.cuh")),
 ];
 
-const SOURCES: [(&str, &str); 18] = [
+const SOURCES: [(&str, &str); 19] = [
     ("all_sum", include_str!("kernels/all_sum.cu")),
     ("attention", include_str!("kernels/attention.cu")),
     ("causal_conv", include_str!("kernels/causal_conv.cu")),
@@ -30,6 +31,7 @@ const SOURCES: [(&str, &str); 18] = [
     ("embed_dense", include_str!("kernels/embed_dense.cu")),
     ("flash", include_str!("kernels/flash.cu")),
     ("flash_one", include_str!("kernels/flash_one.cu")),
+    ("gather_columns", include_str!("kernels/gather_columns.cu")),
     ("gated_delta", include_str!("kernels/gated_delta.cu")),
     ("group", include_str!("kernels/group.cu")),
     ("latent", include_str!("kernels/latent.cu")),
@@ -99,7 +101,7 @@ impl std::fmt::Display for Unit {
 /// Units that together have every source and every branch of it, of each format one: a part of what ops may ask for.
 pub fn units() -> Vec<Unit> {
     let mut all = vec![Unit::new("rows", &[]), Unit::new("rope", &[]), Unit::new("group", &[])];
-    all.extend([Unit::new("all_sum", &[]), Unit::new("causal_conv", &[])]);
+    all.extend(["all_sum", "causal_conv", "gather_columns"].map(|source| Unit::new(source, &[])));
     all.extend([1, 4, 8].map(|columns| Unit::new("gated_delta", &[("PER_LANE", columns)])));
     all.extend([4, 32].map(|lanes| Unit::new("route", &[("PER_LANE", lanes)])));
     all.extend(

@@ -61,8 +61,8 @@ pub(crate) struct Driver {
     pub(crate) properties: Properties,
     /// Kernels and copies so far.
     n_launched: AtomicU64,
-    /// Whether what was last put on the stream is not ours: the next kernel may not start before it has ended.
-    is_foreign: AtomicBool,
+    /// Whether other code put the last op on the stream: the next kernel may not start before it has ended.
+    is_after_other_code: AtomicBool,
 }
 
 // SAFETY: the driver's handles may be used from any thread; `bind` makes the context current on the calling one.
@@ -172,7 +172,7 @@ impl Driver {
             copies,
             properties,
             n_launched: AtomicU64::new(0),
-            is_foreign: AtomicBool::new(false),
+            is_after_other_code: AtomicBool::new(false),
         })
     }
 
@@ -239,7 +239,7 @@ impl Driver {
         let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
         let mut attributes = Vec::with_capacity(2);
         let has_attributes = self.properties.arch >= 90;
-        if has_attributes && !self.is_foreign.swap(false, Ordering::Relaxed) {
+        if has_attributes && !self.is_after_other_code.swap(false, Ordering::Relaxed) {
             attributes.push(attribute(
                 sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
                 sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
@@ -420,10 +420,10 @@ impl Driver {
         check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&copy, self.stream) })
     }
 
-    /// The stream, for something that is not ours and is put there now.
-    pub(crate) fn foreign(&self) -> *mut c_void {
+    /// The stream, on which NCCL puts an op now.
+    pub(crate) fn stream_for_other_code(&self) -> *mut c_void {
         self.count();
-        self.is_foreign.store(true, Ordering::Relaxed);
+        self.is_after_other_code.store(true, Ordering::Relaxed);
         self.stream.cast()
     }
 

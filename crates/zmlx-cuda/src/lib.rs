@@ -31,6 +31,7 @@ mod driver;
 mod graph;
 mod host_copy;
 mod library;
+mod mailboxes;
 mod matmul;
 mod memory;
 mod nccl;

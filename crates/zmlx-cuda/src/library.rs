@@ -17,7 +17,8 @@ pub(crate) fn find(variable: &str, names: &[&str]) -> Option<(String, Library)> 
     }
     paths.into_iter().find_map(|path| {
         // SAFETY: NVRTC and NCCL run no code of consequence when they are loaded.
-        let library = unsafe { Library::new(&path) }.ok()?;
+        let library = unsafe { Library::new(&path) };
+        let library = library.inspect_err(|error| tracing::debug!("{error}")).ok()?;
         Some((path, library))
     })
 }

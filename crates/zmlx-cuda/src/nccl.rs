@@ -2,12 +2,14 @@
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
+use std::sync::Mutex;
 
 use libloading::Library;
 use zmlx_core::{Error, Result, Shard};
 
 use crate::NAME;
 use crate::library;
+use crate::memory::lock;
 
 /// The types that are sent, as `ncclDataType_t` has them.
 #[derive(Clone, Copy, Debug)]
@@ -98,7 +100,7 @@ impl Nccl {
         if code == 0 {
             return Ok(());
         }
-        // SAFETY: NCCL returns constant texts, or the last error of this thread, which no other call of it overwrites meanwhile.
+        // SAFETY: NCCL returns texts that stay: constants, and the last error, which lies in a buffer of its own.
         let [kind, last] = unsafe { [(self.error_text)(code), (self.last_error)(null_mut())] }.map(|text| {
             if text.is_null() {
                 return String::new();
@@ -131,7 +133,7 @@ impl Nccl {
         // SAFETY: the pointer is to a local; the id is one that rank 0 has made.
         let code = unsafe { (self.init)(&mut handle, shard.n_ranks as c_int, id, shard.rank as c_int) };
         self.check("ncclCommInitRank", code)?;
-        Ok(Connected { nccl: self, handle })
+        Ok(Connected { nccl: self, handle: Mutex::new(handle) })
     }
 }
 
@@ -139,10 +141,10 @@ impl Nccl {
 /// is done, which happens on the stream.
 pub(crate) struct Connected {
     nccl: Nccl,
-    handle: Handle,
+    handle: Mutex<Handle>,
 }
 
-// SAFETY: a handle that NCCL takes from any thread, one at a time: a backend puts its ops on one stream from one thread at a time.
+// SAFETY: a handle that NCCL takes from any thread, one at a time: it is behind a lock.
 unsafe impl std::marker::Send for Connected {}
 // SAFETY: as above.
 unsafe impl Sync for Connected {}
@@ -161,7 +163,7 @@ impl Connected {
                 n,
                 Type::F32 as c_int,
                 SUM,
-                self.handle,
+                *lock(&self.handle),
                 stream,
             )
         };
@@ -176,7 +178,7 @@ impl Connected {
         // SAFETY: the caller's promise.
         let code = unsafe {
             let (from, to) = (from as *const c_void, to as *mut c_void);
-            (self.nccl.all_gather)(from, to, n, Type::F32 as c_int, self.handle, stream)
+            (self.nccl.all_gather)(from, to, n, Type::F32 as c_int, *lock(&self.handle), stream)
         };
         self.nccl.check("ncclAllGather", code)
     }
@@ -189,7 +191,7 @@ impl Connected {
         // SAFETY: the caller's promise.
         let code = unsafe {
             let (from, to) = (from as *const c_void, to as *mut c_void);
-            (self.nccl.broadcast)(from, to, n, Type::U32 as c_int, 0, self.handle, stream)
+            (self.nccl.broadcast)(from, to, n, Type::U32 as c_int, 0, *lock(&self.handle), stream)
         };
         self.nccl.check("ncclBroadcast", code)
     }
@@ -201,7 +203,14 @@ impl Connected {
     pub(crate) unsafe fn send(&self, from: u64, n: usize, to: usize, stream: Stream) -> Result<()> {
         // SAFETY: the caller's promise.
         let code = unsafe {
-            (self.nccl.send)(from as *const c_void, n, Type::F32 as c_int, to as c_int, self.handle, stream)
+            (self.nccl.send)(
+                from as *const c_void,
+                n,
+                Type::F32 as c_int,
+                to as c_int,
+                *lock(&self.handle),
+                stream,
+            )
         };
         self.nccl.check("ncclSend", code)
     }
@@ -213,7 +222,14 @@ impl Connected {
     pub(crate) unsafe fn receive(&self, to: u64, n: usize, from: usize, stream: Stream) -> Result<()> {
         // SAFETY: the caller's promise.
         let code = unsafe {
-            (self.nccl.receive)(to as *mut c_void, n, Type::F32 as c_int, from as c_int, self.handle, stream)
+            (self.nccl.receive)(
+                to as *mut c_void,
+                n,
+                Type::F32 as c_int,
+                from as c_int,
+                *lock(&self.handle),
+                stream,
+            )
         };
         self.nccl.check("ncclRecv", code)
     }
@@ -223,6 +239,6 @@ impl Drop for Connected {
     fn drop(&mut self) {
         // Not ncclCommDestroy, which waits for the other ranks: one of them may have failed.
         // SAFETY: made by `join`, dropped once, after the recordings that use it.
-        let _ = unsafe { (self.nccl.abort)(self.handle) };
+        let _ = unsafe { (self.nccl.abort)(*lock(&self.handle)) };
     }
 }

@@ -184,6 +184,14 @@ pub(crate) struct RankSum {
     pub(crate) ranks: Arc<Communicator>,
     /// This rank's summand.
     pub(crate) x: View,
+    pub(crate) n_rows: usize,
+}
+
+impl RankSum {
+    /// The sum, and a residual.
+    pub(crate) fn launch(&self, residual: Option<&View>) -> Result<View> {
+        self.ranks.all_sum(&self.x, self.n_rows, residual)
+    }
 }
 
 enum State {
@@ -256,7 +264,7 @@ impl CudaTensor {
             State::Ready(view) => return Ok(view.clone()),
             State::Pending(Pending::Heads(heads)) => rms_norm(device, heads, self.shape.len())?,
             State::Pending(Pending::Product(product)) => product.launch(device, None)?,
-            State::Pending(Pending::RankSum(sum)) => sum.ranks.all_sum(&sum.x, None)?,
+            State::Pending(Pending::RankSum(sum)) => sum.launch(None)?,
         };
         *state = State::Ready(view.clone());
         Ok(view)

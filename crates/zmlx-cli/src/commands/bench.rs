@@ -125,6 +125,9 @@ pub(crate) fn run(mut args: Args) -> Result<Outcome> {
         (Compare::Backend, None) => engine::usable().map(Some).collect(),
         (Compare::Backend, Some(_)) => bail!("--backend names one backend; --compare backend takes all"),
     };
+    if ranks::shard().is_some() {
+        ensure!(args.compare == Compare::Fusion, "--compare backend: several ranks measure one backend");
+    }
     if args.fusion.is_empty() {
         args.fusion = match args.compare {
             // Followers know one path.

@@ -16,7 +16,7 @@ use super::{Parallel, Place, hostfile, words};
 /// How long ranks wait for each other.
 const PATIENCE: Duration = Duration::from_secs(8);
 
-/// Waits until all ranks have come as far, on their devices too.
+/// Waits until all ranks and their devices have reached this point.
 pub(crate) type Barrier = Box<dyn Fn() -> Result<()> + Send + Sync>;
 
 /// A process that has joined the others.
@@ -27,6 +27,8 @@ pub(super) struct Joined {
     orders: Mutex<mpsc::Receiver<String>>,
     /// Set once a backend has connected the devices.
     barrier: OnceLock<Barrier>,
+    /// What the ranks told each other first.
+    greetings: Vec<String>,
 }
 
 impl Joined {
@@ -38,10 +40,10 @@ impl Joined {
         let addresses = addresses.collect::<Result<Vec<_>>>()?;
         let met = Watch::new(place.shard, listener, &addresses, until).and_then(|(watch, orders)| {
             let own = format!("{:08x} zmlx {}", hash(&place.addresses), env!("CARGO_PKG_VERSION"));
-            let cards = watch.gather(&own, Some(until))?;
-            Ok((watch, orders, cards))
+            let greetings = watch.gather(&own, Some(until))?;
+            Ok((watch, orders, greetings))
         });
-        let (watch, orders, cards) = met.map_err(|error| {
+        let (watch, orders, greetings) = met.map_err(|error| {
             anyhow!(
                 "the {} ranks did not find each other within {} seconds ({error:#}): each must run, with the same hostfile ({})",
                 place.shard.n_ranks,
@@ -49,11 +51,15 @@ impl Joined {
                 place.addresses.iter().map(|of_rank| of_rank.join("+")).collect::<Vec<_>>().join(", ")
             )
         })?;
-        check_cards(&cards)?;
-        Ok(Self { place, watch, orders: Mutex::new(orders), barrier: OnceLock::new() })
+        Ok(Self { place, watch, orders: Mutex::new(orders), barrier: OnceLock::new(), greetings })
     }
 
-    /// With what rank 0 tells the others what it does.
+    /// Checks that all ranks have the same hostfile and version.
+    pub(super) fn compare(&self) -> Result<()> {
+        compare(&self.greetings)
+    }
+
+    /// The channel through which rank 0 tells the others what it does.
     pub(super) fn leader(&self) -> Arc<dyn Lead> {
         Arc::new(Leader(Arc::clone(&self.watch)))
     }
@@ -92,7 +98,7 @@ impl Joined {
         self.watch.gather(own, None)
     }
 
-    /// Ends the process: without an error once all ranks have come as far.
+    /// Ends the process: without an error once all ranks have reached this point.
     pub(super) fn leave(&self, code: u8, error: Option<&str>) -> ! {
         let all_are_here = match error {
             Some(_) => Ok(()),
@@ -168,11 +174,11 @@ fn hash(addresses: &[Vec<String>]) -> u32 {
 
 /// Compares what the ranks tell each other first: the hash of the addresses in their hostfiles, and their versions. Its form must
 /// never change, as ranks of different versions read it.
-fn check_cards(cards: &[String]) -> Result<()> {
-    let parts = |card: &String| card.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
-    let Some((hostfile, version)) = cards.first().and_then(parts) else { bail!("rank 0 says nothing") };
-    for (rank, card) in cards.iter().enumerate() {
-        let (of_rank, own) = parts(card).with_context(|| format!("rank {rank} says {card:?}"))?;
+fn compare(greetings: &[String]) -> Result<()> {
+    let parts = |greeting: &String| greeting.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
+    let Some((hostfile, version)) = greetings.first().and_then(parts) else { bail!("rank 0 says nothing") };
+    for (rank, greeting) in greetings.iter().enumerate() {
+        let (of_rank, own) = parts(greeting).with_context(|| format!("rank {rank} says {greeting:?}"))?;
         ensure!(version == own, "the versions differ: rank 0 is {version}, rank {rank} is {own}");
         ensure!(hostfile == of_rank, "the hostfile of rank {rank} is not that of rank 0");
     }
@@ -184,14 +190,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn ranks_compare_their_cards() {
-        let cards = |of: [&str; 3]| check_cards(&of.map(str::to_owned));
-        cards(["1 zmlx 0.2.0", "1 zmlx 0.2.0", "1 zmlx 0.2.0"]).unwrap();
-        let error = cards(["1 zmlx 0.2.0", "1 zmlx 0.2.0", "1 zmlx 0.1.0"]).unwrap_err().to_string();
+    fn ranks_compare_their_greetings() {
+        let greet = |of: [&str; 3]| compare(&of.map(str::to_owned));
+        greet(["1 zmlx 0.2.0", "1 zmlx 0.2.0", "1 zmlx 0.2.0"]).unwrap();
+        let error = greet(["1 zmlx 0.2.0", "1 zmlx 0.2.0", "1 zmlx 0.1.0"]).unwrap_err().to_string();
         assert!(error.contains("rank 0 is zmlx 0.2.0, rank 2 is zmlx 0.1.0"), "{error}");
-        let error = cards(["1 zmlx 0.2.0", "2 zmlx 0.2.0", "1 zmlx 0.2.0"]).unwrap_err().to_string();
+        let error = greet(["1 zmlx 0.2.0", "2 zmlx 0.2.0", "1 zmlx 0.2.0"]).unwrap_err().to_string();
         assert!(error.contains("hostfile of rank 1"), "{error}");
-        assert!(cards(["1 zmlx 0.2.0", "", ""]).is_err());
+        assert!(greet(["1 zmlx 0.2.0", "", ""]).is_err());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! Lines of text: an empty one each second, `all RANK …` with what a rank tells all others, `do …` with an order of rank 0, `done`
 //! after the last one, `end` from a rank that has done its work, `error …` from one that has failed. Orders go around the ring from
-//! rank 0 to the last rank. A rank that ends without a word, or is silent for too long, has died. A rank that hears of a failure
+//! rank 0 to the last rank. A rank that closes its connection without `end` or `error`, or is silent for too long, has died. A rank that hears of a failure
 //! passes it on to its other neighbour and ends.
 
 use std::io::{BufRead, BufReader, Read, Write};
@@ -256,7 +256,8 @@ fn connect((host, port): (&str, u16), until: Instant) -> Result<TcpStream> {
     loop {
         let mut last = None;
         for address in (host, port).to_socket_addrs()? {
-            match TcpStream::connect_timeout(&address, ANSWER) {
+            let left = until.saturating_duration_since(Instant::now()).max(RETRY);
+            match TcpStream::connect_timeout(&address, left.min(ANSWER)) {
                 // A port that is free may be the connection's own: then it is one with itself.
                 Ok(stream) if stream.local_addr()? == stream.peer_addr()? => {}
                 Ok(stream) => return Ok(stream),

@@ -36,7 +36,8 @@ impl CudaBackend {
 
     pub(super) fn sum_of_ranks(&self, x: CudaTensor) -> Result<CudaTensor> {
         let Some(ranks) = self.ranks.as_ref().filter(|_| x.shape.len() > 0) else { return Ok(x) };
-        let sum = RankSum { ranks: Arc::clone(ranks), x: x.contiguous(&self.device)? };
+        let (view, n_rows) = (x.contiguous(&self.device)?, x.shape.n_rows());
+        let sum = RankSum { ranks: Arc::clone(ranks), x: view, n_rows };
         Ok(CudaTensor::pending(x.shape, Pending::RankSum(sum)))
     }
 
@@ -66,6 +67,11 @@ impl CudaBackend {
             launch: self.device.driver.last_launch(),
             copy: None,
         })
+    }
+
+    /// Whether a step of single tokens can be recorded.
+    pub(super) fn can_be_recorded(&self, n_tokens: usize) -> bool {
+        self.stages.is_none() && self.ranks.as_ref().is_none_or(|ranks| ranks.can_be_recorded(n_tokens))
     }
 
     /// The ranks that have the other layers.
