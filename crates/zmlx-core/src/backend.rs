@@ -358,6 +358,13 @@ pub trait Backend {
         stock::held_experts(self, experts, weights, held)
     }
 
+    /// Whether kernels of the chosen experts take a shared expert along now, so that models call
+    /// [`Backend::gather_qmm_swiglu_shared`] and [`Backend::gather_qmm_combine_shared`]. Elsewhere they call the ops of which these
+    /// consist.
+    fn takes_shared_experts(&self) -> bool {
+        false
+    }
+
     // ---- views: no work for the device
 
     /// The same values with another shape.

@@ -238,6 +238,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         commit(cache: &mut B::Cache, step: &B::Step) -> ();
         rollback(cache: &mut B::Cache, step: &B::Step) -> ();
         wait(x: &B::Tensor) -> Result<()>;
+        takes_shared_experts() -> bool;
         prefill_style() -> PrefillStyle;
         read_choice(chosen: &B::Indices) -> Result<Option<Choice>>;
         eval_async(logits: B::Tensor, chosen: &B::Indices) -> Result<B::Tensor>;

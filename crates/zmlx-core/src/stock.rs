@@ -111,6 +111,36 @@ pub fn qmm_swiglu<B: Backend + ?Sized>(
     b.gated(&gate, &up, weights.activation)
 }
 
+/// [`Backend::gather_qmm_swiglu_shared`] as [`Backend::gather_qmm_swiglu`] and [`Backend::qmm_swiglu`].
+///
+/// # Errors
+/// As its parts.
+pub fn gather_qmm_swiglu_shared<B: Backend + ?Sized>(
+    b: &B,
+    x: &B::Tensor,
+    weights: GateUp<'_, B::Weight>,
+    shared: GateUp<'_, B::Weight>,
+    experts: &B::Indices,
+) -> Result<(B::Tensor, B::Tensor)> {
+    Ok((b.gather_qmm_swiglu(x, weights, experts)?, b.qmm_swiglu(x, shared)?))
+}
+
+/// [`Backend::gather_qmm_combine_shared`] as [`Backend::gather_qmm_combine`], [`Backend::linear`] and [`Backend::add`].
+///
+/// # Errors
+/// As its parts.
+pub fn gather_qmm_combine_shared<B: Backend + ?Sized>(
+    b: &B,
+    [x, of_shared]: [&B::Tensor; 2],
+    down: Down<'_, B::Weight>,
+    shared: &B::Weight,
+    experts: &B::Indices,
+    weights: &B::Tensor,
+) -> Result<B::Tensor> {
+    let y = b.gather_qmm_combine(x, down, experts, weights)?;
+    b.add(&y, &b.linear(of_shared, shared)?)
+}
+
 /// [`Backend::add_rms_norm`] as [`Backend::add`] and [`Backend::rms_norm`].
 ///
 /// # Errors

@@ -23,14 +23,14 @@ mod router;
 pub mod stock;
 mod swiglu;
 
-pub use combine::{CombineShape, gather_qmm_combine};
+pub use combine::{CombineShape, gather_qmm_combine, gather_qmm_combine_shared};
 pub use launch::{BankOperands, Encode, Launch, Operand};
 pub use matmul::quantized_matmul;
 pub use norm::{add_rms_norm, norm_rope};
 pub use router::{route_noaux_tc, route_softmax_top_k};
 #[cfg(feature = "mlx")]
 pub(crate) use swiglu::GATE_UP_INPUTS;
-pub use swiglu::{SwigluShape, gather_qmm_swiglu, qmm_swiglu};
+pub use swiglu::{SwigluShape, gather_qmm_swiglu, gather_qmm_swiglu_shared, qmm_swiglu};
 
 use crate::{DType, QuantMode, QuantSpec};
 
@@ -116,7 +116,8 @@ pub(crate) fn stripped(source: &str) -> String {
 const LANES: usize = 32;
 
 /// MLX passes arrays below this length in `constant` memory. Packed weights are read by words and bytes, which needs to
-/// know the address space, so weights this small are left to stock ops.
+/// know the address space, so weights this small are left to stock ops. So are scales this few, where a kernel reads either of
+/// two matrices.
 const DEVICE_WORDS: usize = 8;
 
 /// `Ok` if `ok`.
@@ -137,6 +138,11 @@ fn check_bank(
     // Kernels count in int: bytes of an expert, and bits of a row.
     need(n_in.saturating_mul(format.bits()) <= i32::MAX as usize, "a row is larger than 256 MiB")?;
     need(bytes <= i32::MAX as usize, "an expert is larger than 2 GiB")
+}
+
+/// Checks that a matrix's scales are where those of a bank are.
+fn check_scales(format: QuantSpec, n_out: usize, n_in: usize) -> std::result::Result<(), NotFused> {
+    need(n_out * n_in / format.group_size() >= DEVICE_WORDS, "the shared matrix has fewer than 8 scales")
 }
 
 /// Rows of a matrix that a simdgroup computes: as in MLX's matrix-vector kernels. Results do not depend on it. Kernels also take 8;
@@ -175,7 +181,7 @@ mod tests {
     }
 
     /// One of each kernel.
-    fn specs() -> [KernelSpec; 7] {
+    fn specs() -> [KernelSpec; 9] {
         let format = QuantSpec::new(QuantMode::Affine, 4, 64).unwrap();
         let swiglu = SwigluShape {
             n_pairs: 8,
@@ -201,6 +207,8 @@ mod tests {
         [
             gather_qmm_swiglu(DType::BF16, format, &swiglu, exact).unwrap(),
             gather_qmm_combine(DType::BF16, DType::BF16, format, &combine, exact).unwrap(),
+            gather_qmm_swiglu_shared(DType::BF16, format, &swiglu, exact).unwrap(),
+            gather_qmm_combine_shared(DType::BF16, DType::BF16, format, &combine, exact).unwrap(),
             quantized_matmul(DType::BF16, format, [1, 2048, 768]).unwrap(),
             route_softmax_top_k(DType::BF16, [1, 128], &softmax, exact).unwrap(),
             route_noaux_tc(DType::BF16, [1, 64], &noaux).unwrap(),
@@ -219,10 +227,13 @@ mod tests {
                     "add_products",
                     &["zmlx_gather_qmm_swiglu", "zmlx_gather_qmm_combine", "zmlx_quantized_matmul"][..],
                 ),
+                ("sum_of_slots", &["zmlx_gather_qmm_combine"]),
+                ("my_swiglu", &["zmlx_gather_qmm_swiglu"]),
                 ("order_of", &["zmlx_route_softmax_top_k", "zmlx_route_noaux_tc"]),
                 ("inline T sigmoid", &["zmlx_gather_qmm_swiglu", "zmlx_route_noaux_tc"]),
             ] {
-                assert_eq!(spec.header.contains(part), kernels.contains(&spec.name), "{}: {part}", spec.name);
+                let name = spec.name.trim_end_matches("_shared");
+                assert_eq!(spec.header.contains(part), kernels.contains(&name), "{name}: {part}");
             }
             // A text is made once, not with every launch.
             let again = specs().into_iter().find(|s| s.name == spec.name).unwrap();

@@ -274,6 +274,12 @@ impl<B: Backend> Checker<'_, B> {
                 of_shared = b.mul_sigmoid(&of_shared, &b.linear(x, gate)?)?;
             }
             y = b.add(&y, &of_shared)?;
+            if moe.takes_shared(b, self.wanted) {
+                let result = moe.experts.forward_with(shared, b, x, chosen).and_then(|y| read(b, &y));
+                let want = read(b, &y)?;
+                let checked = (FusionPart::DenseSwiglu, Op::GATHER_QMM_COMBINE_SHARED);
+                self.record(checked, &format!("{down} and 1"), result.map(|got| difference(&got, &want)));
+            }
         }
         Ok(y)
     }

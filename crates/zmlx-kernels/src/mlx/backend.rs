@@ -420,6 +420,10 @@ impl Backend for MlxBackend {
         Ok(logits)
     }
 
+    fn takes_shared_experts(&self) -> bool {
+        self.runtime.launches_metal()
+    }
+
     fn embed(&self, table: &MlxWeight, ids: &MlxIndices) -> Result<Array> {
         const OP: &str = "embed";
         ensure(table.n_mats() == 1, OP, "table", "one matrix", table.n_mats())?;
@@ -791,6 +795,41 @@ impl Backend for MlxBackend {
         match weights.is_plain().then(|| self.fused_qmm_swiglu(x, weights)).transpose()?.flatten() {
             Some(y) => Ok(y),
             None => stock::qmm_swiglu(self, x, weights),
+        }
+    }
+
+    fn gather_qmm_swiglu_shared(
+        &self,
+        x: &Array,
+        weights: GateUp<'_, MlxWeight>,
+        shared: GateUp<'_, MlxWeight>,
+        experts: &MlxIndices,
+    ) -> Result<(Array, Array)> {
+        experts.check("gather_qmm_swiglu", "expert", weights.gate.n_mats())?;
+        let is_plain = weights.is_plain() && shared.is_plain();
+        let fused = is_plain.then(|| self.fused_gather_qmm_swiglu_shared(x, [weights, shared], experts));
+        match fused.transpose()?.flatten() {
+            Some([y, of_shared]) => Ok((y, of_shared)),
+            None => stock::gather_qmm_swiglu_shared(self, x, weights, shared, experts),
+        }
+    }
+
+    fn gather_qmm_combine_shared(
+        &self,
+        x: [&Array; 2],
+        down: Down<'_, MlxWeight>,
+        shared: &MlxWeight,
+        experts: &MlxIndices,
+        weights: &Array,
+    ) -> Result<Array> {
+        experts.check("gather_qmm_combine", "expert", down.weight.n_mats())?;
+        let fused = match down.bias {
+            None => self.fused_gather_qmm_combine_shared(x, [down.weight, shared], experts, weights)?,
+            Some(_) => None,
+        };
+        match fused {
+            Some(y) => Ok(y),
+            None => stock::gather_qmm_combine_shared(self, x, down, shared, experts, weights),
         }
     }
 

@@ -14,6 +14,7 @@ mod launch;
 mod mlx_sources;
 mod norm;
 mod router;
+mod shared;
 mod sim;
 mod stock;
 mod swiglu;
