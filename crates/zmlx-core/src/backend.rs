@@ -11,8 +11,9 @@ pub use recurrent::{ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWe
 pub use shard::Shard;
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
-    Activation, Barriers, Choice, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, PREFILL_CHUNK,
-    PrefillStyle, Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, SoftmaxTopK,
+    Activation, Barriers, Choice, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, NormRopeMla,
+    PREFILL_CHUNK, PrefillStyle, Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings,
+    SoftmaxTopK,
 };
 
 use crate::ops::{fused_ops, output, plain_ops};

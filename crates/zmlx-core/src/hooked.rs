@@ -7,7 +7,8 @@ use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostWeight, Instrumented, MlaInputs, MlaWeights,
-    NoauxTc, NormRope, Op, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span, StepKey,
+    NoauxTc, NormRope, NormRopeMla, Op, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span,
+    StepKey,
 };
 
 /// Makes the method of [`Hooks`] for each fused op, which is called in place of the op.

@@ -9,13 +9,15 @@
 //! the order of sums of the stock kernel that would serve the shape ([`stock`] says which) and rounds where the ops round:
 //! gate and up to the activations' type, each step of the sigmoid, both products. Where a stock kernel of another kind
 //! serves the shape, exact mode is not offered ([`NotFused`]) and the caller composes stock ops; it is never silently
-//! wrong. [`Numerics::Accurate`] sums in f32 throughout and rounds once.
+//! wrong. [`Numerics::Accurate`] sums in f32 throughout and rounds once. Latent attention is the exception: see
+//! [`latent_attention_parts`], which is accurate in both modes.
 //!
 //! Bits are equal in a simulator, where both sides use the same sums across lanes. On a device they also need the Metal
 //! compiler to contract the same expressions into fused multiply-adds here and there; only a Mac can show that, and the
 //! self-check of the MLX backend does.
 
 mod combine;
+mod latent;
 mod launch;
 mod matmul;
 mod norm;
@@ -24,6 +26,9 @@ pub mod stock;
 mod swiglu;
 
 pub use combine::{CombineShape, gather_qmm_combine, gather_qmm_combine_shared};
+pub use latent::{
+    LatentShape, MAX_SEQUENCES, latent_attention_parts, latent_attention_sum, latent_norm_rope,
+};
 pub use launch::{BankOperands, Encode, Launch, Operand};
 pub use matmul::quantized_matmul;
 pub use norm::{add_rms_norm, norm_rope};
@@ -181,7 +186,7 @@ mod tests {
     }
 
     /// One of each kernel.
-    fn specs() -> [KernelSpec; 9] {
+    fn specs() -> [KernelSpec; 13] {
         let format = QuantSpec::new(QuantMode::Affine, 4, 64).unwrap();
         let swiglu = SwigluShape {
             n_pairs: 8,
@@ -203,6 +208,8 @@ mod tests {
             eps: 1e-20,
         };
         let rope = crate::Rope::plain(128, 1e6, crate::RopePairing::HalfSplit);
+        let latent = LatentShape { n_tokens: 1, n_heads: 20, nope_dim: 192, rank: 512, rope_dim: 64 };
+        let of_latent = crate::Rope::plain(64, 1e6, crate::RopePairing::Interleaved);
         let exact = Numerics::Exact;
         [
             gather_qmm_swiglu(DType::BF16, format, &swiglu, exact).unwrap(),
@@ -214,6 +221,10 @@ mod tests {
             route_noaux_tc(DType::BF16, [1, 64], &noaux).unwrap(),
             add_rms_norm(DType::BF16, [1, 2048], 1e-6).unwrap(),
             norm_rope(DType::BF16, [1, 32, 4, 128], 1e-6, &rope).unwrap(),
+            latent_norm_rope(DType::BF16, &latent, 1e-6, &of_latent).unwrap(),
+            latent_attention_parts(DType::BF16, &latent, [1, 100], 0.1).unwrap(),
+            latent_attention_parts(DType::BF16, &latent, [2, 100], 0.1).unwrap(),
+            latent_attention_sum(DType::BF16, &latent).unwrap(),
         ]
     }
 

@@ -128,6 +128,25 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             let shape = format!("{} → {}", model.architecture.hidden_size, a.qkv_width());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
+        if let MixerSpec::Latent(a) = &spec.mixer {
+            // The last of three tokens: with one alone scores do not matter, nor with equal ones.
+            let tokens = [x.clone(), b.scale(&x, -1.0)?, x.clone()];
+            let mut attend_last = |slot: usize, fusion: &Fusion| {
+                let attend = |(start, x): (usize, &B::Tensor)| {
+                    b.reserve(cache, slot, start + 1)?;
+                    let step = b.step(&[Span { slot, start, n_tokens: 1, logits: Logits::Last }])?;
+                    let y = layer.attention.forward(b, x, (&mut *cache, &step), Rows::All, fusion)?;
+                    b.commit(cache, &step);
+                    Ok(y)
+                };
+                let all = tokens.iter().enumerate().map(attend).collect::<zmlx_kernels::Result<Vec<_>>>()?;
+                Ok(all[2].clone())
+            };
+            let want = attend_last(2, &Fusion::STOCK)?;
+            let shape = format!("{} heads, {} + {}", a.n_heads, a.rank, a.rope_dim);
+            let checked = (FusionPart::Qkv, Op::NORM_ROPE_MLA);
+            check.tensor(checked, &shape, &want, |fusion| attend_last(3, fusion))?;
+        }
         let y = model.normed(b.all_sum(y)?, layer.extras.mixer_norm.as_ref())?;
         (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;
         let y = match (&layer.feed_forward, &spec.feed_forward) {

@@ -174,6 +174,24 @@ macro_rules! fused_ops {
             scale: f32,
         ) -> Tensor;
 
+        /// [`Backend::mla_attention`] from the projections on: the norm of the latent, and the ropes of the shared key and of the
+        /// queries' rotated parts, come first.
+        ///
+        /// **Shapes** as [`NormRopeMla`] and [`MlaWeights`] → `[n, n_heads, v_dim]`. **Numerics** as its parts; a backend that
+        /// follows a stock engine may compute attention in f32 where that engine rounds scores. **Source** mlx-lm
+        /// `glm4_moe_lite`.
+        ///
+        /// # Errors
+        /// As its parts.
+        #[op(NORM_ROPE_MLA, Attention, None)]
+        fn norm_rope_mla(
+            inputs: NormRopeMla<'_, $B::Tensor, $B::Weight>,
+            weights: MlaWeights<'_, $B::Weight>,
+            cache: &mut $B::Cache,
+            step: &$B::Step,
+            rope: &Rope,
+        ) -> Tensor;
+
         }
     };
 }

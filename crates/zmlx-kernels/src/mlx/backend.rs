@@ -15,6 +15,7 @@ mod compiled;
 mod fused;
 mod gated;
 mod indices;
+mod latent;
 mod ranks;
 mod recurrent;
 mod router;
@@ -46,7 +47,8 @@ use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostWeight, Instrumented, MlaInputs,
-    MlaWeights, NoauxTc, NormRope, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span,
+    MlaWeights, NoauxTc, NormRope, NormRopeMla, PrefillStyle, Result, Rope, SampleSettings, Shard,
+    SoftmaxTopK, Span,
 };
 use router::Pick;
 
@@ -858,6 +860,20 @@ impl Backend for MlxBackend {
         match self.fused_norm_rope(&inputs, step, rope)? {
             Some([q, k]) => Ok((q, k)),
             None => stock::norm_rope(self, inputs, step, rope),
+        }
+    }
+
+    fn norm_rope_mla(
+        &self,
+        inputs: NormRopeMla<'_, Array, MlxWeight>,
+        weights: MlaWeights<'_, MlxWeight>,
+        cache: &mut MlxCache,
+        step: &MlxStep,
+        rope: &Rope,
+    ) -> Result<Array> {
+        match self.fused_norm_rope_mla(&inputs, &weights, cache, step, rope)? {
+            Some(y) => Ok(y),
+            None => stock::norm_rope_mla(self, inputs, weights, cache, step, rope),
         }
     }
 

@@ -5,7 +5,7 @@ use zmlx_kernels::metal::{self, CombineShape, KernelSpec, Numerics, SwigluShape}
 use zmlx_kernels::{DType, NoauxTc, Renormalize, SoftmaxTopK};
 
 use crate::inputs::{Buffer, activations, formats, four_bit, readings};
-use crate::{combine, norm, shared, sim, swiglu};
+use crate::{combine, latent, norm, shared, sim, swiglu};
 
 /// A launch of every kernel and of every way of reading codes, with rests in every dimension.
 pub(crate) fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
@@ -62,6 +62,7 @@ pub(crate) fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
         let of = |seed| activations(DType::BF16, &[2, width], seed);
         all.push((spec, vec![of(1), of(2), activations(DType::BF16, &[width], 3)]));
     }
+    all.extend(latent::launches());
     all.extend(norm::ropes(DType::BF16).into_iter().map(|(_, spec, inputs)| (spec, inputs)));
     all
 }

@@ -10,6 +10,7 @@ mod apple;
 mod combine;
 mod detector;
 mod inputs;
+mod latent;
 mod launch;
 mod mlx_sources;
 mod norm;

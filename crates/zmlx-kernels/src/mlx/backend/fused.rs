@@ -10,7 +10,7 @@ use crate::mlx::{Gpu, QuantizedExperts, cuda, raw};
 use crate::{DType, GateUp, NoauxTc, NormRope, Result, Rope, SoftmaxTopK};
 
 /// The type as this crate names it, if kernels know it.
-fn dtype(x: &Array) -> Option<DType> {
+pub(super) fn dtype(x: &Array) -> Option<DType> {
     match x.dtype() {
         Dtype::Float32 => Some(DType::F32),
         Dtype::Float16 => Some(DType::F16),
@@ -35,7 +35,7 @@ fn arrays(bank: &QuantizedExperts) -> [&Array; 3] {
 }
 
 /// The kernel, or none with the reason in the log.
-fn fits(op: &'static str, spec: std::result::Result<KernelSpec, NotFused>) -> Option<KernelSpec> {
+pub(super) fn fits(op: &'static str, spec: std::result::Result<KernelSpec, NotFused>) -> Option<KernelSpec> {
     spec.inspect_err(|why| tracing::debug!(op, %why, "composed of stock ops")).ok()
 }
 
