@@ -380,6 +380,20 @@ pub trait Backend {
     /// If the range is empty or reaches past the width.
     fn slice_last(&self, x: &Self::Tensor, range: std::ops::Range<usize>) -> Result<Self::Tensor>;
 
+    /// [`Backend::linear`] with a weight whose rows follow each other in parts ([`Backend::concat_rows`]), and the result of each part:
+    /// `widths` are their numbers of rows. A backend may take a product for each part.
+    ///
+    /// # Errors
+    /// As [`Backend::linear`] and [`Backend::slice_last`].
+    fn linear_parts<const N: usize>(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Weight,
+        widths: [usize; N],
+    ) -> Result<[Self::Tensor; N]> {
+        stock::linear_parts(self, x, weight, widths)
+    }
+
     // ---- ops: crate::ops holds their table
 
     plain_ops! { required, Self }

@@ -255,6 +255,17 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         self.hooks.upload(&self.inner, weight)
     }
 
+    /// Seen as the product.
+    fn linear_parts<const N: usize>(
+        &self,
+        x: &B::Tensor,
+        weight: &B::Weight,
+        widths: [usize; N],
+    ) -> Result<[B::Tensor; N]> {
+        let run = || self.inner.linear_parts(x, weight, widths);
+        self.run(Op::LINEAR.name, run, |parts| parts.last())
+    }
+
     fn sample(
         &self,
         logits: &B::Tensor,
@@ -371,14 +382,15 @@ mod tests {
         let hooked = include_str!("hooked.rs");
         let hooked = &hooked[hooked.find("Backend for Hooked").expect("the implementation")..];
         let methods = include_str!("backend.rs").lines().filter_map(|line| {
-            let name = line.strip_prefix("    fn ")?.split('(').next()?;
+            let name = line.strip_prefix("    fn ")?.split(['(', '<']).next()?;
             (!name.starts_with('$')).then_some(name)
         });
         let mut n_methods = 0;
         for name in methods {
-            let is_passed = [format!("        {name}("), format!("    fn {name}(")]
-                .iter()
-                .any(|start| hooked.lines().any(|line| line.starts_with(start)));
+            let is_passed =
+                [format!("        {name}("), format!("    fn {name}("), format!("    fn {name}<")]
+                    .iter()
+                    .any(|start| hooked.lines().any(|line| line.starts_with(start)));
             assert!(is_passed, "Hooked does not pass {name} on");
             n_methods += 1;
         }

@@ -289,6 +289,25 @@ pub fn norm_rope_mla<B: Backend + ?Sized>(
     b.mla_attention(inputs, weights, cache, step, scale)
 }
 
+/// [`Backend::linear_parts`] as one product and its columns.
+///
+/// # Errors
+/// As there.
+pub fn linear_parts<B: Backend + ?Sized, const N: usize>(
+    b: &B,
+    x: &B::Tensor,
+    weight: &B::Weight,
+    widths: [usize; N],
+) -> Result<[B::Tensor; N]> {
+    let (all, mut end) = (b.linear(x, weight)?, 0);
+    let mut parts = Vec::with_capacity(N);
+    for width in widths {
+        parts.push(b.slice_last(&all, end..end + width)?);
+        end += width;
+    }
+    parts.try_into().map_err(|_| unreachable!("there is one for each width"))
+}
+
 /// [`Backend::held_experts`] on the host.
 ///
 /// # Errors

@@ -467,6 +467,23 @@ impl Backend for MlxBackend {
         weight.matmul(OP, x, Product::Transposed)
     }
 
+    /// The parts' own products where the whole weight's would be made of them.
+    fn linear_parts<const N: usize>(
+        &self,
+        x: &Array,
+        weight: &MlxWeight,
+        widths: [usize; N],
+    ) -> Result<[Array; N]> {
+        if let Some(parts) = weight.parts_for(x)
+            && parts.iter().map(MlxWeight::n_out).eq(widths)
+        {
+            let products: Vec<Array> =
+                parts.iter().map(|part| self.linear(x, part)).collect::<Result<_>>()?;
+            return products.try_into().map_err(|_| unreachable!("there is one for each width"));
+        }
+        stock::linear_parts(self, x, weight, widths)
+    }
+
     /// As mlx-lm's `SwitchLinear`: 64 choices or more are sorted by expert first.
     fn gather_linear(&self, x: &Array, weight: &MlxWeight, experts: &MlxIndices) -> Result<Array> {
         const OP: &str = "gather_linear";

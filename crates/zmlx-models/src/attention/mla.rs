@@ -12,6 +12,8 @@ pub(crate) enum QueryProjection<W> {
     Direct(Linear<W>),
     /// Two matrices with a normed bottleneck between them: `b(norm(a(x)))`.
     LowRank {
+        /// q_lora_rank.
+        rank: usize,
         /// `[q_lora_rank, hidden]`.
         a: Linear<W>,
         /// `[q_lora_rank]`.
@@ -84,18 +86,15 @@ impl<W> Mla<W> {
         x: &B::Tensor,
         fusion: &Fusion,
     ) -> Result<(B::Tensor, B::Tensor)> {
-        let (a, norm, up) = match &self.q {
+        let (rank, a, norm, up) = match &self.q {
             QueryProjection::Direct(q) => return Ok((q.forward(b, x)?, self.kv_a.forward(b, x)?)),
-            QueryProjection::LowRank { a, norm, b: up } => (a, norm, up),
+            QueryProjection::LowRank { rank, a, norm, b: up } => (rank, a, norm, up),
         };
         let (q_a, kv_a) = match self.qkv_a.as_ref().filter(|_| fusion.qkv.is_on()) {
             None => (a.forward(b, x)?, self.kv_a.forward(b, x)?),
             Some(qkv_a) => {
-                let both = b.linear(x, qkv_a)?;
-                let width = b.shape(&both).last().copied().unwrap_or(0);
-                let q_rank = width - (self.rank + self.rope_dim);
-                let q_a = a.add_bias(b, b.slice_last(&both, 0..q_rank)?)?;
-                (q_a, self.kv_a.add_bias(b, b.slice_last(&both, q_rank..width)?)?)
+                let [q_a, kv_a] = b.linear_parts(x, qkv_a, [*rank, self.rank + self.rope_dim])?;
+                (a.add_bias(b, q_a)?, self.kv_a.add_bias(b, kv_a)?)
             }
         };
         Ok((up.forward(b, &b.rms_norm(&q_a, norm, self.eps)?)?, kv_a))
