@@ -23,8 +23,9 @@ const device T* const all_keys[] = ZMLX_KEYS;
 const device T* latents = all_latents[sequences[token]];
 const device T* keys = all_keys[sequences[token]];
 const int n_seen = int(positions[token]) + 1;
-// Lane l holds values 4·l to 4·l + 3 of each 128.
+// Lane l holds values 4·l to 4·l + 3 of each 128. Whole 128s are known to be within the latent, which leaves plain loads.
 const int mine = lane * READS;
+#define ZMLX_IS_LATENT(i, c) ((i / READS + 1) * STRIDE <= RANK || c < RANK)
 
 float qs[HEADS][KEY], sums[HEADS][LATENT] = {}, most[HEADS], total[HEADS] = {};
 for (int h = 0; h < HEADS; h++) {
@@ -34,7 +35,7 @@ for (int h = 0; h < HEADS; h++) {
   for (int i = 0; i < KEY; i++) {
     const int c = i / READS * STRIDE + mine + i % READS;
     qs[h][i] = as_type<float>(SCALE)
-        * (c < RANK ? float(q[at * RANK + c]) : c < WIDTH ? float(q_pe[at * DIMS + (c - RANK)]) : 0.0f);
+        * (ZMLX_IS_LATENT(i, c) ? float(q[at * RANK + c]) : c < WIDTH ? float(q_pe[at * DIMS + (c - RANK)]) : 0.0f);
   }
 }
 for (int k = split; k < n_seen; k += splits) {
@@ -43,7 +44,7 @@ for (int k = split; k < n_seen; k += splits) {
   float ks[KEY];
   for (int i = 0; i < KEY; i++) {
     const int c = i / READS * STRIDE + mine + i % READS;
-    ks[i] = c < RANK ? float(latent[c]) : c < WIDTH ? float(key[c - RANK]) : 0.0f;
+    ks[i] = ZMLX_IS_LATENT(i, c) ? float(latent[c]) : c < WIDTH ? float(key[c - RANK]) : 0.0f;
   }
   for (int h = 0; h < HEADS; h++) {
     float score = 0;
@@ -64,7 +65,7 @@ for (int h = 0; h < HEADS && head + h < n_heads; h++) {
   const size_t at = (size_t(token) * n_heads + head + h) * splits + split;
   for (int i = 0; i < LATENT; i++) {
     const int c = i / READS * STRIDE + mine + i % READS;
-    if (c < RANK) {
+    if (ZMLX_IS_LATENT(i, c)) {
       parts[at * RANK + c] = sums[h][i];
     }
   }
