@@ -36,7 +36,7 @@ pub struct LatentShape {
 /// Queries in two parts, of which the second is turned, the normed latent, and the turned shared key.
 ///
 /// **Shapes** inputs q `[n, heads, nope + rope]`, kv_a `[n, rank + rope]`, kv_norm `[rank]`, positions u32 `[n]`, periods f32 `[rope / 2]`
-/// (one value if the frequencies are powers) → q_nope `[heads, n, nope]`, q_pe `[heads, n, rope]`, kv `[n, rank]`, k_pe `[n, rope]`.
+/// (one value if the frequencies are powers) → q_nope `[heads, n, nope]`, q_pe `[heads, n, rope]`, latents `[n, rank + rope]`.
 /// **Dtypes** all others of one float type. **Numerics** as `rms_norm` and `rope` of stock MLX: see [`super::add_rms_norm`] and
 /// [`super::norm_rope`]. **Work** one launch instead of three, and with several sequences instead of one and two per sequence; heads come
 /// first in the results, so that products with a matrix per head need no copy. **Source** mlx-lm `glm4_moe_lite`.
@@ -64,8 +64,7 @@ pub fn latent_norm_rope(
         outputs: vec![
             output("q_nope", &[n_heads, n_tokens, nope_dim]),
             output("q_pe", &[n_heads, n_tokens, rope_dim]),
-            output("kv", &[n_tokens, rank]),
-            output("k_pe", &[n_tokens, rope_dim]),
+            output("latents", &[n_tokens, rank + rope_dim]),
         ],
         template,
         grid: [threads, n_heads + 1, n_tokens],
@@ -75,8 +74,8 @@ pub fn latent_norm_rope(
 
 /// The first half of latent attention in its absorbed form: each head's query with a part of what its token sees.
 ///
-/// **Shapes** inputs q `[heads, n, rank]` in latent space, q_pe `[heads, n, rope]`, the cached latents `[.., rank]` of `n_sequences`
-/// sequences and their keys `[.., rope]`, sequences u32 `[n]`, the sequence of each token, positions u32 `[n]` → parts
+/// **Shapes** inputs q `[heads, n, rank]` in latent space, q_pe `[heads, n, rope]`, the caches `[.., rank + rope]` of `n_sequences`
+/// sequences, sequences u32 `[n]`, the sequence of each token, positions u32 `[n]` → parts
 /// `[n, heads, splits, rank]` and stats `[n, heads, splits, 2]` in f32 for [`latent_attention_sum`]. The caches must hold each token's
 /// latent at its position and all before it. Caches are 1 for one sequence, and [`MAX_SEQUENCES`] for more, some of them repeated.
 /// **Dtypes** all others of one float type. **Numerics** accurate in both modes: f32. Stock MLX computes scores in a product of
@@ -96,36 +95,25 @@ pub fn latent_attention_parts(
     check(dtype, shape)?;
     let LatentShape { n_tokens, n_heads, rank, rope_dim, .. } = *shape;
     need((1..=MAX_SEQUENCES).contains(&n_sequences), "more than 8 sequences")?;
-    need(
-        rank >= super::DEVICE_WORDS && rope_dim >= super::DEVICE_WORDS,
-        "latents or keys of fewer than 8 values",
-    )?;
+    need(rank + rope_dim >= super::DEVICE_WORDS, "latents and keys of fewer than 8 values")?;
     let splits = n_seen.div_ceil(SPLIT).clamp(1, MAX_SPLITS);
     let blocks = n_heads.div_ceil(HEADS);
     let simdgroups = blocks.min(SIMDGROUPS);
     let (name, header, inputs): (_, _, &[&str]) = if n_sequences == 1 {
-        let inputs = &["q", "q_pe", "kv0", "k_pe0", "sequences", "positions"];
+        let inputs = &["q", "q_pe", "cache0", "sequences", "positions"];
         ("zmlx_latent_attention_parts", text!("latents_of_one.h"), inputs)
     } else {
         let inputs = &[
             "q",
             "q_pe",
-            "kv0",
-            "kv1",
-            "kv2",
-            "kv3",
-            "kv4",
-            "kv5",
-            "kv6",
-            "kv7",
-            "k_pe0",
-            "k_pe1",
-            "k_pe2",
-            "k_pe3",
-            "k_pe4",
-            "k_pe5",
-            "k_pe6",
-            "k_pe7",
+            "cache0",
+            "cache1",
+            "cache2",
+            "cache3",
+            "cache4",
+            "cache5",
+            "cache6",
+            "cache7",
             "sequences",
             "positions",
         ];

@@ -59,9 +59,10 @@ fn what_comes_before_attention_equals_the_stock_ops() {
             for (t, &position) in positions.iter().enumerate() {
                 let row = &kv_a[t * (rank + rope_dim)..][..rank + rope_dim];
                 let latent = stock::rms_norm(dtype, &row[..rank], &norm, EPS);
-                check(&got[2][t * rank..][..rank], &latent, "latent");
+                let (got_latent, got_key) = got[2][t * (rank + rope_dim)..][..rank + rope_dim].split_at(rank);
+                check(got_latent, &latent, "latent");
                 let key = stock::rope(dtype, &row[rank..], &rope, position);
-                check(&got[3][t * rope_dim..][..rope_dim], &key, "key");
+                check(got_key, &key, "key");
                 for h in 0..n_heads {
                     let head = &q[(t * n_heads + h) * (nope_dim + rope_dim)..][..nope_dim + rope_dim];
                     let to = h * n_tokens + t;
@@ -110,9 +111,10 @@ impl Case {
     }
 
     /// Positions past a sequence's end hold no numbers: nothing may read them.
-    fn cache(&self, sequence: usize, width: usize, seed: u64) -> Buffer {
-        let [had, new] = self.sequences[sequence];
-        let mut values = activations(self.dtype, &[had + new, width], self.seed + seed).floats();
+    fn cache(&self, sequence: usize) -> Buffer {
+        let ([had, new], width) = (self.sequences[sequence], self.rank + self.rope_dim);
+        let seed = self.seed + 20 + sequence as u64;
+        let mut values = activations(self.dtype, &[had + new, width], seed).floats();
         values.resize(values.len() + 3 * width, f32::NAN);
         Buffer::of_floats(self.dtype, &values, &[had + new + 3, width])
     }
@@ -138,15 +140,11 @@ impl Case {
     fn inputs(&self) -> Vec<Buffer> {
         let n_sequences = self.sequences.len();
         let n_caches = if n_sequences == 1 { 1 } else { metal::MAX_SEQUENCES };
-        let caches = |width: usize, seed: u64| {
-            let of = move |i: usize| if i < n_sequences { i } else { 0 };
-            (0..n_caches).map(move |i| self.cache(of(i), width, seed + of(i) as u64))
-        };
+        let caches = (0..n_caches).map(|i| self.cache(if i < n_sequences { i } else { 0 }));
         let (of_tokens, positions): (Vec<u32>, Vec<u32>) =
             self.tokens().iter().map(|(s, p)| (*s as u32, *p as u32)).unzip();
         let mut inputs = vec![self.queries(self.rank, 10), self.queries(self.rope_dim, 11)];
-        inputs.extend(caches(self.rank, 20));
-        inputs.extend(caches(self.rope_dim, 40));
+        inputs.extend(caches);
         inputs.push(Buffer::of_u32(&of_tokens, &[of_tokens.len()]));
         inputs.push(Buffer::of_u32(&positions, &[positions.len()]));
         inputs
@@ -171,24 +169,18 @@ impl Case {
         let Self { n_heads, rank, rope_dim, .. } = *self;
         let (q, q_pe) = (self.queries(rank, 10).floats(), self.queries(rope_dim, 11).floats());
         let tokens = self.tokens();
-        let caches: Vec<[Vec<f32>; 2]> = (0..self.sequences.len())
-            .map(|i| {
-                [self.cache(i, rank, 20 + i as u64).floats(), self.cache(i, rope_dim, 40 + i as u64).floats()]
-            })
-            .collect();
+        let caches: Vec<Vec<f32>> = (0..self.sequences.len()).map(|i| self.cache(i).floats()).collect();
         let chain = ((rank + rope_dim).div_ceil(32) + 4 + 5 + 3) as f64 * HALF;
         for (t, (sequence, position)) in tokens.iter().enumerate() {
-            let [latents, keys] = &caches[*sequence];
+            let rows: Vec<&[f32]> = caches[*sequence].chunks_exact(rank + rope_dim).collect();
             for h in 0..n_heads {
                 let at = h * tokens.len() + t;
                 let (q, q_pe) = (&q[at * rank..][..rank], &q_pe[at * rope_dim..][..rope_dim]);
                 let (mut scores, mut score_error) = (Vec::new(), 0.0f64);
-                for k in 0..=*position {
-                    let latent = q.iter().zip(&latents[k * rank..][..rank]);
-                    let key = q_pe.iter().zip(&keys[k * rope_dim..][..rope_dim]);
-                    let products = latent
-                        .chain(key)
-                        .map(|(a, b)| f64::from(*a) * f64::from(*b) * f64::from(self.scale()));
+                for row in &rows[..=*position] {
+                    let summands = q.iter().chain(q_pe).zip(*row);
+                    let products =
+                        summands.map(|(a, b)| f64::from(*a) * f64::from(*b) * f64::from(self.scale()));
                     let (sum, size) = products.fold((0.0, 0.0), |(sum, size), p| (sum + p, size + p.abs()));
                     scores.push(sum);
                     score_error = score_error.max(chain * size);
@@ -199,8 +191,7 @@ impl Case {
                 let total: f64 = exps.iter().sum();
                 let relative = 4.0 * score_error + 4.0 * HALF * range + (6 * scores.len() + 80) as f64 * HALF;
                 for c in 0..rank {
-                    let values =
-                        exps.iter().enumerate().map(|(k, e)| e / total * f64::from(latents[k * rank + c]));
+                    let values = exps.iter().enumerate().map(|(k, e)| e / total * f64::from(rows[k][c]));
                     let (want, size) = values.fold((0.0, 0.0), |(sum, size), v| (sum + v, size + v.abs()));
                     let allowed = 1.01 * half_ulp(self.dtype) * want.abs() + 2.0 * relative * size + 1e-7;
                     let got = f64::from(got[at * rank + c]);
@@ -315,7 +306,7 @@ fn what_the_kernels_do_not_know_is_not_fused() {
     for wrong in [
         LatentShape { n_tokens: 0, ..shape },
         LatentShape { rank: 513, ..shape },
-        LatentShape { rank: 4, ..shape },
+        LatentShape { rank: 4, rope_dim: 2, ..shape },
         LatentShape { rope_dim: 130, ..shape },
     ] {
         assert!(parts(&wrong, 1).is_err(), "{wrong:?}");

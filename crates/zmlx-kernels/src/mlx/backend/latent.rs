@@ -71,16 +71,15 @@ impl MlxBackend {
 
         let periods = periods(rope).unwrap_or_else(|| Array::from_slice(&[1.0_f32], &[1]));
         let before = raw::launch(OP, Gpu::Metal, &before, &[q, kv_a, &kv_norm, step.positions(), &periods])?;
-        let [q_nope, q_pe, kv, k_pe] = before;
+        let [q_nope, q_pe, new] = before;
         let q_nope = q_nope.expand_dims(0).map_err(f(OP))?;
         let q = weights.embed_q.matmul(OP, &q_nope, Product::Transposed)?;
         let q = q.squeeze_axes(&[0]).map_err(f(OP))?;
         // The one head of latents and keys.
-        let [kv, k_pe] = [kv, k_pe].map(|x| x.expand_dims(1).map_err(f(OP)));
-        let new = [&kv?, &k_pe?];
+        let new = new.expand_dims(1).map_err(f(OP))?;
         let latents: Vec<Array> = launches
             .iter()
-            .map(|launch| launch.attend([&q, &q_pe], new, cache, step))
+            .map(|launch| launch.attend([&q, &q_pe], &new, cache, step))
             .collect::<Result<_>>()?;
         let latents = match &latents[..] {
             [one] => one.clone(),
@@ -115,23 +114,22 @@ fn launches(
 }
 
 impl Launch {
-    /// Writes the new latents and keys, `[n, 1, width]` of all tokens, and attends to what is there: `[heads, n, rank]` of this launch's
+    /// Writes the new latents and keys, `[n, 1, rank + rope]` of all tokens, and attends to what is there: `[heads, n, rank]` of this launch's
     /// tokens. q and q_pe are `[heads, n, width]` of all tokens.
     fn attend(
         &self,
         [q, q_pe]: [&Array; 2],
-        [kv, k_pe]: [&Array; 2],
+        new: &Array,
         cache: &mut MlxCache,
         step: &MlxStep,
     ) -> Result<Array> {
         let mut caches = Vec::with_capacity(self.spans.len());
         for (span, rows) in self.spans.iter().zip(&self.rows) {
             let sequence = cache.sequence(span.slot)?;
-            caches.push(sequence.append(OP, [&rows.heads(kv)?, &rows.heads(k_pe)?])?);
+            caches.push(sequence.append_latents(OP, &[&rows.heads(new)?])?);
         }
         let n_caches = if caches.len() == 1 { 1 } else { MAX_SEQUENCES };
-        let of_each = |i: usize| (0..n_caches).map(move |at| (at, i));
-        let of_caches = of_each(0).chain(of_each(1)).map(|(at, i)| &caches.get(at).unwrap_or(&caches[0])[i]);
+        let of_caches = (0..n_caches).map(|at| caches.get(at).unwrap_or(&caches[0]));
         let [q, q_pe] = [q, q_pe].map(|x| self.tokens(x, 1));
         let [sequences, positions] = [step.sequences(), step.positions()].map(|x| self.tokens(x, 0));
         let (q, q_pe, sequences, positions) = (q?, q_pe?, sequences?, positions?);

@@ -2,7 +2,7 @@
 // w · (x / rms(x)), the shared key beside it turned.
 //
 // q [n, heads, nope + DIMS], kv_a [n, rank + DIMS], kv_norm [rank], positions u32 [n], periods f32 [DIMS / 2] or any → q_nope
-// [heads, n, nope], q_pe [heads, n, DIMS], kv [n, rank], k_pe [n, DIMS], all but positions and periods in T.
+// [heads, n, nope], q_pe [heads, n, DIMS], latents [n, rank + DIMS], all but positions and periods in T.
 // Template: T, DIMS, INTERLEAVED (pairs of neighbours, else of halves), GIVEN (periods are given), and the bits of floats: EPS, BASE
 // (log2 of theta, without periods), SCALE (of positions).
 // One threadgroup per query head and one for the latent, a thread per 4 values of a latent, whole simdgroups.
@@ -42,7 +42,7 @@ if (is_query) {
   for (int i = 0; i < READS; i++) {
     const int c = thread_ * READS + i;
     if (c < rank) {
-      kv[size_t(token) * rank + c] = kv_norm[c] * T(values[i] * scale);
+      latents[of_latent + c] = kv_norm[c] * T(values[i] * scale);
     }
   }
 }
@@ -61,7 +61,7 @@ for (int i = thread_; i < HALF; i += n_threads) {
     q_pe[to_query * DIMS + first] = y1;
     q_pe[to_query * DIMS + second] = y2;
   } else {
-    k_pe[size_t(token) * DIMS + first] = y1;
-    k_pe[size_t(token) * DIMS + second] = y2;
+    latents[of_latent + rank + first] = y1;
+    latents[of_latent + rank + second] = y2;
   }
 }

@@ -1,3 +1,2 @@
-// The caches of latent_attention_parts: those of one sequence.
-#define ZMLX_LATENTS {kv0}
-#define ZMLX_KEYS {k_pe0}
+// The caches of latent_attention_parts: that of one sequence.
+#define ZMLX_CACHES {cache0}
