@@ -1,11 +1,11 @@
-//! `attention`, `latent_attention` and `mla_attention`, compared with the oracle.
+//! `attention`, `latent_attention`, `mla_attention` and `norm_rope_mla`, compared with the oracle.
 
-use zmlx_core::Backend;
+use zmlx_core::{Backend, DType, Rope, RopePairing, WeightFormat};
 
 use crate::bounds::Bounded;
 use crate::cases;
 use crate::inputs::TestWeight;
-use crate::session::{Attend, Heads, Latent, Session, TOLERANCE};
+use crate::session::{Attend, Heads, Latent, Projected, Session, TOLERANCE};
 use crate::suite::Instance;
 
 /// Groups of 1, 2, 3 and 8 query heads per kv head; widths around the sizes of vectors; a prompt, then single tokens.
@@ -147,6 +147,41 @@ pub fn latent_with_projections<B: Backend>(instances: &[Instance<B>]) {
             session.feed(&[(0, 9)]);
             session.feed(&[(1, 3), (0, 1)]);
             session.feed(&[(0, 1), (1, 1)]);
+        }
+    }
+}
+
+/// The same from the projections on: a prompt, single tokens, few tokens, and several sequences; both pairings; also with the sizes of a
+/// released model.
+pub fn norm_rope_mla<B: Backend>(instances: &[Instance<B>]) {
+    let formats = cases::formats();
+    let dense = WeightFormat::Dense(DType::F32);
+    for (f, ([n_heads, rank, nope, rope_dim, v_dim], format)) in [
+        ([3, 128, 128, 16, 5], formats[0]),
+        ([4, 256, 128, 8, 64], formats[formats.len() / 2]),
+        ([2, 33, 7, 6, 9], dense),
+        ([20, 512, 192, 64, 256], formats[0]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let pairing = [RopePairing::Interleaved, RopePairing::HalfSplit][f % 2];
+        let weights = [
+            TestWeight::random(format, [n_heads, rank, nope], f as u64),
+            TestWeight::random(format, [n_heads, v_dim, rank], 100 + f as u64),
+        ];
+        let op = Projected {
+            latent: Latent { n_heads, rank, rope_dim, weights: Some(weights) },
+            norm: TestWeight::random(dense, [1, 1, rank], 200 + f as u64),
+            rope: Rope::plain(rope_dim, 1e4, pairing),
+        };
+        for instance in instances {
+            let mut session = Session::new(instance, &op, &[15, 5], f as u64);
+            session.feed(&[(0, 9)]);
+            session.feed(&[(1, 3), (0, 1)]);
+            session.feed(&[(0, 1), (1, 1)]);
+            session.feed(&[(0, 3)]);
+            session.feed(&[(1, 1), (0, 1)]);
         }
     }
 }

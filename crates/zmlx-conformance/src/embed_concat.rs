@@ -70,6 +70,18 @@ fn check_concat<B: Backend>(instances: &[Instance<B>], parts: &[TestWeight]) {
             for (got, want) in one_by_one(&loaded).iter().zip(&before) {
                 check_bits(got, want, name);
             }
+            // In two parts, wherever the cut is.
+            for first in [parts[0].n_out, 1].into_iter().filter(|first| *first < n_out) {
+                let widths = [first, n_out - first];
+                let cut = b.linear_parts(&b.put(&x, &[n, n_in]), &joined, widths).unwrap();
+                assert_eq!(cut.each_ref().map(|y| b.shape(y)), widths.map(|width| vec![n, width]));
+                let cut = cut.map(|y| b.get(&y));
+                let rows = (0..n).flat_map(|r| {
+                    [0, 1].into_iter().flat_map(move |p| (0..widths[p]).map(move |c| (p, r * widths[p] + c)))
+                });
+                let all: Vec<f32> = rows.map(|(p, at)| cut[p][at]).collect();
+                want.on(i).check(&all, format_args!("{name}: {n} × {n_in} to {widths:?}, {formats:?}"));
+            }
         }
     }
 }

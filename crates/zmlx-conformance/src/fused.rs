@@ -206,7 +206,27 @@ pub fn experts_and_a_shared_mlp<B: Backend>(instances: &[Instance<B>]) {
             let y = b.add(&y, &b.linear(&shared, of_shared_down).unwrap()).unwrap();
             let y = b.add(&b.put(&residual, &[n, hidden]), &y).unwrap();
             assert_eq!(b.shape(&y), [n, hidden]);
-            want.check(&b.get(&y), format_args!("{}: {n} × {top_k}, {}", i.name, cases::name(format)));
+            let what = format!("{}: {n} × {top_k}, {}", i.name, cases::name(format));
+            want.check(&b.get(&y), &what);
+            // The ops that take both.
+            let [of_gate_up, of_shared_gate_up] =
+                [GateUp::swiglu(of_gate, of_up), GateUp::swiglu(of_shared_gate, of_shared_up)];
+            let (routed, shared) =
+                b.gather_qmm_swiglu_shared(&put_x, of_gate_up, of_shared_gate_up, &put_experts).unwrap();
+            assert_eq!(b.shape(&routed), [n, top_k, inter]);
+            assert_eq!(b.shape(&shared), [n, shared_inter]);
+            let y = b
+                .gather_qmm_combine_shared(
+                    [&routed, &shared],
+                    Down::plain(of_down),
+                    of_shared_down,
+                    &put_experts,
+                    &put_weights,
+                )
+                .unwrap();
+            let y = b.add(&b.put(&residual, &[n, hidden]), &y).unwrap();
+            assert_eq!(b.shape(&y), [n, hidden]);
+            want.check(&b.get(&y), format_args!("{what}: with the shared expert"));
         }
     }
 }

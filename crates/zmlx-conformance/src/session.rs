@@ -3,7 +3,7 @@
 
 use zmlx_core::{
     AttentionInputs, AttentionSettings, Backend, CacheKind, CacheSpec, KvFormat, MlaInputs, MlaWeights,
-    Result, Span, WeightFormat,
+    NormRopeMla, Result, Rope, RopePairing, Span, WeightFormat,
 };
 use zmlx_oracle::ops;
 use zmlx_oracle::testing::random_f32;
@@ -200,6 +200,79 @@ impl<B: Backend> Attend<B> for Latent {
             scale,
         };
         ops::attention(&q, &k, &x[2], sizes)
+    }
+}
+
+/// `norm_rope_mla`: [`Latent`] with weights, from the projections on.
+pub struct Projected {
+    /// Attention itself.
+    pub latent: Latent,
+    /// The norm of latents.
+    pub norm: TestWeight,
+    /// How keys and queries turn.
+    pub rope: Rope,
+}
+
+/// Added to the mean of squares.
+const EPS: f32 = 1e-5;
+
+impl Projected {
+    /// The parts of rows that consist of two, of which the second has the rotated key's width.
+    fn parts(&self, x: &[f32], width: usize) -> [Vec<f32>; 2] {
+        let rows = x.chunks_exact(width + self.latent.rope_dim).map(|row| row.split_at(width));
+        let (first, second): (Vec<_>, Vec<_>) = rows.unzip();
+        [first.concat(), second.concat()]
+    }
+
+    /// The rotated parts, from position 0 on.
+    fn turned(&self, x: &[f32], n_tokens: usize) -> Vec<f32> {
+        let head_dim = self.latent.rope_dim;
+        let layout = match self.rope.pairing {
+            RopePairing::Interleaved => ops::RopeLayout::Interleaved,
+            RopePairing::HalfSplit => ops::RopeLayout::HalfSplit,
+        };
+        let (frequencies, n_heads) = (self.rope.frequencies(), x.len() / (n_tokens * head_dim));
+        let positions: Vec<u32> = (0..n_tokens as u32).collect();
+        let sizes = ops::Rope { n_tokens, n_heads, head_dim, frequencies: &frequencies, scale: 1.0, layout };
+        ops::rope(x, &positions, sizes).into_iter().map(|v| v as f32).collect()
+    }
+}
+
+impl<B: Backend> Attend<B> for Projected {
+    fn kind(&self) -> CacheKind {
+        Attend::<B>::kind(&self.latent)
+    }
+
+    fn inputs(&self) -> Vec<Vec<usize>> {
+        let Latent { n_heads, rank, rope_dim, .. } = self.latent;
+        vec![vec![n_heads, self.latent.nope() + rope_dim], vec![rank + rope_dim]]
+    }
+
+    fn call(&self, b: &B, x: &[B::Tensor], cache: &mut B::Cache, step: &B::Step) -> Result<B::Tensor> {
+        let [embed_q, unembed_out] = self.latent.weights.as_ref().unwrap().each_ref().map(|w| b.load(w));
+        let weights = MlaWeights { embed_q: &embed_q, unembed_out: &unembed_out };
+        let inputs = NormRopeMla {
+            q: &x[0],
+            kv_a: &x[1],
+            kv_norm: &b.load(&self.norm),
+            eps: EPS,
+            rope_dim: self.latent.rope_dim,
+            scale: self.latent.scale(),
+        };
+        b.norm_rope_mla(inputs, weights, cache, step, &self.rope)
+    }
+
+    fn formats(&self) -> Vec<WeightFormat> {
+        Attend::<B>::formats(&self.latent)
+    }
+
+    fn want(&self, x: &[Vec<f32>], n_tokens: usize) -> Vec<f64> {
+        let [q_nope, q_pe] = self.parts(&x[0], self.latent.nope());
+        let [kv, k_pe] = self.parts(&x[1], self.latent.rank);
+        let kv =
+            ops::rms_norm(&kv, &self.norm.values, f64::from(EPS)).into_iter().map(|v| v as f32).collect();
+        let [q_pe, k_pe] = [q_pe, k_pe].map(|x| self.turned(&x, n_tokens));
+        Attend::<B>::want(&self.latent, &[q_nope, q_pe, kv, k_pe], n_tokens)
     }
 }
 

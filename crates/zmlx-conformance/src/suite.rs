@@ -130,7 +130,8 @@ macro_rules! conformance {
                 }
                 attention {
                     grouped_heads, long_prompts, chunks_equal_one_go, slots_in_one_batch_equal_each_alone,
-                    truncate_and_continue, past_the_growth_step, latent, latent_with_projections
+                    truncate_and_continue, past_the_growth_step, latent, latent_with_projections,
+                    norm_rope_mla
                 }
                 windows {
                     tokens_see_their_window, long_sequences, sinks, shared, what_is_gone_cannot_be_had_again,

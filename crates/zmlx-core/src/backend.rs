@@ -12,8 +12,8 @@ pub use shard::Shard;
 pub use step::{Logits, MAX_POSITIONS, MAX_SLOTS, Span, StepKey, check_spans, logit_rows};
 pub use types::{
     Activation, Barriers, Choice, Down, GateUp, HostNeeds, MlaInputs, MlaWeights, NoauxTc, NormRope,
-    PREFILL_CHUNK, PrefillStyle, Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings,
-    SoftmaxTopK,
+    NormRopeMla, PREFILL_CHUNK, PrefillStyle, Renormalize, Repetition, Rope, RopeFrequencies, RopePairing,
+    SampleSettings, SoftmaxTopK,
 };
 
 use crate::ops::{fused_ops, output, plain_ops};
@@ -375,6 +375,13 @@ pub trait Backend {
         stock::held_experts(self, experts, weights, held)
     }
 
+    /// Whether kernels of the chosen experts take a shared expert along now, so that models call
+    /// [`Backend::gather_qmm_swiglu_shared`] and [`Backend::gather_qmm_combine_shared`]. Elsewhere they call the ops of which these
+    /// consist.
+    fn takes_shared_experts(&self) -> bool {
+        false
+    }
+
     // ---- views: no work for the device
 
     /// The same values with another shape.
@@ -388,6 +395,20 @@ pub trait Backend {
     /// # Errors
     /// If the range is empty or reaches past the width.
     fn slice_last(&self, x: &Self::Tensor, range: std::ops::Range<usize>) -> Result<Self::Tensor>;
+
+    /// [`Backend::linear`] with a weight whose rows follow each other in parts ([`Backend::concat_rows`]), and the result of each part:
+    /// `widths` are their numbers of rows. A backend may take a product for each part.
+    ///
+    /// # Errors
+    /// As [`Backend::linear`] and [`Backend::slice_last`].
+    fn linear_parts<const N: usize>(
+        &self,
+        x: &Self::Tensor,
+        weight: &Self::Weight,
+        widths: [usize; N],
+    ) -> Result<[Self::Tensor; N]> {
+        stock::linear_parts(self, x, weight, widths)
+    }
 
     // ---- ops: crate::ops holds their table
 

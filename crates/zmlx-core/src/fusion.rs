@@ -78,8 +78,8 @@ switches! {
     AddRmsNorm: add_rms_norm,
     /// The router in one op: `route_softmax_top_k`, `route_noaux_tc`.
     Route: route,
-    /// Query, key and value projections in one product over concatenated rows, and the norms and ropes of queries and keys:
-    /// `norm_rope`.
+    /// Query, key and value projections in one product over concatenated rows, the norms and ropes of queries and keys:
+    /// `norm_rope`; and with latent attention, attention itself: `norm_rope_mla`.
     Qkv: qkv,
 }
 

@@ -7,8 +7,8 @@ use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, Choice, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, GateUp, HostNeeds, HostWeight, Instrumented, MlaInputs,
-    MlaWeights, NoauxTc, NormRope, Op, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK, Span,
-    StepKey,
+    MlaWeights, NoauxTc, NormRope, NormRopeMla, Op, PrefillStyle, Result, Rope, SampleSettings, Shard,
+    SoftmaxTopK, Span, StepKey,
 };
 
 /// Makes the method of [`Hooks`] for each fused op, which is called in place of the op.
@@ -240,6 +240,7 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
         commit(cache: &mut B::Cache, step: &B::Step) -> ();
         rollback(cache: &mut B::Cache, step: &B::Step) -> ();
         wait(x: &B::Tensor) -> Result<()>;
+        takes_shared_experts() -> bool;
         prefill_style() -> PrefillStyle;
         read_choice(chosen: &B::Indices) -> Result<Option<Choice>>;
         eval_async(logits: B::Tensor, chosen: &[&B::Indices], needs: HostNeeds) -> Result<B::Tensor>;
@@ -253,6 +254,17 @@ impl<B: Backend, H: Hooks<B>> Backend for Hooked<B, H> {
 
     fn upload(&self, weight: HostWeight) -> Result<B::Weight> {
         self.hooks.upload(&self.inner, weight)
+    }
+
+    /// Seen as the product.
+    fn linear_parts<const N: usize>(
+        &self,
+        x: &B::Tensor,
+        weight: &B::Weight,
+        widths: [usize; N],
+    ) -> Result<[B::Tensor; N]> {
+        let run = || self.inner.linear_parts(x, weight, widths);
+        self.run(Op::LINEAR.name, run, |parts| parts.last())
     }
 
     fn sample(
@@ -371,14 +383,15 @@ mod tests {
         let hooked = include_str!("hooked.rs");
         let hooked = &hooked[hooked.find("Backend for Hooked").expect("the implementation")..];
         let methods = include_str!("backend.rs").lines().filter_map(|line| {
-            let name = line.strip_prefix("    fn ")?.split('(').next()?;
+            let name = line.strip_prefix("    fn ")?.split(['(', '<']).next()?;
             (!name.starts_with('$')).then_some(name)
         });
         let mut n_methods = 0;
         for name in methods {
-            let is_passed = [format!("        {name}("), format!("    fn {name}(")]
-                .iter()
-                .any(|start| hooked.lines().any(|line| line.starts_with(start)));
+            let is_passed =
+                [format!("        {name}("), format!("    fn {name}("), format!("    fn {name}<")]
+                    .iter()
+                    .any(|start| hooked.lines().any(|line| line.starts_with(start)));
             assert!(is_passed, "Hooked does not pass {name} on");
             n_methods += 1;
         }

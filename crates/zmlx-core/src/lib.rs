@@ -24,9 +24,9 @@ mod weight;
 pub use backend::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheKind, CacheSpec, Choice,
     ConvActivation, ConvWeights, DeltaDims, DeltaInputs, DeltaWeights, Down, GateUp, HostNeeds, KvFormat,
-    Logits, MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, NormRope, PREFILL_CHUNK, PrefillStyle,
-    Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, Shard, SoftmaxTopK, Span,
-    StepKey, logit_rows,
+    Logits, MAX_POSITIONS, MAX_SLOTS, MlaInputs, MlaWeights, NoauxTc, NormRope, NormRopeMla, PREFILL_CHUNK,
+    PrefillStyle, Renormalize, Repetition, Rope, RopeFrequencies, RopePairing, SampleSettings, Shard,
+    SoftmaxTopK, Span, StepKey, logit_rows,
 };
 pub use dtype::DType;
 pub use error::{Error, Result};

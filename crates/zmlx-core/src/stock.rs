@@ -5,8 +5,8 @@ use std::ops::Range;
 
 use crate::Result;
 use crate::backend::{
-    Activation, Backend, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, Renormalize, Rope,
-    SoftmaxTopK,
+    Activation, Backend, Down, GateUp, MlaInputs, MlaWeights, NoauxTc, NormRope, NormRopeMla, Renormalize,
+    Rope, SoftmaxTopK,
 };
 use crate::error::ensure;
 
@@ -109,6 +109,36 @@ pub fn qmm_swiglu<B: Backend + ?Sized>(
         (gate, up) = (b.add_vector(&gate, of_gate)?, b.add_vector(&up, of_up)?);
     }
     b.gated(&gate, &up, weights.activation)
+}
+
+/// [`Backend::gather_qmm_swiglu_shared`] as [`Backend::gather_qmm_swiglu`] and [`Backend::qmm_swiglu`].
+///
+/// # Errors
+/// As its parts.
+pub fn gather_qmm_swiglu_shared<B: Backend + ?Sized>(
+    b: &B,
+    x: &B::Tensor,
+    weights: GateUp<'_, B::Weight>,
+    shared: GateUp<'_, B::Weight>,
+    experts: &B::Indices,
+) -> Result<(B::Tensor, B::Tensor)> {
+    Ok((b.gather_qmm_swiglu(x, weights, experts)?, b.qmm_swiglu(x, shared)?))
+}
+
+/// [`Backend::gather_qmm_combine_shared`] as [`Backend::gather_qmm_combine`], [`Backend::linear`] and [`Backend::add`].
+///
+/// # Errors
+/// As its parts.
+pub fn gather_qmm_combine_shared<B: Backend + ?Sized>(
+    b: &B,
+    [x, of_shared]: [&B::Tensor; 2],
+    down: Down<'_, B::Weight>,
+    shared: &B::Weight,
+    experts: &B::Indices,
+    weights: &B::Tensor,
+) -> Result<B::Tensor> {
+    let y = b.gather_qmm_combine(x, down, experts, weights)?;
+    b.add(&y, &b.linear(of_shared, shared)?)
 }
 
 /// [`Backend::add_rms_norm`] as [`Backend::add`] and [`Backend::rms_norm`].
@@ -221,6 +251,61 @@ pub fn mla_attention<B: Backend + ?Sized>(
     let inputs = MlaInputs { q_nope: &q_latent, ..inputs };
     let latent = b.latent_attention(inputs, cache, step, scale)?;
     b.head_linear(&latent, weights.unembed_out)
+}
+
+/// [`Backend::norm_rope_mla`] as [`Backend::rms_norm`] of the latent, [`Backend::rope`] of the key and the queries, and
+/// [`Backend::mla_attention`].
+///
+/// # Errors
+/// As its parts.
+pub fn norm_rope_mla<B: Backend + ?Sized>(
+    b: &B,
+    inputs: NormRopeMla<'_, B::Tensor, B::Weight>,
+    weights: MlaWeights<'_, B::Weight>,
+    cache: &mut B::Cache,
+    step: &B::Step,
+    rope: &Rope,
+) -> Result<B::Tensor> {
+    const OP: &str = "norm_rope_mla";
+    let NormRopeMla { q, kv_a, kv_norm, eps, rope_dim, scale } = inputs;
+    // The widths before the rotated parts.
+    let [nope, rank] = [q, kv_a].map(|x| {
+        let width = b.shape(x).last().copied().unwrap_or(0);
+        ensure(width > rope_dim, OP, "rope_dim", format_args!("less than {width}"), rope_dim)?;
+        Ok(width - rope_dim)
+    });
+    let (nope, rank, n_tokens) = (nope?, rank?, b.n_tokens(step));
+    let q_nope = b.slice_last(q, 0..nope)?;
+    let q_pe = b.slice_last(q, nope..nope + rope_dim)?;
+    let kv = b.rms_norm(&b.slice_last(kv_a, 0..rank)?, kv_norm, eps)?;
+    let k_pe = b.slice_last(kv_a, rank..rank + rope_dim)?;
+    let k_pe = b.rope(&b.reshape(&k_pe, &[n_tokens, 1, rope_dim])?, step, rope)?;
+    let inputs = MlaInputs {
+        q_nope: &q_nope,
+        q_pe: &b.rope(&q_pe, step, rope)?,
+        kv: &kv,
+        k_pe: &b.reshape(&k_pe, &[n_tokens, rope_dim])?,
+    };
+    b.mla_attention(inputs, weights, cache, step, scale)
+}
+
+/// [`Backend::linear_parts`] as one product and its columns.
+///
+/// # Errors
+/// As there.
+pub fn linear_parts<B: Backend + ?Sized, const N: usize>(
+    b: &B,
+    x: &B::Tensor,
+    weight: &B::Weight,
+    widths: [usize; N],
+) -> Result<[B::Tensor; N]> {
+    let (all, mut end) = (b.linear(x, weight)?, 0);
+    let mut parts = Vec::with_capacity(N);
+    for width in widths {
+        parts.push(b.slice_last(&all, end..end + width)?);
+        end += width;
+    }
+    parts.try_into().map_err(|_| unreachable!("there is one for each width"))
 }
 
 /// [`Backend::held_experts`] on the host.

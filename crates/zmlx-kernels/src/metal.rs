@@ -9,13 +9,15 @@
 //! the order of sums of the stock kernel that would serve the shape ([`stock`] says which) and rounds where the ops round:
 //! gate and up to the activations' type, each step of the sigmoid, both products. Where a stock kernel of another kind
 //! serves the shape, exact mode is not offered ([`NotFused`]) and the caller composes stock ops; it is never silently
-//! wrong. [`Numerics::Accurate`] sums in f32 throughout and rounds once.
+//! wrong. [`Numerics::Accurate`] sums in f32 throughout and rounds once. Latent attention is the exception: see
+//! [`latent_attention_parts`], which is accurate in both modes.
 //!
 //! Bits are equal in a simulator, where both sides use the same sums across lanes. On a device they also need the Metal
 //! compiler to contract the same expressions into fused multiply-adds here and there; only a Mac can show that, and the
 //! self-check of the MLX backend does.
 
 mod combine;
+mod latent;
 mod launch;
 mod matmul;
 mod norm;
@@ -23,14 +25,17 @@ mod router;
 pub mod stock;
 mod swiglu;
 
-pub use combine::{CombineShape, gather_qmm_combine};
+pub use combine::{CombineShape, gather_qmm_combine, gather_qmm_combine_shared};
+pub use latent::{
+    LatentShape, MAX_SEQUENCES, latent_attention_parts, latent_attention_sum, latent_norm_rope,
+};
 pub use launch::{BankOperands, Encode, Launch, Operand};
 pub use matmul::quantized_matmul;
 pub use norm::{add_rms_norm, norm_rope};
 pub use router::{route_noaux_tc, route_softmax_top_k};
 #[cfg(feature = "mlx")]
 pub(crate) use swiglu::GATE_UP_INPUTS;
-pub use swiglu::{SwigluShape, gather_qmm_swiglu, qmm_swiglu};
+pub use swiglu::{SwigluShape, gather_qmm_swiglu, gather_qmm_swiglu_shared, qmm_swiglu};
 
 use crate::{DType, QuantMode, QuantSpec};
 
@@ -116,7 +121,8 @@ pub(crate) fn stripped(source: &str) -> String {
 const LANES: usize = 32;
 
 /// MLX passes arrays below this length in `constant` memory. Packed weights are read by words and bytes, which needs to
-/// know the address space, so weights this small are left to stock ops.
+/// know the address space, so weights this small are left to stock ops. So are scales this few, where a kernel reads either of
+/// two matrices.
 const DEVICE_WORDS: usize = 8;
 
 /// `Ok` if `ok`.
@@ -137,6 +143,11 @@ fn check_bank(
     // Kernels count in int: bytes of an expert, and bits of a row.
     need(n_in.saturating_mul(format.bits()) <= i32::MAX as usize, "a row is larger than 256 MiB")?;
     need(bytes <= i32::MAX as usize, "an expert is larger than 2 GiB")
+}
+
+/// Checks that a matrix's scales are where those of a bank are.
+fn check_scales(format: QuantSpec, n_out: usize, n_in: usize) -> std::result::Result<(), NotFused> {
+    need(n_out * n_in / format.group_size() >= DEVICE_WORDS, "the shared matrix has fewer than 8 scales")
 }
 
 /// Rows of a matrix that a simdgroup computes: as in MLX's matrix-vector kernels. Results do not depend on it. Kernels also take 8;
@@ -175,7 +186,7 @@ mod tests {
     }
 
     /// One of each kernel.
-    fn specs() -> [KernelSpec; 7] {
+    fn specs() -> [KernelSpec; 13] {
         let format = QuantSpec::new(QuantMode::Affine, 4, 64).unwrap();
         let swiglu = SwigluShape {
             n_pairs: 8,
@@ -197,15 +208,23 @@ mod tests {
             eps: 1e-20,
         };
         let rope = crate::Rope::plain(128, 1e6, crate::RopePairing::HalfSplit);
+        let latent = LatentShape { n_tokens: 1, n_heads: 20, nope_dim: 192, rank: 512, rope_dim: 64 };
+        let of_latent = crate::Rope::plain(64, 1e6, crate::RopePairing::Interleaved);
         let exact = Numerics::Exact;
         [
             gather_qmm_swiglu(DType::BF16, format, &swiglu, exact).unwrap(),
             gather_qmm_combine(DType::BF16, DType::BF16, format, &combine, exact).unwrap(),
+            gather_qmm_swiglu_shared(DType::BF16, format, &swiglu, exact).unwrap(),
+            gather_qmm_combine_shared(DType::BF16, DType::BF16, format, &combine, exact).unwrap(),
             quantized_matmul(DType::BF16, format, [1, 2048, 768]).unwrap(),
             route_softmax_top_k(DType::BF16, [1, 128], &softmax, exact).unwrap(),
             route_noaux_tc(DType::BF16, [1, 64], &noaux).unwrap(),
             add_rms_norm(DType::BF16, [1, 2048], 1e-6).unwrap(),
             norm_rope(DType::BF16, [1, 32, 4, 128], 1e-6, &rope).unwrap(),
+            latent_norm_rope(DType::BF16, &latent, 1e-6, &of_latent).unwrap(),
+            latent_attention_parts(DType::BF16, &latent, [1, 100], 0.1).unwrap(),
+            latent_attention_parts(DType::BF16, &latent, [2, 100], 0.1).unwrap(),
+            latent_attention_sum(DType::BF16, &latent).unwrap(),
         ]
     }
 
@@ -219,10 +238,13 @@ mod tests {
                     "add_products",
                     &["zmlx_gather_qmm_swiglu", "zmlx_gather_qmm_combine", "zmlx_quantized_matmul"][..],
                 ),
+                ("sum_of_slots", &["zmlx_gather_qmm_combine"]),
+                ("my_swiglu", &["zmlx_gather_qmm_swiglu"]),
                 ("order_of", &["zmlx_route_softmax_top_k", "zmlx_route_noaux_tc"]),
                 ("inline T sigmoid", &["zmlx_gather_qmm_swiglu", "zmlx_route_noaux_tc"]),
             ] {
-                assert_eq!(spec.header.contains(part), kernels.contains(&spec.name), "{}: {part}", spec.name);
+                let name = spec.name.trim_end_matches("_shared");
+                assert_eq!(spec.header.contains(part), kernels.contains(&name), "{name}: {part}");
             }
             // A text is made once, not with every launch.
             let again = specs().into_iter().find(|s| s.name == spec.name).unwrap();

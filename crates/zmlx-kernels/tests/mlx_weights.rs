@@ -47,6 +47,8 @@ fn joined_rows_are_stored_once_and_have_the_bits_of_their_parts() {
     for (x, want) in xs.iter().zip(&want) {
         let got: Vec<Vec<u32>> = products(x, &parts).iter().map(|y| values(&b, y)).collect();
         assert!(got == *want, "other bits");
+        let in_parts = b.linear_parts(x, &whole, [1024, 256, 256]).unwrap();
+        assert!(in_parts.each_ref().map(|y| values(&b, y)) == want[..], "other bits in parts");
         let n = x.shape()[0] as usize;
         let (all, mut start) = (b.linear(x, &whole).unwrap(), 0);
         for want in want {

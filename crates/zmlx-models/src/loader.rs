@@ -232,7 +232,9 @@ impl<'a, B: Backend> Loader<'a, B> {
         let mut q = match &spec.q {
             QuerySpec::Direct(q) => QueryProjection::Direct(self.linear(q)?),
             QuerySpec::LowRank { a, norm, b } => {
-                QueryProjection::LowRank { a: self.linear(a)?, norm: self.vector(norm)?, b: self.linear(b)? }
+                let rank = a.matrix.n_out;
+                let (a, norm, b) = (self.linear(a)?, self.vector(norm)?, self.linear(b)?);
+                QueryProjection::LowRank { rank, a, norm, b }
             }
         };
         let mut kv_a = self.linear(&spec.kv_a)?;

@@ -51,11 +51,13 @@ pub struct FusionChoice {
 /// - *dense_swiglu*: the same for the MLPs that every token goes through.
 /// - *route*: one launch of a few hundred values instead of six.
 /// - *qkv*: a token's projections in one product over rows that are stored side by side. Several tokens take one product for each
-///   of them, as stock does. Queries and keys are normed and rotated in one launch instead of four.
+///   of them, as stock does. Queries and keys are normed and rotated in one launch instead of four. Latent attention of up to
+///   eight new tokens is three launches between its products instead of ten.
 /// - *add_rms_norm*: one launch instead of two, twice a layer.
 ///
 /// Without a GPU every fused op is the composition of the same stock ops, so nothing is gained. In exact numerics the
-/// results have the same bits with any choice. No speed on Metal has been measured; the choice is based on counts.
+/// results have the same bits with any choice, except that *qkv* computes latent attention in f32 on Metal, where stock rounds
+/// scores and probabilities. No speed on Metal has been measured; the choice is based on counts.
 pub fn default_fusion(architecture: &Architecture, backend: &MlxBackend) -> FusionChoice {
     let Some(gpu) = backend.runtime().gpu() else {
         let reason = "MLX runs without a GPU: fused ops would be compositions of the same stock ops";

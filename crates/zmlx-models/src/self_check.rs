@@ -2,11 +2,13 @@
 
 use std::fmt;
 
-use zmlx_kernels::{Backend, ExpertFusion, Fusion, FusionPart, Logits, Op, SoftmaxRoute, Span, stock};
+use zmlx_kernels::{
+    Backend, ExpertFusion, Fusion, FusionPart, HostWeight, Logits, Op, SoftmaxRoute, Span, stock,
+};
 use zmlx_moe::{Mlp, MoeBlock, Router, Routing};
 
 use crate::architecture::{FeedForwardSpec, MixerSpec, MlpSpec, MoeSpec};
-use crate::attention::Rows;
+use crate::attention::{Attention, Rows};
 use crate::layer::FeedForward;
 use crate::{Model, PoolOptions, Result};
 
@@ -128,6 +130,10 @@ pub fn self_check<B: Backend>(model: &Model<B>, wanted: &Fusion) -> Result<SelfC
             let shape = format!("{} → {}", model.architecture.hidden_size, a.qkv_width());
             check.tensor((FusionPart::Qkv, Op::LINEAR), &shape, &y, |fusion| attend(1, fusion))?;
         }
+        if let MixerSpec::Latent(a) = &spec.mixer {
+            let shape = format!("{} heads, {} + {}", a.n_heads, a.rank, a.rope_dim);
+            check.latent(&layer.attention, cache, &x, &shape)?;
+        }
         let y = model.normed(b.all_sum(y)?, layer.extras.mixer_norm.as_ref())?;
         (h, x) = check.add_norm(&h, &y, &layer.post_norm)?;
         let y = match (&layer.feed_forward, &spec.feed_forward) {
@@ -222,6 +228,36 @@ impl<B: Backend> Checker<'_, B> {
         Ok((sum, normed))
     }
 
+    /// Latent attention: two tokens of a sequence, then one more beside the first of another. Scores matter only among different
+    /// tokens, and kernels may differ with the number of sequences.
+    fn latent(
+        &mut self,
+        attention: &Attention<B::Weight>,
+        cache: &mut B::Cache,
+        x: &B::Tensor,
+        shape: &str,
+    ) -> Result<()> {
+        let Some(fusion) = self.only(FusionPart::Qkv) else { return Ok(()) };
+        let b = self.b;
+        let rows = two_rows(b, x)?;
+        let mut attend = |[slot, other]: [usize; 2], fusion: &Fusion| {
+            let mut run = |spans: &[Span]| {
+                spans.iter().try_for_each(|s| b.reserve(cache, s.slot, s.start + s.n_tokens))?;
+                let step = b.step(spans)?;
+                let y = attention.forward(b, &rows, (&mut *cache, &step), Rows::All, fusion)?;
+                b.commit(cache, &step);
+                read(b, &y)
+            };
+            let span = |slot, start, n_tokens| Span { slot, start, n_tokens, logits: Logits::Last };
+            Ok([run(&[span(slot, 0, 2)])?, run(&[span(slot, 2, 1), span(other, 0, 1)])?])
+        };
+        let want = attend([2, 3], &Fusion::STOCK)?;
+        let got: zmlx_kernels::Result<[Vec<f32>; 2]> = attend([4, 5], &fusion);
+        let result = got.map(|got| worse(difference(&got[0], &want[0]), difference(&got[1], &want[1])));
+        self.record((FusionPart::Qkv, Op::NORM_ROPE_MLA), shape, result);
+        Ok(())
+    }
+
     fn mlp(&mut self, mlp: &Mlp<B::Weight>, spec: &MlpSpec, x: &B::Tensor) -> Result<B::Tensor> {
         let y = mlp.forward(self.b, x, &Fusion::STOCK)?;
         let (b, shape) = (self.b, &mlp_shape(spec));
@@ -274,6 +310,12 @@ impl<B: Backend> Checker<'_, B> {
                 of_shared = b.mul_sigmoid(&of_shared, &b.linear(x, gate)?)?;
             }
             y = b.add(&y, &of_shared)?;
+            if moe.takes_shared(b, self.wanted) {
+                let result = moe.experts.forward_with(shared, b, x, chosen).and_then(|y| read(b, &y));
+                let want = read(b, &y)?;
+                let checked = (FusionPart::DenseSwiglu, Op::GATHER_QMM_COMBINE_SHARED);
+                self.record(checked, &format!("{down} and 1"), result.map(|got| difference(&got, &want)));
+            }
         }
         Ok(y)
     }
@@ -340,6 +382,17 @@ impl Outcome {
             ) => difference.is_nan() || difference > known,
         }
     }
+}
+
+/// A token's activations, and others of the same size, as those of two tokens.
+fn two_rows<B: Backend>(b: &B, x: &B::Tensor) -> zmlx_kernels::Result<B::Tensor> {
+    let mut values = read(b, x)?;
+    let width = values.len();
+    values.extend_from_within(1..);
+    values.push(values[0]);
+    values[width..].iter_mut().for_each(|v| *v = -*v);
+    let table = b.upload(HostWeight::from_f32(&values, 2, width)?.to_bf16())?;
+    b.embed(&table, &b.indices(&[0, 1], &[2])?)
 }
 
 fn read<B: Backend>(b: &B, x: &B::Tensor) -> zmlx_kernels::Result<Vec<f32>> {

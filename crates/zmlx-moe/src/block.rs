@@ -1,6 +1,6 @@
 //! The whole mixture-of-experts block.
 
-use zmlx_kernels::{Backend, Fusion, Result};
+use zmlx_kernels::{Backend, ExpertFusion, Fusion, Result};
 
 use crate::{ExpertBank, Mlp, Router, Routing};
 
@@ -56,6 +56,10 @@ impl<W: Clone> MoeBlock<W> {
         fusion: &Fusion,
     ) -> Result<(B::Tensor, Routing<B>)> {
         let routing = self.router.route(b, to_route, fusion)?;
+        if let Some(shared) = self.shared.as_ref().filter(|_| self.takes_shared(b, fusion)) {
+            let y = self.experts.forward_with(shared, b, x, (&routing.experts, &routing.weights))?;
+            return Ok((y, routing));
+        }
         let mut y = self.experts.forward(b, x, (&routing.experts, &routing.weights), fusion)?;
         if let Some(shared) = &self.shared {
             let mut of_shared = shared.forward(b, x, fusion)?;
@@ -65,5 +69,13 @@ impl<W: Clone> MoeBlock<W> {
             y = b.add(&y, &of_shared)?;
         }
         Ok((y, routing))
+    }
+
+    /// Whether the shared expert goes with the chosen ones ([`ExpertBank::forward_with`]): all of their ops must be fused, and the
+    /// output of the shared one must have no factor.
+    pub fn takes_shared<B: Backend>(&self, b: &B, fusion: &Fusion) -> bool {
+        let is_fused = fusion.experts == ExpertFusion::Fused && fusion.combine.is_on();
+        let has_plain = self.shared.is_some() && self.shared_gate.is_none();
+        has_plain && is_fused && fusion.dense_swiglu.is_on() && b.takes_shared_experts()
     }
 }

@@ -5,6 +5,8 @@ use std::sync::OnceLock;
 
 use zmlx_kernels::{Activation, Backend, Down, ExpertFusion, Fusion, GateUp, Result, stock};
 
+use crate::Mlp;
+
 /// The projections of all experts: three banks with one matrix for each expert.
 ///
 /// **Shapes** gate, up `n_experts × [inter, hidden]`, down `n_experts × [hidden, inter]`.
@@ -73,10 +75,7 @@ impl<W: Clone> ExpertBank<W> {
         let held = self.held.clone().map(|held| b.held_experts(experts, weights, held)).transpose()?;
         let (experts, weights) =
             held.as_ref().map_or((experts, weights), |(experts, weights)| (experts, weights));
-        let of_gate_up = self.gate_up_biases.as_ref().map(|[gate, up]| [gate, up]);
-        let gate_up =
-            GateUp { gate: &self.gate, up: &self.up, biases: of_gate_up, activation: self.activation };
-        let down = Down { weight: &self.down, bias: self.down_bias.as_ref() };
+        let (gate_up, down) = self.weights();
         let h = match fusion.experts {
             ExpertFusion::Stock => stock::gather_qmm_swiglu(b, x, gate_up, experts)?,
             ExpertFusion::Concat => {
@@ -89,6 +88,32 @@ impl<W: Clone> ExpertBank<W> {
         } else {
             stock::gather_qmm_combine(b, &h, down, experts, weights)
         }
+    }
+
+    /// As [`ExpertBank::forward`] with all fused ops, plus the output of a shared expert, in kernels that take both:
+    /// [`Backend::takes_shared_experts`].
+    ///
+    /// # Errors
+    /// As [`ExpertBank::forward`] and [`Mlp::forward`].
+    pub fn forward_with<B: Backend<Weight = W>>(
+        &self,
+        shared: &Mlp<W>,
+        b: &B,
+        x: &B::Tensor,
+        (experts, weights): (&B::Indices, &B::Tensor),
+    ) -> Result<B::Tensor> {
+        let held = self.held.clone().map(|held| b.held_experts(experts, weights, held)).transpose()?;
+        let (experts, weights) =
+            held.as_ref().map_or((experts, weights), |(experts, weights)| (experts, weights));
+        let (gate_up, down) = self.weights();
+        let (h, of_shared) = b.gather_qmm_swiglu_shared(x, gate_up, shared.gate_up(), experts)?;
+        b.gather_qmm_combine_shared([&h, &of_shared], down, &shared.down, experts, weights)
+    }
+
+    fn weights(&self) -> (GateUp<'_, W>, Down<'_, W>) {
+        let biases = self.gate_up_biases.as_ref().map(|[gate, up]| [gate, up]);
+        let gate_up = GateUp { gate: &self.gate, up: &self.up, biases, activation: self.activation };
+        (gate_up, Down { weight: &self.down, bias: self.down_bias.as_ref() })
     }
 
     fn concatenated<B: Backend<Weight = W>>(&self, b: &B) -> Result<&W> {

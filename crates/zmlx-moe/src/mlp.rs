@@ -29,12 +29,16 @@ impl<W> Mlp<W> {
         x: &B::Tensor,
         fusion: &Fusion,
     ) -> Result<B::Tensor> {
-        let weights = GateUp { gate: &self.gate, up: &self.up, biases: None, activation: self.activation };
+        let weights = self.gate_up();
         let h = if fusion.dense_swiglu.is_on() {
             b.qmm_swiglu(x, weights)?
         } else {
             stock::qmm_swiglu(b, x, weights)?
         };
         b.linear(&h, &self.down)
+    }
+
+    pub(crate) fn gate_up(&self) -> GateUp<'_, W> {
+        GateUp { gate: &self.gate, up: &self.up, biases: None, activation: self.activation }
     }
 }

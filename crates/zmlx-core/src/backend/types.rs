@@ -168,6 +168,23 @@ pub struct MlaWeights<'a, W> {
     pub unembed_out: &'a W,
 }
 
+/// Arguments of [`norm_rope_mla`](crate::Backend::norm_rope_mla): the new tokens' projections.
+#[derive(Debug)]
+pub struct NormRopeMla<'a, T, W> {
+    /// Queries, `[n_tokens, n_heads, nope_dim + rope_dim]`: the last part is to be rotated.
+    pub q: &'a T,
+    /// The latent and the shared key, `[n_tokens, rank + rope_dim]`: one is to be normed, the other rotated.
+    pub kv_a: &'a T,
+    /// The norm of latents, `1 × [1, rank]`.
+    pub kv_norm: &'a W,
+    /// Added to the mean of squares.
+    pub eps: f32,
+    /// Width of the shared key.
+    pub rope_dim: usize,
+    /// What multiplies the scores.
+    pub scale: f32,
+}
+
 /// The gate and up projections of an MLP or of a bank of experts, `[n_out, n_in]` each.
 #[derive(Debug)]
 pub struct GateUp<'a, W> {

@@ -51,6 +51,40 @@ macro_rules! fused_ops {
         #[op(QMM_SWIGLU, Activation, Some(DenseSwiglu))]
         fn qmm_swiglu(x: &$B::Tensor, weights: GateUp<'_, $B::Weight>) -> Tensor;
 
+        /// [`Backend::gather_qmm_swiglu`] of the chosen experts, and [`Backend::qmm_swiglu`] of an expert that every token shares.
+        /// Models call it where [`Backend::takes_shared_experts`] is true.
+        ///
+        /// **Shapes** as there → `[n, top_k, n_out]` and `[n, n_out of the shared expert]`. **Numerics** as there. **Source** the
+        /// MoE block of mlx-lm `glm4_moe_lite`.
+        ///
+        /// # Errors
+        /// As its parts.
+        #[op(GATHER_QMM_SWIGLU_SHARED, Activation, None)]
+        fn gather_qmm_swiglu_shared(
+            x: &$B::Tensor,
+            weights: GateUp<'_, $B::Weight>,
+            shared: GateUp<'_, $B::Weight>,
+            experts: &$B::Indices,
+        ) -> (Tensor, Tensor);
+
+        /// [`Backend::gather_qmm_combine`] of the chosen experts, plus what the shared one gives: the first of `x` is the chosen
+        /// experts' and the second that of the shared one, whose down projection is `shared`. Models call it where
+        /// [`Backend::takes_shared_experts`] is true.
+        ///
+        /// **Shapes** x `[n, top_k, n_in]` and `[n, its n_in]`, shared `1 × [n_out, its n_in]`; the others as there → `[n, n_out]`.
+        /// **Numerics** as its parts. **Source** the MoE block of mlx-lm `glm4_moe_lite`.
+        ///
+        /// # Errors
+        /// As its parts.
+        #[op(GATHER_QMM_COMBINE_SHARED, Down, None)]
+        fn gather_qmm_combine_shared(
+            x: [&$B::Tensor; 2],
+            down: Down<'_, $B::Weight>,
+            shared: &$B::Weight,
+            experts: &$B::Indices,
+            weights: &$B::Tensor,
+        ) -> Tensor;
+
         /// The sum `x + residual` and its norm, `(sum, rms_norm(sum))`: one pass over both.
         ///
         /// **Shapes** x, residual `[.., d]`, weight `1 × [1, d]`. **Numerics** as the composition, bit for bit.
@@ -138,6 +172,24 @@ macro_rules! fused_ops {
             cache: &mut $B::Cache,
             step: &$B::Step,
             scale: f32,
+        ) -> Tensor;
+
+        /// [`Backend::mla_attention`] from the projections on: the norm of the latent, and the ropes of the shared key and of the
+        /// queries' rotated parts, come first.
+        ///
+        /// **Shapes** as [`NormRopeMla`] and [`MlaWeights`] → `[n, n_heads, v_dim]`. **Numerics** as its parts; a backend that
+        /// follows a stock engine may compute attention in f32 where that engine rounds scores. **Source** mlx-lm
+        /// `glm4_moe_lite`.
+        ///
+        /// # Errors
+        /// As its parts.
+        #[op(NORM_ROPE_MLA, Attention, None)]
+        fn norm_rope_mla(
+            inputs: NormRopeMla<'_, $B::Tensor, $B::Weight>,
+            weights: MlaWeights<'_, $B::Weight>,
+            cache: &mut $B::Cache,
+            step: &$B::Step,
+            rope: &Rope,
         ) -> Tensor;
 
         }

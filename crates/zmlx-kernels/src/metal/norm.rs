@@ -61,6 +61,28 @@ pub fn norm_rope(
     need(dtype.is_float(), "activations must be f32, f16 or bf16")?;
     need(n * n_heads * n_kv_heads > 0, "nothing to compute")?;
     need((1..=MAX_HEAD).contains(&head_dim), "heads of more than 1024 values")?;
+    let mut template = vec![("T", Template::Type(dtype))];
+    template.extend(rope_template(head_dim, eps, rope)?);
+    let threads = head_dim.div_ceil(READS).next_multiple_of(LANES);
+    let output = |name, n_heads| Output { name, dtype, shape: vec![n, n_heads, head_dim] };
+    Ok(KernelSpec {
+        name: "zmlx_norm_rope",
+        header: "",
+        body: text!("norm_rope.metal"),
+        inputs: &["q", "k", "q_norm", "k_norm", "positions", "periods"],
+        outputs: vec![output("rotated_q", n_heads), output("rotated_k", n_kv_heads)],
+        template,
+        grid: [threads, n_heads + n_kv_heads, n],
+        threadgroup: [threads, 1, 1],
+    })
+}
+
+/// The template arguments of a norm and a rope, which turns heads of `head_dim` values.
+pub(super) fn rope_template(
+    head_dim: usize,
+    eps: f32,
+    rope: &Rope,
+) -> std::result::Result<[(&'static str, Template); 6], NotFused> {
     need(
         rope.dims <= head_dim && rope.dims.is_multiple_of(2) && rope.dims > 0,
         "dimensions that are no pairs",
@@ -71,24 +93,12 @@ pub fn norm_rope(
         RopeFrequencies::Given(_) => (0.0, 1.0, true),
     };
     let bits = |v: f32| Template::Int(v.to_bits().cast_signed());
-    let threads = head_dim.div_ceil(READS).next_multiple_of(LANES);
-    let output = |name, n_heads| Output { name, dtype, shape: vec![n, n_heads, head_dim] };
-    Ok(KernelSpec {
-        name: "zmlx_norm_rope",
-        header: "",
-        body: text!("norm_rope.metal"),
-        inputs: &["q", "k", "q_norm", "k_norm", "positions", "periods"],
-        outputs: vec![output("rotated_q", n_heads), output("rotated_k", n_kv_heads)],
-        template: vec![
-            ("T", Template::Type(dtype)),
-            ("DIMS", Template::Int(rope.dims as i32)),
-            ("INTERLEAVED", Template::Bool(rope.pairing == RopePairing::Interleaved)),
-            ("GIVEN", Template::Bool(is_given)),
-            ("EPS", bits(eps)),
-            ("BASE", bits(base)),
-            ("SCALE", bits(scale)),
-        ],
-        grid: [threads, n_heads + n_kv_heads, n],
-        threadgroup: [threads, 1, 1],
-    })
+    Ok([
+        ("DIMS", Template::Int(rope.dims as i32)),
+        ("INTERLEAVED", Template::Bool(rope.pairing == RopePairing::Interleaved)),
+        ("GIVEN", Template::Bool(is_given)),
+        ("EPS", bits(eps)),
+        ("BASE", bits(base)),
+        ("SCALE", bits(scale)),
+    ])
 }

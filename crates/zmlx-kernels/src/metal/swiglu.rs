@@ -1,8 +1,8 @@
 //! Gate, up and SwiGLU in one kernel.
 
 use super::{
-    KernelSpec, LANES, NotFused, Numerics, Output, ROWS, SIMDGROUPS, Template, check_bank, format_template,
-    need, stock, text,
+    KernelSpec, LANES, NotFused, Numerics, Output, ROWS, SIMDGROUPS, Template, check_bank, check_scales,
+    format_template, need, stock, text,
 };
 use crate::{DType, QuantSpec};
 
@@ -12,6 +12,24 @@ const MAX_ROWS: usize = 16;
 /// The inputs of [`gather_qmm_swiglu`], in order.
 pub(crate) const GATE_UP_INPUTS: &[&str] =
     &["x", "gate_w", "gate_scales", "gate_biases", "up_w", "up_scales", "up_biases", "rhs"];
+
+/// The inputs of [`gather_qmm_swiglu_shared`], in order.
+const WITH_SHARED: &[&str] = &[
+    "x",
+    "gate_w",
+    "gate_scales",
+    "gate_biases",
+    "up_w",
+    "up_scales",
+    "up_biases",
+    "shared_gate_w",
+    "shared_gate_scales",
+    "shared_gate_biases",
+    "shared_up_w",
+    "shared_up_scales",
+    "shared_up_biases",
+    "rhs",
+];
 
 /// The sizes of [`gather_qmm_swiglu`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,6 +96,43 @@ pub fn qmm_swiglu(
     spec(dtype, format, &shape, numerics, stock::dense(format, n_rows, n_out, n_in))
 }
 
+/// [`gather_qmm_swiglu`] of one row per token, and beside it the same with one matrix that every token meets: a shared expert of the
+/// chosen experts' sizes and format.
+///
+/// **Shapes** inputs x `[tokens, K]`, the bank as there, the shared gate and up `[1, N, ..]`, rhs `[pairs]` → out `[pairs, N]`,
+/// shared_out `[tokens, N]`. **Numerics** exact: the bits of `gather_qmm` and of `quantized_matmul`, which several tokens do not
+/// share. **Work** one launch instead of two.
+/// **Source** the MoE block of mlx-lm `glm4_moe_lite`.
+///
+/// # Errors
+/// As [`gather_qmm_swiglu`] and, in exact mode, [`qmm_swiglu`].
+pub fn gather_qmm_swiglu_shared(
+    dtype: DType,
+    format: QuantSpec,
+    shape: &SwigluShape,
+    numerics: Numerics,
+) -> std::result::Result<KernelSpec, NotFused> {
+    let SwigluShape { n_pairs, x_batch, n_rows, n_out, n_in, .. } = *shape;
+    need(n_rows == 1, "more than one row per pair")?;
+    check_bank(dtype, format, [1, n_out, n_in])?;
+    check_scales(format, n_out, n_in)?;
+    if numerics == Numerics::Exact {
+        let order = stock::dense(format, x_batch, n_out, n_in);
+        need(order.is_some(), "the stock kernel for the shared expert has another order of sums")?;
+    }
+    let mut spec = gather_qmm_swiglu(dtype, format, shape, numerics)?;
+    spec.name = "zmlx_gather_qmm_swiglu_shared";
+    spec.body = text!("gather_qmm_swiglu_shared.metal");
+    spec.inputs = WITH_SHARED;
+    spec.outputs = vec![
+        Output { name: "out", dtype, shape: vec![n_pairs, n_out] },
+        Output { name: "shared_out", dtype, shape: vec![x_batch, n_out] },
+    ];
+    spec.template.retain(|(name, _)| *name != "TILE");
+    spec.grid[2] = n_pairs + x_batch;
+    Ok(spec)
+}
+
 fn spec(
     dtype: DType,
     format: QuantSpec,
@@ -105,7 +160,7 @@ fn spec(
     template.push(("EXACT", Template::Bool(numerics == Numerics::Exact)));
     Ok(KernelSpec {
         name: "zmlx_gather_qmm_swiglu",
-        header: text!("quantized.h", "activation.h"),
+        header: text!("quantized.h", "activation.h", "gate_up.h"),
         body: text!("gather_qmm_swiglu.metal"),
         inputs: GATE_UP_INPUTS,
         outputs: vec![Output { name: "out", dtype, shape: vec![n_pairs, n_rows, n_out] }],

@@ -15,6 +15,7 @@ mod compiled;
 mod fused;
 mod gated;
 mod indices;
+mod latent;
 mod ranks;
 mod recurrent;
 mod router;
@@ -46,8 +47,8 @@ use crate::stock::{self, Routers};
 use crate::{
     Activation, AttentionInputs, AttentionSettings, Backend, Barriers, CacheSpec, ConvActivation,
     ConvWeights, DeltaInputs, DeltaWeights, Down, Error, GateUp, HostNeeds, HostWeight, Instrumented,
-    MlaInputs, MlaWeights, NoauxTc, NormRope, PrefillStyle, Result, Rope, SampleSettings, Shard, SoftmaxTopK,
-    Span,
+    MlaInputs, MlaWeights, NoauxTc, NormRope, NormRopeMla, PrefillStyle, Result, Rope, SampleSettings, Shard,
+    SoftmaxTopK, Span,
 };
 use router::Pick;
 
@@ -427,6 +428,10 @@ impl Backend for MlxBackend {
         Ok(logits)
     }
 
+    fn takes_shared_experts(&self) -> bool {
+        self.runtime.launches_metal()
+    }
+
     fn embed(&self, table: &MlxWeight, ids: &MlxIndices) -> Result<Array> {
         const OP: &str = "embed";
         ensure(table.n_mats() == 1, OP, "table", "one matrix", table.n_mats())?;
@@ -466,6 +471,23 @@ impl Backend for MlxBackend {
             return zeros(OP, &shape, x.dtype());
         }
         weight.matmul(OP, x, Product::Transposed)
+    }
+
+    /// The parts' own products where the whole weight's would be made of them.
+    fn linear_parts<const N: usize>(
+        &self,
+        x: &Array,
+        weight: &MlxWeight,
+        widths: [usize; N],
+    ) -> Result<[Array; N]> {
+        if let Some(parts) = weight.parts_for(x)
+            && parts.iter().map(MlxWeight::n_out).eq(widths)
+        {
+            let products: Vec<Array> =
+                parts.iter().map(|part| self.linear(x, part)).collect::<Result<_>>()?;
+            return products.try_into().map_err(|_| unreachable!("there is one for each width"));
+        }
+        stock::linear_parts(self, x, weight, widths)
     }
 
     /// As mlx-lm's `SwitchLinear`: 64 choices or more are sorted by expert first.
@@ -801,6 +823,41 @@ impl Backend for MlxBackend {
         }
     }
 
+    fn gather_qmm_swiglu_shared(
+        &self,
+        x: &Array,
+        weights: GateUp<'_, MlxWeight>,
+        shared: GateUp<'_, MlxWeight>,
+        experts: &MlxIndices,
+    ) -> Result<(Array, Array)> {
+        experts.check("gather_qmm_swiglu", "expert", weights.gate.n_mats())?;
+        let is_plain = weights.is_plain() && shared.is_plain();
+        let fused = is_plain.then(|| self.fused_gather_qmm_swiglu_shared(x, [weights, shared], experts));
+        match fused.transpose()?.flatten() {
+            Some([y, of_shared]) => Ok((y, of_shared)),
+            None => stock::gather_qmm_swiglu_shared(self, x, weights, shared, experts),
+        }
+    }
+
+    fn gather_qmm_combine_shared(
+        &self,
+        x: [&Array; 2],
+        down: Down<'_, MlxWeight>,
+        shared: &MlxWeight,
+        experts: &MlxIndices,
+        weights: &Array,
+    ) -> Result<Array> {
+        experts.check("gather_qmm_combine", "expert", down.weight.n_mats())?;
+        let fused = match down.bias {
+            None => self.fused_gather_qmm_combine_shared(x, [down.weight, shared], experts, weights)?,
+            Some(_) => None,
+        };
+        match fused {
+            Some(y) => Ok(y),
+            None => stock::gather_qmm_combine_shared(self, x, down, shared, experts, weights),
+        }
+    }
+
     fn add_rms_norm(
         &self,
         x: &Array,
@@ -826,6 +883,20 @@ impl Backend for MlxBackend {
         match self.fused_norm_rope(&inputs, step, rope)? {
             Some([q, k]) => Ok((q, k)),
             None => stock::norm_rope(self, inputs, step, rope),
+        }
+    }
+
+    fn norm_rope_mla(
+        &self,
+        inputs: NormRopeMla<'_, Array, MlxWeight>,
+        weights: MlaWeights<'_, MlxWeight>,
+        cache: &mut MlxCache,
+        step: &MlxStep,
+        rope: &Rope,
+    ) -> Result<Array> {
+        match self.fused_norm_rope_mla(&inputs, &weights, cache, step, rope)? {
+            Some(y) => Ok(y),
+            None => stock::norm_rope_mla(self, inputs, weights, cache, step, rope),
         }
     }
 

@@ -31,6 +31,28 @@ impl Case {
         self.inputs.iter().collect()
     }
 
+    /// For result `(token, n)`: the sum of stock MLX before its cast, bit for bit.
+    pub(crate) fn stock_sum(&self, token: usize, n: usize) -> f32 {
+        // bf16 times f32 is f32.
+        let product_type = if self.inputs[5].dtype == DType::F32 { DType::F32 } else { self.dtype };
+        let product = |(x, expert, weight): &(Vec<f32>, usize, f32)| {
+            round(product_type, stock::qmv(self.dtype, &self.down, x, *expert, n) * weight)
+        };
+        let products: Vec<f32> = self.slots(token).iter().map(product).collect();
+        stock::column_sum(product_type, &products)
+    }
+
+    /// For result `(token, n)`: the weighted sum in f64 and how far sums in f32 may be off, which is that of SwiGLU's products, summed
+    /// over the slots.
+    pub(crate) fn sum(&self, token: usize, n: usize) -> (f64, f64) {
+        let chain = (self.shape.n_in / 32 + 64 + self.shape.top_k) as f64 * 2f64.powi(-24);
+        let add = |(want, error): (f64, f64), (x, expert, weight): &(Vec<f32>, usize, f32)| {
+            let (product, size) = self.down.product(x, *expert, n);
+            (want + f64::from(*weight) * product, error + f64::from(*weight).abs() * chain * size)
+        };
+        self.slots(token).iter().fold((0.0, 0.0), add)
+    }
+
     pub(crate) fn spec(&self, numerics: Numerics) -> Result<KernelSpec, NotFused> {
         metal::gather_qmm_combine(self.dtype, self.inputs[5].dtype, self.down.format, &self.shape, numerics)
     }
@@ -43,18 +65,11 @@ impl Case {
         (token * top_k..(token + 1) * top_k).map(choice).collect()
     }
 
-    /// Against the weighted sum of products in f64: the bound is that of SwiGLU's products, summed over the slots.
+    /// Against the weighted sum of products in f64.
     pub(crate) fn check_accurate(&self, got: &[f32]) {
-        let chain = (self.shape.n_in / 32 + 64 + self.shape.top_k) as f64 * 2f64.powi(-24);
         for token in 0..self.shape.n_tokens {
-            let slots = self.slots(token);
             for n in 0..self.shape.n_out {
-                let (mut want, mut error) = (0.0, 0.0);
-                for (x, expert, weight) in &slots {
-                    let (product, size) = self.down.product(x, *expert, n);
-                    want += f64::from(*weight) * product;
-                    error += f64::from(*weight).abs() * chain * size;
-                }
+                let (want, error) = self.sum(token, n);
                 let allowed = 1.01 * half_ulp(self.dtype) * want.abs() + error + 1e-7;
                 let got = f64::from(got[token * self.shape.n_out + n]);
                 let close = (got - want).abs() <= allowed;
@@ -65,16 +80,9 @@ impl Case {
 
     /// Against gather, multiply, sum and cast of stock MLX, bit for bit.
     fn check_exact(&self, got: &[f32]) {
-        // bf16 times f32 is f32.
-        let product_type = if self.inputs[5].dtype == DType::F32 { DType::F32 } else { self.dtype };
         for token in 0..self.shape.n_tokens {
-            let slots = self.slots(token);
             for n in 0..self.shape.n_out {
-                let product = |(x, expert, weight): &(Vec<f32>, usize, f32)| {
-                    round(product_type, stock::qmv(self.dtype, &self.down, x, *expert, n) * weight)
-                };
-                let products: Vec<f32> = slots.iter().map(product).collect();
-                let want = round(self.dtype, stock::column_sum(product_type, &products));
+                let want = round(self.dtype, self.stock_sum(token, n));
                 let got = got[token * self.shape.n_out + n];
                 assert!(got.to_bits() == want.to_bits(), "{}: {token}, {n}: {got} for {want}", self.name());
             }

@@ -5,7 +5,7 @@ use zmlx_kernels::metal::{self, CombineShape, KernelSpec, Numerics, SwigluShape}
 use zmlx_kernels::{DType, NoauxTc, Renormalize, SoftmaxTopK};
 
 use crate::inputs::{Buffer, activations, formats, four_bit, readings};
-use crate::{combine, norm, sim, swiglu};
+use crate::{combine, latent, norm, shared, sim, swiglu};
 
 /// A launch of every kernel and of every way of reading codes, with rests in every dimension.
 pub(crate) fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
@@ -35,6 +35,7 @@ pub(crate) fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
             let case = combine::Case::new(DType::BF16, weights, four_bit(), shape);
             all.push((case.spec(numerics).unwrap(), owned(case.inputs())));
         }
+        all.extend(shared::launches(numerics));
         // Two simdgroups, the last one partly beyond the experts; and a row of fewer than eight.
         for n_experts in [131, 5] {
             let settings = SoftmaxTopK { top_k: 4, renormalize: Renormalize::Yes };
@@ -61,6 +62,7 @@ pub(crate) fn launches() -> Vec<(KernelSpec, Vec<Buffer>)> {
         let of = |seed| activations(DType::BF16, &[2, width], seed);
         all.push((spec, vec![of(1), of(2), activations(DType::BF16, &[width], 3)]));
     }
+    all.extend(latent::launches());
     all.extend(norm::ropes(DType::BF16).into_iter().map(|(_, spec, inputs)| (spec, inputs)));
     all
 }

@@ -17,9 +17,14 @@ pub(crate) struct Case {
 
 impl Case {
     pub(crate) fn new(dtype: DType, format: QuantSpec, shape: SwigluShape) -> Self {
+        Self::with_seed(dtype, format, shape, 1)
+    }
+
+    /// The same activations for every seed, with weights of this one.
+    pub(crate) fn with_seed(dtype: DType, format: QuantSpec, shape: SwigluShape, seed: u64) -> Self {
         let SwigluShape { n_pairs, x_batch, n_rows, n_experts, n_out, n_in, .. } = shape;
         let bank = |seed| Bank::new(format, dtype, [n_experts, n_out, n_in], seed);
-        let (gate, up) = (bank(1), bank(2));
+        let (gate, up) = (bank(seed), bank(seed + 1));
         let rhs: Vec<u32> = (0..n_pairs).map(|p| ((p * 5 + 1) % n_experts) as u32).collect();
         let mut inputs = vec![activations(dtype, &[x_batch, n_rows, n_in], 3)];
         inputs.extend(gate.buffers());
@@ -72,7 +77,7 @@ impl Case {
     }
 
     /// Against the ops of stock MLX, bit for bit.
-    fn check_exact(&self, got: &[f32]) {
+    pub(crate) fn check_exact(&self, got: &[f32]) {
         for (i, (x, expert, n)) in self.results().enumerate() {
             let gate = stock::qmv(self.dtype, &self.gate, &x, expert, n);
             let up = stock::qmv(self.dtype, &self.up, &x, expert, n);

@@ -39,12 +39,7 @@ impl<W> Delta<W> {
         let DeltaDims { n_v_heads, v_dim, .. } = self.dims;
         let (n_tokens, n_channels, n_values) = (b.n_tokens(step), self.dims.n_channels(), n_v_heads * v_dim);
         let [qkv, z, strength, decay] = if fusion.qkv.is_on() {
-            let all = b.linear(x, &self.all)?;
-            let mut from = 0;
-            [n_channels, n_values, n_v_heads, n_v_heads].map(|n| {
-                from += n;
-                b.slice_last(&all, from - n..from)
-            })
+            b.linear_parts(x, &self.all, [n_channels, n_values, n_v_heads, n_v_heads])?.map(Ok)
         } else {
             self.projections.each_ref().map(|weight| b.linear(x, weight))
         };

@@ -107,11 +107,13 @@ impl<W> Gqa<W> {
             let v = self.v.as_ref().map(|v| b.linear(x, &v.weight)).transpose()?;
             return Ok((b.linear(x, &self.q.weight)?, b.linear(x, &self.k.weight)?, v));
         }
-        let qkv = b.linear(x, &self.qkv)?;
-        let (k_at, kv_width) = (self.n_heads * self.query_dim(), self.n_kv_heads * self.head_dim);
-        let v_at = k_at + kv_width;
-        let v = self.v.as_ref().map(|_| b.slice_last(&qkv, v_at..v_at + kv_width)).transpose()?;
-        Ok((b.slice_last(&qkv, 0..k_at)?, b.slice_last(&qkv, k_at..v_at)?, v))
+        let (q_width, kv_width) = (self.n_heads * self.query_dim(), self.n_kv_heads * self.head_dim);
+        if self.v.is_some() {
+            let [q, k, v] = b.linear_parts(x, &self.qkv, [q_width, kv_width, kv_width])?;
+            return Ok((q, k, Some(v)));
+        }
+        let [q, k] = b.linear_parts(x, &self.qkv, [q_width, kv_width])?;
+        Ok((q, k, None))
     }
 
     /// The queries and, if there is an output gate, the gates: `[n, n_heads · head_dim]` each.

@@ -1,6 +1,6 @@
 //! Multi-head latent attention: the cache holds one latent and one rotated key per token for all heads.
 
-use zmlx_kernels::{Backend, Fusion, MlaInputs, MlaWeights, Result, Rope};
+use zmlx_kernels::{Backend, Fusion, MlaWeights, NormRopeMla, Result, Rope, stock};
 
 use super::Rows;
 use crate::linear::Linear;
@@ -12,6 +12,8 @@ pub(crate) enum QueryProjection<W> {
     Direct(Linear<W>),
     /// Two matrices with a normed bottleneck between them: `b(norm(a(x)))`.
     LowRank {
+        /// q_lora_rank.
+        rank: usize,
         /// `[q_lora_rank, hidden]`.
         a: Linear<W>,
         /// `[q_lora_rank]`.
@@ -59,19 +61,20 @@ impl<W> Mla<W> {
         let n_tokens = b.n_tokens(step);
         let (q, kv_a) = self.project(b, x, fusion)?;
         let q = b.reshape(&q, &[n_tokens, self.n_heads, self.nope_dim + self.rope_dim])?;
-        let q_nope = b.slice_last(&q, 0..self.nope_dim)?;
-        let q_pe = b.slice_last(&q, self.nope_dim..self.nope_dim + self.rope_dim)?;
-        let kv = b.rms_norm(&b.slice_last(&kv_a, 0..self.rank)?, &self.kv_norm, self.eps)?;
-        let k_pe = b.slice_last(&kv_a, self.rank..self.rank + self.rope_dim)?;
-        let k_pe = b.rope(&b.reshape(&k_pe, &[n_tokens, 1, self.rope_dim])?, step, &self.rope)?;
-        let inputs = MlaInputs {
-            q_nope: &q_nope,
-            q_pe: &b.rope(&q_pe, step, &self.rope)?,
-            kv: &kv,
-            k_pe: &b.reshape(&k_pe, &[n_tokens, self.rope_dim])?,
+        let inputs = NormRopeMla {
+            q: &q,
+            kv_a: &kv_a,
+            kv_norm: &self.kv_norm,
+            eps: self.eps,
+            rope_dim: self.rope_dim,
+            scale: self.scale,
         };
         let weights = MlaWeights { embed_q: &self.embed_q, unembed_out: &self.unembed_out };
-        let y = b.mla_attention(inputs, weights, cache, step, self.scale)?;
+        let y = if fusion.qkv.is_on() {
+            b.norm_rope_mla(inputs, weights, cache, step, &self.rope)?
+        } else {
+            stock::norm_rope_mla(b, inputs, weights, cache, step, &self.rope)?
+        };
         let y = rows.of(b, b.reshape(&y, &[n_tokens, self.n_heads * self.v_dim])?, step)?;
         self.o.forward(b, &y)
     }
@@ -83,18 +86,15 @@ impl<W> Mla<W> {
         x: &B::Tensor,
         fusion: &Fusion,
     ) -> Result<(B::Tensor, B::Tensor)> {
-        let (a, norm, up) = match &self.q {
+        let (rank, a, norm, up) = match &self.q {
             QueryProjection::Direct(q) => return Ok((q.forward(b, x)?, self.kv_a.forward(b, x)?)),
-            QueryProjection::LowRank { a, norm, b: up } => (a, norm, up),
+            QueryProjection::LowRank { rank, a, norm, b: up } => (rank, a, norm, up),
         };
         let (q_a, kv_a) = match self.qkv_a.as_ref().filter(|_| fusion.qkv.is_on()) {
             None => (a.forward(b, x)?, self.kv_a.forward(b, x)?),
             Some(qkv_a) => {
-                let both = b.linear(x, qkv_a)?;
-                let width = b.shape(&both).last().copied().unwrap_or(0);
-                let q_rank = width - (self.rank + self.rope_dim);
-                let q_a = a.add_bias(b, b.slice_last(&both, 0..q_rank)?)?;
-                (q_a, self.kv_a.add_bias(b, b.slice_last(&both, q_rank..width)?)?)
+                let [q_a, kv_a] = b.linear_parts(x, qkv_a, [*rank, self.rank + self.rope_dim])?;
+                (a.add_bias(b, q_a)?, self.kv_a.add_bias(b, kv_a)?)
             }
         };
         Ok((up.forward(b, &b.rms_norm(&q_a, norm, self.eps)?)?, kv_a))

@@ -4,7 +4,9 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 
 use zmlx_kernels::cpu::CpuBackend;
-use zmlx_kernels::{Backend, Down, Error, GateUp, Hooked, Hooks, NoauxTc, Result, SoftmaxTopK};
+use zmlx_kernels::{
+    Backend, Down, Error, GateUp, Hooked, Hooks, MlaWeights, NoauxTc, NormRopeMla, Result, Rope, SoftmaxTopK,
+};
 
 type Tensor = <CpuBackend as Backend>::Tensor;
 type Indices = <CpuBackend as Backend>::Indices;
@@ -62,8 +64,21 @@ impl Hooks<CpuBackend> for Faulty {
         run()
     }
 
+    /// But for the op that is broken.
     fn takes_apart(&self) -> bool {
-        true
+        self.fault.is_none_or(|(op, _)| op != "norm_rope_mla")
+    }
+
+    fn norm_rope_mla(
+        &self,
+        b: &CpuBackend,
+        inputs: NormRopeMla<'_, Tensor, Weight>,
+        weights: MlaWeights<'_, Weight>,
+        cache: &mut <CpuBackend as Backend>::Cache,
+        step: &<CpuBackend as Backend>::Step,
+        rope: &Rope,
+    ) -> Result<Tensor> {
+        self.spoil(b, "norm_rope_mla", b.norm_rope_mla(inputs, weights, cache, step, rope)?)
     }
 
     fn gather_qmm_swiglu(

@@ -8,7 +8,7 @@ use zmlx_models::self_check::{MAX_DIFFERENCE, OpCheck, Outcome};
 use crate::{Fault, GLM, QWEN, load};
 
 #[rstest]
-#[case(GLM, &["add_rms_norm", "combine", "dense_swiglu", "dense_swiglu", "experts", "qkv", "route"])]
+#[case(GLM, &["add_rms_norm", "combine", "dense_swiglu", "dense_swiglu", "experts", "qkv", "qkv", "route"])]
 #[case(QWEN, &["add_rms_norm", "combine", "experts", "qkv", "route"])]
 fn sound_ops_stay_on(#[case] name: &str, #[case] ops: &[&str]) {
     let model = load(name, None);
@@ -56,6 +56,7 @@ fn only_what_is_wanted_is_checked() {
 #[case(GLM, "gather_qmm_swiglu", |f: &mut Fusion| f.experts = ExpertFusion::Stock)]
 #[case(QWEN, "gather_qmm_combine", |f: &mut Fusion| f.combine = Switch::Off)]
 #[case(GLM, "qmm_swiglu", |f: &mut Fusion| f.dense_swiglu = Switch::Off)]
+#[case(GLM, "norm_rope_mla", |f: &mut Fusion| f.qkv = Switch::Off)]
 #[case(QWEN, "add_rms_norm", |f: &mut Fusion| f.add_rms_norm = Switch::Off)]
 #[case(GLM, "route_noaux_tc", |f: &mut Fusion| f.route = Switch::Off)]
 #[case(QWEN, "route_softmax_top_k", |f: &mut Fusion| f.route = Switch::Off)]

@@ -232,7 +232,13 @@ pub(super) fn latent(
     let (kv, k_pe) = (one_head(inputs.kv)?, one_head(inputs.k_pe)?);
     for_spans(OP, cache, step.spans(), |sequence, rows| {
         let n_before = sequence.n_tokens();
-        let [kv, k_pe] = sequence.append(OP, [&rows.heads(&kv)?, &rows.heads(&k_pe)?])?;
+        let stored = sequence.append_latents(OP, &[&rows.heads(&kv)?, &rows.heads(&k_pe)?])?;
+        let columns = |from: usize, to: usize| {
+            let (mut start, mut stop) = ([0; 4], stored.shape().to_vec());
+            (start[3], stop[3]) = (from as i32, to as i32);
+            raw::slice(OP, &stored, &start, &stop)
+        };
+        let (kv, k_pe) = (columns(0, rank)?, columns(rank, rank + rope_dim)?);
         let q_pe = rows.heads(inputs.q_pe)?;
         let scores = q_pe
             .multiply(scalar(scale, q_pe.dtype())?)

@@ -36,7 +36,7 @@ pub(super) struct Sequence {
     made: [Option<Array>; 2],
 }
 
-/// Keys and values, or the latent and the rotated key: `[1, n_kv_heads, capacity, width]`. What lies behind a sequence's
+/// Keys and values, or the latents with the rotated keys beside them and nothing: `[1, n_kv_heads, capacity, width]`. What lies behind a sequence's
 /// tokens is not used, and what lies before a window is not there. Of a state: the last inputs `[kernel - 1, n_channels]`, and the matrices `[n_k_heads, n_v_heads / n_k_heads,
 /// v_dim, k_dim]` or nothing. Forks share the arrays: whoever grows gets new ones, for which MLX copies what is still shared.
 #[derive(Clone, Debug)]
@@ -149,42 +149,61 @@ impl Sequence {
 
     /// Writes `new` `[1, heads, n, width]` behind its tokens, and returns all there is. Its length stays.
     pub(super) fn append(&mut self, op: &'static str, new: [&Array; 2]) -> Result<[Array; 2]> {
-        let n = new[0].shape()[2] as usize;
-        let had = self.n_tokens - self.n_gone;
-        let n_stored = had + n;
-        let wanted = (self.n_tokens + n).next_multiple_of(STEP) - self.n_gone;
-        let one = |stored: Option<&Array>, new: &Array| {
-            let mut shape = new.shape().to_vec();
-            let capacity = stored.map_or(0, |a| a.shape()[2] as usize);
-            let grown;
-            let room = match stored {
-                Some(stored) if n_stored <= capacity => stored,
-                _ => {
-                    shape[2] = (wanted - had) as i32;
-                    let zeros = ops::zeros_dtype(&shape, new.dtype()).map_err(f(op))?;
-                    grown = match stored {
-                        Some(stored) if had > 0 => {
-                            let used = first(op, stored, had)?;
-                            ops::concatenate(&[&used, &zeros], 2).map_err(f(op))?
-                        }
-                        _ => zeros,
-                    };
-                    &grown
-                }
-            };
-            let mut stop = new.shape().to_vec();
-            stop[2] = n_stored as i32;
-            raw::slice_update(op, room, new, &[0, 0, had as i32, 0], &stop)
-        };
         let [a, b] = match &self.stored {
             Some(Stored { arrays: [a, b], .. }) => [Some(a), Some(b)],
             None => [None, None],
         };
-        let arrays = [one(a, new[0])?, one(b, new[1])?];
+        let arrays = [self.with(op, a, &[new[0]])?, self.with(op, b, &[new[1]])?];
+        let n_stored = self.n_tokens - self.n_gone + new[0].shape()[2] as usize;
         let used = [first(op, &arrays[0], n_stored)?, first(op, &arrays[1], n_stored)?];
         self.stored = Some(Stored::new(arrays));
         Ok(used)
     }
+
+    /// As [`Self::append`] of latents and keys, `parts` of which follow each other in a row.
+    pub(super) fn append_latents(&mut self, op: &'static str, parts: &[&Array]) -> Result<Array> {
+        let array = self.with(op, self.stored.as_ref().map(|stored| &stored.arrays[0]), parts)?;
+        let used = first(op, &array, self.n_tokens - self.n_gone + parts[0].shape()[2] as usize)?;
+        self.stored = Some(Stored::new([array, nothing()]));
+        Ok(used)
+    }
+
+    /// What is stored, with `parts` of new rows `[1, heads, n, width]` behind the sequence's tokens, side by side.
+    fn with(&self, op: &'static str, stored: Option<&Array>, parts: &[&Array]) -> Result<Array> {
+        let mut shape = parts[0].shape().to_vec();
+        let had = self.n_tokens - self.n_gone;
+        let n_stored = had + shape[2] as usize;
+        let wanted = (had + self.n_gone + shape[2] as usize).next_multiple_of(STEP) - self.n_gone;
+        let capacity = stored.map_or(0, |a| a.shape()[2] as usize);
+        let mut array = match stored {
+            Some(stored) if n_stored <= capacity => stored.clone(),
+            _ => {
+                shape[2] = (wanted - had) as i32;
+                shape[3] = parts.iter().map(|part| part.shape()[3]).sum();
+                let zeros = ops::zeros_dtype(&shape, parts[0].dtype()).map_err(f(op))?;
+                match stored {
+                    Some(stored) if had > 0 => {
+                        let used = first(op, stored, had)?;
+                        ops::concatenate(&[&used, &zeros], 2).map_err(f(op))?
+                    }
+                    _ => zeros,
+                }
+            }
+        };
+        let mut column = 0;
+        for part in parts {
+            let mut stop = part.shape().to_vec();
+            (stop[2], stop[3]) = (n_stored as i32, column + stop[3]);
+            array = raw::slice_update(op, &array, part, &[0, 0, had as i32, column], &stop)?;
+            column = stop[3];
+        }
+        Ok(array)
+    }
+}
+
+/// In the place of what a kind does not have.
+fn nothing() -> Array {
+    Array::from_slice::<f32>(&[], &[0])
 }
 
 /// The first `n` positions of `[1, heads, capacity, width]`.
@@ -332,7 +351,6 @@ impl MlxCache {
                 let old = s.stored.take().map(|stored| stored.arrays);
                 let [old_inputs, old_matrices] = old.map_or([None, None], |arrays| arrays.map(Some));
                 let [inputs, matrices] = std::mem::take(&mut s.made);
-                let nothing = || Array::from_slice::<f32>(&[], &[0]);
                 s.stored = Some(Stored::new([
                     inputs.or(old_inputs).unwrap_or_else(nothing),
                     matrices.or(old_matrices).unwrap_or_else(nothing),

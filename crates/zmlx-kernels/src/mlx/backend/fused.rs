@@ -10,7 +10,7 @@ use crate::mlx::{Gpu, QuantizedExperts, cuda, raw};
 use crate::{DType, GateUp, NoauxTc, NormRope, Result, Rope, SoftmaxTopK};
 
 /// The type as this crate names it, if kernels know it.
-fn dtype(x: &Array) -> Option<DType> {
+pub(super) fn dtype(x: &Array) -> Option<DType> {
     match x.dtype() {
         Dtype::Float32 => Some(DType::F32),
         Dtype::Float16 => Some(DType::F16),
@@ -35,7 +35,7 @@ fn arrays(bank: &QuantizedExperts) -> [&Array; 3] {
 }
 
 /// The kernel, or none with the reason in the log.
-fn fits(op: &'static str, spec: std::result::Result<KernelSpec, NotFused>) -> Option<KernelSpec> {
+pub(super) fn fits(op: &'static str, spec: std::result::Result<KernelSpec, NotFused>) -> Option<KernelSpec> {
     spec.inspect_err(|why| tracing::debug!(op, %why, "composed of stock ops")).ok()
 }
 
@@ -120,6 +120,77 @@ impl MlxBackend {
         let Some(spec) = fits(OP, spec) else { return Ok(None) };
         let [w, scales, biases] = arrays(down);
         one(OP, &spec, &[x, w, scales, biases, experts.array(), weights]).map(Some)
+    }
+
+    /// [`metal::gather_qmm_swiglu_shared`]; none where shapes do not fit, whose composition says so.
+    pub(super) fn fused_gather_qmm_swiglu_shared(
+        &self,
+        x: &Array,
+        [weights, shared]: [GateUp<'_, MlxWeight>; 2],
+        experts: &MlxIndices,
+    ) -> Result<Option<[Array; 2]>> {
+        const OP: &str = "gather_qmm_swiglu";
+        let (&[n, n_in], &[n_chosen, top_k]) = (&dims(x)[..], &dims(experts.array())[..]) else {
+            return Ok(None);
+        };
+        let banks = [weights.gate, weights.up, shared.gate, shared.up].map(|weight| bank(weight, x));
+        let (Some(dtype), [Some(gate), Some(up), Some(shared_gate), Some(shared_up)]) = (dtype(x), banks)
+        else {
+            return Ok(None);
+        };
+        let (n_experts, n_out) = (gate.n_experts(), gate.n_out());
+        let format = |bank: &QuantizedExperts| (bank.spec(), bank.n_experts(), bank.n_out(), bank.n_in());
+        let of_all = |n_mats| (gate.spec(), n_mats, n_out, n_in);
+        let fits_bank = [gate, up].iter().all(|bank| format(bank) == of_all(n_experts));
+        let fits_one = [shared_gate, shared_up].iter().all(|bank| format(bank) == of_all(1));
+        let is_ready = self.runtime.launches_metal() && experts.sorted().is_none();
+        if !(fits_bank && fits_one && is_ready && n == n_chosen) {
+            return Ok(None);
+        }
+        let shape =
+            SwigluShape { n_pairs: n * top_k, x_batch: n, n_rows: 1, n_experts, n_out, n_in, sorted: false };
+        let spec = metal::gather_qmm_swiglu_shared(dtype, gate.spec(), &shape, self.numerics);
+        let Some(spec) = fits(OP, spec) else { return Ok(None) };
+        let rhs = experts.array().reshape(&shape_i32(&[n * top_k])).map_err(f(OP))?;
+        let banks = [gate, up, shared_gate, shared_up].map(arrays);
+        let inputs: Vec<&Array> =
+            std::iter::once(x).chain(banks.into_iter().flatten()).chain([&rhs]).collect();
+        let [y, of_shared] = raw::launch(OP, Gpu::Metal, &spec, &inputs)?;
+        let y = y.reshape(&shape_i32(&[n, top_k, n_out])).map_err(f(OP))?;
+        Ok(Some([y, of_shared]))
+    }
+
+    /// [`metal::gather_qmm_combine_shared`]; none where shapes do not fit, whose composition says so.
+    pub(super) fn fused_gather_qmm_combine_shared(
+        &self,
+        [x, of_shared]: [&Array; 2],
+        [down, shared]: [&MlxWeight; 2],
+        experts: &MlxIndices,
+        weights: &Array,
+    ) -> Result<Option<Array>> {
+        const OP: &str = "gather_qmm_combine";
+        let &[n_tokens, top_k, n_in] = &dims(x)[..] else { return Ok(None) };
+        let banks = [down, shared].map(|weight| bank(weight, x));
+        let (Some(dtype), Some(weights_dtype), [Some(down), Some(shared)]) =
+            (dtype(x), dtype(weights), banks)
+        else {
+            return Ok(None);
+        };
+        let sizes = |bank: &QuantizedExperts| (bank.spec(), bank.n_out(), bank.n_in());
+        let fits_each_other = sizes(down) == sizes(shared) && shared.n_experts() == 1 && down.n_in() == n_in;
+        let chosen = [n_tokens, top_k];
+        let fits_x = dims(of_shared) == [n_tokens, n_in] && of_shared.dtype() == x.dtype();
+        let fits_choice = dims(experts.array()) == chosen && dims(weights) == chosen;
+        let is_ready = self.runtime.launches_metal() && experts.sorted().is_none();
+        if !(fits_each_other && fits_x && fits_choice && is_ready) {
+            return Ok(None);
+        }
+        let shape = CombineShape { n_tokens, top_k, n_experts: down.n_experts(), n_out: down.n_out(), n_in };
+        let spec = metal::gather_qmm_combine_shared(dtype, weights_dtype, down.spec(), &shape, self.numerics);
+        let Some(spec) = fits(OP, spec) else { return Ok(None) };
+        let ([w, s, z], [shared_w, shared_s, shared_z]) = (arrays(down), arrays(shared));
+        let inputs = [x, of_shared, w, s, z, shared_w, shared_s, shared_z, experts.array(), weights];
+        one(OP, &spec, &inputs).map(Some)
     }
 
     /// [`metal::qmm_swiglu`].

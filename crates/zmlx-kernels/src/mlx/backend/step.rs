@@ -4,6 +4,7 @@ use mlx_rs::Array;
 
 use super::{dims, f, zeros};
 use crate::check::{check_spans, ensure};
+use crate::metal::MAX_SEQUENCES;
 use crate::{Result, Span, logit_rows};
 
 /// A step of the MLX backend.
@@ -16,6 +17,8 @@ pub struct MlxStep {
     n_logits: usize,
     /// The position of each token, u32.
     positions: Array,
+    /// Which of its launch's sequences each token belongs to, u32: launches take [`MAX_SEQUENCES`] of those that have tokens.
+    sequences: Array,
 }
 
 impl MlxStep {
@@ -28,7 +31,11 @@ impl MlxStep {
         let positions: Vec<u32> =
             spans.iter().flat_map(|s| s.start as u32..(s.start + s.n_tokens) as u32).collect();
         let positions = Array::from_slice(&positions, &[n_tokens as i32]);
-        Ok(Self { spans: spans.to_vec(), n_tokens, rows, n_logits, positions })
+        let with_tokens = spans.iter().filter(|s| s.n_tokens > 0).enumerate();
+        let sequences: Vec<u32> =
+            with_tokens.flat_map(|(i, s)| vec![(i % MAX_SEQUENCES) as u32; s.n_tokens]).collect();
+        let sequences = Array::from_slice(&sequences, &[n_tokens as i32]);
+        Ok(Self { spans: spans.to_vec(), n_tokens, rows, n_logits, positions, sequences })
     }
 
     pub(super) fn spans(&self) -> &[Span] {
@@ -38,6 +45,11 @@ impl MlxStep {
     /// The position of each token, u32 `[n]`.
     pub(super) fn positions(&self) -> &Array {
         &self.positions
+    }
+
+    /// Which of its launch's sequences each token belongs to, u32 `[n]`.
+    pub(super) fn sequences(&self) -> &Array {
+        &self.sequences
     }
 
     pub(super) fn n_tokens(&self) -> usize {

@@ -348,6 +348,14 @@ impl MlxWeight {
         }
     }
 
+    /// The parts whose products with `x` make up its product, if that is not one product.
+    pub(super) fn parts_for(&self, x: &Array) -> Option<&[Self]> {
+        match &self.kind {
+            Kind::Joined(joined) if !joined.is_like_parts(x) => Some(&joined.parts),
+            _ => None,
+        }
+    }
+
     /// `x · Wᵀ` or `x · W`, with one matrix per entry of the dimension before the last two if it is a bank.
     pub(super) fn matmul(&self, op: &'static str, x: &Array, product: Product) -> Result<Array> {
         match &self.kind {

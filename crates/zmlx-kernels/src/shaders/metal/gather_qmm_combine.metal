@@ -5,10 +5,9 @@
 // Template: T, W (the type of the routing weights), MODE, BITS, GROUP, VALUES, N_IN (K), ROWS, EXACT.
 // One threadgroup: one simdgroup per slot, ROWS rows of w. Grid: (1, blocks of ROWS rows, tokens).
 
-constexpr int MAX_TOP_K = 16, SUMMANDS = 8;
+constexpr int MAX_TOP_K = 16;
 // Exact: a product has the type that MLX gives T times W, and sums stay in it. Accurate: float.
 using Product = metal::conditional_t<EXACT && !metal::is_same_v<W, float>, T, float>;
-using Sum = metal::conditional_t<EXACT, T, float>;
 const int top_k = x_shape[1], n_out = w_shape[1];
 const int row = int(threadgroup_position_in_grid.y) * ROWS;
 const uint lane = thread_index_in_simdgroup, token = threadgroup_position_in_grid.z;
@@ -18,23 +17,12 @@ const uint expert = rhs[choice];
 // A choice outside the bank must not be read; its result is no number.
 const bool known = expert < uint(w_shape[0]);
 
-float acc[1][ROWS] = {};
+float mine = 0;
 if (known) {
   const size_t matrix = size_t(expert) * n_out;
   const size_t bytes = matrix * (N_IN * BITS / 8), groups = matrix * (N_IN / GROUP);
-  const device T* at = x + size_t(choice) * N_IN;
-  ZMLX_UNROLL_STEPS
-  for (int k = int(lane) * VALUES; k < N_IN; k += 32 * VALUES) {
-    float xs[1][VALUES];
-    const float sums[1] = {zmlx::load_activations<T, Sum, MODE, BITS, VALUES>(at + k, xs[0])};
-    zmlx::add_products<MODE, BITS, GROUP, VALUES, N_IN, 1, ROWS>(
-        (const device uchar*)w + bytes, scales + groups, biases + groups, n_out - 1, row, k, xs, sums, acc);
-  }
-}
-float mine = 0;
-for (int r = 0; r < ROWS; r++) {
-  const float v = simd_sum(acc[0][r]);
-  mine = int(lane) == r ? v : mine;
+  mine = zmlx::my_product<T, MODE, BITS, GROUP, VALUES, N_IN, ROWS, EXACT>(
+      x + size_t(choice) * N_IN, (const device uchar*)w + bytes, scales + groups, biases + groups, n_out - 1, row, lane);
 }
 
 // Products go through threadgroup memory, so that none is fused with an addition.
@@ -45,14 +33,5 @@ if (lane < ROWS) {
 }
 threadgroup_barrier(metal::mem_flags::mem_threadgroup);
 if (slot == 0 && lane < ROWS && row + int(lane) < n_out) {
-  // Left to right; from the ninth slot on as MLX's column reduction does it: eight partial sums of every eighth slot.
-  Product total = Product(0);
-  for (int s = 0; s < top_k && s < SUMMANDS; s++) {
-    Product part = Product(0);
-    for (int i = s; i < top_k; i += SUMMANDS) {
-      part = products[i * ROWS + lane] + part;
-    }
-    total = s == 0 ? part : Product(part + total);
-  }
-  out[size_t(token) * n_out + row + lane] = T(total);
+  out[size_t(token) * n_out + row + lane] = T(zmlx::sum_of_slots(products + lane, top_k, ROWS));
 }

@@ -20,37 +20,15 @@ const bool known = expert < uint(gate_w_shape[0]);
 
 float gate[TILE][ROWS] = {}, up[TILE][ROWS] = {};
 if (known) {
-  using Sum = metal::conditional_t<EXACT, T, float>;
   const size_t matrix = size_t(expert) * n_out;
   const size_t bytes = matrix * (N_IN * BITS / 8), groups = matrix * (N_IN / GROUP);
   const device T* rows = x + size_t(pair / (rhs_shape[0] / x_shape[0])) * n_rows * N_IN;
-  ZMLX_UNROLL_STEPS
-  for (int k = int(lane) * VALUES; k < N_IN; k += 32 * VALUES) {
-    float xs[TILE][VALUES], sums[TILE];
-    for (int m = 0; m < TILE; m++) {
-      const device T* at = rows + metal::min(tile + m, n_rows - 1) * N_IN + k;
-      sums[m] = zmlx::load_activations<T, Sum, MODE, BITS, VALUES>(at, xs[m]);
-    }
-    zmlx::add_products<MODE, BITS, GROUP, VALUES, N_IN, TILE, ROWS>(
-        (const device uchar*)gate_w + bytes, gate_scales + groups, gate_biases + groups, n_out - 1, row, k, xs, sums,
-        gate);
-    zmlx::add_products<MODE, BITS, GROUP, VALUES, N_IN, TILE, ROWS>(
-        (const device uchar*)up_w + bytes, up_scales + groups, up_biases + groups, n_out - 1, row, k, xs, sums, up);
-  }
+  zmlx::add_gate_up<T, MODE, BITS, GROUP, VALUES, N_IN, ROWS, TILE, EXACT>(
+      rows, tile, n_rows, (const device uchar*)gate_w + bytes, gate_scales + groups, gate_biases + groups,
+      (const device uchar*)up_w + bytes, up_scales + groups, up_biases + groups, n_out - 1, row, lane, gate, up);
 }
-
-// Every lane gets all sums; lane m · ROWS + r keeps its own and computes its SwiGLU beside the others.
-float my_gate = 0, my_up = 0;
-for (int m = 0; m < TILE; m++) {
-  for (int r = 0; r < ROWS; r++) {
-    const float g = simd_sum(gate[m][r]), u = simd_sum(up[m][r]);
-    if (int(lane) == m * ROWS + r) {
-      my_gate = g;
-      my_up = u;
-    }
-  }
-}
+const T y = zmlx::my_swiglu<T, ROWS, TILE, EXACT>(gate, up, lane);
 const int m = tile + int(lane) / ROWS, n = row + int(lane) % ROWS;
 if (int(lane) < TILE * ROWS && m < n_rows && n < n_out) {
-  out[(size_t(pair) * n_rows + m) * n_out + n] = known ? zmlx::swiglu<T, EXACT>(my_gate, my_up) : T(NAN);
+  out[(size_t(pair) * n_rows + m) * n_out + n] = known ? y : T(NAN);
 }
