@@ -138,6 +138,7 @@ pub(crate) fn parallel() -> Option<Parallel> {
 }
 
 /// The ranks before this one on the same machine.
+#[cfg(all(target_os = "linux", feature = "cuda"))]
 pub(crate) fn n_before_on_host() -> usize {
     JOINED.get().map_or(0, Joined::n_before_on_host)
 }

@@ -89,6 +89,7 @@ impl Joined {
     }
 
     /// The ranks before this one that have the same host.
+    #[cfg(all(target_os = "linux", feature = "cuda"))]
     pub(super) fn n_before_on_host(&self) -> usize {
         n_before_on_host(&self.place.addresses, self.shard().rank)
     }
@@ -163,6 +164,7 @@ fn own_listener(place: &Place) -> Result<TcpListener> {
     own.into_iter().next().context("the hostfile has no address for this rank")
 }
 
+#[cfg(any(test, all(target_os = "linux", feature = "cuda")))]
 fn n_before_on_host(addresses: &[Vec<String>], rank: usize) -> usize {
     let host = |of_rank: &Vec<String>| hostfile::split(&of_rank[0]).ok().map(|(host, _)| host.to_owned());
     addresses[..rank].iter().filter(|of_rank| host(of_rank) == host(&addresses[rank])).count()
