@@ -218,7 +218,6 @@ pub(crate) fn before_failure(farewell: impl Fn(&str) + Send + Sync + 'static) {
 pub(crate) fn agree(checkpoint: &Checkpoint, work: &str) -> Result<()> {
     let Some(joined) = JOINED.get() else { return Ok(()) };
     let work = format!("{work} {}", joined.parallel().name());
-    let hex = |bytes: &[u8]| words(bytes).iter().map(|word| format!("{word:08x}")).collect::<String>();
     let own = format!("{} {}", hex(&checkpoint.fingerprint()), hex(&Sha256::digest(work)));
     let all = joined.gather(&own)?;
     let parts = |of_rank: &str| of_rank.split_once(' ').map(|(a, b)| (a.to_owned(), b.to_owned()));
@@ -235,10 +234,8 @@ pub(crate) fn agree(checkpoint: &Checkpoint, work: &str) -> Result<()> {
     Ok(())
 }
 
-/// The bytes as numbers.
-fn words(bytes: &[u8]) -> Vec<u32> {
-    let word = |bytes: &[u8]| bytes.iter().fold(0, |word, byte| word << 8 | u32::from(*byte));
-    bytes.chunks(4).map(word).collect()
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Ends a process that is one of several ranks: all end together, or for the error of one. Returns if the process is alone.

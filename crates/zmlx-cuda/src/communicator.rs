@@ -11,6 +11,7 @@ use zmlx_core::{Error, Result, Shard};
 
 use crate::NAME;
 use crate::device::Device;
+use crate::hex::{from_hex, to_hex};
 use crate::mailboxes::Mailboxes;
 use crate::memory::Buffer;
 use crate::nccl::{Connected, Nccl, Stream, UniqueId};
@@ -30,10 +31,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Communicator {
     shard: Shard,
     connected: Connected,
-    /// `None` where the GPUs do not reach each other's memory.
     mailboxes: Option<Mailboxes>,
-    /// What other ranks may have opened in vain.
-    _opened: Option<Arc<Buffer>>,
     nccl_version: String,
     device: Arc<Device>,
 }
@@ -50,8 +48,8 @@ impl Communicator {
         let ids = tell_all(exchange, &id)?;
         let id = from_hex(&ids[0]).ok_or_else(|| fault("ncclGetUniqueId", format!("got {:?}", ids[0])))?;
         let connected = connect(device, nccl, shard, UniqueId(id))?;
-        let (mailboxes, opened) = Mailboxes::open(device, shard, exchange)?;
-        Ok(Self { shard, connected, mailboxes, _opened: opened, nccl_version, device: Arc::clone(device) })
+        let mailboxes = Mailboxes::open(device, shard, exchange)?;
+        Ok(Self { shard, connected, mailboxes, nccl_version, device: Arc::clone(device) })
     }
 
     /// Which of the GPUs this one is.
@@ -61,14 +59,17 @@ impl Communicator {
 
     /// How the GPUs are connected, for people.
     pub fn description(&self) -> String {
-        let directly =
-            if self.mailboxes.is_some() { "which reach each other's memory" } else { "through NCCL only" };
+        let directly = if self.open_mailboxes().is_some() {
+            "which reach each other's memory"
+        } else {
+            "through NCCL only"
+        };
         format!("{} GPUs, {directly}, NCCL {}", self.shard.n_ranks, self.nccl_version)
     }
 
     /// Whether a step of single tokens can be recorded, if the ranks share every layer: nothing of it goes through NCCL.
     pub(crate) fn can_be_recorded(&self, n_tokens: usize) -> bool {
-        self.mailboxes.is_some() && n_tokens <= MOST_ROWS
+        self.mailboxes_for(n_tokens).is_some()
     }
 
     /// Waits until all GPUs have reached this point.
@@ -88,9 +89,14 @@ impl Communicator {
         self.device.driver.stream_for_other_code()
     }
 
+    /// `None` where the GPUs do not reach each other's memory.
+    fn open_mailboxes(&self) -> Option<&Mailboxes> {
+        self.mailboxes.as_ref().filter(|mailboxes| mailboxes.are_open)
+    }
+
     /// The mailboxes for a tensor of so many rows. The choice depends on shapes alone, so that all ranks choose alike.
     fn mailboxes_for(&self, n_rows: usize) -> Option<&Mailboxes> {
-        self.mailboxes.as_ref().filter(|_| n_rows <= MOST_ROWS)
+        self.open_mailboxes().filter(|_| n_rows <= MOST_ROWS)
     }
 
     /// The sum of `x`, of `n_rows` rows, over all ranks, and `residual`.
@@ -198,34 +204,4 @@ fn fault(op: &'static str, why: String) -> Error {
 /// What all ranks say.
 pub(crate) fn tell_all(exchange: Exchange<'_>, own: &str) -> Result<Vec<String>> {
     exchange(own).map_err(|why| fault("ranks", why))
-}
-
-pub(crate) fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-pub(crate) fn from_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
-    let mut bytes = [0; N];
-    if text.len() != 2 * N || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (i, byte) in bytes.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * i..2 * i + 2], 16).ok()?;
-    }
-    Some(bytes)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn bytes_as_text() {
-        let bytes = [0, 255, 16, 7];
-        assert_eq!(from_hex(&to_hex(&bytes)), Some(bytes));
-        assert_eq!(from_hex::<4>("00ff1"), None);
-        assert_eq!(from_hex::<2>("00fg"), None);
-        assert_eq!(from_hex::<2>("+0ff"), None);
-        assert_eq!(from_hex::<1>("é"), None);
-    }
 }

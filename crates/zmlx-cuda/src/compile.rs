@@ -7,6 +7,7 @@ use std::ptr::null_mut;
 use libloading::Library;
 use sha2::{Digest, Sha256};
 
+use crate::hex::to_hex;
 use crate::library;
 
 const HEADERS: [(&str, &str); 10] = [
@@ -86,7 +87,7 @@ impl Unit {
             hash.update(option);
             hash.update([0]);
         }
-        let hash: String = hash.finalize()[..12].iter().map(|b| format!("{b:02x}")).collect();
+        let hash = to_hex(&hash.finalize()[..12]);
         format!("{}-sm{arch}-{driver}-{hash}.cubin", self.source)
     }
 }

@@ -29,6 +29,7 @@ mod compile;
 mod device;
 mod driver;
 mod graph;
+mod hex;
 mod host_copy;
 mod library;
 mod mailboxes;

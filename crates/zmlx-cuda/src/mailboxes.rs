@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use zmlx_core::{Result, Shard};
 
-use crate::communicator::{Exchange, from_hex, tell_all, to_hex};
+use crate::communicator::{Exchange, tell_all};
 use crate::compile::Unit;
 use crate::device::Device;
 use crate::driver::{Grid, IPC_HANDLE_BYTES};
+use crate::hex::{from_hex, to_hex};
 use crate::memory::Buffer;
 use crate::tensor::View;
 
@@ -22,9 +23,11 @@ const HALVES: usize = 2;
 /// The mailboxes of all ranks, as one of them reaches them.
 pub(crate) struct Mailboxes {
     args: MailboxArgs,
-    /// Of this GPU.
+    /// Of this GPU. Other ranks may have opened it even if mailboxes are not used, so it is kept.
     own: Arc<Buffer>,
     state: Arc<Buffer>,
+    /// Whether all ranks reach each other's.
+    pub(crate) are_open: bool,
 }
 
 /// `Mailboxes` of the kernels.
@@ -71,20 +74,15 @@ fn parts(n: usize) -> impl Iterator<Item = (usize, usize)> {
 }
 
 impl Mailboxes {
-    /// Opens the mailboxes of all ranks. What of it other ranks have opened must be kept, also if not all could open each other's:
-    /// then it is second.
-    pub(crate) fn open(
-        device: &Arc<Device>,
-        shard: Shard,
-        exchange: Exchange<'_>,
-    ) -> Result<(Option<Self>, Option<Arc<Buffer>>)> {
+    /// Opens the mailboxes of all ranks; `None` for ranks that have none: too many, or not all on one machine.
+    pub(crate) fn open(device: &Arc<Device>, shard: Shard, exchange: Exchange<'_>) -> Result<Option<Self>> {
         let Shard { rank, n_ranks } = shard;
         // An address of another process's memory means something on the same machine only.
         let machine = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
         let machines = tell_all(exchange, machine.trim())?;
         let are_together = machines.iter().all(|other| !other.is_empty() && *other == machines[0]);
         if n_ranks > MAX_RANKS || !are_together {
-            return Ok((None, None));
+            return Ok(None);
         }
         let own = Buffer::lasting(device, HALVES * n_ranks * CAPACITY * PAIR_BYTES)?;
         let state = Buffer::lasting(device, 8)?;
@@ -97,7 +95,7 @@ impl Mailboxes {
             n_ranks: n_ranks as u32,
             capacity: CAPACITY as u32,
         };
-        let mut all = Self { args, own, state };
+        let mut all = Self { args, own, state, are_open: false };
         let handle = device.driver.share(all.own.at()).map(|handle| to_hex(&handle)).unwrap_or_default();
         let handles = tell_all(exchange, &handle)?;
         let opened: Result<Vec<u64>> = (handles.iter().enumerate())
@@ -112,14 +110,14 @@ impl Mailboxes {
         if are_open {
             all.args.of_rank[..n_ranks].copy_from_slice(&opened);
         }
-        let are_open = all_say_yes(exchange, are_open)? && all.carry(exchange)?;
-        Ok(if are_open { (Some(all), None) } else { (None, Some(all.own)) })
+        all.are_open = all_say_yes(exchange, are_open)? && all.carry(exchange)?;
+        Ok(Some(all))
     }
 
     /// Whether what this rank writes to the others arrives, and what they write here. A kernel would wait for it without an end.
     fn carry(&self, exchange: Exchange<'_>) -> Result<bool> {
         let device = self.own.device();
-        let Self { args, own, state } = self;
+        let Self { args, own, state, .. } = self;
         let mark = |rank: usize| 0x5eed_0000 | rank as u32;
         let (rank, n_ranks) = (args.rank as usize, args.n_ranks as usize);
         state.write(0, &mark(rank).to_le_bytes())?;

@@ -11,7 +11,7 @@ use zmlx_kernels::Shard;
 use zmlx_models::{Lead, Order};
 
 use super::watch::{Farewell, Watch};
-use super::{Parallel, Place, hostfile, words};
+use super::{Parallel, Place, hex, hostfile};
 
 /// How long ranks wait for each other.
 const PATIENCE: Duration = Duration::from_secs(8);
@@ -39,7 +39,7 @@ impl Joined {
         let addresses = place.addresses.iter().map(|of_rank| hostfile::split(&of_rank[0]));
         let addresses = addresses.collect::<Result<Vec<_>>>()?;
         let met = Watch::new(place.shard, listener, &addresses, until).and_then(|(watch, orders)| {
-            let own = format!("{:08x} zmlx {}", hash(&place.addresses), env!("CARGO_PKG_VERSION"));
+            let own = format!("{} zmlx {}", hash(&place.addresses), env!("CARGO_PKG_VERSION"));
             let greetings = watch.gather(&own, Some(until))?;
             Ok((watch, orders, greetings))
         });
@@ -170,8 +170,8 @@ fn n_before_on_host(addresses: &[Vec<String>], rank: usize) -> usize {
     addresses[..rank].iter().filter(|of_rank| host(of_rank) == host(&addresses[rank])).count()
 }
 
-fn hash(addresses: &[Vec<String>]) -> u32 {
-    words(&Sha256::digest(format!("{addresses:?}")))[0]
+fn hash(addresses: &[Vec<String>]) -> String {
+    hex(&Sha256::digest(format!("{addresses:?}"))[..4])
 }
 
 /// Compares what the ranks tell each other first: the hash of the addresses in their hostfiles, and their versions. Its form must
