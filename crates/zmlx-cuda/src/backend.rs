@@ -484,6 +484,19 @@ impl Backend for CudaBackend {
         rows::mul_taken(&self.device, x, &vector, indices)
     }
 
+    fn held_experts(
+        &self,
+        experts: &CudaIndices,
+        weights: &CudaTensor,
+        held: Range<usize>,
+    ) -> Result<(CudaIndices, CudaTensor)> {
+        const OP: &str = "held_experts";
+        ensure(!held.is_empty(), OP, "held", "at least one expert", &held)?;
+        let fits = weights.dims().len() == 2 && weights.shape.len() == experts.shape.len();
+        ensure(fits, OP, "weights", "[n, top_k], as experts", weights)?;
+        rows::held_experts(&self.device, experts, weights, held)
+    }
+
     fn div_by_sum(&self, x: &CudaTensor, eps: f32) -> Result<CudaTensor> {
         rows::over_rows(&self.device, "div_by_sum", x, eps)
     }

@@ -12,7 +12,7 @@ use zmlx_core::{Error, Result, Shard};
 use crate::NAME;
 use crate::device::Device;
 use crate::hex::{from_hex, to_hex};
-use crate::mailboxes::Mailboxes;
+use crate::mailboxes::{MailboxArgs, Mailboxes};
 use crate::memory::Buffer;
 use crate::nccl::{Connected, Nccl, Stream, UniqueId};
 use crate::rows;
@@ -97,6 +97,11 @@ impl Communicator {
     /// The mailboxes for a tensor of so many rows. The choice depends on shapes alone, so that all ranks choose alike.
     fn mailboxes_for(&self, n_rows: usize) -> Option<&Mailboxes> {
         self.open_mailboxes().filter(|_| n_rows <= MOST_ROWS)
+    }
+
+    /// What a kernel of another op needs to sum up a tensor of `n_values` in `n_rows` rows itself; `None` if it cannot.
+    pub(crate) fn mailboxes_of_kernels(&self, n_rows: usize, n_values: usize) -> Option<MailboxArgs> {
+        self.mailboxes_for(n_rows)?.args(n_values)
     }
 
     /// The sum of `x`, of `n_rows` rows, over all ranks, and `residual`.

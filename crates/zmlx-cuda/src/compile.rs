@@ -46,7 +46,7 @@ const SOURCES: [(&str, &str); 19] = [
 ];
 
 /// Most macros that a unit sets.
-pub(crate) const MAX_DEFINES: usize = 18;
+pub(crate) const MAX_DEFINES: usize = 19;
 
 /// One compilation: a source, and the macros that are set from outside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -178,6 +178,7 @@ pub fn units() -> Vec<Unit> {
             ("PER_LANE", 4),
             ("QUERIES", u32::from(i == 0 || i == 4)),
             ("MERGE", u32::from(i == 1 || i == 3)),
+            ("RANKS", u32::from(i == 2 || i == 7)),
         ];
         all.push(Unit::new("matvec", &format.into_iter().chain(shape).chain(route).collect::<Vec<_>>()));
     }

@@ -14,10 +14,10 @@ use crate::tensor::View;
 
 /// Most GPUs that have mailboxes; `MAX_RANKS` of the kernels.
 const MAX_RANKS: usize = 8;
-/// Pairs of values in a half of a sender's place. Longer tensors take several exchanges.
-const CAPACITY: usize = 1 << 17;
-/// Bytes of a pair: each value is beside the number of the exchange.
-const PAIR_BYTES: usize = 16;
+/// Values in a half of a sender's place. Longer tensors take several exchanges.
+const CAPACITY: usize = 1 << 18;
+/// Bytes of a value, which is beside the number of the exchange.
+const VALUE_BYTES: usize = 8;
 const HALVES: usize = 2;
 
 /// The mailboxes of all ranks, as one of them reaches them.
@@ -33,7 +33,7 @@ pub(crate) struct Mailboxes {
 /// `Mailboxes` of the kernels.
 #[repr(C)]
 #[derive(Clone, Copy)]
-struct MailboxArgs {
+pub(crate) struct MailboxArgs {
     of_rank: [u64; MAX_RANKS],
     state: u64,
     rank: u32,
@@ -63,14 +63,13 @@ struct GatherColumnsArgs {
 }
 
 fn grid(n_values: usize) -> Grid {
-    let blocks = n_values.div_ceil(2).div_ceil(256).min(128);
+    let blocks = n_values.div_ceil(256).min(128);
     Grid { blocks: [blocks, 1, 1], threads: 256, shared_bytes: 0, cluster: 1 }
 }
 
 /// The values of a tensor in parts that a mailbox has room for: where each begins and ends.
 fn parts(n: usize) -> impl Iterator<Item = (usize, usize)> {
-    const MOST: usize = 2 * CAPACITY;
-    (0..n).step_by(MOST).map(move |first| (first, (first + MOST).min(n)))
+    (0..n).step_by(CAPACITY).map(move |first| (first, (first + CAPACITY).min(n)))
 }
 
 impl Mailboxes {
@@ -84,7 +83,7 @@ impl Mailboxes {
         if n_ranks > MAX_RANKS || !are_together {
             return Ok(None);
         }
-        let own = Buffer::lasting(device, HALVES * n_ranks * CAPACITY * PAIR_BYTES)?;
+        let own = Buffer::lasting(device, HALVES * n_ranks * CAPACITY * VALUE_BYTES)?;
         let state = Buffer::lasting(device, 8)?;
         // Zeros are in place before another rank writes.
         device.driver.synchronize()?;
@@ -136,6 +135,11 @@ impl Mailboxes {
         state.write(0, &[0; 8])?;
         device.driver.synchronize()?;
         all_say_yes(exchange, has_all)
+    }
+
+    /// What a kernel of another op needs to exchange `n_values` itself; `None` if they are too many for one exchange.
+    pub(crate) fn args(&self, n_values: usize) -> Option<MailboxArgs> {
+        (n_values <= CAPACITY).then_some(self.args)
     }
 
     /// The sum of `x` over all ranks, and a residual, into `y`.
@@ -199,9 +203,9 @@ mod tests {
     #[test]
     fn long_tensors_have_parts() {
         assert_eq!(parts(5).collect::<Vec<_>>(), [(0, 5)]);
-        assert_eq!(parts(2 * CAPACITY).collect::<Vec<_>>(), [(0, 2 * CAPACITY)]);
-        let n = 2 * CAPACITY + 1;
-        assert_eq!(parts(n).collect::<Vec<_>>(), [(0, 2 * CAPACITY), (2 * CAPACITY, n)]);
+        assert_eq!(parts(CAPACITY).collect::<Vec<_>>(), [(0, CAPACITY)]);
+        let n = CAPACITY + 1;
+        assert_eq!(parts(n).collect::<Vec<_>>(), [(0, CAPACITY), (CAPACITY, n)]);
         assert_eq!(parts(0).count(), 0);
     }
 }

@@ -9,6 +9,7 @@ use crate::attention::PositionsArgs;
 use crate::compile::Unit;
 use crate::device::Device;
 use crate::driver::Grid;
+use crate::mailboxes::MailboxArgs;
 use crate::matmul;
 use crate::memory::{Buffer, lock};
 use crate::rows::{RouteArgs, RouteTail, copy_rows};
@@ -93,7 +94,7 @@ pub(crate) struct Product {
     pub(crate) beside: Beside,
 }
 
-/// What the products before and after attention on latents have besides.
+/// What some products have besides: those before and after attention on latents, and those of several ranks.
 #[derive(Clone)]
 pub(crate) enum Beside {
     /// Nothing.
@@ -102,6 +103,8 @@ pub(crate) enum Beside {
     Queries { positions: Box<PositionsArgs>, queries: Arc<Buffer>, width: usize, _sources: [View; 3] },
     /// The activations are merged from what blocks of attention found.
     Merge { partial: Arc<Buffer>, n_splits: usize },
+    /// The result is the sum of the products of all ranks.
+    Ranks(MailboxArgs),
 }
 
 /// What becomes of the sums.
@@ -168,6 +171,12 @@ struct MergeArgs {
 }
 
 #[repr(C)]
+struct RanksArgs {
+    product: MatvecArgs,
+    mailboxes: MailboxArgs,
+}
+
+#[repr(C)]
 struct DenseArgs {
     parts: [PartArgs; MAX_PARTS],
     n_parts: u32,
@@ -211,6 +220,21 @@ impl Product {
         n_bytes + 1024 <= device.driver.properties.shared_bytes as usize
     }
 
+    /// The sum of this product and those of other ranks, as one kernel. `None` where that does not suit the product, or not all blocks
+    /// are on the GPU at once: a block waits for those of other ranks, which must not wait for one that has no room.
+    pub(crate) fn sum_of_ranks(&self, device: &Device, mailboxes: MailboxArgs) -> Option<Self> {
+        let is_plain = self.epilogue == Epilogue::None && matches!(self.beside, Beside::None);
+        let [Part { format: PartFormat::Coded { bits, .. }, .. }] = self.parts[..] else { return None };
+        if !is_plain || !self.is_matvec() || matches!(self.x.op(), Some(Pending::Heads(_))) {
+            return None;
+        }
+        let n_items = self.n_slots * self.n_in / 32;
+        let rows = Plan::new(bits, 1, n_items, self.n_out * self.n_jobs, device).rows;
+        let n_blocks = self.n_jobs * self.n_out.div_ceil(rows * THREADS / 32);
+        (n_blocks <= blocks_at_once(device))
+            .then(|| Self { beside: Beside::Ranks(mailboxes), ..self.clone() })
+    }
+
     /// Computes the product, plus the values at `residual` if there are some.
     pub(crate) fn launch(&self, device: &Arc<Device>, residual: Option<&View>) -> Result<View> {
         self.launch_all(device, residual, None)
@@ -238,7 +262,7 @@ impl Product {
         let input = Input::new(device, &self.x, self.n_in, norms)?;
         let y = match &self.beside {
             Beside::Queries { queries, .. } => Arc::clone(queries),
-            Beside::None | Beside::Merge { .. } => Buffer::scratch(device, 4 * len)?,
+            Beside::None | Beside::Merge { .. } | Beside::Ranks(_) => Buffer::scratch(device, 4 * len)?,
         };
         let mut first_row = 0;
         debug_assert!(self.shared.is_empty() || self.shared.len() == self.parts.len());
@@ -323,7 +347,7 @@ impl Product {
         let shares = Shares::new(device, rule, n_out);
         let threads = shares.threads;
         // Blocks that fit the GPU at once; of matrices with many times as many rows each takes more.
-        let at_once = 2 * device.driver.properties.n_multiprocessors as usize;
+        let at_once = blocks_at_once(device);
         let grid = |rows_of_warp: usize, shared_bytes: usize, repeats: bool| {
             let n_blocks = n_out.div_ceil(rows_of_warp * threads / 32);
             let n_blocks = if repeats { at_once } else { n_blocks };
@@ -384,6 +408,7 @@ impl Product {
                         ("PER_LANE", per_lane),
                         ("QUERIES", u32::from(matches!(self.beside, Beside::Queries { .. }))),
                         ("MERGE", u32::from(matches!(self.beside, Beside::Merge { .. }))),
+                        ("RANKS", u32::from(matches!(self.beside, Beside::Ranks(_)))),
                     ],
                 );
                 let mut grid = grid(plan.rows, n_items * 72 + 4 * threads, repeats);
@@ -402,6 +427,10 @@ impl Product {
                         Beside::Merge { partial, n_splits } => {
                             let (partial, n_splits) = (partial.at(), *n_splits as u32);
                             let args = MergeArgs { product: args, partial, n_splits };
+                            device.launch(self.op, kernel, grid, &args)?;
+                        }
+                        Beside::Ranks(mailboxes) => {
+                            let args = RanksArgs { product: args, mailboxes: *mailboxes };
                             device.launch(self.op, kernel, grid, &args)?;
                         }
                     }
@@ -449,6 +478,11 @@ impl Product {
         }
         Ok(n_out)
     }
+}
+
+/// Blocks of a product that are on the GPU at once.
+fn blocks_at_once(device: &Device) -> usize {
+    2 * device.driver.properties.n_multiprocessors as usize
 }
 
 /// Threads of a block, and for a router how its rows are shared out among the few blocks of a cluster.

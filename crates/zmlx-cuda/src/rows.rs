@@ -111,6 +111,52 @@ pub(crate) fn gather_add(
 }
 
 #[repr(C)]
+struct HeldExpertsArgs {
+    experts: u64,
+    weights: u64,
+    y_experts: u64,
+    y_weights: u64,
+    n: u64,
+    first: u32,
+    n_held: u32,
+}
+
+/// What of a choice of experts falls on those that this rank holds. The backend has checked the shapes.
+pub(crate) fn held_experts(
+    device: &Arc<Device>,
+    experts: &CudaIndices,
+    weights: &CudaTensor,
+    held: Range<usize>,
+) -> Result<(CudaIndices, CudaTensor)> {
+    let from = weights.contiguous(device)?;
+    let n = experts.shape.len();
+    let buffer = Buffer::scratch(device, 4 * n)?;
+    let (tensor, y_weights) = CudaTensor::fresh(device, weights.shape)?;
+    let args = HeldExpertsArgs {
+        experts: experts.at(),
+        weights: from.at(),
+        y_experts: buffer.at(),
+        y_weights,
+        n: n as u64,
+        first: held.start as u32,
+        n_held: held.len() as u32,
+    };
+    // SAFETY: the struct is the kernel's; all four have n values.
+    unsafe { device.launch("held_experts", (rows_unit(), "held_experts"), each(n), &args)? };
+    let own = CudaIndices {
+        shape: experts.shape,
+        buffer,
+        offset: 0,
+        host: None,
+        bound: held.len(),
+        grouped: Grouped::default(),
+        launch: device.driver.last_launch(),
+        copy: None,
+    };
+    Ok((own, tensor))
+}
+
+#[repr(C)]
 struct MulTakenArgs {
     x: u64,
     vector: u64,

@@ -183,14 +183,20 @@ pub(crate) enum Pending {
 pub(crate) struct RankSum {
     pub(crate) ranks: Arc<Communicator>,
     /// This rank's summand.
-    pub(crate) x: View,
-    pub(crate) n_rows: usize,
+    pub(crate) x: CudaTensor,
 }
 
 impl RankSum {
-    /// The sum, and a residual.
-    pub(crate) fn launch(&self, residual: Option<&View>) -> Result<View> {
-        self.ranks.all_sum(&self.x, self.n_rows, residual)
+    /// The sum, and a residual. A product that has not been launched makes the sum itself if it can.
+    pub(crate) fn launch(&self, device: &Arc<Device>, residual: Option<&View>) -> Result<View> {
+        let (n_rows, n_values) = (self.x.shape.n_rows(), self.x.shape.len());
+        if let Some(Pending::Product(product)) = self.x.op()
+            && let Some(mailboxes) = self.ranks.mailboxes_of_kernels(n_rows, n_values)
+            && let Some(sum) = product.sum_of_ranks(device, mailboxes)
+        {
+            return sum.launch(device, residual);
+        }
+        self.ranks.all_sum(&self.x.contiguous(device)?, n_rows, residual)
     }
 }
 
@@ -264,7 +270,7 @@ impl CudaTensor {
             State::Ready(view) => return Ok(view.clone()),
             State::Pending(Pending::Heads(heads)) => rms_norm(device, heads, self.shape.len())?,
             State::Pending(Pending::Product(product)) => product.launch(device, None)?,
-            State::Pending(Pending::RankSum(sum)) => sum.launch(None)?,
+            State::Pending(Pending::RankSum(sum)) => sum.launch(device, None)?,
         };
         *state = State::Ready(view.clone());
         Ok(view)

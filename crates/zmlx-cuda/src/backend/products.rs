@@ -22,7 +22,9 @@ impl CudaBackend {
                 Some(Pending::Product(product)) => {
                     product.launch(&self.device, Some(&other.contiguous(&self.device)?))?
                 }
-                Some(Pending::RankSum(sum)) => sum.launch(Some(&other.contiguous(&self.device)?))?,
+                Some(Pending::RankSum(sum)) => {
+                    sum.launch(&self.device, Some(&other.contiguous(&self.device)?))?
+                }
                 Some(Pending::Heads(_)) | None => continue,
             };
             return Ok(CudaTensor::ready(a.shape, sum));

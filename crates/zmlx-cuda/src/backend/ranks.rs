@@ -36,9 +36,8 @@ impl CudaBackend {
 
     pub(super) fn sum_of_ranks(&self, x: CudaTensor) -> Result<CudaTensor> {
         let Some(ranks) = self.ranks.as_ref().filter(|_| x.shape.len() > 0) else { return Ok(x) };
-        let (view, n_rows) = (x.contiguous(&self.device)?, x.shape.n_rows());
-        let sum = RankSum { ranks: Arc::clone(ranks), x: view, n_rows };
-        Ok(CudaTensor::pending(x.shape, Pending::RankSum(sum)))
+        let shape = x.shape;
+        Ok(CudaTensor::pending(shape, Pending::RankSum(RankSum { ranks: Arc::clone(ranks), x })))
     }
 
     pub(super) fn columns_of_ranks(&self, x: CudaTensor, width: usize, n: usize) -> Result<CudaTensor> {

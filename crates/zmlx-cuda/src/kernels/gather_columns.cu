@@ -1,5 +1,6 @@
 // The columns that several GPUs of one machine have, side by side.
 
+#include "device.cuh"
 #include "mailbox.cuh"
 
 struct GatherColumnsArgs {
@@ -14,29 +15,23 @@ struct GatherColumnsArgs {
 };
 
 extern "C" __global__ void gather_columns(const __grid_constant__ GatherColumnsArgs a) {
-    wait_for_inputs();
-    const Exchange exchange(a.mailboxes);
-    const u32 n_pairs = (a.end - a.first + 1) / 2, n_threads = gridDim.x * blockDim.x;
+    __shared__ u32 number;
+    Exchange exchange{a.mailboxes, &number};
+    const u32 n = a.end - a.first, n_threads = gridDim.x * blockDim.x;
     const u32 start = blockIdx.x * blockDim.x + threadIdx.x;
     auto own = [&](u32 i) {
-        const u32 row = i / a.width, column = i % a.width;
-        return i < a.end && column < a.own ? a.x[(u64)row * a.own + column] : 0.0f;
+        const u32 row = (a.first + i) / a.width, column = (a.first + i) % a.width;
+        return column < a.own ? a.x[(u64)row * a.own + column] : 0.0f;
     };
-    auto put = [&](u32 from, u32 i, float v) {
-        const u32 row = i / a.width, column = from * a.width + i % a.width;
-        if (i < a.end && column < a.n) a.y[(u64)row * a.n + column] = v;
-    };
-    for (u32 pair = start; pair < n_pairs; pair += n_threads) {
-        const u32 i = a.first + 2 * pair;
-        exchange.send(pair, own(i), own(i + 1));
-    }
-    for (u32 pair = start; pair < n_pairs; pair += n_threads) {
-        const u32 i = a.first + 2 * pair;
+    wait_for_inputs();
+    exchange.begin();
+    __syncthreads();
+    for (u32 i = start; i < n; i += n_threads) exchange.send(i, own(i));
+    for (u32 i = start; i < n; i += n_threads) {
+        const u32 row = (a.first + i) / a.width, column = (a.first + i) % a.width;
         for (u32 from = 0; from < a.mailboxes.n_ranks; from++) {
-            const float2 v =
-                from == a.mailboxes.rank ? make_float2(own(i), own(i + 1)) : exchange.receive(from, pair);
-            put(from, i, v.x);
-            put(from, i + 1, v.y);
+            const float v = from == a.mailboxes.rank ? own(i) : exchange.receive(from, i);
+            if (from * a.width + column < a.n) a.y[(u64)row * a.n + from * a.width + column] = v;
         }
     }
     exchange.end();

@@ -1,65 +1,70 @@
 // Mailboxes, through which the GPUs of one machine pass values to each other within a kernel.
 //
-// Each GPU has a mailbox in its memory, with a place for each sender. Values go there in pairs, each value beside the number of
-// the exchange: 8 bytes, which arrive together. So a receiver that finds the number has the value, and nothing else has to wait.
+// Each GPU has a mailbox in its memory, with a place for each sender. A value goes there beside the number of the exchange:
+// 8 bytes, which arrive together. So a receiver that finds the number has the value, and nothing else has to wait.
 // A place has two halves, used in turn: a sender that fills a half again has received the values of the exchange before, which
 // the others send once they have read that half.
-
-#include "device.cuh"
 
 #define MAX_RANKS 8
 
 struct Mailboxes {
-    uint4* of_rank[MAX_RANKS];
-    u32* state; // the number of the last exchange, and how many blocks have ended this one
+    uint2* of_rank[MAX_RANKS];
+    u64* state; // how many blocks have begun this exchange, and, in the upper half, the number of the last one
     u32 rank;
     u32 n_ranks;
-    u32 capacity; // pairs of a half
+    u32 capacity; // values of a half
 };
 
-// An exchange: each kernel that uses mailboxes has one. All ranks launch such kernels in the same order, with equal grids.
+// An exchange: each kernel that uses mailboxes has one. All ranks launch such kernels in the same order and exchange the same
+// values, with any grids.
 struct Exchange {
     const Mailboxes& m;
-    u32 number;
+    u32* number;          // in shared memory
+    bool is_last = false; // of thread 0 alone: all blocks of the kernel have begun
 
-    __device__ __forceinline__ explicit Exchange(const Mailboxes& mailboxes) : m(mailboxes) {
-        number = *(volatile u32*)m.state + 1;
-        if (number == 0) number = 2; // 0 is what an empty place has
+    // After `wait_for_inputs`, by all threads. These wait for each other before they send.
+    __device__ __forceinline__ void begin() {
+        if (threadIdx.x) return;
+        const u64 before = atomicAdd(m.state, 1ull);
+        const u32 next = (u32)(before >> 32) + 1;
+        *number = next ? next : 2; // 0 is what an empty place has
+        is_last = (u32)before == gridDim.x * gridDim.y - 1;
     }
 
-    __device__ __forceinline__ uint4* place(u32 of, u32 sender, u32 pair) const {
-        return m.of_rank[of] + ((u64)(number & 1) * m.n_ranks + sender) * m.capacity + pair;
+    __device__ __forceinline__ uint2* place(u32 of, u32 sender, u32 i) const {
+        return m.of_rank[of] + ((u64)(*number & 1) * m.n_ranks + sender) * m.capacity + i;
     }
 
-    // Sends a pair to all other ranks.
-    __device__ __forceinline__ void send(u32 pair, float first, float second) const {
+    // Sends value `i` to all other ranks.
+    __device__ __forceinline__ void send(u32 i, float v) const {
         for (u32 to = 0; to < m.n_ranks; to++)
             if (to != m.rank)
-                asm volatile("st.volatile.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(place(to, m.rank, pair)),
-                             "r"(__float_as_uint(first)), "r"(number), "r"(__float_as_uint(second)), "r"(number)
+                asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(place(to, m.rank, i)), "r"(__float_as_uint(v)), "r"(*number)
                              : "memory");
     }
 
-    // Waits for a pair of another rank.
-    __device__ __forceinline__ float2 receive(u32 from, u32 pair) const {
-        const uint4* at = place(m.rank, from, pair);
-        uint4 v;
+    // Waits for value `i` of another rank.
+    __device__ __forceinline__ float receive(u32 from, u32 i) const {
+        const uint2* at = place(m.rank, from, i);
+        uint2 v;
         do {
-            asm volatile("ld.volatile.global.v4.u32 {%0, %1, %2, %3}, [%4];"
-                         : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                         : "l"(at)
-                         : "memory");
-        } while (v.y != number || v.w != number);
-        return make_float2(__uint_as_float(v.x), __uint_as_float(v.z));
+            asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at) : "memory");
+        } while (v.y != *number);
+        return __uint_as_float(v.x);
     }
 
-    // Called once by every thread, at its end.
-    __device__ __forceinline__ void end() const {
-        __syncthreads();
-        // The last block: all have read the number.
-        if (threadIdx.x == 0 && atomicAdd(m.state + 1, 1) == gridDim.x - 1) {
-            m.state[1] = 0;
-            m.state[0] = number;
+    // The sum of value `i` of all ranks, in their order: all of them get the same bits.
+    __device__ __forceinline__ float sum(u32 i, float own) const {
+        float sum = 0.0f;
+        for (u32 from = 0; from < m.n_ranks; from++) {
+            const float v = from == m.rank ? own : receive(from, i);
+            sum = from == 0 ? v : sum + v;
         }
+        return sum;
+    }
+
+    // By all threads, at the end. Every block has read the number of the last exchange if all have begun.
+    __device__ __forceinline__ void end() const {
+        if (is_last) *(volatile u64*)m.state = (u64)*number << 32;
     }
 };

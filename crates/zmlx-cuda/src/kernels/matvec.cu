@@ -11,7 +11,8 @@
 // DEPTH, LOOP (whether a lane has more chunks than DEPTH),
 // STREAMS (2 for gate and up; ROWS · STREAMS is at most 4), STEPS, NORM, STAGED and SHARED (see matvec.cuh), THREADS, ROUTE,
 // CLUSTER and PER_LANE (see route.cuh; 0 for other products), QUERIES and MERGE (what comes before and after attention on latents,
-// see matvec.cuh).
+// see matvec.cuh), RANKS (whether the result is the sum of the products of several GPUs; all blocks are on the GPU at once then, so
+// that none waits for one that has no room).
 
 #include "device.cuh"
 #include "format.cuh"
@@ -19,6 +20,9 @@
 #include "route.cuh"
 #if QUERIES
 #include "position.cuh"
+#endif
+#if RANKS
+#include "mailbox.cuh"
 #endif
 #include "matvec.cuh"
 
@@ -48,6 +52,10 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
 #if ROUTE
     __shared__ float of_row[32 * PER_LANE];
     const Logits logits(of_row);
+#endif
+#if RANKS
+    __shared__ u32 number;
+    Exchange exchange{a.mailboxes, &number};
 #endif
     // Matrices with very many rows have fewer blocks, which make the activations once.
     for (u32 row0 = (blockIdx.y * n_warps + warp) * ROWS; is_first || (REPEATS && row0 < a.n_out); row0 += gridDim.y * n_warps * ROWS) {
@@ -107,6 +115,9 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
             }
             if (base == lane) {
                 if (is_early && is_first) wait_for_inputs();
+#if RANKS
+                if (is_first) exchange.begin();
+#endif
                 if (a.residual && row0 + lane / 8 < a.n_out) residual = a.residual[(u64)job * a.y_stride + row0 + lane / 8];
                 if (STAGED != STAGED_TAKE && is_first) {
 #if MERGE
@@ -149,6 +160,12 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
         if (STREAMS == 2) value = silu_times(value, __shfl_down_sync(FULL_WARP, value, 8 * ROWS));
         const u32 r = lane / 8, row = row0 + r;
         const bool is_real = lane % 8 == 0 && r < ROWS && row < a.n_out;
+#if RANKS
+        if (is_real) {
+            exchange.send(job * a.y_stride + row, value);
+            value = exchange.sum(job * a.y_stride + row, value);
+        }
+#endif
         if (is_real) a.y[(u64)job * a.y_stride + row] = value + residual;
 #if ROUTE
         logits.wait();
@@ -157,4 +174,7 @@ extern "C" __global__ void BOUNDS matvec(const __grid_constant__ MatvecArgs a) {
 #endif
         is_first = false;
     }
+#if RANKS
+    exchange.end();
+#endif
 }

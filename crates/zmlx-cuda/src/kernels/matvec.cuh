@@ -61,6 +61,9 @@ struct MatvecArgs {
     const float* partial; // in place of `in.x`: for each job what `n_splits` blocks of `latent` found
     u32 n_splits;
 #endif
+#if RANKS
+    Mailboxes mailboxes;
+#endif
 };
 
 // STAGED, set from outside: what other products of the same activations make of them can be used again.

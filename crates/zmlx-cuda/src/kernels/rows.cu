@@ -65,6 +65,25 @@ extern "C" __global__ void gather_add(const __grid_constant__ GatherAddArgs a) {
     EACH(i, a.n) a.y[i] = a.x[i] + a.bank[(u64)a.experts[i / a.width] * a.width + i % a.width];
 }
 
+struct HeldExpertsArgs {
+    const u32* experts;
+    const float* weights;
+    u32* y_experts;
+    float* y_weights;
+    u64 n;
+    u32 first; // of the held experts
+    u32 n_held;
+};
+
+extern "C" __global__ void held_experts(const __grid_constant__ HeldExpertsArgs a) {
+    wait_for_inputs();
+    EACH(i, a.n) {
+        const u32 own = a.experts[i] - a.first; // wraps around below the first one
+        a.y_experts[i] = own < a.n_held ? own : 0;
+        a.y_weights[i] = own < a.n_held ? a.weights[i] : 0.0f;
+    }
+}
+
 struct MulTakenArgs {
     const float* x;
     const float* vector;

@@ -9,16 +9,20 @@
 //! *Exact*: mlx-lm's results, bit for bit: the same ops in the same types and order on the same MLX. *Accurate*: the f32
 //! truth within f32 rounding: activations, scales and dense weights are f32, which is slower and larger.
 
+mod arrays;
 mod attention;
 mod cache;
 mod compiled;
+
 mod fused;
 mod gated;
 mod indices;
 mod latent;
+mod products;
 mod ranks;
 mod recurrent;
 mod router;
+mod rows;
 mod sample;
 mod step;
 mod weight;
@@ -27,9 +31,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use mlx_rs::error::AsSliceError;
-use mlx_rs::{Array, ArrayElement, Dtype, ops};
+use mlx_rs::{Array, Dtype, ops};
 
+pub(in crate::mlx) use arrays::copy_out;
 pub use cache::MlxCache;
 pub(super) use fused::{Pairs, launch_gather_qmm_swiglu};
 pub use indices::MlxIndices;
@@ -38,7 +42,7 @@ pub use step::MlxStep;
 pub use weight::MlxWeight;
 pub(super) use weight::packed;
 
-use super::raw::{self, Order, Product};
+use super::raw;
 use super::runtime::{NAME, fault as f};
 use super::{Group, Runtime, limits};
 use crate::check::ensure;
@@ -50,7 +54,10 @@ use crate::{
     MlaInputs, MlaWeights, NoauxTc, NormRope, NormRopeMla, PrefillStyle, Result, Rope, SampleSettings, Shard,
     SoftmaxTopK, Span,
 };
-use router::Pick;
+use arrays::{
+    check_groups, check_route, check_rows, check_shape, dims, last_width, same_shape, scalar, shape_i32,
+    zeros,
+};
 
 /// Tokens of a prompt that are computed at once: mlx-lm's `prefill_step_size`.
 const PREFILL_CHUNK: usize = 2048;
@@ -124,100 +131,6 @@ impl MlxBackend {
     pub fn runtime(&self) -> &Runtime {
         &self.runtime
     }
-}
-
-fn dims(x: &Array) -> Vec<usize> {
-    x.shape().iter().map(|n| *n as usize).collect()
-}
-
-/// A shape as MLX counts.
-fn shape_i32(shape: &[usize]) -> Vec<i32> {
-    shape.iter().map(|n| i32::try_from(*n).unwrap_or(i32::MAX)).collect()
-}
-
-fn zeros(op: &'static str, shape: &[usize], dtype: Dtype) -> Result<Array> {
-    ops::zeros_dtype(&shape_i32(shape), dtype).map_err(f(op))
-}
-
-/// A number in the type of an array, as Python's numbers take part in MLX's arithmetic. It is rounded here: a cast would be
-/// an op of the device.
-fn scalar(value: f32, dtype: Dtype) -> Result<Array> {
-    vector(&[value], &[], dtype)
-}
-
-/// Values in the type of an array, rounded here.
-fn vector(values: &[f32], shape: &[i32], dtype: Dtype) -> Result<Array> {
-    match dtype {
-        Dtype::Float32 => Ok(Array::from_slice(values, shape)),
-        Dtype::Float16 => {
-            let values: Vec<_> = values.iter().copied().map(half::f16::from_f32).collect();
-            Ok(Array::from_slice(&values, shape))
-        }
-        Dtype::Bfloat16 => {
-            let values: Vec<_> = values.iter().copied().map(half::bf16::from_f32).collect();
-            Ok(Array::from_slice(&values, shape))
-        }
-        other => Array::from_slice(values, shape).as_dtype(other).map_err(f("scalar")),
-    }
-}
-
-/// Computes `x` and appends its values to `out`.
-pub(super) fn copy_out<T: ArrayElement + Copy>(op: &'static str, x: &Array, out: &mut Vec<T>) -> Result<()> {
-    let fault = |e: AsSliceError| Error::Fault { op, backend: NAME, why: e.to_string() };
-    match x.try_as_slice::<T>() {
-        Ok(values) => out.extend_from_slice(values),
-        Err(AsSliceError::NotContiguous) => {
-            let x = x.contiguous().map_err(f(op))?;
-            out.extend_from_slice(x.try_as_slice::<T>().map_err(fault)?);
-        }
-        Err(e) => return Err(fault(e)),
-    }
-    Ok(())
-}
-
-/// Checks a shape for `n_values` values; at most four dimensions.
-fn check_shape(op: &'static str, shape: &[usize], n_values: usize) -> Result<()> {
-    ensure((1..=4).contains(&shape.len()), op, "shape", "one to four dimensions", shape)?;
-    let n = shape.iter().try_fold(1usize, |n, d| n.checked_mul(*d));
-    ensure(n == Some(n_values), op, "shape", format_args!("{n_values} values"), shape)
-}
-
-/// Rows and columns of a matrix of scores.
-fn check_rows(op: &'static str, x: &Array) -> Result<(usize, usize)> {
-    match dims(x)[..] {
-        [n, width] if width > 0 => Ok((n, width)),
-        _ => ensure(false, op, "x", "[n, width]", dims(x)).map(|()| unreachable!()),
-    }
-}
-
-fn check_top_k(op: &'static str, k: usize, width: usize) -> Result<()> {
-    ensure((1..=width).contains(&k), op, "top_k", format_args!("1 to {width}"), k)
-}
-
-fn check_groups(op: &'static str, width: usize, n_group: usize, topk_group: usize) -> Result<()> {
-    let fits = n_group > 0 && width.is_multiple_of(n_group) && width / n_group >= 2;
-    ensure(fits, op, "n_group", format_args!("groups of two or more among {width}"), n_group)?;
-    let fits = (1..=n_group).contains(&topk_group);
-    ensure(fits, op, "topk_group", format_args!("1 to {n_group}"), topk_group)
-}
-
-/// Checks a routing op's arguments; the result of no tokens, if there are none.
-fn check_route(op: &'static str, x: &Array, top_k: usize) -> Result<Option<(MlxIndices, Array)>> {
-    let (n, width) = check_rows(op, x)?;
-    check_top_k(op, top_k, width)?;
-    if n > 0 {
-        return Ok(None);
-    }
-    let experts = MlxIndices::new(op, &[], &[0, top_k as i32])?;
-    Ok(Some((experts, zeros(op, &[0, top_k], x.dtype())?)))
-}
-
-fn same_shape(op: &'static str, what: &'static str, a: &Array, b: &Array) -> Result<()> {
-    ensure(a.shape() == b.shape(), op, what, format_args!("{:?}", a.shape()), b.shape())
-}
-
-fn last_width(x: &Array) -> usize {
-    x.shape().last().map_or(0, |n| *n as usize)
 }
 
 impl Backend for MlxBackend {
@@ -433,20 +346,7 @@ impl Backend for MlxBackend {
     }
 
     fn embed(&self, table: &MlxWeight, ids: &MlxIndices) -> Result<Array> {
-        const OP: &str = "embed";
-        ensure(table.n_mats() == 1, OP, "table", "one matrix", table.n_mats())?;
-        let &[n] = ids.array().shape() else {
-            return ensure(false, OP, "ids", "[n]", ids.array().shape()).map(|()| unreachable!());
-        };
-        ids.check(OP, "token", table.n_out())?;
-        if n == 0 {
-            return zeros(OP, &[0, table.n_in()], Dtype::Float32);
-        }
-        let rows = table.rows(OP, ids.array())?;
-        match self.numerics {
-            Numerics::Exact => Ok(rows),
-            Numerics::Accurate => rows.as_dtype(Dtype::Float32).map_err(f(OP)),
-        }
+        products::embed(table, ids, self.numerics)
     }
 
     fn rms_norm(&self, x: &Array, weight: &MlxWeight, eps: f32) -> Result<Array> {
@@ -459,18 +359,7 @@ impl Backend for MlxBackend {
     }
 
     fn linear(&self, x: &Array, weight: &MlxWeight) -> Result<Array> {
-        const OP: &str = "linear";
-        ensure(weight.n_mats() == 1, OP, "weight", "one matrix", weight.n_mats())?;
-        let n_in = weight.n_in();
-        ensure(last_width(x) == n_in, OP, "x", format_args!("[.., {n_in}]"), x.shape())?;
-        if x.size() == 0 {
-            let mut shape = dims(x);
-            if let Some(last) = shape.last_mut() {
-                *last = weight.n_out();
-            }
-            return zeros(OP, &shape, x.dtype());
-        }
-        weight.matmul(OP, x, Product::Transposed)
+        products::linear(x, weight)
     }
 
     /// The parts' own products where the whole weight's would be made of them.
@@ -480,71 +369,22 @@ impl Backend for MlxBackend {
         weight: &MlxWeight,
         widths: [usize; N],
     ) -> Result<[Array; N]> {
-        if let Some(parts) = weight.parts_for(x)
-            && parts.iter().map(MlxWeight::n_out).eq(widths)
-        {
-            let products: Vec<Array> =
-                parts.iter().map(|part| self.linear(x, part)).collect::<Result<_>>()?;
-            return products.try_into().map_err(|_| unreachable!("there is one for each width"));
+        match products::of_parts(x, weight, widths)? {
+            Some(parts) => Ok(parts),
+            None => stock::linear_parts(self, x, weight, widths),
         }
-        stock::linear_parts(self, x, weight, widths)
     }
 
-    /// As mlx-lm's `SwitchLinear`: 64 choices or more are sorted by expert first.
     fn gather_linear(&self, x: &Array, weight: &MlxWeight, experts: &MlxIndices) -> Result<Array> {
-        const OP: &str = "gather_linear";
-        let n_in = weight.n_in();
-        let &[n, top_k] = experts.array().shape() else {
-            return ensure(false, OP, "experts", "[n, top_k]", experts.array().shape())
-                .map(|()| unreachable!());
-        };
-        let per_token = x.shape() == [n, n_in as i32];
-        let fits = per_token || x.shape() == [n, top_k, n_in as i32];
-        ensure(fits, OP, "x", format_args!("[{n}, {n_in}] or [{n}, {top_k}, {n_in}]"), x.shape())?;
-        experts.check(OP, "expert", weight.n_mats())?;
-        let n_out = weight.n_out();
-        let shape = [n, top_k, n_out as i32];
-        if n * top_k == 0 {
-            return zeros(OP, &[n as usize, top_k as usize, n_out], x.dtype());
-        }
-        if let Some(sorted) = experts.sorted() {
-            let (rows, order) = if per_token { (n, &sorted.tokens) } else { (n * top_k, &sorted.slots) };
-            let x = x.reshape(&[rows, 1, n_in as i32]).and_then(|x| x.take_axis(order, 0)).map_err(f(OP))?;
-            let y = weight.gather(OP, &x, &sorted.experts, Order::Sorted)?;
-            return y.take_axis(&sorted.inverse, 0).and_then(|y| y.reshape(&shape)).map_err(f(OP));
-        }
-        let slots = if per_token { 1 } else { top_k };
-        let x = x.reshape(&[n, slots, 1, n_in as i32]).map_err(f(OP))?;
-        let y = weight.gather(OP, &x, experts.array(), Order::Unsorted)?;
-        y.squeeze_axes(&[-2]).map_err(f(OP))
+        products::gather_linear(x, weight, experts)
     }
 
     fn gather_add(&self, x: &Array, bank: &MlxWeight, experts: &MlxIndices) -> Result<Array> {
-        const OP: &str = "gather_add";
-        let width = last_width(x);
-        let rows = dims(x);
-        let fits = rows.len() == 3 && dims(experts.array()) == rows[..2];
-        ensure(fits, OP, "x", "[n, top_k, d] for experts [n, top_k]", rows)?;
-        experts.check(OP, "expert", bank.n_mats())?;
-        let bank = bank.vectors(OP, bank.n_mats(), width)?;
-        if x.size() == 0 {
-            return Ok(x.clone());
-        }
-        bank.take_axis(experts.array(), 0).and_then(|biases| x.add(biases)).map_err(f(OP))
+        products::gather_add(x, bank, experts)
     }
 
     fn head_linear(&self, x: &Array, weight: &MlxWeight) -> Result<Array> {
-        const OP: &str = "head_linear";
-        let shape = dims(x);
-        let (n_heads, n_in) = (weight.n_mats(), weight.n_in());
-        let fits = shape.len() == 3 && shape[1..] == [n_heads, n_in];
-        ensure(fits, OP, "x", format_args!("[n, {n_heads}, {n_in}]"), &shape)?;
-        if shape[0] == 0 {
-            return zeros(OP, &[0, n_heads, weight.n_out()], x.dtype());
-        }
-        let heads = x.expand_dims(0).and_then(|x| x.transpose_axes(&[0, 2, 1, 3])).map_err(f(OP))?;
-        let y = weight.matmul(OP, &heads, Product::Transposed)?;
-        y.transpose_axes(&[0, 2, 1, 3]).and_then(|y| y.squeeze_axes(&[0])).map_err(f(OP))
+        products::head_linear(x, weight)
     }
 
     fn rope(&self, x: &Array, step: &MlxStep, rope: &Rope) -> Result<Array> {
@@ -624,15 +464,7 @@ impl Backend for MlxBackend {
     }
 
     fn mul_sigmoid(&self, x: &Array, gate: &Array) -> Result<Array> {
-        const OP: &str = "mul_sigmoid";
-        let mut per_row = x.shape().to_vec();
-        if let Some(last) = per_row.last_mut() {
-            *last = 1;
-        }
-        let fits = gate.shape() == x.shape() || gate.shape() == per_row;
-        let want = format_args!("{:?}, or one value for each row", x.shape());
-        ensure(fits, OP, "gate", want, gate.shape())?;
-        ops::sigmoid(gate).and_then(|gate| x.multiply(gate)).map_err(f(OP))
+        rows::mul_sigmoid(x, gate)
     }
 
     fn add(&self, a: &Array, b: &Array) -> Result<Array> {
@@ -646,10 +478,7 @@ impl Backend for MlxBackend {
     }
 
     fn soft_cap(&self, x: &Array, cap: f32) -> Result<Array> {
-        const OP: &str = "soft_cap";
-        ensure(cap > 0.0, OP, "cap", "a positive number", cap)?;
-        let cap = scalar(cap, x.dtype())?;
-        x.divide(&cap).and_then(|x| ops::tanh(&x)?.multiply(&cap)).map_err(f(OP))
+        rows::soft_cap(x, cap)
     }
 
     fn softmax(&self, x: &Array) -> Result<Array> {
@@ -664,86 +493,35 @@ impl Backend for MlxBackend {
     }
 
     fn add_vector(&self, x: &Array, vector: &MlxWeight) -> Result<Array> {
-        let vector = vector.vector("add_vector", last_width(x))?;
-        x.add(&vector).map_err(f("add_vector"))
+        rows::add_vector(x, vector)
     }
 
     fn keep_top_groups(&self, x: &Array, n_group: usize, topk_group: usize) -> Result<Array> {
-        const OP: &str = "keep_top_groups";
-        let (_, width) = check_rows(OP, x)?;
-        check_groups(OP, width, n_group, topk_group)?;
-        if x.size() == 0 {
-            return Ok(x.clone());
-        }
-        router::keep_top_groups(OP, x, n_group, topk_group, Pick::FirstOfEqual)
+        rows::keep_top_groups(x, n_group, topk_group)
     }
 
-    /// In descending order, by a stable sort, which puts NaN last.
     fn top_k(&self, x: &Array, k: usize) -> Result<MlxIndices> {
-        const OP: &str = "top_k";
-        if let Some((experts, _)) = check_route(OP, x, k)? {
-            return Ok(experts);
-        }
-        let order = x.negative().and_then(|x| ops::argsort_axis(x, -1)).map_err(f(OP))?;
-        MlxIndices::computed(OP, router::columns(OP, &order, 0, k)?, last_width(x))
+        rows::top_k(x, k)
     }
 
     fn take_last(&self, x: &Array, indices: &MlxIndices) -> Result<Array> {
-        const OP: &str = "take_last";
-        let (n, width) = check_rows(OP, x)?;
-        let shape = indices.array().shape();
-        let fits = shape.len() == 2 && shape[0] as usize == n;
-        ensure(fits, OP, "indices", format_args!("[{n}, k]"), shape)?;
-        indices.check(OP, "column", width)?;
-        if n == 0 {
-            return zeros(OP, &[0, shape[1] as usize], x.dtype());
-        }
-        x.take_along_axis(indices.array(), -1).map_err(f(OP))
+        rows::take_last(x, indices)
     }
 
     fn mul_taken(&self, x: &Array, vector: &MlxWeight, indices: &MlxIndices) -> Result<Array> {
-        const OP: &str = "mul_taken";
-        let len = vector.n_in();
-        let vector = vector.vector(OP, len)?;
-        same_shape(OP, "indices", x, indices.array())?;
-        indices.check(OP, "value", len)?;
-        if x.size() == 0 {
-            return Ok(x.clone());
-        }
-        vector.take_axis(indices.array(), 0).and_then(|factors| x.multiply(factors)).map_err(f(OP))
+        rows::mul_taken(x, vector, indices)
     }
 
     fn div_by_sum(&self, x: &Array, eps: f32) -> Result<Array> {
-        const OP: &str = "div_by_sum";
-        if x.size() == 0 {
-            return Ok(x.clone());
-        }
-        let eps = scalar(eps, x.dtype())?;
-        x.sum_axis(-1, true).and_then(|sum| x.divide(sum.add(&eps)?)).map_err(f(OP))
+        rows::div_by_sum(x, eps)
     }
 
     fn scale(&self, x: &Array, factor: f32) -> Result<Array> {
         x.multiply(scalar(factor, x.dtype())?).map_err(f("scale"))
     }
 
-    /// Products in the wider of both types, their sum too, one cast to the type of `x`: as mlx-lm's blocks.
     fn weighted_sum(&self, x: &Array, weights: &Array) -> Result<Array> {
-        const OP: &str = "weighted_sum";
-        let &[n, top_k, width] = x.shape() else {
-            return ensure(false, OP, "x", "[n, top_k, d]", x.shape()).map(|()| unreachable!());
-        };
-        ensure(
-            weights.shape() == [n, top_k],
-            OP,
-            "weights",
-            format_args!("[{n}, {top_k}]"),
-            weights.shape(),
-        )?;
-        if x.size() == 0 {
-            return zeros(OP, &[n as usize, width as usize], x.dtype());
-        }
-        let weighted = weights.expand_dims(-1).and_then(|w| x.multiply(w));
-        weighted.and_then(|y| y.sum_axis(-2, false)?.as_dtype(x.dtype())).map_err(f(OP))
+        rows::weighted_sum(x, weights)
     }
 
     fn reshape(&self, x: &Array, shape: &[usize]) -> Result<Array> {

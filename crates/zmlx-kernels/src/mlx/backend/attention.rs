@@ -3,9 +3,10 @@
 use mlx_rs::fast::ScaledDotProductAttentionMask as Mask;
 use mlx_rs::{Array, Dtype, ops};
 
+use super::arrays::{dims, scalar, vector, zeros};
 use super::cache::{MlxCache, Sequence, without_first};
 use super::step::MlxStep;
-use super::{MlxWeight, dims, f, scalar, vector};
+use super::{MlxWeight, f};
 use crate::check::ensure;
 use crate::mlx::raw::{self, Product};
 use crate::{
@@ -225,7 +226,7 @@ pub(super) fn latent(
     step.check(OP, "q_nope", inputs.q_nope)?;
     cache.check(OP, step.spans())?;
     if n == 0 {
-        return super::zeros(OP, &[n, n_heads, v_dim], inputs.q_nope.dtype());
+        return zeros(OP, &[n, n_heads, v_dim], inputs.q_nope.dtype());
     }
     // The one head of the latent and of the rotated key.
     let one_head = |x: &Array| x.expand_dims(1).map_err(f(OP));

@@ -4,7 +4,8 @@
 
 use mlx_rs::{Array, Dtype};
 
-use super::{MlxBackend, MlxIndices, MlxStep, MlxWeight, dims, f, shape_i32};
+use super::arrays::{dims, shape_i32};
+use super::{MlxBackend, MlxIndices, MlxStep, MlxWeight, f};
 use crate::metal::{self, CombineShape, KernelSpec, NotFused, SwigluShape};
 use crate::mlx::{Gpu, QuantizedExperts, cuda, raw};
 use crate::{DType, GateUp, NoauxTc, NormRope, Result, Rope, SoftmaxTopK};

@@ -5,8 +5,9 @@ use std::f64::consts::FRAC_2_PI;
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, ops};
 
+use super::arrays::scalar;
 use super::compiled::{self, Function};
-use super::{f, scalar};
+use super::f;
 use crate::mlx::Runtime;
 use crate::{Activation, Result};
 

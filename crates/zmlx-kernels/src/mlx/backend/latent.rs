@@ -2,11 +2,12 @@
 
 use mlx_rs::{Array, ops};
 
+use super::arrays::dims;
 use super::attention::{Rows, periods};
 use super::cache::MlxCache;
 use super::fused::{dtype, fits};
 use super::step::MlxStep;
-use super::{MlxBackend, MlxWeight, dims, f};
+use super::{MlxBackend, MlxWeight, f};
 use crate::metal::{self, KernelSpec, LatentShape, MAX_SEQUENCES};
 use crate::mlx::Gpu;
 use crate::mlx::raw::{self, Product};

@@ -4,8 +4,9 @@ use std::ops::Range;
 
 use mlx_rs::{Array, Dtype, ops};
 
+use super::arrays::{dims, scalar, zeros};
 use super::router::columns;
-use super::{MlxIndices, dims, f, scalar, zeros};
+use super::{MlxIndices, f};
 use crate::Result;
 use crate::check::ensure;
 use crate::mlx::Group;

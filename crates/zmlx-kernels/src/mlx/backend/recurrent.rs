@@ -2,9 +2,10 @@
 
 use mlx_rs::{Array, Dtype, ops};
 
+use super::arrays::{dims, last_width, same_shape, scalar, zeros};
 use super::cache::MlxCache;
 use super::step::MlxStep;
-use super::{MlxWeight, dims, f, last_width, scalar, zeros};
+use super::{MlxWeight, f};
 use crate::check::ensure;
 use crate::mlx::raw;
 use crate::{CacheKind, ConvActivation, ConvWeights, DeltaInputs, DeltaWeights, Result};
@@ -173,7 +174,7 @@ pub(super) fn delta(
 /// `rms_norm_gated`: the norm in the type of the activations, then SiLU and product in f32, rounded once.
 pub(super) fn norm_gated(x: &Array, gate: &Array, weight: &MlxWeight, eps: f32) -> Result<Array> {
     const OP: &str = "rms_norm_gated";
-    super::same_shape(OP, "gate", x, gate)?;
+    same_shape(OP, "gate", x, gate)?;
     let weight = weight.vector(OP, last_width(x))?;
     if x.size() == 0 {
         return Ok(x.clone());

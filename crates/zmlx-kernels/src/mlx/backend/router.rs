@@ -3,8 +3,9 @@
 use mlx_rs::error::Exception;
 use mlx_rs::{Array, Dtype, ops};
 
+use super::arrays::scalar;
 use super::compiled::{self, Function};
-use super::{MlxIndices, f, scalar};
+use super::{MlxIndices, f};
 use crate::mlx::{Runtime, raw};
 use crate::{NoauxTc, Renormalize, Result, SoftmaxTopK};
 

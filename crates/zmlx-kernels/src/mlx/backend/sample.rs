@@ -2,9 +2,10 @@
 
 use mlx_rs::{Array, Dtype, error, ops, random};
 
+use super::arrays::{check_rows, scalar};
+use super::f;
 use super::indices::MlxIndices;
 use super::router::columns;
-use super::{check_rows, f, scalar};
 use crate::check::ensure;
 use crate::mlx::raw;
 use crate::{Error, Repetition, Result, SampleSettings};

@@ -2,7 +2,8 @@
 
 use mlx_rs::Array;
 
-use super::{dims, f, zeros};
+use super::arrays::{dims, zeros};
+use super::f;
 use crate::check::{check_spans, ensure};
 use crate::metal::MAX_SEQUENCES;
 use crate::{Result, Span, logit_rows};

@@ -4,7 +4,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mlx_rs::{Array, Dtype, ops};
 
-use super::{f, rows_in_order, zeros};
+use super::arrays::zeros;
+use super::{f, rows_in_order};
 use crate::check::ensure;
 use crate::metal::{Numerics, stock};
 use crate::mlx::QuantizedExperts;
