@@ -55,8 +55,7 @@ use crate::{
     SoftmaxTopK, Span,
 };
 use arrays::{
-    check_groups, check_route, check_rows, check_shape, dims, last_width, same_shape, scalar, shape_i32,
-    zeros,
+    check_groups, check_route, check_shape, dims, last_width, same_shape, scalar, shape_i32, zeros,
 };
 
 /// Tokens of a prompt that are computed at once: mlx-lm's `prefill_step_size`.
@@ -388,7 +387,7 @@ impl Backend for MlxBackend {
     }
 
     fn rope(&self, x: &Array, step: &MlxStep, rope: &Rope) -> Result<Array> {
-        attention::rope(x, step, rope)
+        attention::rope(x, step, rope, self.runtime.gpu())
     }
 
     fn attention(

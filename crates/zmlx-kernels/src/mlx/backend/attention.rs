@@ -8,6 +8,7 @@ use super::cache::{MlxCache, Sequence, without_first};
 use super::step::MlxStep;
 use super::{MlxWeight, f};
 use crate::check::ensure;
+use crate::mlx::Gpu;
 use crate::mlx::raw::{self, Product};
 use crate::{
     AttentionInputs, AttentionSettings, CacheKind, MlaInputs, MlaWeights, Result, RopeFrequencies, Span,
@@ -302,7 +303,10 @@ pub(super) fn periods(rope: &crate::Rope) -> Option<Array> {
 }
 
 /// `rope`: one `mx.fast.rope` per sequence.
-pub(super) fn rope(x: &Array, step: &MlxStep, rope: &crate::Rope) -> Result<Array> {
+///
+/// On CUDA, MLX 0.32.2 writes past its memory if heads are parts of wider rows, as those of latent attention are
+/// (docs/METAL-PROOF.md): they are made contiguous there.
+pub(super) fn rope(x: &Array, step: &MlxStep, rope: &crate::Rope, gpu: Option<Gpu>) -> Result<Array> {
     const OP: &str = "rope";
     let shape = dims(x);
     let fits = shape.len() == 3 && shape[1] > 0;
@@ -323,7 +327,11 @@ pub(super) fn rope(x: &Array, step: &MlxStep, rope: &crate::Rope) -> Result<Arra
     let mut parts = Vec::with_capacity(spans.len());
     for (span, rows) in spans.iter().zip(Rows::of(OP, spans)).filter(|(s, _)| s.n_tokens > 0) {
         let powers = (base, scale, periods.as_ref());
-        let y = raw::rope(OP, &rows.heads(x)?, rope, powers, span.start as i32)?;
+        let mut heads = rows.heads(x)?;
+        if gpu == Some(Gpu::Cuda) {
+            heads = heads.contiguous().map_err(f(OP))?;
+        }
+        let y = raw::rope(OP, &heads, rope, powers, span.start as i32)?;
         let y = y.transpose_axes(&[0, 2, 1, 3]).and_then(|y| y.squeeze_axes(&[0]));
         parts.push(y.map_err(f(OP))?);
     }
