@@ -29,6 +29,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         description: format!("cpu ({})", cpu.level().name()),
         n_threads: cpu.n_threads(),
         rounding: Rounding::F32,
+        compiles_at_first_use: false,
     };
     let mut bench = Bench::new(&checkpoint, &plan)?;
     bench.add(cpu, info, None, &mut |_, _, _| ())?;

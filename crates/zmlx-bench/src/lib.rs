@@ -42,6 +42,8 @@ pub struct BackendInfo {
     pub n_threads: usize,
     /// How the backend rounds activations.
     pub rounding: Rounding,
+    /// Whether it compiles or records kernels when they are first used, which takes far longer than their later runs.
+    pub compiles_at_first_use: bool,
 }
 
 /// Work that takes so long that its progress is shown.

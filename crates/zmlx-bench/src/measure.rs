@@ -35,8 +35,8 @@ const PROMPT_SEED: u64 = 1;
 /// A pause before each measurement, so that no test runs on a processor that only the previous one has heated.
 const COOL_DOWN: Duration = Duration::from_millis(100);
 
-/// Number of steps in a warm-up on the CPU. Other backends warm up with all steps that are measured: they compile and record
-/// kernels when these are first used, and other positions may use other kernels.
+/// Number of steps in a warm-up. Backends that compile or record kernels at first use warm up with all steps that are measured:
+/// later positions may use other kernels.
 const WARM_UP: usize = 4;
 /// Number of steps in a profile: enough for a mean. Each is slower than a step without timers.
 const PROFILE_STEPS: usize = 32;
@@ -315,9 +315,8 @@ impl Run<'_> {
         let mut results: Vec<BenchTest> = self.lanes.iter().map(record).collect();
         for (&(arm, fusion), result) in self.lanes.iter().zip(&mut results) {
             if test.is_decoding() {
-                let is_cpu = self.infos[arm].name == "cpu";
-                let n_steps = if is_cpu { test.n_generate.min(WARM_UP) } else { test.n_generate };
-                self.arms[arm].decode(fusion, n_steps)?;
+                let most = if self.infos[arm].compiles_at_first_use { usize::MAX } else { WARM_UP };
+                self.arms[arm].decode(fusion, test.n_generate.min(most))?;
                 result.launches_per_token = Some(self.arms[arm].count(fusion)? as f64 / test.batch as f64);
             } else {
                 self.arms[arm].prompt(fusion, &self.prompt[..test.n_prompt])?;

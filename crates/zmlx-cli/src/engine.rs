@@ -80,6 +80,7 @@ impl About {
             description: self.text.clone(),
             n_threads: self.n_threads,
             rounding: self.rounding,
+            compiles_at_first_use: self.name != "cpu",
         }
     }
 
@@ -108,13 +109,21 @@ impl About {
 
     /// The fused ops that the arguments select, without those which fail the self-check. The self-check warns about
     /// them.
+    ///
+    /// # Errors
+    /// Those of the self-check. One of several ranks must not go on after an op that ended with an error: the others may wait for what
+    /// it would have sent.
     pub(crate) fn fusion<B: Backend>(&self, model: &Model<B>, args: FusionArgs) -> Result<Fusion> {
         let architecture = model.architecture();
         let fusion = args.of(architecture, (self.default_fusion)(architecture))?;
         if !self.checks_itself {
             return Ok(fusion);
         }
-        Ok(self_check(model, &fusion)?.fusion)
+        let check = self_check(model, &fusion)?;
+        if let Some(failed) = check.failed().filter(|_| ranks::shard().is_some()) {
+            bail!("{} ({}): {}", failed.op.name, failed.shape, failed.outcome);
+        }
+        Ok(check.fusion)
     }
 }
 
@@ -251,7 +260,8 @@ fn with_cuda(job: impl Job) -> Result<Outcome> {
     let capability = format!("compute capability {}.{}", arch / 10, arch % 10);
     if let (Some(shard), Some(parallel)) = (ranks::shard(), ranks::parallel()) {
         // Other kernels could round differently, and then the ranks would choose different experts.
-        ranks::agree_on("engine", &format!("cuda ({capability})"))?;
+        let n_multiprocessors = backend.n_multiprocessors();
+        ranks::agree_on("engine", &format!("cuda ({capability}, {n_multiprocessors} multiprocessors)"))?;
         let exchange = |own: &str| ranks::gather(own).map_err(|error| error.to_string());
         backend = match parallel {
             Parallel::Tensor => backend.with_ranks(shard, &exchange)?,

@@ -359,8 +359,8 @@ pub trait Backend {
         Err(Error::Unsupported { op: "receive", backend: self.name(), why: "it runs alone".into() })
     }
 
-    /// What of a choice of experts falls on the experts `held`: for each of these its index among them, and its weight; for
-    /// the others index 0 and weight 0.
+    /// The part of a choice of experts that falls on the experts `held`: for each of these its index among them, and its weight;
+    /// for the others index 0 and weight 0.
     ///
     /// **Shapes** experts, weights `[n, top_k]` → the same.
     ///

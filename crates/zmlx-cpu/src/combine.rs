@@ -12,7 +12,7 @@ use super::sync_ptr::SyncPtr;
 use super::{CpuBackend, CpuIndices, CpuTensor, CpuWeight, lock, simd};
 
 impl CpuBackend {
-    /// The sum goes over the experts in ascending order, so that it does not depend on the batch.
+    /// `gather_qmm_combine`. The sum goes over the experts in ascending order, so that it does not depend on the batch.
     pub(super) fn combine(
         &self,
         x: &CpuTensor,

@@ -80,6 +80,11 @@ impl CudaBackend {
         self.device.driver.properties.arch
     }
 
+    /// The number of the GPU's multiprocessors, by which kernels are chosen.
+    pub fn n_multiprocessors(&self) -> u32 {
+        self.device.driver.properties.n_multiprocessors
+    }
+
     /// Bytes of the GPU's memory.
     pub fn memory_bytes(&self) -> usize {
         self.device.driver.properties.total_bytes

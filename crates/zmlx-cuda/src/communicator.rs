@@ -100,7 +100,7 @@ impl Communicator {
     }
 
     /// What a kernel of another op needs to sum up a tensor of `n_values` in `n_rows` rows itself; `None` if it cannot.
-    pub(crate) fn mailboxes_of_kernels(&self, n_rows: usize, n_values: usize) -> Option<MailboxArgs> {
+    pub(crate) fn mailbox_args(&self, n_rows: usize, n_values: usize) -> Option<MailboxArgs> {
         self.mailboxes_for(n_rows)?.args(n_values)
     }
 

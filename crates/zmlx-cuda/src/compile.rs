@@ -178,7 +178,7 @@ pub fn units() -> Vec<Unit> {
             ("PER_LANE", 4),
             ("QUERIES", u32::from(i == 0 || i == 4)),
             ("MERGE", u32::from(i == 1 || i == 3)),
-            ("RANKS", u32::from(i == 2 || i == 7)),
+            ("RANKS", u32::from(i == 6)),
         ];
         all.push(Unit::new("matvec", &format.into_iter().chain(shape).chain(route).collect::<Vec<_>>()));
     }

@@ -62,8 +62,9 @@ struct GatherColumnsArgs {
     end: u32,
 }
 
-fn grid(n_values: usize) -> Grid {
-    let blocks = n_values.div_ceil(256).min(128);
+/// All blocks are on the GPU at once: they wait for those of other ranks.
+fn grid(device: &Device, n_values: usize) -> Grid {
+    let blocks = n_values.div_ceil(256).min(device.driver.properties.n_multiprocessors as usize);
     Grid { blocks: [blocks, 1, 1], threads: 256, shared_bytes: 0, cluster: 1 }
 }
 
@@ -120,17 +121,17 @@ impl Mailboxes {
         let mark = |rank: usize| 0x5eed_0000 | rank as u32;
         let (rank, n_ranks) = (args.rank as usize, args.n_ranks as usize);
         state.write(0, &mark(rank).to_le_bytes())?;
-        for to in (0..n_ranks).filter(|to| *to != rank) {
+        let send = |to: usize| {
             // SAFETY: the place of this rank in a mailbox, which the other rank keeps while it waits below.
-            let sent =
-                unsafe { device.driver.copy_within(args.of_rank[to] + 4 * rank as u64, state.at(), 4) };
-            sent?;
-        }
+            unsafe { device.driver.copy_within(args.of_rank[to] + 4 * rank as u64, state.at(), 4) }
+        };
+        let sent: Result<()> = (0..n_ranks).filter(|to| *to != rank).try_for_each(send);
+        let sent = sent.inspect_err(|error| tracing::debug!("{error}")).is_ok();
         device.driver.synchronize()?;
         tell_all(exchange, "")?;
         let mut words: Vec<u32> = Vec::new();
         own.read(0, n_ranks, &mut words)?;
-        let has_all = (0..n_ranks).all(|from| from == rank || words[from] == mark(from));
+        let has_all = sent && (0..n_ranks).all(|from| from == rank || words[from] == mark(from));
         own.write(0, &vec![0; 4 * n_ranks])?;
         state.write(0, &[0; 8])?;
         device.driver.synchronize()?;
@@ -187,8 +188,9 @@ impl Mailboxes {
     /// # Safety
     /// As [`Device::launch`].
     unsafe fn launch<A>(&self, kernel: &'static str, n_values: usize, args: &A) -> Result<()> {
+        let device = self.own.device();
         // SAFETY: the caller's promise.
-        unsafe { self.own.device().launch(kernel, (Unit::new(kernel, &[]), kernel), grid(n_values), args) }
+        unsafe { device.launch(kernel, (Unit::new(kernel, &[]), kernel), grid(device, n_values), args) }
     }
 }
 

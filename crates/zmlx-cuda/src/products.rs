@@ -156,7 +156,8 @@ struct MatvecArgs {
     route: RouteArgs,
 }
 
-/// The parameter with what [`Beside`] adds to it.
+// The parameter of the kernel with what each kind of [`Beside`] adds to it.
+
 #[repr(C)]
 struct QueriesArgs {
     product: MatvecArgs,
@@ -220,19 +221,21 @@ impl Product {
         n_bytes + 1024 <= device.driver.properties.shared_bytes as usize
     }
 
-    /// The sum of this product and those of other ranks, as one kernel. `None` where that does not suit the product, or not all blocks
-    /// are on the GPU at once: a block waits for those of other ranks, which must not wait for one that has no room.
-    pub(crate) fn sum_of_ranks(&self, device: &Device, mailboxes: MailboxArgs) -> Option<Self> {
+    /// The product that is the sum of this one and those of other ranks, as one kernel. `None` where that does not suit the product, or
+    /// not all blocks are on the GPU at once: a block waits for those of other ranks, which must not wait for one that has no room.
+    pub(crate) fn with_sum_of_ranks(&self, device: &Device, mailboxes: MailboxArgs) -> Option<Self> {
         let is_plain = self.epilogue == Epilogue::None && matches!(self.beside, Beside::None);
         let [Part { format: PartFormat::Coded { bits, .. }, .. }] = self.parts[..] else { return None };
+        // Where activations are normed, another product may have staged them, and then no barrier follows the exchange's beginning.
         if !is_plain || !self.is_matvec() || matches!(self.x.op(), Some(Pending::Heads(_))) {
             return None;
         }
-        let n_items = self.n_slots * self.n_in / 32;
-        let rows = Plan::new(bits, 1, n_items, self.n_out * self.n_jobs, device).rows;
-        let n_blocks = self.n_jobs * self.n_out.div_ceil(rows * THREADS / 32);
-        (n_blocks <= blocks_at_once(device))
-            .then(|| Self { beside: Beside::Ranks(mailboxes), ..self.clone() })
+        let Matvec { n_blocks, shared_bytes, .. } =
+            Matvec::new(device, self, (bits, self.n_out), &Shares::new(device, 0, self.n_out));
+        // The registers of two blocks fit a multiprocessor by the kernel's launch bounds.
+        let two_fit = 2 * (shared_bytes + RESERVED_BYTES) <= device.driver.properties.shared_bytes as usize;
+        let are_at_once = two_fit && self.n_jobs * n_blocks <= blocks_at_once(device);
+        are_at_once.then(|| Self { beside: Beside::Ranks(mailboxes), ..self.clone() })
     }
 
     /// Computes the product, plus the values at `residual` if there are some.
@@ -346,22 +349,15 @@ impl Product {
         let (n_slots, n_mats) = (self.n_slots as u32, self.n_mats as u32);
         let shares = Shares::new(device, rule, n_out);
         let threads = shares.threads;
-        // Blocks that fit the GPU at once; of matrices with many times as many rows each takes more.
-        let at_once = blocks_at_once(device);
-        let grid = |rows_of_warp: usize, shared_bytes: usize, repeats: bool| {
-            let n_blocks = n_out.div_ceil(rows_of_warp * threads / 32);
-            let n_blocks = if repeats { at_once } else { n_blocks };
+        let grid = |n_blocks: usize, shared_bytes: usize| {
             let cluster = if shares.is_cluster { n_blocks } else { 1 };
             Grid { blocks: [self.n_jobs, n_blocks, 1], threads, shared_bytes, cluster }
         };
         match run[0].format {
             PartFormat::Coded { bits, code, scales, group_shift } => {
                 let n_chunks = self.n_in / 32;
-                let n_items = self.n_slots * n_chunks;
-                let mut plan = Plan::new(bits, streams, n_items, n_out * self.n_jobs, device);
-                plan.rows = shares.rows.unwrap_or(plan.rows);
-                let repeats =
-                    rule == 0 && self.n_jobs == 1 && n_out.div_ceil(plan.rows * threads / 32) > 8 * at_once;
+                let Matvec { plan, n_items, n_blocks, repeats, shared_bytes } =
+                    Matvec::new(device, self, (bits, n_out), &shares);
                 let (staged, how) = self.staged(device, of_x, n_items, plan.is_small)?;
                 let mut args = MatvecArgs {
                     parts,
@@ -411,7 +407,7 @@ impl Product {
                         ("RANKS", u32::from(matches!(self.beside, Beside::Ranks(_)))),
                     ],
                 );
-                let mut grid = grid(plan.rows, n_items * 72 + 4 * threads, repeats);
+                let mut grid = grid(n_blocks, shared_bytes);
                 let kernel = (unit, "matvec");
                 // SAFETY: the struct is the kernel's, with what the macros add; shapes and indices were checked when the product
                 // was made, and it keeps what it reads until its result is there.
@@ -471,7 +467,8 @@ impl Product {
                 );
                 // SAFETY: as above.
                 unsafe {
-                    let grid = grid(rows, 4 * self.n_slots * self.n_in + 128, false);
+                    let n_blocks = n_out.div_ceil(rows * threads / 32);
+                    let grid = grid(n_blocks, 4 * self.n_slots * self.n_in + 128);
                     device.launch(self.op, (unit, "dense"), grid, &args)?;
                 }
             }
@@ -480,7 +477,38 @@ impl Product {
     }
 }
 
-/// Blocks of a product that are on the GPU at once.
+/// The launch of a product with quantised weights.
+#[derive(Clone, Copy, Debug)]
+struct Matvec {
+    plan: Plan,
+    /// Chunks of activations of a block.
+    n_items: usize,
+    /// Blocks of a job.
+    n_blocks: usize,
+    /// Whether a warp takes more rows when it has those.
+    repeats: bool,
+    /// Shared memory of a block.
+    shared_bytes: usize,
+}
+
+impl Matvec {
+    fn new(device: &Device, product: &Product, (bits, n_out): (u32, usize), shares: &Shares) -> Self {
+        let n_items = product.n_slots * (product.n_in / 32);
+        let mut plan = Plan::new(bits, product.streams(), n_items, n_out * product.n_jobs, device);
+        plan.rows = shares.rows.unwrap_or(plan.rows);
+        let n_blocks = n_out.div_ceil(plan.rows * shares.threads / 32);
+        // Of matrices with many times as many rows as blocks have room for, each block takes more.
+        let at_once = blocks_at_once(device);
+        let repeats = !shares.is_router && product.n_jobs == 1 && n_blocks > 8 * at_once;
+        let n_blocks = if repeats { at_once } else { n_blocks };
+        Self { plan, n_items, n_blocks, repeats, shared_bytes: n_items * 72 + 4 * shares.threads }
+    }
+}
+
+/// Shared memory that a block takes beside what it asks for: the driver's, and the kernel's own variables.
+const RESERVED_BYTES: usize = 2048;
+
+/// Blocks of a product that are on the GPU at once, if two fit a multiprocessor.
 fn blocks_at_once(device: &Device) -> usize {
     2 * device.driver.properties.n_multiprocessors as usize
 }
@@ -491,6 +519,7 @@ struct Shares {
     threads: usize,
     /// Rows of a warp, where a cluster must have room for all.
     rows: Option<usize>,
+    is_router: bool,
     is_cluster: bool,
 }
 
@@ -499,10 +528,11 @@ impl Shares {
         const CLUSTER: usize = 8;
         const ROUTER_THREADS: usize = 512;
         let rows = n_out.div_ceil(CLUSTER * ROUTER_THREADS / 32).next_power_of_two();
-        if rule == 0 || device.driver.properties.arch < 90 || rows > 4 {
-            return Self { threads: THREADS, rows: None, is_cluster: false };
+        let is_router = rule != 0;
+        if !is_router || device.driver.properties.arch < 90 || rows > 4 {
+            return Self { threads: THREADS, rows: None, is_router, is_cluster: false };
         }
-        Self { threads: ROUTER_THREADS, rows: Some(rows), is_cluster: true }
+        Self { threads: ROUTER_THREADS, rows: Some(rows), is_router, is_cluster: true }
     }
 }
 

@@ -121,7 +121,7 @@ struct HeldExpertsArgs {
     n_held: u32,
 }
 
-/// What of a choice of experts falls on those that this rank holds. The backend has checked the shapes.
+/// The part of a choice of experts that this rank holds. The backend has checked the shapes.
 pub(crate) fn held_experts(
     device: &Arc<Device>,
     experts: &CudaIndices,

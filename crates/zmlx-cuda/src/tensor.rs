@@ -191,8 +191,8 @@ impl RankSum {
     pub(crate) fn launch(&self, device: &Arc<Device>, residual: Option<&View>) -> Result<View> {
         let (n_rows, n_values) = (self.x.shape.n_rows(), self.x.shape.len());
         if let Some(Pending::Product(product)) = self.x.op()
-            && let Some(mailboxes) = self.ranks.mailboxes_of_kernels(n_rows, n_values)
-            && let Some(sum) = product.sum_of_ranks(device, mailboxes)
+            && let Some(mailboxes) = self.ranks.mailbox_args(n_rows, n_values)
+            && let Some(sum) = product.with_sum_of_ranks(device, mailboxes)
         {
             return sum.launch(device, residual);
         }

@@ -33,6 +33,11 @@ impl SelfCheck {
     pub fn passed(&self) -> bool {
         self.ops.iter().all(|op| op.outcome.is_sound())
     }
+
+    /// The first op that ended with an error.
+    pub fn failed(&self) -> Option<&OpCheck> {
+        self.ops.iter().find(|op| matches!(op.outcome, Outcome::Failed { .. }))
+    }
 }
 
 /// The check of a fused op in one shape, over all layers with that shape.

@@ -145,8 +145,17 @@ fn bytes_per_second(test: &BenchTest) -> Option<f64> {
     test.bytes_per_token.map(|bytes| bytes / seconds)
 }
 
-/// The median of the probes that belong to a test, or the best of the bench's probes if there are none.
+/// Whether a test's weights lie in the memory that the probes read. Those of `cuda` do not.
+fn reads_probed_memory(test: &BenchTest) -> bool {
+    test.backend != "cuda"
+}
+
+/// The median of the probes that belong to a test, or the best of the bench's probes if there are none. `None` if they read other
+/// memory than the test.
 pub fn probe(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
+    if !reads_probed_memory(test) {
+        return None;
+    }
     median(&test.probes_bytes_per_second).or_else(|| bench.bandwidth.as_ref().map(|b| b.bytes_per_second))
 }
 
@@ -156,8 +165,12 @@ pub fn bandwidth_share(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
 }
 
 /// The fraction of the read bandwidth: the median over repetitions. Each is compared with the probe before it or,
-/// without probes, with `bytes_per_second`. (A machine's bandwidth may double from one minute to the next.)
+/// without probes, with `bytes_per_second`. (A machine's bandwidth may double from one minute to the next.) `None` if the probes read
+/// other memory than the test.
 pub fn share_of_bandwidth(test: &BenchTest, bytes_per_second: Option<f64>) -> Option<f64> {
+    if !reads_probed_memory(test) {
+        return None;
+    }
     let bytes = test.bytes_per_token? * test.tokens_per_sample as f64;
     let probes =
         test.probes_bytes_per_second.iter().copied().map(Some).chain(std::iter::repeat(bytes_per_second));

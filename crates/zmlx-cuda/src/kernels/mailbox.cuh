@@ -1,28 +1,28 @@
-// Mailboxes, through which the GPUs of one machine pass values to each other within a kernel.
+// Mailboxes, through which the GPUs of one machine pass values to each other within a kernel. Include device.cuh first.
 //
-// Each GPU has a mailbox in its memory, with a place for each sender. A value goes there beside the number of the exchange:
-// 8 bytes, which arrive together. So a receiver that finds the number has the value, and nothing else has to wait.
+// Each GPU has a mailbox in its memory, with a place for each sender. A value goes there in the same 8 bytes as the number of the
+// exchange. So a receiver that finds the number has the value, and nothing else has to wait.
 // A place has two halves, used in turn: a sender that fills a half again has received the values of the exchange before, which
 // the others send once they have read that half.
 
 #define MAX_RANKS 8
 
 struct Mailboxes {
-    uint2* of_rank[MAX_RANKS];
+    u64* of_rank[MAX_RANKS];
     u64* state; // how many blocks have begun this exchange, and, in the upper half, the number of the last one
     u32 rank;
     u32 n_ranks;
     u32 capacity; // values of a half
 };
 
-// An exchange: each kernel that uses mailboxes has one. All ranks launch such kernels in the same order and exchange the same
-// values, with any grids.
+// An exchange: each kernel that uses mailboxes has one. All ranks launch such kernels in the same order and exchange equally many
+// values; their grids may differ.
 struct Exchange {
     const Mailboxes& m;
     u32* number;          // in shared memory
-    bool is_last = false; // of thread 0 alone: all blocks of the kernel have begun
+    bool is_last = false; // of thread 0 alone: this block was the last one to begin
 
-    // After `wait_for_inputs`, by all threads. These wait for each other before they send.
+    // All threads call this after `wait_for_inputs`. A barrier follows before any of them sends.
     __device__ __forceinline__ void begin() {
         if (threadIdx.x) return;
         const u64 before = atomicAdd(m.state, 1ull);
@@ -31,26 +31,26 @@ struct Exchange {
         is_last = (u32)before == gridDim.x * gridDim.y - 1;
     }
 
-    __device__ __forceinline__ uint2* place(u32 of, u32 sender, u32 i) const {
+    __device__ __forceinline__ u64* place(u32 of, u32 sender, u32 i) const {
         return m.of_rank[of] + ((u64)(*number & 1) * m.n_ranks + sender) * m.capacity + i;
     }
 
     // Sends value `i` to all other ranks.
     __device__ __forceinline__ void send(u32 i, float v) const {
+        const u64 message = (u64)*number << 32 | __float_as_uint(v);
         for (u32 to = 0; to < m.n_ranks; to++)
             if (to != m.rank)
-                asm volatile("st.volatile.global.v2.u32 [%0], {%1, %2};" ::"l"(place(to, m.rank, i)), "r"(__float_as_uint(v)), "r"(*number)
-                             : "memory");
+                asm volatile("st.relaxed.sys.global.u64 [%0], %1;" ::"l"(place(to, m.rank, i)), "l"(message) : "memory");
     }
 
     // Waits for value `i` of another rank.
     __device__ __forceinline__ float receive(u32 from, u32 i) const {
-        const uint2* at = place(m.rank, from, i);
-        uint2 v;
+        const u64* at = place(m.rank, from, i);
+        u64 message;
         do {
-            asm volatile("ld.volatile.global.v2.u32 {%0, %1}, [%2];" : "=r"(v.x), "=r"(v.y) : "l"(at) : "memory");
-        } while (v.y != *number);
-        return __uint_as_float(v.x);
+            asm volatile("ld.relaxed.sys.global.u64 %0, [%1];" : "=l"(message) : "l"(at) : "memory");
+        } while ((u32)(message >> 32) != *number);
+        return __uint_as_float((u32)message);
     }
 
     // The sum of value `i` of all ranks, in their order: all of them get the same bits.
@@ -63,7 +63,7 @@ struct Exchange {
         return sum;
     }
 
-    // By all threads, at the end. Every block has read the number of the last exchange if all have begun.
+    // All threads call this at the end. When all blocks have begun, all have read the number of the last exchange.
     __device__ __forceinline__ void end() const {
         if (is_last) *(volatile u64*)m.state = (u64)*number << 32;
     }

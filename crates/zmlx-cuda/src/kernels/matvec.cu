@@ -25,6 +25,11 @@
 #include "mailbox.cuh"
 #endif
 #include "matvec.cuh"
+#if RANKS
+// A barrier follows the beginning of the exchange, each row is summed up once, and no factor is multiplied in after the products:
+// the compiler could round it differently on the rank that sends and on those that receive.
+static_assert(STAGED == STAGED_NO && !NORM && !REPEATS && STREAMS == 1 && !ROUTE && !QUERIES && !MERGE);
+#endif
 
 // So few registers that several blocks fit a multiprocessor, of this kernel and of the next one.
 #define BOUNDS __launch_bounds__(THREADS, THREADS > 256 ? 1 : STREAMS == 2 ? 3 : 2)

@@ -13,7 +13,6 @@ mod arrays;
 mod attention;
 mod cache;
 mod compiled;
-
 mod fused;
 mod gated;
 mod indices;

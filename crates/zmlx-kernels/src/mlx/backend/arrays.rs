@@ -76,7 +76,7 @@ pub(super) fn check_rows(op: &'static str, x: &Array) -> Result<(usize, usize)> 
     }
 }
 
-pub(super) fn check_top_k(op: &'static str, k: usize, width: usize) -> Result<()> {
+fn check_top_k(op: &'static str, k: usize, width: usize) -> Result<()> {
     ensure((1..=width).contains(&k), op, "top_k", format_args!("1 to {width}"), k)
 }
 
