@@ -344,7 +344,7 @@ impl Run<'_> {
             result.ttft_s.push(seconds);
             return Ok(());
         }
-        if self.cost.weight_bytes > bandwidth::BUFFER_BYTES as u64 {
+        if result.reads_probed_memory() && self.cost.weight_bytes > bandwidth::BUFFER_BYTES as u64 {
             let probed = (self.probe)(self.n_threads);
             result.probes_bytes_per_second.extend(probed.map(|b| b.bytes_per_second));
         }

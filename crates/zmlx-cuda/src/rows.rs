@@ -9,7 +9,7 @@ use crate::NAME;
 use crate::compile::Unit;
 use crate::device::{Device, N_COUNTERS};
 use crate::driver::Grid;
-use crate::matmul::{Grouped, MIN_ROUTED_TOKENS};
+use crate::matmul::MIN_ROUTED_TOKENS;
 use crate::memory::Buffer;
 use crate::tensor::{CudaIndices, CudaTensor, Heads, Pending, Rows, Shape, View, ensure};
 use crate::weight::{CudaWeight, PartFormat, Vector};
@@ -143,17 +143,7 @@ pub(crate) fn held_experts(
     };
     // SAFETY: the struct is the kernel's; all four have n values.
     unsafe { device.launch("held_experts", (rows_unit(), "held_experts"), each(n), &args)? };
-    let own = CudaIndices {
-        shape: experts.shape,
-        buffer,
-        offset: 0,
-        host: None,
-        bound: held.len(),
-        grouped: Grouped::default(),
-        launch: device.driver.last_launch(),
-        copy: None,
-    };
-    Ok((own, tensor))
+    Ok((CudaIndices::written(device, experts.shape, buffer, held.len()), tensor))
 }
 
 #[repr(C)]
@@ -487,16 +477,6 @@ pub(crate) fn route(
         }
     }
     let per_lane = [4, 8, 16, 32].into_iter().find(|p| 32 * p >= width).unwrap_or(32);
-    let choice = |launch| CudaIndices {
-        shape,
-        buffer: experts,
-        offset: 0,
-        host: None,
-        bound: width,
-        grouped: Grouped::default(),
-        launch,
-        copy: None,
-    };
     if rule > 0
         && n < MIN_ROUTED_TOKENS
         && let Some(Pending::Product(product)) = x.op()
@@ -504,14 +484,14 @@ pub(crate) fn route(
     {
         let tail = RouteTail { args, rule, per_lane: per_lane as u32 };
         x.set(product.launch_routed(device, tail)?);
-        return Ok((choice(device.driver.last_launch()), weights));
+        return Ok((CudaIndices::written(device, shape, experts, width), weights));
     }
     let from = x.contiguous(device)?;
     args.x = from.at();
     let unit = Unit::new("route", &[("PER_LANE", per_lane as u32)]);
     // SAFETY: the struct is the kernel's; x is [n, width] with width at most 32·PER_LANE; the results have top_k columns.
     unsafe { device.launch(op, (unit, kernel), per_row(n, 32), &args)? };
-    Ok((choice(device.driver.last_launch()), weights))
+    Ok((CudaIndices::written(device, shape, experts, width), weights))
 }
 
 #[repr(C)]

@@ -341,6 +341,12 @@ impl std::fmt::Debug for CudaIndices {
 }
 
 impl CudaIndices {
+    /// Indices below `bound` that the latest launch has written to the beginning of a buffer.
+    pub(crate) fn written(device: &Device, shape: Shape, buffer: Arc<Buffer>, bound: usize) -> Self {
+        let launch = device.driver.last_launch();
+        Self { shape, buffer, offset: 0, host: None, bound, grouped: Grouped::default(), launch, copy: None }
+    }
+
     pub(crate) fn dims(&self) -> &[usize] {
         self.shape.dims()
     }
@@ -374,9 +380,7 @@ impl CudaIndices {
             buffer.copy_from(4 * n_before, (&list.buffer, 4 * list.offset), 4 * len)?;
             n_before += len;
         }
-        let launch = device.driver.last_launch();
-        let grouped = Grouped::default();
-        Ok(Self { shape, buffer, offset: 0, host: None, bound, grouped, launch, copy: None })
+        Ok(Self::written(device, shape, buffer, bound))
     }
 
     /// All indices are below this.

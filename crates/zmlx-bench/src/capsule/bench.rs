@@ -68,6 +68,13 @@ pub struct BenchTest {
     pub barrier_s_per_token: Option<f64>,
 }
 
+impl BenchTest {
+    /// Whether its weights lie in the memory that the probes read. Those of `cuda` do not.
+    pub fn reads_probed_memory(&self) -> bool {
+        self.backend != "cuda"
+    }
+}
+
 /// A part of the time of a decoded token.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PhaseTime {

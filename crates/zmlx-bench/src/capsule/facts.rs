@@ -145,15 +145,10 @@ fn bytes_per_second(test: &BenchTest) -> Option<f64> {
     test.bytes_per_token.map(|bytes| bytes / seconds)
 }
 
-/// Whether a test's weights lie in the memory that the probes read. Those of `cuda` do not.
-fn reads_probed_memory(test: &BenchTest) -> bool {
-    test.backend != "cuda"
-}
-
 /// The median of the probes that belong to a test, or the best of the bench's probes if there are none. `None` if they read other
 /// memory than the test.
 pub fn probe(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
-    if !reads_probed_memory(test) {
+    if !test.reads_probed_memory() {
         return None;
     }
     median(&test.probes_bytes_per_second).or_else(|| bench.bandwidth.as_ref().map(|b| b.bytes_per_second))
@@ -168,7 +163,7 @@ pub fn bandwidth_share(bench: &BenchRecord, test: &BenchTest) -> Option<f64> {
 /// without probes, with `bytes_per_second`. (A machine's bandwidth may double from one minute to the next.) `None` if the probes read
 /// other memory than the test.
 pub fn share_of_bandwidth(test: &BenchTest, bytes_per_second: Option<f64>) -> Option<f64> {
-    if !reads_probed_memory(test) {
+    if !test.reads_probed_memory() {
         return None;
     }
     let bytes = test.bytes_per_token? * test.tokens_per_sample as f64;
@@ -260,4 +255,25 @@ pub(crate) fn dash() -> String {
 /// A number with this many decimals.
 pub(crate) fn number(value: Option<f64>, decimals: usize) -> String {
     value.map_or_else(dash, |v| format!("{v:.decimals$}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn probes_of_the_host_say_nothing_about_a_gpu() {
+        let test = |backend: &str| -> BenchTest {
+            let json = serde_json::json!({
+                "name": "tg4", "fusion": "fused", "backend": backend, "n_prompt": 0, "n_generate": 4, "depth": 0,
+                "batch": 1, "tokens_per_sample": 4, "samples_s": [2.0], "token_latencies_s": [], "ttft_s": [],
+                "probes_bytes_per_second": [10.0], "bytes_per_token": 4.0, "launches_per_token": null,
+                "barriers_per_token": null, "barrier_s_per_token": null,
+            });
+            serde_json::from_value(json).unwrap()
+        };
+        assert_eq!(share_of_bandwidth(&test("cpu"), None), Some(0.8));
+        assert_eq!(share_of_bandwidth(&test("mlx"), Some(1.0)), Some(0.8));
+        assert_eq!(share_of_bandwidth(&test("cuda"), Some(1.0)), None);
+    }
 }

@@ -7,7 +7,6 @@ use zmlx_core::{Error, Result, Shard};
 use super::CudaBackend;
 use crate::NAME;
 use crate::communicator::{Communicator, Exchange};
-use crate::matmul::Grouped;
 use crate::tensor::{CudaIndices, CudaTensor, Pending, RankSum, Shape, ensure};
 
 impl CudaBackend {
@@ -56,16 +55,7 @@ impl CudaBackend {
     pub(super) fn indices_of_rank_0(&self, indices: CudaIndices, n_values: usize) -> Result<CudaIndices> {
         let Some(ranks) = &self.ranks else { return Ok(indices) };
         let buffer = ranks.of_rank_0(indices.at(), indices.shape.len())?;
-        Ok(CudaIndices {
-            shape: indices.shape,
-            buffer,
-            offset: 0,
-            host: None,
-            bound: n_values,
-            grouped: Grouped::default(),
-            launch: self.device.driver.last_launch(),
-            copy: None,
-        })
+        Ok(CudaIndices::written(&self.device, indices.shape, buffer, n_values))
     }
 
     /// Whether a step of single tokens can be recorded.

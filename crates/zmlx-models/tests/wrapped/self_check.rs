@@ -69,6 +69,7 @@ fn a_broken_op_is_switched_off_alone(
     let model = load(name, Some((kernel, fault)));
     let check = self_check(&model, &Fusion::FUSED).unwrap();
     assert!(!check.passed());
+    assert_eq!(check.failed().is_some(), matches!(fault, Fault::Error));
     for op in &check.ops {
         let is_right = match (&op.outcome, fault) {
             (Outcome::Agrees { .. }, _) => op.op.name != kernel,

@@ -3,12 +3,11 @@
 use mlx_rs::{Array, Dtype};
 
 use super::arrays::{dims, last_width, zeros};
-use super::{MlxIndices, MlxWeight};
+use super::{MlxIndices, MlxWeight, f};
 use crate::Result;
 use crate::check::ensure;
 use crate::metal::Numerics;
 use crate::mlx::raw::{Order, Product};
-use crate::mlx::runtime::fault as f;
 
 pub(super) fn embed(table: &MlxWeight, ids: &MlxIndices, numerics: Numerics) -> Result<Array> {
     const OP: &str = "embed";

@@ -4,10 +4,9 @@ use mlx_rs::{Array, ops};
 
 use super::arrays::{check_groups, check_route, check_rows, last_width, same_shape, scalar, zeros};
 use super::router::{self, Pick};
-use super::{MlxIndices, MlxWeight};
+use super::{MlxIndices, MlxWeight, f};
 use crate::Result;
 use crate::check::ensure;
-use crate::mlx::runtime::fault as f;
 
 pub(super) fn mul_sigmoid(x: &Array, gate: &Array) -> Result<Array> {
     const OP: &str = "mul_sigmoid";
